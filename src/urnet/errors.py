@@ -1,0 +1,36 @@
+"""What goes wrong on the user's side, in one family, so that the command can print it without a traceback.
+
+Every message says what was found, what the rule is and what to do, and names the file or the key.
+"""
+
+
+class UrnetError(Exception):
+    """Base of all errors that a user can mend; the command prints the message and exits 2."""
+
+
+class ImageError(UrnetError):
+    """A file cannot be read as an image, or its pixels cannot be used."""
+
+
+class CellsError(UrnetError):
+    """A cells table is incomplete, contradicts itself or is too small for what was asked."""
+
+
+class LeakError(CellsError):
+    """The same cell or donor stands in two parts of a given split."""
+
+
+class RecipeError(UrnetError):
+    """A recipe names an unknown key, or gives a key a value outside its range."""
+
+
+class WeightsError(UrnetError):
+    """Weights are missing, unsafe to load or do not fit the network."""
+
+
+class RunError(UrnetError):
+    """A run folder is missing a part, exists already or belongs to other classes."""
+
+
+class TrainingError(UrnetError):
+    """Training stopped: the loss is no number, the disk is full, or the user asked for it."""

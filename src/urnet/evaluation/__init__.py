@@ -1,0 +1,1 @@
+"""Metrics with intervals, Grad-CAM, figures and the report."""

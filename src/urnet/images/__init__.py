@@ -1,0 +1,1 @@
+"""Pixels: read, simulate. Knows nothing of labels or tables."""
