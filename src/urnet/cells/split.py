@@ -1,0 +1,153 @@
+"""Divide cells into training, validation and test parts, stratified by label and grouped by donor or source image.
+
+Everything that could show the same cell twice, or carry one donor's habits, stays on one side: cells of one donor
+where donors are known, else of one source image, and in either case copies of one another.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from urnet.cells.table import PARTS, Cells
+from urnet.errors import CellsError
+
+ATTEMPTS = 200
+"""Orders of the groups that are tried before a division is called impossible."""
+
+
+def split_cells(
+    cells: Cells,
+    *,
+    test: float = 0.2,
+    validation: float = 0.1,
+    seed: int = 0,
+    fold: int | None = None,
+    folds: int | None = None,
+    by_donor: bool = True,
+    copies: Sequence[str] | None = None,
+) -> Cells:
+    """Fill the `split` column with `train`, `validation` and `test`.
+
+    Args:
+        cells: labelled cells; a `split` column that is there already is respected as it is.
+        test: share of the cells in the test part, unless `folds` are asked for.
+        validation: share of what is not tested that becomes the validation part; 0 for none.
+        seed: fixes the division.
+        fold: which of the `folds` is the test part, from 0.
+        folds: number of equal folds; a `fold` column that is there already is respected.
+        by_donor: keep donors together where they are known.
+        copies: a key for each cell; cells with equal keys stay together.
+
+    Raises:
+        CellsError: a class has too few cells or donors to stand in every part.
+    """
+    if cells.has_split and folds is None:
+        return cells
+    groups, unit = groups_of(cells, by_donor=by_donor, copies=copies)
+    labels = cells.labels
+    part = np.full(len(cells), PARTS[0], dtype=object)
+    if folds is not None:
+        if fold is None:
+            raise ValueError("fold is needed with folds")
+        tested = fold_numbers(cells, folds, seed, by_donor=by_donor, copies=copies) == fold
+    else:
+        tested = _allocate(labels, groups, [1 - test, test], seed) == 1
+    part[tested] = "test"
+    if validation > 0:
+        rest = np.flatnonzero(~tested)
+        held = _allocate(labels[rest], groups[rest], [1 - validation, validation], seed + 1 + (fold or 0)) == 1
+        part[rest[held]] = "validation"
+    needed = PARTS if validation > 0 else ("train", "test")
+    _check_parts(cells, labels, groups, part, needed, unit)
+    return cells.with_columns(split=part)
+
+
+def fold_numbers(
+    cells: Cells, folds: int, seed: int, *, by_donor: bool = True, copies: Sequence[str] | None = None
+) -> np.ndarray:
+    """Number of the fold that tests each cell, (N,) int64, the same for every run over these cells.
+
+    Raises:
+        CellsError: a class has fewer cells or donors than folds.
+    """
+    if cells.known("fold"):
+        return cells.table["fold"].astype(int).to_numpy()
+    groups, unit = groups_of(cells, by_donor=by_donor, copies=copies)
+    number = _allocate(cells.labels, groups, [1 / folds] * folds, seed)
+    _check_parts(cells, cells.labels, groups, number, range(folds), unit)
+    return number
+
+
+def groups_of(cells: Cells, *, by_donor: bool = True, copies: Sequence[str] | None = None) -> tuple[np.ndarray, str]:
+    """What must not be torn apart: an integer a cell, and the word for it (`donor` or `source image`)."""
+    donors = by_donor and cells.known("donor")
+    first = cells.table["donor" if donors else "source"]
+    codes = pd.factorize(first)[0]
+    if copies is not None:
+        codes = _joined(codes, pd.factorize(np.asarray(copies))[0])
+    return codes, "donor" if donors else "source image"
+
+
+def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Connected components of "equal in one or the other"."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    cells = np.arange(len(first))
+    nodes = np.concatenate([len(first) + first, len(first) + first.max(initial=0) + 1 + second])
+    size = int(nodes.max(initial=0)) + 1
+    graph = coo_matrix((np.ones(len(nodes)), (np.concatenate([cells, cells]), nodes)), shape=(size, size))
+    return pd.factorize(connected_components(graph, directed=False)[1][: len(first)])[0]
+
+
+def _allocate(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
+    """Give every group to one of the parts so that each part comes near its share of each class.
+
+    Groups are taken in random order, large ones first; each goes where its classes are relatively most wanting. With
+    few groups a class may miss a part in one order and not in another, so several orders are tried and the one that
+    leaves the fewest (part, class) pairs empty, then the one nearest to the shares, is kept.
+    """
+    classes = int(labels.max(initial=0)) + 1
+    codes, groups = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(codes), classes))
+    np.add.at(counts, (groups, labels), 1)
+    totals = counts.sum(axis=0)
+    present = totals > 0
+    wanted = np.asarray(shares)[:, None] * totals[present]  # (parts, classes)
+    counts = counts[:, present]
+    best: tuple[tuple[int, float], np.ndarray] | None = None
+    for attempt in range(ATTEMPTS):
+        order = np.random.default_rng((seed, attempt)).permutation(len(codes))
+        order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+        given = np.zeros_like(wanted)
+        part_of = np.empty(len(codes), dtype=np.int64)
+        for group in order:
+            need = ((wanted - given) / wanted) @ (counts[group] / totals[present])
+            part = int(np.lexsort((-wanted.sum(axis=1), -need))[0])
+            part_of[group] = part
+            given[part] += counts[group]
+        score = (int((given == 0).sum()), float(np.abs(given - wanted).sum()))
+        if best is None or score < best[0]:
+            best = (score, part_of)
+        if best[0][0] == 0 and (len(codes) > 10 * len(shares) or attempt >= 20):
+            break
+    assert best is not None
+    return best[1][groups]
+
+
+def _check_parts(
+    cells: Cells, labels: np.ndarray, groups: np.ndarray, part: np.ndarray, needed: Sequence[object], unit: str
+) -> None:
+    """Every class in every part, else an error with the counts."""
+    for index, name in enumerate(cells.classes):
+        mine = labels == index
+        missing = [str(p) for p in needed if not (mine & (part == p)).any()]
+        if missing:
+            have = len(np.unique(groups[mine]))
+            what = "donors" if unit == "donor" else "distinct cells"
+            raise CellsError(
+                f"class {name!r} has {int(mine.sum())} cells from {have} {what}; at least {len(needed)} {what} "
+                f"are needed to stand in each of the {len(needed)} parts (left empty: {', '.join(missing)}); "
+                "add cells, merge classes, or give a split column"
+            )

@@ -1,0 +1,315 @@
+"""The cells table: one row a cell, read from a CSV or from a folder per class.
+
+Columns: `path` and `label`, and where known `donor`, `field`, `x`, `y`, `split`, `source`, `target`, `tile`, `fold`,
+`augmented`. Paths are relative to the table, with forward slashes. `source` says which original image a cell comes
+from, and is filled with the file's path (a tile's address) where the table does not give it.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from urnet.errors import CellsError, ImageError
+from urnet.images.montage import Address, expand, read_crop
+from urnet.images.read import SUFFIXES
+
+COLUMNS = ("path", "label", "donor", "field", "x", "y", "split", "source", "target", "tile", "fold", "augmented")
+PARTS = ("train", "validation", "test")
+TABLE_NAME = "cells.csv"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Labelled crops.
+
+    Attributes:
+        root: folder that the paths are relative to.
+        table: one row a cell, columns as in the module's docstring; text columns hold "" where nothing is known.
+        classes: the labels in the order of the network's outputs.
+    """
+
+    root: Path
+    table: pd.DataFrame
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Index of each cell's label in `classes`, (N,) int64."""
+        order = {name: index for index, name in enumerate(self.classes)}
+        return self.table["label"].map(order).to_numpy(np.int64)
+
+    @property
+    def has_split(self) -> bool:
+        """Whether any cell names its part."""
+        return "split" in self.table and bool((self.table["split"] != "").any())
+
+    def known(self, column: str) -> bool:
+        """Whether a column is there and filled for every cell."""
+        return column in self.table and bool((self.table[column] != "").all())
+
+    def part(self, name: str) -> "Cells":
+        """The cells of one part: `train`, `validation` or `test`."""
+        return self.where(self.table["split"] == name)
+
+    def where(self, mask: "pd.Series | np.ndarray") -> "Cells":
+        """The cells for which a mask holds, in order."""
+        return replace(self, table=self.table.loc[np.asarray(mask)].reset_index(drop=True))
+
+    def with_columns(self, **columns: object) -> "Cells":
+        """A copy with columns added or replaced."""
+        return replace(self, table=self.table.assign(**columns))
+
+    def read(self, index: int, column: str = "path") -> np.ndarray:
+        """Decode one cell's image (`path`) or its paired image (`target`), in raw counts.
+
+        Raises:
+            ImageError: the file cannot be read.
+        """
+        row = self.table.iloc[index]
+        tile = row.get("tile", "")
+        return read_crop(self.root, row[column], int(tile) if tile != "" else None)
+
+    def write(self, path: Path) -> None:
+        """Write the table to a CSV; paths stay relative to `root`, or become relative to the CSV's own folder."""
+        table = self.table
+        if path.parent.resolve() != self.root.resolve():
+            moved = {
+                c: [_rebase(self.root, path.parent, p) for p in table[c]] for c in ("path", "target") if c in table
+            }
+            table = table.assign(**moved)
+        kept = [c for c in table if c in ("path", "label") or (table[c] != "").any()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table[kept].to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
+
+
+def read_cells(
+    path: Path,
+    *,
+    tile: int | None = None,
+    image: str | None = None,
+    target: str | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    labelled: bool = True,
+) -> Cells:
+    """Read labelled cells.
+
+    Args:
+        path: a CSV, a folder that holds `cells.csv`, or a folder with one sub-folder a class.
+        tile: images are montages of square tiles with this edge in pixels, each tile a cell.
+        image: in the folder form, the file of each class folder that holds the cells; all images when not given.
+        target: in the folder form, the file of each class folder that holds the paired images.
+        classes: merges labels: `{"granulocyte": ["neutrophil", "eosinophil", "basophil"], …}`. Also gives the order.
+        labelled: whether labels and files must all be there; prediction reports a missing file in its own row instead.
+
+    Raises:
+        CellsError: no such table, no cells, missing columns or files, labels that no class names.
+        ImageError: a file whose pages or tiles cannot be counted.
+    """
+    path = Path(path)
+    if path.is_dir():
+        table_path = path / TABLE_NAME
+        root, table = (path, _read_csv(table_path)) if table_path.is_file() else (path, _scan(path, image, target))
+    elif path.is_file():
+        root, table = path.parent, _read_csv(path)
+    else:
+        raise CellsError(
+            f"{path}: no such file or folder; give a cells table (CSV) or a folder with a folder per class"
+        )
+    if labelled and "label" not in table:
+        raise CellsError(f"{path}: the table has no column 'label'; its columns are {', '.join(table.columns)}")
+    _check_rows(path, table, labelled)
+    table = _expand(root, table, tile)
+    if labelled:
+        _check_files(root, table)
+    if "source" not in table:
+        table["source"] = ""
+    table["source"] = np.where(table["source"] == "", _default_source(table), table["source"])
+    names: tuple[str, ...] = ()
+    if "label" in table:
+        table["label"], names = _merge(path, table["label"], classes)
+    return Cells(root, table.reset_index(drop=True), names)
+
+
+def find_images(paths: Iterable[Path]) -> Cells:
+    """Unlabelled images for prediction: files, folders (searched whole) and tables.
+
+    Raises:
+        CellsError: a path that does not exist, or nothing found.
+    """
+    tables = []
+    for path in map(Path, paths):
+        if path.is_dir() and not (path / TABLE_NAME).is_file():
+            files = _images_below(path)
+            if not files:
+                raise CellsError(f"{path}: no PNG, JPEG, BMP or TIFF image in this folder or below")
+            tables.append(pd.DataFrame({"path": [str(f.resolve()) for f in files]}))
+        elif path.is_dir() or path.suffix.lower() == ".csv":
+            cells = read_cells(path, labelled=False)
+            table = cells.table.assign(path=[_absolute(cells.root, p) for p in cells.table["path"]])
+            tables.append(table[[c for c in ("path", "tile") if c in table]])
+        else:
+            tables.append(pd.DataFrame({"path": [str(path.resolve())]}))
+    table = pd.concat(tables, ignore_index=True).fillna("") if tables else pd.DataFrame({"path": []})
+    if table.empty:
+        raise CellsError("no images given; name image files, folders or a table with a column 'path'")
+    return Cells(Path(), table)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+        separator = max(",;\t", key=header.count)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator, encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise CellsError(f"{path}: the table is not UTF-8; save it as 'CSV UTF-8'") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise CellsError(f"{path}: not a table with a header line ({str(error).strip()})") from None
+    table.columns = [str(c).strip() for c in table.columns]
+    if "path" not in table:
+        raise CellsError(f"{path}: the table has no column 'path'; its columns are {', '.join(table.columns)}")
+    if table.empty:
+        raise CellsError(f"{path}: the table has a header but no cells")
+    table["path"] = table["path"].str.replace("\\", "/", regex=False)
+    if "target" in table:
+        table["target"] = table["target"].str.replace("\\", "/", regex=False)
+    return table.fillna("")[[c for c in COLUMNS if c in table]]
+
+
+def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
+    folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
+    if not folders:
+        loose = len(_images_below(root))
+        raise CellsError(
+            f"{root}: no {TABLE_NAME} and no folders named after classes here ({loose} loose images); "
+            "sort the images into one folder a class, or write a CSV with the columns path,label"
+        )
+    rows = []
+    for folder in folders:
+        files = [folder / image] if image else _images_below(folder)
+        files = [f for f in files if f.is_file() and f.name != target]
+        if not files:
+            raise CellsError(f"{folder}: the class folder holds no {image or 'image'}; add images or remove the folder")
+        for file in files:
+            row = {"path": file.relative_to(root).as_posix(), "label": folder.name}
+            if target:
+                row["target"] = (file.parent / target).relative_to(root).as_posix()
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _images_below(folder: Path) -> list[Path]:
+    files = (f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    return sorted(f for f in files if f.is_file())
+
+
+def _check_rows(path: Path, table: pd.DataFrame, labelled: bool) -> None:
+    for column in ("path", "label") if labelled else ("path",):
+        empty = np.flatnonzero(table[column].str.strip() == "")
+        if len(empty):
+            raise CellsError(f"{path}: line {empty[0] + 2} has no {column} ({len(empty)} such lines); fill them in")
+    if "split" in table:
+        strange = sorted(set(table["split"]) - {*PARTS, ""})
+        if strange:
+            raise CellsError(f"{path}: split is {strange[0]!r}; allowed are {', '.join(PARTS)}, or empty to leave out")
+    for column in ("tile", "fold"):
+        if column in table:
+            bad = table[column][~table[column].str.fullmatch(r"\d*")]
+            if len(bad):
+                raise CellsError(f"{path}: {column} is {bad.iloc[0]!r}; it must be a whole number")
+
+
+def _expand(root: Path, table: pd.DataFrame, tile: int | None) -> pd.DataFrame:
+    """Rows that name a montage or a stack become a row for each of its images."""
+    tiles = table["tile"] if "tile" in table else pd.Series("", index=table.index)
+    tiles = tiles.where(tiles != "", str(tile) if tile else "")
+    rows, changed = [], False
+    for record, edge in zip(table.to_dict("records"), tiles, strict=True):
+        place = Address.parse(record["path"])
+        plain = place.row is None and place.page is None
+        many = edge != "" or Path(place.file).suffix.lower() in (".tif", ".tiff")
+        if (root / record["path"]).is_file():
+            place, plain = Address(record["path"]), True
+        if not (plain and many and (root / place.file).is_file()):
+            rows.append(record | ({"tile": edge} if place.row is not None else {}))
+            continue
+        addresses = _addresses(root, place.file, int(edge) if edge else None)
+        changed = changed or len(addresses) > 1
+        for address in addresses:
+            target = record.get("target", "")
+            fragment = str(address)[len(address.file) :]
+            row = record | {"path": str(address), "tile": edge}
+            rows.append(row | ({"target": target + fragment} if target else {}))
+    if not changed and not tiles.any():
+        return table
+    return pd.DataFrame(rows).fillna("")
+
+
+def _addresses(root: Path, file: str, tile: int | None) -> list[Address]:
+    """A damaged file keeps its one row: it is reported when it is read, with all others."""
+    try:
+        return list(expand(root, file, tile))
+    except ImageError:
+        if tile:
+            raise
+        return [Address(file)]
+
+
+def _check_files(root: Path, table: pd.DataFrame) -> None:
+    for column in ("path", "target"):
+        if column not in table:
+            continue
+        named = {p: p for p in table[column] if p}
+        files = {p if (root / p).is_file() else Address.parse(p).file for p in named}
+        missing = sorted(f for f in files if not (root / f).is_file())
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise CellsError(
+                f"{root}: {len(missing)} file(s) named in column '{column}' do not exist: "
+                f"{', '.join(missing[:3])}{more}; paths are relative to the table"
+            )
+
+
+def _default_source(table: pd.DataFrame) -> list[str]:
+    """Tiles are sources of their own; the pages of one stack may show the same cell and stay together."""
+    places = [(path, Address.parse(path)) for path in table["path"]]
+    return [place.file if place.page is not None else path for path, place in places]
+
+
+def _merge(
+    path: Path, labels: pd.Series, classes: Mapping[str, Sequence[str]] | None
+) -> tuple[pd.Series, tuple[str, ...]]:
+    labels = labels.str.strip()
+    if not classes:
+        return labels, tuple(sorted(set(labels)))
+    to_class = {label: name for name, members in classes.items() for label in members}
+    to_class |= {name: name for name in classes if name not in to_class}
+    unknown = sorted(set(labels) - set(to_class))
+    if unknown:
+        raise CellsError(
+            f"{path}: no class names the label(s) {', '.join(unknown)}; classes are "
+            f"{', '.join(classes)}; add each label to one of them (classes.NAME=[…])"
+        )
+    return labels.map(to_class), tuple(classes)
+
+
+def _absolute(root: Path, path: str) -> str:
+    return (root.resolve() / path).as_posix()
+
+
+def _rebase(old: Path, new: Path, path: str) -> str:
+    """A path relative to `old`, made relative to `new`; absolute where the two share no drive."""
+    if not path:
+        return path
+    full = old.resolve() / path
+    try:
+        return Path(os.path.relpath(full, new.resolve())).as_posix()
+    except ValueError:
+        return full.as_posix()

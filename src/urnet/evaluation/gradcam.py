@@ -1,0 +1,92 @@
+"""Grad-CAM: where in the cell the classifier found its answer.
+
+R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017,
+https://arxiv.org/abs/1610.02391. The map is that of its Eqs. 1 and 2: the activations of the last convolutional layer,
+weighted by the mean gradient of the class's logit, summed and rectified. The gradient is captum's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from captum.attr import LayerGradCam
+from torch import Tensor, nn
+
+from urnet.nets.classifiers import cam_layer
+
+OPACITY = 0.45
+
+
+def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None, batch_size: int = 32) -> np.ndarray:
+    """Grad-CAM of each image, through the enhancer and the classifier.
+
+    Args:
+        model: A joint model: `model(images)` gives logits, `model.classifier` is what `cam_layer` looks into. Its mode
+            (train or eval), its gradients and what of it requires gradients are left as found.
+        images: (B, C, H, W), in [0, 1], on any device.
+        targets: (B,) the class asked about, or None for the predicted one.
+        batch_size: Images at a time.
+
+    Returns:
+        (B, H, W) float32 in [0, 1]; the largest value of each map is 1, or the map is 0 where nothing spoke for the
+        class.
+
+    Raises:
+        ValueError: Images or targets do not have the shapes above.
+    """
+    if images.ndim != 4 or (targets is not None and targets.shape != images.shape[:1]):
+        found = f"images {tuple(images.shape)}" + ("" if targets is None else f" and targets {tuple(targets.shape)}")
+        raise ValueError(f"{found}: expected (B, C, H, W) and (B,)")
+    device = next(model.classifier.parameters()).device
+    # The largest logit of an image has the gradient of the predicted class's logit, without a second forward pass.
+    forward = model if targets is not None else lambda batch: model(batch).max(dim=1).values
+    explain = LayerGradCam(forward, cam_layer(model.classifier))
+    maps = [np.zeros((0, *images.shape[-2:]), np.float32)]
+    with _without_parameter_gradients(model), torch.inference_mode(False), torch.enable_grad():
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size].to(device, copy=True)  # (B, C, H, W)
+            target = None if targets is None else targets[start : start + batch_size].to(device, copy=True).long()
+            cam = explain.attribute(batch, target, relu_attributions=True).detach().float()  # (B, 1, h, w)
+            cam = F.interpolate(cam, size=batch.shape[-2:], mode="bilinear", align_corners=False)[:, 0]  # (B, H, W)
+            peak = cam.amax(dim=(1, 2), keepdim=True)
+            maps.append(torch.where(peak > 0, cam / peak.clamp_min(torch.finfo(cam.dtype).tiny), 0.0).cpu().numpy())
+    return np.concatenate(maps)
+
+
+def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
+    """Lay a map over its image, blue (0) to red (1), as in the paper's Fig. 3b.
+
+    Args:
+        image: (H, W) or (H, W, 3), in [0, 1]; what lies outside is clipped.
+        cam: (H, W), in [0, 1].
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: Image and map differ in size.
+    """
+    import matplotlib
+
+    if image.shape[:2] != cam.shape:
+        raise ValueError(f"image {image.shape} and map {cam.shape}: expected the same height and width")
+    grey = image.ndim == 2 or image.shape[2] == 1
+    pixels = np.clip(np.repeat(image.reshape(*cam.shape, 1), 3, axis=2) if grey else image, 0, 1)  # (H, W, 3)
+    colours = matplotlib.colormaps["jet"](np.clip(cam, 0, 1))[..., :3]
+    return np.rint(255 * ((1 - OPACITY) * pixels + OPACITY * colours)).astype(np.uint8)
+
+
+@contextmanager
+def _without_parameter_gradients(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode without a graph up to the layer, where captum starts one; all is put back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield model.eval().requires_grad_(False)
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in required:
+            parameter.requires_grad_(requires_grad)

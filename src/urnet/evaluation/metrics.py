@@ -1,0 +1,299 @@
+"""Figures of merit of a classifier, each with an interval from a cluster bootstrap.
+
+Cells of one donor, or of one image, resemble each other, so whole groups are drawn with replacement, not single cells
+(cluster bootstrap: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8; Field and Welsh,
+"Bootstrapping clustered data", J. R. Statist. Soc. B 69, 2007). Intervals are percentile intervals (Efron and
+Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13), with two exceptions:
+
+- A proportion of exactly 0 or 1 has no spread to resample. Its interval is that of Clopper and Pearson (Biometrika 26,
+  1934) with the groups as trials; a mean over classes that are all 0 or all 1 takes the mean of their intervals.
+- The expected calibration error sums absolute values, so noise raises it, and resampling adds noise a second time. Its
+  interval is the percentile interval mirrored at the value (Davison and Hinkley's basic interval), which takes that
+  bias off, cut at 0 and widened to hold the value. For a nearly calibrated model it still sits somewhat high.
+
+In simulation, 95 % intervals of accuracy and recall covered 91 to 96 % of the time with 40 or more groups, and 86 % with
+8: few groups make them too narrow, which `interval_groups` says below 20.
+
+What is undefined is None, never a made-up number:
+
+- A class without true cells has neither recall, precision nor F1 and is left out of the means over classes. The same
+  holds within a replicate that happened to draw none of them.
+- A class with true cells that is never predicted has precision 0 (scikit-learn's convention too), so that ignoring a
+  rare class does not pay. This convention has no interval.
+- A figure that rests on fewer than two groups has no interval.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from urnet.errors import CellsError
+
+CALIBRATION_BINS = 15
+REPLICATES = 2000
+LEVEL = 0.95
+FEWEST_DONORS = 8
+FEW_GROUPS = 20
+BLOCK = 4_000_000  # weights held at a time: 32 MB
+
+
+def score(
+    truth: np.ndarray,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    groups: Sequence[Any] | np.ndarray,
+    *,
+    replicates: int = REPLICATES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare predicted probabilities with the truth.
+
+    Args:
+        truth: (N,) class indices.
+        probabilities: (N, K) predicted probabilities; the largest one names the predicted class.
+        classes: The K class names.
+        groups: (N,) what is drawn with replacement, as from `interval_groups`.
+        replicates: Bootstrap replicates.
+        level: Coverage of the intervals.
+        seed: Of the bootstrap; the same seed gives the same intervals.
+
+    Returns:
+        What `metrics.json` holds, safe for JSON: `accuracy`, `macro_recall`, `macro_precision`, `macro_f1` and
+        `expected_calibration_error` (15 bins of equal width, Guo et al., ICML 2017, Eq. 3), each
+        `{"value": float | None, "interval": [low, high] | None}`; `per_class` with `recall`, `precision`, `f1` in that
+        form and `support`; `confusion_matrix` (rows: truth) in plain integers; `classes`; `n`; `differential` with
+        `true_percent` and `predicted_percent` per class; `notes`, sentences on what is undefined and why.
+        `macro_f1` is the mean of the classes' F1.
+
+    Raises:
+        CellsError: There are no cells.
+        ValueError: Shapes do not fit each other, or a probability is not finite.
+    """
+    truth = np.asarray(truth)
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    _check(truth, probabilities, classes, groups)
+    K = len(classes)
+    codes, unique = pd.factorize(np.asarray(groups), use_na_sentinel=False)
+    G = len(unique)
+
+    table = _sums_per_group(truth, probabilities, codes, G)
+    totals = np.asarray(table.sum(axis=0)).reshape(1, -1)  # (1, K·K + bins)
+    value = {name: figure[0] for name, figure in _figures(totals, K).items()}
+    draws = _figures(_resample(table, replicates, seed), K)
+
+    predicted = probabilities.argmax(axis=1)
+    true_in, predicted_in = (_groups_with(labels, codes, K) for labels in (truth, predicted))  # (K,) each
+    either_in = _groups_with(np.concatenate([truth, predicted]), np.concatenate([codes, codes]), K)
+    resting_on = {"recall": true_in, "precision": predicted_in, "f1": either_in}
+
+    confusion = totals[0, : K * K].reshape(K, K).round().astype(int)
+    per_class: dict[str, dict[str, Any]] = {}
+    for k, name in enumerate(classes):
+        per_class[name] = {
+            figure: _with_interval(value[figure][k], draws[figure][:, k], int(resting_on[figure][k]), level)
+            for figure in ("recall", "precision", "f1")
+        }
+        per_class[name]["support"] = int(confusion[k].sum())
+
+    return {
+        "accuracy": _with_interval(value["accuracy"], draws["accuracy"], G, level),
+        **{
+            f"macro_{figure}": _mean_over_classes(
+                value[f"macro_{figure}"], draws[f"macro_{figure}"], [row[figure] for row in per_class.values()], G, level
+            )
+            for figure in ("recall", "precision", "f1")
+        },
+        "expected_calibration_error": _calibration_error(
+            value["calibration_error"], draws["calibration_error"], G, level
+        ),
+        "per_class": per_class,
+        "confusion_matrix": confusion.tolist(),
+        "classes": list(classes),
+        "n": len(truth),
+        "differential": {
+            name: {
+                "true_percent": float(100 * confusion[k].sum() / len(truth)),
+                "predicted_percent": _percent(_with_interval(value["share"][k], draws["share"][:, k], G, level)),
+            }
+            for k, name in enumerate(classes)
+        },
+        "notes": _notes(confusion, classes, true_in, G),
+    }
+
+
+def interval_groups(
+    donors: Sequence[Any] | None,
+    sources: Sequence[Any],
+    *,
+    replicates: int = REPLICATES,
+    level: float = LEVEL,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Choose what the bootstrap draws: donors where 8 or more are in the part, else source images.
+
+    Args:
+        donors: (N,) donor of each cell, or None where the table names none; missing entries count as unknown.
+        sources: (N,) source image of each cell.
+        replicates: Passed on into the description.
+        level: Passed on into the description.
+
+    Returns:
+        The groups, (N,) integers, and their description for `metrics.json`: `unit` ("donor" or "source image"),
+        `groups`, `replicates`, `level` and `note`, a sentence on what the intervals cover.
+    """
+    known = pd.Series(donors if donors is not None else [None] * len(sources), dtype=object)
+    known = known.mask(known.eq(""))
+    number, missing = known.nunique(), int(known.isna().sum())
+    if number >= FEWEST_DONORS and not missing:
+        unit, codes = "donor", pd.factorize(known)[0]
+        note = f"Whole donors were drawn ({number} in this part), so the intervals hold for donors not seen."
+    else:
+        unit, codes = "source image", pd.factorize(np.asarray(sources, dtype=object), use_na_sentinel=False)[0]
+        if not number:
+            why = "The donors of these cells are not known"
+        elif missing:
+            why = f"The donor of {missing:,} of {len(known):,} cells is not known"
+        else:
+            why = f"This part holds {number} donor{'s' * (number > 1)}, fewer than the {FEWEST_DONORS} needed"
+        note = f"{why}, so source images were drawn: the intervals leave out differences between donors."
+    count = len(np.unique(codes))
+    if count < FEW_GROUPS:
+        note += f" With only {count} to draw from, they are somewhat too narrow."
+    return codes, {"unit": unit, "groups": count, "replicates": replicates, "level": level, "note": note}
+
+
+def calibration_bins(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Confidence of each prediction, whether it was right, and its bin of equal width.
+
+    Args:
+        truth: (N,) class indices.
+        probabilities: (N, K).
+
+    Returns:
+        Confidence (N,), right (N,) as booleans, bin (N,) from 0 to 14; a bin holds its upper edge.
+    """
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == truth
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    return confidence, right, bins
+
+
+def _check(truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], groups: Sequence[Any]) -> None:
+    if not len(truth):
+        raise CellsError("no cells to evaluate: the part is empty; name another part, or give more cells")
+    if truth.shape != (len(groups),) or probabilities.shape != (len(truth), len(classes)):
+        raise ValueError(
+            f"truth {truth.shape}, groups ({len(groups)},) and probabilities {probabilities.shape} do not fit "
+            f"{len(classes)} classes: expected (N,), (N,) and (N, {len(classes)})"
+        )
+    if len(set(classes)) != len(classes):
+        raise ValueError(f"class names repeat: {list(classes)}")
+    if truth.min() < 0 or truth.max() >= len(classes):
+        raise ValueError(f"truth holds indices {truth.min()} to {truth.max()}: expected 0 to {len(classes) - 1}")
+    if not np.isfinite(probabilities).all():
+        raise ValueError(f"{(~np.isfinite(probabilities)).any(axis=1).sum()} cells have probabilities that are no number")
+
+
+def _sums_per_group(truth: np.ndarray, probabilities: np.ndarray, codes: np.ndarray, G: int) -> sparse.csr_array:
+    """Confusion matrix, and right minus confidence per calibration bin, of each group: (G, K·K + bins)."""
+    K = probabilities.shape[1]
+    confidence, right, bins = calibration_bins(truth, probabilities)
+    column = np.concatenate([truth * K + probabilities.argmax(axis=1), K * K + bins])
+    entry = np.concatenate([np.ones(len(truth)), right - confidence])
+    return sparse.csr_array((entry, (np.tile(codes, 2), column)), shape=(G, K * K + CALIBRATION_BINS))
+
+
+def _resample(table: sparse.csr_array, replicates: int, seed: int) -> np.ndarray:
+    """Column sums of the table under multinomial weights on its rows: (replicates, columns)."""
+    rng = np.random.default_rng(seed)
+    G, columns = table.shape
+    sums = np.empty((replicates, columns))
+    step = max(1, BLOCK // G)
+    for start in range(0, replicates, step):
+        size = min(step, replicates - start)
+        drawn = rng.integers(G, size=(size, G)) * size + np.arange(size)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=G * size).reshape(G, size)  # (G, size)
+        sums[start : start + size] = (table.T @ weights).T
+    return sums
+
+
+def _figures(totals: np.ndarray, K: int) -> dict[str, np.ndarray]:
+    """All figures of R column sums (R, K·K + bins): (R,) each, per class (R, K); NaN where undefined."""
+    confusion = totals[:, : K * K].reshape(-1, K, K)
+    true, predicted, right = confusion.sum(axis=2), confusion.sum(axis=1), np.einsum("rkk->rk", confusion)
+    n = true.sum(axis=1)
+    there = true > 0
+    recall = np.where(there, right / np.maximum(true, 1), np.nan)
+    precision = np.where(there, right / np.maximum(predicted, 1), np.nan)
+    f1 = np.where(there, 2 * right / np.maximum(true + predicted, 1), np.nan)
+    return {
+        "accuracy": right.sum(axis=1) / n,
+        "recall": recall,
+        "precision": precision,
+        "f1": f1,
+        "macro_recall": np.nanmean(recall, axis=1),
+        "macro_precision": np.nanmean(precision, axis=1),
+        "macro_f1": np.nanmean(f1, axis=1),
+        "calibration_error": np.abs(totals[:, K * K :]).sum(axis=1) / n,
+        "share": predicted / n[:, None],
+    }
+
+
+def _groups_with(labels: np.ndarray, codes: np.ndarray, K: int) -> np.ndarray:
+    """In how many groups each class occurs: (K,)."""
+    pairs = np.unique(np.stack([labels, codes]), axis=1)
+    return np.bincount(pairs[0], minlength=K)
+
+
+def _with_interval(value: float, draws: np.ndarray, groups: int, level: float) -> dict[str, Any]:
+    if np.isnan(value):
+        return {"value": None, "interval": None}
+    value = float(value)
+    if groups < 2:
+        return {"value": value, "interval": None}
+    tail = (1 - level) / 2
+    if value in (0.0, 1.0):
+        reach = 1 - tail ** (1 / groups)
+        return {"value": value, "interval": [0.0, reach] if value == 0 else [1 - reach, 1.0]}
+    low, high = np.nanquantile(draws, [tail, 1 - tail])
+    return {"value": value, "interval": [float(low), float(high)]}
+
+
+def _mean_over_classes(
+    value: float, draws: np.ndarray, members: list[dict[str, Any]], groups: int, level: float
+) -> dict[str, Any]:
+    if value not in (0.0, 1.0):
+        return _with_interval(value, draws, groups, level)
+    intervals = [member["interval"] for member in members if member["value"] is not None]
+    ends = None if None in intervals else [float(end) for end in np.mean(intervals, axis=0)]
+    return {"value": float(value), "interval": ends}
+
+
+def _calibration_error(value: float, draws: np.ndarray, groups: int, level: float) -> dict[str, Any]:
+    if groups < 2:
+        return {"value": float(value), "interval": None}
+    low, high = 2 * value - np.quantile(draws, [(1 + level) / 2, (1 - level) / 2])
+    return {"value": float(value), "interval": [float(max(0.0, min(low, value))), float(max(high, value))]}
+
+
+def _percent(figure: dict[str, Any]) -> dict[str, Any]:
+    ends = figure["interval"]
+    return {"value": 100 * figure["value"], "interval": ends and [100 * end for end in ends]}
+
+
+def _notes(confusion: np.ndarray, classes: Sequence[str], true_in: np.ndarray, G: int) -> list[str]:
+    notes = []
+    if G < 2:
+        notes.append("All cells belong to one group, so no figure has an interval.")
+    for k, name in enumerate(classes):
+        if not confusion[k].any():
+            notes.append(f"{name}: no true cells in this part; its figures are undefined and left out of the means.")
+            continue
+        if not confusion[:, k].any():
+            notes.append(f"{name}: never predicted; its precision is 0 by convention.")
+        if true_in[k] == 1 and G > 1:
+            notes.append(f"{name}: all its cells belong to one group, so its recall has no interval.")
+    return notes

@@ -1,0 +1,103 @@
+"""Addresses of images inside files: tiles of a montage and pages of a multi-page TIFF.
+
+`g1/brightfield.tif#r03c17` is the tile in row 3, column 17 (from 0) of a montage; `stack.tif#p002` is page 2 of a
+stack. A plain path is its own address.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from urnet.errors import ImageError
+from urnet.images.read import read_header, read_image
+
+_FRAGMENT = re.compile(r"^(?P<file>.+)#(?:p(?P<page>\d+)|r(?P<row>\d+)c(?P<column>\d+))$")
+
+
+@dataclass(frozen=True)
+class Address:
+    """One image: a file, and which page or tile of it."""
+
+    file: str
+    page: int | None = None
+    row: int | None = None
+    column: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """Split `file#p002` or `file#r03c17`; anything else is a plain path."""
+        match = _FRAGMENT.match(text)
+        if match is None:
+            return cls(text)
+        parts = {key: int(value) for key, value in match.groupdict().items() if key != "file" and value is not None}
+        return cls(match["file"], **parts)
+
+    def __str__(self) -> str:
+        if self.row is not None:
+            return f"{self.file}#r{self.row:02d}c{self.column:02d}"
+        return f"{self.file}#p{self.page:03d}" if self.page is not None else self.file
+
+
+def expand(root: Path, file: str, tile: int | None) -> Iterator[Address]:
+    """All images in one file: itself, its pages, or its tiles.
+
+    Args:
+        root: folder that `file` is relative to.
+        file: path of the file, with forward slashes.
+        tile: edge of a montage's tiles in pixels; none for a file that is no montage.
+
+    Raises:
+        ImageError: unreadable, or a montage whose edges `tile` does not divide.
+    """
+    header = read_header(root / file)
+    if tile is not None:
+        if header.height % tile or header.width % tile or header.pages != 1:
+            raise ImageError(
+                f"{root / file}: {header.width} x {header.height} px, {header.pages} page(s), is no montage of "
+                f"{tile} px tiles; its edges must be multiples of tile"
+            )
+        for row in range(header.height // tile):
+            for column in range(header.width // tile):
+                yield Address(file, row=row, column=column)
+    elif header.pages > 1:
+        for page in range(header.pages):
+            yield Address(file, page=page)
+    else:
+        yield Address(file)
+
+
+def read_crop(root: Path, address: str, tile: int | None = None) -> np.ndarray:
+    """Decode the image at an address.
+
+    Args:
+        root: folder that the address is relative to.
+        address: path, optionally with `#p…` or `#r…c…`.
+        tile: edge of the tiles in pixels, needed for tile addresses.
+
+    Returns:
+        (H, W) or (H, W, 3) in raw counts.
+
+    Raises:
+        ImageError: as `read_image`, or a tile outside the montage or without a tile size.
+    """
+    place = Address(address) if (root / address).is_file() else Address.parse(address)
+    path = root / place.file
+    if place.row is None:
+        return read_image(path, place.page or 0)
+    if tile is None:
+        raise ImageError(f"{path}: {address} is a tile of a montage, but no tile size is given (tile=PIXELS)")
+    montage = _read_montage(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    crop = montage[place.row * tile : (place.row + 1) * tile, place.column * tile : (place.column + 1) * tile]
+    if crop.shape[:2] != (tile, tile):
+        raise ImageError(f"{path}: no tile r{place.row:02d}c{place.column:02d} of {tile} px in {montage.shape[:2]} px")
+    return crop
+
+
+@lru_cache(maxsize=2)
+def _read_montage(path: Path, modified: int) -> np.ndarray:
+    """Neighbouring rows of a table name the same montage, so the last few stay decoded."""
+    return read_image(path)

@@ -1,0 +1,114 @@
+"""The layers that the U-shaped networks are built of."""
+
+from torch import Tensor, nn
+
+from urnet.nets.enhancer import centre_crop
+
+
+class DoubleConv(nn.Sequential):
+    """Two 3×3 convolutions that keep the size, each with batch norm and ReLU (U-Net, arXiv 1505.04597).
+
+    Args:
+        in_channels: Channels of the input, (B, in_channels, H, W).
+        out_channels: Channels of the output, (B, out_channels, H, W).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions beside a 1×1 shortcut; the sum is activated.
+
+    Args:
+        in_channels: Channels of the input, (B, in_channels, H, W).
+        out_channels: Channels of the output: (B, out_channels, H, W), or (B, out_channels, H - 4, W - 4) without
+            padding, where the shortcut is cropped to its centre.
+        activation: Class of the activation, constructed with `inplace=True`.
+        padding: 1 keeps the size, 0 is the valid convolution.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, activation: type[nn.Module] = nn.ReLU, padding: int = 1
+    ) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, padding=padding),
+            nn.BatchNorm2d(out_channels),
+            activation(inplace=True),
+            nn.Conv2d(out_channels, out_channels, 3, padding=padding),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
+        self.activation = activation(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
+        y = self.convs(x)
+        return self.activation(y + centre_crop(self.shortcut(x), y.shape[-2:]))
+
+
+class MaxPool(nn.MaxPool2d):
+    """2×2 max-pooling; an odd side is rounded up, as a stride-2 convolution with padding 1 does.
+
+    Args:
+        channels: Taken so that all downsampling layers are constructed alike.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(2, ceil_mode=True)
+
+
+class StridedConv(nn.Sequential):
+    """3×3 convolution with stride 2 and batch norm in place of pooling: (B, C, H, W) → (B, C, ⌈H/2⌉, ⌈W/2⌉).
+
+    Args:
+        channels: C; it is kept.
+        padding: 1 halves the size, 0 is the valid convolution: ⌊(H - 1)/2⌋.
+    """
+
+    def __init__(self, channels: int, *, padding: int = 1) -> None:
+        super().__init__(nn.Conv2d(channels, channels, 3, stride=2, padding=padding), nn.BatchNorm2d(channels))
+
+
+class PointwiseConv(nn.Conv2d):
+    """1×1 convolution that keeps the channels.
+
+    Args:
+        channels: C of (B, C, H, W) → (B, C, H, W).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 1)
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel attention, paper Eqs. 1 and 2 (arXiv 1709.01507).
+
+    Squeeze, Eq. 1: s_c is the mean of channel c over the map. Excitation, Eq. 2: E = σ(L2 δ(L1 s)), with δ the ReLU
+    and σ the sigmoid. The output is E·X. The paper gives no reduction; 16 is that of the article it cites. The hidden
+    layer has at least 4 units: the single one that narrow networks would be left with starts dead half of the time.
+
+    Args:
+        channels: C of (B, C, H, W) → (B, C, H, W).
+        reduction: Channels to a hidden unit.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(4, channels // reduction)
+        self.excite = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weight each channel of (B, C, H, W)."""
+        s = x.mean(dim=(2, 3))  # (B, C)
+        return x * self.excite(s)[:, :, None, None]  # (B, C, H, W)

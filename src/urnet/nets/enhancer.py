@@ -1,0 +1,108 @@
+"""The frame around every enhancer: any image size in, the same size out, and the residual output."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from urnet.errors import ImageError
+
+
+def multiple_of_16(size: int) -> tuple[int, int]:
+    """Give the side that a padded network of five scales reads, and the side that it returns, to cover `size` px."""
+    side = -(-size // 16) * 16
+    return side, side
+
+
+class Enhancer(nn.Module):
+    """An image-to-image network that accepts any size from 2 × 2 px.
+
+    The image is mirrored outwards to a size that the body can take, and the result is cropped back.
+
+    Args:
+        body: Network (B, C, H, W) → (B, C, H', W'). With `residual` it must have an attribute `head`, the layer or
+            layers that its output comes from.
+        residual: Return `x + body(x)` instead of `body(x)`. The head starts at zero, so that before the first
+            optimiser step the enhancer is exactly the identity. Not in the paper: it is the alternative to
+            pre-training the enhancer to the identity (paper, section 3.3).
+        fit: Gives, for a side of the image in px, the side that the body should be fed and the side that it then
+            returns (at least the image's). The pixels that the body loses must be lost alike on both sides; an odd
+            one is lost at the end.
+    """
+
+    def __init__(
+        self, body: nn.Module, *, residual: bool = False, fit: Callable[[int], tuple[int, int]] = multiple_of_16
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.residual = residual
+        self.fit = fit
+        if residual:
+            for parameter in body.head.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enhance a batch of images.
+
+        Args:
+            x: Pixels in [0, 1], (B, C, H, W).
+
+        Returns:
+            The enhanced images, (B, C, H, W); not clamped.
+
+        Raises:
+            ImageError: H or W is below 2 px.
+        """
+        height, width = x.shape[-2:]
+        (top, bottom), skip_rows = _margins(height, *self.fit(height))
+        (left, right), skip_columns = _margins(width, *self.fit(width))
+        y = self.body(reflect_pad(x, left, right, top, bottom))
+        y = y[..., skip_rows : skip_rows + height, skip_columns : skip_columns + width]  # (B, C, H, W)
+        return x + y if self.residual else y
+
+
+def _margins(size: int, fed: int, returned: int) -> tuple[tuple[int, int], int]:
+    """Give the px to add before and after `size`, and the px to skip at the start of what the body returns."""
+    skip = (returned - size) // 2
+    before = (fed - returned) // 2 + skip
+    return (before, fed - size - before), skip
+
+
+def reflect_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
+    """Mirror an image outwards, by any number of pixels.
+
+    `torch.nn.functional.pad` refuses margins as wide as the image; here it is mirrored again until they are filled,
+    as `numpy.pad(mode="reflect")` does.
+
+    Args:
+        x: Images, (B, C, H, W).
+        left: Columns to add before the first.
+        right: Columns to add after the last.
+        top: Rows to add before the first.
+        bottom: Rows to add after the last.
+
+    Returns:
+        The images with their margins, (B, C, top + H + bottom, left + W + right).
+
+    Raises:
+        ImageError: A margin is asked for and H or W is below 2 px, so that there is nothing to mirror.
+    """
+    margins = [left, right, top, bottom]
+    while any(margins):
+        height, width = x.shape[-2:]
+        if min(height, width) < 2:
+            raise ImageError(
+                f"an image of {width} × {height} px cannot be mirrored outwards; an enhancer needs at least 2 × 2 px: "
+                "leave such crops out"
+            )
+        now = [min(px, side - 1) for px, side in zip(margins, (width, width, height, height), strict=True)]
+        x = F.pad(x, now, mode="reflect")
+        margins = [px - done for px, done in zip(margins, now, strict=True)]
+    return x
+
+
+def centre_crop(x: Tensor, size: torch.Size) -> Tensor:
+    """Cut (B, C, H, W) to the height and width `size` around its centre; an odd pixel goes at the end."""
+    top, left = ((have - want) // 2 for have, want in zip(x.shape[-2:], size, strict=True))
+    return x[..., top : top + size[0], left : left + size[1]]

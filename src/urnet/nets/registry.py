@@ -1,0 +1,72 @@
+"""The enhancers by name: a decorator puts a constructor here, its signature says which options it takes."""
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, ValidationError, create_model
+
+from urnet.errors import RecipeError
+from urnet.nets.enhancer import Enhancer
+
+Width = Annotated[int, Field(ge=1)]
+"""Channels of the first scale; an option of every enhancer."""
+
+_constructors: dict[str, Callable[..., Enhancer]] = {}
+
+
+def register_enhancer(constructor: Callable[..., Enhancer]) -> Callable[..., Enhancer]:
+    """Make a constructor known to `create_enhancer` under its own name.
+
+    Its first parameter is `channels`; every other one is an option, and needs a default and a type annotation. A range
+    is given in the annotation, as `Annotated[int, Field(ge=1)]` of pydantic.
+    """
+    if constructor.__name__ in _constructors:
+        raise ValueError(f"two enhancers are called {constructor.__name__!r}")
+    _constructors[constructor.__name__] = constructor
+    return constructor
+
+
+def list_enhancers() -> list[str]:
+    """Give the names that `create_enhancer` accepts."""
+    return list(_constructors)
+
+
+def create_enhancer(name: str, channels: int, **options: Any) -> Enhancer:
+    """Build an enhancer by its name.
+
+    Args:
+        name: One of `list_enhancers()`.
+        channels: C of the images, 1 (grey) or 3 (RGB).
+        options: What the constructor of that name takes, for all of them `width` and `residual`.
+
+    Returns:
+        The network, (B, C, H, W) → (B, C, H, W), with random weights.
+
+    Raises:
+        RecipeError: The name or an option is unknown, or a value is outside its range.
+    """
+    if name not in _constructors:
+        raise RecipeError(f"enhancer {name!r} is unknown; choose one of: {', '.join(_constructors)}")
+    if channels not in (1, 3):
+        raise RecipeError(f"enhancer {name!r} was asked for {channels} channels; images have 1 (grey) or 3 (RGB)")
+    constructor = _constructors[name]
+    _check_options(name, constructor, options)
+    return constructor(channels, **options)
+
+
+def _check_options(name: str, constructor: Callable[..., Enhancer], options: dict[str, Any]) -> None:
+    _, *parameters = inspect.signature(constructor).parameters.values()
+    fields = {parameter.name: (parameter.annotation, parameter.default) for parameter in parameters}
+    schema = create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+    try:
+        schema(**options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = problem["loc"][0]
+        if problem["type"] == "extra_forbidden":
+            raise RecipeError(
+                f"enhancer {name!r} has no option {option!r}; its options are: {', '.join(fields)}"
+            ) from None
+        rule = problem["msg"].removeprefix("Input should be ")
+        raise RecipeError(f"enhancer {name!r}: {option} = {problem['input']!r}, but it should be {rule}") from None

@@ -1,0 +1,41 @@
+"""How large a network is: parameters, and multiply-accumulates an image."""
+
+from itertools import chain
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Count the trainable and frozen parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_macs(module: nn.Module, size: int, channels: int) -> int:
+    """Count the multiply-accumulates of one image in evaluation mode.
+
+    Counted are convolutions, transposed convolutions, matrix products and attention, as the field does; biases, norms,
+    activations and pooling are not. Only shapes are computed (on PyTorch's meta device), so that the full-size network
+    needs neither time nor memory.
+
+    Args:
+        module: A network that takes (B, C, H, W), on any device; it is not changed.
+        size: H and W of the image, px.
+        channels: C of the image.
+
+    Returns:
+        Multiply-accumulates (MAC); 10⁹ of them are a GMAC. A multiply-accumulate is two floating-point operations.
+    """
+    tensors = {name: x.to("meta") for name, x in chain(module.named_parameters(), module.named_buffers())}
+    image = torch.empty(1, channels, size, size, device="meta")
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            functional_call(module, tensors, (image,))
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    return counter.get_total_flops() // 2

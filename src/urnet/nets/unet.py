@@ -1,0 +1,70 @@
+"""U-Net (Ronneberger et al., MICCAI 2015, https://arxiv.org/abs/1505.04597), and the U shape that its kin share."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from urnet.nets.blocks import DoubleConv, MaxPool
+from urnet.nets.enhancer import Enhancer, centre_crop
+from urnet.nets.registry import Width, register_enhancer
+
+
+class UNet(nn.Module):
+    """Five scales of width·(1, 2, 4, 8, 16) channels, a way down, a way up, and skips between them.
+
+    Sizes that 16 does not divide are rounded up on the way down, and the upsampled map is cropped to its skip.
+
+    Args:
+        channels: C of (B, C, H, W) → (B, C, H, W).
+        width: Channels of the first scale.
+        block: Called with (in_channels, out_channels): the convolutions of one scale.
+        down: Called with (channels): halves height and width.
+        skip: Called with (channels): what a map passes on its way across.
+        attention: Called with (channels): what a map passes before its transposed convolution.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        block: Callable[[int, int], nn.Module] = DoubleConv,
+        down: Callable[[int], nn.Module] = MaxPool,
+        skip: Callable[[int], nn.Module] = nn.Identity,
+        attention: Callable[[int], nn.Module] = nn.Identity,
+    ) -> None:
+        super().__init__()
+        scales = [width * 2**i for i in range(5)]
+        pairs = list(zip(scales[:-1], scales[1:], strict=True))  # (upper, lower)
+        self.encoder = nn.ModuleList([block(channels, width), *(block(upper, lower) for upper, lower in pairs)])
+        self.down = nn.ModuleList(down(upper) for upper, _ in pairs)
+        self.skip = nn.ModuleList(skip(upper) for upper, _ in pairs)
+        self.attention = nn.ModuleList(attention(lower) for _, lower in pairs)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(lower, upper, 2, stride=2) for upper, lower in pairs)
+        self.decoder = nn.ModuleList(block(2 * upper, upper) for upper, _ in pairs)
+        self.head = nn.Conv2d(width, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W); smaller where the blocks are built without padding."""
+        skips = []
+        x = self.encoder[0](x)  # (B, w, H, W)
+        for i in range(4):
+            skips.append(self.skip[i](x))
+            x = self.encoder[i + 1](self.down[i](x))  # (B, 2ⁱ⁺¹w, H/2ⁱ⁺¹, W/2ⁱ⁺¹)
+        for i in reversed(range(4)):
+            x = self.up[i](self.attention[i](x))  # (B, 2ⁱw, H/2ⁱ, W/2ⁱ)
+            x = self.decoder[i](concatenate(skips[i], x))
+        return self.head(x)
+
+
+def concatenate(*maps: Tensor) -> Tensor:
+    """Join maps (B, *, H, W) along their channels, each cropped around its centre to the smallest of them."""
+    size = torch.Size(min(sides) for sides in zip(*(x.shape[-2:] for x in maps), strict=True))
+    return torch.cat([centre_crop(x, size) for x in maps], dim=1)
+
+
+@register_enhancer
+def unet(channels: int, *, width: Width = 64, residual: bool = False) -> Enhancer:
+    """Build U-Net, with padded convolutions and batch norm as is usual today."""
+    return Enhancer(UNet(channels, width), residual=residual)

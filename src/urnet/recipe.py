@@ -1,0 +1,290 @@
+"""Everything that defines an experiment, as one validated object and one YAML file.
+
+A recipe is read from a shipped name (`net1` … `net4`, `quick`, …) or a YAML file, changed key by key
+(`train.lr=0.01`), checked whole, and written into the run folder as it was resolved.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from urnet.errors import RecipeError
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, values are fixed once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Input(Section):
+    """How crops become the network's input."""
+
+    size: Annotated[int, Field(ge=16, le=2048)] | None = None
+    """Edge of the square input in pixels; crops are resized to it. Not given: the crops' own most common edge."""
+    channels: Literal[1, 3] | None = None
+    """1 grey, 3 colour. Not given: 3 as soon as any crop has colour."""
+    limits: tuple[float, float] | None = None
+    """Raw counts that become 0 and 1. Not given: by depth for 8 bits, else percentiles of the training part."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Input":
+        if self.limits is not None and not self.limits[0] < self.limits[1]:
+            raise ValueError("limits must be [low, high] with low < high")
+        return self
+
+
+class Split(Section):
+    """How cells are divided into training, validation and test parts."""
+
+    test: Fraction = 0.2
+    """Share of the cells in the test part."""
+    validation: Fraction = 0.1
+    """Share of the training part that is cut off for validation."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Fixes the split, whatever the training's seed."""
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None
+    """Number of folds of a cross-validation; each fold is the test part once."""
+    fold: Annotated[int, Field(ge=0)] | None = None
+    """The one fold to train, from 0. Not given: all of them."""
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> "Split":
+        if self.fold is not None and (self.folds is None or self.fold >= self.folds):
+            raise ValueError(f"fold {self.fold} needs folds to be at least {self.fold + 1}")
+        return self
+
+
+class Augment(Section):
+    """Random geometry of the training part."""
+
+    flips: bool = True
+    """The eight rotations by right angles and mirrorings."""
+    rotation: bool = True
+    """Rotation by any angle, with reflected borders."""
+    per_class: Positive | None = None
+    """Cells of each class shown in an epoch. Not given: an equal share of the training part."""
+
+
+class Enhancer(Section):
+    """The image enhancer in front of the classifier; further keys are options of the network."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    name: str = "urnet"
+    """A registered enhancer: none, unet, unetpp, resunet, urnet."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys other than the name: `width`, `residual` and the switches of the network."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Classifier(Section):
+    """The classifier: any timm name."""
+
+    name: str = "resnet101"
+    """A timm model."""
+    pretrained: bool = True
+    """Start from timm's ImageNet weights, downloaded through its hub."""
+    weights: str | None = None
+    """A local .safetensors or .pth file, or `packaged` for the EfficientNet-Lite0 weights of the `weights` extra."""
+    options: dict[str, Any] = {}
+    """Further arguments of the timm model."""
+
+
+class Optimisation(Section):
+    """What pre-training and joint training share."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
+    lr: Annotated[float, Field(gt=0, le=10)] = 1e-4
+    """Learning rate; the peak of a one-cycle schedule."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD; AdamW's first beta."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Weight decay."""
+    schedule: Literal["constant", "onecycle"] = "constant"
+    """Learning rate over time."""
+    batch_size: Positive = 32
+    """Cells in a step."""
+
+
+class Pretrain(Optimisation):
+    """Pre-training of the enhancer by itself."""
+
+    epochs: Annotated[int, Field(ge=0)] = 0
+    """Passes over the training part; 0 for none."""
+    target: Literal["identity", "target"] = "identity"
+    """What the enhancer learns to paint: its own input (the paper), or the table's `target` image."""
+
+
+class Train(Optimisation):
+    """Joint training of enhancer and classifier."""
+
+    epochs: Positive = 200
+    """Passes over the training part."""
+    balance: Literal["sampling", "weights", "none"] = "sampling"
+    """Against imbalance: equal draws of each class, class weights in the loss, or nothing."""
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    """Arithmetic; auto is bf16 where the device has it, else 32."""
+    enhancer_lr: Annotated[float, Field(ge=0, le=10)] | None = None
+    """Learning rate of the enhancer where it differs from the classifier's."""
+
+
+def _labels(value: object) -> object:
+    """`granulocyte: neutrophil` may stand for a list of one."""
+    if isinstance(value, Mapping):
+        return {str(name): [members] if isinstance(members, str) else members for name, members in value.items()}
+    return value
+
+
+class Recipe(Section):
+    """An experiment."""
+
+    name: str = "custom"
+    """What reports call it."""
+    classes: Annotated[dict[str, list[str]], BeforeValidator(_labels)] | None = None
+    """Merges labels into classes, and orders them: {granulocyte: [neutrophil, eosinophil, basophil], …}."""
+    tile: Annotated[int, Field(ge=8)] | None = None
+    """Images are montages of square tiles with this edge in pixels; each tile is a cell."""
+    image: str | None = None
+    """The file in each class folder that holds the cells."""
+    target: str | None = None
+    """The file in each class folder that holds the paired images."""
+    input: Input = Input()
+    split: Split = Split()
+    augment: Augment = Augment()
+    enhancer: Enhancer = Enhancer()
+    classifier: Classifier = Classifier()
+    pretrain: Pretrain = Pretrain()
+    train: Train = Train()
+    protocol: Literal["honest", "paper"] = "honest"
+    """honest: epoch chosen on a validation part, test part untouched. paper: chosen on the test part, optimistic."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Fixes the training: initial weights, order of cells, augmentation."""
+
+    @model_validator(mode="after")
+    def _distinct_labels(self) -> "Recipe":
+        labels = [label for members in (self.classes or {}).values() for label in members]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"classes: label {twice[0]!r} belongs to more than one class")
+        return self
+
+    def to_yaml(self) -> str:
+        """The whole recipe, every key resolved."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def changed(self, **sections: Any) -> "Recipe":
+        """A checked copy with keys replaced: `recipe.changed(seed=1, split={"fold": 2})`."""
+        return _validate(_merged(self.model_dump(mode="json"), sections), "recipe")
+
+
+def list_recipes() -> list[str]:
+    """Names of the shipped recipes."""
+    folder = resources.files("urnet") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and apply changes to it.
+
+    Args:
+        name: a shipped recipe's name, or the path of a YAML file.
+        overrides: `key=value` with dotted keys and YAML values: `train.epochs=3`, `classes.b=[x, y]`.
+
+    Raises:
+        RecipeError: no such recipe, not YAML, an unknown key, a value outside its range.
+    """
+    source, text = _find(str(name))
+    data = _parse(text, source)
+    if not isinstance(data, dict):
+        raise RecipeError(f"{source}: a recipe is a mapping of keys to values, found {type(data).__name__}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"--set {override}: give key=value, for instance train.epochs=20")
+        data = _merged(data, _nested(key.strip().split("."), _parse(value, f"--set {override}")))
+    return _validate(data, source)
+
+
+def _find(name: str) -> tuple[str, str]:
+    if name in list_recipes():
+        return f"recipe {name}", (resources.files("urnet") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    path = Path(name)
+    if path.is_file():
+        try:
+            return name, path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            raise RecipeError(f"{name}: not a text file in UTF-8; a recipe is a YAML file") from None
+    raise RecipeError(f"{name}: no such recipe or file; shipped recipes are {', '.join(list_recipes())}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: `1e-4` is a number, not a word."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source}: not YAML ({' '.join(str(error).split())[:200]})") from None
+
+
+def _nested(keys: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings are merged; anything else is replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _validate(data: Mapping[str, Any], source: str) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(source, problem) for problem in error.errors())) from None
+
+
+def _explain(source: str, problem: Mapping[str, Any]) -> str:
+    keys = [str(part) for part in problem["loc"]]
+    key = ".".join(keys)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(keys[:-1])
+        near = get_close_matches(keys[-1], known, 1)
+        hint = f"did you mean {'.'.join([*keys[:-1], near[0]])}? " if near else ""
+        return f"{source}: unknown key {key}; {hint}allowed here: {', '.join(known)}"
+    rule = problem["msg"].removeprefix("Value error, ")
+    found = "" if problem["type"] == "value_error" else f" is {problem['input']!r}:"
+    return f"{source}: {key or 'recipe'}{found} {rule[:1].lower()}{rule[1:]}"
+
+
+def _known_keys(keys: list[str]) -> list[str]:
+    model: Any = Recipe
+    for key in keys:
+        model = model.model_fields[key].annotation
+    return list(model.model_fields)
