@@ -1,3 +1,36 @@
-"""urnet: enhance and classify stain-free white blood cells with one jointly trained network."""
+"""urnet: enhance and classify stain-free white blood cells with one jointly trained network.
+
+runs = urnet.train("cells", "quick", "run")
+urnet.evaluate("run")
+model = urnet.load("run")
+table = model.predict(["cell.png"])
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "load", "train"]
+
+if TYPE_CHECKING:
+    from urnet.evaluation.evaluate import evaluate
+    from urnet.training.fit import train
+
+
+def load(path: Any) -> Any:
+    """Read a trained model, an `urnet.bundle.Model`, from a run folder or a bundle."""
+    from urnet.bundle import Model
+
+    return Model.load(path)
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import, and most of the package does not need it.
+    if name == "train":
+        from urnet.training.fit import train
+
+        return train
+    if name == "evaluate":
+        from urnet.evaluation.evaluate import evaluate
+
+        return evaluate
+    raise AttributeError(f"module 'urnet' has no attribute {name!r}")

@@ -1,5 +1,405 @@
-"""The commands."""
+"""The commands: parse, call, print.
+
+Nothing heavy is imported here at the top, so that every `--help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from urnet import __version__
+from urnet.errors import UrnetError
+
+if TYPE_CHECKING:
+    from urnet.cells.table import Cells
+    from urnet.evaluation.evaluate import Evaluation
+
+app = typer.Typer(
+    name="urnet",
+    help="Enhance and classify stain-free white blood cells with one jointly trained network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+CellsArgument = Annotated[Path, typer.Argument(help="Cells table (CSV), or a folder with one folder a class.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; several may follow.")
+]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", help="A shipped recipe (`urnet models` lists them) or a YAML file.")
+]
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line; the user's own mistakes end in one line and exit code 2."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    try:
+        result = app(_spread_set(arguments), standalone_mode=False, prog_name="urnet")
+        return int(result or 0)
+    except UrnetError as error:
+        err.print(f"urnet: {error}", style="red", markup=False)
+        return 2
+    except typer.Exit as stop:
+        return stop.exit_code
+    except typer.Abort:
+        return _interrupted()
+    except KeyboardInterrupt:
+        return _interrupted()
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        err.print(f"urnet: {where}{error.strerror or error}", style="red", markup=False)
+        return 2
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # click's own errors of usage
+            error.show()
+            return int(error.exit_code)
+        raise
+
+
+def _interrupted() -> int:
+    err.print("urnet: interrupted", style="red")
+    return 130
+
+
+def _spread_set(arguments: list[str]) -> list[str]:
+    """`--set a=1 b=2` means `--set a=1 --set b=2`."""
+    spread: list[str] = []
+    open_set = False
+    for position, argument in enumerate(arguments):
+        follows = open_set and "=" in argument and not argument.startswith("-") and arguments[position - 1] != "--set"
+        spread += ["--set", argument] if follows else [argument]
+        open_set = argument == "--set" or (open_set and not argument.startswith("-") and "=" in argument)
+    return spread
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"urnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _urnet(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Enhance and classify stain-free white blood cells with one jointly trained network."""
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="New folder for the cells and the run.")] = Path("urnet-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of cells and training.", min=0)] = 0,
+) -> int:
+    """Make phantom cells, train UR-Net at laptop scale, evaluate it: minutes on two cores, no download."""
+    from urnet.cells.simulate import write_phantom
+    from urnet.evaluation.evaluate import evaluate as evaluate_run
+    from urnet.progress import Bars
+    from urnet.training.fit import train as train_runs
+    from urnet.training.run import refuse_existing
+
+    refuse_existing(folder)
+    with Bars(out) as bars:
+        write_phantom(folder / "cells", 1200, seed=seed, progress=lambda share: bars.doing("draw phantom cells", share))
+        run = train_runs(folder / "cells", "demo", folder / "run", seed=seed, watcher=bars)[0]
+        evaluation = evaluate_run(run, progress=bars.doing)
+    _show(evaluation)
+    return 0
+
+
+@app.command()
+def train(
+    cells: CellsArgument,
+    folder: Annotated[Path, typer.Option("--out", help="New run folder.")],
+    recipe: RecipeOption = "quick",
+    overrides: SetOption = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the training; the recipe's when not given.", min=0)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    devices: Annotated[int, typer.Option(help="Processes: GPUs, or processes on the CPU.", min=1)] = 1,
+    allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help="Train although a given split leaks.")] = False,
+) -> int:
+    """Train a run: audit, split, pre-training, joint training."""
+    from urnet.progress import Bars
+    from urnet.training.fit import train as train_runs
+
+    with Bars(out) as bars:
+        runs = train_runs(
+            cells,
+            recipe,
+            folder,
+            overrides=overrides or (),
+            seed=seed,
+            resume=resume,
+            devices=devices,
+            allow_leaks=allow_leaks,
+            watcher=bars,
+        )
+    for run in runs:
+        out.print(f"trained: {run.folder}", markup=False)
+    out.print(f"next: urnet evaluate {folder}", markup=False)
+    return 0
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder, or the folder of a cross-validation.")],
+    cells: Annotated[Path | None, typer.Option(help="Other cells; the run's own when not given.")] = None,
+    split: Annotated[str, typer.Option(help="Part: train, validation or test.")] = "test",
+    folder: Annotated[Path | None, typer.Option("--out", help="New folder; RUN/evaluation/… when not given.")] = None,
+) -> int:
+    """Evaluate a run: metrics.json, predictions.csv, figures/ and report.html."""
+    from urnet.evaluation.evaluate import evaluate as evaluate_run
+    from urnet.progress import Bars
+
+    with Bars(out) as bars:
+        evaluation = evaluate_run(run, cells, split=split, out=folder, progress=bars.doing)
+    _show(evaluation)
+    return 0
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    images: Annotated[list[str], typer.Argument(help="Images, folders of images, or tables with a column 'path'.")],
+    table: Annotated[Path, typer.Option("--out", help="New CSV.")],
+    enhanced: Annotated[Path | None, typer.Option(help="New folder for the enhanced images.")] = None,
+    cam: Annotated[Path | None, typer.Option(help="New folder for Grad-CAM pictures.")] = None,
+) -> int:
+    """Classify images; exit code 1 if some could not be read (their rows say why)."""
+    from urnet.bundle import Model
+    from urnet.predict import predict_files
+    from urnet.progress import Bars
+
+    model = Model.load(run)
+    with Bars(out) as bars:
+        done = predict_files(
+            model, images, table, enhanced=enhanced, cam=cam, progress=lambda n, of: bars.doing("classify", n / of)
+        )
+    out.print(", ".join(f"{name} {count}" for name, count in done.counts.items()), markup=False)
+    out.print(f"{done.images - done.failed} of {done.images} images classified: {table}", markup=False)
+    if done.failed:
+        err.print(
+            f"urnet: {done.failed} image(s) could not be used; the column 'error' says why", style="red", markup=False
+        )
+    return 1 if done.failed else 0
+
+
+@app.command()
+def audit(
+    cells: CellsArgument,
+    table: Annotated[
+        Path | None, typer.Option("--out", help="New CSV with a row for each file of each finding.")
+    ] = None,
+    recipe: RecipeOption = "quick",
+    overrides: SetOption = None,
+) -> int:
+    """Look for copies, leaks and unusable files; exit code 0 when clean, 1 with findings."""
+    from urnet.cells.audit import audit_cells
+    from urnet.progress import Bars
+    from urnet.training.run import refuse_existing
+
+    if table is not None:
+        refuse_existing(table)
+    with Bars(out) as bars:
+        found = audit_cells(_read(cells, recipe, overrides), progress=lambda share: bars.doing("audit", share))
+    for note in found.notes:
+        out.print(note, markup=False)
+    for finding in found.findings:
+        out.print(f"{finding.kind}: {finding.detail}", markup=False)
+        for path in finding.paths:
+            out.print(f"  {path}", markup=False)
+    if table is not None:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        found.to_frame().to_csv(table, index=False, encoding="utf-8")
+    kinds = [finding.kind for finding in found.findings]
+    summary = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    out.print(f"{len(kinds)} finding(s): {summary}" if kinds else "clean", markup=False)
+    return 1 if kinds else 0
+
+
+@app.command()
+def split(
+    cells: CellsArgument,
+    folder: Annotated[Path, typer.Option("--out", help="New folder for the table with its split.")],
+    recipe: RecipeOption = "quick",
+    overrides: SetOption = None,
+    augment_to: Annotated[
+        int | None, typer.Option(help="Also write augmented training images, up to this number a class.", min=1)
+    ] = None,
+) -> int:
+    """Write a cells table with its split (the images stay where they are)."""
+    from urnet.cells.audit import audit_cells
+    from urnet.cells.divide import divide
+    from urnet.cells.table import TABLE_NAME
+    from urnet.progress import Bars
+    from urnet.recipe import load_recipe
+    from urnet.training.run import refuse_existing
+
+    refuse_existing(folder)
+    settings = load_recipe(recipe, overrides or ())
+    table = _read(cells, recipe, overrides)
+    with Bars(out) as bars:
+        found = audit_cells(table, near=False, progress=lambda share: bars.doing("audit", share))
+    divided = divide(table, settings, found)
+    if augment_to is not None:
+        from urnet.cells.augment import write_augmented
+
+        divided = write_augmented(divided, folder, augment_to, seed=settings.split.seed)
+    divided.write(folder / TABLE_NAME)
+    _show_parts(divided)
+    out.print(f"written: {folder / TABLE_NAME}", markup=False)
+    return 0
+
+
+@app.command()
+def destain(
+    stained: Annotated[Path, typer.Argument(help="Stained 8-bit RGB cells: a table or a folder per class.")],
+    folder: Annotated[Path, typer.Option("--out", help="New cells folder.")],
+    size: Annotated[int, typer.Option(help="Edge of the crops in pixels.")] = 128,
+    target: Annotated[str, typer.Option(help="Paired image that the table names: stained or clean.")] = "stained",
+    seed: Annotated[int, typer.Option(help="Seed of the optics.", min=0)] = 0,
+) -> int:
+    """Simulate the stain-free look of stained cells ("simulated destaining")."""
+    from urnet.cells.simulate import write_destained
+    from urnet.progress import Bars
+
+    with Bars(out) as bars:
+        write_destained(
+            stained, folder, size=size, target=target, seed=seed, progress=lambda share: bars.doing("destain", share)
+        )
+    out.print(f"simulated destaining: {folder}", markup=False)
+    return 0
+
+
+@app.command()
+def phantom(
+    folder: Annotated[Path, typer.Option("--out", help="New cells folder.")],
+    cells: Annotated[int, typer.Option(help="Number of cells.", min=1)] = 1200,
+    fields: Annotated[int, typer.Option(help="Number of whole fields of view.", min=0)] = 0,
+    size: Annotated[int, typer.Option(help="Edge of the crops in pixels.")] = 48,
+    donors: Annotated[int, typer.Option(help="Number of donors.", min=1)] = 12,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.", min=0)] = 0,
+) -> int:
+    """Draw phantom cells of three types, and fields of view with known positions."""
+    from urnet.cells.simulate import write_phantom
+    from urnet.progress import Bars
+
+    with Bars(out) as bars:
+        write_phantom(
+            folder,
+            cells,
+            size=size,
+            donors=donors,
+            fields=fields,
+            seed=seed,
+            progress=lambda share: bars.doing("draw", share),
+        )
+    out.print(f"phantom cells: {folder}", markup=False)
+    return 0
+
+
+@app.command()
+def models() -> int:
+    """List enhancers, classifiers and recipes, with parameters and GMAC."""
+    from rich.table import Table
+
+    from urnet.catalogue import classifier_sizes, enhancer_sizes, recipe_sizes
+
+    for title, rows in (
+        ("Enhancers (width 64, colour, 200 x 200 px)", enhancer_sizes()),
+        ("Classifiers (200 x 200 px, 3 classes; any other timm name works too)", classifier_sizes()),
+        ("Recipes", recipe_sizes()),
+    ):
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        table.add_column("name")
+        for column in ("parameters, M", "GMAC"):
+            table.add_column(column, justify="right")
+        table.add_column("")
+        for row in rows:
+            table.add_row(row.name, f"{row.parameters / 1e6:.2f}", f"{row.macs / 1e9:.2f}", row.note)
+        out.print(table)
+        out.print()
+    return 0
+
+
+def _read(cells: Path, recipe: str, overrides: list[str] | None) -> "Cells":
+    """Cells as a recipe says that they are laid out."""
+    from urnet.cells.table import read_cells
+    from urnet.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    return read_cells(cells, tile=settings.tile, image=settings.image, target=settings.target, classes=settings.classes)
+
+
+def _show_parts(cells: "Cells") -> None:
+    """How many cells of each class each part or fold has."""
+    from rich.table import Table
+
+    column = "split" if cells.has_split else "fold"
+    parts = [name for name in sorted(set(cells.table[column])) if name]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("class")
+    for part in parts:
+        table.add_column(f"fold {part}" if column == "fold" else part, justify="right")
+    for name in cells.classes:
+        mine = cells.table[column][cells.table["label"] == name]
+        table.add_row(name, *(str(int((mine == part).sum())) for part in parts))
+    out.print(table)
+
+
+def _show(evaluation: "Evaluation") -> None:
+    """The table of an evaluation, the differential, and where the report is."""
+    from rich.table import Table
+
+    metrics = evaluation.metrics
+    table = Table(
+        title=f"{metrics['part']}: {metrics['n']} cells, protocol {metrics['protocol']}", box=None, pad_edge=False
+    )
+    table.add_column("class")
+    for column in ("recall", "precision", "F1", "cells"):
+        table.add_column(column, justify="right")
+    for name, figures in metrics["per_class"].items():
+        cells = [_percent(figures[key]) for key in ("recall", "precision", "f1")]
+        table.add_row(name, *cells, str(figures["support"]))
+    table.add_row("average", *(_percent(metrics[f"macro_{key}"]) for key in ("recall", "precision", "f1")), "")
+    table.add_row("accuracy", _percent(metrics["accuracy"]), "", "", str(metrics["n"]))
+    out.print(table)
+    out.print(f"95 % intervals over {metrics['intervals']['groups']} {metrics['intervals']['unit']}s", markup=False)
+    differential = Table(title="differential, % of cells", box=None, pad_edge=False)
+    for column in ("class", "counted", "true"):
+        differential.add_column(column, justify="left" if column == "class" else "right")
+    for name, share in metrics["differential"].items():
+        differential.add_row(name, _interval(share["predicted_percent"], 1), f"{share['true_percent']:.1f}")
+    out.print(differential)
+    for warning in metrics["warnings"]:
+        out.print(f"note: {warning}", markup=False)
+    out.print(f"report: {evaluation.report}", markup=False)
+
+
+def _percent(figure: dict[str, Any]) -> str:
+    return _interval(figure, 100)
+
+
+def _interval(figure: dict[str, Any], scale: float) -> str:
+    """`83.3 (80.1–86.0)`."""
+    if figure["value"] is None:
+        return "–"
+    text = f"{scale * figure['value']:.1f}"
+    if figure["interval"] is None:
+        return text
+    low, high = figure["interval"]
+    return f"{text} ({scale * low:.1f}–{scale * high:.1f})"

@@ -49,7 +49,7 @@ def orientations(image: np.ndarray) -> list[np.ndarray]:
 
 def fingerprint(crop: np.ndarray) -> Fingerprint:
     """Hashes and thumbnail of one raw crop of any depth, (H, W) or (H, W, 3)."""
-    hashes = [_pixel_hash(turned) for turned in orientations(crop)]
+    hashes = _hashes(crop)
     grey = crop.mean(axis=-1) if crop.ndim == 3 else crop.astype(np.float64)
     low, high = grey.min(), grey.max()
     eight_bit = np.zeros(grey.shape, np.uint8) if high <= low else ((grey - low) / (high - low) * 255).astype(np.uint8)
@@ -58,6 +58,11 @@ def fingerprint(crop: np.ndarray) -> Fingerprint:
     thumbnail = np.asarray(small, np.float32) - np.asarray(small, np.float32).mean()
     norm = np.linalg.norm(thumbnail)
     return Fingerprint(hashes[0], min(hashes), np.array(perceptual, np.uint64), thumbnail / norm if norm else thumbnail)
+
+
+def copy_key(crop: np.ndarray) -> str:
+    """A key that a crop shares with its exact and turned copies, and with nothing else."""
+    return min(_hashes(crop))
 
 
 def same(keys: Iterable[str]) -> list[np.ndarray]:
@@ -94,6 +99,10 @@ def near_pairs(
         if progress is not None:
             progress(i + 1)
     return sorted(pairs, key=lambda pair: -pair[2])
+
+
+def _hashes(crop: np.ndarray) -> list[str]:
+    return [_pixel_hash(turned) for turned in orientations(crop)]
 
 
 def _pixel_hash(pixels: np.ndarray) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from urnet.cells.table import PARTS, Cells
+from urnet.cells.table import Cells
 from urnet.errors import CellsError
 
 ATTEMPTS = 200
@@ -30,7 +30,8 @@ def split_cells(
     """Fill the `split` column with `train`, `validation` and `test`.
 
     Args:
-        cells: labelled cells; a `split` column that is there already is respected as it is.
+        cells: labelled cells; a `split` column that is there already is respected, and only a validation part that it
+            lacks is cut from its training part.
         test: share of the cells in the test part, unless `folds` are asked for.
         validation: share of what is not tested that becomes the validation part; 0 for none.
         seed: fixes the division.
@@ -42,23 +43,22 @@ def split_cells(
     Raises:
         CellsError: a class has too few cells or donors to stand in every part.
     """
-    if cells.has_split and folds is None:
-        return cells
     groups, unit = groups_of(cells, by_donor=by_donor, copies=copies)
     labels = cells.labels
-    part = np.full(len(cells), PARTS[0], dtype=object)
-    if folds is not None:
-        if fold is None:
-            raise ValueError("fold is needed with folds")
-        tested = fold_numbers(cells, folds, seed, by_donor=by_donor, copies=copies) == fold
+    given = cells.has_split and folds is None
+    if given:
+        part = cells.table["split"].to_numpy(dtype=object).copy()
     else:
-        tested = _allocate(labels, groups, [1 - test, test], seed) == 1
-    part[tested] = "test"
-    if validation > 0:
-        rest = np.flatnonzero(~tested)
+        part = np.full(len(cells), "train", dtype=object)
+        if folds is not None:
+            part[fold_numbers(cells, folds, seed, by_donor=by_donor, copies=copies) == fold] = "test"
+        else:
+            part[_allocate(labels, groups, [1 - test, test], seed) == 1] = "test"
+    if validation > 0 and not (part == "validation").any():
+        rest = np.flatnonzero(part == "train")
         held = _allocate(labels[rest], groups[rest], [1 - validation, validation], seed + 1 + (fold or 0)) == 1
         part[rest[held]] = "validation"
-    needed = PARTS if validation > 0 else ("train", "test")
+    needed = ["train", *(["validation"] if validation > 0 else []), *(["test"] if not given else [])]
     _check_parts(cells, labels, groups, part, needed, unit)
     return cells.with_columns(split=part)
 

@@ -1,8 +1,8 @@
 """The cells table: one row a cell, read from a CSV or from a folder per class.
 
 Columns: `path` and `label`, and where known `donor`, `field`, `x`, `y`, `split`, `source`, `target`, `tile`, `fold`,
-`augmented`. Paths are relative to the table, with forward slashes. `source` says which original image a cell comes
-from, and is filled with the file's path (a tile's address) where the table does not give it.
+`augmented`, `simulated`. Paths are relative to the table, with forward slashes. `source` says which original image a
+cell comes from, and is filled with the file's path (a tile's address) where the table does not give it.
 """
 
 import os
@@ -17,7 +17,10 @@ from urnet.errors import CellsError, ImageError
 from urnet.images.montage import Address, expand, read_crop
 from urnet.images.read import SUFFIXES
 
-COLUMNS = ("path", "label", "donor", "field", "x", "y", "split", "source", "target", "tile", "fold", "augmented")
+COLUMNS = (
+    *("path", "label", "donor", "field", "x", "y", "split", "source", "target"),
+    *("tile", "fold", "augmented", "simulated"),
+)
 PARTS = ("train", "validation", "test")
 TABLE_NAME = "cells.csv"
 
@@ -125,7 +128,7 @@ def read_cells(
     if labelled and "label" not in table:
         raise CellsError(f"{path}: the table has no column 'label'; its columns are {', '.join(table.columns)}")
     _check_rows(path, table, labelled)
-    table = _expand(root, table, tile)
+    table = _expand(root, table, tile, labelled)
     if labelled:
         _check_files(root, table)
     if "source" not in table:
@@ -137,29 +140,37 @@ def read_cells(
     return Cells(root, table.reset_index(drop=True), names)
 
 
-def find_images(paths: Iterable[Path]) -> Cells:
-    """Unlabelled images for prediction: files, folders (searched whole) and tables.
+def find_images(paths: Iterable[Path | str], tile: int | None = None) -> Cells:
+    """Unlabelled images for prediction: files, folders (searched whole) and tables, as they were named.
+
+    Args:
+        paths: image files, folders, tables or folders with a table.
+        tile: montages of tiles with this edge are cut up; files whose edges it does not divide are single crops.
 
     Raises:
         CellsError: a path that does not exist, or nothing found.
     """
-    tables = []
+    rows: list[dict[str, str]] = []
     for path in map(Path, paths):
-        if path.is_dir() and not (path / TABLE_NAME).is_file():
-            files = _images_below(path)
-            if not files:
-                raise CellsError(f"{path}: no PNG, JPEG, BMP or TIFF image in this folder or below")
-            tables.append(pd.DataFrame({"path": [str(f.resolve()) for f in files]}))
-        elif path.is_dir() or path.suffix.lower() == ".csv":
-            cells = read_cells(path, labelled=False)
-            table = cells.table.assign(path=[_absolute(cells.root, p) for p in cells.table["path"]])
-            tables.append(table[[c for c in ("path", "tile") if c in table]])
-        else:
-            tables.append(pd.DataFrame({"path": [str(path.resolve())]}))
-    table = pd.concat(tables, ignore_index=True).fillna("") if tables else pd.DataFrame({"path": []})
-    if table.empty:
+        if path.suffix.lower() == ".csv" or (path / TABLE_NAME).is_file():
+            cells = read_cells(path, tile=tile, labelled=False)
+            tiles = cells.table.get("tile", [""] * len(cells))
+            rows += [
+                {"path": (cells.root / p).as_posix(), "tile": t}
+                for p, t in zip(cells.table["path"], tiles, strict=True)
+            ]
+            continue
+        files = _images_below(path) if path.is_dir() else [path]
+        if not files:
+            raise CellsError(f"{path}: no PNG, JPEG, BMP or TIFF image in this folder or below")
+        if not path.exists():
+            raise CellsError(f"{path}: no such file or folder")
+        for file in files:
+            for address in _addresses(Path(), file.as_posix(), tile):
+                rows.append({"path": str(address), "tile": str(tile) if address.row is not None else ""})
+    if not rows:
         raise CellsError("no images given; name image files, folders or a table with a column 'path'")
-    return Cells(Path(), table)
+    return Cells(Path(), pd.DataFrame(rows))
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -226,7 +237,7 @@ def _check_rows(path: Path, table: pd.DataFrame, labelled: bool) -> None:
                 raise CellsError(f"{path}: {column} is {bad.iloc[0]!r}; it must be a whole number")
 
 
-def _expand(root: Path, table: pd.DataFrame, tile: int | None) -> pd.DataFrame:
+def _expand(root: Path, table: pd.DataFrame, tile: int | None, labelled: bool) -> pd.DataFrame:
     """Rows that name a montage or a stack become a row for each of its images."""
     tiles = table["tile"] if "tile" in table else pd.Series("", index=table.index)
     tiles = tiles.where(tiles != "", str(tile) if tile else "")
@@ -240,7 +251,7 @@ def _expand(root: Path, table: pd.DataFrame, tile: int | None) -> pd.DataFrame:
         if not (plain and many and (root / place.file).is_file()):
             rows.append(record | ({"tile": edge} if place.row is not None else {}))
             continue
-        addresses = _addresses(root, place.file, int(edge) if edge else None)
+        addresses = _addresses(root, place.file, int(edge) if edge else None, strict=labelled)
         changed = changed or len(addresses) > 1
         for address in addresses:
             target = record.get("target", "")
@@ -252,12 +263,12 @@ def _expand(root: Path, table: pd.DataFrame, tile: int | None) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-def _addresses(root: Path, file: str, tile: int | None) -> list[Address]:
+def _addresses(root: Path, file: str, tile: int | None, *, strict: bool = False) -> list[Address]:
     """A damaged file keeps its one row: it is reported when it is read, with all others."""
     try:
         return list(expand(root, file, tile))
     except ImageError:
-        if tile:
+        if tile and strict:
             raise
         return [Address(file)]
 
@@ -298,10 +309,6 @@ def _merge(
             f"{', '.join(classes)}; add each label to one of them (classes.NAME=[…])"
         )
     return labels.map(to_class), tuple(classes)
-
-
-def _absolute(root: Path, path: str) -> str:
-    return (root.resolve() / path).as_posix()
 
 
 def _rebase(old: Path, new: Path, path: str) -> str:

@@ -1,37 +1,41 @@
 """The figures of an evaluation, in one house style, drawn without pyplot.
 
-All are at most 4.8 inches wide, so that their text stays legible on a page of 400 px. Grey images of one row share
+All are at most 4.4 inches wide, so that their text stays legible on a page of 400 px. Grey images of one row share
 their limits, which are [0, 1] unless the row leaves it widely; what a figure clips or rescales, it says in its foot.
 """
 
 import io
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps, font_manager
+from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from urnet.evaluation.metrics import CALIBRATION_BINS, calibration_bins
 
-WIDTH = 4.8  # inches
+WIDTH = 4.4  # inches
 INK, FAINT = "#1b2a34", "#6b7c87"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito's, told apart by colour-blind eyes
-SHADES = ("#225ea8", "#41b6c4", "#a1dab4", "#253494")  # of the same family as the confusion matrix
-MATRIX = "YlGnBu"
+LINES = ((BLUE, "--"), (ORANGE, "-"), (GREEN, "-"))
+SHADES = ("#08519c", "#4292c6", "#9ecae1", "#c6dbef")  # of the same family as the confusion matrix
+MATRIX = "Blues"
+CAM = "jet"  # blue to red, as the paper's Fig. 3b
 MOST_OUTSIDE = 0.05  # share of a row's pixels outside [0, 1] up to which it is clipped, not rescaled
 
 # Class names in any script, where the machine has a font for it.
 _FALLBACK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "PingFang SC")
 _STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 10,
+    "font.size": 10.5,
+    "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.edgecolor": FAINT,
@@ -50,8 +54,12 @@ _STYLE = {
     "ytick.color": FAINT,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
     "lines.linewidth": 1.6,
-    "legend.frameon": False,
+    "legend.frameon": True,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
     "legend.fontsize": 9,
     "figure.facecolor": "white",
 }
@@ -71,7 +79,17 @@ def to_png(figure: Figure, dpi: int = 200) -> bytes:
     """Render a figure as PNG bytes; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the name is legible in the report's text
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def image_png(image: np.ndarray) -> bytes:
+    """Encode an image (H, W), (H, W, 1) or (H, W, 3) as PNG, pixel by pixel: 0 black, 1 white, the rest clipped."""
+    pixels = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).save(buffer, "png")
     return buffer.getvalue()
 
 
@@ -88,21 +106,31 @@ def confusion_figure(matrix: Sequence[Sequence[int]] | np.ndarray, classes: Sequ
     support = matrix.sum(axis=1, keepdims=True)
     percent = np.divide(100 * matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
     small = K > 6
-    size = 7 if small else 10
-    figure = _figure(WIDTH, 1.3 + (WIDTH - 1.6) * min(1, K / 4) if K < 4 else WIDTH - 0.2)
+    figure = _figure(WIDTH, min(WIDTH - 0.5, 1.4 + 0.85 * K))
     axes = figure.add_subplot()
     axes.imshow(np.nan_to_num(percent), cmap=MATRIX, vmin=0, vmax=110)
     for row in range(K):
         for column in range(K):
             share = percent[row, column]
-            text = f"{matrix[row, column]:,}" + ("" if small or np.isnan(share) else f"\n{share:.0f} %")
-            colour = "white" if share > 60 else INK
-            bold = "bold" if row == column else "normal"
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size, fontweight=bold)
-    names = [_wrap(name, 14) for name in classes]
+            axes.text(
+                column,
+                row,
+                str(matrix[row, column]) if small or np.isnan(share) else f"{matrix[row, column]:,}\n{share:.0f} %",
+                ha="center",
+                va="center",
+                color="white" if share > 60 else INK,
+                fontsize=max(4, 11 - K // 2) if small else 10,
+                fontweight="bold" if row == column else "normal",
+            )
     slanted = K > 4 or max(map(len, classes)) > 12
-    axes.set_xticks(range(K), names, rotation=40 if slanted else 0, ha="right" if slanted else "center")
-    axes.set_yticks(range(K), [f"{name}\n(n = {int(n):,})" for name, n in zip(names, support[:, 0], strict=True)])
+    across = [_cut(name, 24) if slanted else _wrap(name, 14) for name in classes]
+    down = [f"{_wrap(name, 14)}\n(n = {n:,})" for name, n in zip(classes, support[:, 0], strict=True)]
+    axes.set_xticks(range(K), across)
+    axes.set_yticks(range(K), across if small else down)
+    if slanted:
+        axes.tick_params(axis="x", labelrotation=40)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
     axes.tick_params(length=0, labelsize=8 if small else 9)
     axes.set_xticks(np.arange(K + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(K + 1) - 0.5, minor=True)
@@ -122,44 +150,32 @@ def curves_figure(history: pd.DataFrame, chosen_epoch: int | None = None) -> Fig
         history: Columns `stage` ("pretrain" or "train"), `epoch`, `train_loss`, `validation_loss`, `train_accuracy`,
             `validation_accuracy`, `validation_macro_recall`; NaN where a stage has no such figure.
         chosen_epoch: Of joint training; without it, the first with the highest validation macro recall. Pre-training
-            is marked at its lowest validation loss.
+            is marked at its lowest validation loss, or training loss where there is no other.
     """
     pretraining, training = (history[history["stage"] == stage] for stage in ("pretrain", "train"))
-    if chosen_epoch is None:
-        chosen_epoch = _best(training, "validation_macro_recall", largest=True)
-    panels: list[tuple[str, pd.DataFrame, int | None, list[tuple[str, str, str, str]]]] = []
-    losses = [("train_loss", "training", BLUE, "--"), ("validation_loss", "validation", ORANGE, "-")]
+    panels: list[tuple[str, pd.DataFrame, dict[str, str], int | None]] = []
+    losses = {"train_loss": "training", "validation_loss": "validation"}
     if len(pretraining):
-        lowest = _best(pretraining, "validation_loss", largest=False)
-        panels.append(("Pre-training: mean squared error", pretraining, lowest, losses))
+        watched = "validation_loss" if pretraining["validation_loss"].notna().any() else "train_loss"
+        lowest = _best(pretraining, watched, largest=False)
+        panels.append(("Pre-training: loss (logarithmic)", pretraining, losses, lowest))
     if len(training):
-        panels.append(("Joint training: loss", training, chosen_epoch, losses))
-        rates = [
-            ("train_accuracy", "training accuracy", BLUE, "--"),
-            ("validation_accuracy", "validation accuracy", ORANGE, "-"),
-            ("validation_macro_recall", "validation macro recall", GREEN, "-"),
-        ]
-        panels.append(("Joint training: accuracy and macro recall", training, chosen_epoch, rates))
-    figure = _figure(WIDTH, 0.2 + 2.3 * max(1, len(panels)))
-    for axes, (title, rows, mark, lines) in zip(
-        figure.subplots(max(1, len(panels)), squeeze=False)[:, 0], panels, strict=False
-    ):
-        axes.grid(True)
-        axes.set_title(title)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        dots = "o" if len(rows) < 2 else None
-        for column, label, colour, dash in lines:
-            if column in rows and rows[column].notna().any():
-                seen = rows[rows[column].notna()]
-                axes.plot(seen["epoch"], seen[column], dash, color=colour, label=label, marker=dots)
-        if mark is not None:
-            axes.axvline(mark, color=INK, linewidth=1, linestyle=":", label=f"chosen epoch ({mark})")
-        if lines is losses and title.startswith("Pre"):
-            axes.set_yscale("log")
-        if lines is not losses:
-            axes.set_ylim(None, min(1.02, axes.get_ylim()[1]))
-        axes.legend(loc="best", handlelength=1.8, labelspacing=0.3)
+        if chosen_epoch is None:
+            chosen_epoch = _best(training, "validation_macro_recall", largest=True)
+        rates = {
+            "train_accuracy": "training accuracy",
+            "validation_accuracy": "validation accuracy",
+            "validation_macro_recall": "validation macro recall",
+        }
+        panels.append(("Joint training: loss", training, losses, chosen_epoch))
+        panels.append(("Joint training: accuracy and macro recall", training, rates, chosen_epoch))
+    if not panels:
+        raise ValueError('history without a row of stage "pretrain" or "train": expected one epoch at least')
+    figure = _figure(WIDTH, 0.2 + 2.3 * len(panels))
+    for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        _curves(axes, *panel)
+    if len(pretraining):
+        figure.axes[0].set_yscale("log")
     return figure
 
 
@@ -184,8 +200,7 @@ def gallery_figure(
         columns: Cells side by side, after which a new block starts.
     """
     rows = {"raw": raw, "enhanced": enhanced} | ({target_name: targets} if targets is not None else {})
-    figure, _ = _grid(rows, titles, columns)
-    return figure
+    return _grid(rows, titles, columns)
 
 
 @_styled
@@ -201,13 +216,13 @@ def cam_figure(
         columns: Cells side by side, after which a new block starts.
     """
     scaled = [np.asarray(image) / 255 for image in overlays]
-    figure, _ = _grid({"raw": raw, "Grad-CAM": scaled}, titles, columns)
-    bar = figure.colorbar(
-        ScalarMappable(cmap=colormaps["jet"]), ax=figure.axes, location="bottom", shrink=0.5, aspect=30, pad=0.03
-    )
-    bar.set_ticks([0, 1], labels=["no weight", "most"])
-    bar.ax.tick_params(length=0, labelsize=8)
-    bar.outline.set_visible(False)
+    figure = _grid({"raw": raw, "Grad-CAM": scaled}, titles, columns, below=0.35)
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes((0.5 - 0.8 / width, 0.22 / height, 1.6 / width, 0.08 / height))
+    axes.imshow(np.linspace(0, 1, 256)[None], cmap=CAM, aspect="auto")
+    axes.set_axis_off()
+    for place, text, side in ((0, "no weight ", "right"), (1, " most", "left")):
+        axes.text(place, 0.5, text, ha=side, va="center", fontsize=9, transform=axes.transAxes)
     return figure
 
 
@@ -229,9 +244,16 @@ def reliability_figure(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
     top, bottom = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     top.grid(True)
     top.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", label="perfect calibration")
-    top.vlines(mean, np.minimum(mean, accuracy), np.maximum(mean, accuracy), color=ORANGE, alpha=0.45, linewidth=3)
-    top.plot(mean, accuracy, "-", color=BLUE, linewidth=1)
-    top.scatter(mean, accuracy, s=18 + 90 * count[filled] / count.max(), color=BLUE, zorder=3, label="cells, by bin")
+    top.vlines(mean, mean, accuracy, color=ORANGE, alpha=0.5, linewidth=3, label="gap")
+    top.scatter(
+        mean,
+        accuracy,
+        s=18 + 90 * count[filled] / count.max(),
+        color=BLUE,
+        zorder=3,
+        clip_on=False,
+        label="cells of one bin",
+    )
     top.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="accuracy", title=f"Expected calibration error {error:.3f}")
     top.legend(loc="upper left")
     bottom.grid(True, axis="y")
@@ -255,7 +277,7 @@ def class_counts_figure(counts: pd.DataFrame) -> Figure:
     for index, part in enumerate(parts):
         where = np.arange(K) + (index - (len(parts) - 1) / 2) * thick
         bars = axes.barh(where, counts[part], thick * 0.92, color=SHADES[index % len(SHADES)], label=str(part))
-        axes.bar_label(bars, [f"{count:,.0f}" for count in counts[part]], padding=3, fontsize=8)
+        axes.bar_label(bars, [f"{count:,.0f}" for count in counts[part]], padding=3, fontsize=9)
     axes.set_yticks(range(K), [_wrap(str(name), 16) for name in counts.index])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
@@ -271,7 +293,11 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _wrap(name: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(textwrap.shorten(name, 3 * width, placeholder=" …"), width)) or name
+    return "\n".join(textwrap.wrap(_cut(name, 3 * width), width))
+
+
+def _cut(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def _best(rows: pd.DataFrame, column: str, *, largest: bool) -> int | None:
@@ -280,39 +306,65 @@ def _best(rows: pd.DataFrame, column: str, *, largest: bool) -> int | None:
     return int(rows.loc[rows[column].idxmax() if largest else rows[column].idxmin(), "epoch"])
 
 
-def _grid(
-    rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str], columns: int
-) -> tuple[Figure, dict[str, tuple[float, float]]]:
-    """Rows of images in blocks of `columns` cells, and the limits each row is shown with."""
+def _curves(axes: Axes, title: str, rows: pd.DataFrame, lines: Mapping[str, str], mark: int | None) -> None:
+    axes.grid(True)
+    axes.set(title=title, xlabel="epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    if len(rows) == 1:
+        axes.set_xticks(rows["epoch"])
+        axes.margins(x=1)
+    for (column, label), (colour, dash) in zip(lines.items(), LINES, strict=False):
+        seen = rows[rows[column].notna()] if column in rows else rows[:0]
+        if len(seen):
+            dot = "o" if len(seen) == 1 else None
+            axes.plot(seen["epoch"], seen[column], dash, color=colour, label=label, marker=dot)
+    if mark is not None:
+        axes.axvline(mark, color=INK, linewidth=1, linestyle=":", label=f"chosen epoch ({mark})")
+    axes.legend(loc="best", handlelength=1.8, labelspacing=0.3)
+
+
+def _grid(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str], columns: int, below: float = 0.0) -> Figure:
+    """Rows of images in blocks of `columns` cells, with room `below`; all sizes in inches."""
     N = len(titles)
     if not N or any(len(images) != N for images in rows.values()):
         found = ", ".join(f"{len(images)} {name}" for name, images in rows.items())
         raise ValueError(f"{found} images for {N} titles: expected the same number, and one at least")
     columns = min(columns, N)
     blocks = -(-N // columns)
-    side = (WIDTH - 0.3) / columns
     limits, feet = {}, []
     for name, images in rows.items():
         limits[name], foot = _limits(name, images)
         feet += foot
-    figure = _figure(WIDTH, blocks * (len(rows) * side + 0.28) + 0.18 * len(feet) + 0.3)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    grid = figure.subplots(blocks * len(rows), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for index, title in enumerate(titles):
+    left, gap = 0.22, 0.05
+    wide = min(1.5, (WIDTH - left) / columns - gap)
+    tall = wide * max(image.shape[0] / image.shape[1] for images in rows.values() for image in images)
+    heads = _heads(titles, columns, wide + gap)
+    head = 0.1 + 0.15 * max(text.count("\n") + 1 for text in heads.values())
+    block_height = head + len(rows) * (tall + gap)
+    width, height = max(2.4, left + columns * (wide + gap)), blocks * block_height + 0.2 * len(feet) + below + 0.05
+    figure = Figure(figsize=(width, height))
+    for index in range(N):
         block, column = divmod(index, columns)
+        x, top = left + column * (wide + gap), height - block * block_height - head
+        if index in heads:
+            figure.text(x / width, (top + 0.04) / height, heads[index], fontsize=9, fontweight="bold", va="bottom")
         for line, (name, images) in enumerate(rows.items()):
-            axes = grid[block * len(rows) + line, column]
-            _show(axes, np.asarray(images[index]), limits[name])
+            y = top - line * (tall + gap) - tall
+            _show(figure.add_axes((x / width, y / height, wide / width, tall / height)), images[index], limits[name])
             if column == 0:
-                axes.text(-0.06, 0.5, name, rotation=90, ha="right", va="center", fontsize=8, color=FAINT,
-                          transform=axes.transAxes)  # fmt: skip
-            if line == 0 and (column == 0 or title != titles[index - 1]):
-                axes.set_title(_wrap(str(title), 13), fontsize=8)
-    if feet:
-        figure.supxlabel("\n".join(feet), fontsize=7.5, color=FAINT)
-    return figure, limits
+                figure.text(0.13 / width, (y + tall / 2) / height, name, rotation=90, ha="center", va="center",
+                            fontsize=9, color=FAINT)  # fmt: skip
+    figure.text(left / width, (below + 0.05) / height, "\n".join(feet), fontsize=8.5, color=FAINT, va="bottom")
+    return figure
+
+
+def _heads(titles: Sequence[str], columns: int, step: float) -> dict[int, str]:
+    """The titles to write, by index: where a class begins, wrapped to the columns it spans."""
+    starts = [i for i in range(len(titles)) if i % columns == 0 or titles[i] != titles[i - 1]]
+    heads = {}
+    for start, following in zip(starts, [*starts[1:], len(titles)], strict=True):
+        heads[start] = _wrap(titles[start], max(6, int((following - start) * step / 0.085)))
+    return heads
 
 
 def _limits(name: str, images: Sequence[np.ndarray]) -> tuple[tuple[float, float], list[str]]:
@@ -328,9 +380,10 @@ def _limits(name: str, images: Sequence[np.ndarray]) -> tuple[tuple[float, float
     return (low, max(high, low + 1e-6)), [f"{name}: black is {low:.2f} and white is {high:.2f}, in all cells alike"]
 
 
-def _show(axes: matplotlib.axes.Axes, image: np.ndarray, limits: tuple[float, float]) -> None:
+def _show(axes: Axes, image: np.ndarray, limits: tuple[float, float]) -> None:
     low, high = limits
-    shown = np.clip((image.astype(np.float64) - low) / (high - low), 0, 1)
+    shown = np.clip((np.asarray(image, dtype=np.float64) - low) / (high - low), 0, 1)
     if shown.ndim == 3 and shown.shape[2] == 1:
         shown = shown[..., 0]
+    axes.set_axis_off()
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")

@@ -70,11 +70,13 @@ def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
     """
     import matplotlib
 
+    from urnet.evaluation.figures import CAM
+
     if image.shape[:2] != cam.shape:
         raise ValueError(f"image {image.shape} and map {cam.shape}: expected the same height and width")
     grey = image.ndim == 2 or image.shape[2] == 1
     pixels = np.clip(np.repeat(image.reshape(*cam.shape, 1), 3, axis=2) if grey else image, 0, 1)  # (H, W, 3)
-    colours = matplotlib.colormaps["jet"](np.clip(cam, 0, 1))[..., :3]
+    colours = matplotlib.colormaps[CAM](np.clip(cam, 0, 1))[..., :3]
     return np.rint(255 * ((1 - OPACITY) * pixels + OPACITY * colours)).astype(np.uint8)
 
 

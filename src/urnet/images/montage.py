@@ -60,6 +60,9 @@ def expand(root: Path, file: str, tile: int | None) -> Iterator[Address]:
                 f"{root / file}: {header.width} x {header.height} px, {header.pages} page(s), is no montage of "
                 f"{tile} px tiles; its edges must be multiples of tile"
             )
+        if (header.height, header.width) == (tile, tile):
+            yield Address(file)
+            return
         for row in range(header.height // tile):
             for column in range(header.width // tile):
                 yield Address(file, row=row, column=column)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from urnet.errors import ImageError
 from urnet.images.optics import REFERENCE, Imaging, brightfield, draw_imaging
 
 FREQUENCY = {"granulocyte": 0.60, "lymphocyte": 0.32, "monocyte": 0.08}
@@ -26,6 +27,9 @@ THICKNESS = 2.5
 
 FULL = 1.25 * THICKNESS
 """Phase that `clean` shows as white."""
+
+SPREAD = 0.12
+"""How far the imaging conditions stray from the donor's, as a share of their ranges (standard deviation)."""
 
 _STREAMS = (*FREQUENCY, "donor", "field")
 
@@ -92,10 +96,10 @@ def draw_donor(seed: int, donor: int) -> Donor:
         donor: number of the donor, from 0.
     """
     rng = stream(seed, donor, "donor")
-    # Nobody photographs transparent cells in focus, where there is nothing to see.
-    defocus = float(rng.choice([-1, 1]) * rng.uniform(1.2, 3))
+    # Never in focus, where nothing is to be seen of transparent cells; above and below it, however few the donors.
+    defocus = float(rng.uniform(1.2, 3)) * (-1) ** donor
     return Donor(
-        size=rng.normal(1, 0.025),
+        size=rng.normal(1, 0.02),
         texture=rng.lognormal(0, 0.2),
         nucleus=rng.lognormal(0, 0.2),
         imaging=replace(draw_imaging(rng), defocus=defocus),
@@ -114,7 +118,7 @@ def draw_crop(label: str, seed: int, donor: int, index: int, size: int = 48) -> 
     """
     rng = stream(seed, donor, label, index)
     traits = draw_donor(seed, donor)
-    imaging = draw_imaging(rng, around=traits.imaging, spread=0.12)
+    imaging = draw_imaging(rng, around=traits.imaging, spread=SPREAD)
     canvas = Canvas(size, size)
     middle = rng.normal(size / 2, 0.02 * size, 2).astype(int)
     if rng.random() < 0.25:
@@ -125,6 +129,114 @@ def draw_crop(label: str, seed: int, donor: int, index: int, size: int = 48) -> 
     image = brightfield(canvas.phase, canvas.density, imaging, rng)
     nuclei = fluorescence(canvas.nuclei, size, rng)
     return Crop(*(np.rint(255 * np.clip(a, 0, 1)).astype(np.uint8) for a in (image, canvas.phase / FULL, nuclei)))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a white cell lies in a phantom field.
+
+    Args:
+        x: column of its centre, px.
+        y: row of its centre, px.
+        radius: mean radius of its outline, px.
+        label: its class.
+        contact: `single`, `touching` or `overlapping`: how it lies to its nearest white cell.
+    """
+
+    x: int
+    y: int
+    radius: float
+    label: str
+    contact: str
+
+
+@dataclass(frozen=True)
+class Field:
+    """A phantom field of view.
+
+    Args:
+        brightfield: (H, W), uint16 of the 12-bit range, an empty spot at about 2,000.
+        nuclei: nuclear fluorescence, (H, W), uint16 of the 12-bit range.
+        cells: the white cells in it.
+    """
+
+    brightfield: np.ndarray
+    nuclei: np.ndarray
+    cells: tuple[Placed, ...]
+
+
+def draw_field(
+    seed: int, donor: int, index: int, *, shape: tuple[int, int] = (1024, 1024), cells: int = 60, crop: int = 48
+) -> Field:
+    """Draw a field of white cells, about a fifth of them in pairs that touch or overlap, with red cells and debris.
+
+    Args:
+        seed: seed of the whole set, at least 0.
+        donor: number of the donor, from 0.
+        index: number of the field among its donor's, from 0.
+        shape: height and width, px.
+        cells: number of white cells, their classes drawn by `FREQUENCY`; all lie wholly inside.
+        crop: side in px that a crop of `CROP_UM` micrometres has at this magnification.
+
+    Raises:
+        ImageError: if so many cells do not fit in.
+    """
+    rng = stream(seed, donor, "field", index)
+    traits = draw_donor(seed, donor)
+    imaging = draw_imaging(rng, around=traits.imaging, spread=SPREAD)
+    labels = [str(label) for label in rng.choice(list(FREQUENCY), cells, p=list(FREQUENCY.values()))]
+    patches = [paint_cell(label, traits, rng, CROP_UM / crop) for label in labels]
+    places = _place([patch.radius for patch in patches], shape, 0.1 * crop, rng)
+    canvas = Canvas(*shape)
+    for patch, (row, column, _) in zip(patches, places, strict=True):
+        canvas.add(patch, row, column)
+    taken = np.array([(*place[:2], patch.radius) for place, patch in zip(places, patches, strict=True)]).reshape(-1, 3)
+    for _ in range(cells):
+        bystander = paint_bystander(rng, CROP_UM / crop)
+        row, column = (int(rng.integers(side)) for side in shape)
+        # May lean on a white cell, but not lie on it.
+        if np.all(np.hypot(taken[:, 0] - row, taken[:, 1] - column) > taken[:, 2] + 0.9 * bystander.radius):
+            canvas.add(bystander, row, column)
+    images = (
+        brightfield(canvas.phase, canvas.density, imaging, rng, crop),
+        np.clip(fluorescence(canvas.nuclei, crop, rng), 0, 1),
+    )
+    placed = (
+        Placed(column, row, patch.radius, label, contact)
+        for label, patch, (row, column, contact) in zip(labels, patches, places, strict=True)
+    )
+    return Field(*(np.rint(4095 * image).astype(np.uint16) for image in images), tuple(placed))
+
+
+def _place(
+    radii: list[float], shape: tuple[int, int], gap: float, rng: np.random.Generator
+) -> list[tuple[int, int, str]]:
+    """Row, column and contact of each disc: alone, or as the second of a pair; pairs lie `gap` px and more apart."""
+    places: list[tuple[int, int, str]] = []
+    while len(places) < len(radii):
+        first = len(places)
+        contact = str(rng.choice(["single", "touching", "overlapping"], p=[0.88, 0.06, 0.06]))
+        group = radii[first : first + 1 + (contact != "single")]
+        if len(group) == 1:
+            contact = "single"
+        reach = {"single": 0.0, "touching": 1.0, "overlapping": rng.uniform(0.65, 0.85)}[contact] * sum(group)
+        near = np.array([place[:2] for place in places]).reshape(-1, 2)
+        for _ in range(1000):
+            spot, angle = rng.uniform((0, 0), shape), rng.uniform(0, 2 * np.pi)
+            spots = np.rint([spot, spot + reach * np.array([np.sin(angle), np.cos(angle)])])[: len(group)]
+            if all(
+                np.all((at > 1.1 * radius) & (at < np.array(shape) - 1 - 1.1 * radius))
+                and np.all(np.hypot(*(near - at).T) > np.array(radii[:first]) + radius + gap)
+                for at, radius in zip(spots, group, strict=True)
+            ):
+                break
+        else:
+            raise ImageError(
+                f"{len(radii)} white cells of about {2 * np.mean(radii):.0f} px do not fit in a field of "
+                f"{shape[1]} x {shape[0]} px; draw fewer cells or a larger field"
+            )
+        places += [(int(row), int(column), contact) for row, column in spots]
+    return places
 
 
 class Canvas:
@@ -208,7 +320,9 @@ def paint_bystander(rng: np.random.Generator, pixel: float) -> Patch:
         r2 = np.clip(grid.rho, 0, 1) ** 2
         height = np.sqrt(1 - r2) * (0.207 + 2.003 * r2 - 1.123 * r2**2) / 0.65
         return grid.patch(0.7 * height, 1.2 * height)
-    radius, wobble, height = (rng.uniform(0.7, 1.3), 0.04, 0.3) if rng.random() < 0.6 else (rng.uniform(1.2, 2.4), 0.12, 0.5)
+    radius, wobble, height = (
+        (rng.uniform(0.7, 1.3), 0.04, 0.3) if rng.random() < 0.6 else (rng.uniform(1.2, 2.4), 0.12, 0.5)
+    )
     grid = _Grid(radius, pixel, wobble, rng)
     body = np.sqrt(np.clip(1 - grid.rho**2, 0, 1)) * rng.uniform(0.6, 1.2) * height
     return grid.patch(body, 0.5 * body)
@@ -217,7 +331,7 @@ def paint_bystander(rng: np.random.Generator, pixel: float) -> Patch:
 _RADIUS = {  # micrometres: mean, standard deviation, least, greatest
     "granulocyte": (5.9, 0.4, 4.8, 7.0),
     "lymphocyte": (4.6, 0.5, 3.6, 6.2),
-    "monocyte": (6.95, 0.65, 5.5, 8.4),
+    "monocyte": (7.1, 0.62, 5.6, 8.4),
 }
 _GRAIN = {"granulocyte": 0.04, "lymphocyte": 0.015, "monocyte": 0.02}  # phase, standard deviation of the texture
 _GRANULES = {"granulocyte": 90, "lymphocyte": 4, "monocyte": 25}  # mean number
@@ -248,7 +362,7 @@ _NUCLEUS = {"granulocyte": _lobed, "lymphocyte": _round, "monocyte": _kidney}
 
 
 def _arc(arc: float, span: float, lobes: int, lobe: float, bridge: float, rng: np.random.Generator) -> np.ndarray:
-    """A chain of circles along an arc about the cell's centre: columns x, y, radius in micrometres, (6·lobes + 1, 3)."""
+    """A chain of circles along an arc about the cell's centre: columns x, y, radius in µm, (6·lobes + 1, 3)."""
     along = np.linspace(0, 1, 6 * lobes + 1)
     radii = bridge + (lobe - bridge) * np.sin(np.pi * lobes * along) ** 2
     angles = rng.uniform(0, 2 * np.pi) + span * (along - 0.5)
@@ -278,7 +392,12 @@ class _Grid:
         angle = np.arctan2(self.y, self.x)
         outline = np.ones_like(angle)
         for order in (2, 3, 4, 5):
-            outline += wobble * np.float32(rng.normal()) * np.cos(order * angle + np.float32(rng.uniform(0, 2 * np.pi))) * np.float32(2 / order)
+            outline += (
+                wobble
+                * np.float32(rng.normal())
+                * np.cos(order * angle + np.float32(rng.uniform(0, 2 * np.pi)))
+                * np.float32(2 / order)
+            )
         self.rho = np.hypot(self.x, self.y) / (radius * np.clip(outline, 0.75, 1.28))
 
     def patch(self, phase: np.ndarray, density: np.ndarray, nucleus: np.ndarray | None = None) -> Patch:
@@ -286,7 +405,10 @@ class _Grid:
         smooth = CROP_UM / REFERENCE / self.step
         nucleus = np.zeros_like(phase) if nucleus is None else nucleus
         return Patch(
-            self._shrink(gaussian_filter(THICKNESS * phase, smooth)), self._shrink(density), self._shrink(nucleus), self.radius / self.pixel
+            self._shrink(gaussian_filter(THICKNESS * phase, smooth)),
+            self._shrink(density),
+            self._shrink(nucleus),
+            self.radius / self.pixel,
         )
 
     def _shrink(self, fine: np.ndarray) -> np.ndarray:

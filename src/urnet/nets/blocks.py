@@ -1,8 +1,7 @@
 """The layers that the U-shaped networks are built of."""
 
+import torch
 from torch import Tensor, nn
-
-from urnet.nets.enhancer import centre_crop
 
 
 class DoubleConv(nn.Sequential):
@@ -112,3 +111,15 @@ class SqueezeExcitation(nn.Module):
         """Weight each channel of (B, C, H, W)."""
         s = x.mean(dim=(2, 3))  # (B, C)
         return x * self.excite(s)[:, :, None, None]  # (B, C, H, W)
+
+
+def centre_crop(x: Tensor, size: torch.Size) -> Tensor:
+    """Cut (B, C, H, W) to the height and width `size` around its centre; an odd pixel goes at the end."""
+    top, left = ((have - want) // 2 for have, want in zip(x.shape[-2:], size, strict=True))
+    return x[..., top : top + size[0], left : left + size[1]]
+
+
+def concatenate(*maps: Tensor) -> Tensor:
+    """Join maps (B, *, H, W) along their channels, each cropped around its centre to the smallest of them."""
+    size = torch.Size(min(sides) for sides in zip(*(x.shape[-2:] for x in maps), strict=True))
+    return torch.cat([centre_crop(x, size) for x in maps], dim=1)

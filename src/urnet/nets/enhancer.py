@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -89,20 +88,15 @@ def reflect_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tens
         ImageError: A margin is asked for and H or W is below 2 px, so that there is nothing to mirror.
     """
     margins = [left, right, top, bottom]
+    height, width = x.shape[-2:]
+    if any(margins) and min(height, width) < 2:
+        raise ImageError(
+            f"an image of {width} × {height} px cannot be mirrored outwards; an enhancer needs at least 2 × 2 px: "
+            "leave such crops out"
+        )
+    period = (width - 1, width - 1, height - 1, height - 1)  # whole steps keep the edges where the mirrors stand
     while any(margins):
-        height, width = x.shape[-2:]
-        if min(height, width) < 2:
-            raise ImageError(
-                f"an image of {width} × {height} px cannot be mirrored outwards; an enhancer needs at least 2 × 2 px: "
-                "leave such crops out"
-            )
-        now = [min(px, side - 1) for px, side in zip(margins, (width, width, height, height), strict=True)]
-        x = F.pad(x, now, mode="reflect")
-        margins = [px - done for px, done in zip(margins, now, strict=True)]
+        step = [min(px, limit) for px, limit in zip(margins, period, strict=True)]
+        x = F.pad(x, step, mode="reflect")
+        margins = [px - done for px, done in zip(margins, step, strict=True)]
     return x
-
-
-def centre_crop(x: Tensor, size: torch.Size) -> Tensor:
-    """Cut (B, C, H, W) to the height and width `size` around its centre; an odd pixel goes at the end."""
-    top, left = ((have - want) // 2 for have, want in zip(x.shape[-2:], size, strict=True))
-    return x[..., top : top + size[0], left : left + size[1]]

@@ -32,7 +32,7 @@ def list_enhancers() -> list[str]:
     return list(_constructors)
 
 
-def create_enhancer(name: str, channels: int, **options: Any) -> Enhancer:
+def create_enhancer(name: str, channels: int, /, **options: Any) -> Enhancer:
     """Build an enhancer by its name.
 
     Args:

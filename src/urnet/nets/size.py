@@ -1,11 +1,12 @@
 """How large a network is: parameters, and multiply-accumulates an image."""
 
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -16,9 +17,8 @@ def count_parameters(module: nn.Module) -> int:
 def count_macs(module: nn.Module, size: int, channels: int) -> int:
     """Count the multiply-accumulates of one image in evaluation mode.
 
-    Counted are convolutions, transposed convolutions, matrix products and attention, as the field does; biases, norms,
-    activations and pooling are not. Only shapes are computed (on PyTorch's meta device), so that the full-size network
-    needs neither time nor memory.
+    Counted are convolutions with their biases, matrix products and attention; norms, activations and pooling are not.
+    Only shapes are computed, on PyTorch's meta device, so that the full-size network needs neither time nor memory.
 
     Args:
         module: A network that takes (B, C, H, W), on any device; it is not changed.
@@ -30,12 +30,21 @@ def count_macs(module: nn.Module, size: int, channels: int) -> int:
     """
     tensors = {name: x.to("meta") for name, x in chain(module.named_parameters(), module.named_buffers())}
     image = torch.empty(1, channels, size, size, device="meta")
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution: _convolution_flops})
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), counter:
             functional_call(module, tensors, (image,))
     finally:
         for part, training in modes.items():
             part.training = training
     return counter.get_total_flops() // 2
+
+
+def _convolution_flops(
+    x: torch.Size, weight: torch.Size, bias: torch.Size | None, *args: Any, out_shape: torch.Size, **kwargs: Any
+) -> int:
+    """Add to PyTorch's own count, which leaves it out, one accumulation of the bias for each number put out."""
+    *_, transposed, _output_padding, _groups = args
+    return conv_flop_count(x, weight, out_shape, transposed) + (2 * out_shape.numel() if bias else 0)

@@ -1,12 +1,12 @@
 """U-Net (Ronneberger et al., MICCAI 2015, https://arxiv.org/abs/1505.04597), and the U shape that its kin share."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
-from urnet.nets.blocks import DoubleConv, MaxPool
-from urnet.nets.enhancer import Enhancer, centre_crop
+from urnet.nets.blocks import DoubleConv, MaxPool, concatenate
+from urnet.nets.enhancer import Enhancer
 from urnet.nets.registry import Width, register_enhancer
 
 
@@ -36,7 +36,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         scales = [width * 2**i for i in range(5)]
-        pairs = list(zip(scales[:-1], scales[1:], strict=True))  # (upper, lower)
+        pairs = list(pairwise(scales))  # (upper, lower)
         self.encoder = nn.ModuleList([block(channels, width), *(block(upper, lower) for upper, lower in pairs)])
         self.down = nn.ModuleList(down(upper) for upper, _ in pairs)
         self.skip = nn.ModuleList(skip(upper) for upper, _ in pairs)
@@ -56,12 +56,6 @@ class UNet(nn.Module):
             x = self.up[i](self.attention[i](x))  # (B, 2ⁱw, H/2ⁱ, W/2ⁱ)
             x = self.decoder[i](concatenate(skips[i], x))
         return self.head(x)
-
-
-def concatenate(*maps: Tensor) -> Tensor:
-    """Join maps (B, *, H, W) along their channels, each cropped around its centre to the smallest of them."""
-    size = torch.Size(min(sides) for sides in zip(*(x.shape[-2:] for x in maps), strict=True))
-    return torch.cat([centre_crop(x, size) for x in maps], dim=1)
 
 
 @register_enhancer

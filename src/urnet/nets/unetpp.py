@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from urnet.nets.blocks import DoubleConv, MaxPool
+from urnet.nets.blocks import DoubleConv, MaxPool, concatenate
 from urnet.nets.enhancer import Enhancer
 from urnet.nets.registry import Width, register_enhancer
-from urnet.nets.unet import concatenate
 
 
 class UNetPlusPlus(nn.Module):
@@ -47,8 +46,6 @@ class UNetPlusPlus(nn.Module):
 
 
 @register_enhancer
-def unetpp(
-    channels: int, *, width: Width = 64, residual: bool = False, deep_supervision: bool = False
-) -> Enhancer:
+def unetpp(channels: int, *, width: Width = 64, residual: bool = False, deep_supervision: bool = False) -> Enhancer:
     """Build UNet++ of five scales."""
     return Enhancer(UNetPlusPlus(channels, width, deep_supervision=deep_supervision), residual=residual)

@@ -1,0 +1,216 @@
+"""A trained model on disk and in memory: `config.json` and `model.safetensors`, nothing that needs pickle.
+
+The configuration holds all that turns an image file into a decision: input size and colour, the scale of raw counts,
+the networks, the classes. Training writes a bundle, everything after training reads one.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from urnet import __version__
+from urnet.errors import ImageError, RunError
+from urnet.images.read import read_image
+from urnet.images.scale import ANY_DEPTH, Scaling
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from urnet.nets.joint import JointModel
+
+FORMAT = 1
+CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that a trained model is, apart from its weights.
+
+    Attributes:
+        name: the recipe's name.
+        classes: class names in the order of the outputs.
+        size: edge of the square input in pixels.
+        channels: 1 grey, 3 colour.
+        scaling: raw counts to [0, 1].
+        enhancer: name and options of the enhancer.
+        classifier: name and options of the timm classifier.
+        tile: edge of a montage's tiles where the training images were montages.
+        protocol: `honest` or `paper`.
+        seed: of the training.
+        epoch: the epoch whose weights were kept, from 1.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    size: int
+    channels: int
+    scaling: Scaling
+    enhancer: dict[str, Any]
+    classifier: dict[str, Any]
+    tile: int | None = None
+    protocol: str = "honest"
+    seed: int = 0
+    epoch: int = 0
+    versions: dict[str, str] = field(default_factory=lambda: {"urnet": __version__})
+
+    def build(self) -> "JointModel":
+        """The networks with fresh weights."""
+        from urnet.nets.joint import build_joint
+
+        enhancer, classifier = dict(self.enhancer), dict(self.classifier)
+        return build_joint(
+            enhancer.pop("name"),
+            classifier.pop("name"),
+            len(self.classes),
+            self.channels,
+            enhancer_options=enhancer,
+            classifier_options=classifier,
+        )
+
+
+class Model:
+    """A trained model, ready to enhance and classify.
+
+    Args:
+        config: what it is.
+        joint: the networks with their trained weights.
+    """
+
+    def __init__(self, config: ModelConfig, joint: "JointModel"):
+        import torch
+
+        self.config = config
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.joint = joint.to(self.device).eval()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the outputs."""
+        return self.config.classes
+
+    def save(self, folder: Path) -> None:
+        """Write the bundle; the weights first, so that a configuration never stands without them."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.joint.state_dict().items()}
+        part = folder / f"{WEIGHTS_NAME}.part"
+        save_file(state, part)
+        part.replace(folder / WEIGHTS_NAME)
+        text = json.dumps({"format": FORMAT, **asdict(self.config)}, indent=2, ensure_ascii=False)
+        (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Model":
+        """Read a bundle, or the bundle of a run folder.
+
+        Raises:
+            RunError: no bundle there, or one that is damaged or newer than this program.
+        """
+        folder = Path(path)
+        if (folder / "model" / CONFIG_NAME).is_file():
+            folder = folder / "model"
+        if not (folder / CONFIG_NAME).is_file():
+            raise RunError(
+                f"{path}: no trained model here (looked for {CONFIG_NAME} and model/{CONFIG_NAME}); "
+                "give a folder written by `urnet train`; an unfinished run goes on with --resume"
+            )
+        config = _read_config(folder / CONFIG_NAME)
+        joint = config.build()
+        _load_weights(joint, folder / WEIGHTS_NAME)
+        return cls(config, joint)
+
+    def prepare(self, crop: np.ndarray) -> np.ndarray:
+        """One raw crop, (H, W) or (H, W, 3), as the network's input (C, S, S) in [0, 1].
+
+        Raises:
+            ImageError: the crop's depth is not the one that the scale was fitted to.
+        """
+        from urnet.cells.pixels import fit_input
+
+        expected = self.config.scaling.dtype
+        if expected not in (str(crop.dtype), ANY_DEPTH):
+            raise ImageError(f"{crop.dtype} pixels, but the model was trained on {expected}; convert the image")
+        return self.config.scaling.apply(fit_input(crop, self.config.size, self.config.channels))
+
+    def forward(self, inputs: np.ndarray, batch_size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Probabilities (B, K) and enhanced images (B, C, S, S) of prepared inputs (N, C, S, S), batch by batch."""
+        import torch
+
+        with torch.inference_mode():
+            for start in range(0, len(inputs), batch_size):
+                images = torch.from_numpy(inputs[start : start + batch_size]).to(self.device)
+                enhanced = self.joint.enhance(images)
+                yield self._probabilities(enhanced), enhanced.cpu().numpy()
+
+    def _probabilities(self, enhanced: "torch.Tensor") -> np.ndarray:
+        return self.joint.classify(enhanced).float().softmax(dim=1).cpu().numpy()
+
+    def predict(self, images: "Path | str | np.ndarray | Iterable[Path | str | np.ndarray]") -> "pd.DataFrame":
+        """Classify images.
+
+        Args:
+            images: one image or several; each a path or an array of raw counts, (H, W) or (H, W, 3).
+
+        Returns:
+            A row an image: `path` ("" for arrays), `predicted`, `p_<class>`, and `error` with the reason where an
+            image could not be used.
+        """
+        import pandas as pd
+
+        if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim == 2):
+            images = [images]
+        rows: list[dict[str, Any]] = []
+        inputs = []
+        for image in images:
+            named = isinstance(image, str | Path)
+            row: dict[str, Any] = {"path": str(image) if named else "", "predicted": "", "error": ""}
+            try:
+                inputs.append(self.prepare(read_image(Path(image)) if named else np.asarray(image)))
+            except ImageError as error:
+                row["error"] = str(error)
+            rows.append(row)
+        chunks = [p for p, _ in self.forward(np.stack(inputs))] if inputs else []
+        probabilities = iter(np.concatenate(chunks)) if chunks else iter(())
+        for row in rows:
+            values = next(probabilities) if not row["error"] else np.full(len(self.classes), np.nan)
+            if not row["error"]:
+                row["predicted"] = self.classes[int(values.argmax())]
+            row |= {f"p_{name}": float(value) for name, value in zip(self.classes, values, strict=True)}
+        columns = ["path", "predicted", *(f"p_{name}" for name in self.classes), "error"]
+        return pd.DataFrame(rows, columns=columns)
+
+
+def _read_config(path: Path) -> ModelConfig:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data.pop("format")
+        if version > FORMAT:
+            raise RunError(
+                f"{path}: written by a newer urnet (format {version}, this one reads {FORMAT}); update urnet"
+            )
+        data["scaling"] = Scaling(**data["scaling"])
+        data["classes"] = tuple(data["classes"])
+        return ModelConfig(**data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{path}: not a model configuration of urnet ({error}); train again or restore the file"
+        ) from None
+
+
+def _load_weights(joint: "JointModel", path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise RunError(f"{path}: the weights are missing beside {CONFIG_NAME}; restore the file or train again")
+    try:
+        joint.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{path}: the weights cannot be loaded ({reason}); restore the file or train again") from None

@@ -1,0 +1,97 @@
+"""Batches of tensors from decoded cells: scaled to [0, 1], shuffled the same way for the same seed and epoch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from urnet.cells.augment import epoch_order
+from urnet.images.scale import Scaling
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class CellDataset(Dataset[Batch]):
+    """Cells as (images, labels, targets), fetched a whole batch at a time.
+
+    Args:
+        images: (N, C, S, S) raw counts.
+        labels: (N,) int64.
+        scaling: raw counts to [0, 1].
+        targets: (N, C, S, S) raw counts of the paired images, or none for empty tensors.
+        target_scaling: the scale of the paired images.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        scaling: Scaling,
+        targets: np.ndarray | None = None,
+        target_scaling: Scaling | None = None,
+    ):
+        self.images, self.labels, self.scaling = images, labels, scaling
+        self.targets, self.target_scaling = targets, target_scaling
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """The cells at `indices`: (B, C, S, S), (B,), (B, C, S, S) or (B, 0)."""
+        images = torch.from_numpy(self.scaling.apply(self.images[indices]))
+        labels = torch.from_numpy(self.labels[indices])
+        if self.targets is None or self.target_scaling is None:
+            return images, labels, images.new_empty(len(images), 0)
+        return images, labels, torch.from_numpy(self.target_scaling.apply(self.targets[indices]))
+
+
+class EpochSampler(Sampler[int]):
+    """The order of `epoch_order`, dealt out among the processes of a distributed run.
+
+    Lightning calls `set_epoch`, so the order depends on seed and epoch alone, and a resumed run sees what an
+    uninterrupted one would have seen.
+    """
+
+    def __init__(self, labels: np.ndarray, *, balanced: bool, per_class: int | None, seed: int):
+        self.labels, self.balanced, self.per_class, self.seed = labels, balanced, per_class, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        order = epoch_order(
+            self.labels, balanced=self.balanced, per_class=self.per_class, seed=self.seed, epoch=self.epoch
+        )
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        length = len(order) // world
+        return iter(order[rank : length * world : world].tolist())
+
+    def __len__(self) -> int:
+        if self.balanced:
+            classes = len(np.unique(self.labels))
+            total = classes * (self.per_class or -(-len(self.labels) // classes))
+        else:
+            total = len(self.labels)
+        return total // (dist.get_world_size() if dist.is_initialized() else 1)
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def train_loader(
+    dataset: CellDataset, batch_size: int, *, balanced: bool, per_class: int | None, seed: int
+) -> DataLoader[Batch]:
+    """Shuffled batches; the last one is left out where it would hold a single cell (batch norm needs two)."""
+    sampler = EpochSampler(dataset.labels, balanced=balanced, per_class=per_class, seed=seed)
+    drop = len(sampler) % batch_size == 1
+    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=_as_is, drop_last=drop)
+
+
+def ordered_loader(dataset: CellDataset, batch_size: int) -> DataLoader[Batch]:
+    """All cells in order."""
+    return DataLoader(dataset, batch_size, shuffle=False, collate_fn=_as_is)

@@ -1,0 +1,125 @@
+"""Decoded cells in memory: one array of raw counts for all crops, at the network's size and colour."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from urnet.cells.table import Cells
+from urnet.images.montage import Address
+from urnet.images.read import Header, read_header
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Crops as raw counts.
+
+    Attributes:
+        images: (N, C, S, S) in the files' own depth; float where they have several.
+        converted: how many crops changed between grey and colour.
+    """
+
+    images: np.ndarray
+    converted: int
+
+
+def fit_input(crop: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """One crop at the network's input size and colour, in its own depth.
+
+    The aspect is kept: the longer edge becomes `size`, the shorter one is filled up by reflection.
+
+    Args:
+        crop: (H, W) or (H, W, 3).
+        size: edge of the square result in pixels.
+        channels: 1 for grey (colour is averaged), 3 for colour (grey is repeated).
+
+    Returns:
+        (C, S, S).
+    """
+    dtype = crop.dtype
+    if channels == 1 and crop.ndim == 3:
+        crop = _rounded(crop.mean(axis=-1), dtype)
+    planes = [crop] if crop.ndim == 2 else [crop[..., k] for k in range(3)]
+    planes = [_resized(plane, size) for plane in planes]
+    return np.stack(planes * channels if channels > len(planes) else planes)
+
+
+def load_pixels(
+    cells: Cells,
+    size: int,
+    channels: int,
+    *,
+    column: str = "path",
+    progress: Callable[[int], None] | None = None,
+) -> Pixels:
+    """Decode all cells.
+
+    Args:
+        cells: the table.
+        size: edge of the network's input in pixels.
+        channels: 1 or 3.
+        column: `path`, or `target` for the paired images.
+        progress: called with the number of crops decoded.
+
+    Raises:
+        ImageError: an image cannot be used.
+    """
+    crops = []
+    converted = 0
+    for index in range(len(cells)):
+        crop = cells.read(index, column)
+        converted += (crop.ndim == 3) != (channels == 3)
+        crops.append(fit_input(crop, size, channels))
+        if progress is not None:
+            progress(index + 1)
+    depths = {crop.dtype for crop in crops}
+    common = depths.pop() if len(depths) == 1 else np.dtype(np.float32)
+    return Pixels(np.stack([crop.astype(common, copy=False) for crop in crops]), converted)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the headers say of a set of crops: most common longer edge in pixels, colour, and count of each depth."""
+
+    edge: int
+    colour: bool
+    depths: Counter[str]
+
+
+def survey(cells: Cells) -> Look:
+    """Size, colour and depth of the crops, from the headers alone."""
+    edges: Counter[int] = Counter()
+    depths: Counter[str] = Counter()
+    headers: dict[str, Header] = {}
+    for path, tile in zip(cells.table["path"], cells.table.get("tile", [""] * len(cells)), strict=True):
+        file = path if (cells.root / path).is_file() else Address.parse(path).file
+        if file not in headers:
+            headers[file] = read_header(cells.root / file)
+        header = headers[file]
+        edges[int(tile) if tile != "" else max(header.height, header.width)] += 1
+        depths[header.dtype] += 1
+    edge = max(edges, key=lambda edge: (edges[edge], edge))
+    return Look(edge, any(header.colour for header in headers.values()), depths)
+
+
+def _resized(plane: np.ndarray, size: int) -> np.ndarray:
+    height, width = plane.shape
+    if (height, width) == (size, size):
+        return plane
+    scale = size / max(height, width)
+    new = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if plane.dtype == np.uint8:
+        image = np.asarray(Image.fromarray(plane).resize(new, Image.Resampling.BICUBIC))
+    else:
+        floating = np.asarray(Image.fromarray(plane.astype(np.float32)).resize(new, Image.Resampling.BICUBIC))
+        image = _rounded(floating, plane.dtype)
+    down, right = size - image.shape[0], size - image.shape[1]
+    return np.pad(image, ((down // 2, down - down // 2), (right // 2, right - right // 2)), mode="symmetric")
+
+
+def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if dtype.kind == "f":
+        return values.astype(dtype)
+    return np.clip(np.rint(values), 0, np.iinfo(dtype).max).astype(dtype)

@@ -1,0 +1,295 @@
+"""Folders of simulated cells: phantoms drawn from scratch, and stained crops with their stain taken away.
+
+Both are cells folders like any other: `cells.csv`, crops as 8-bit PNG under `cells/<label>/`, and for every crop its
+partners of the same size under the same name in `clean/` (phase), `nuclei/` (nuclear fluorescence) or `stained/`. A
+folder appears under its name when it is complete, and not before.
+"""
+
+import csv
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from urnet import __version__
+from urnet.cells.table import TABLE_NAME, read_cells
+from urnet.errors import CellsError, ImageError
+from urnet.images.destain import destain
+from urnet.images.phantom import CROP_UM, FREQUENCY, draw_crop, draw_field
+
+SIZES = (16, 1024)
+"""Least and greatest side of a simulated crop, px."""
+
+FIELD_SIDE = 1024
+"""Side of a phantom field, px."""
+
+TARGETS = ("stained", "clean")
+"""What the `target` column of destained cells may name."""
+
+Progress = Callable[[float], None]
+
+_KEPT = ("donor", "field", "x", "y", "split", "fold")
+
+
+def write_phantom(
+    out: Path,
+    cells: int,
+    *,
+    size: int = 48,
+    donors: int = 12,
+    fields: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """Write phantom cells of three classes in their natural imbalance, every donor having all of them.
+
+    Fields, when asked for, go to `fields/field_000.tif` (brightfield) and `fields/field_000_nuclei.tif` (both uint16),
+    and the cells in them to `fields/truth.csv`: field, x (column), y (row), radius, label, donor, overlap (`single`,
+    `touching` or `overlapping`). They show other cells than the crops, of the same donors.
+
+    Args:
+        out: folder to make; must not exist, or be empty.
+        cells: number of cells, at least one of each class for every donor.
+        size: side of the crops, px.
+        donors: number of donors; the cells are shared out evenly.
+        fields: number of whole fields; they go round the donors.
+        seed: the same seed gives the same files.
+        progress: called with the share done, 0 to 1.
+
+    Returns:
+        `out`.
+
+    Raises:
+        CellsError: if `out` holds something, or a number is outside its range.
+    """
+    _check_numbers(size, seed)
+    if donors < 1 or fields < 0:
+        raise CellsError(f"donors is {donors} and fields is {fields}; donors must be at least 1, fields at least 0")
+    least = donors * len(FREQUENCY)
+    if cells < least:
+        raise CellsError(
+            f"{cells} cells asked for {donors} donors; every donor needs one of each of the {len(FREQUENCY)} classes, "
+            f"so at least {least} cells: ask for more cells or fewer donors"
+        )
+    report = progress or (lambda share: None)
+    with _staged(out) as folder:
+        rows = []
+        for donor in range(donors):
+            for label, count in _composition(cells // donors + (donor < cells % donors)).items():
+                for index in range(count):
+                    crop = draw_crop(label, seed, donor, index, size)
+                    name = f"{label}/d{donor:02d}_{index:04d}.png"
+                    for kind, pixels in (("cells", crop.image), ("clean", crop.clean), ("nuclei", crop.nuclei)):
+                        _write_png(folder / kind / name, pixels)
+                    rows.append(
+                        {
+                            "path": f"cells/{name}",
+                            "label": label,
+                            "donor": f"d{donor:02d}",
+                            "target": f"clean/{name}",
+                            "simulated": "phantom",
+                        }
+                    )
+                    report(len(rows) / (cells + 20 * fields))
+        _write_csv(folder / TABLE_NAME, rows)
+        if fields:
+            _write_fields(
+                folder / "fields",
+                fields,
+                size,
+                donors,
+                seed,
+                lambda n: report((cells + 20 * n) / (cells + 20 * fields)),
+            )
+        _write_readme(
+            folder,
+            "Phantom cells, drawn from scratch: no real cell was imaged.",
+            f"{cells} cells of {donors} donors, {size} px = {CROP_UM:g} um a crop, {fields} fields, seed {seed}.",
+            "cells/: stain-free brightfield. clean/: its phase. nuclei/: nuclear fluorescence.",
+        )
+    return out
+
+
+def write_destained(
+    stained: Path,
+    out: Path,
+    *,
+    size: int = 128,
+    target: str = "stained",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the simulated stain-free look of stained crops, with the stained originals and the phase as partners.
+
+    Args:
+        stained: cells table, or folder per class, of 8-bit RGB crops; each is cut to its central square and resized.
+        out: folder to make; must not exist, or be empty.
+        size: side of the crops written, px.
+        target: the partner that the `target` column names, one of `TARGETS`; both are written.
+        seed: the same seed gives the same files.
+        progress: called with the share done, 0 to 1.
+
+    Returns:
+        `out`. Labels, donors, sources and a split that the stained table knows are kept.
+
+    Raises:
+        CellsError: if `out` holds something, the stained table is faulty, or an argument is outside its range.
+        ImageError: if a stained crop cannot be read or is not 8-bit RGB; nothing is left in `out` then.
+    """
+    _check_numbers(size, seed)
+    if target not in TARGETS:
+        raise CellsError(f"target is {target!r}; it must be one of {', '.join(TARGETS)}")
+    source = read_cells(stained)
+    kept = [column for column in _KEPT if column in source.table]
+    with _staged(out) as folder:
+        rows: list[dict[str, str]] = []
+        names: set[str] = set()
+        for index, row in enumerate(source.table.to_dict("records")):
+            name = _free_name(row["label"], row["path"], names)
+            try:
+                original = _central_square(source.read(index), size)
+                result = destain(original, np.random.default_rng((seed, index, 1)))
+            except ImageError as error:
+                file = str(source.root / row["path"])
+                raise error if file in str(error) else ImageError(f"{file}: {error}") from None
+            _write_png(folder / "cells" / name, _to_8_bit(result.image))
+            _write_png(folder / "clean" / name, _to_8_bit(result.clean))
+            _write_png(folder / "stained" / name, original)
+            new = {
+                "path": f"cells/{name}",
+                "label": row["label"],
+                "source": row["source"],
+                "target": f"{target}/{name}",
+                "simulated": "simulated destaining",
+            }
+            rows.append(new | {column: row[column] for column in kept})
+            if progress is not None:
+                progress(len(rows) / len(source))
+        _write_csv(folder / TABLE_NAME, rows)
+        _write_readme(
+            folder,
+            "Simulated destaining of stained cells: real morphology under simulated stain-free optics.",
+            f"{len(rows)} cells, {size} px a crop, target {target}, seed {seed}.",
+            "cells/: simulated stain-free brightfield. clean/: its phase. stained/: the original, resized.",
+        )
+    return out
+
+
+def _composition(cells: int) -> dict[str, int]:
+    """How many of one donor's cells are of each class: the natural shares, but a few monocytes where there is room."""
+    monocytes = max(round(FREQUENCY["monocyte"] * cells), min(3, max(1, cells // 10)))
+    others = cells - monocytes
+    share = FREQUENCY["lymphocyte"] / (FREQUENCY["lymphocyte"] + FREQUENCY["granulocyte"])
+    lymphocytes = max(round(share * others), 1)
+    return {"granulocyte": others - lymphocytes, "lymphocyte": lymphocytes, "monocyte": monocytes}
+
+
+def _write_fields(folder: Path, fields: int, crop: int, donors: int, seed: int, report: Callable[[int], None]) -> None:
+    # Each cell has the room of a crop and a half each way, up to sixty.
+    cells = int(np.clip((FIELD_SIDE / (1.5 * crop)) ** 2 / 3, 1, 60))
+    rows = []
+    for number in range(fields):
+        donor, index = number % donors, number // donors
+        field = draw_field(seed, donor, index, shape=(FIELD_SIDE, FIELD_SIDE), cells=cells, crop=crop)
+        name = f"field_{number:03d}"
+        _write_tiff(folder / f"{name}.tif", field.brightfield, CROP_UM / crop)
+        _write_tiff(folder / f"{name}_nuclei.tif", field.nuclei, CROP_UM / crop)
+        rows += [
+            {
+                "field": f"{name}.tif",
+                "x": cell.x,
+                "y": cell.y,
+                "radius": f"{cell.radius:.2f}",
+                "label": cell.label,
+                "donor": f"d{donor:02d}",
+                "overlap": cell.contact,
+            }
+            for cell in field.cells
+        ]
+        report(number + 1)
+    _write_csv(folder / "truth.csv", rows)
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name at the end, and is gone if anything stops before."""
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CellsError(f"{out}: exists already and is not an empty folder; nothing is overwritten, give another name")
+    full = out.resolve()
+    staging = full.with_name(f".{full.name}.unfinished")
+    if staging.exists():
+        raise CellsError(
+            f"{staging}: left by a run that was killed, or another is writing to {out} now; remove it if none is"
+        )
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if out.exists():
+            out.rmdir()
+        staging.rename(full)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _check_numbers(size: int, seed: int) -> None:
+    if not SIZES[0] <= size <= SIZES[1]:
+        raise CellsError(f"size is {size}; crops can be {SIZES[0]} to {SIZES[1]} px")
+    if seed < 0:
+        raise CellsError(f"seed is {seed}; it must be 0 or more")
+
+
+def _free_name(label: str, path: str, taken: set[str]) -> str:
+    """`<label>/<stem>.png`, safe as a path anywhere, with a number where the name is taken in any case of letters."""
+    stem = re.sub(r"\.(png|jpe?g|bmp|tiff?)(?=$|#)", "", path.rsplit("/", 1)[-1], flags=re.IGNORECASE)
+    folder, stem = (re.sub(r"[^\w.-]", "_", part).strip(".") or "_" for part in (label, stem))
+    name, number = f"{folder}/{stem}.png", 1
+    while name.casefold() in taken:
+        number += 1
+        name = f"{folder}/{stem}_{number}.png"
+    taken.add(name.casefold())
+    return name
+
+
+def _central_square(image: np.ndarray, size: int) -> np.ndarray:
+    """Cut to the central square and resize; what is not 8-bit RGB is left as it is, for `destain` to refuse."""
+    if image.ndim != 3 or image.dtype != np.uint8:
+        return image
+    side = min(image.shape[:2])
+    top, left = ((edge - side) // 2 for edge in image.shape[:2])
+    square = Image.fromarray(image[top : top + side, left : left + side])
+    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _to_8_bit(image: np.ndarray) -> np.ndarray:
+    return np.rint(255 * image).astype(np.uint8)
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def _write_tiff(path: Path, pixels: np.ndarray, pixel_um: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    per_cm = 1e4 / pixel_um
+    tifffile.imwrite(path, pixels, photometric="minisblack", resolution=(per_cm, per_cm), resolutionunit="CENTIMETER")
+
+
+def _write_csv(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    rows = list(rows)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_readme(folder: Path, *lines: str) -> None:
+    text = "\n".join((*lines, f"Made by urnet {__version__}.", ""))
+    (folder / "README.txt").write_text(text, encoding="utf-8", newline="\n")

@@ -1,0 +1,107 @@
+"""The report of one evaluation: one HTML file that opens offline, on paper, on a phone, by day and by night."""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+NEVER = "–"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a report shows.
+
+    Args:
+        title: Its heading.
+        run: Name of the run.
+        dataset: One line on the cells: what they are, and which part was evaluated.
+        protocol: "honest", or "paper", which the report marks as optimistic.
+        metrics: From `metrics.score`.
+        intervals: Description of the intervals, from `metrics.interval_groups`.
+        counts: Cells by class (rows) and part (columns).
+        recipe: The resolved recipe, as YAML.
+        versions: Name and version of what computed it.
+        seed: Of the training.
+        simulated: What of the images is simulated ("simulated destaining"), or nothing.
+        figures: Title, caption and PNG of each.
+        mistakes: Caption and PNG of the cells that were most confidently wrong.
+        warnings: What the reader should know before believing the numbers.
+        differential: True and predicted per cent by class; without it, that of the metrics.
+    """
+
+    title: str
+    run: str
+    dataset: str
+    protocol: str
+    metrics: Mapping[str, Any]
+    intervals: Mapping[str, Any]
+    counts: pd.DataFrame
+    recipe: str
+    versions: Mapping[str, str]
+    seed: int
+    simulated: str = ""
+    figures: Sequence[tuple[str, str, bytes]] = ()
+    mistakes: Sequence[tuple[str, bytes]] = ()
+    warnings: Sequence[str] = ()
+    differential: Mapping[str, Any] | None = None
+
+
+def write_report(path: Path, context: Report) -> None:
+    """Write a report.
+
+    Args:
+        path: The HTML file; it is replaced if it exists.
+        context: What it shows. Names may hold any characters: everything is escaped.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    # A file name that is not valid Unicode, as Linux allows, must not stop the report.
+    path.write_text(render(context), encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def render(context: Report) -> str:
+    """The report as HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("urnet.evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"png": _png, "number": _number, "percent": _percent, "count": _count, "bar": _bar}
+    return environment.get_template("report.html.j2").render(
+        report=context,
+        differential=context.differential or context.metrics["differential"],
+        level=f"{100 * context.intervals['level']:g} %",
+    )
+
+
+def _png(picture: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
+
+
+def _number(figure: float | None) -> str:
+    return NEVER if figure is None else f"{figure:.3f}"
+
+
+def _percent(figure: float | None) -> str:
+    return NEVER if figure is None else f"{figure:.1f}"
+
+
+def _count(figure: float) -> str:
+    return NEVER if math.isnan(figure) else f"{int(figure):,}"
+
+
+def _bar(figure: Mapping[str, Any], whole: float) -> str:
+    """Place of a figure and its interval on a bar that is `whole` long, as CSS variables in per cent."""
+    value = figure["value"]
+    low, high = figure["interval"] or (value, value)
+    low, wide, at = (100 * length / whole for length in (low, high - low, value))
+    return f"--low:{low:.2f}%;--wide:{wide:.2f}%;--at:{at:.2f}%"

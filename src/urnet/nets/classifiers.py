@@ -1,0 +1,105 @@
+"""The classifiers: any network of timm, the paper's four first."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from urnet.errors import RecipeError, WeightsError
+from urnet.nets.weights import PACKAGED_CLASSIFIER, load_weights
+
+_NO_OPTIONS = {
+    "model_name": "it is classifier.name",
+    "num_classes": "it follows from the classes",
+    "pretrained": "it is classifier.pretrained",
+    "checkpoint_path": "it is classifier.weights",
+    "in_chans": "a classifier sees three channels",
+    "features_only": "a classifier gives logits",
+}
+
+
+def list_classifiers() -> list[str]:
+    """Give the classifiers to choose from first: the paper's four, and the one whose weights come in a package.
+
+    `create_classifier` takes any other name in `timm.list_models()` as well.
+    """
+    return ["vgg16", "mobilenetv2_100", "densenet121", "resnet101", PACKAGED_CLASSIFIER]
+
+
+def create_classifier(
+    name: str,
+    classes: int,
+    *,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    options: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Build a classifier of timm for images of three channels.
+
+    Args:
+        name: Any name of timm, with or without a tag of pretrained weights (`resnet101.a1h_in1k`).
+        classes: Number of classes, K.
+        pretrained: Fetch timm's weights from its hub; passed over where `weights` are given.
+        weights: A local file, or "packaged" (see `urnet.nets.weights`).
+        options: Further arguments of `timm.create_model`, such as `output_stride` or `drop_rate`.
+
+    Returns:
+        The network, (B, 3, H, W) → logits (B, K).
+
+    Raises:
+        RecipeError: timm has no network of that name, or the network does not take the options.
+        WeightsError: The hub cannot be reached or has no weights, or the file does not serve.
+    """
+    options = options or {}
+    if not timm.is_model(name):
+        close = get_close_matches(name.lower(), timm.list_models(), n=5)
+        advice = f"close to it: {', '.join(close)}" if close else f"try one of: {', '.join(list_classifiers())}"
+        raise RecipeError(f"classifier {name!r} is not in timm {timm.__version__}; {advice}")
+    for option in options.keys() & _NO_OPTIONS.keys():
+        raise RecipeError(f"classifier {name!r}: {option!r} cannot be an option here: {_NO_OPTIONS[option]}")
+    try:
+        model = timm.create_model(name, num_classes=classes, in_chans=3, **options)
+    except Exception as error:  # each network of timm checks its arguments in its own way
+        raise RecipeError(
+            f"timm cannot build classifier {name!r} with options {options}: {error!r}; "
+            "leave the option out, or see the network's arguments in timm's documentation"
+        ) from error
+    if weights is not None:
+        load_weights(model, weights)
+    elif pretrained:
+        model = _from_hub(name, classes, options)
+    return model
+
+
+def _from_hub(name: str, classes: int, options: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=classes, in_chans=3, **options)
+    except Exception as error:  # the hub's client raises its own, the socket's and the disk's errors
+        reason = str(error).partition("\n")[0]
+        raise WeightsError(
+            f"no pretrained weights of {name!r}: timm's hub did not give them ({type(error).__name__}: {reason}), and "
+            "no file is named; give classifier.weights=FILE, or classifier.pretrained=false to start from random ones"
+        ) from error
+
+
+def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Give the mean and the standard deviation, per channel of pixels in [0, 1], that a timm network expects."""
+    config = resolve_model_data_config(model)
+    return config["mean"], config["std"]
+
+
+def cam_layer(model: nn.Module) -> nn.Module:
+    """Give the layer of a timm network whose output is its last feature map, for Grad-CAM.
+
+    Raises:
+        RecipeError: timm does not say which layer that is.
+    """
+    stages = getattr(model, "feature_info", None)
+    if not stages:
+        raise RecipeError(
+            f"timm names no feature maps of {type(model).__name__}; Grad-CAM needs a classifier with them"
+        )
+    return model.get_submodule(stages[-1]["module"])

@@ -1,0 +1,184 @@
+"""The two trainings as Lightning modules: the enhancer towards an image, both networks towards the label."""
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from urnet.cells.augment import augment
+from urnet.cells.batches import Batch
+from urnet.errors import TrainingError
+from urnet.nets.enhancer import Enhancer
+from urnet.nets.joint import JointModel
+from urnet.recipe import Augment, Optimisation, Pretrain, Train
+
+
+class _Training(L.LightningModule):
+    """What both trainings share: randomness by epoch, augmentation on the device, the optimiser, the watch for NaN."""
+
+    def __init__(self, settings: Optimisation, geometry: Augment, seed: int):
+        super().__init__()
+        self.settings, self.geometry, self.seed = settings, geometry, seed
+
+    def on_train_epoch_start(self) -> None:
+        """Dropout and augmentation depend on seed and epoch alone, so that a resumed run repeats them."""
+        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1_009 + self.global_rank)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment training batches where they are."""
+        if not self.trainer.training:
+            return batch
+        images, labels, targets = batch
+        channels = images.shape[1]
+        both = torch.cat([images, targets], dim=1) if targets.ndim == 4 else images  # (B, C or 2C, S, S)
+        both = augment(both, flips=self.geometry.flips, rotation=self.geometry.rotation)
+        return both[:, :channels], labels, both[:, channels:] if targets.ndim == 4 else targets
+
+    def checked(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss, if it is a number.
+
+        Raises:
+            TrainingError: it is not.
+        """
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss.item()} in epoch {self.current_epoch + 1}; the last whole epoch is kept. "
+                f"Start again with a smaller learning rate (now {self.settings.lr:g}), for instance a tenth, "
+                "or with train.precision=32"
+            )
+        return loss
+
+    def optimiser(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
+        """SGD or AdamW over parameter groups, with the schedule."""
+        s = self.settings
+        if s.optimizer == "sgd":
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                groups, lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay
+            )
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=s.lr, betas=(s.momentum, 0.999), weight_decay=s.weight_decay)
+        if s.schedule == "constant":
+            return {"optimizer": optimizer}
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            pct_start=0.2,
+            cycle_momentum=False,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def log_rate(self) -> None:
+        """The classifier's learning rate at the end of the epoch."""
+        self.log("lr", self.optimizers().param_groups[-1]["lr"])  # type: ignore[union-attr]
+
+
+class PretrainModule(_Training):
+    """The enhancer learns to paint an image, by mean squared error (paper, section 3.3; MSE is our choice).
+
+    Args:
+        enhancer: the network.
+        settings: the recipe's section; its target says whether the input itself or the paired image is painted.
+        geometry: augmentation of the training part.
+        seed: of the training.
+    """
+
+    def __init__(self, enhancer: Enhancer, settings: Pretrain, geometry: Augment, seed: int):
+        super().__init__(settings, geometry, seed)
+        self.enhancer = enhancer
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        images, _, targets = batch
+        return F.mse_loss(self.enhancer(images), images if targets.ndim == 2 else targets)
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        """One step."""
+        loss = self.checked(self._loss(batch))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[0]), sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Loss on the validation part."""
+        self.log("validation_loss", self._loss(batch), batch_size=len(batch[0]))
+
+    def on_train_epoch_end(self) -> None:
+        """Log the rate."""
+        self.log_rate()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """All parameters at one rate."""
+        return self.optimiser([{"params": self.enhancer.parameters(), "lr": self.settings.lr}])
+
+
+class JointModule(_Training):
+    """Enhancer and classifier learn together from the label alone, by cross-entropy (paper, Eq. 3).
+
+    Args:
+        model: the joint model.
+        settings: the recipe's section.
+        geometry: augmentation of the training part.
+        seed: of the training.
+        class_weights: (K,) weights of the loss, or none.
+    """
+
+    def __init__(
+        self,
+        model: JointModel,
+        settings: Train,
+        geometry: Augment,
+        seed: int,
+        classes: int,
+        class_weights: torch.Tensor | None = None,
+    ):
+        super().__init__(settings, geometry, seed)
+        self.model = model
+        self.register_buffer("class_weights", class_weights)
+        # Every process validates the whole part, so nothing is summed across them.
+        self.confusion = MulticlassConfusionMatrix(classes, sync_on_compute=False)
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        """One step."""
+        images, labels, _ = batch
+        logits = self.model(images)  # (B, K)
+        loss = self.checked(F.cross_entropy(logits, labels, weight=self.class_weights))
+        accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        size = len(labels)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        self.log("train_accuracy", accuracy, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Collect decisions on the validation part."""
+        images, labels, _ = batch
+        logits = self.model(images)
+        self.confusion.update(logits, labels)
+        self.log("validation_loss", F.cross_entropy(logits, labels), batch_size=len(labels))
+
+    def on_validation_epoch_end(self) -> None:
+        """Accuracy, and the mean recall of the classes that the part has."""
+        matrix = self.confusion.compute().double()  # (K, K), rows truth
+        support = matrix.sum(dim=1)
+        recall = matrix.diagonal()[support > 0] / support[support > 0]
+        self.log("validation_accuracy", float(matrix.trace() / matrix.sum()))
+        self.log("validation_macro_recall", float(recall.mean()))
+        self.confusion.reset()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the rate."""
+        self.log_rate()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The enhancer may have a rate of its own."""
+        rate = self.settings.lr if self.settings.enhancer_lr is None else self.settings.enhancer_lr
+        enhancer = list(self.model.enhancer.parameters())
+        groups = [{"params": enhancer, "lr": rate}] if enhancer else []
+        return self.optimiser([*groups, {"params": self.model.classifier.parameters(), "lr": self.settings.lr}])
+
+
+def inverse_frequency(counts: torch.Tensor) -> torch.Tensor:
+    """Class weights whose mean over the cells is one: N / (K · n_k), (K,)."""
+    total = math.fsum(counts.tolist())
+    return total / (len(counts) * counts.float())

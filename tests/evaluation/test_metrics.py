@@ -1,0 +1,197 @@
+"""Figures of merit against scikit-learn, what is undefined, and whether intervals cover."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
+
+from urnet.errors import CellsError
+from urnet.evaluation.metrics import interval_groups, score
+
+CLASSES = ["granulocyte", "lymphocyte", "monocyte"]
+FIGURES = ("recall", "precision", "f1")
+
+
+def cells(n: int, seed: int = 0, signal: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(3, n, p=[0.6, 0.3, 0.1])
+    logits = rng.normal(size=(n, 3))
+    logits[np.arange(n), truth] += signal
+    return truth, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def certain(predicted: list[int], classes: int = 3) -> np.ndarray:
+    return np.eye(classes)[predicted]
+
+
+def holds(figure: dict, value: float) -> bool:
+    return figure["interval"][0] <= value <= figure["interval"][1]
+
+
+def test_agrees_with_scikit_learn():
+    truth, probabilities = cells(500)
+    predicted = probabilities.argmax(axis=1)
+    found = score(truth, probabilities, CLASSES, np.arange(500), replicates=50)
+    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted)
+    assert found["accuracy"]["value"] == pytest.approx(accuracy_score(truth, predicted))
+    assert found["macro_recall"]["value"] == pytest.approx(balanced_accuracy_score(truth, predicted))
+    assert found["macro_precision"]["value"] == pytest.approx(precision.mean())
+    assert found["macro_f1"]["value"] == pytest.approx(f1.mean())
+    assert found["confusion_matrix"] == confusion_matrix(truth, predicted).tolist()
+    for k, name in enumerate(CLASSES):
+        row = found["per_class"][name]
+        assert [row[figure]["value"] for figure in FIGURES] == pytest.approx([recall[k], precision[k], f1[k]])
+        assert row["support"] == support[k]
+        assert found["differential"][name]["true_percent"] == pytest.approx(100 * np.mean(truth == k))
+        assert found["differential"][name]["predicted_percent"]["value"] == pytest.approx(100 * np.mean(predicted == k))
+
+
+def test_calibration_error_of_two_bins_by_hand():
+    probabilities = np.array([[0.7, 0.3]] * 4 + [[0.1, 0.9]] * 6)
+    truth = np.array([0, 0, 0, 1, 1, 1, 1, 0, 0, 0])
+    found = score(truth, probabilities, ["a", "b"], np.arange(10), replicates=20)
+    expected = 0.4 * abs(0.75 - 0.7) + 0.6 * abs(0.5 - 0.9)
+    assert found["expected_calibration_error"]["value"] == pytest.approx(expected)
+
+
+def test_result_is_json_of_plain_numbers():
+    found = score(*cells(60), CLASSES, ["d1", "d2", "d3"] * 20, replicates=20)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert type(found["n"]) is int
+    assert type(found["per_class"]["monocyte"]["support"]) is int
+    assert type(found["confusion_matrix"][0][0]) is int
+
+
+def test_intervals_hold_the_value_and_follow_the_seed():
+    truth, probabilities = cells(400)
+    first, again, other = (
+        score(truth, probabilities, CLASSES, np.arange(400) // 4, replicates=200, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first["accuracy"]["interval"] != other["accuracy"]["interval"]
+    for name in ("accuracy", "macro_recall", "macro_precision", "macro_f1", "expected_calibration_error"):
+        assert holds(first[name], first[name]["value"])
+
+
+def test_bootstrap_equals_resampling_whole_groups_by_hand():
+    truth, probabilities = cells(300)
+    groups = np.random.default_rng(3).integers(20, size=300)
+    right = (probabilities.argmax(axis=1) == truth).astype(float)
+    rng = np.random.default_rng(4)
+    members = [np.flatnonzero(groups == g) for g in range(20)]
+    draws = [right[np.concatenate([members[g] for g in rng.integers(20, size=20)])].mean() for _ in range(4000)]
+    found = score(truth, probabilities, CLASSES, groups, replicates=4000)
+    assert found["accuracy"]["interval"] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.006)
+
+
+def test_alike_cells_of_one_group_widen_the_interval():
+    right = np.repeat(np.random.default_rng(0).random(40) < 0.7, 25)
+    probabilities = certain(np.where(right, 0, 1).tolist(), 2)
+    truth = np.zeros(1000, int)
+    truth[::50] = 1
+    widths = []
+    for groups in (np.arange(1000), np.arange(1000) // 25):
+        low, high = score(truth, probabilities, ["a", "b"], groups, replicates=500)["accuracy"]["interval"]
+        widths.append(high - low)
+    assert widths[1] > 3 * widths[0]
+
+
+def test_intervals_cover_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        chance = rng.beta(8, 2, size=40)  # accuracy 0.8 on average, different in every donor
+        right = rng.random((40, 10)) < chance[:, None]
+        truth = rng.integers(2, size=400)
+        predicted = np.where(right.ravel(), truth, 1 - truth)
+        found = score(truth, np.eye(2)[predicted], ["a", "b"], np.arange(400) // 10, replicates=200)
+        hits += holds(found["accuracy"], 0.8)
+    assert 0.89 <= hits / 200 <= 0.985
+
+
+def test_class_without_true_cells_is_undefined_and_left_out():
+    truth, predicted = [0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 2]
+    found = score(np.array(truth), certain(predicted), CLASSES, np.arange(6), replicates=50)
+    absent = found["per_class"]["monocyte"]
+    assert absent == {figure: {"value": None, "interval": None} for figure in FIGURES} | {"support": 0}
+    assert found["macro_recall"]["value"] == pytest.approx(2 / 3)
+    assert any("monocyte" in note and "no true cells" in note for note in found["notes"])
+    json.dumps(found, allow_nan=False)
+
+
+def test_class_never_predicted_has_precision_zero_without_interval():
+    found = score(np.array([0, 1, 2] * 4), certain([0, 1, 1] * 4), CLASSES, np.arange(12), replicates=50)
+    assert found["per_class"]["monocyte"]["precision"] == {"value": 0.0, "interval": None}
+    assert found["per_class"]["monocyte"]["f1"]["value"] == 0
+    assert found["macro_precision"]["value"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert any("never predicted" in note for note in found["notes"])
+
+
+def test_all_right_is_not_certain():
+    truth = np.array([0] * 30 + [1] * 10)
+    found = score(truth, certain(truth.tolist(), 2), ["a", "b"], np.arange(40) // 2, replicates=50)
+    assert found["accuracy"]["interval"] == pytest.approx([0.025 ** (1 / 40), 1])
+    assert found["per_class"]["b"]["recall"]["interval"] == pytest.approx([0.025 ** (1 / 10), 1])
+    assert found["macro_recall"]["interval"] == pytest.approx([(0.025 ** (1 / 10) + 0.025 ** (1 / 30)) / 2, 1])
+
+
+def test_one_group_has_no_intervals():
+    found = score(*cells(50), CLASSES, ["only"] * 50, replicates=20)
+    assert found["accuracy"]["interval"] is None
+    assert found["macro_f1"]["interval"] is None
+    assert "one group" in found["notes"][0]
+
+
+def test_class_of_one_donor_has_no_interval_of_its_recall():
+    truth = np.array([0, 0, 1, 1] * 5)
+    groups = np.where(truth == 1, 0, np.arange(20))
+    found = score(truth, certain([0, 1, 1, 0] * 5, 2), ["a", "b"], groups, replicates=50)
+    assert found["per_class"]["b"]["recall"] == {"value": 0.5, "interval": None}
+    assert found["per_class"]["a"]["recall"]["interval"] is not None
+    assert found["notes"] == ["b: all its cells belong to one group, so its recall has no interval."]
+
+
+def test_empty_part_is_the_users_error():
+    with pytest.raises(CellsError, match="no cells"):
+        score(np.zeros(0, int), np.zeros((0, 3)), CLASSES, [])
+
+
+@pytest.mark.parametrize(
+    ("truth", "probabilities", "groups", "message"),
+    [
+        ([0, 1], np.eye(2), [0, 1], "do not fit 3 classes"),
+        ([0, 1], np.eye(3)[:2], [0], "do not fit"),
+        ([0, 3], np.eye(3)[:2], [0, 1], "indices 0 to 3"),
+        ([0, 1], np.full((2, 3), np.nan), [0, 1], "2 of 2 cells"),
+    ],
+)
+def test_arrays_that_do_not_fit(truth, probabilities, groups, message):
+    with pytest.raises(ValueError, match=message):
+        score(np.array(truth), probabilities, CLASSES, groups)
+
+
+def test_donors_are_drawn_where_there_are_eight():
+    donors = [f"donor {i % 8}" for i in range(40)]
+    groups, told = interval_groups(donors, [f"{i}.png" for i in range(40)])
+    assert (told["unit"], told["groups"], told["replicates"], told["level"]) == ("donor", 8, 2000, 0.95)
+    assert len(set(zip(groups.tolist(), donors, strict=True))) == 8
+    assert "too narrow" in told["note"]
+
+
+@pytest.mark.parametrize(
+    ("donors", "why"),
+    [
+        (None, "not known"),
+        ([None] * 40, "not known"),
+        ([f"donor {i % 7}" for i in range(40)], "7 donors, fewer than the 8"),
+        (["only"] * 40, "1 donor,"),
+        ([f"donor {i}" for i in range(38)] + ["", float("nan")], "2 of 40 cells"),
+    ],
+)
+def test_source_images_are_drawn_otherwise_and_it_is_said(donors, why):
+    groups, told = interval_groups(donors, [f"{i // 2}.png" for i in range(40)])
+    assert (told["unit"], told["groups"]) == ("source image", 20)
+    assert why in told["note"]
+    assert "source images were drawn" in told["note"]
+    assert groups.tolist() == [i // 2 for i in range(40)]

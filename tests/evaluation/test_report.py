@@ -1,0 +1,172 @@
+"""The report: complete, escaped, one file that asks for nothing else."""
+
+import base64
+import itertools
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from urnet.evaluation.metrics import interval_groups, score
+from urnet.evaluation.report import Report, render, write_report
+
+NAMES = ['<script>alert("x")</script>', "a & 'b'", "单核细胞 très"]
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
+
+
+@pytest.fixture
+def facts() -> dict:
+    truth = np.array([0, 0, 1, 1] * 10)
+    predicted = np.array([0, 1, 1, 1] * 10)
+    groups, intervals = interval_groups(None, [f"{i}.png" for i in range(40)])
+    return {
+        "title": "White cells <5 µm & more",
+        "run": "runs/été",
+        "dataset": "40 cells of Ünïversity",
+        "protocol": "honest",
+        "metrics": score(truth, np.eye(3)[predicted], NAMES, groups, replicates=50),
+        "intervals": intervals,
+        "counts": pd.DataFrame({"train": [1000, 20, 3], "test": [20, 20, 0]}, index=NAMES),
+        "recipe": "name: net4\nnote: <b>&\n",
+        "versions": {"urnet": "0.1.0", "torch": "2.9"},
+        "seed": 7,
+        "figures": [("Confusion <matrix>", "Counts & rows", PIXEL)],
+        "mistakes": [("x<y>\"'.png: a, predicted b (0.99)", PIXEL)],
+    }
+
+
+class Tags(HTMLParser):
+    """Open tags must be closed in order; all attributes are kept."""
+
+    VOID = frozenset(("meta", "img", "br", "link"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def parse(page: str) -> Tags:
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    return tags
+
+
+def visible(page: str) -> str:
+    return re.sub(r"<[^>]+>", " ", page.split("</style>")[1])
+
+
+def test_file_is_whole_and_opens_offline(tmp_path, facts):
+    path = tmp_path / "rapport été.html"
+    write_report(path, Report(**facts))
+    page = path.read_text(encoding="utf-8")
+    tags = parse(page)
+    for tag, attributes in tags.seen:
+        assert tag not in ("script", "link", "iframe")
+        assert attributes.get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
+        assert "href" not in attributes
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_names_are_escaped(facts):
+    page = render(Report(**facts))
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "note: &lt;b&gt;&amp;" in page
+    assert "单核细胞 très" in page
+    assert "White cells &lt;5 µm &amp; more" in page
+    parse(page)
+
+
+def test_headings_descend_by_one_and_pictures_have_texts(facts):
+    tags = parse(render(Report(**facts)))
+    levels = [int(tag[1]) for tag, _ in tags.seen if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(later <= level + 1 for level, later in itertools.pairwise(levels))
+    pictures = [attributes for tag, attributes in tags.seen if tag == "img"]
+    assert len(pictures) == 2
+    assert all(attributes["alt"] for attributes in pictures)
+    ids = [attributes["id"] for _, attributes in tags.seen if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {attributes["aria-labelledby"] for _, attributes in tags.seen if "aria-labelledby" in attributes} <= set(ids)
+
+
+def test_shows_figures_with_intervals(facts):
+    text = visible(render(Report(**facts)))
+    metrics = facts["metrics"]
+    low, high = metrics["macro_recall"]["interval"]
+    assert f"{metrics['macro_recall']['value']:.3f}" in text
+    assert f"[{low:.3f}, {high:.3f}]" in text
+    assert "source images were drawn" in text
+    assert "no true cells in this part" in text
+    assert "1,020" in text  # cells of the first class in all parts
+    assert "For research use only" in text
+    assert "nan" not in text.lower()
+    assert "None" not in text
+
+
+def test_only_the_papers_protocol_is_called_optimistic(facts):
+    assert "optimistic" not in visible(render(Report(**facts)))
+    assert "These figures are optimistic" in visible(render(Report(**facts | {"protocol": "paper"})))
+
+
+def test_simulation_and_warnings_are_shown_when_there(facts):
+    plain = visible(render(Report(**facts)))
+    assert "Simulated images" not in plain
+    told = visible(render(Report(**facts, simulated="simulated destaining", warnings=["12 cells were seen <before>"])))
+    assert "Simulated images: simulated destaining." in told
+    assert "12 cells were seen &lt;before&gt;" in told
+
+
+def test_without_figures_or_mistakes_no_empty_sections(facts):
+    page = render(Report(**facts | {"figures": [], "mistakes": []}))
+    assert "Worst mistakes" not in page
+    assert ">Figures<" not in page
+    parse(page)
+
+
+def test_given_differential_takes_the_place_of_the_metrics(facts):
+    corrected = {"corrected": {"true_percent": 12.3, "predicted_percent": {"value": 45.6, "interval": None}}}
+    text = visible(render(Report(**facts, differential=corrected)))
+    assert "45.6" in text
+    assert "12.3" in text
+
+
+def test_notes_may_stand_among_the_warnings(facts):
+    notes = facts["metrics"].pop("notes")
+    text = visible(render(Report(**facts, warnings=notes)))
+    assert text.count("no true cells in this part") == 1
+
+
+def test_part_of_one_group_has_no_intervals(facts):
+    groups, intervals = interval_groups(None, ["one.png"] * 40)
+    metrics = score(np.array([0, 1, 2, 1] * 10), np.eye(3)[[0, 1, 2, 0] * 10], NAMES, groups, replicates=10)
+    page = render(Report(**facts | {"metrics": metrics, "intervals": intervals}))
+    assert "over 1 source image<" in page
+    parse(page)
+
+
+def test_file_name_that_is_no_unicode(tmp_path, facts):
+    path = tmp_path / "report.html"
+    write_report(path, Report(**facts | {"mistakes": [("cell\udcff.png", PIXEL)]}))
+    assert "cell\\udcff.png" in path.read_text(encoding="utf-8")
+
+
+def test_dark_small_and_printed_pages_are_provided_for(facts):
+    page = render(Report(**facts))
+    for rule in ("prefers-color-scheme: dark", "@media print", "width=device-width", "overflow-x: auto"):
+        assert rule in page
