@@ -5,10 +5,13 @@ decoded. What comes back is (H, W) or (H, W, 3) in `uint8`, `uint16` or `float32
 up, inverted grey (TIFF "min is white") is turned the right way.
 """
 
-import io
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import tifffile
@@ -28,6 +31,13 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PILLOW_STARTS = (_PNG_START, b"\xff\xd8\xff", b"BM")
+_PNG_COLOUR_TYPES = (2, 6)  # RGB and RGBA; 16-bit PNG has no palettes
+_TIFF_KINDS = (
+    tifffile.PHOTOMETRIC.MINISWHITE,
+    tifffile.PHOTOMETRIC.MINISBLACK,
+    tifffile.PHOTOMETRIC.RGB,
+    tifffile.PHOTOMETRIC.PALETTE,
+)
 
 
 @dataclass(frozen=True)
@@ -51,22 +61,14 @@ def read_header(path: Path) -> Header:
         ImageError: not an image of these kinds, damaged, larger than `MAX_PIXELS` or of an unsupported depth.
     """
     start = _first_bytes(path)
-    if start.startswith(_TIFF_STARTS):
-        with _Decoding(path), tifffile.TiffFile(path) as tif:
-            pages = len(tif.pages)
-            page = tif.pages.first
-            header = Header(page.imagelength, page.imagewidth, pages, _tiff_dtype(path, page), _tiff_colour(page))
-    else:
-        with _Decoding(path), _pillow(path) as image:
+    with _decoding(path):
+        if start.startswith(_TIFF_STARTS):
+            with tifffile.TiffFile(path) as tif:
+                return _tiff_header(path, tif.pages.first, len(tif.pages))
+        with path.open("rb") as file, _pillow(file) as image:
             deep = _is_16_bit_png(start)
-            colour = start[25] in (2, 6) if deep else not _is_grey(image)
-            header = Header(image.height, image.width, 1, "uint16" if deep else "uint8", colour)
-    if header.height * header.width > MAX_PIXELS:
-        raise ImageError(
-            f"{path}: {header.width} x {header.height} px is more than {MAX_PIXELS:,} px allowed for one image; "
-            "cut it into crops first"
-        )
-    return header
+            colour = start[25] in _PNG_COLOUR_TYPES if deep else not _is_grey(image)
+            return _allowed(path, Header(image.height, image.width, 1, "uint16" if deep else "uint8", colour))
 
 
 def read_image(path: Path, page: int = 0) -> np.ndarray:
@@ -85,10 +87,8 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
     header = read_header(path)
     if not 0 <= page < header.pages:
         raise ImageError(f"{path}: page {page} asked for, but the file has {header.pages} (counted from 0)")
-    if min(header.height, header.width) < MIN_EDGE:
-        raise ImageError(f"{path}: {header.width} x {header.height} px; a crop needs at least {MIN_EDGE} px each way")
     start = _first_bytes(path)
-    with _Decoding(path):
+    with _decoding(path):
         if start.startswith(_TIFF_STARTS):
             pixels = _read_tiff(path, page)
         elif _is_16_bit_png(start):
@@ -96,13 +96,15 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
 
             pixels = imagecodecs.png_decode(path.read_bytes())
         else:
-            with _pillow(path) as image:
-                pixels = np.asarray(image.convert("L" if _is_grey(image) else "RGB"))
-    pixels = _drop_alpha(pixels)
+            with path.open("rb") as file, _pillow(file) as image:
+                pixels = np.asarray(image.convert("RGB" if header.colour else "L"))
+    height, width = pixels.shape[:2]
+    if min(height, width) < MIN_EDGE:
+        raise ImageError(f"{path}: {width} x {height} px; a crop needs at least {MIN_EDGE} px each way")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         count = int((~np.isfinite(pixels)).sum())
         raise ImageError(f"{path}: {count} of {pixels.size} values are NaN or infinite; mask or fill them first")
-    return pixels
+    return _without_alpha(pixels)
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -120,31 +122,40 @@ def _first_bytes(path: Path) -> bytes:
     return start
 
 
-class _Decoding:
-    """Turns whatever a decoder throws at a damaged file into one `ImageError` that names the file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        self.warnings = warnings.catch_warnings()
-        self.warnings.__enter__()
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        self.warnings.__exit__(None, None, None)
-        if isinstance(error, Image.DecompressionBombError):
-            raise ImageError(f"{self.path}: more than {MAX_PIXELS:,} px allowed for one image") from None
-        if isinstance(error, Exception) and not isinstance(error, ImageError):
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            raise ImageError(f"{self.path}: damaged or incomplete image ({reason})") from None
-
-
-def _pillow(path: Path) -> Image.Image:
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder throws, warns or logs about a damaged file into one `ImageError` that names the file."""
+    log = logging.getLogger("tifffile")
+    silent, log.disabled = log.disabled, True
     try:
-        return Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG", "BMP"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError(_too_large(path)) from None
     except UnidentifiedImageError:
         raise ImageError(f"{path}: damaged or incomplete image (its header cannot be read)") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ImageError(f"{path}: damaged or incomplete image ({reason})") from None
+    finally:
+        log.disabled = silent
+
+
+def _allowed(path: Path, header: Header) -> Header:
+    if header.height * header.width > MAX_PIXELS:
+        raise ImageError(_too_large(path, f"{header.width} x {header.height} px"))
+    return header
+
+
+def _too_large(path: Path, size: str = "its size") -> str:
+    return f"{path}: {size} is more than the {MAX_PIXELS:,} px allowed for one image; cut it into crops first"
+
+
+def _pillow(file: BinaryIO) -> Image.Image:
+    return Image.open(file, formats=("PNG", "JPEG", "BMP"))
 
 
 def _is_16_bit_png(start: bytes) -> bool:
@@ -155,46 +166,46 @@ def _is_grey(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA")
 
 
-def _drop_alpha(pixels: np.ndarray) -> np.ndarray:
+def _without_alpha(pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim == 3:
         pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]
     return np.ascontiguousarray(pixels)
 
 
-def _tiff_colour(page: tifffile.TiffPage) -> bool:
-    return page.samplesperpixel >= 3 or page.photometric == tifffile.PHOTOMETRIC.PALETTE
-
-
-def _tiff_dtype(path: Path, page: tifffile.TiffPage) -> str:
+def _tiff_header(path: Path, page: tifffile.TiffPage, pages: int) -> Header:
     dtype = page.dtype
     if dtype is None or not (dtype.kind == "f" or dtype in (np.uint8, np.uint16, np.int16, np.bool_)):
         raise ImageError(
             f"{path}: pixels are {dtype or 'of an unknown type'}; use 8- or 16-bit integers or floating point"
         )
-    if dtype == np.bool_:
-        return "uint8"
-    return "float32" if dtype.kind in "fi" else str(dtype)
+    kind = tifffile.PHOTOMETRIC(page.photometric)
+    decoded_to_rgb = kind == tifffile.PHOTOMETRIC.YCBCR and page.compression == tifffile.COMPRESSION.JPEG
+    if not (kind in _TIFF_KINDS or decoded_to_rgb) or page.samplesperpixel > 4 or page.imagedepth > 1:
+        raise ImageError(
+            f"{path}: {page.samplesperpixel} channel(s) of kind {kind.name}, {page.imagedepth} deep; "
+            "save each page as one grey channel or as RGB"
+        )
+    colour = page.samplesperpixel >= 3 or kind == tifffile.PHOTOMETRIC.PALETTE
+    name = "float32" if dtype.kind in "fi" else "uint8" if dtype == np.bool_ else dtype.name
+    return _allowed(path, Header(page.imagelength, page.imagewidth, pages, name, colour))
 
 
 def _read_tiff(path: Path, index: int) -> np.ndarray:
-    size = path.stat().st_size
     with tifffile.TiffFile(path) as tif:
         page = tif.pages[index].aspage()
-        if page.imagelength * page.imagewidth > MAX_PIXELS:
-            raise ImageError(f"{path}: page {index} has more than {MAX_PIXELS:,} px allowed for one image")
-        ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
-        if not ends or max(ends) > size:
+        header = _tiff_header(path, page, len(tif.pages))
+        ends = [start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=True)]
+        if max(ends, default=0) > path.stat().st_size or not any(page.databytecounts):
             raise ImageError(f"{path}: truncated: page {index} points beyond the end of the file")
-        dtype = _tiff_dtype(path, page)
         pixels = page.asarray()
-        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
-            pixels = np.moveaxis(pixels, 0, -1)
-        if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
-            return (np.moveaxis(page.colormap[:, pixels], 0, -1) >> 8).astype(np.uint8)
-        if pixels.dtype == np.bool_:
-            pixels = pixels.astype(np.uint8) * 255
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
-            pixels = np.iinfo(pixels.dtype).max - pixels
-    if pixels.ndim not in (2, 3):
-        raise ImageError(f"{path}: page {index} has shape {pixels.shape}; a crop is (height, width) or with colours")
-    return pixels.astype(dtype, copy=False)
+    if pixels.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+        pixels = np.moveaxis(pixels, 0, -1)
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+        return (np.moveaxis(page.colormap[:, pixels], 0, -1) >> 8).astype(np.uint8)
+    if pixels.dtype.kind in "bu":
+        brightest = 2**page.bitspersample - 1
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            pixels = brightest - pixels.astype(header.dtype)
+        if page.bitspersample < 8:
+            pixels = pixels.astype(np.uint8) * np.uint8(255 // brightest)
+    return pixels.astype(header.dtype, copy=False)

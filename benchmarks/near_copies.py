@@ -1,0 +1,79 @@
+"""Where to draw the line between two pictures of one cell and pictures of two cells (docs/audit.md).
+
+    python benchmarks/near_copies.py CELLS [--set KEY=VALUE …]
+
+Prints, for the distinct cells of a table, how alike the most alike pairs are, and how often copies altered by noise,
+gain, JPEG, resizing and shifts would be found with the audit's thresholds.
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from urnet.cells import copies
+from urnet.cells.audit import audit_cells
+from urnet.cells.table import read_cells
+from urnet.recipe import load_recipe
+
+SAMPLE = 200
+
+
+def altered(crop: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+    """A copy of a crop as it may come back from an archive."""
+    crop = crop.mean(axis=-1) if crop.ndim == 3 else crop.astype(float)
+    low, high = crop.min(), crop.max()
+    eight_bit = Image.fromarray(((crop - low) / (high - low) * 255).astype(np.uint8))
+    if kind == "2 % noise":
+        return crop + rng.normal(0, 0.02 * (high - low), crop.shape)
+    if kind == "gain 0.85":
+        return (crop - low) * 0.85 + low + 0.05 * (high - low)
+    if kind == "resized to 70 %":
+        return np.asarray(eight_bit.resize((int(eight_bit.width * 0.7), int(eight_bit.height * 0.7)))).astype(float)
+    if kind.startswith("shifted"):
+        return np.roll(crop, int(kind.split()[1]), axis=0)
+    buffer = io.BytesIO()
+    eight_bit.save(buffer, "JPEG", quality=75)
+    decoded = np.asarray(Image.open(buffer)).astype(float)
+    return np.rot90(decoded) if kind.endswith("turned") else decoded
+
+
+def main() -> None:
+    """Measure one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cells", type=Path)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    recipe = load_recipe("quick", arguments.set)
+    cells = read_cells(arguments.cells, tile=recipe.tile, image=recipe.image)
+    audit = audit_cells(cells, near=False)
+    cells = cells.where(audit.distinct)
+    crops = [cells.read(index) for index in range(len(cells))]
+    prints = [copies.fingerprint(crop) for crop in crops]
+    bits, same = copies.HASH_BITS, copies.SAME_CORRELATION
+
+    copies.SAME_CORRELATION = 0.9
+    pairs = copies.near_pairs(prints)
+    print(f"{len(cells)} distinct cells; pairs within {bits} bits and a correlation of at least")
+    for line in (0.90, 0.95, 0.97, same, 0.99):
+        print(f"  {line:.2f}: {sum(alike >= line for *_, alike in pairs)}")
+    for first, second, alike in pairs[:5]:
+        print(f"  {alike:.4f}  {cells.table['path'][first]}  {cells.table['path'][second]}")
+
+    rng = np.random.default_rng(0)
+    copies.SAME_CORRELATION = same
+    chosen = rng.choice(len(crops), min(SAMPLE, len(crops)), replace=False)
+    print(f"altered copies found with {bits} bits and {same} (of {len(chosen)})")
+    kinds = ("2 % noise", "gain 0.85", "JPEG 75", "JPEG 75, turned", "resized to 70 %", "shifted 1 px", "shifted 2 px")
+    for kind in kinds:
+        found = [
+            len(copies.near_pairs([prints[index], copies.fingerprint(altered(crops[index], kind, rng))]))
+            for index in chosen
+        ]
+        print(f"  {kind}: {np.mean(found):.1%}")
+
+
+if __name__ == "__main__":
+    main()
