@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -37,9 +38,9 @@ def main() -> None:
         return np.stack([model.prepare(chosen.read(i)).ravel() for i in range(len(chosen))]), chosen.labels
 
     (train, train_labels), (held, held_labels), (test, truth) = map(pixels, ("train", "validation", "test"))
-    regression = make_pipeline(
-        StandardScaler(), LogisticRegressionCV(Cs=np.logspace(-5, -1, 5), cv=5, class_weight="balanced", max_iter=2000)
-    )
+    steps = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000))
+    strengths = {"logisticregression__C": np.logspace(-5, -1, 5)}
+    regression = GridSearchCV(steps, strengths, scoring="recall_macro", cv=5)
     regression.fit(np.concatenate([train, held]), np.concatenate([train_labels, held_labels]))
     baseline = regression.predict(test)
     predicted = pd.read_csv(run.folder / "evaluation" / "test" / "predictions.csv")

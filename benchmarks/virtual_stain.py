@@ -28,7 +28,8 @@ def main() -> None:
     run = Run.open(arguments.run)
     model, recipe = run.load_model(), run.recipe()
     enhancer = create_enhancer(recipe.enhancer.name, model.config.channels, **recipe.enhancer.options)
-    state = torch.load(run.checkpoints / "pretrained.pt", map_location="cpu", weights_only=True)
+    best = run.checkpoints / "pretrain" / "best.ckpt"
+    state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
     enhancer.load_state_dict({name.removeprefix("enhancer."): tensor for name, tensor in state.items()})
     enhancer.eval()
 

@@ -30,3 +30,61 @@ def pbc() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data absent: {folder}")
     return folder
+
+
+SHAPES = ("bar", "disc", "ring")
+TINY = """
+name: tiny
+input: {size: 24}
+augment: {per_class: 32}
+enhancer: {name: urnet, width: 4, residual: true}
+classifier: {name: test_byobnet, pretrained: false}
+train: {epochs: 4, optimizer: adamw, lr: 0.003, schedule: onecycle, batch_size: 12}
+"""
+
+
+@pytest.fixture(scope="session")
+def draw():
+    """Draws cells that are easily told apart into a folder per class: `draw(folder, cells a class)`."""
+    import numpy as np
+    from PIL import Image
+
+    def shape(label: str, rng, size: int) -> np.ndarray:
+        y, x = np.mgrid[:size, :size] - size / 2 - rng.uniform(-2, 2, (2, 1, 1))
+        r = np.hypot(x, y)
+        inside = {"bar": abs(y) < size / 8, "disc": r < size / 3, "ring": (r > size / 5) & (r < size / 3)}[label]
+        return np.where(inside, 190.0, 120.0)
+
+    def draw(folder: Path, count: int, *, classes=SHAPES, size=24, seed=0, dtype=np.uint8, suffix=".png") -> Path:
+        rng = np.random.default_rng(seed)
+        for label in classes:
+            (folder / label).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                image = shape(label, rng, size) + rng.normal(0, 6, (size, size))
+                pixels = (image if dtype == np.uint8 else image * 100).clip(0, np.iinfo(dtype).max).astype(dtype)
+                Image.fromarray(pixels).save(folder / label / f"{number:03d}{suffix}")
+        return folder
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def shapes(draw, tmp_path_factory) -> Path:
+    """Sixty cells of three classes, 24 px, 8 bits; not to be changed."""
+    return draw(tmp_path_factory.mktemp("shapes") / "cells", 20)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> str:
+    """A recipe that learns the shapes in about two seconds."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(TINY, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def trained(shapes, tiny, tmp_path_factory):
+    """A finished run over the shapes; not to be changed."""
+    from urnet.training.fit import train
+
+    return train(shapes, tiny, tmp_path_factory.mktemp("trained") / "run")[0]

@@ -5,8 +5,9 @@ the networks, the classes. Training writes a bundle, everything after training r
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ import numpy as np
 
 from urnet import __version__
 from urnet.errors import ImageError, RunError
-from urnet.images.read import read_image
+from urnet.files import whole_file
+from urnet.images.montage import expand, read_crop
+from urnet.images.read import MIN_EDGE
 from urnet.images.scale import ANY_DEPTH, Scaling
 
 if TYPE_CHECKING:
@@ -95,15 +98,14 @@ class Model:
 
     def save(self, folder: Path) -> None:
         """Write the bundle; the weights first, so that a configuration never stands without them."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.joint.state_dict().items()}
-        part = folder / f"{WEIGHTS_NAME}.part"
-        save_file(state, part)
-        part.replace(folder / WEIGHTS_NAME)
+        with whole_file(folder / WEIGHTS_NAME) as file:
+            file.write(save(state))
         text = json.dumps({"format": FORMAT, **asdict(self.config)}, indent=2, ensure_ascii=False)
-        (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+        with whole_file(folder / CONFIG_NAME) as file:
+            file.write(f"{text}\n".encode())
 
     @classmethod
     def load(cls, path: Path | str) -> "Model":
@@ -125,18 +127,33 @@ class Model:
         _load_weights(joint, folder / WEIGHTS_NAME)
         return cls(config, joint)
 
+    def fit(self, crop: np.ndarray) -> np.ndarray:
+        """One raw crop, (H, W) or (H, W, 3), at the network's size and colour, still in raw counts (C, S, S).
+
+        Raises:
+            ImageError: no crop has that shape, its depth is not the one that the scale was fitted to, or not all of
+                it are numbers.
+        """
+        from urnet.cells.pixels import fit_input
+
+        if crop.ndim not in (2, 3) or crop.shape[2:] not in ((), (3,)) or min(crop.shape[:2]) < MIN_EDGE:
+            raise ImageError(
+                f"an array of shape {crop.shape}; give (H, W) or (H, W, 3) of at least {MIN_EDGE} px each way"
+            )
+        expected = self.config.scaling.dtype
+        if expected not in (str(crop.dtype), ANY_DEPTH):
+            raise ImageError(f"{crop.dtype} pixels, but the model was trained on {expected}; convert the image")
+        if crop.dtype.kind == "f" and not np.isfinite(crop).all():
+            raise ImageError("some values are NaN or infinite; mask or fill them first")
+        return fit_input(crop, self.config.size, self.config.channels)
+
     def prepare(self, crop: np.ndarray) -> np.ndarray:
         """One raw crop, (H, W) or (H, W, 3), as the network's input (C, S, S) in [0, 1].
 
         Raises:
-            ImageError: the crop's depth is not the one that the scale was fitted to.
+            ImageError: as `fit`.
         """
-        from urnet.cells.pixels import fit_input
-
-        expected = self.config.scaling.dtype
-        if expected not in (str(crop.dtype), ANY_DEPTH):
-            raise ImageError(f"{crop.dtype} pixels, but the model was trained on {expected}; convert the image")
-        return self.config.scaling.apply(fit_input(crop, self.config.size, self.config.channels))
+        return self.config.scaling.apply(self.fit(crop))
 
     def forward(self, inputs: np.ndarray, batch_size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Probabilities (B, K) and enhanced images (B, C, S, S) of prepared inputs (N, C, S, S), batch by batch."""
@@ -155,7 +172,9 @@ class Model:
         """Classify images.
 
         Args:
-            images: one image or several; each a path or an array of raw counts, (H, W) or (H, W, 3).
+            images: one image or several; each a path, the address of a tile or page, or an array of raw counts, (H, W)
+                or (H, W, 3). Files of several pages, and montages of the tiles that the model was trained on, give a
+                row an image.
 
         Returns:
             A row an image: `path` ("" for arrays), `predicted`, `p_<class>`, and `error` with the reason where an
@@ -163,27 +182,40 @@ class Model:
         """
         import pandas as pd
 
-        if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim == 2):
-            images = [images]
+        one = isinstance(images, str | Path) or (
+            isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] == (3,))
+        )
         rows: list[dict[str, Any]] = []
         inputs = []
-        for image in images:
-            named = isinstance(image, str | Path)
-            row: dict[str, Any] = {"path": str(image) if named else "", "predicted": "", "error": ""}
+        for address, read in self._crops([images] if one else images):
+            row: dict[str, Any] = {"path": address, "predicted": "", "error": ""}
             try:
-                inputs.append(self.prepare(read_image(Path(image)) if named else np.asarray(image)))
+                inputs.append(self.prepare(read()))
             except ImageError as error:
                 row["error"] = str(error)
             rows.append(row)
-        chunks = [p for p, _ in self.forward(np.stack(inputs))] if inputs else []
-        probabilities = iter(np.concatenate(chunks)) if chunks else iter(())
+        probabilities = (p for batch, _ in (self.forward(np.stack(inputs)) if inputs else ()) for p in batch)
         for row in rows:
-            values = next(probabilities) if not row["error"] else np.full(len(self.classes), np.nan)
-            if not row["error"]:
-                row["predicted"] = self.classes[int(values.argmax())]
+            values = np.full(len(self.classes), np.nan) if row["error"] else next(probabilities)
+            row["predicted"] = "" if row["error"] else self.classes[int(values.argmax())]
             row |= {f"p_{name}": float(value) for name, value in zip(self.classes, values, strict=True)}
         columns = ["path", "predicted", *(f"p_{name}" for name in self.classes), "error"]
         return pd.DataFrame(rows, columns=columns)
+
+    def _crops(self, images: "Iterable[Path | str | np.ndarray]") -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+        """Address of each image, and what reads it."""
+        tile = self.config.tile
+        for image in images:
+            if not isinstance(image, str | Path):
+                yield "", partial(np.asarray, image)
+                continue
+            name = str(image)
+            try:
+                addresses = [str(address) for address in expand(Path(), name, tile)]
+            except ImageError:
+                addresses = [name]  # damaged, no montage, or an address: reading it tells
+            for address in addresses:
+                yield address, partial(read_crop, Path(), address, tile)
 
 
 def _read_config(path: Path) -> ModelConfig:

@@ -16,17 +16,20 @@ from urnet.errors import UrnetError
 if TYPE_CHECKING:
     from urnet.cells.table import Cells
     from urnet.evaluation.evaluate import Evaluation
+    from urnet.recipe import Recipe
 
 app = typer.Typer(
     name="urnet",
     help="Enhance and classify stain-free white blood cells with one jointly trained network.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+err = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, stderr=True)
+
+SEED_MAX = 2**32 - 1
+"""NumPy's generators take no larger one."""
 
 CellsArgument = Annotated[Path, typer.Argument(help="Cells table (CSV), or a folder with one folder a class.")]
 SetOption = Annotated[
@@ -39,49 +42,48 @@ RecipeOption = Annotated[
 
 def main() -> None:
     """Run the command line; the user's own mistakes end in one line and exit code 2."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal's encoding lacks
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
+    command = typer.main.get_command(app)
     try:
-        result = app(_spread_set(arguments), standalone_mode=False, prog_name="urnet")
-        return int(result or 0)
+        # Not by calling the command: typer would swallow what an interruption has to say.
+        with command.make_context("urnet", _spread_set(arguments) or ["--help"]) as context:
+            return int(command.invoke(context) or 0)
     except UrnetError as error:
-        err.print(f"urnet: {error}", style="red", markup=False)
-        return 2
-    except typer.Exit as stop:
-        return stop.exit_code
-    except typer.Abort:
-        return _interrupted()
-    except KeyboardInterrupt:
-        return _interrupted()
+        return _stop(error, 2)
+    except typer.Exit as end:
+        return end.exit_code
+    except KeyboardInterrupt as stop:
+        return _stop(stop.args[0] if stop.args else "interrupted", 130)
     except BrokenPipeError:
         return 1
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        err.print(f"urnet: {where}{error.strerror or error}", style="red", markup=False)
-        return 2
+        return _stop(f"{error.filename}: {error.strerror}" if error.filename else error, 2)
     except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(error, "show"):  # click's own errors of usage
-            error.show()
-            return int(error.exit_code)
+        if hasattr(error, "format_message"):  # wrong usage; typer does not export the class that all of these share
+            context = getattr(error, "ctx", None)
+            return _stop(f"{error.format_message()} (see {context.command_path if context else 'urnet'} --help)", 2)
         raise
 
 
-def _interrupted() -> int:
-    err.print("urnet: interrupted", style="red")
-    return 130
+def _stop(reason: object, code: int) -> int:
+    err.print(f"urnet: {reason}", style="red")
+    return code
 
 
 def _spread_set(arguments: list[str]) -> list[str]:
     """`--set a=1 b=2` means `--set a=1 --set b=2`."""
     spread: list[str] = []
-    open_set = False
-    for position, argument in enumerate(arguments):
-        follows = open_set and "=" in argument and not argument.startswith("-") and arguments[position - 1] != "--set"
-        spread += ["--set", argument] if follows else [argument]
-        open_set = argument == "--set" or (open_set and not argument.startswith("-") and "=" in argument)
+    taken = False  # whether the argument before this one was a value of --set
+    for argument in arguments:
+        if taken and "=" in argument and not argument.startswith("-"):
+            spread.append("--set")
+        taken = argument.startswith("--set=") or (spread[-1:] == ["--set"])
+        spread.append(argument)
     return spread
 
 
@@ -103,7 +105,7 @@ def _urnet(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="New folder for the cells and the run.")] = Path("urnet-demo"),
-    seed: Annotated[int, typer.Option(help="Seed of cells and training.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of cells and training.", min=0, max=SEED_MAX)] = 0,
 ) -> int:
     """Make phantom cells, train UR-Net at laptop scale, evaluate it: minutes on two cores, no download."""
     from urnet.cells.simulate import write_phantom
@@ -127,7 +129,9 @@ def train(
     folder: Annotated[Path, typer.Option("--out", help="New run folder.")],
     recipe: RecipeOption = "quick",
     overrides: SetOption = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the training; the recipe's when not given.", min=0)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the training; the recipe's when not given.", min=0, max=SEED_MAX)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     devices: Annotated[int, typer.Option(help="Processes: GPUs, or processes on the CPU.", min=1)] = 1,
     allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help="Train although a given split leaks.")] = False,
@@ -149,8 +153,8 @@ def train(
             watcher=bars,
         )
     for run in runs:
-        out.print(f"trained: {run.folder}", markup=False)
-    out.print(f"next: urnet evaluate {folder}", markup=False)
+        out.print(f"trained: {run.folder}")
+    out.print(f"next: urnet evaluate {folder}")
     return 0
 
 
@@ -189,13 +193,11 @@ def predict(
         done = predict_files(
             model, images, table, enhanced=enhanced, cam=cam, progress=lambda n, of: bars.doing("classify", n / of)
         )
-    out.print(", ".join(f"{name} {count}" for name, count in done.counts.items()), markup=False)
-    out.print(f"{done.images - done.failed} of {done.images} images classified: {table}", markup=False)
+    out.print(", ".join(f"{name} {count}" for name, count in done.counts.items()))
+    out.print(f"{done.images - done.failed} of {done.images} images classified: {table}")
     if done.failed:
-        err.print(
-            f"urnet: {done.failed} image(s) could not be used; the column 'error' says why", style="red", markup=False
-        )
-    return 1 if done.failed else 0
+        return _stop(f"{done.failed} image(s) could not be used; the column 'error' says why", 1)
+    return 0
 
 
 @app.command()
@@ -210,24 +212,26 @@ def audit(
     """Look for copies, leaks and unusable files; exit code 0 when clean, 1 with findings."""
     from urnet.cells.audit import audit_cells
     from urnet.progress import Bars
+    from urnet.recipe import load_recipe
     from urnet.training.run import refuse_existing
 
     if table is not None:
-        refuse_existing(table)
+        refuse_existing(table, file=True)
+    settings = load_recipe(recipe, overrides or ())
     with Bars(out) as bars:
-        found = audit_cells(_read(cells, recipe, overrides), progress=lambda share: bars.doing("audit", share))
+        found = audit_cells(_read(cells, settings), progress=lambda share: bars.doing("audit", share))
     for note in found.notes:
-        out.print(note, markup=False)
+        out.print(note)
     for finding in found.findings:
-        out.print(f"{finding.kind}: {finding.detail}", markup=False)
+        out.print(f"{finding.kind}: {finding.detail}")
         for path in finding.paths:
-            out.print(f"  {path}", markup=False)
+            out.print(f"  {path}")
     if table is not None:
         table.parent.mkdir(parents=True, exist_ok=True)
         found.to_frame().to_csv(table, index=False, encoding="utf-8")
     kinds = [finding.kind for finding in found.findings]
     summary = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    out.print(f"{len(kinds)} finding(s): {summary}" if kinds else "clean", markup=False)
+    out.print(f"{len(kinds)} finding(s): {summary}" if kinds else "clean")
     return 1 if kinds else 0
 
 
@@ -251,7 +255,7 @@ def split(
 
     refuse_existing(folder)
     settings = load_recipe(recipe, overrides or ())
-    table = _read(cells, recipe, overrides)
+    table = _read(cells, settings)
     with Bars(out) as bars:
         found = audit_cells(table, near=False, progress=lambda share: bars.doing("audit", share))
     divided = divide(table, settings, found)
@@ -261,7 +265,7 @@ def split(
         divided = write_augmented(divided, folder, augment_to, seed=settings.split.seed)
     divided.write(folder / TABLE_NAME)
     _show_parts(divided)
-    out.print(f"written: {folder / TABLE_NAME}", markup=False)
+    out.print(f"written: {folder / TABLE_NAME}")
     return 0
 
 
@@ -281,7 +285,7 @@ def destain(
         write_destained(
             stained, folder, size=size, target=target, seed=seed, progress=lambda share: bars.doing("destain", share)
         )
-    out.print(f"simulated destaining: {folder}", markup=False)
+    out.print(f"simulated destaining: {folder}")
     return 0
 
 
@@ -308,7 +312,7 @@ def phantom(
             seed=seed,
             progress=lambda share: bars.doing("draw", share),
         )
-    out.print(f"phantom cells: {folder}", markup=False)
+    out.print(f"phantom cells: {folder}")
     return 0
 
 
@@ -336,13 +340,11 @@ def models() -> int:
     return 0
 
 
-def _read(cells: Path, recipe: str, overrides: list[str] | None) -> "Cells":
+def _read(cells: Path, recipe: "Recipe") -> "Cells":
     """Cells as a recipe says that they are laid out."""
     from urnet.cells.table import read_cells
-    from urnet.recipe import load_recipe
 
-    settings = load_recipe(recipe, overrides or ())
-    return read_cells(cells, tile=settings.tile, image=settings.image, target=settings.target, classes=settings.classes)
+    return read_cells(cells, tile=recipe.tile, image=recipe.image, target=recipe.target, classes=recipe.classes)
 
 
 def _show_parts(cells: "Cells") -> None:
@@ -378,7 +380,7 @@ def _show(evaluation: "Evaluation") -> None:
     table.add_row("average", *(_percent(metrics[f"macro_{key}"]) for key in ("recall", "precision", "f1")), "")
     table.add_row("accuracy", _percent(metrics["accuracy"]), "", "", str(metrics["n"]))
     out.print(table)
-    out.print(f"95 % intervals over {metrics['intervals']['groups']} {metrics['intervals']['unit']}s", markup=False)
+    out.print(f"95 % intervals over {metrics['intervals']['groups']} {metrics['intervals']['unit']}s")
     differential = Table(title="differential, % of cells", box=None, pad_edge=False)
     for column in ("class", "counted", "true"):
         differential.add_column(column, justify="left" if column == "class" else "right")
@@ -386,8 +388,8 @@ def _show(evaluation: "Evaluation") -> None:
         differential.add_row(name, _interval(share["predicted_percent"], 1), f"{share['true_percent']:.1f}")
     out.print(differential)
     for warning in metrics["warnings"]:
-        out.print(f"note: {warning}", markup=False)
-    out.print(f"report: {evaluation.report}", markup=False)
+        out.print(f"note: {warning}")
+    out.print(f"report: {evaluation.report}")
 
 
 def _percent(figure: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 
 from urnet.bundle import Model
 from urnet.cells.table import Cells, find_images
-from urnet.errors import ImageError
+from urnet.errors import ImageError, RecipeError
+from urnet.images.read import SUFFIXES
 from urnet.training.run import refuse_existing
 
 BATCH = 64
@@ -43,7 +45,7 @@ def predict_files(
     """Classify files, folders or tables into a CSV: `path`, `predicted`, `p_<class>`, `error`.
 
     An image that cannot be used gets a row with its reason, and the rest goes on. The CSV is written beside its place
-    and moved there at the end.
+    and moved there at the end; of an interrupted prediction its rows so far stay in `<out>.part`.
 
     Args:
         model: a trained model.
@@ -56,9 +58,13 @@ def predict_files(
     Raises:
         CellsError: a path does not exist or holds no images.
         RunError: `out`, `enhanced` or `cam` exists already.
+        RecipeError: Grad-CAM is asked for, and the classifier has no feature maps.
     """
-    for path in filter(None, (out, enhanced, cam)):
-        refuse_existing(path)
+    refuse_existing(out, file=True)
+    for folder in filter(None, (enhanced, cam)):
+        refuse_existing(folder)
+    if cam is not None:
+        _check_cam(model)
     cells = find_images(paths, model.config.tile)
     names = _file_names(cells.table["path"])
     extras = [name for name, folder in (("enhanced", enhanced), ("cam", cam)) if folder is not None]
@@ -67,22 +73,21 @@ def predict_files(
     failed = 0
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
-    with part.open("w", encoding="utf-8", newline="") as file:
+    with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         for start in range(0, len(cells), BATCH):
             index = range(start, min(start + BATCH, len(cells)))
             rows, inputs = _read(model, cells, index)
-            good = [k for k, row in enumerate(rows) if "error" not in row]
+            good = [(row, names[i]) for row, i in zip(rows, index, strict=True) if "error" not in row]
             if good:
-                _classify(
-                    model, [rows[k] for k in good], np.stack(inputs), [names[start + k] for k in good], enhanced, cam
-                )
+                _classify(model, good, np.stack(inputs), enhanced, cam)
             for row in rows:
-                failed += "error" in row
-                if "error" not in row:
-                    counts[str(row["predicted"])] += 1
-                writer.writerow(row)
+                if "error" in row:
+                    failed += 1
+                else:
+                    counts[row["predicted"]] += 1
+            writer.writerows(rows)
             file.flush()
             if progress is not None:
                 progress(index.stop, len(cells))
@@ -90,10 +95,26 @@ def predict_files(
     return Predicted(len(cells), counts, failed)
 
 
-def _read(model: Model, cells: Cells, index: range) -> tuple[list[dict[str, object]], list[np.ndarray]]:
+def _check_cam(model: Model) -> None:
+    """Find out with one black image, not after the first batch."""
+    import torch
+
+    from urnet.evaluation.gradcam import grad_cam
+
+    config = model.config
+    try:
+        grad_cam(model.joint, torch.zeros(1, config.channels, config.size, config.size))
+    except ValueError:
+        raise RecipeError(
+            f"classifier {config.classifier['name']!r} makes no feature maps that Grad-CAM could show; leave --cam out"
+        ) from None
+
+
+def _read(model: Model, cells: Cells, index: range) -> tuple[list[dict[str, str]], list[np.ndarray]]:
+    """A row for each cell, and the inputs of those that can be used."""
     rows, inputs = [], []
     for i in index:
-        row: dict[str, object] = {"path": cells.table["path"].iloc[i]}
+        row = {"path": cells.table["path"].iloc[i]}
         try:
             inputs.append(model.prepare(cells.read(i)))
         except ImageError as error:
@@ -104,35 +125,39 @@ def _read(model: Model, cells: Cells, index: range) -> tuple[list[dict[str, obje
 
 def _classify(
     model: Model,
-    rows: list[dict[str, object]],
+    named_rows: list[tuple[dict[str, str], str]],
     inputs: np.ndarray,
-    names: list[str],
     enhanced: Path | None,
     cam: Path | None,
 ) -> None:
-    """Fill in the rows of one batch, and write its pictures."""
-    probabilities, images = next(iter(model.forward(inputs, batch_size=len(inputs))))
+    """Fill in the rows of one batch, and write its pictures under their names."""
+    probabilities, images = next(model.forward(inputs, batch_size=len(inputs)))
     chosen = probabilities.argmax(axis=1)
-    for row, values, best in zip(rows, probabilities, chosen, strict=True):
+    for (row, _), values, best in zip(named_rows, probabilities, chosen, strict=True):
         row["predicted"] = model.classes[best]
         row |= {f"p_{c}": f"{v:.6f}" for c, v in zip(model.classes, values, strict=True)}
     if enhanced is not None:
-        for row, image, name in zip(rows, images, names, strict=True):
-            row["enhanced"] = _write_enhanced(enhanced / f"{name}.tif", model.config.scaling.invert(image))
+        for (row, name), image in zip(named_rows, model.config.scaling.invert(images), strict=True):
+            row["enhanced"] = _write_enhanced(enhanced / f"{name}.tif", image)
     if cam is not None:
         import torch
-        from PIL import Image
 
-        from urnet.evaluation.gradcam import grad_cam, overlay
+        from urnet.evaluation.gradcam import grad_cam
 
-        maps = grad_cam(
-            model.joint, torch.from_numpy(inputs).to(model.device), torch.from_numpy(chosen).to(model.device)
-        )
-        for row, image, heat, name in zip(rows, inputs, maps, names, strict=True):
-            path = cam / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(overlay(np.moveaxis(image, 0, -1).squeeze(), heat)).save(path)
-            row["cam"] = path.as_posix()
+        maps = grad_cam(model.joint, torch.from_numpy(inputs), torch.from_numpy(chosen))
+        for (row, name), image, heat in zip(named_rows, inputs, maps, strict=True):
+            row["cam"] = _write_cam(cam / f"{name}.png", image, heat)
+
+
+def _write_cam(path: Path, image: np.ndarray, heat: np.ndarray) -> str:
+    """A map (S, S) over its image (C, S, S) as PNG."""
+    from PIL import Image
+
+    from urnet.evaluation.gradcam import overlay
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(overlay(np.moveaxis(image, 0, -1), heat)).save(path)
+    return path.as_posix()
 
 
 def _write_enhanced(path: Path, planes: np.ndarray) -> str:
@@ -148,23 +173,21 @@ def _write_enhanced(path: Path, planes: np.ndarray) -> str:
 
 
 def _file_names(paths: Iterable[str]) -> list[str]:
-    """Distinct file names, without suffix, that keep the folders below the common one."""
+    """Distinct file names, without the image's suffix, that keep the folders below the common one."""
     paths = list(paths)
-    folders = [Path(p).parent.as_posix() for p in paths]
     try:
-        common = os.path.commonpath(folders)
-    except ValueError:
+        common = os.path.commonpath([Path(path).parent for path in paths])
+    except ValueError:  # absolute beside relative, or two drives
         common = ""
     names, seen = [], set()
     for path in paths:
-        plain = os.path.relpath(path, common) if common else Path(path).as_posix().lstrip("./")
-        name = Path(plain.replace("#", "_").replace(":", "_"))
-        stem = (
-            name.with_suffix("") if name.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff") else name
-        )
-        unique = stem.as_posix().replace("../", "")
-        while unique.casefold() in seen:
-            unique += "_"
-        seen.add(unique.casefold())
-        names.append(unique)
+        below = Path(os.path.relpath(path, common) if common else path)
+        name = "/".join(part for part in below.parts if part not in ("..", below.anchor))
+        if below.suffix.lower() in SUFFIXES:
+            name = name.removesuffix(below.suffix)
+        name = re.sub(r'[#:*?"<>|\\]', "_", name)
+        while name.casefold() in seen:
+            name += "_"
+        seen.add(name.casefold())
+        names.append(name)
     return names

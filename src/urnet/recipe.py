@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from urnet.errors import RecipeError
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
@@ -33,7 +34,7 @@ class Input(Section):
     """Edge of the square input in pixels; crops are resized to it. Not given: the crops' own most common edge."""
     channels: Literal[1, 3] | None = None
     """1 grey, 3 colour. Not given: 3 as soon as any crop has colour."""
-    limits: tuple[float, float] | None = None
+    limits: tuple[FiniteFloat, FiniteFloat] | None = None
     """Raw counts that become 0 and 1. Not given: by depth for 8 bits, else percentiles of the training part."""
 
     @model_validator(mode="after")
@@ -50,7 +51,7 @@ class Split(Section):
     """Share of the cells in the test part."""
     validation: Fraction = 0.1
     """Share of the training part that is cut off for validation."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Fixes the split, whatever the training's seed."""
     folds: Annotated[int, Field(ge=2, le=100)] | None = None
     """Number of folds of a cross-validation; each fold is the test part once."""
@@ -78,7 +79,7 @@ class Augment(Section):
 class Enhancer(Section):
     """The image enhancer in front of the classifier; further keys are options of the network."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow")
 
     name: str = "urnet"
     """A registered enhancer: none, unet, unetpp, resunet, urnet."""
@@ -142,10 +143,11 @@ class Train(Optimisation):
 
 
 def _labels(value: object) -> object:
-    """`granulocyte: neutrophil` may stand for a list of one."""
-    if isinstance(value, Mapping):
-        return {str(name): [members] if isinstance(members, str) else members for name, members in value.items()}
-    return value
+    """`granulocyte: neutrophil` may stand for a list of one, and labels may be written as numbers."""
+    if not isinstance(value, Mapping):
+        return value
+    listed = {str(name): members if isinstance(members, list) else [members] for name, members in value.items()}
+    return {name: [str(m) if type(m) is int else m for m in members] for name, members in listed.items()}
 
 
 class Recipe(Section):
@@ -170,7 +172,7 @@ class Recipe(Section):
     train: Train = Train()
     protocol: Literal["honest", "paper"] = "honest"
     """honest: epoch chosen on a validation part, test part untouched. paper: chosen on the test part, optimistic."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Fixes the training: initial weights, order of cells, augmentation."""
 
     @model_validator(mode="after")
@@ -183,7 +185,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The whole recipe, every key resolved."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     def changed(self, **sections: Any) -> "Recipe":
         """A checked copy with keys replaced: `recipe.changed(seed=1, split={"fold": 2})`."""
@@ -209,7 +211,8 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     source, text = _find(str(name))
     data = _parse(text, source)
     if not isinstance(data, dict):
-        raise RecipeError(f"{source}: a recipe is a mapping of keys to values, found {type(data).__name__}")
+        found = "an empty file" if data is None else type(data).__name__
+        raise RecipeError(f"{source}: a recipe is a mapping of keys to values, found {found}")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key.strip():
@@ -234,17 +237,22 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2 floats: `1e-4` is a number, not a word."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that `_Loader` would take for numbers."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
 
 
 def _parse(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date like 2026-13-01
         raise RecipeError(f"{source}: not YAML ({' '.join(str(error).split())[:200]})") from None
 
 
@@ -279,8 +287,8 @@ def _explain(source: str, problem: Mapping[str, Any]) -> str:
         hint = f"did you mean {'.'.join([*keys[:-1], near[0]])}? " if near else ""
         return f"{source}: unknown key {key}; {hint}allowed here: {', '.join(known)}"
     rule = problem["msg"].removeprefix("Value error, ")
-    found = "" if problem["type"] == "value_error" else f" is {problem['input']!r}:"
-    return f"{source}: {key or 'recipe'}{found} {rule[:1].lower()}{rule[1:]}"
+    found = "" if problem["type"] == "value_error" else f" is {problem['input']!r}"
+    return ": ".join(filter(None, (source, key + found, rule[:1].lower() + rule[1:])))
 
 
 def _known_keys(keys: list[str]) -> list[str]:

@@ -16,7 +16,16 @@ from urnet.cells.table import Cells
 from urnet.errors import CellsError, ImageError, LeakError
 
 SATURATED_SHARE = 0.25
-"""From this share of pixels at the brightest or darkest count of its depth on, a crop is called saturated."""
+"""From this share of pixels at a crop's own brightest or darkest count on, it is called saturated.
+
+Its own, because the usual camera of 12 bits saturates at 4,095 in a file of 16.
+"""
+
+KINDS = (
+    *("label conflict", "copy across parts", "donor across parts", "unreadable", "constant", "saturated"),
+    *("mixed depth", "padding", "copy", "turned copy", "near-copy"),
+)
+"""Kinds of finding, worst first."""
 
 STOPS = ("label conflict", "copy across parts", "donor across parts")
 """Kinds of finding that a training run does not start with."""
@@ -27,8 +36,7 @@ class Finding:
     """One defect.
 
     Attributes:
-        kind: `unreadable`, `constant`, `saturated`, `padding`, `copy`, `turned copy`, `near-copy`, `label conflict`,
-            `copy across parts`, `donor across parts` or `mixed depth`.
+        kind: one of `KINDS`.
         paths: the files concerned.
         detail: what was seen, in words.
     """
@@ -44,17 +52,20 @@ class Audit:
 
     Attributes:
         findings: all defects, worst kinds first.
-        distinct: (N,) bool: readable cells that are no padding and no later copy of another cell.
         keys: (N,) text: equal for cells that are copies of one another.
         left_out: (N,) text: why a cell is not counted, "" where it is.
         notes: class counts, sizes and depths, in words.
     """
 
-    findings: list[Finding] = field(default_factory=list)
-    distinct: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    keys: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    findings: list[Finding]
+    keys: list[str]
+    left_out: list[str]
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def distinct(self) -> np.ndarray:
+        """(N,) bool: readable cells that are no padding and no later copy of another cell."""
+        return np.array([reason == "" for reason in self.left_out], bool)
 
     @property
     def clean(self) -> bool:
@@ -98,75 +109,89 @@ def audit_cells(cells: Cells, *, near: bool = True, progress: Callable[[float], 
         near: whether to look for near-copies as well.
         progress: called with the share done, 0 to 1.
     """
-    audit = Audit(left_out=[""] * len(cells), distinct=np.ones(len(cells), bool))
-    prints: list[Fingerprint | None] = []
-    looks = [""] * len(cells)
-    augmented = (cells.table["augmented"] != "").to_numpy() if "augmented" in cells.table else None
+    progress = progress or (lambda share: None)
+    seen = []
     for index in range(len(cells)):
-        prints.append(_inspect(cells, index, audit, looks))
-        if progress is not None:
-            progress(0.8 * (index + 1) / len(cells))
-    audit.keys = [p.turned if p else f"unreadable {i}" for i, p in enumerate(prints)]
-    if augmented is not None:
-        audit.keys = [
-            f"augmented {i}" if written else k for i, (k, written) in enumerate(zip(audit.keys, augmented, strict=True))
-        ]
-    _find_copies(cells, prints, audit)
+        seen.append(_look(cells, index))
+        progress(0.8 * (index + 1) / len(cells))
+    # Augmented images that were written out are copies on purpose.
+    augmented = cells.table.get("augmented", pd.Series("", index=cells.table.index)) != ""
+    keys = [
+        f"{look.fault or 'augmented'} {index}" if look.print is None or own else look.print.turned
+        for index, (look, own) in enumerate(zip(seen, augmented, strict=True))
+    ]
+    audit = Audit([], keys, [""] * len(cells))
+    _find_copies(cells, seen, audit)
+    _find_unusable(cells, seen, audit)
     _find_donor_leaks(cells, audit)
     if near:
-        _find_near_copies(cells, prints, audit, augmented)
-    _describe(cells, audit, looks)
-    order = ("label conflict", "copy across parts", "donor across parts", "unreadable", "constant", "saturated",
-             "mixed depth", "padding", "copy", "turned copy", "near-copy")  # fmt: skip
-    audit.findings.sort(key=lambda finding: order.index(finding.kind))
-    if progress is not None:
-        progress(1.0)
+        kept = np.flatnonzero(audit.distinct & ~augmented.to_numpy())
+        _find_near_copies(cells, seen, kept, audit, lambda done: progress(0.8 + 0.2 * done / len(kept)))
+    _describe(cells, seen, audit)
+    audit.findings.sort(key=lambda finding: KINDS.index(finding.kind))
+    progress(1.0)
     return audit
 
 
-def _inspect(cells: Cells, index: int, audit: Audit, looks: list[str]) -> Fingerprint | None:
-    path = cells.table["path"].iloc[index]
+@dataclass(frozen=True)
+class _Look:
+    """What is kept of one crop: its fault, "" for none, with the detail; size, depth and colour; fingerprint."""
+
+    fault: str = ""
+    detail: str = ""
+    size: str = ""
+    depth: str = ""
+    print: Fingerprint | None = None
+
+
+def _look(cells: Cells, index: int) -> _Look:
     try:
         crop = cells.read(index)
     except ImageError as error:
-        audit.findings.append(Finding("unreadable", (path,), str(error)))
-        audit.left_out[index], audit.distinct[index] = "unreadable", False
-        return None
-    looks[index] = f"{crop.shape[1]} x {crop.shape[0]} px, {crop.dtype}, {'colour' if crop.ndim == 3 else 'grey'}"
+        return _Look("unreadable", str(error))
+    fault, detail = "", ""
     low, high = crop.min(), crop.max()
     if low == high:
-        audit.findings.append(Finding("constant", (path,), f"every pixel is {low}"))
-        audit.left_out[index], audit.distinct[index] = "constant", False
-    elif crop.dtype.kind == "u":
-        limit = np.iinfo(crop.dtype).max
-        share = max(float((crop == limit).mean()), float((crop == 0).mean()))
+        fault, detail = "constant", f"every pixel is {low}"
+    else:
+        share, count = max((float((crop == count).mean()), count) for count in (low, high))
         if share >= SATURATED_SHARE:
-            audit.findings.append(Finding("saturated", (path,), f"{share:.0%} of the pixels are 0 or {limit}"))
-    return fingerprint(crop)
+            fault, detail = "saturated", f"{share:.0%} of the pixels are {count}"
+    size = f"{crop.shape[1]} x {crop.shape[0]} px {'colour' if crop.ndim == 3 else 'grey'}"
+    return _Look(fault, detail, size, str(crop.dtype), fingerprint(crop))
 
 
-def _find_copies(cells: Cells, prints: list[Fingerprint | None], audit: Audit) -> None:
+def _find_copies(cells: Cells, seen: list[_Look], audit: Audit) -> None:
     paths, labels = cells.table["path"].to_numpy(), cells.table["label"].to_numpy()
-    parts = cells.table["split"].to_numpy() if cells.has_split else None
+    parts = cells.table["split"].to_numpy() if cells.has_split else np.full(len(cells), "train")
     for members in same(audit.keys):
-        members = members[[audit.left_out[i] != "constant" for i in members]]
-        if len(members) < 2:
-            continue
         named = tuple(paths[members])
-        exact = len({prints[i].exact for i in members}) == 1  # type: ignore[union-attr]
+        exact = len({seen[i].print.exact for i in members}) == 1  # type: ignore[union-attr]
         if exact and len(members) >= PADDING_COPIES:
             audit.findings.append(Finding("padding", named, f"one image {len(members)} times: padding, left out"))
             for index in members:
-                audit.left_out[index], audit.distinct[index] = "padding", False
+                audit.left_out[index] = "padding"
+            continue
+        if seen[members[0]].fault == "constant":
             continue
         kind = "copy" if exact else "turned copy"
         audit.findings.append(Finding(kind, named, f"{len(members)} files show one cell; counted once"))
-        for index in members[1:]:
-            audit.left_out[index], audit.distinct[index] = f"copy of {paths[members[0]]}", False
+        # A copy that a given split uses is counted before one that it leaves out.
+        first, *others = sorted(members, key=lambda index: parts[index] == "")
+        for index in others:
+            audit.left_out[index] = f"copy of {paths[first]}"
         if len(set(labels[members])) > 1:
             audit.findings.append(Finding("label conflict", named, " / ".join(sorted(set(labels[members])))))
-        if parts is not None and len(where := set(parts[members]) - {""}) > 1:
+        if len(where := set(parts[members]) - {""}) > 1:
             audit.findings.append(Finding("copy across parts", named, " / ".join(sorted(where))))
+
+
+def _find_unusable(cells: Cells, seen: list[_Look], audit: Audit) -> None:
+    for index, (path, look) in enumerate(zip(cells.table["path"], seen, strict=True)):
+        if look.fault and audit.left_out[index] != "padding":
+            audit.findings.append(Finding(look.fault, (path,), look.detail))
+            if look.fault != "saturated":
+                audit.left_out[index] = look.fault
 
 
 def _find_donor_leaks(cells: Cells, audit: Audit) -> None:
@@ -182,27 +207,28 @@ def _find_donor_leaks(cells: Cells, audit: Audit) -> None:
 
 
 def _find_near_copies(
-    cells: Cells, prints: list[Fingerprint | None], audit: Audit, augmented: np.ndarray | None
+    cells: Cells, seen: list[_Look], kept: np.ndarray, audit: Audit, progress: Callable[[int], None]
 ) -> None:
-    kept = [i for i, print_ in enumerate(prints) if print_ is not None and audit.distinct[i]]
-    if augmented is not None:
-        kept = [i for i in kept if not augmented[i]]
-    paths = cells.table["path"].to_numpy()
-    for i, j, alike in near_pairs([prints[k] for k in kept]):  # type: ignore[misc]
-        pair = (paths[kept[i]], paths[kept[j]])
-        audit.findings.append(Finding("near-copy", pair, f"correlation {alike:.4f}: look at both; a warning only"))
+    table = cells.table.iloc[kept]
+    paths = table["path"].to_numpy()
+    parts = table["split"].to_numpy() if cells.has_split else np.full(len(kept), "")
+    for i, j, alike in near_pairs([seen[k].print for k in kept], progress):  # type: ignore[misc]
+        across = f" ({parts[i]} / {parts[j]})" if parts[i] != parts[j] else ""
+        detail = f"correlation {alike:.4f}{across}: look at both; a warning only"
+        audit.findings.append(Finding("near-copy", (paths[i], paths[j]), detail))
 
 
-def _describe(cells: Cells, audit: Audit, looks: list[str]) -> None:
+def _describe(cells: Cells, seen: list[_Look], audit: Audit) -> None:
     counts = cells.table["label"][audit.distinct].value_counts()
     audit.notes.append("distinct cells: " + ", ".join(f"{name} {int(counts.get(name, 0))}" for name in cells.classes))
-    audit.notes.append(
-        "images: " + "; ".join(f"{n} of {look}" for look, n in Counter(filter(None, looks)).most_common())
-    )
-    depths = Counter(look.split(", ")[1] for look in looks if look)
+    kinds = Counter(f"{look.size}, {look.depth}" for look in seen if look.depth)
+    audit.notes.append("images: " + "; ".join(f"{count} of {kind}" for kind, count in kinds.most_common()))
+    depths = Counter(look.depth for look in seen if look.depth)
     if len(depths) > 1:
         usual = depths.most_common(1)[0][0]
-        rare = tuple(p for p, look in zip(cells.table["path"], looks, strict=True) if look and usual not in look)
+        rare = tuple(
+            path for path, look in zip(cells.table["path"], seen, strict=True) if look.depth not in ("", usual)
+        )
         audit.findings.append(Finding("mixed depth", rare, f"several depths: {', '.join(sorted(depths))}"))
 
 

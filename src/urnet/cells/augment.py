@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
 
+AT_ONCE = 256
+"""Images that are turned at once when copies are made."""
+
 
 def augment(
     images: torch.Tensor, *, flips: bool, rotation: bool, generator: torch.Generator | None = None
@@ -31,7 +34,7 @@ def augment(
     """
     if flips:
         images = _dihedral(images, torch.randint(8, (len(images),), generator=generator))
-    if rotation:
+    if rotation and len(images):
         angle = torch.rand(len(images), generator=generator) * (2 * math.pi)
         images = _rotated(images, angle)
     return images
@@ -76,7 +79,7 @@ def epoch_order(labels: np.ndarray, *, balanced: bool, per_class: int | None, se
 
 
 def _repeated(members: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
-    rounds = math.ceil(draws / len(members))
+    rounds = max(1, math.ceil(draws / len(members)))
     return np.concatenate([generator.permutation(members) for _ in range(rounds)])[:draws]
 
 
@@ -100,10 +103,11 @@ def balanced_copies(
     for index in np.unique(labels):
         members = np.flatnonzero(labels == index)
         chosen = _repeated(members, max(per_class, len(members)), np.random.default_rng((seed, int(index))))
-        copies = torch.from_numpy(images[chosen[len(members) :]].astype(np.float32))
-        turned = augment(copies, flips=flips, rotation=rotation, generator=generator).numpy()
-        turned = turned if images.dtype.kind == "f" else np.rint(turned)
-        parts.append(np.concatenate([images[chosen[: len(members)]], turned.astype(images.dtype)]))
+        parts.append(images[chosen])
+        # A batch at a time: thousands of large crops would not fit in memory as floating point.
+        for start in range(len(members), len(chosen), AT_ONCE):
+            some = parts[-1][start : start + AT_ONCE]
+            some[:] = _turned(some, generator, flips=flips, rotation=rotation)
         origins.append(chosen)
     origin = np.concatenate(origins)
     return np.concatenate(parts), labels[origin], origin
@@ -114,49 +118,60 @@ def write_augmented(cells: Cells, out: Path, per_class: int, *, seed: int = 0) -
 
     Args:
         cells: cells with a split.
-        out: folder that gets `augmented/` and where the new table belongs.
+        out: folder that gets `augmented/`, and `augmented_target/` where there are paired images.
         per_class: training images of each class, originals counted in.
         seed: fixes the copies.
 
     Returns:
         The cells and their copies; a copy keeps its original's label, donor and source, and names it in `augmented`.
+        Crops that are not square are filled up by reflection.
 
     Raises:
         CellsError: no split, so that copies could land in a test part.
     """
-    import tifffile
-
     if not cells.has_split:
         raise CellsError("only the training part is augmented, and these cells have no split")
     cells = cells.with_columns(augmented=cells.table.get("augmented", ""))
-    generator = torch.Generator().manual_seed(seed)
+    labels = cells.labels
     train = np.flatnonzero(cells.table["split"] == "train")
     rows: list[dict[str, object]] = []
-    for index in range(len(cells.classes)):
-        members = train[cells.labels[train] == index]
+    for index in np.unique(labels[train]):
+        members = train[labels[train] == index]
         wanted = max(0, per_class - len(members))
-        if not len(members):
-            continue
-        for number, original in enumerate(_repeated(members, wanted, np.random.default_rng((seed, index)))):
+        for original in _repeated(members, wanted, np.random.default_rng((seed, int(index)))):
             row = cells.table.iloc[original].to_dict()
-            crop = cells.read(int(original))
-            name = Path("augmented") / cells.classes[index] / f"{number:06d}.tif"
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            planes = torch.from_numpy(np.atleast_3d(crop).astype(np.float32)).movedim(-1, 0)[None]
-            turned = augment(_square(planes), flips=True, rotation=True, generator=generator)[0].movedim(0, -1).numpy()
-            turned = turned if crop.dtype.kind == "f" else np.rint(turned)
-            tifffile.imwrite(
-                out / name, turned.astype(crop.dtype).squeeze(), photometric="rgb" if crop.ndim == 3 else "minisblack"
-            )
-            rows.append(
-                row | {"path": (out / name).resolve().as_posix(), "target": "", "tile": "", "augmented": row["path"]}
-            )
+            name = f"{len(rows):06d}.tif"
+            copy = row | {"tile": "", "augmented": row["path"]}
+            copy_seed = int(np.random.default_rng((seed, len(rows))).integers(2**62))
+            for column, folder in (("path", "augmented"), ("target", "augmented_target")):
+                if row.get(column):
+                    # Seeded anew for each of a pair, so that both get the same geometry.
+                    generator = torch.Generator().manual_seed(copy_seed)
+                    copy[column] = _write_turned(out / folder / name, cells.read(int(original), column), generator)
+            rows.append(copy)
     table = pd.concat([cells.table, pd.DataFrame(rows)], ignore_index=True).fillna("")
     return Cells(cells.root, table, cells.classes)
 
 
-def _square(planes: torch.Tensor) -> torch.Tensor:
-    """Free rotation works on squares: the shorter edge is filled up by reflection."""
-    height, width = planes.shape[-2:]
-    side = max(height, width)
-    return F.pad(planes, (0, side - width, 0, side - height), mode="reflect") if height != width else planes
+def _write_turned(path: Path, crop: np.ndarray, generator: torch.Generator) -> str:
+    """Write a turned copy of (H, W) or (H, W, 3) at its own depth; the absolute path of it."""
+    import tifffile
+
+    side = max(crop.shape[:2])
+    fill = [(0, side - edge) for edge in crop.shape[:2]] + [(0, 0)] * (crop.ndim - 2)
+    planes = np.atleast_3d(np.pad(crop, fill, mode="symmetric")).transpose(2, 0, 1)[None]  # (1, C, S, S)
+    turned = _turned(planes, generator, flips=True, rotation=True)[0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if crop.ndim == 3:
+        tifffile.imwrite(path, turned.transpose(1, 2, 0), photometric="rgb")
+    else:
+        tifffile.imwrite(path, turned[0], photometric="minisblack")
+    return path.resolve().as_posix()
+
+
+def _turned(images: np.ndarray, generator: torch.Generator, *, flips: bool, rotation: bool) -> np.ndarray:
+    """Raw counts (B, C, S, S), each turned by its own random geometry, in their own depth."""
+    turned = augment(
+        torch.from_numpy(images.astype(np.float32)), flips=flips, rotation=rotation, generator=generator
+    ).numpy()
+    return (turned if images.dtype.kind == "f" else np.rint(turned)).astype(images.dtype)

@@ -1,15 +1,14 @@
 """Which cells are the same picture: exact copies, turned copies and near-copies.
 
 A copy that is counted as a cell, or that stands in two parts, makes every figure too good. Exact and turned copies are
-found by hashing the decoded pixels in their eight orientations; near-copies by a perceptual hash and then, pair by
-pair, by the correlation of the pixels themselves.
+found by hashing the decoded pixels in an orientation that all eight turned copies share; near-copies by a perceptual
+hash and then, pair by pair, by the correlation of small versions of the crops.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import imagehash
 import numpy as np
 from PIL import Image
 
@@ -31,14 +30,12 @@ class Fingerprint:
 
     Attributes:
         exact: hash of the pixels as they stand.
-        turned: the smallest of the eight orientations' hashes; equal for an image and its turned copy.
-        perceptual: (8,) uint64, the 64-bit perceptual hash of each orientation.
-        thumbnail: (32, 32) float32, zero mean and unit norm.
+        turned: hash that is equal for an image and its turned copies, as `copy_key`.
+        thumbnail: (32, 32) float32, zero mean and unit norm; all zeros for a constant crop.
     """
 
     exact: str
     turned: str
-    perceptual: np.ndarray
     thumbnail: np.ndarray
 
 
@@ -49,20 +46,19 @@ def orientations(image: np.ndarray) -> list[np.ndarray]:
 
 def fingerprint(crop: np.ndarray) -> Fingerprint:
     """Hashes and thumbnail of one raw crop of any depth, (H, W) or (H, W, 3)."""
-    hashes = _hashes(crop)
-    grey = crop.mean(axis=-1) if crop.ndim == 3 else crop.astype(np.float64)
-    low, high = grey.min(), grey.max()
-    eight_bit = np.zeros(grey.shape, np.uint8) if high <= low else ((grey - low) / (high - low) * 255).astype(np.uint8)
-    small = Image.fromarray(eight_bit).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
-    perceptual = [_perceptual_hash(turned) for turned in orientations(np.asarray(small))]
-    thumbnail = np.asarray(small, np.float32) - np.asarray(small, np.float32).mean()
-    norm = np.linalg.norm(thumbnail)
-    return Fingerprint(hashes[0], min(hashes), np.array(perceptual, np.uint64), thumbnail / norm if norm else thumbnail)
+    return Fingerprint(_pixel_hash(crop), copy_key(crop), _thumbnail(crop))
 
 
 def copy_key(crop: np.ndarray) -> str:
-    """A key that a crop shares with its exact and turned copies, and with nothing else."""
-    return min(_hashes(crop))
+    """A key that a crop shares with its exact and turned copies, and with nothing else.
+
+    It is the hash of the orientation whose first row comes first in order of bytes, so that as a rule one of the eight
+    is hashed; where several share that row, the least of their hashes.
+    """
+    turned = orientations(crop)
+    first_rows = [pixels[0].tobytes() for pixels in turned]
+    least = min(first_rows)
+    return min(_pixel_hash(pixels) for pixels, row in zip(turned, first_rows, strict=True) if row == least)
 
 
 def same(keys: Iterable[str]) -> list[np.ndarray]:
@@ -87,34 +83,50 @@ def near_pairs(
     """
     if len(prints) < 2:
         return []
-    straight = np.array([p.perceptual[0] for p in prints])  # (N,)
-    turned = np.array([p.perceptual for p in prints])  # (N, 8)
+    thumbnails = np.stack([p.thumbnail for p in prints])  # (N, 32, 32)
+    # With the crops as last axis, all of them turn at once.
+    hashes = np.stack([perceptual_hashes(t) for t in orientations(np.moveaxis(thumbnails, 0, -1))], axis=-1)  # (N, 8)
+    flat = thumbnails.reshape(len(prints), -1)  # (N, 1024)
     pairs = []
-    for i in range(len(prints) - 1):
-        distance = np.bitwise_count(turned[i][None, :] ^ straight[i + 1 :, None])  # (N - i - 1, 8)
-        for j in np.flatnonzero(distance.min(axis=1) <= HASH_BITS):
-            alike = _correlation(prints[i].thumbnail, prints[i + 1 + j].thumbnail)
-            if alike >= SAME_CORRELATION:
-                pairs.append((i, int(i + 1 + j), alike))
+    for i, thumbnail in enumerate(thumbnails[:-1]):
+        distance = np.bitwise_count(hashes[i] ^ hashes[i + 1 :, :1]).min(axis=1)  # (N - i - 1,)
+        candidates = i + 1 + np.flatnonzero(distance <= HASH_BITS)
+        if len(candidates):
+            turned = np.stack(orientations(thumbnail)).reshape(8, -1)  # (8, 1024)
+            alike = (flat[candidates] @ turned.T).max(axis=1)
+            pairs += [(i, int(j), float(r)) for j, r in zip(candidates, alike, strict=True) if r >= SAME_CORRELATION]
         if progress is not None:
             progress(i + 1)
     return sorted(pairs, key=lambda pair: -pair[2])
 
 
-def _hashes(crop: np.ndarray) -> list[str]:
-    return [_pixel_hash(turned) for turned in orientations(crop)]
+def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
+    """The 64-bit perceptual hash of many thumbnails at once (the pHash of Zauner 2010, bits as in imagehash).
+
+    Args:
+        thumbnails: (32, 32, N), the crops as last axis.
+
+    Returns:
+        (N,) uint64: which of the 8 × 8 lowest frequencies of the cosine transform are above their median.
+    """
+    from scipy.fft import dctn
+
+    low = dctn(thumbnails, axes=(0, 1))[:8, :8].reshape(64, -1).T  # (N, 64)
+    low[:, 0] = np.inf  # the mean of a picture is above the median of its frequencies; a thumbnail's is taken out
+    bits = np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1)  # (N, 8) bytes
+    return np.ascontiguousarray(bits).view(np.uint64)[:, 0]
 
 
 def _pixel_hash(pixels: np.ndarray) -> str:
     digest = hashlib.blake2b(f"{pixels.shape}{pixels.dtype}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels).data)
+    digest.update(np.ascontiguousarray(pixels))
     return digest.hexdigest()
 
 
-def _perceptual_hash(thumbnail: np.ndarray) -> int:
-    return int(str(imagehash.phash(Image.fromarray(thumbnail))), 16)
-
-
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Largest correlation of two unit-norm thumbnails over the eight orientations."""
-    return max(float((turned * second).sum()) for turned in orientations(first))
+def _thumbnail(crop: np.ndarray) -> np.ndarray:
+    planes = np.atleast_3d(crop)
+    grey = sum(planes[..., k].astype(np.float32) for k in range(planes.shape[-1]))  # (H, W)
+    small = np.asarray(Image.fromarray(grey).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR))
+    small = small - small.mean()
+    norm = np.linalg.norm(small)
+    return small / norm if norm and crop.min() < crop.max() else np.zeros_like(small)

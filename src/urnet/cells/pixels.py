@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from urnet.cells.table import Cells
-from urnet.images.montage import Address
+from urnet.images.montage import locate
 from urnet.images.read import Header, read_header
 
 
@@ -43,7 +43,7 @@ def fit_input(crop: np.ndarray, size: int, channels: int) -> np.ndarray:
         crop = _rounded(crop.mean(axis=-1), dtype)
     planes = [crop] if crop.ndim == 2 else [crop[..., k] for k in range(3)]
     planes = [_resized(plane, size) for plane in planes]
-    return np.stack(planes * channels if channels > len(planes) else planes)
+    return np.stack(planes * (channels // len(planes)))
 
 
 def load_pixels(
@@ -66,17 +66,17 @@ def load_pixels(
     Raises:
         ImageError: an image cannot be used.
     """
-    crops = []
+    images = np.empty((len(cells), channels, size, size), np.uint8)
     converted = 0
     for index in range(len(cells)):
         crop = cells.read(index, column)
         converted += (crop.ndim == 3) != (channels == 3)
-        crops.append(fit_input(crop, size, channels))
+        common = crop.dtype if index == 0 or crop.dtype == images.dtype else np.float32
+        images = images.astype(common, copy=False)
+        images[index] = fit_input(crop, size, channels)
         if progress is not None:
             progress(index + 1)
-    depths = {crop.dtype for crop in crops}
-    common = depths.pop() if len(depths) == 1 else np.dtype(np.float32)
-    return Pixels(np.stack([crop.astype(common, copy=False) for crop in crops]), converted)
+    return Pixels(images, converted)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def survey(cells: Cells) -> Look:
     depths: Counter[str] = Counter()
     headers: dict[str, Header] = {}
     for path, tile in zip(cells.table["path"], cells.table.get("tile", [""] * len(cells)), strict=True):
-        file = path if (cells.root / path).is_file() else Address.parse(path).file
+        file = locate(cells.root, path).file
         if file not in headers:
             headers[file] = read_header(cells.root / file)
         header = headers[file]

@@ -15,6 +15,9 @@ from urnet.errors import CellsError
 ATTEMPTS = 200
 """Orders of the groups that are tried before a division is called impossible."""
 
+FURTHER_ATTEMPTS = 20
+"""Orders tried after a good one where there are few groups, so that one order can miss the shares by much."""
+
 
 def split_cells(
     cells: Cells,
@@ -30,8 +33,8 @@ def split_cells(
     """Fill the `split` column with `train`, `validation` and `test`.
 
     Args:
-        cells: labelled cells; a `split` column that is there already is respected, and only a validation part that it
-            lacks is cut from its training part.
+        cells: labelled cells; a `split` column that is there already is respected, unless `folds` are asked for, and
+            only a validation part that it lacks is cut from its training part.
         test: share of the cells in the test part, unless `folds` are asked for.
         validation: share of what is not tested that becomes the validation part; 0 for none.
         seed: fixes the division.
@@ -59,7 +62,7 @@ def split_cells(
         held = _allocate(labels[rest], groups[rest], [1 - validation, validation], seed + 1 + (fold or 0)) == 1
         part[rest[held]] = "validation"
     needed = ["train", *(["validation"] if validation > 0 else []), *(["test"] if not given else [])]
-    _check_parts(cells, labels, groups, part, needed, unit)
+    _check_parts(cells, groups, part, needed, unit)
     return cells.with_columns(split=part)
 
 
@@ -69,24 +72,36 @@ def fold_numbers(
     """Number of the fold that tests each cell, (N,) int64, the same for every run over these cells.
 
     Raises:
-        CellsError: a class has fewer cells or donors than folds.
+        CellsError: a class has fewer cells or donors than folds, or a given column has other folds.
     """
     if cells.known("fold"):
-        return cells.table["fold"].astype(int).to_numpy()
+        number = cells.table["fold"].to_numpy().astype(np.int64)
+        if set(number) != set(range(folds)):
+            found = ", ".join(map(str, sorted(set(number))))
+            raise CellsError(
+                f"the column 'fold' holds {found}, but split.folds={folds} needs 0 to {folds - 1}; mend one of them"
+            )
+        return number
     groups, unit = groups_of(cells, by_donor=by_donor, copies=copies)
     number = _allocate(cells.labels, groups, [1 / folds] * folds, seed)
-    _check_parts(cells, cells.labels, groups, number, range(folds), unit)
+    _check_parts(cells, groups, number, range(folds), unit)
     return number
 
 
 def groups_of(cells: Cells, *, by_donor: bool = True, copies: Sequence[str] | None = None) -> tuple[np.ndarray, str]:
-    """What must not be torn apart: an integer a cell, and the word for it (`donor` or `source image`)."""
-    donors = by_donor and cells.known("donor")
-    first = cells.table["donor" if donors else "source"]
-    codes = pd.factorize(first)[0]
+    """What must not be torn apart: an integer a cell, and the word for it (`donor` or `source image`).
+
+    A cell whose donor is not known is grouped by its source image.
+    """
+    names = "source image " + cells.table["source"]
+    unit = "source image"
+    if by_donor and "donor" in cells.table and (cells.table["donor"] != "").any():
+        names = names.where(cells.table["donor"] == "", "donor " + cells.table["donor"])
+        unit = "donor"
+    codes = pd.factorize(names)[0]
     if copies is not None:
         codes = _joined(codes, pd.factorize(np.asarray(copies))[0])
-    return codes, "donor" if donors else "source image"
+    return codes, unit
 
 
 def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -108,14 +123,14 @@ def _allocate(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], s
     few groups a class may miss a part in one order and not in another, so several orders are tried and the one that
     leaves the fewest (part, class) pairs empty, then the one nearest to the shares, is kept.
     """
-    classes = int(labels.max(initial=0)) + 1
+    labels = np.unique(labels, return_inverse=True)[1]
     codes, groups = np.unique(groups, return_inverse=True)
-    counts = np.zeros((len(codes), classes))
+    counts = np.zeros((len(codes), labels.max(initial=-1) + 1))
     np.add.at(counts, (groups, labels), 1)
     totals = counts.sum(axis=0)
-    present = totals > 0
-    wanted = np.asarray(shares)[:, None] * totals[present]  # (parts, classes)
-    counts = counts[:, present]
+    wanted = np.asarray(shares)[:, None] * totals  # (parts, classes)
+    unavoidable = int(np.maximum(0, len(shares) - (counts > 0).sum(axis=0)).sum())
+    enough = 0 if len(codes) > 10 * len(shares) else FURTHER_ATTEMPTS
     best: tuple[tuple[int, float], np.ndarray] | None = None
     for attempt in range(ATTEMPTS):
         order = np.random.default_rng((seed, attempt)).permutation(len(codes))
@@ -123,31 +138,29 @@ def _allocate(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], s
         given = np.zeros_like(wanted)
         part_of = np.empty(len(codes), dtype=np.int64)
         for group in order:
-            need = ((wanted - given) / wanted) @ (counts[group] / totals[present])
+            need = ((wanted - given) / wanted) @ (counts[group] / totals)
             part = int(np.lexsort((-wanted.sum(axis=1), -need))[0])
             part_of[group] = part
             given[part] += counts[group]
         score = (int((given == 0).sum()), float(np.abs(given - wanted).sum()))
         if best is None or score < best[0]:
             best = (score, part_of)
-        if best[0][0] == 0 and (len(codes) > 10 * len(shares) or attempt >= 20):
+        if best[0][0] <= unavoidable and attempt >= enough:
             break
     assert best is not None
     return best[1][groups]
 
 
-def _check_parts(
-    cells: Cells, labels: np.ndarray, groups: np.ndarray, part: np.ndarray, needed: Sequence[object], unit: str
-) -> None:
+def _check_parts(cells: Cells, groups: np.ndarray, part: np.ndarray, needed: Sequence[object], unit: str) -> None:
     """Every class in every part, else an error with the counts."""
+    labels = cells.labels
     for index, name in enumerate(cells.classes):
         mine = labels == index
         missing = [str(p) for p in needed if not (mine & (part == p)).any()]
         if missing:
             have = len(np.unique(groups[mine]))
-            what = "donors" if unit == "donor" else "distinct cells"
             raise CellsError(
-                f"class {name!r} has {int(mine.sum())} cells from {have} {what}; at least {len(needed)} {what} "
-                f"are needed to stand in each of the {len(needed)} parts (left empty: {', '.join(missing)}); "
-                "add cells, merge classes, or give a split column"
+                f"class {name!r} has {int(mine.sum())} cell(s) from {have} {unit}(s), and none could be given to: "
+                f"{', '.join(missing)}; at least {len(needed)} {unit}s are needed for {len(needed)} parts: "
+                "add cells, merge classes, or change the split column"
             )

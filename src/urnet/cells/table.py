@@ -5,6 +5,7 @@ Columns: `path` and `label`, and where known `donor`, `field`, `x`, `y`, `split`
 cell comes from, and is filled with the file's path (a tile's address) where the table does not give it.
 """
 
+import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from urnet.errors import CellsError, ImageError
-from urnet.images.montage import Address, expand, read_crop
-from urnet.images.read import SUFFIXES
+from urnet.images.montage import Address, expand, locate, read_crop
+from urnet.images.read import MIN_EDGE, SUFFIXES
 
 COLUMNS = (
     *("path", "label", "donor", "field", "x", "y", "split", "source", "target"),
@@ -131,9 +132,8 @@ def read_cells(
     table = _expand(root, table, tile, labelled)
     if labelled:
         _check_files(root, table)
-    if "source" not in table:
-        table["source"] = ""
-    table["source"] = np.where(table["source"] == "", _default_source(table), table["source"])
+    source = table.get("source", pd.Series("", index=table.index))
+    table["source"] = source.where(source != "", _default_source(root, table))
     names: tuple[str, ...] = ()
     if "label" in table:
         table["label"], names = _merge(path, table["label"], classes)
@@ -174,24 +174,40 @@ def find_images(paths: Iterable[Path | str], tile: int | None = None) -> Cells:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    """All columns that we know, as text; the index holds the line of each cell in the file."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-        separator = max(",;\t", key=header.count)
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator, encoding="utf-8-sig")
+            header = next((line for line in file if line.strip()), "")
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(",;\t", key=header.count), strict=True)
+            lines = [(reader.line_num, fields) for fields in reader if any(field.strip() for field in fields)]
     except UnicodeDecodeError:
         raise CellsError(f"{path}: the table is not UTF-8; save it as 'CSV UTF-8'") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise CellsError(f"{path}: not a table with a header line ({str(error).strip()})") from None
-    table.columns = [str(c).strip() for c in table.columns]
-    if "path" not in table:
-        raise CellsError(f"{path}: the table has no column 'path'; its columns are {', '.join(table.columns)}")
-    if table.empty:
+    except csv.Error as error:
+        raise CellsError(f"{path}: not a table with a header line ({error})") from None
+    names = [name.strip() for name in lines[0][1]] if lines else []
+    for column in COLUMNS:
+        if names.count(column) > 1:
+            raise CellsError(f"{path}: {names.count(column)} columns are called {column!r}; keep one")
+    if "path" not in names:
+        raise CellsError(f"{path}: the table has no column 'path'; its columns are {', '.join(names) or 'none'}")
+    if len(lines) == 1:
         raise CellsError(f"{path}: the table has a header but no cells")
-    table["path"] = table["path"].str.replace("\\", "/", regex=False)
-    if "target" in table:
-        table["target"] = table["target"].str.replace("\\", "/", regex=False)
-    return table.fillna("")[[c for c in COLUMNS if c in table]]
+    for number, fields in lines[1:]:
+        if len(fields) > len(names) and any(fields[len(names) :]):
+            raise CellsError(
+                f"{path}: line {number} has {len(fields)} values for {len(names)} columns; "
+                "put values that hold the separator in quotes"
+            )
+    filled = [(fields + [""] * len(names))[: len(names)] for _, fields in lines[1:]]
+    table = pd.DataFrame(filled, columns=names, index=[number for number, _ in lines[1:]])
+    table = table[[column for column in COLUMNS if column in names]].copy()
+    for column in table:
+        if column in ("path", "target"):
+            table[column] = table[column].str.replace("\\", "/", regex=False)
+        else:
+            table[column] = table[column].str.strip()
+    return table
 
 
 def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
@@ -217,68 +233,78 @@ def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    files = (f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-    return sorted(f for f in files if f.is_file())
+    """In the same order on every system; hidden files and folders are no one's cells."""
+    found = {f.relative_to(folder): f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()}
+    visible = (place for place in found if not any(part.startswith(".") for part in place.parts))
+    return [found[place] for place in sorted(visible, key=lambda place: place.as_posix())]
 
 
 def _check_rows(path: Path, table: pd.DataFrame, labelled: bool) -> None:
     for column in ("path", "label") if labelled else ("path",):
-        empty = np.flatnonzero(table[column].str.strip() == "")
+        empty = table.index[table[column].str.strip() == ""]
         if len(empty):
-            raise CellsError(f"{path}: line {empty[0] + 2} has no {column} ({len(empty)} such lines); fill them in")
+            raise CellsError(f"{path}: line {empty[0]} has no {column} ({len(empty)} such lines); fill them in")
     if "split" in table:
         strange = sorted(set(table["split"]) - {*PARTS, ""})
         if strange:
             raise CellsError(f"{path}: split is {strange[0]!r}; allowed are {', '.join(PARTS)}, or empty to leave out")
     for column in ("tile", "fold"):
         if column in table:
-            bad = table[column][~table[column].str.fullmatch(r"\d*")]
+            bad = table[column][~table[column].str.fullmatch(r"[0-9]{0,9}")]
             if len(bad):
                 raise CellsError(f"{path}: {column} is {bad.iloc[0]!r}; it must be a whole number")
+    if "tile" in table:
+        small = [edge for edge in table["tile"] if edge and int(edge) < MIN_EDGE]
+        if small:
+            raise CellsError(f"{path}: tile is {small[0]}; the edge of a tile must be at least {MIN_EDGE} px")
 
 
-def _expand(root: Path, table: pd.DataFrame, tile: int | None, labelled: bool) -> pd.DataFrame:
+def _expand(root: Path, table: pd.DataFrame, tile: int | None, strict: bool) -> pd.DataFrame:
     """Rows that name a montage or a stack become a row for each of its images."""
-    tiles = table["tile"] if "tile" in table else pd.Series("", index=table.index)
-    tiles = tiles.where(tiles != "", str(tile) if tile else "")
-    rows, changed = [], False
-    for record, edge in zip(table.to_dict("records"), tiles, strict=True):
-        place = Address.parse(record["path"])
-        plain = place.row is None and place.page is None
-        many = edge != "" or Path(place.file).suffix.lower() in (".tif", ".tiff")
-        if (root / record["path"]).is_file():
-            place, plain = Address(record["path"]), True
-        if not (plain and many and (root / place.file).is_file()):
-            rows.append(record | ({"tile": edge} if place.row is not None else {}))
-            continue
-        addresses = _addresses(root, place.file, int(edge) if edge else None, strict=labelled)
-        changed = changed or len(addresses) > 1
-        for address in addresses:
-            target = record.get("target", "")
-            fragment = str(address)[len(address.file) :]
-            row = record | {"path": str(address), "tile": edge}
-            rows.append(row | ({"target": target + fragment} if target else {}))
-    if not changed and not tiles.any():
-        return table
-    return pd.DataFrame(rows).fillna("")
+    rows = []
+    for record in table.to_dict("records"):
+        edge = record.get("tile", "") or (str(tile) if tile else "")
+        place = locate(root, record["path"])
+        whole = place == Address(record["path"])
+        stack = Path(place.file).suffix.lower() in (".tif", ".tiff")
+        if whole and (edge or stack) and (root / place.file).is_file():
+            places = _addresses(root, place.file, int(edge) if edge else None, strict=strict)
+        else:
+            places = [place]
+        for one in places:
+            row = record | {"path": str(one), "tile": edge if one.row is not None else ""}
+            if whole and record.get("target"):
+                row["target"] = str(replace(one, file=record["target"]))
+            rows.append(row)
+    expanded = pd.DataFrame(rows)
+    return expanded if (expanded["tile"] != "").any() else expanded.drop(columns="tile")
 
 
 def _addresses(root: Path, file: str, tile: int | None, *, strict: bool = False) -> list[Address]:
-    """A damaged file keeps its one row: it is reported when it is read, with all others."""
-    try:
-        return list(expand(root, file, tile))
-    except ImageError:
-        if tile and strict:
-            raise
-        return [Address(file)]
+    """The images in a file; one that is no such montage is cut in pages, and a damaged file stays one image.
+
+    A damaged file is reported when it is read, with all others.
+
+    Args:
+        root: folder that `file` is relative to.
+        file: path of the file.
+        tile: edge of a montage's tiles in pixels.
+        strict: whether a file that is no montage of such tiles is an error.
+    """
+    for edge in dict.fromkeys((tile, None)):
+        try:
+            return expand(root, file, edge)
+        except ImageError:
+            if edge and strict:
+                raise
+    return [Address(file)]
 
 
 def _check_files(root: Path, table: pd.DataFrame) -> None:
     for column in ("path", "target"):
         if column not in table:
             continue
-        named = {p: p for p in table[column] if p}
-        files = {p if (root / p).is_file() else Address.parse(p).file for p in named}
+        files = {locate(root, path).file for path in table[column] if path}
         missing = sorted(f for f in files if not (root / f).is_file())
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -288,9 +314,9 @@ def _check_files(root: Path, table: pd.DataFrame) -> None:
             )
 
 
-def _default_source(table: pd.DataFrame) -> list[str]:
+def _default_source(root: Path, table: pd.DataFrame) -> list[str]:
     """Tiles are sources of their own; the pages of one stack may show the same cell and stay together."""
-    places = [(path, Address.parse(path)) for path in table["path"]]
+    places = [(path, locate(root, path)) for path in table["path"]]
     return [place.file if place.page is not None else path for path, place in places]
 
 

@@ -6,8 +6,7 @@ mathematics is in `metrics`, the drawing in `figures` and `gradcam`, the page in
 
 import json
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,22 @@ import numpy as np
 import pandas as pd
 
 from urnet.bundle import Model
-from urnet.cells.audit import audit_cells
-from urnet.cells.copies import copy_key
-from urnet.cells.pixels import fit_input
-from urnet.cells.table import PARTS, Cells, read_cells
-from urnet.errors import CellsError, ImageError, RunError
+from urnet.cells.table import PARTS
+from urnet.errors import CellsError, RecipeError, RunError
 from urnet.evaluation import figures
 from urnet.evaluation.gradcam import grad_cam, overlay
 from urnet.evaluation.metrics import interval_groups, score
 from urnet.evaluation.report import Report, write_report
-from urnet.training.data import paper_test
+from urnet.evaluation.scored import Progress, Scored, other_cells, own_part
 from urnet.training.run import Run, refuse_existing
 
+OPTIMISTIC = (
+    "Protocol paper is optimistic: the epoch was chosen by accuracy on the test part, which is augmented and balanced "
+    "as well."
+)
 SHOWN_PER_CLASS = 2
 MISTAKES = 12
 VERSIONS = ("urnet", "torch", "timm", "lightning", "numpy", "captum")
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -51,18 +49,6 @@ class Evaluation:
     def report(self) -> Path:
         """The page to open."""
         return self.folder / "report.html"
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Cells with the inputs that a model saw and what it made of them; rows may repeat under protocol `paper`."""
-
-    model: Model
-    cells: Cells
-    inputs: np.ndarray
-    probabilities: np.ndarray
-    enhanced: np.ndarray
-    truth: np.ndarray
 
 
 def evaluate(
@@ -90,111 +76,46 @@ def evaluate(
     folder = run.folder if isinstance(run, Run) else Path(run)
     if split not in PARTS:
         raise CellsError(f"split is {split!r}; it must be one of {', '.join(PARTS)}")
-    if out is not None:
-        refuse_existing(Path(out))
-    folds = sorted(folder.glob("fold*/recipe.yaml"), key=lambda path: int(path.parent.name.removeprefix("fold") or 0))
-    if folds and cells is None:
-        runs = [Run.open(path.parent) for path in folds]
-        expected = runs[0].recipe().split.folds
-        if expected != len(runs) or not all(one.finished for one in runs):
-            done = sum(one.finished for one in runs)
-            raise RunError(
-                f"{folder}: {done} of {expected} folds are trained; finish them with `urnet train … --resume`"
-            )
-        scored = [_own_part(one, split, progress) for one in runs]
-        warnings = [f"{len(runs)} folds are pooled: every cell was tested once, by a model that had not seen it."]
+    target = None if out is None else Path(out)
+    if target is not None:
+        refuse_existing(target)
+    if cells is not None:
+        runs, cells = [Run.open(folder)], Path(cells)
+        one, name, warnings = other_cells(runs[0], cells, split, target, progress)
+        scored = [one]
+    elif folds := _folds(folder):
         if split != "test":
             raise CellsError(
                 f"{folder}: a cross-validation pools its test parts; evaluate one fold's {split} part instead"
             )
+        runs, name = folds, split
+        scored = [own_part(one, split, progress) for one in runs]
+        warnings = [f"{len(runs)} folds are pooled: every cell was tested once, by a model that had not seen it."]
     else:
-        runs = [Run.open(folder)]
-        if cells is None:
-            scored, warnings = [_own_part(runs[0], split, progress)], []
-        else:
-            one, warnings = _other_cells(runs[0], Path(cells), split, progress)
-            scored = [one]
-    name = split if cells is None else f"{Path(cells).resolve().stem}-{split}"
-    target = Path(out) if out is not None else folder / "evaluation" / name
-    return _write(runs, scored, target, name, warnings, progress)
+        runs, name, warnings = [Run.open(folder)], split, []
+        scored = [own_part(runs[0], split, progress)]
+    return _write(runs, scored, target or folder / "evaluation" / name, name, warnings, progress)
 
 
-def _own_part(run: Run, split: str, progress: Progress | None) -> _Scored:
-    model, recipe = run.load_model(), run.recipe()
-    cells = run.cells().part(split)
-    if not len(cells):
-        raise CellsError(f"{run.folder}: no cells in the {split} part of this run")
-    return _score_cells(model, cells, progress, augmented_test=recipe.protocol == "paper" and split == "test", run=run)
+def _folds(folder: Path) -> list[Run]:
+    """The runs of a cross-validation in their order; none for any other folder.
 
-
-def _other_cells(run: Run, path: Path, split: str, progress: Progress | None) -> tuple[_Scored, list[str]]:
-    """Cells that the run does not know: copies and padding count once, and cells that training saw are counted."""
-    model, recipe = run.load_model(), run.recipe()
-    cells = read_cells(path, tile=recipe.tile, image=recipe.image, target=recipe.target, classes=recipe.classes)
-    unknown = sorted(set(cells.classes) - set(model.classes))
-    if unknown:
-        raise RunError(
-            f"{path}: label(s) {', '.join(unknown)} are no classes of {run.folder} ({', '.join(model.classes)}); "
-            "evaluate cells of the same task, or merge the labels in the recipe (classes)"
-        )
-    cells = replace(cells, classes=model.classes)
-    warnings = []
-    if cells.has_split:
-        cells = cells.part(split)
-        if not len(cells):
-            raise CellsError(f"{path}: no cells in the {split} part")
-    audit = audit_cells(cells, near=False, progress=(lambda share: progress("audit", share)) if progress else None)
-    audit.raise_leaks(allow_leaks=True)
-    left_out = [reason.split(" ")[0] for reason in audit.left_out if reason]
-    if left_out:
-        kinds = ", ".join(f"{left_out.count(kind)} {kind}" for kind in dict.fromkeys(left_out))
-        warnings.append(f"{len(left_out)} image(s) are not counted: {kinds} (see `urnet audit`).")
-    keys = [key for key, kept in zip(audit.keys, audit.distinct, strict=True) if kept]
-    cells = cells.where(audit.distinct)
-    if not len(cells):
-        raise CellsError(f"{path}: no usable cells; see `urnet audit`")
-    trained = run.cells().part("train")
-    known = {copy_key(trained.read(index)) for index in range(len(trained))}
-    seen = sum(key in known for key in keys)
-    if seen:
-        warnings.append(
-            f"{seen} of {len(cells)} cells were in the training part of this run; the figures are too good."
-        )
-    return _score_cells(model, cells, progress), warnings
-
-
-def _score_cells(
-    model: Model, cells: Cells, progress: Progress | None, *, augmented_test: bool = False, run: Run | None = None
-) -> _Scored:
-    config = model.config
-    raw = []
-    for index in range(len(cells)):
-        crop = cells.read(index)
-        depth = config.scaling.dtype
-        if depth not in (str(crop.dtype), "any"):
-            raise ImageError(
-                f"{cells.table['path'].iloc[index]}: {crop.dtype} pixels, but the model was trained on {depth}; "
-                "convert the images"
-            )
-        raw.append(fit_input(crop, config.size, config.channels))
-        if progress is not None:
-            progress("read cells", (index + 1) / len(cells))
-    images, truth = np.stack(raw), cells.labels
-    if augmented_test and run is not None:
-        images, truth, origin = paper_test(images, truth, run.recipe())
-        cells = replace(cells, table=cells.table.iloc[origin].reset_index(drop=True))
-    inputs = config.scaling.apply(images)
-    probabilities, enhanced = [], []
-    for p, e in model.forward(inputs):
-        probabilities.append(p)
-        enhanced.append(e)
-        if progress is not None:
-            progress("classify", sum(map(len, probabilities)) / len(inputs))
-    return _Scored(model, cells, inputs, np.concatenate(probabilities), np.concatenate(enhanced), truth)
+    Raises:
+        RunError: some are not trained to the end.
+    """
+    found = {int(path.parent.name[4:]): Run(path.parent) for path in folder.glob("fold*/recipe.yaml")
+             if path.parent.name[4:].isdecimal()}  # fmt: skip
+    if not found:
+        return []
+    expected = next(iter(found.values())).recipe().split.folds
+    done = sum(run.finished for run in found.values())
+    if done != expected:
+        raise RunError(f"{folder}: {done} of {expected} folds are trained; finish them with `urnet train … --resume`")
+    return [found[number] for number in sorted(found)]
 
 
 def _write(
-    runs: list[Run], scored: list[_Scored], folder: Path, name: str, warnings: list[str], progress: Progress | None
+    runs: list[Run], scored: list[Scored], folder: Path, name: str, warnings: list[str], progress: Progress | None
 ) -> Evaluation:
     run, model, recipe = runs[0], scored[0].model, runs[0].recipe()
     table = pd.concat([one.cells.table for one in scored], ignore_index=True)
@@ -205,15 +126,15 @@ def _write(
     metrics = score(truth, probabilities, list(model.classes), groups)
     simulated = ", ".join(sorted(set(table["simulated"]) - {""})) if "simulated" in table else ""
     warnings = [*warnings, *metrics.pop("notes")]
-    if recipe.protocol == "paper":
-        warnings.insert(
-            0,
-            "Protocol paper is optimistic: the epoch was chosen by accuracy on the test part, which is augmented and "
-            "balanced as well.",
-        )
+    optimistic = [OPTIMISTIC] if recipe.protocol == "paper" else []
+    if progress is not None:
+        progress("draw", 0.0)
+    pictures = _pictures(runs, scored, truth, probabilities, metrics)
+    if "grad_cam" not in {file for file, *_ in pictures}:
+        warnings.append(f"No Grad-CAM: classifier {recipe.classifier.name} makes no feature maps that it could show.")
     metrics |= {
         "protocol": recipe.protocol,
-        "optimistic": recipe.protocol == "paper",
+        "optimistic": bool(optimistic),
         "part": name,
         "recipe": recipe.name,
         "seed": recipe.seed,
@@ -221,7 +142,7 @@ def _write(
         "epoch": [one.model.config.epoch for one in scored] if len(scored) > 1 else model.config.epoch,
         "intervals": description,
         "simulated": simulated,
-        "warnings": warnings,
+        "warnings": [*optimistic, *warnings],
         "versions": {package: version(package) for package in VERSIONS} | {"python": platform.python_version()},
     }
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -229,7 +150,6 @@ def _write(
         json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
     _write_predictions(folder / "predictions.csv", table, model.classes, truth, probabilities, scored)
-    pictures = _pictures(run, scored, truth, probabilities, metrics, progress)
     for file, _, _, png in pictures:
         (folder / "figures" / f"{file}.png").write_bytes(png)
     report = Report(
@@ -239,7 +159,7 @@ def _write(
         protocol=recipe.protocol,
         metrics=metrics,
         intervals=description,
-        counts=_counts(run),
+        counts=run.counts(),
         recipe=recipe.to_yaml(),
         versions=metrics["versions"],
         seed=recipe.seed,
@@ -249,24 +169,18 @@ def _write(
         warnings=warnings,
     )
     write_report(folder / "report.html", report)
+    if progress is not None:
+        progress("draw", 1.0)
     return Evaluation(folder, metrics)
 
 
 def _dataset(metrics: dict[str, Any], name: str, model: Model) -> str:
     scaling = model.config.scaling
     return (
-        f"{metrics['n']:,} images of the part {name}; input {model.config.size} × {model.config.size} px, "
+        f"{metrics['n']:,} images ({name}); input {model.config.size} × {model.config.size} px, "
         f"{'grey' if model.config.channels == 1 else 'colour'}, {scaling.dtype} counts {scaling.low:g} to "
         f"{scaling.high:g} scaled to 0 to 1"
     )
-
-
-def _counts(run: Run) -> pd.DataFrame:
-    """Cells by class and part, with what was left out."""
-    cells = run.cells()
-    part = cells.table["split"].replace("", "left out")
-    counts = pd.crosstab(cells.table["label"], part).reindex(index=list(cells.classes), fill_value=0)
-    return counts[[c for c in (*PARTS, "left out") if c in counts]]
 
 
 def _write_predictions(
@@ -275,7 +189,7 @@ def _write_predictions(
     classes: tuple[str, ...],
     truth: np.ndarray,
     probabilities: np.ndarray,
-    scored: list[_Scored],
+    scored: list[Scored],
 ) -> None:
     rows: dict[str, Any] = {
         "path": table["path"],
@@ -290,75 +204,65 @@ def _write_predictions(
 
 
 def _pictures(
-    run: Run,
-    scored: list[_Scored],
-    truth: np.ndarray,
-    probabilities: np.ndarray,
-    metrics: dict[str, Any],
-    progress: Progress | None,
+    runs: list[Run], scored: list[Scored], truth: np.ndarray, probabilities: np.ndarray, metrics: dict[str, Any]
 ) -> list[tuple[str, str, str, bytes]]:
     """File name, title, caption and PNG of each figure."""
-    one, classes = scored[0], scored[0].model.classes
+    run, one, classes = runs[0], scored[0], scored[0].model.classes
+    first = " Of the first fold." if len(runs) > 1 else ""
+    paper = run.recipe().protocol == "paper"
     pictures = [
         (
             "confusion",
             "Confusion matrix",
             "Rows are the true classes; cells and per cent of the row.",
             figures.confusion_figure(metrics["confusion_matrix"], classes),
-        )
+        ),
+        (
+            "curves",
+            "Loss and accuracy over the epochs",
+            "The mark is the epoch whose weights are kept."
+            + first
+            + (" Under protocol paper the validation curves are those of the test part." if paper else ""),
+            figures.curves_figure(run.history(), one.model.config.epoch),
+        ),
     ]
-    history = run.history()
-    if len(history):
-        pictures.append(
-            (
-                "curves",
-                "Loss and accuracy over the epochs",
-                "The mark is the epoch whose weights are kept."
-                + (" Of the first fold." if len(scored) > 1 else "")
-                + (" Under protocol paper the validation curves are those of the test part." if _is_paper(run) else ""),
-                figures.curves_figure(history, one.model.config.epoch),
-            )
-        )
     shown = _examples(one)
     titles = [classes[k] for k in one.truth[shown]]
-    raw = [_picture(image) for image in one.inputs[shown]]
+    inputs = one.inputs(shown)
+    raw = [_picture(image) for image in inputs]
     if run.recipe().enhancer.name != "none":
+        _, enhanced = next(one.model.forward(inputs, len(inputs)))
         pictures.append(
             (
                 "gallery",
                 "Raw and enhanced",
                 "What the enhancer makes of cells of each class; it serves the classifier, not the eye.",
-                figures.gallery_figure(raw, [_picture(image) for image in one.enhanced[shown]], titles),
+                figures.gallery_figure(raw, [_picture(image) for image in enhanced], titles),
             )
         )
-    if progress is not None:
-        progress("Grad-CAM", 0.5)
-    overlays = _overlays(one, shown)
-    pictures.append(
-        (
-            "grad_cam",
-            "Grad-CAM",
-            "What spoke for the predicted class, from blue (nothing) to red (most), over the raw image.",
-            figures.cam_figure(raw, overlays, titles),
+    overlays = _overlays(one.model, inputs)
+    if overlays:
+        pictures.append(
+            (
+                "grad_cam",
+                "Grad-CAM",
+                "What spoke for the predicted class, from blue (nothing) to red (most), over the raw image.",
+                figures.cam_figure(raw, overlays, titles),
+            )
         )
-    )
-    pictures.append(
+    pictures += [
         (
             "reliability",
             "Reliability",
             "Whether a stated probability means what it says: accuracy against confidence.",
             figures.reliability_figure(truth, probabilities),
-        )
-    )
-    pictures.append(("class_counts", "Cells by class and part", "", figures.class_counts_figure(_counts(run))))
+        ),
+        ("class_counts", "Cells by class and part", first.strip(), figures.class_counts_figure(run.counts())),
+    ]
     return [(file, title, caption, figures.to_png(figure)) for file, title, caption, figure in pictures]
 
 
-def _is_paper(run: Run) -> bool:
-    return run.recipe().protocol == "paper"
-
-
-def _examples(one: _Scored) -> np.ndarray:
+def _examples(one: Scored) -> np.ndarray:
     """A few cells of each class, the same ones at every call."""
     generator = np.random.default_rng(0)
     chosen = []
@@ -368,15 +272,18 @@ def _examples(one: _Scored) -> np.ndarray:
     return np.concatenate(chosen)
 
 
-def _overlays(one: _Scored, index: np.ndarray) -> list[np.ndarray]:
+def _overlays(model: Model, inputs: np.ndarray) -> list[np.ndarray]:
+    """Grad-CAM over each input; none where the classifier makes no feature maps."""
     import torch
 
-    inputs = torch.from_numpy(one.inputs[index]).to(one.model.device)
-    maps = grad_cam(one.model.joint, inputs)
-    return [overlay(_picture(image), heat) for image, heat in zip(one.inputs[index], maps, strict=True)]
+    try:
+        maps = grad_cam(model.joint, torch.from_numpy(inputs))
+    except (RecipeError, ValueError):
+        return []
+    return [overlay(_picture(image), heat) for image, heat in zip(inputs, maps, strict=True)]
 
 
-def _mistakes(scored: list[_Scored]) -> list[tuple[str, bytes]]:
+def _mistakes(scored: list[Scored]) -> list[tuple[str, bytes]]:
     """The cells that were most confidently wrong."""
     wrong = []
     for one in scored:
@@ -388,7 +295,7 @@ def _mistakes(scored: list[_Scored]) -> list[tuple[str, bytes]]:
         classes = one.model.classes
         guess, true = classes[int(one.probabilities[index].argmax())], classes[int(one.truth[index])]
         caption = f"{one.cells.table['path'].iloc[index]}: {true}, called {guess} at {confidence:.0%}"
-        pictures.append((caption, figures.image_png(_picture(one.inputs[index]))))
+        pictures.append((caption, figures.image_png(_picture(one.inputs(index)))))
     return pictures
 
 

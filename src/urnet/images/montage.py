@@ -5,7 +5,6 @@ stack. A plain path is its own address.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from urnet.errors import ImageError
 from urnet.images.read import read_header, read_image
 
-_FRAGMENT = re.compile(r"^(?P<file>.+)#(?:p(?P<page>\d+)|r(?P<row>\d+)c(?P<column>\d+))$")
+_FRAGMENT = re.compile(r"(?P<file>.+)#(?:p(?P<page>\d{1,9})|r(?P<row>\d{1,9})c(?P<column>\d{1,9}))")
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> "Address":
         """Split `file#p002` or `file#r03c17`; anything else is a plain path."""
-        match = _FRAGMENT.match(text)
+        match = _FRAGMENT.fullmatch(text)
         if match is None:
             return cls(text)
         parts = {key: int(value) for key, value in match.groupdict().items() if key != "file" and value is not None}
@@ -42,7 +41,12 @@ class Address:
         return f"{self.file}#p{self.page:03d}" if self.page is not None else self.file
 
 
-def expand(root: Path, file: str, tile: int | None) -> Iterator[Address]:
+def locate(root: Path, address: str) -> Address:
+    """The image at an address; a file whose own name looks like an address is that file."""
+    return Address(address) if (root / address).is_file() else Address.parse(address)
+
+
+def expand(root: Path, file: str, tile: int | None) -> list[Address]:
     """All images in one file: itself, its pages, or its tiles.
 
     Args:
@@ -60,17 +64,12 @@ def expand(root: Path, file: str, tile: int | None) -> Iterator[Address]:
                 f"{root / file}: {header.width} x {header.height} px, {header.pages} page(s), is no montage of "
                 f"{tile} px tiles; its edges must be multiples of tile"
             )
-        if (header.height, header.width) == (tile, tile):
-            yield Address(file)
-            return
-        for row in range(header.height // tile):
-            for column in range(header.width // tile):
-                yield Address(file, row=row, column=column)
-    elif header.pages > 1:
-        for page in range(header.pages):
-            yield Address(file, page=page)
-    else:
-        yield Address(file)
+        rows, columns = header.height // tile, header.width // tile
+        if rows * columns > 1:
+            return [Address(file, row=row, column=column) for row in range(rows) for column in range(columns)]
+    if header.pages > 1:
+        return [Address(file, page=page) for page in range(header.pages)]
+    return [Address(file)]
 
 
 def read_crop(root: Path, address: str, tile: int | None = None) -> np.ndarray:
@@ -87,7 +86,7 @@ def read_crop(root: Path, address: str, tile: int | None = None) -> np.ndarray:
     Raises:
         ImageError: as `read_image`, or a tile outside the montage or without a tile size.
     """
-    place = Address(address) if (root / address).is_file() else Address.parse(address)
+    place = locate(root, address)
     path = root / place.file
     if place.row is None:
         return read_image(path, place.page or 0)
@@ -96,8 +95,9 @@ def read_crop(root: Path, address: str, tile: int | None = None) -> np.ndarray:
     montage = _read_montage(path, path.stat().st_mtime_ns if path.is_file() else 0)
     crop = montage[place.row * tile : (place.row + 1) * tile, place.column * tile : (place.column + 1) * tile]
     if crop.shape[:2] != (tile, tile):
-        raise ImageError(f"{path}: no tile r{place.row:02d}c{place.column:02d} of {tile} px in {montage.shape[:2]} px")
-    return crop
+        height, width = montage.shape[:2]
+        raise ImageError(f"{root / address}: no such tile of {tile} px in {width} x {height} px")
+    return crop.copy()
 
 
 @lru_cache(maxsize=2)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import tifffile
@@ -31,6 +30,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PILLOW_STARTS = (_PNG_START, b"\xff\xd8\xff", b"BM")
+_PILLOW_FORMATS = ("PNG", "JPEG", "BMP")
 _PNG_COLOUR_TYPES = (2, 6)  # RGB and RGBA; 16-bit PNG has no palettes
 _TIFF_KINDS = (
     tifffile.PHOTOMETRIC.MINISWHITE,
@@ -65,7 +65,7 @@ def read_header(path: Path) -> Header:
         if start.startswith(_TIFF_STARTS):
             with tifffile.TiffFile(path) as tif:
                 return _tiff_header(path, tif.pages.first, len(tif.pages))
-        with path.open("rb") as file, _pillow(file) as image:
+        with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
             deep = _is_16_bit_png(start)
             colour = start[25] in _PNG_COLOUR_TYPES if deep else not _is_grey(image)
             return _allowed(path, Header(image.height, image.width, 1, "uint16" if deep else "uint8", colour))
@@ -96,7 +96,7 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
 
             pixels = imagecodecs.png_decode(path.read_bytes())
         else:
-            with path.open("rb") as file, _pillow(file) as image:
+            with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
                 pixels = np.asarray(image.convert("RGB" if header.colour else "L"))
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_EDGE:
@@ -154,10 +154,6 @@ def _too_large(path: Path, size: str = "its size") -> str:
     return f"{path}: {size} is more than the {MAX_PIXELS:,} px allowed for one image; cut it into crops first"
 
 
-def _pillow(file: BinaryIO) -> Image.Image:
-    return Image.open(file, formats=("PNG", "JPEG", "BMP"))
-
-
 def _is_16_bit_png(start: bytes) -> bool:
     return start.startswith(_PNG_START) and len(start) > 25 and start[24] == 16
 
@@ -185,9 +181,9 @@ def _tiff_header(path: Path, page: tifffile.TiffPage, pages: int) -> Header:
             f"{path}: {page.samplesperpixel} channel(s) of kind {kind.name}, {page.imagedepth} deep; "
             "save each page as one grey channel or as RGB"
         )
-    colour = page.samplesperpixel >= 3 or kind == tifffile.PHOTOMETRIC.PALETTE
-    name = "float32" if dtype.kind in "fi" else "uint8" if dtype == np.bool_ else dtype.name
-    return _allowed(path, Header(page.imagelength, page.imagewidth, pages, name, colour))
+    palette = kind == tifffile.PHOTOMETRIC.PALETTE
+    depth = "float32" if dtype.kind in "fi" else "uint8" if palette or dtype == np.bool_ else dtype.name
+    return _allowed(path, Header(page.imagelength, page.imagewidth, pages, depth, palette or page.samplesperpixel >= 3))
 
 
 def _read_tiff(path: Path, index: int) -> np.ndarray:
@@ -200,6 +196,8 @@ def _read_tiff(path: Path, index: int) -> np.ndarray:
         pixels = page.asarray()
     if pixels.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
         pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.shape[:2] != (header.height, header.width):
+        raise ImageError(f"{path}: damaged: page {index} does not hold the pixels that its header names")
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
         return (np.moveaxis(page.colormap[:, pixels], 0, -1) >> 8).astype(np.uint8)
     if pixels.dtype.kind in "bu":

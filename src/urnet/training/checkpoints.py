@@ -1,7 +1,7 @@
-"""The best and the last epoch on disk, and the history beside them, each written whole or not at all."""
+"""The best and the last epoch on disk, and the history beside them."""
 
 import csv
-import os
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,11 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from urnet.errors import RunError
+from urnet.files import whole_file
+from urnet.training.quiet import be_quiet
+
+STAGES = ("pretrain", "train")
 HISTORY_COLUMNS = (
     "stage",
     "epoch",
@@ -23,21 +28,28 @@ HISTORY_COLUMNS = (
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Checkpoints are written beside their place and moved there, so that a killed process leaves the old one."""
+    """Checkpoints are whole at any moment, so that training can be killed at any moment."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; on a full disk the old one stays and the attempt is removed."""
-        final = Path(path)
-        part = final.with_name(final.name + ".part")
-        try:
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(final)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        """Write a checkpoint; on a full disk the old one stays."""
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch.load answers damage with anything from EOFError to KeyError
+        raise RunError(
+            f"{path}: the checkpoint is damaged ({type(error).__name__}); restore the file, or train to a new --out"
+        ) from error
 
 
 class Keeper(Checkpoint):
@@ -55,27 +67,41 @@ class Keeper(Checkpoint):
         self.folder, self.history, self.stage = folder, history, stage
         self.monitor, self.larger = monitor, larger
         self.best: float | None = None
-        self.best_epoch = 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Keepers come to life again in spawned processes, which nobody has told to be quiet."""
+        self.__dict__.update(state)
+        be_quiet()
+
+    @property
+    def best_path(self) -> Path:
+        """Weights of the best epoch, and its number from 0 under `epoch`."""
+        return self.folder / "best.ckpt"
+
+    @property
+    def last_path(self) -> Path:
+        """All that is needed to go on after the last whole epoch."""
+        return self.folder / "last.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
-        return {"best": self.best, "best_epoch": self.best_epoch}
+        return {"best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up where the checkpoint stopped."""
-        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.best = state["best"]
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """History first: a row too many is cut off on resumption, a row too few could not be made up."""
-        epoch = trainer.current_epoch + 1
         figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if trainer.is_global_zero:
-            add_row(self.history, {"stage": self.stage, "epoch": epoch, **figures})
-        score = figures[self.monitor]
+            add_row(self.history, {"stage": self.stage, "epoch": trainer.current_epoch + 1, **figures})
+        # Writing is done together, so the first process decides for all.
+        score = trainer.strategy.broadcast(figures[self.monitor])
         if self.best is None or (score > self.best if self.larger else score < self.best):
-            self.best, self.best_epoch = score, epoch
-            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+            self.best = score
+            trainer.save_checkpoint(self.best_path, weights_only=True)
+        trainer.save_checkpoint(self.last_path)
 
 
 def add_row(path: Path, figures: dict[str, Any]) -> None:
@@ -89,19 +115,20 @@ def add_row(path: Path, figures: dict[str, Any]) -> None:
 
 
 def cut_history(path: Path, stage: str, epochs: int) -> None:
-    """Remove the rows of a stage after `epochs`, and those of later stages: they will be made again."""
+    """Remove the rows of a stage after `epochs`, those of later stages, and half a row: they will be made again."""
     if not path.is_file():
         return
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    later = {"pretrain": ("train",), "train": ()}[stage]
-    kept = [r for r in rows if r["stage"] not in later and (r["stage"] != stage or int(r["epoch"] or 0) <= epochs)]
-    if kept == rows:
-        return
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    with part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, HISTORY_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
-    part.replace(path)
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    kept = [
+        row
+        for row in rows
+        if STAGES.index(row["stage"]) < STAGES.index(stage) or (row["stage"] == stage and int(row["epoch"]) <= epochs)
+    ]
+    whole = io.StringIO()
+    writer = csv.DictWriter(whole, HISTORY_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(kept)
+    if whole.getvalue() != text:
+        with whole_file(path) as file:
+            file.write(whole.getvalue().encode())

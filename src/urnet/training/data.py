@@ -55,12 +55,13 @@ def prepare(cells: Cells, recipe: Recipe, progress: Progress | None = None) -> P
     for name, part in (("train", train), (chooser, validation)):
         if not len(part):
             raise CellsError(f"no cells in the {name} part, which training needs; mend the split column")
-    look = survey(train)
+    # The whole table, so that a depth that only the test part has is not found out after hours of training.
+    look = survey(cells.where(cells.table["split"] != ""))
     size, channels = recipe.input.size or look.edge, recipe.input.channels or (3 if look.colour else 1)
     if len(look.depths) > 1 and recipe.input.limits is None:
         counts = ", ".join(f"{count} {depth}" for depth, count in look.depths.most_common())
         raise CellsError(
-            f"training images of several depths ({counts}) have no common scale; convert them to one depth, "
+            f"images of several depths ({counts}) have no common scale; convert them to one depth, "
             "or give input.limits=[low,high] in raw counts"
         )
     images = load_pixels(train, size, channels, progress=_counter(progress, "read training cells", len(train)))
@@ -115,6 +116,8 @@ def _paired(train: Cells, validation: Cells, size: int, channels: int) -> tuple[
             )
     targets = load_pixels(train, size, channels, column="target").images
     held = load_pixels(validation, size, channels, column="target").images
+    if held.dtype != targets.dtype:
+        raise CellsError(f"paired images of several depths ({targets.dtype}, {held.dtype}); convert them to one depth")
     return targets, held, fit_scaling(targets, str(targets.dtype))
 
 

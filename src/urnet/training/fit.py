@@ -4,33 +4,39 @@ Read top to bottom, this is what `urnet train` does.
 """
 
 import errno
-import logging
 import os
+import re
 import signal
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.multiprocessing import ProcessRaisedException
 
 from urnet.bundle import Model, ModelConfig
 from urnet.cells.audit import Audit, audit_cells
 from urnet.cells.batches import CellDataset, ordered_loader, train_loader
 from urnet.cells.divide import divide
 from urnet.cells.table import Cells, read_cells
-from urnet.errors import RunError, TrainingError
+from urnet.errors import RecipeError, RunError, TrainingError
 from urnet.nets.joint import JointModel, build_joint
-from urnet.recipe import Recipe, load_recipe
-from urnet.training.checkpoints import Keeper, WholeFileIO, cut_history
+from urnet.recipe import Pretrain, Recipe, Train, load_recipe
+from urnet.training.checkpoints import Keeper, WholeFileIO, cut_history, read_checkpoint
 from urnet.training.data import Prepared, prepare
 from urnet.training.modules import JointModule, PretrainModule, inverse_frequency
-from urnet.training.run import Run, refuse_existing
+from urnet.training.quiet import quietly
+from urnet.training.run import Run, class_order, refuse_existing
+
+DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
 class Watcher(Protocol):
@@ -64,7 +70,7 @@ def train(
         cells: a table, or the path of one.
         recipe: a recipe, a shipped recipe's name, or a YAML file.
         out: the run folder; with folds and no `split.fold`, the folder of the runs `fold0`, `fold1`, ….
-        overrides: changes to the recipe, `key=value`.
+        overrides: changes to a recipe that is named, `key=value`; a recipe object has `changed`.
         seed: of the training; the recipe's when not given.
         resume: go on with an interrupted run; with the same arguments it ends as if it had never stopped.
         devices: processes on as many GPUs, or on the CPU.
@@ -75,10 +81,13 @@ def train(
         The finished runs.
 
     Raises:
-        UrnetError: the cells, the recipe or the folder do not allow it; training diverged or was interrupted.
+        UrnetError: the cells, the recipe or the folder do not allow it, or training diverged.
+        KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
+    elif overrides := list(overrides):
+        raise RecipeError(f"overrides {', '.join(overrides)} with a recipe object; use recipe.changed(…) for it")
     if seed is not None:
         recipe = recipe.changed(seed=seed)
     if not isinstance(cells, Cells):
@@ -86,6 +95,7 @@ def train(
             Path(cells), tile=recipe.tile, image=recipe.image, target=recipe.target, classes=recipe.classes
         )
     out = Path(out)
+    _check_devices(devices)
 
     @cache
     def audit() -> Audit:
@@ -93,7 +103,7 @@ def train(
 
     if recipe.split.folds is None or recipe.split.fold is not None:
         return [_train_one(cells, audit, recipe, out, resume, devices, allow_leaks, watcher)]
-    if not resume:
+    if not resume and _rank() == 0:
         refuse_existing(out)
     runs = []
     for fold in range(recipe.split.folds):
@@ -114,61 +124,67 @@ def _train_one(
     allow_leaks: bool,
     watcher: Watcher | None,
 ) -> Run:
-    run = _begin(cells, audit, recipe, out, resume, allow_leaks, watcher)
+    """Everything that can be wrong with cells and recipe shows itself before the run folder is begun."""
+    run = Run(out)
+    new = not (resume and run.recipe_path.is_file())
+    if _rank() > 0:
+        cells = run.wait().cells()
+    elif new:
+        run.refuse_existing()
+        cells = _divided(cells, audit(), recipe, allow_leaks, watcher)
+    else:
+        cells = _continued(run, cells, recipe)
     if run.finished:
         if watcher is not None:
             watcher.say(f"{run.folder} is finished already")
         return run
+    data = prepare(cells, recipe, watcher.doing if watcher else None)
+    if data.converted and watcher is not None:
+        watcher.say(f"{data.converted} image(s) converted between grey and colour")
+    L.seed_everything(recipe.seed, verbose=False)
+    model = build_joint(
+        recipe.enhancer.name,
+        recipe.classifier.name,
+        len(cells.classes),
+        data.channels,
+        enhancer_options=recipe.enhancer.options,
+        classifier_options=recipe.classifier.options,
+        pretrained=recipe.classifier.pretrained,
+        weights=recipe.classifier.weights,
+    )
+    if new and _rank() == 0:
+        Run.create(out, recipe, cells)
     with _plain_errors(run):
-        data = prepare(run.cells(), recipe, watcher.doing if watcher else None)
-        if data.converted and watcher is not None:
-            watcher.say(f"{data.converted} image(s) converted between grey and colour")
-        L.seed_everything(recipe.seed, verbose=False)
-        model = build_joint(
-            recipe.enhancer.name,
-            recipe.classifier.name,
-            data.classes,
-            data.channels,
-            enhancer_options=recipe.enhancer.options,
-            classifier_options=recipe.classifier.options,
-            pretrained=recipe.classifier.pretrained,
-            weights=recipe.classifier.weights,
-        )
         if recipe.pretrain.epochs and recipe.enhancer.name != "none":
             _pretrain(run, model, data, recipe, devices, watcher)
         epoch = _train_jointly(run, model, data, recipe, devices, watcher)
-        _bundle(run, model, data, recipe, cells.classes, epoch).save(run.model)
+        if _rank() == 0:
+            _bundle(model, data, recipe, cells.classes, epoch).save(run.model)
     return run
 
 
-def _begin(
-    cells: Cells,
-    audit: Callable[[], Audit],
-    recipe: Recipe,
-    out: Path,
-    resume: bool,
-    allow_leaks: bool,
-    watcher: Watcher | None,
-) -> Run:
-    """A new run folder, or an interrupted one after a check that it is the same experiment."""
-    if _rank() > 0:
-        return Run(out).wait()
-    if resume and Run(out).recipe_path.is_file():
-        run = Run.open(out)
-        if run.recipe() != recipe:
-            raise RunError(
-                f"{out}: {_difference(run.recipe(), recipe)}; resume with the same recipe, or take a new --out"
-            )
-        if sorted(run.cells().table["source"]) != sorted(cells.table["source"]):
-            raise RunError(f"{out}: the run was begun with other cells; resume with the same, or take a new --out")
-        return run
-    refuse_existing(out)
-    divided = divide(cells, recipe, audit(), allow_leaks=allow_leaks)
-    if watcher is not None and audit().findings:
-        kinds = [finding.kind for finding in audit().findings]
-        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-        watcher.say(f"audit: {counts}; `urnet audit` lists the files")
-    return Run.create(out, recipe, divided)
+def _divided(cells: Cells, audit: Audit, recipe: Recipe, allow_leaks: bool, watcher: Watcher | None) -> Cells:
+    """The cells of a new run with their parts."""
+    divided = divide(cells, recipe, audit, allow_leaks=allow_leaks)
+    if watcher is not None:
+        if audit.findings:
+            kinds = [finding.kind for finding in audit.findings]
+            counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+            watcher.say(f"audit: {counts}; `urnet audit` lists the files")
+        if recipe.protocol == "paper":
+            watcher.say("protocol paper: the epoch is chosen on the test part, so its figures will be optimistic")
+    return replace(divided, classes=class_order(recipe, divided))
+
+
+def _continued(run: Run, cells: Cells, recipe: Recipe) -> Cells:
+    """The cells of an interrupted run, after a check that it is the same experiment."""
+    if run.recipe() != recipe:
+        raise RunError(
+            f"{run.folder}: {_difference(run.recipe(), recipe)}; resume with the same recipe, or take a new --out"
+        )
+    if not run.has_cells(cells):
+        raise RunError(f"{run.folder}: the run was begun with other cells; resume with the same, or take a new --out")
+    return run.cells()
 
 
 def _difference(old: Recipe, new: Recipe) -> str:
@@ -187,30 +203,12 @@ def _pretrain(
     run: Run, model: JointModel, data: Prepared, recipe: Recipe, devices: int, watcher: Watcher | None
 ) -> None:
     """Train the enhancer by itself, and leave it with the weights of its lowest loss."""
-    folder = run.checkpoints / "pretrain"
-    done = run.checkpoints / "pretrained.pt"
-    if not done.is_file():
-        module = PretrainModule(model.enhancer, recipe.pretrain, recipe.augment, recipe.seed)
-        # Under protocol `paper` the held part is the test part, which pre-training has no business with.
-        honest = recipe.protocol == "honest"
-        keeper = Keeper(
-            folder, run.history_path, "pretrain", "validation_loss" if honest else "train_loss", larger=False
-        )
-        _fit(
-            run,
-            module,
-            keeper,
-            data.train,
-            data.validation if honest else None,
-            recipe,
-            recipe.pretrain,
-            devices,
-            watcher,
-        )
-        best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
-        WholeFileIO().save_checkpoint(best, done)
-        (folder / "last.ckpt").unlink(missing_ok=True)
-    state = torch.load(done, map_location="cpu", weights_only=True)
+    module = PretrainModule(model.enhancer, recipe.pretrain, recipe.augment, recipe.seed)
+    # Under protocol `paper` the held part is the test part, which pre-training has no business with.
+    held, monitor = (data.validation, "validation_loss") if recipe.protocol == "honest" else (None, "train_loss")
+    keeper = Keeper(run.checkpoints / "pretrain", run.history_path, "pretrain", monitor, larger=False)
+    _fit(run, module, keeper, data.train, held, recipe, recipe.pretrain, devices, watcher)
+    state = read_checkpoint(keeper.best_path)["state_dict"]
     model.enhancer.load_state_dict({name.removeprefix("enhancer."): tensor for name, tensor in state.items()})
 
 
@@ -218,19 +216,17 @@ def _train_jointly(
     run: Run, model: JointModel, data: Prepared, recipe: Recipe, devices: int, watcher: Watcher | None
 ) -> int:
     """Train enhancer and classifier, leave the model with its best epoch's weights, and return that epoch."""
-    classes = data.classes
     weights = None
     if recipe.train.balance == "weights":
-        weights = inverse_frequency(torch.bincount(torch.from_numpy(data.train.labels), minlength=classes))
-    module = JointModule(model, recipe.train, recipe.augment, recipe.seed, classes, weights)
+        weights = inverse_frequency(torch.from_numpy(np.bincount(data.train.labels, minlength=data.classes)))
+    module = JointModule(model, recipe.train, recipe.augment, recipe.seed, data.classes, weights)
     monitor = "validation_macro_recall" if recipe.protocol == "honest" else "validation_accuracy"
     keeper = Keeper(run.checkpoints, run.history_path, "train", monitor, larger=True)
     _fit(run, module, keeper, data.train, data.validation, recipe, recipe.train, devices, watcher)
-    state = torch.load(run.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    best = read_checkpoint(keeper.best_path)
+    state = best["state_dict"]
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-    history = run.history()
-    scores = history[history["stage"] == "train"][monitor]
-    return int(scores.to_numpy().argmax()) + 1
+    return int(best["epoch"]) + 1
 
 
 def _fit(
@@ -240,25 +236,27 @@ def _fit(
     data: CellDataset,
     held: CellDataset | None,
     recipe: Recipe,
-    settings: Any,
+    settings: Pretrain | Train,
     devices: int,
     watcher: Watcher | None,
 ) -> None:
-    last = keeper.folder / "last.ckpt"
-    resumed = last if last.is_file() else None
-    epochs_done = int(torch.load(last, map_location="cpu", weights_only=True)["epoch"]) + 1 if resumed else 0
+    """Train a stage to its end, from its beginning or from its last whole epoch."""
+    resumed = keeper.last_path if keeper.last_path.is_file() else None
+    done = int(read_checkpoint(resumed)["epoch"]) + 1 if resumed else 0
+    if done >= settings.epochs:
+        return
     if _rank() == 0:
-        cut_history(run.history_path, keeper.stage, epochs_done)
+        cut_history(run.history_path, keeper.stage, done)
     callbacks: list[Callback] = [keeper]
     if watcher is not None:
         callbacks.append(watcher.epoch_bar(keeper.stage, settings.epochs))
-    precision = getattr(settings, "precision", "auto")
-    with _quiet():
+    joint = isinstance(settings, Train)
+    with quietly():
         trainer = L.Trainer(
             accelerator="auto",
             devices=devices,
             strategy=_strategy(devices),
-            precision=_precision(precision),
+            precision=_precision(settings.precision if joint else "auto"),
             max_epochs=settings.epochs,
             callbacks=callbacks,
             plugins=[WholeFileIO()],
@@ -274,7 +272,7 @@ def _fit(
             train_loader(
                 data,
                 settings.batch_size,
-                balanced=getattr(settings, "balance", "sampling") == "sampling",
+                balanced=settings.balance == "sampling" if joint else True,
                 per_class=recipe.augment.per_class,
                 seed=recipe.seed,
             ),
@@ -284,7 +282,7 @@ def _fit(
         )
 
 
-def _bundle(run: Run, model: JointModel, data: Prepared, recipe: Recipe, classes: tuple[str, ...], epoch: int) -> Model:
+def _bundle(model: JointModel, data: Prepared, recipe: Recipe, classes: tuple[str, ...], epoch: int) -> Model:
     config = ModelConfig(
         name=recipe.name,
         classes=classes,
@@ -308,9 +306,15 @@ def _rank() -> int:
 
 def _strategy(devices: int) -> str:
     """Started by a launcher, the processes are there already; else they are spawned."""
-    if "RANK" in os.environ or "SLURM_PROCID" in os.environ:
+    if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
         return "ddp"
     return "ddp_spawn" if devices > 1 else "auto"
+
+
+def _check_devices(devices: int) -> None:
+    gpus = torch.cuda.device_count()
+    if gpus and devices > gpus:
+        raise TrainingError(f"--devices {devices}: this machine has {gpus} GPU(s); ask for that many at most")
 
 
 def _precision(wanted: str) -> str:
@@ -320,36 +324,36 @@ def _precision(wanted: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's remarks about loaders and hardware are not for the user of a command."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-@contextmanager
 def _plain_errors(run: Run) -> Iterator[None]:
     """What can happen during hours of training, said in one line, with what is kept."""
     handler = signal.getsignal(signal.SIGINT)
-    kept = f"{run.folder} keeps the last whole epoch; the same command with --resume goes on from there"
+    kept = f"{run.folder} keeps every whole epoch; the same command with --resume goes on from there"
+    full = f"the disk is full while writing {run.folder}; free space. {kept}"
+    memory = f"memory is full; lower train.batch_size or input.size. {kept}"
     try:
         yield
     except (SystemExit, KeyboardInterrupt):
         # Lightning ends a process on Ctrl-C and leaves the signal ignored.
         if handler is not None:
             signal.signal(signal.SIGINT, handler)
-        raise TrainingError(f"interrupted; {kept}") from None
-    except torch.cuda.OutOfMemoryError:
-        raise TrainingError(f"the GPU's memory is full; lower train.batch_size or input.size. {kept}") from None
+        raise KeyboardInterrupt(f"interrupted; {kept}") from None
+    except MemoryError:
+        raise TrainingError(memory) from None
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in DISK_FULL:
             raise
-        raise TrainingError(f"the disk is full while writing {run.folder}; free space. {kept}") from None
+        raise TrainingError(full) from None
+    except RuntimeError as error:
+        if _OUT_OF_MEMORY.search(str(error)):
+            raise TrainingError(memory) from None
+        raise
+    except ProcessRaisedException as error:
+        # A spawned process hands its error over as the text of a traceback, which ends in the error's own line.
+        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        if kind.startswith("urnet.errors."):
+            raise TrainingError(message) from None
+        if kind == "OSError" and any(message.startswith(f"[Errno {number}]") for number in DISK_FULL):
+            raise TrainingError(full) from None
+        if kind == "MemoryError" or _OUT_OF_MEMORY.search(message):
+            raise TrainingError(memory) from None
+        raise

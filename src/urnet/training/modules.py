@@ -1,6 +1,7 @@
 """The two trainings as Lightning modules: the enhancer towards an image, both networks towards the label."""
 
 import math
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -17,20 +18,21 @@ from urnet.recipe import Augment, Optimisation, Pretrain, Train
 
 
 class _Training(L.LightningModule):
-    """What both trainings share: randomness by epoch, augmentation on the device, the optimiser, the watch for NaN."""
+    """What both trainings share: randomness by step, augmentation on the device, the optimiser, the watch for NaN."""
 
     def __init__(self, settings: Optimisation, geometry: Augment, seed: int):
         super().__init__()
         self.settings, self.geometry, self.seed = settings, geometry, seed
-
-    def on_train_epoch_start(self) -> None:
-        """Dropout and augmentation depend on seed and epoch alone, so that a resumed run repeats them."""
-        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1_009 + self.global_rank)
+        self.rate = settings.lr
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment training batches where they are."""
+        """Augment training batches where they are.
+
+        Augmentation, and dropout after it, depend on seed and step alone, so that a resumed run repeats them.
+        """
         if not self.trainer.training:
             return batch
+        torch.manual_seed((self.seed * 1_000_003 + self.trainer.global_step) * 1_009 + self.global_rank)
         images, labels, targets = batch
         channels = images.shape[1]
         both = torch.cat([images, targets], dim=1) if targets.ndim == 4 else images  # (B, C or 2C, S, S)
@@ -62,18 +64,17 @@ class _Training(L.LightningModule):
             optimizer = torch.optim.AdamW(groups, lr=s.lr, betas=(s.momentum, 0.999), weight_decay=s.weight_decay)
         if s.schedule == "constant":
             return {"optimizer": optimizer}
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=int(self.trainer.estimated_stepping_batches),
-            pct_start=0.2,
-            cycle_momentum=False,
-        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(one_cycle, steps=steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def log_rate(self) -> None:
-        """The classifier's learning rate at the end of the epoch."""
-        self.log("lr", self.optimizers().param_groups[-1]["lr"])  # type: ignore[union-attr]
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note the rate of the step (of the classifier, where it has one of its own)."""
+        self.rate = optimizer.param_groups[-1]["lr"]
+
+    def on_train_epoch_end(self) -> None:
+        """Log the rate of the epoch's last step; the schedule has moved on."""
+        self.log("lr", self.rate)
 
 
 class PretrainModule(_Training):
@@ -102,11 +103,7 @@ class PretrainModule(_Training):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Loss on the validation part."""
-        self.log("validation_loss", self._loss(batch), batch_size=len(batch[0]))
-
-    def on_train_epoch_end(self) -> None:
-        """Log the rate."""
-        self.log_rate()
+        self.log("validation_loss", self.checked(self._loss(batch)), batch_size=len(batch[0]))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """All parameters at one rate."""
@@ -121,6 +118,7 @@ class JointModule(_Training):
         settings: the recipe's section.
         geometry: augmentation of the training part.
         seed: of the training.
+        classes: number of classes, K.
         class_weights: (K,) weights of the loss, or none.
     """
 
@@ -155,7 +153,7 @@ class JointModule(_Training):
         images, labels, _ = batch
         logits = self.model(images)
         self.confusion.update(logits, labels)
-        self.log("validation_loss", F.cross_entropy(logits, labels), batch_size=len(labels))
+        self.log("validation_loss", self.checked(F.cross_entropy(logits, labels)), batch_size=len(labels))
 
     def on_validation_epoch_end(self) -> None:
         """Accuracy, and the mean recall of the classes that the part has."""
@@ -165,10 +163,6 @@ class JointModule(_Training):
         self.log("validation_accuracy", float(matrix.trace() / matrix.sum()))
         self.log("validation_macro_recall", float(recall.mean()))
         self.confusion.reset()
-
-    def on_train_epoch_end(self) -> None:
-        """Log the rate."""
-        self.log_rate()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The enhancer may have a rate of its own."""
@@ -182,3 +176,17 @@ def inverse_frequency(counts: torch.Tensor) -> torch.Tensor:
     """Class weights whose mean over the cells is one: N / (K · n_k), (K,)."""
     total = math.fsum(counts.tolist())
     return total / (len(counts) * counts.float())
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """The share of the peak rate at a step: a cosine up from 1/25 over a fifth of the steps, then one down to nothing.
+
+    L. N. Smith and N. Topin, "Super-convergence", 2018, https://arxiv.org/abs/1708.07120, in the form that torch's
+    OneCycleLR has; that one divides by zero where five steps or fewer are all there is.
+    """
+    top = max(1.0, 0.2 * steps - 1)
+    if step <= top:
+        low, way = 1 / 25, step / top
+    else:
+        low, way = 1 / 25e4, 1 - min(1.0, (step - top) / max(1.0, steps - 1 - top))
+    return low + (1 - low) * (1 - math.cos(math.pi * way)) / 2

@@ -1,10 +1,11 @@
 """The run folder: what training leaves, and what evaluation, prediction and resumption read.
 
 recipe.yaml   as it was resolved       history.csv   a row an epoch
-cells.csv     with the split used      checkpoints/  best.ckpt, last.ckpt, pretrain/
+cells.csv     with the split used      checkpoints/  best.ckpt, last.ckpt, and the same of pretrain/
 model/        the bundle               evaluation/   one folder a part
 """
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,13 @@ from pathlib import Path
 import pandas as pd
 
 from urnet.bundle import CONFIG_NAME, Model
-from urnet.cells.table import TABLE_NAME, Cells, read_cells
+from urnet.cells.table import PARTS, TABLE_NAME, Cells, read_cells
 from urnet.errors import RunError
+from urnet.files import whole_file
 from urnet.recipe import Recipe, load_recipe
+
+LEFT_OUT = "left out"
+"""Column of the counts for cells that are in no part: copies, padding, constant images."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,29 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, recipe: Recipe, cells: Cells) -> "Run":
-        """Begin a run folder.
+        """Begin a run folder; the recipe is what makes it one, and comes last.
 
         Raises:
             RunError: the folder exists and is not empty.
         """
         run = cls(Path(folder))
-        refuse_existing(run.folder)
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        cells.write(run.cells_path)
-        part = run.recipe_path.with_suffix(".part")
-        part.write_text(recipe.to_yaml(), encoding="utf-8")
-        part.replace(run.recipe_path)
+        run.refuse_existing()
+        with whole_file(run.recipe_path) as file:
+            file.write(recipe.to_yaml().encode())
+            file.flush()
+            cells.write(run.cells_path)
+            run.checkpoints.mkdir(exist_ok=True)
         return run
+
+    def refuse_existing(self) -> None:
+        """As the function of this name, but a run that was killed while its folder was begun may begin again.
+
+        Raises:
+            RunError: the folder exists and is not empty.
+        """
+        begun = self.recipe_path.with_name(self.recipe_path.name + ".part").is_file()
+        if self.recipe_path.is_file() or not begun:
+            refuse_existing(self.folder)
 
     @classmethod
     def open(cls, folder: Path | str) -> "Run":
@@ -78,6 +93,8 @@ class Run:
         """
         run = cls(Path(folder))
         missing = [p.name for p in (run.recipe_path, run.cells_path) if not p.is_file()]
+        if (run.folder / "fold0" / run.recipe_path.name).is_file():
+            raise RunError(f"{folder}: a cross-validation of several runs; give one of them, as {run.folder / 'fold0'}")
         if missing:
             raise RunError(
                 f"{folder}: not a run folder ({', '.join(missing)} missing); give the --out of `urnet train`"
@@ -91,7 +108,21 @@ class Run:
     def cells(self) -> Cells:
         """The cells of the run, with the part that each was in ("" for those left out)."""
         cells = read_cells(self.cells_path)
-        return Cells(cells.root, cells.table, tuple(self.recipe().classes or ()) or cells.classes)
+        return Cells(cells.root, cells.table, class_order(self.recipe(), cells))
+
+    def has_cells(self, cells: Cells) -> bool:
+        """Whether these are the cells that the run was begun with: the same files under the same labels."""
+        mine = self.cells()
+        return sorted(zip(_places(mine), mine.table["label"], strict=True)) == sorted(
+            zip(_places(cells), cells.table["label"], strict=True)
+        )
+
+    def counts(self) -> pd.DataFrame:
+        """Number of cells by class (rows) and part (columns), from the table alone."""
+        table = pd.read_csv(self.cells_path, dtype=str, keep_default_na=False, encoding="utf-8")
+        counts = pd.crosstab(table["label"], table["split"].replace("", LEFT_OUT))
+        classes = self.recipe().classes or counts.index
+        return counts.reindex(index=list(classes), fill_value=0)[[c for c in (*PARTS, LEFT_OUT) if c in counts]]
 
     def history(self) -> pd.DataFrame:
         """`stage`, `epoch`, losses and accuracies, a row an epoch; empty before the first."""
@@ -101,7 +132,7 @@ class Run:
         """The trained model."""
         return Model.load(self.folder)
 
-    def wait(self, seconds: float = 600) -> "Run":
+    def wait(self, seconds: float = 3600) -> "Run":
         """Wait until the first process of a distributed run has begun the folder."""
         end = time.monotonic() + seconds
         while not self.recipe_path.is_file():
@@ -111,11 +142,25 @@ class Run:
         return self
 
 
-def refuse_existing(path: Path) -> None:
+def refuse_existing(path: Path, *, file: bool = False) -> None:
     """Nothing of the user's is overwritten.
 
+    Args:
+        path: what is to be written.
+        file: whether that is a file; an empty folder is in its way.
+
     Raises:
-        RunError: the path exists, and is not an empty folder.
+        RunError: the path exists, and is not an empty folder that can be filled.
     """
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    if path.exists() and (file or not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path}: exists already; choose another --out, or remove it yourself")
+
+
+def class_order(recipe: Recipe, cells: Cells) -> tuple[str, ...]:
+    """The classes in the order of the network's outputs: the recipe's, else the alphabet's."""
+    return tuple(recipe.classes or sorted(set(cells.table["label"])))
+
+
+def _places(cells: Cells) -> list[str]:
+    root = cells.root.resolve()
+    return [os.path.normpath(root / path) for path in cells.table["path"]]

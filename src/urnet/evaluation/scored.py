@@ -1,0 +1,150 @@
+"""Cells, and what a trained model makes of them: the run's own parts, or cells that it does not know."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from urnet.bundle import Model
+from urnet.cells.audit import audit_cells
+from urnet.cells.copies import copy_key
+from urnet.cells.table import PARTS, Cells, read_cells
+from urnet.errors import CellsError, ImageError, RunError, UrnetError
+from urnet.training.data import paper_test
+from urnet.training.run import Run, refuse_existing
+
+BATCH = 64
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Cells and what a model made of them; a cell may stand there several times under protocol `paper`.
+
+    Attributes:
+        model: the trained model.
+        cells: the table, a row an image.
+        images: (N, C, S, S) raw counts at the network's size.
+        probabilities: (N, K).
+        truth: (N,) class indices.
+    """
+
+    model: Model
+    cells: Cells
+    images: np.ndarray
+    probabilities: np.ndarray
+    truth: np.ndarray
+
+    def inputs(self, index: "np.ndarray | slice") -> np.ndarray:
+        """Some of the images as the network saw them, in [0, 1]."""
+        return self.model.config.scaling.apply(self.images[index])
+
+
+def own_part(run: Run, split: str, progress: Progress | None) -> Scored:
+    """Score one of the run's own parts; under protocol `paper` the test part is as the paper had it.
+
+    Raises:
+        RunError: the run is not trained to its end.
+        CellsError: nothing in the part.
+        ImageError: a cell cannot be read.
+    """
+    model, recipe = run.load_model(), run.recipe()
+    cells = run.cells().part(split)
+    if not len(cells):
+        raise CellsError(f"{run.folder}: no cells in the {split} part of this run")
+    images, truth = _read(model, cells, progress), cells.labels
+    if recipe.protocol == "paper" and split == "test":
+        images, truth, origin = paper_test(images, truth, recipe)
+        cells = replace(cells, table=cells.table.iloc[origin].reset_index(drop=True))
+    return _classify(model, cells, images, truth, progress)
+
+
+def other_cells(
+    run: Run, path: Path, split: str, target: Path | None, progress: Progress | None
+) -> tuple[Scored, str, list[str]]:
+    """Score cells that the run does not know. Copies and padding count once.
+
+    Args:
+        run: the trained run.
+        path: the cells; used whole where they have no split column.
+        split: the part to take where they have one.
+        target: where the results will go; none for a folder in the run, which must be new.
+        progress: called with what is done and the share of it.
+
+    Returns:
+        The scored cells, a name for them, and what the reader should know: how many are left out, and how many took
+        part in training.
+
+    Raises:
+        RunError: labels that the model does not know, or results of cells of this name are there already.
+        CellsError: nothing in the part, or one cell under two labels.
+        ImageError: a cell has another depth than the training's.
+    """
+    model, recipe = run.load_model(), run.recipe()
+    cells = read_cells(path, tile=recipe.tile, image=recipe.image, target=recipe.target, classes=recipe.classes)
+    unknown = sorted(set(cells.classes) - set(model.classes))
+    if unknown:
+        raise RunError(
+            f"{path}: label(s) {', '.join(unknown)} are no classes of {run.folder} ({', '.join(model.classes)}); "
+            "evaluate cells of the same task, or merge the labels in the recipe (classes)"
+        )
+    cells, name = replace(cells, classes=model.classes), path.resolve().stem
+    if cells.has_split:
+        cells, name = cells.part(split), f"{name}-{split}"
+        if not len(cells):
+            raise CellsError(f"{path}: no cells in the {split} part")
+    if target is None:
+        refuse_existing(run.folder / "evaluation" / name)  # cells of the same name may lie elsewhere
+    audit = audit_cells(cells, near=False, progress=(lambda share: progress("audit", share)) if progress else None)
+    audit.raise_leaks(allow_leaks=True)
+    warnings = []
+    left_out = [reason.split(" ")[0] for reason in audit.left_out if reason]
+    if left_out:
+        kinds = ", ".join(f"{left_out.count(kind)} {kind}" for kind in dict.fromkeys(left_out))
+        warnings.append(f"{len(left_out)} image(s) are not counted: {kinds} (see `urnet audit`).")
+    keys = [key for key, kept in zip(audit.keys, audit.distinct, strict=True) if kept]
+    cells = cells.where(audit.distinct)
+    if not len(cells):
+        raise CellsError(f"{path}: no usable cells; see `urnet audit`")
+    warnings += _seen(run, keys)
+    return _classify(model, cells, _read(model, cells, progress), cells.labels, progress), name, warnings
+
+
+def _seen(run: Run, keys: list[str]) -> list[str]:
+    """A warning where cells with these keys took part in training, or where that cannot be told."""
+    try:
+        known = run.cells()
+        known = known.where(known.table["split"].isin(PARTS if run.recipe().protocol == "paper" else PARTS[:2]))
+        seen = {copy_key(known.read(index)) for index in range(len(known))}
+    except UrnetError:
+        return ["The cells of the training are not where they were, so that it is not known whether it saw these."]
+    count = sum(key in seen for key in keys)
+    if not count:
+        return []
+    return [f"{count} of {len(keys)} cells took part in this run's training; the figures are too good."]
+
+
+def _read(model: Model, cells: Cells, progress: Progress | None) -> np.ndarray:
+    """All cells in raw counts at the network's size, (N, C, S, S)."""
+    images = []
+    for index, path in enumerate(cells.table["path"]):
+        crop = cells.read(index)
+        try:
+            images.append(model.fit(crop))
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from None
+        if progress is not None:
+            progress("read cells", (index + 1) / len(cells))
+    return np.stack(images)
+
+
+def _classify(model: Model, cells: Cells, images: np.ndarray, truth: np.ndarray, progress: Progress | None) -> Scored:
+    probabilities = np.empty((len(images), len(model.classes)))
+    for start in range(0, len(images), BATCH):
+        index = slice(start, start + BATCH)
+        probabilities[index], _ = next(model.forward(model.config.scaling.apply(images[index]), BATCH))
+        if progress is not None:
+            progress("classify", min(1.0, (start + BATCH) / len(images)))
+    return Scored(model, cells, images, probabilities, truth)

@@ -1,0 +1,259 @@
+"""The audit names every file that would make an evaluation too good or training pointless, and nothing else."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from urnet.cells.audit import KINDS, Audit, audit_cells
+from urnet.cells.table import Cells, read_cells
+from urnet.errors import CellsError, LeakError
+
+
+def cell(seed: int, size: int = 24) -> np.ndarray:
+    """A blurred blob like no other, 8 bits."""
+    rng = np.random.default_rng(seed)
+    texture = gaussian_filter(rng.normal(size=(size, size)), 2)
+    return (128 + 35 * texture / texture.std()).clip(1, 254).astype(np.uint8)
+
+
+class Folder:
+    """Crops and their table."""
+
+    def __init__(self, root: Path):
+        self.root, self.rows = root, []
+
+    def add(self, name: str, image: np.ndarray | None, label: str = "a", **columns: str) -> str:
+        path = self.root / name
+        if image is not None:
+            tifffile.imwrite(path, image, photometric="rgb" if image.ndim == 3 else "minisblack")
+        self.rows.append({"path": name, "label": label, **columns})
+        return name
+
+    def cells(self) -> Cells:
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        lines = [",".join(columns), *(",".join(row.get(c, "") for c in columns) for row in self.rows)]
+        (self.root / "cells.csv").write_text("\n".join(lines), encoding="utf-8")
+        return read_cells(self.root)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    """Four sound cells of two classes, no defect."""
+    folder = Folder(tmp_path)
+    for number in range(4):
+        folder.add(f"sound{number}.tif", cell(number), "ab"[number % 2])
+    return folder
+
+
+def kinds(audit: Audit) -> list[tuple[str, tuple[str, ...]]]:
+    return [(finding.kind, finding.paths) for finding in audit.findings]
+
+
+def test_sound_cells_are_clean(folder):
+    audit = audit_cells(folder.cells())
+    assert audit.clean
+    assert audit.distinct.all()
+    assert audit.left_out == [""] * 4
+    assert audit.notes == ["distinct cells: a 2, b 2", "images: 4 of 24 x 24 px grey, uint8"]
+    assert audit.to_frame().empty
+    audit.raise_leaks()
+
+
+def test_copies_count_once(folder):
+    copy = folder.add("copy.tif", cell(0))
+    turned = folder.add("turned.tif", np.rot90(cell(1)[:, ::-1]), "b")
+    audit = audit_cells(folder.cells())
+    assert kinds(audit) == [("copy", ("sound0.tif", copy)), ("turned copy", ("sound1.tif", turned))]
+    assert audit.distinct.tolist() == [True] * 4 + [False] * 2
+    assert audit.left_out[4:] == ["copy of sound0.tif", "copy of sound1.tif"]
+    assert audit.keys[0] == audit.keys[4]
+    assert audit.keys[1] == audit.keys[5]
+    assert audit.notes[0] == "distinct cells: a 2, b 2"
+    audit.raise_leaks()
+
+
+def test_the_copy_that_a_given_split_uses_is_the_one_that_counts(folder):
+    folder.add("first.tif", cell(9), split="")
+    folder.add("second.tif", cell(9), split="test")
+    audit = audit_cells(folder.cells())
+    assert audit.distinct.tolist() == [True] * 4 + [False, True]
+
+
+def test_a_tile_repeated_dozens_of_times_is_padding_in_any_class(folder):
+    padding = [folder.add(f"pad{number}.tif", cell(9), "ab"[number % 2], split="train") for number in range(12)]
+    black = [folder.add(f"black{number}.tif", np.zeros((24, 24), np.uint8)) for number in range(12)]
+    audit = audit_cells(folder.cells())
+    assert kinds(audit) == [("padding", tuple(padding)), ("padding", tuple(black))]
+    assert audit.distinct.tolist() == [True] * 4 + [False] * 24
+    audit.raise_leaks()
+
+
+def test_eleven_copies_are_copies(folder):
+    for number in range(11):
+        folder.add(f"copy{number}.tif", cell(9))
+    audit = audit_cells(folder.cells())
+    assert [finding.kind for finding in audit.findings] == ["copy"]
+    assert audit.distinct.sum() == 5
+
+
+def test_one_cell_under_two_labels_stops_even_where_leaks_are_allowed(folder):
+    folder.add("other.tif", np.rot90(cell(0)), "b")
+    audit = audit_cells(folder.cells())
+    assert [finding.kind for finding in audit.findings] == ["label conflict", "turned copy"]
+    assert audit.findings[0].detail == "a / b"
+    for allowed in (False, True):
+        with pytest.raises(CellsError, match=r"(?s)1 cell.*two labels.*sound0\.tif, other\.tif"):
+            audit.raise_leaks(allowed)
+
+
+def test_a_cell_in_two_parts_stops_unless_allowed(folder):
+    folder.add("train.tif", cell(9), split="train")
+    folder.add("test.tif", cell(9)[::-1], split="test")
+    folder.add("unused.tif", cell(0), split="")
+    audit = audit_cells(folder.cells())
+    assert [finding.kind for finding in audit.findings] == ["copy across parts", "copy", "turned copy"]
+    assert audit.findings[0].detail == "test / train"
+    with pytest.raises(
+        LeakError, match=r"(?s)1 leak.*mend the split column, or pass --allow-leaks.*train\.tif, test\.tif"
+    ):
+        audit.raise_leaks()
+    audit.raise_leaks(allow_leaks=True)
+
+
+def test_a_donor_in_two_parts_stops_unless_allowed(folder):
+    for number, part in enumerate(("train", "train", "validation", "")):
+        folder.add(f"donor{number}.tif", cell(10 + number), donor="d7", split=part)
+    folder.add("else.tif", cell(20), donor="", split="test")
+    audit = audit_cells(folder.cells())
+    assert kinds(audit) == [("donor across parts", ("donor0.tif", "donor1.tif", "donor2.tif"))]
+    assert audit.findings[0].detail == "donor d7 in train (2) / validation (1)"
+    with pytest.raises(LeakError, match="donor d7"):
+        audit.raise_leaks()
+    audit.raise_leaks(allow_leaks=True)
+
+
+def test_long_lists_are_cut(folder):
+    for number in range(60):
+        folder.add(f"x{number}.tif", cell(100 + number // 2), split=("train", "test")[number % 2])
+    with pytest.raises(LeakError, match="30 leak") as caught:
+        audit_cells(folder.cells()).raise_leaks()
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 22
+    assert "and 10 more" in lines[-1]
+
+
+def test_files_that_teach_nothing(folder):
+    (folder.root / "broken.tif").write_bytes(b"II*\0")
+    broken = folder.add("broken.tif", None)
+    grey = folder.add("grey.tif", np.full((24, 24), 77, np.uint8))
+    also = folder.add("also.tif", np.full((24, 24), 77, np.uint8), "b")
+    bright = cell(9).copy()
+    bright[:8] = bright.max()
+    bright = folder.add("bright.tif", bright)
+    twelve = cell(10).astype(np.uint16) * 16
+    twelve[:8] = 4095
+    twelve = folder.add("twelve.tif", twelve)
+    audit = audit_cells(folder.cells())
+    assert kinds(audit) == [
+        *(("unreadable", (broken,)), ("constant", (grey,)), ("constant", (also,))),
+        *(("saturated", (bright,)), ("saturated", (twelve,)), ("mixed depth", (twelve,))),
+    ]
+    details = [finding.detail for finding in audit.findings]
+    assert str(folder.root / broken) in details[0]
+    assert details[1] == "every pixel is 77"
+    assert details[4] == "33% of the pixels are 4095"
+    assert audit.left_out[4:] == ["unreadable", "constant", "constant", "", ""]
+
+
+def test_mixed_depth_and_colour_are_told(folder):
+    deep = folder.add("deep.tif", cell(9).astype(np.float32))
+    folder.add("colour.tif", np.stack([cell(10)] * 3, axis=-1))
+    audit = audit_cells(folder.cells())
+    assert kinds(audit) == [("mixed depth", (deep,))]
+    assert audit.findings[0].detail == "several depths: float32, uint8"
+    assert audit.notes[1] == (
+        "images: 4 of 24 x 24 px grey, uint8; 1 of 24 x 24 px grey, float32; 1 of 24 x 24 px colour, uint8"
+    )
+
+
+def test_near_copies_warn_and_nothing_more(folder):
+    noisy = cell(0) + np.random.default_rng(0).integers(0, 3, (24, 24), dtype=np.uint8)
+    folder.rows[0]["split"] = "train"
+    near = folder.add("near.tif", noisy, "b", split="test")
+    audit = audit_cells(folder.cells())
+    assert kinds(audit) == [("near-copy", ("sound0.tif", near))]
+    assert "(train / test)" in audit.findings[0].detail
+    assert audit.distinct.all()
+    audit.raise_leaks()
+    assert audit_cells(folder.cells(), near=False).clean
+
+
+def test_augmented_copies_are_meant_to_be_copies(folder):
+    folder.add("augmented.tif", np.rot90(cell(0)), augmented="sound0.tif")
+    folder.add("noisy.tif", cell(1) + np.uint8(1), "b", augmented="sound1.tif")
+    audit = audit_cells(folder.cells())
+    assert audit.clean
+    assert audit.distinct.all()
+    assert len(set(audit.keys)) == 6
+
+
+def test_worst_findings_come_first_and_all_files_are_listed(folder):
+    folder.add("copy.tif", cell(1))
+    folder.add("black.tif", np.zeros((24, 24), np.uint8))
+    frame = audit_cells(folder.cells()).to_frame()
+    assert list(frame["kind"]) == ["label conflict"] * 2 + ["constant"] + ["copy"] * 2
+    assert list(frame["finding"]) == [1, 1, 2, 3, 3]
+    assert list(frame["path"]) == ["sound1.tif", "copy.tif", "black.tif", "sound1.tif", "copy.tif"]
+    assert set(frame["kind"]) <= set(KINDS)
+
+
+def test_nothing_is_changed_on_disk(folder):
+    folder.add("copy.tif", cell(0))
+    cells = folder.cells()
+    before = {f: f.read_bytes() for f in folder.root.iterdir()}
+    audit_cells(cells)
+    assert {f: f.read_bytes() for f in folder.root.iterdir()} == before
+
+
+def test_progress_goes_from_nothing_to_all(folder):
+    shares: list[float] = []
+    audit_cells(folder.cells(), progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_jurkat_holds_the_cells_that_its_readme_counts(jurkat):
+    start = time.process_time()
+    audit = audit_cells(read_cells(jurkat, tile=40, image="brightfield.tif"))
+    assert time.process_time() - start < 15
+    assert audit.notes[0] == (
+        "distinct cells: anaphase 15, g1 720, g2 720, metaphase 57, prophase 486, s 720, telophase 24"
+    )
+    # Known: the padding of four montages, one prophase cell that is there twice, and one cell moved by almost nothing.
+    padding = [finding for finding in audit.findings if finding.kind == "padding"]
+    assert sorted(len(finding.paths) for finding in padding) == [234, 663, 696, 704]
+    for finding in padding:
+        assert len({path.split("/")[0] for path in finding.paths}) == 1
+    assert [finding.kind for finding in audit.findings if finding.kind != "padding"] == ["copy", "near-copy"]
+
+
+def test_pbc_is_clean(pbc):
+    cells = read_cells(pbc)
+    some = cells.where(np.arange(len(cells)) % 5 == 0)
+    audit = audit_cells(some)
+    assert audit.clean
+    assert audit.distinct.all()
+
+
+def test_a_jpeg_saved_again_is_a_near_copy(pbc, tmp_path):
+    for number, path in enumerate(sorted((pbc / "basophil").glob("*.jpg"))[:5]):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / f"{number}.jpg").write_bytes(path.read_bytes())
+    with Image.open(tmp_path / "x" / "2.jpg") as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "x" / "again.jpg", quality=70)
+    assert kinds(audit_cells(read_cells(tmp_path))) == [("near-copy", ("x/2.jpg", "x/again.jpg"))]

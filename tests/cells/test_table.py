@@ -1,0 +1,371 @@
+"""Tables and folders become one row a cell, and whatever is wrong with them is one sentence."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from urnet.cells.table import find_images, read_cells
+from urnet.errors import CellsError, ImageError
+
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def save(path: Path, seed: int = 0) -> np.ndarray:
+    """A small crop of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(seed).integers(0, 255, (10, 12), dtype=np.uint8)
+    Image.fromarray(image).save(path)
+    return image
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two crops of each of two classes."""
+    for seed, name in enumerate(("b/1.png", "b/2.png", "a/1.png", "a/2.png")):
+        save(tmp_path / "cells" / name, seed)
+    return tmp_path / "cells"
+
+
+def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    (folder / "cells.csv").write_bytes(text.encode(encoding))
+    return folder / "cells.csv"
+
+
+# --- folders
+
+
+def test_a_folder_a_class(folder):
+    cells = read_cells(folder)
+    assert list(cells.table["path"]) == ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
+    assert list(cells.table["label"]) == ["a", "a", "b", "b"]
+    assert list(cells.table["source"]) == list(cells.table["path"])
+    assert cells.classes == ("a", "b")
+    assert cells.labels.tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(cells.read(2), save(folder / "b" / "1.png", 0))
+
+
+def test_names_in_any_alphabet_and_folders_in_folders(tmp_path):
+    for name in ("Größe μ/Ärger/細胞 1.png", "лимфоцит/á.TIFF", "with space/x.y.png"):
+        save(tmp_path / name.replace(".TIFF", ".png"))
+    (tmp_path / "лимфоцит/á.png").rename(tmp_path / "лимфоцит/á.TIFF")
+    cells = read_cells(tmp_path)
+    assert set(cells.table["path"]) == {"Größe μ/Ärger/細胞 1.png", "лимфоцит/á.TIFF", "with space/x.y.png"}
+    assert set(cells.classes) == {"Größe μ", "лимфоцит", "with space"}
+    for index in range(3):
+        assert cells.read(index).shape == (10, 12)
+
+
+def test_hidden_files_and_folders_are_no_cells(folder):
+    for name in ("a/._1.png", "a/.ipynb_checkpoints/1-checkpoint.png", ".git/x.png"):
+        save(folder / name)
+    (folder / "a" / "notes.txt").write_text("x", encoding="utf-8")
+    assert len(read_cells(folder)) == 4
+
+
+def test_a_class_folder_without_images_is_an_error(folder):
+    (folder / "monocyte").mkdir()
+    with pytest.raises(CellsError, match=r"monocyte: the class folder holds no image; add images or remove"):
+        read_cells(folder)
+
+
+def test_a_folder_without_classes_says_how_cells_are_laid_out(tmp_path):
+    save(tmp_path / "1.png")
+    with pytest.raises(CellsError, match=r"1 loose images.*one folder a class"):
+        read_cells(tmp_path)
+    with pytest.raises(CellsError, match="no such file or folder"):
+        read_cells(tmp_path / "absent")
+
+
+def test_one_class_is_read_and_left_to_training_to_refuse(tmp_path):
+    save(tmp_path / "only" / "1.png")
+    assert read_cells(tmp_path).classes == ("only",)
+
+
+# --- tables
+
+
+def test_a_table_with_every_column(folder):
+    write(
+        folder,
+        "path,label,donor,field,x,y,split,source,target,note\n"
+        "a/1.png,A,d1,f1,3,4,train,s1,b/1.png,ignored\n"
+        "a/2.png,B,,,,,,,,\n",
+    )
+    cells = read_cells(folder)
+    assert cells.table.iloc[0].to_dict() == {
+        **{"path": "a/1.png", "label": "A", "donor": "d1", "field": "f1", "x": "3", "y": "4"},
+        **{"split": "train", "source": "s1", "target": "b/1.png"},
+    }
+    assert cells.table["source"].iloc[1] == "a/2.png"
+    assert cells.has_split
+    assert not cells.known("donor")
+    np.testing.assert_array_equal(cells.read(0, "target"), save(folder / "b" / "1.png", 0))
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_tables_as_spreadsheets_write_them(folder, separator, encoding, end):
+    lines = ["", "path,label,donor", "a\\1.png, A ,d1", "", ",,", 'a\\2.png,"B",d2,', ""]
+    write(folder, end.join(lines).replace(",", separator), encoding)
+    table = read_cells(folder).table
+    assert list(table["path"]) == ["a/1.png", "a/2.png"]
+    assert list(table["label"]) == ["A", "B"]
+    assert list(table["donor"]) == ["d1", "d2"]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"], exclude_characters="\\"), min_size=1)
+
+
+@quick
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5))
+def test_whatever_is_written_is_read_again(tmp_path, rows):
+    save(tmp_path / "1.png")
+    with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "donor"])
+        writer.writerows(["1.png", label, donor] for label, donor in rows)
+    cells = read_cells(tmp_path / "t.csv")
+    assert [(row["label"], row["donor"]) for row in cells.table.to_dict("records")] == rows
+    cells.write(tmp_path / "below" / "cells.csv")
+    again = read_cells(tmp_path / "below")
+    assert list(again.table["path"]) == ["../1.png"] * len(rows)
+    assert again.table.drop(columns="path").to_dict() == cells.table.drop(columns="path").to_dict()
+    assert again.classes == cells.classes
+
+
+BAD_TABLES = {
+    "file,label\na/1.png,x\n": "no column 'path'; its columns are file, label",
+    "path,class\na/1.png,x\n": "no column 'label'; its columns are path",
+    "": "no column 'path'; its columns are none",
+    "\n\n": "no column 'path'",
+    "path,label\n": "a header but no cells",
+    "path,label\na/1.png,x\n\n,x\n": "line 4 has no path",
+    "path,label\na/1.png,x\na/2.png\na/2.png,\n": r"line 3 has no label \(2 such lines\)",
+    "path,label\na/1.png,x\ncell 3, 4.png,x\n": "line 3 has 3 values for 2 columns",
+    "path,label\na/1.png,x\na/9.png,x\nno/8.png,x\n": "2 file.s. named in column 'path' do not exist: a/9.png, no/8",
+    "path,label,target\na/1.png,x,gone.png\n": "column 'target' do not exist: gone.png",
+    "path,label\na,x\n": "column 'path' do not exist: a",
+    "path,label,split\na/1.png,x,val\n": "split is 'val'; allowed are train, validation, test",
+    "path,label,split\na/1.png,x,Train\n": "split is 'Train'",
+    "path,label,fold\na/1.png,x,-1\n": "fold is '-1'; it must be a whole number",
+    "path,label,tile\na/1.png,x,4.5\n": "tile is '4.5'; it must be a whole number",
+    "path,label,tile\na/1.png,x,0\n": "tile is 0; the edge of a tile must be at least 8",
+    "path,label,label\na/1.png,x,y\n": "2 columns are called 'label'",
+    'path,label\n"a/1.png,x\n': "not a table",
+}
+
+
+@pytest.mark.parametrize("text", BAD_TABLES)
+def test_a_faulty_table_is_one_sentence(folder, text):
+    path = write(folder, text)
+    with pytest.raises(CellsError, match=BAD_TABLES[text]) as caught:
+        read_cells(path)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_other_encodings_are_named(folder, encoding):
+    with pytest.raises(CellsError, match="not UTF-8; save it as 'CSV UTF-8'"):
+        read_cells(write(folder, "path,label\na/1.png,Größe\n", encoding))
+
+
+@quick
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_table_or_a_cells_error(tmp_path, content):
+    (tmp_path / "t.csv").write_bytes(b"path,label,split,tile\n" + content)
+    with pytest.raises(CellsError):
+        read_cells(tmp_path / "t.csv")
+
+
+def test_labels_are_merged_and_ordered(folder):
+    names = ("neutrophil", "monocyte", "eosinophil", "granulocyte")
+    write(folder, "path,label\n" + "".join(f"a/1.png,{name}\n" for name in names))
+    classes = {"monocyte": ["monocyte"], "granulocyte": ["neutrophil", "eosinophil"]}
+    cells = read_cells(folder, classes=classes)
+    assert cells.classes == ("monocyte", "granulocyte")
+    assert cells.labels.tolist() == [1, 0, 1, 1]
+    with pytest.raises(CellsError, match=r"no class names the label\(s\) eosinophil; .*classes\.NAME"):
+        read_cells(folder, classes={"monocyte": ["monocyte"], "granulocyte": ["neutrophil"]})
+
+
+# --- montages and stacks
+
+
+@pytest.fixture
+def montages(tmp_path) -> Path:
+    """Two class folders of 2 x 3 tiles, with a paired image."""
+    for seed, label in enumerate("ab"):
+        (tmp_path / label).mkdir()
+        bright = np.random.default_rng(seed).integers(200, 1650, (20, 30), dtype=np.uint16)
+        tifffile.imwrite(tmp_path / label / "bright.tif", bright)
+        tifffile.imwrite(tmp_path / label / "dna.tif", bright + 5000)
+    return tmp_path
+
+
+def test_tiles_are_cells_and_their_pairs_follow(montages):
+    cells = read_cells(montages, tile=10, image="bright.tif", target="dna.tif")
+    assert len(cells) == 12
+    assert cells.table["path"].iloc[4] == "a/bright.tif#r01c01"
+    assert cells.table["target"].iloc[4] == "a/dna.tif#r01c01"
+    assert cells.table["source"].is_unique
+    for index in range(12):
+        np.testing.assert_array_equal(cells.read(index) + 5000, cells.read(index, "target"))
+    written = montages / "elsewhere" / "t.csv"
+    cells.write(written)
+    again = read_cells(written)
+    assert list(again.table["path"])[4] == "../a/bright.tif#r01c01"
+    assert list(again.table["source"]) == list(cells.table["source"])
+    for index in range(12):
+        np.testing.assert_array_equal(again.read(index), cells.read(index))
+        np.testing.assert_array_equal(again.read(index, "target"), cells.read(index, "target"))
+
+
+def test_a_target_in_each_folder_is_no_cell(montages):
+    cells = read_cells(montages, tile=10, target="dna.tif")
+    assert len(cells) == 12
+    (montages / "b" / "dna.tif").unlink()
+    with pytest.raises(CellsError, match=r"column 'target' do not exist: b/dna\.tif"):
+        read_cells(montages, tile=10, target="dna.tif")
+    (montages / "b" / "bright.tif").unlink()
+    with pytest.raises(CellsError, match=r"holds no bright\.tif"):
+        read_cells(montages, tile=10, image="bright.tif")
+
+
+def test_a_tile_that_does_not_fit_is_an_error(montages):
+    with pytest.raises(ImageError, match=r"30 x 20 px.*no montage of 9 px tiles"):
+        read_cells(montages, tile=9, image="bright.tif")
+
+
+def test_a_table_may_name_montages_with_their_tile(montages):
+    write(montages, "path,label,tile,source\na/bright.tif,a,10,\nb/bright.tif,b,20,s\n")
+    with pytest.raises(ImageError, match="no montage of 20 px"):
+        read_cells(montages)
+    write(montages, "path,label,tile,source\na/bright.tif,a,10,\nb/bright.tif#r0c1,b,10,s\n")
+    cells = read_cells(montages)
+    assert len(cells) == 7
+    assert list(cells.table["path"])[-1] == "b/bright.tif#r00c01"
+    assert list(cells.table["source"])[-2:] == ["a/bright.tif#r01c02", "s"]
+
+
+def test_the_pages_of_a_stack_are_cells_of_one_source(tmp_path):
+    stack = np.random.default_rng(0).integers(0, 255, (3, 9, 9), dtype=np.uint8)
+    (tmp_path / "a").mkdir()
+    tifffile.imwrite(tmp_path / "a" / "s.tif", stack, photometric="minisblack")
+    cells = read_cells(tmp_path)
+    assert list(cells.table["path"]) == ["a/s.tif#p000", "a/s.tif#p001", "a/s.tif#p002"]
+    assert set(cells.table["source"]) == {"a/s.tif"}
+    np.testing.assert_array_equal(cells.read(2), stack[2])
+
+
+def test_a_damaged_file_keeps_its_row(tmp_path):
+    """It is reported with all others when the cells are audited."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.tif").write_bytes(b"II*\0 damaged")
+    cells = read_cells(tmp_path)
+    assert len(cells) == 1
+    with pytest.raises(ImageError, match=r"1\.tif"):
+        cells.read(0)
+
+
+# --- what a table can do
+
+
+def test_parts_and_masks(folder):
+    cells = read_cells(folder).with_columns(split=["train", "", "test", "train"])
+    assert list(cells.part("train").table["path"]) == ["a/1.png", "b/2.png"]
+    assert len(cells.part("validation")) == 0
+    assert list(cells.where(cells.labels == 1).table["path"]) == ["b/1.png", "b/2.png"]
+    assert cells.part("test").classes == cells.classes
+    assert not read_cells(folder).has_split
+
+
+def test_written_beside_the_images_paths_stay(folder):
+    cells = read_cells(folder).with_columns(split="train", donor="")
+    cells.write(folder / "cells.csv")
+    text = (folder / "cells.csv").read_bytes().decode()
+    assert text.splitlines()[:2] == ["path,label,source,split", "a/1.png,a,a/1.png,train"]
+    assert "\r" not in text
+    assert len(read_cells(folder).part("train")) == 4
+
+
+# --- images to predict
+
+
+def test_files_folders_and_tables_to_predict(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = tmp_path / "some.csv"
+    table.write_text("path\ncells/a/1.png\ncells/gone.png\n", encoding="utf-8")
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    cells = find_images(["cells/b", "text.png", table])
+    assert list(cells.table["path"]) == [
+        *("cells/b/1.png", "cells/b/2.png", "text.png"),
+        *((tmp_path / "cells/a/1.png").as_posix(), (tmp_path / "cells/gone.png").as_posix()),
+    ]
+    assert cells.read(0).shape == cells.read(3).shape == (10, 12)
+    for index, rule in ((2, "whatever its name"), (4, "no such file")):
+        with pytest.raises(ImageError, match=rule):
+            cells.read(index)
+
+
+def test_montages_and_stacks_to_predict(tmp_path):
+    tifffile.imwrite(tmp_path / "m.tif", np.arange(600, dtype=np.uint16).reshape(20, 30))
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((2, 12, 12), np.uint16), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "single.tif", np.zeros((10, 10), np.uint16))
+    tifffile.imwrite(tmp_path / "other.tif", np.zeros((15, 15), np.uint16))
+    (tmp_path / "damaged.tif").write_bytes(b"II*\0")
+    cells = find_images([tmp_path], tile=10)
+    names = [path.rsplit("/", 1)[1] for path in cells.table["path"]]
+    tiles = [f"m.tif#r{row:02d}c{column:02d}" for row in range(2) for column in range(3)]
+    assert names == ["damaged.tif", *tiles, "other.tif", "s.tif#p000", "s.tif#p001", "single.tif"]
+    for index in range(1, len(names)):
+        assert min(cells.read(index).shape) >= 10
+
+
+def test_nothing_to_predict_is_an_error(tmp_path):
+    with pytest.raises(CellsError, match="no images given"):
+        find_images([])
+    with pytest.raises(CellsError, match="no PNG, JPEG, BMP or TIFF image"):
+        find_images([tmp_path])
+    for name in ("absent.png", "absent.csv", "absent"):
+        with pytest.raises(CellsError, match="no such file or folder"):
+            find_images([tmp_path / name])
+
+
+# --- real data
+
+
+def rows_of_mass(images: np.ndarray) -> np.ndarray:
+    """The row in which the cell of each image lies, (N,)."""
+    signal = np.abs(images - np.median(images, axis=(1, 2), keepdims=True))
+    return (signal.sum(axis=2) @ np.arange(images.shape[1])) / signal.sum(axis=(1, 2))
+
+
+def test_jurkat_tiles_are_paired_with_their_dna(jurkat):
+    """The nucleus lies where its cell lies, and not where the next one does."""
+    mitosis = ["prophase", "metaphase", "anaphase", "telophase"]
+    classes = {"g1": ["g1"], "s": ["s"], "g2": ["g2"], "mitosis": mitosis}
+    cells = read_cells(jurkat, tile=40, image="brightfield.tif", target="dna.tif", classes=classes)
+    assert len(cells) == 7 * 720
+    assert cells.classes == ("g1", "s", "g2", "mitosis")
+    assert (cells.table["path"].str.replace("brightfield", "dna") == cells.table["target"]).all()
+    g1 = cells.where(cells.labels == 0)
+    bright, dna = (
+        np.stack([g1.read(i, column) for i in range(len(g1))]).astype(float) for column in ("path", "target")
+    )
+    place, nucleus = rows_of_mass(bright), rows_of_mass(dna)
+    assert np.corrcoef(place, nucleus)[0, 1] > 0.6
+    assert abs(np.corrcoef(place, np.roll(nucleus, 1))[0, 1]) < 0.2
+
+
+def test_pbc_is_read_whole(pbc):
+    cells = read_cells(pbc)
+    counts = cells.table["label"].value_counts().to_dict()
+    assert counts == {"basophil": 366, "eosinophil": 352, "lymphocyte": 346, "monocyte": 338, "neutrophil": 344}

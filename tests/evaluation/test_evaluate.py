@@ -1,0 +1,238 @@
+"""From a run to metrics.json, predictions.csv, figures and report: on its own parts and on other cells."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from urnet.errors import CellsError, ImageError, RunError
+from urnet.evaluation.evaluate import evaluate
+from urnet.images.read import read_image
+from urnet.training.fit import train
+
+SHORT = ("train.epochs=1", "augment.per_class=8")
+
+
+@pytest.fixture(scope="module")
+def evaluation(trained):
+    return evaluate(trained)
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy beside the cells' folder, so that its relative paths hold."""
+    copy = trained.folder.parent / f"copy-{tmp_path.name}"
+    yield shutil.copytree(trained.folder, copy, ignore=shutil.ignore_patterns("evaluation"))
+    shutil.rmtree(copy)
+
+
+def test_the_folder_of_an_evaluation(evaluation, trained):
+    assert evaluation.folder == trained.folder / "evaluation" / "test"
+    assert {path.name for path in evaluation.folder.iterdir()} == {
+        *("metrics.json", "predictions.csv", "figures", "report.html"),
+    }
+    assert {path.stem for path in (evaluation.folder / "figures").iterdir()} == {
+        *("confusion", "curves", "gallery", "grad_cam", "reliability", "class_counts"),
+    }
+    assert all(min(read_image(path).shape[:2]) > 100 for path in (evaluation.folder / "figures").iterdir())
+
+
+def is_figure(entry) -> bool:
+    value, interval = entry["value"], entry["interval"]
+    inside = interval is None or (len(interval) == 2 and interval[0] <= value <= interval[1])
+    return entry.keys() == {"value", "interval"} and (value is None or 0 <= value <= 1) and inside
+
+
+def test_metrics_json_has_the_promised_form(evaluation):
+    metrics = json.loads((evaluation.folder / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics == evaluation.metrics
+    for name in ("accuracy", "macro_recall", "macro_precision", "macro_f1", "expected_calibration_error"):
+        assert is_figure(metrics[name])
+    assert list(metrics["per_class"]) == metrics["classes"] == ["bar", "disc", "ring"]
+    for figures in metrics["per_class"].values():
+        assert figures.keys() == {"recall", "precision", "f1", "support"}
+        assert all(is_figure(figures[name]) for name in ("recall", "precision", "f1"))
+        assert type(figures["support"]) is int
+    matrix = metrics["confusion_matrix"]
+    assert all(type(count) is int for row in matrix for count in row)
+    assert [sum(row) for row in matrix] == [f["support"] for f in metrics["per_class"].values()] == [4, 4, 4]
+    assert type(metrics["n"]) is int
+    assert metrics["n"] == 12
+    assert metrics["protocol"] == "honest"
+    assert metrics["optimistic"] is False
+    assert metrics["intervals"]["unit"] == "source image"
+    assert metrics["versions"].keys() >= {"urnet", "torch", "python"}
+
+
+def test_predictions_hold_a_row_for_each_cell_and_agree_with_the_metrics(evaluation, trained):
+    table = pd.read_csv(evaluation.folder / "predictions.csv")
+    assert table.columns[:6].tolist() == ["path", "label", "predicted", "p_bar", "p_disc", "p_ring"]
+    parts = pd.read_csv(trained.cells_path)
+    assert sorted(table["path"]) == sorted(parts.loc[parts["split"] == "test", "path"])
+    right = (table["label"] == table["predicted"]).mean()
+    assert right == pytest.approx(evaluation.metrics["accuracy"]["value"])
+    assert np.allclose(table[["p_bar", "p_disc", "p_ring"]].sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_report_is_one_file_that_needs_no_other(evaluation):
+    page = evaluation.report.read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") >= 6
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "name: tiny" in page
+    assert "optimistic" not in page
+
+
+def test_another_part_and_another_folder(trained, tmp_path):
+    steps = []
+    result = evaluate(trained.folder, split="validation", out=tmp_path / "prüfung", progress=lambda *s: steps.append(s))
+    assert result.folder == tmp_path / "prüfung"
+    assert result.metrics["part"] == "validation"
+    assert result.metrics["n"] == 6
+    last = dict(steps)
+    assert set(last) == {"read cells", "classify", "draw"}
+    assert set(last.values()) == {1.0}
+
+
+def test_an_evaluation_again_gives_the_same(trained, evaluation):
+    assert evaluate(trained).metrics == evaluation.metrics
+
+
+def test_bad_requests(trained, tmp_path):
+    with pytest.raises(CellsError, match="split is 'tset'; it must be one of train, validation, test"):
+        evaluate(trained, split="tset")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(RunError, match="full: exists already"):
+        evaluate(trained, out=tmp_path / "full")
+    with pytest.raises(RunError, match="not a run folder"):
+        evaluate(tmp_path / "nothing")
+    with pytest.raises(CellsError, match="no such file or folder"):
+        evaluate(trained, tmp_path / "nothing")
+
+
+def test_an_unfinished_run_has_nothing_to_evaluate(run):
+    (run / "model" / "config.json").unlink()
+    with pytest.raises(RunError, match=r"no trained model here.*--resume"):
+        evaluate(run)
+
+
+def test_other_cells_without_a_split_are_used_whole(trained, draw, tmp_path):
+    other = draw(tmp_path / "other", 9, seed=7)
+    result = evaluate(trained, other, out=tmp_path / "out")
+    assert result.metrics["n"] == 27
+    assert result.metrics["part"] == "other"
+    assert not any("training" in warning for warning in result.metrics["warnings"])
+
+
+def test_other_cells_with_a_split_give_the_part(trained, draw, tmp_path):
+    other = draw(tmp_path / "other", 10, seed=7)
+    paths = sorted(other.rglob("*.png"))
+    parts = ["train"] * 6 + ["test"] * 4
+    rows = [(p.relative_to(other).as_posix(), p.parent.name, parts[int(p.stem)]) for p in paths]
+    pd.DataFrame(rows, columns=["path", "label", "split"]).to_csv(other / "cells.csv", index=False)
+    result = evaluate(trained, other, out=tmp_path / "out")
+    assert result.metrics["n"] == 12
+    assert result.metrics["part"] == "other-test"
+    with pytest.raises(CellsError, match="no cells in the validation part"):
+        evaluate(trained, other, split="validation", out=tmp_path / "out2")
+
+
+def test_cells_that_training_saw_are_counted_whichever_way_they_are_turned(trained, draw, tmp_path):
+    other = draw(tmp_path / "other", 9, seed=7)
+    table = pd.read_csv(trained.cells_path)
+    for number, part in enumerate(("train", "train", "validation", "test")):
+        path = trained.folder / table.loc[table["split"] == part, "path"].iloc[number]
+        Image.open(path).rotate(90).save(other / path.parent.name / f"turned{number}.png")
+    result = evaluate(trained, other, out=tmp_path / "out")
+    assert "3 of 31 cells took part in this run's training; the figures are too good." in result.metrics["warnings"]
+    assert "took part" in result.report.read_text(encoding="utf-8")
+
+
+def test_copies_and_unreadable_images_of_other_cells_are_left_out_and_counted(trained, draw, tmp_path):
+    other = draw(tmp_path / "other", 5, seed=7)
+    shutil.copy(other / "bar" / "000.png", other / "bar" / "again.png")
+    (other / "disc" / "broken.png").write_bytes(b"")
+    result = evaluate(trained, other, out=tmp_path / "out")
+    assert result.metrics["n"] == 15
+    assert any(w.startswith("2 image(s) are not counted:") for w in result.metrics["warnings"])
+
+
+def test_labels_that_the_model_does_not_know_are_refused(trained, draw, tmp_path):
+    other = draw(tmp_path / "other", 3, seed=7)
+    (other / "ring").rename(other / "square")
+    with pytest.raises(RunError, match=r"label\(s\) square are no classes of .*run \(bar, disc, ring\)"):
+        evaluate(trained, other)
+
+
+def test_a_class_may_be_absent_from_other_cells(trained, draw, tmp_path):
+    result = evaluate(trained, draw(tmp_path / "other", 4, seed=7, classes=("bar", "disc")), out=tmp_path / "out")
+    assert result.metrics["per_class"]["ring"]["recall"]["value"] is None
+    assert result.metrics["per_class"]["ring"]["support"] == 0
+
+
+def test_another_depth_is_an_error_that_names_the_cell(trained, draw, tmp_path):
+    other = draw(tmp_path / "other", 3, seed=7, dtype=np.uint16)
+    with pytest.raises(ImageError, match=r"bar/000\.png: uint16 pixels, but the model was trained on uint8"):
+        evaluate(trained, other)
+
+
+def test_results_of_other_cells_with_the_same_name_are_not_overwritten(run, draw, tmp_path):
+    first = evaluate(run, draw(tmp_path / "a" / "cells", 3, seed=7))
+    assert first.folder == run / "evaluation" / "cells"
+    with pytest.raises(RunError, match="cells: exists already; choose another --out"):
+        evaluate(run, draw(tmp_path / "b" / "cells", 3, seed=8))
+
+
+def test_a_run_whose_images_are_gone_still_judges_other_cells(draw, tiny, tmp_path):
+    cells = draw(tmp_path / "cells", 8)
+    run = train(cells, tiny, tmp_path / "run", overrides=SHORT)[0]
+    shutil.rmtree(cells)
+    result = evaluate(run, draw(tmp_path / "other", 4, seed=7))
+    assert any("not known whether it saw these" in warning for warning in result.metrics["warnings"])
+    with pytest.raises(CellsError, match="do not exist"):
+        evaluate(run)
+
+
+def test_protocol_paper_says_so_everywhere_and_once_in_the_report(shapes, tiny, tmp_path):
+    run = train(shapes, tiny, tmp_path / "run", overrides=[*SHORT, "protocol=paper"])[0]
+    result = evaluate(run)
+    assert result.metrics["protocol"] == "paper"
+    assert result.metrics["optimistic"] is True
+    assert result.metrics["warnings"][0].startswith("Protocol paper is optimistic")
+    page = result.report.read_text(encoding="utf-8")
+    assert "optimistic" in page
+    assert "Protocol paper is optimistic: the epoch" not in page  # the report has a banner of its own
+    assert result.metrics["n"] == sum(f["support"] for f in result.metrics["per_class"].values())
+
+
+def test_without_enhancer_there_is_no_gallery_and_without_feature_maps_no_grad_cam(shapes, tiny, tmp_path):
+    recipe = tmp_path / "vit.yaml"
+    recipe.write_text(
+        "name: vit\ninput: {size: 32}\nenhancer: {name: none}\n"
+        "classifier: {name: test_vit, pretrained: false, options: {img_size: 32}}\n"
+        "train: {epochs: 1, batch_size: 16}\n",
+        encoding="utf-8",
+    )
+    run = train(shapes, recipe, tmp_path / "run")[0]
+    result = evaluate(run)
+    assert {path.stem for path in (result.folder / "figures").iterdir()} == {
+        *("confusion", "curves", "reliability", "class_counts"),
+    }
+    assert any(warning.startswith("No Grad-CAM: classifier test_vit") for warning in result.metrics["warnings"])
+
+
+def test_a_fold_folder_pools_test_parts_only(shapes, tiny, tmp_path):
+    train(shapes, tiny, tmp_path / "cv", overrides=[*SHORT, "split.folds=2"])
+    (tmp_path / "cv" / "fold_notes").mkdir()
+    result = evaluate(tmp_path / "cv")
+    assert result.folder == tmp_path / "cv" / "evaluation" / "test"
+    assert result.metrics["warnings"][0].startswith("2 folds are pooled")
+    table = pd.read_csv(result.folder / "predictions.csv")
+    assert table["fold"].value_counts().to_dict() == {0: 30, 1: 30}
+    with pytest.raises(CellsError, match="a cross-validation pools its test parts"):
+        evaluate(tmp_path / "cv", split="train")
+    with pytest.raises(RunError, match=r"a cross-validation of several runs"):
+        evaluate(tmp_path / "cv", shapes)

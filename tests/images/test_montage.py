@@ -1,0 +1,128 @@
+"""Tiles and pages have addresses, and an address always names the same pixels."""
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from urnet.errors import ImageError
+from urnet.images.montage import Address, expand, locate, read_crop
+from urnet.images.read import read_image
+
+NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20).filter(
+    lambda name: Address.parse(name) == Address(name)
+)
+SMALL = st.integers(0, 2000)
+
+
+@settings(deadline=None)
+@given(NAMES, st.one_of(st.none(), SMALL, st.tuples(SMALL, SMALL)))
+def test_addresses_come_back(name, place):
+    tile = isinstance(place, tuple)
+    address = Address(name, row=place[0], column=place[1]) if tile else Address(name, page=place)
+    assert Address.parse(str(address)) == address
+
+
+def test_how_addresses_are_written():
+    assert str(Address("g1/brightfield.tif", row=3, column=17)) == "g1/brightfield.tif#r03c17"
+    assert str(Address("stack.tif", page=2)) == "stack.tif#p002"
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1, max_size=30))
+def test_any_text_is_an_address(text):
+    assert text.startswith(Address.parse(text).file)
+    assert Address.parse(text).file
+
+
+@pytest.mark.parametrize("text", ["a.tif#r1", "a.tif#p", "a#b.tif", "#p1", "a.tif#p1x", "a.tif#r1c2\n"])
+def test_what_only_looks_like_an_address_is_a_path(text):
+    assert Address.parse(text) == Address(text)
+
+
+@pytest.fixture
+def montage(tmp_path):
+    """3 rows x 4 columns of 10 px tiles, each of its own count."""
+    tiles = np.arange(12, dtype=np.uint16).reshape(3, 4) * 100 + 500
+    tifffile.imwrite(tmp_path / "m.tif", np.kron(tiles, np.ones((10, 10), np.uint16)))
+    return tmp_path
+
+
+def test_a_montage_falls_into_its_tiles(montage):
+    addresses = expand(montage, "m.tif", 10)
+    assert [str(a) for a in addresses[:5]] == [
+        "m.tif#r00c00",
+        "m.tif#r00c01",
+        "m.tif#r00c02",
+        "m.tif#r00c03",
+        "m.tif#r01c00",
+    ]
+    assert len(addresses) == 12
+    for number, address in enumerate(addresses):
+        crop = read_crop(montage, str(address), 10)
+        assert crop.shape == (10, 10)
+        assert (crop == 500 + 100 * number).all()
+
+
+def test_a_montage_of_one_tile_and_a_plain_file_are_themselves(montage):
+    tifffile.imwrite(montage / "one.tif", np.zeros((10, 10), np.uint16))
+    assert expand(montage, "one.tif", 10) == [Address("one.tif")]
+    assert expand(montage, "m.tif", None) == [Address("m.tif")]
+
+
+def test_a_stack_falls_into_its_pages(tmp_path):
+    stack = np.random.default_rng(0).integers(0, 255, (4, 9, 11), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "s.tif", stack, photometric="minisblack")
+    addresses = expand(tmp_path, "s.tif", None)
+    assert [str(a) for a in addresses] == ["s.tif#p000", "s.tif#p001", "s.tif#p002", "s.tif#p003"]
+    for address, page in zip(addresses, stack, strict=True):
+        np.testing.assert_array_equal(read_crop(tmp_path, str(address)), page)
+    np.testing.assert_array_equal(read_crop(tmp_path, "s.tif"), stack[0])
+
+
+def test_edges_that_the_tile_does_not_divide_are_an_error(montage):
+    with pytest.raises(ImageError, match=r"m\.tif: 40 x 30 px, 1 page\(s\), is no montage of 7 px tiles"):
+        expand(montage, "m.tif", 7)
+    tifffile.imwrite(montage / "s.tif", np.zeros((2, 20, 20), np.uint8), photometric="minisblack")
+    with pytest.raises(ImageError, match=r"2 page\(s\)"):
+        expand(montage, "s.tif", 10)
+
+
+@pytest.mark.parametrize("address", ["m.tif#r03c00", "m.tif#r00c04", "m.tif#r99c99"])
+def test_a_tile_outside_the_montage_is_an_error(montage, address):
+    with pytest.raises(ImageError, match=rf"{address}: no such tile of 10 px in 40 x 30 px"):
+        read_crop(montage, address, 10)
+
+
+def test_addresses_that_cannot_be_read(montage):
+    with pytest.raises(ImageError, match="no tile size is given"):
+        read_crop(montage, "m.tif#r00c00")
+    with pytest.raises(ImageError, match="page 3 asked for"):
+        read_crop(montage, "m.tif#p003")
+    with pytest.raises(ImageError, match="no such file"):
+        read_crop(montage, "absent.tif#r00c00", 10)
+
+
+def test_a_file_may_be_called_like_an_address(montage):
+    image = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    Image.fromarray(image).save(montage / "x.png")
+    (montage / "x.png").rename(montage / "x#p001")
+    assert locate(montage, "x#p001") == Address("x#p001")
+    np.testing.assert_array_equal(read_crop(montage, "x#p001"), image)
+
+
+def test_a_changed_montage_is_read_anew_and_a_changed_crop_harms_nothing(montage):
+    crop = read_crop(montage, "m.tif#r00c00", 10)
+    crop[:] = 0
+    assert (read_crop(montage, "m.tif#r00c00", 10) == 500).all()
+    tifffile.imwrite(montage / "m.tif", np.full((30, 40), 7, np.uint16))
+    assert (read_crop(montage, "m.tif#r00c00", 10) == 7).all()
+
+
+def test_jurkat_tiles(jurkat):
+    addresses = expand(jurkat, "g1/brightfield.tif", 40)
+    assert len(addresses) == 24 * 30
+    whole = read_image(jurkat / "g1" / "brightfield.tif")
+    np.testing.assert_array_equal(read_crop(jurkat, "g1/brightfield.tif#r03c17", 40), whole[120:160, 680:720])

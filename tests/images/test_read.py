@@ -1,0 +1,332 @@
+"""Any image comes in at its own depth and range; any damage comes out as one `ImageError` that names the file."""
+
+import io
+import struct
+import time
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from PIL import Image
+
+from urnet.errors import ImageError
+from urnet.images.read import MAX_PIXELS, MIN_EDGE, read_header, read_image
+
+EDGES = st.integers(MIN_EDGE, 24)
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def pixels(dtype: type, colours: int) -> st.SearchStrategy[np.ndarray]:
+    shape = st.tuples(EDGES, EDGES) if colours == 1 else st.tuples(EDGES, EDGES, st.just(colours))
+    wild = {"elements": st.floats(width=32, allow_nan=False, allow_infinity=False)} if dtype is np.float32 else {}
+    return shape.flatmap(lambda s: npst.arrays(dtype, s, **wild))
+
+
+def check_exact(path: Path, image: np.ndarray) -> None:
+    """`image` without its alpha is what is read, and the header announces it."""
+    expected = image[..., :3] if image.ndim == 3 else image
+    found, header = read_image(path), read_header(path)
+    assert found.dtype == image.dtype
+    np.testing.assert_array_equal(found, expected)
+    assert (header.height, header.width) == image.shape[:2]
+    assert header.colour == (image.ndim == 3)
+    assert header.dtype == str(image.dtype)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+@pytest.mark.parametrize("colours", [1, 3, 4])
+@quick
+@given(data=st.data())
+def test_8_bits_come_back_exactly(tmp_path, suffix, colours, data):
+    image = data.draw(pixels(np.uint8, colours))
+    Image.fromarray(image).save(tmp_path / f"crop.{suffix}")
+    check_exact(tmp_path / f"crop.{suffix}", image)
+
+
+@pytest.mark.parametrize("colours", [1, 3, 4])
+@quick
+@given(data=st.data())
+def test_16_bit_png_comes_back_exactly(tmp_path, colours, data):
+    image = data.draw(pixels(np.uint16, colours))
+    (tmp_path / "crop.png").write_bytes(imagecodecs.png_encode(image))
+    check_exact(tmp_path / "crop.png", image)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("colours", [1, 3, 4])
+@quick
+@given(data=st.data())
+def test_tiff_comes_back_exactly_however_it_was_written(tmp_path, dtype, colours, data):
+    image = data.draw(pixels(dtype, colours))
+    planar = colours > 1 and data.draw(st.booleans())
+    tifffile.imwrite(
+        tmp_path / "crop.tif",
+        np.moveaxis(image, -1, 0) if planar else image,
+        photometric="rgb" if colours > 1 else "minisblack",
+        planarconfig="separate" if planar else "contig",
+        compression=data.draw(st.sampled_from([None, "zlib", "lzw"])),
+        byteorder=data.draw(st.sampled_from("<>")),
+        bigtiff=data.draw(st.booleans()),
+        tile=data.draw(st.sampled_from([None, (16, 16)])),
+    )
+    check_exact(tmp_path / "crop.tif", image)
+
+
+def test_other_depths_keep_their_values(tmp_path):
+    ramp = np.arange(256, dtype=np.int16).reshape(16, 16) - 100
+    for dtype in (np.int16, np.float16, np.float64):
+        tifffile.imwrite(tmp_path / "crop.tif", ramp.astype(dtype))
+        assert read_header(tmp_path / "crop.tif").dtype == "float32"
+        np.testing.assert_array_equal(read_image(tmp_path / "crop.tif"), ramp.astype(np.float32))
+    for dtype in (np.uint32, np.int8, np.complex64):
+        tifffile.imwrite(tmp_path / "crop.tif", ramp.astype(dtype))
+        with pytest.raises(ImageError, match=r"crop\.tif.*8- or 16-bit"):
+            read_image(tmp_path / "crop.tif")
+
+
+def test_few_bits_a_pixel_use_the_whole_range(tmp_path):
+    mask = np.eye(16, dtype=bool)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    tifffile.imwrite(tmp_path / "mask.tif", mask, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "inverted.tif", mask, photometric="miniswhite")
+    for name, expected in (("mask.png", mask), ("mask.tif", mask), ("inverted.tif", ~mask)):
+        np.testing.assert_array_equal(read_image(tmp_path / name), expected * np.uint8(255))
+    twelve = np.arange(256, dtype=np.uint16).reshape(16, 16) * 16
+    tifffile.imwrite(tmp_path / "twelve.tif", twelve, photometric="miniswhite", bitspersample=12, compression="none")
+    np.testing.assert_array_equal(read_image(tmp_path / "twelve.tif"), 4095 - twelve)
+
+
+def test_inverted_grey_is_turned_the_right_way(tmp_path):
+    for dtype in (np.uint8, np.uint16):
+        image = np.arange(256, dtype=dtype).reshape(16, 16)
+        tifffile.imwrite(tmp_path / "crop.tif", np.iinfo(dtype).max - image, photometric="miniswhite")
+        check_exact(tmp_path / "crop.tif", image)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+def test_palettes_are_looked_up(tmp_path, suffix):
+    image = np.random.default_rng(0).choice(np.array([0, 85, 170, 255], np.uint8), (12, 15, 3))
+    Image.fromarray(image).quantize(64, dither=Image.Dither.NONE).save(tmp_path / f"crop.{suffix}")
+    check_exact(tmp_path / f"crop.{suffix}", image)
+
+
+def test_grey_with_alpha_is_grey(tmp_path):
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    both = np.stack([grey, np.full_like(grey, 255)], axis=-1)
+    Image.fromarray(both, "LA").save(tmp_path / "crop.png")
+    tifffile.imwrite(tmp_path / "crop.tif", both, photometric="minisblack", planarconfig="contig", extrasamples=[2])
+    (tmp_path / "deep.png").write_bytes(imagecodecs.png_encode(both.astype(np.uint16) * 257))
+    check_exact(tmp_path / "crop.png", grey)
+    check_exact(tmp_path / "crop.tif", grey)
+    check_exact(tmp_path / "deep.png", grey.astype(np.uint16) * 257)
+
+
+def test_jpeg_grey_and_colour(tmp_path):
+    ramp = np.add.outer(np.arange(40), np.arange(50)).astype(np.uint8) * 2
+    Image.fromarray(ramp).save(tmp_path / "grey.jpg", quality=95)
+    Image.fromarray(np.stack([ramp] * 3, -1)).save(tmp_path / "colour.jpg", quality=95)
+    assert np.abs(read_image(tmp_path / "grey.jpg").astype(int) - ramp).max() <= 4
+    colour = read_image(tmp_path / "colour.jpg")
+    assert colour.shape == (40, 50, 3)
+    assert np.abs(colour.astype(int) - ramp[..., None]).max() <= 4
+
+
+def test_pages_of_a_stack(tmp_path):
+    stack = np.arange(5 * 100, dtype=np.uint16).reshape(5, 10, 10)
+    tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
+    assert read_header(tmp_path / "stack.tif").pages == 5
+    for page in range(5):
+        np.testing.assert_array_equal(read_image(tmp_path / "stack.tif", page), stack[page])
+    for page in (-1, 5):
+        with pytest.raises(ImageError, match="5"):
+            read_image(tmp_path / "stack.tif", page)
+
+
+def test_content_decides_and_not_the_name(tmp_path):
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(image).save(tmp_path / "crop.png")
+    (tmp_path / "crop.png").rename(tmp_path / "größe 1.TIF")
+    check_exact(tmp_path / "größe 1.TIF", image)
+
+
+def test_channels_that_are_no_picture_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "five.tif", np.zeros((9, 9, 5), np.uint8), photometric="minisblack", planarconfig=1)
+    Image.new("CMYK", (9, 9)).save(tmp_path / "cmyk.tif")
+    Image.new("LAB", (9, 9)).save(tmp_path / "lab.tif")
+    tifffile.imwrite(tmp_path / "deep.tif", np.zeros((4, 16, 16), np.uint8), volumetric=True, photometric="minisblack")
+    for name in ("five.tif", "cmyk.tif", "lab.tif", "deep.tif"):
+        with pytest.raises(ImageError, match=rf"{name}.*grey channel or as RGB"):
+            read_image(tmp_path / name)
+
+
+ENCODED = {
+    "png": lambda image, file: Image.fromarray(image).save(file, "PNG"),
+    "jpg": lambda image, file: Image.fromarray(image).save(file, "JPEG"),
+    "bmp": lambda image, file: Image.fromarray(image).save(file, "BMP"),
+    "tif": lambda image, file: tifffile.imwrite(file, image, photometric="rgb"),
+    "zlib.tif": lambda image, file: tifffile.imwrite(file, image, photometric="rgb", compression="zlib"),
+    "lzw.tif": lambda image, file: Image.fromarray(image).save(file, "TIFF", compression="tiff_lzw"),
+    "16.png": lambda image, file: file.write(imagecodecs.png_encode(image.astype(np.uint16) * 257)),
+}
+
+
+def encoded(kind: str) -> bytes:
+    file = io.BytesIO()
+    ENCODED[kind](np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+@settings(quick, max_examples=80)
+@given(data=st.data())
+def test_bit_flips_give_an_image_or_an_image_error(tmp_path, kind, data):
+    content = bytearray(encoded(kind))
+    # Half of the flips hit the header, where they do most.
+    places = st.one_of(st.integers(0, min(400, len(content) - 1)), st.integers(0, len(content) - 1))
+    for place in data.draw(st.lists(places, min_size=1, max_size=6)):
+        content[place] ^= 1 << data.draw(st.integers(0, 7))
+    path = tmp_path / "crop.img"
+    path.write_bytes(content)
+    image, message = None, ""
+    try:
+        image = read_image(path)
+    except ImageError as error:
+        message = str(error)
+    if image is None:
+        assert message.startswith(str(path))
+        assert "\n" not in message
+    else:
+        assert image.dtype in (np.uint8, np.uint16, np.float32)
+        assert image.ndim == 2 or image.shape[2:] == (3,)
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+@settings(quick, max_examples=60)
+@given(data=st.data())
+def test_every_truncation_is_refused(tmp_path, kind, data):
+    content = encoded(kind)
+    # What follows the pixels (checksums, end marks, padding) may be missing without harm.
+    path = tmp_path / "crop.img"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content) - 64))])
+    with pytest.raises(ImageError, match=r"crop\.img"):
+        read_image(path)
+
+
+def test_damage_is_told_without_noise(tmp_path, capfd, recwarn):
+    for kind in ENCODED:
+        path = tmp_path / f"crop.{kind}"
+        content = encoded(kind)
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(ImageError) as caught:
+            read_image(path)
+        assert str(path) in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
+
+
+def test_files_that_are_no_images(tmp_path):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("path,label\n", encoding="utf-8")
+    (tmp_path / "BMbut.bmp").write_bytes(b"BM is how this text begins")
+    (tmp_path / "folder.png").mkdir()
+    rules = {
+        "empty.png": "empty",
+        "text.png": "no PNG, JPEG, BMP or TIFF",
+        "BMbut.bmp": "damaged",
+        "folder.png": "cannot be opened",
+        "absent.png": "no such file",
+    }
+    for name, rule in rules.items():
+        for read in (read_header, read_image):
+            with pytest.raises(ImageError, match=rule) as caught:
+                read(tmp_path / name)
+            assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 40), (40, 7), (1, 400)])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif"])
+def test_too_small_to_be_a_crop(tmp_path, shape, suffix):
+    path = tmp_path / f"crop.{suffix}"
+    Image.fromarray(np.full(shape, 9, np.uint8)).save(path)
+    with pytest.raises(ImageError, match=rf"{shape[1]} x {shape[0]} px.*at least 8"):
+        read_image(path)
+
+
+def png_header(width: int, height: int, bits: int) -> bytes:
+    data = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    chunk = b"IHDR" + data + struct.pack(">I", zlib.crc32(b"IHDR" + data))
+    body = zlib.compress(bytes(1000))
+    body = struct.pack(">I", len(body)) + b"IDAT" + body + struct.pack(">I", zlib.crc32(b"IDAT" + body))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + body
+
+
+def claims_30000(kind: str) -> bytes:
+    """A small file whose header claims 30,000 x 30,000 px."""
+    if kind.endswith("png"):
+        return png_header(30000, 30000, 16 if kind == "16.png" else 8)
+    content = bytearray(encoded(kind))
+    if kind == "bmp":
+        content[18:26] = struct.pack("<ii", 30000, 30000)
+    elif kind == "jpg":
+        start = content.index(b"\xff\xc0")
+        content[start + 5 : start + 9] = struct.pack(">HH", 30000, 30000)
+    else:
+        with tifffile.TiffFile(io.BytesIO(bytes(content))) as tif:
+            for name in ("ImageWidth", "ImageLength"):
+                tag = tif.pages[0].tags[name]
+                content[tag.valueoffset : tag.valueoffset + 2] = struct.pack("<H", 30000)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+def test_a_claim_of_30000_px_is_refused_from_the_header(tmp_path, kind):
+    path = tmp_path / "bomb.img"
+    path.write_bytes(claims_30000(kind))
+    tracemalloc.start()
+    start = time.perf_counter()
+    for read in (read_header, read_image):
+        with pytest.raises(ImageError, match=r"100,000,000 px"):
+            read(path)
+    assert time.perf_counter() - start < 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000  # decoded it is 900 MB and more
+
+
+def test_the_limit_itself_is_allowed(tmp_path):
+    """Larger than Pillow's own warning threshold, and without its warning."""
+    (tmp_path / "large.png").write_bytes(png_header(10_000, MAX_PIXELS // 10_000, 8))
+    assert read_header(tmp_path / "large.png").width == 10_000
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_are_counted(tmp_path, value):
+    image = np.zeros((10, 10), np.float32)
+    image[3, 4:7] = value
+    tifffile.imwrite(tmp_path / "crop.tif", image)
+    with pytest.raises(ImageError, match=r"crop\.tif: 3 of 100 values are NaN or infinite"):
+        read_image(tmp_path / "crop.tif")
+
+
+def test_jurkat_montages_keep_their_16_bits(jurkat):
+    for phase in ("g1", "telophase"):
+        for channel in ("brightfield", "dna"):
+            path = jurkat / phase / f"{channel}.tif"
+            assert read_header(path).dtype == "uint16"
+            np.testing.assert_array_equal(read_image(path), tifffile.imread(path))
+    assert 600 < np.median(read_image(jurkat / "g1" / "brightfield.tif")) < 750
+
+
+def test_pbc_crops_are_8_bit_colour(pbc):
+    path = sorted((pbc / "monocyte").glob("*.jpg"))[0]
+    image = read_image(path)
+    assert image.shape == (363, 360, 3)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, np.asarray(Image.open(path)))

@@ -1,0 +1,185 @@
+"""A trained model on disk and in memory."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from urnet.bundle import Model
+from urnet.errors import ImageError, RunError
+from urnet.images.read import read_image
+
+
+@pytest.fixture
+def bundle(trained, tmp_path):
+    """A copy that may be damaged."""
+    return shutil.copytree(trained.model, tmp_path / "bündel")
+
+
+@pytest.fixture(scope="module")
+def model(trained) -> Model:
+    return trained.load_model()
+
+
+def test_a_model_comes_back_exactly(model, tmp_path, shapes):
+    model.save(tmp_path / "copy")
+    copy = Model.load(tmp_path / "copy")
+    assert copy.config == model.config
+    state = copy.joint.state_dict()
+    assert state.keys() == model.joint.state_dict().keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.joint.state_dict().items())
+    paths = sorted(shapes.rglob("*.png"))
+    assert copy.predict(paths).equals(model.predict(paths))
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_run_folder_and_its_bundle_are_the_same_model(trained):
+    assert Model.load(trained.folder).config == Model.load(str(trained.model)).config
+
+
+def test_the_configuration_is_readable_and_whole(model, bundle):
+    config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
+    assert config["format"] == 1
+    assert config["classes"] == ["bar", "disc", "ring"]
+    assert config["scaling"] == {"low": 0.0, "high": 255.0, "dtype": "uint8"}
+    assert config["size"] == 24
+    assert config["channels"] == 1
+    assert config["protocol"] == "honest"
+    assert config["enhancer"] == {"name": "urnet", "width": 4, "residual": True}
+
+
+def test_no_model_there(tmp_path):
+    with pytest.raises(RunError, match=r"nothing: no trained model here.*--resume"):
+        Model.load(tmp_path / "nothing")
+
+
+def change(bundle, **keys) -> None:
+    path = bundle / "config.json"
+    data = json.loads(path.read_text(encoding="utf-8")) | keys
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda b: (b / "model.safetensors").unlink(), "model.safetensors: the weights are missing"),
+        (lambda b: (b / "model.safetensors").write_bytes(b"\x10" * 100), "model.safetensors: the weights cannot be"),
+        (lambda b: (b / "config.json").write_text("{", encoding="utf-8"), "config.json: not a model configuration"),
+        (lambda b: (b / "config.json").write_bytes(b"\xff\xfe"), "config.json: not a model configuration"),
+        (lambda b: (b / "config.json").write_text("[]", encoding="utf-8"), "config.json: not a model configuration"),
+        (lambda b: change(b, format=2), r"newer urnet \(format 2, this one reads 1\); update urnet"),
+        (lambda b: change(b, format=None), "config.json: not a model configuration"),
+        (lambda b: change(b, scaling=None), "config.json: not a model configuration"),
+        (lambda b: change(b, classes=["a", "b"]), "model.safetensors: the weights cannot be loaded"),
+        (lambda b: change(b, surprise=1), "config.json: not a model configuration"),
+    ],
+)
+def test_a_damaged_bundle_is_refused_in_one_line(bundle, damage, words):
+    damage(bundle)
+    with pytest.raises(RunError, match=words) as error:
+        Model.load(bundle)
+    assert "\n" not in str(error.value)
+
+
+def test_half_the_weights_are_refused(bundle):
+    path = bundle / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(RunError, match="the weights cannot be loaded"):
+        Model.load(bundle)
+
+
+def test_an_interrupted_save_leaves_no_configuration(model, tmp_path, monkeypatch):
+    def full(state):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        model.save(tmp_path / "model")
+    assert not list((tmp_path / "model").iterdir())
+
+
+def test_one_image_or_several_by_path_or_as_arrays(model, shapes):
+    path = sorted((shapes / "disc").iterdir())[0]
+    image = read_image(path)
+    tables = [model.predict(x) for x in (path, str(path), [path], image, [image], np.stack([image] * 3)[:1])]
+    assert [len(table) for table in tables] == [1] * 6
+    for table in tables[1:]:
+        assert table.drop(columns="path").equals(tables[0].drop(columns="path"))
+    assert tables[0]["path"].item() == str(path)
+    assert tables[3]["path"].item() == ""
+    row = tables[0].iloc[0]
+    probabilities = [row[f"p_{name}"] for name in model.classes]
+    assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+    assert row["predicted"] == model.classes[int(np.argmax(probabilities))]
+    colour = model.predict(np.stack([image] * 3, axis=-1))  # (H, W, 3) is one colour image, not H images
+    assert len(colour) == 1
+    assert colour["predicted"].item() == row["predicted"]
+
+
+def test_what_cannot_be_used_gets_a_row_with_its_reason(model, shapes, tmp_path):
+    good = sorted((shapes / "disc").iterdir())[0]
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.full((24, 24), 30_000, np.uint16)).save(deep)
+    images = [deep, good, tmp_path / "none.png", np.zeros((24, 24)), np.zeros((24, 4), np.uint8), np.zeros(5, np.uint8)]
+    table = model.predict(images)
+    assert table["error"].astype(bool).tolist() == [True, False, True, True, True, True]
+    assert "uint16 pixels, but the model was trained on uint8" in table["error"][0]
+    assert "no such file" in table["error"][2]
+    assert "float64 pixels" in table["error"][3]
+    assert "shape (24, 4)" in table["error"][4]
+    assert table["predicted"].astype(bool).tolist() == [False, True, False, False, False, False]
+    assert table.loc[table["error"] != "", "p_disc"].isna().all()
+
+
+def test_no_images_give_an_empty_table(model):
+    assert model.predict([]).columns.tolist() == ["path", "predicted", "p_bar", "p_disc", "p_ring", "error"]
+
+
+def test_a_montage_gives_a_row_for_each_tile(model, shapes, tmp_path):
+    from dataclasses import replace
+
+    tiled = Model(replace(model.config, tile=24), model.joint)
+    paths = [sorted((shapes / name).iterdir())[0] for name in ("bar", "disc", "ring", "ring")]
+    tiles = [read_image(path) for path in paths]
+    montage = np.block([[tiles[0], tiles[1]], [tiles[2], tiles[3]]])
+    Image.fromarray(montage).save(tmp_path / "montage.png")
+    Image.fromarray(montage[:30, :30]).save(tmp_path / "odd.png")
+    table = tiled.predict(tmp_path / "montage.png")
+    addresses = [f"{(tmp_path / 'montage.png').as_posix()}#r{r:02d}c{c:02d}" for r in (0, 1) for c in (0, 1)]
+    assert table["path"].tolist() == addresses
+    single = model.predict(paths)
+    assert table.drop(columns="path").equals(single.drop(columns="path"))
+    assert tiled.predict(addresses[2])["predicted"].item() == table["predicted"][2]
+    assert len(tiled.predict(tmp_path / "odd.png")) == 1
+    assert len(model.predict(tmp_path / "montage.png")) == 1
+
+
+def test_every_page_of_a_stack_is_an_image(model, shapes, tmp_path):
+    import tifffile
+
+    pages = [read_image(path) for path in sorted((shapes / "ring").iterdir())[:3]]
+    tifffile.imwrite(tmp_path / "stack.tif", np.stack(pages), photometric="minisblack")
+    table = model.predict(tmp_path / "stack.tif")
+    assert [path.rpartition("#")[2] for path in table["path"]] == ["p000", "p001", "p002"]
+
+
+def test_fit_keeps_raw_counts_and_prepare_scales_them(model):
+    crop = np.random.default_rng(0).integers(0, 256, (30, 20, 3)).astype(np.uint8)
+    raw, inputs = model.fit(crop), model.prepare(crop)
+    assert raw.shape == inputs.shape == (1, 24, 24)
+    assert raw.dtype == np.uint8
+    assert np.allclose(inputs, raw / 255, atol=1e-6)
+
+
+def test_a_value_that_is_no_number_is_refused(model):
+    from dataclasses import replace
+
+    floating = Model(replace(model.config, scaling=replace(model.config.scaling, dtype="float32")), model.joint)
+    crop = np.full((24, 24), 100.0, np.float32)
+    floating.fit(crop)
+    crop[3, 3] = np.nan
+    with pytest.raises(ImageError, match="NaN"):
+        floating.fit(crop)

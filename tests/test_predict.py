@@ -1,0 +1,167 @@
+"""Classifying files: which images are found, what is written, what happens to those that cannot be used."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from PIL import Image
+
+from urnet.bundle import Model
+from urnet.errors import CellsError, RecipeError, RunError
+from urnet.images.read import read_image
+from urnet.predict import predict_files
+
+
+@pytest.fixture(scope="module")
+def model(trained) -> Model:
+    return trained.load_model()
+
+
+def read(path) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False)
+
+
+def test_files_folders_and_tables_are_classified(model, shapes, tmp_path):
+    rows = [("disc/000.png", "x"), ("ring/000.png", "y")]
+    table = tmp_path / "liste.csv"
+    pd.DataFrame([(shapes / p, note) for p, note in rows], columns=["path", "note"]).to_csv(table, index=False)
+    steps = []
+    done = predict_files(
+        model,
+        [shapes / "bar" / "000.png", shapes / "disc", table],
+        tmp_path / "neu ü" / "predictions.csv",
+        progress=lambda n, of: steps.append((n, of)),
+    )
+    result = read(tmp_path / "neu ü" / "predictions.csv")
+    assert result.columns.tolist() == ["path", "predicted", "p_bar", "p_disc", "p_ring", "error"]
+    assert len(result) == done.images == sum(done.counts.values()) == 23
+    assert done.failed == 0
+    assert steps[-1] == (23, 23)
+    direct = model.predict(result["path"])
+    assert direct["predicted"].tolist() == result["predicted"].tolist()
+    assert np.allclose(direct["p_disc"], result["p_disc"].astype(float), atol=1e-6)
+    assert not (tmp_path / "neu ü" / "predictions.csv.part").exists()
+
+
+def test_more_images_than_a_batch_keep_their_rows(model, shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr("urnet.predict.BATCH", 7)
+    predict_files(model, [shapes], tmp_path / "small.csv")
+    monkeypatch.undo()
+    predict_files(model, [shapes], tmp_path / "large.csv")
+    small, large = read(tmp_path / "small.csv"), read(tmp_path / "large.csv")
+    assert small["path"].tolist() == large["path"].tolist()
+    assert np.allclose(small["p_ring"].astype(float), large["p_ring"].astype(float), atol=2e-6)
+
+
+def test_an_image_that_cannot_be_read_has_a_row_with_its_reason(model, draw, tmp_path):
+    cells = draw(tmp_path / "cells", 3, classes=("disc",)) / "disc"
+    (cells / "empty.png").write_bytes(b"")
+    (cells / "text.png").write_text("not an image", encoding="utf-8")
+    whole = (cells / "000.png").read_bytes()
+    (cells / "half.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(np.zeros((1, 1), np.uint8)).save(cells / "dot.png")
+    tifffile.imwrite(cells / "nan.tif", np.full((24, 24), np.nan, np.float32))
+    tifffile.imwrite(cells / "deep.tif", np.zeros((24, 24), np.uint16))
+    done = predict_files(model, [cells], tmp_path / "p.csv", enhanced=tmp_path / "enhanced")
+    result = read(tmp_path / "p.csv").set_index(read(tmp_path / "p.csv")["path"].str.rpartition("/")[2])
+    assert done.failed == 6
+    assert (result["error"] != "").sum() == 6
+    for name, words in (("empty", "0 bytes"), ("text", "no PNG"), ("dot", "at least 8 px"), ("nan", "NaN")):
+        assert result["error"].filter(like=name).str.contains(words).all()
+    assert "uint16" in result.loc["deep.tif", "error"]
+    assert (result.loc[["000.png", "001.png", "002.png"], "predicted"] != "").all()
+    assert len(list((tmp_path / "enhanced").iterdir())) == 3
+
+
+def test_a_table_may_name_files_that_are_gone(model, shapes, tmp_path):
+    table = tmp_path / "cells.csv"
+    pd.DataFrame({"path": [str(shapes / "disc" / "000.png"), "gone.png"]}).to_csv(table, index=False)
+    done = predict_files(model, [table], tmp_path / "p.csv")
+    assert (done.images, done.failed) == (2, 1)
+    assert "no such file" in read(tmp_path / "p.csv")["error"][1]
+
+
+def test_enhanced_images_and_grad_cam_are_written_under_the_images_names(model, shapes, tmp_path):
+    predict_files(
+        model,
+        [shapes / "bar" / "000.png", shapes / "disc" / "000.png"],
+        tmp_path / "p.csv",
+        enhanced=tmp_path / "enhanced",
+        cam=tmp_path / "cam",
+    )
+    result = read(tmp_path / "p.csv")
+    assert result["enhanced"].tolist() == [(tmp_path / f"enhanced/{n}/000.tif").as_posix() for n in ("bar", "disc")]
+    assert result["cam"].tolist() == [(tmp_path / f"cam/{n}/000.png").as_posix() for n in ("bar", "disc")]
+    enhanced = read_image(tmp_path / "enhanced" / "bar" / "000.tif")
+    assert enhanced.shape == (24, 24)
+    assert enhanced.dtype == np.uint8  # the raw image's own depth and range
+    assert abs(float(enhanced.mean()) - read_image(shapes / "bar" / "000.png").mean()) < 60
+    assert read_image(tmp_path / "cam" / "disc" / "000.png").shape == (24, 24, 3)
+
+
+def test_names_that_would_collide_are_kept_apart(model, shapes, tmp_path):
+    image = Image.open(shapes / "bar" / "000.png")
+    for name in ("a.png", "A.bmp", "a.v2.png", "a_.png"):
+        image.save(tmp_path / name)
+    names = [tmp_path / name for name in ("a.png", "A.bmp", "a.v2.png", "a_.png")]
+    predict_files(model, names, tmp_path / "p.csv", enhanced=tmp_path / "enhanced")
+    written = [path.name.casefold() for path in (tmp_path / "enhanced").iterdir()]
+    assert len(set(written)) == 4
+    assert len(set(read(tmp_path / "p.csv")["enhanced"])) == 4
+
+
+def test_montages_are_cut_into_the_tiles_that_the_model_knows(model, shapes, tmp_path):
+    tiled = Model(replace(model.config, tile=24), model.joint)
+    tiles = [read_image(sorted((shapes / name).iterdir())[0]) for name in ("bar", "disc", "ring", "ring")]
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.block([[tiles[0], tiles[1]], [tiles[2], tiles[3]]])).save(tmp_path / "in" / "montage.png")
+    Image.fromarray(tiles[0]).save(tmp_path / "in" / "single.png")
+    done = predict_files(tiled, [tmp_path / "in"], tmp_path / "p.csv", enhanced=tmp_path / "enhanced")
+    result = read(tmp_path / "p.csv")
+    assert done.images == 5
+    assert result["path"].str.contains("#r").sum() == 4
+    assert result["p_bar"][0] == result["p_bar"][4]
+    assert (tmp_path / "enhanced" / "montage.png_r01c00.tif").is_file()
+
+
+@pytest.mark.parametrize("which", ["out", "enhanced", "cam"])
+def test_nothing_that_exists_is_overwritten(model, shapes, tmp_path, which):
+    places = {"out": tmp_path / "p.csv", "enhanced": tmp_path / "enhanced", "cam": tmp_path / "cam"}
+    if which == "out":
+        places["out"].write_text("mine", encoding="utf-8")
+    else:
+        places[which].mkdir()
+        (places[which] / "note.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(RunError, match=f"{places[which].name}: exists already"):
+        predict_files(model, [shapes], **places)
+    assert sum(1 for path in tmp_path.rglob("*") if path.is_file()) == 1
+
+
+def test_a_folder_in_the_place_of_the_table_is_refused_at_once(model, shapes, tmp_path):
+    (tmp_path / "p.csv").mkdir()
+    with pytest.raises(RunError, match=r"p\.csv: exists already"):
+        predict_files(model, [shapes], tmp_path / "p.csv")
+
+
+def test_paths_that_name_nothing(model, tmp_path):
+    with pytest.raises(CellsError, match=r"gone: no such file or folder"):
+        predict_files(model, [tmp_path / "gone"], tmp_path / "p.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CellsError, match="empty: no PNG"):
+        predict_files(model, [tmp_path / "empty"], tmp_path / "p.csv")
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_a_classifier_without_feature_maps_cannot_show_grad_cam(shapes, tmp_path):
+    from urnet.bundle import ModelConfig
+    from urnet.images.scale import Scaling
+
+    classifier = {"name": "test_vit", "img_size": 32}
+    config = ModelConfig("x", ("a", "b"), 32, 1, Scaling(0, 255, "uint8"), {"name": "none"}, classifier)
+    model = Model(config, config.build())
+    with pytest.raises(RecipeError, match=r"'test_vit' makes no feature maps.*leave --cam out"):
+        predict_files(model, [shapes], tmp_path / "p.csv", cam=tmp_path / "cam")
+    assert not list(tmp_path.iterdir())
+    assert predict_files(model, [shapes], tmp_path / "p.csv").failed == 0

@@ -1,0 +1,56 @@
+"""Every shipped recipe trains, shrunk to seconds: a few cells, narrow networks, an epoch."""
+
+import pytest
+
+from urnet.evaluation.evaluate import evaluate
+from urnet.recipe import list_recipes, load_recipe
+from urnet.training.fit import train
+
+
+def shrunk(name: str) -> list[str]:
+    recipe = load_recipe(name)
+    changes = ["input.size=32", "classifier.name=test_byobnet", "classifier.pretrained=false"]
+    changes += ["classifier.weights=null", "augment.per_class=6", "train.epochs=1", "train.batch_size=8"]
+    changes += ["pretrain.batch_size=8"]
+    if recipe.enhancer.name != "none":
+        changes.append("enhancer.width=2")
+    if recipe.pretrain.epochs:
+        changes.append("pretrain.epochs=1")
+    return changes
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_shipped_recipe_trains_and_is_evaluated(name, shapes, tmp_path):
+    recipe = load_recipe(name)
+    run = train(shapes, name, tmp_path / "run", overrides=shrunk(name))[0]
+    stages = ["pretrain"] * bool(recipe.pretrain.epochs) + ["train"]
+    assert run.history()["stage"].tolist() == stages
+    config = run.load_model().config
+    assert config.name == recipe.name == name
+    assert config.enhancer["name"] == recipe.enhancer.name
+    assert config.channels == (recipe.input.channels or 1)
+    assert evaluate(run).metrics["recipe"] == name
+
+
+def test_the_papers_recipes_are_its_table_1():
+    recipes = {name: load_recipe(name) for name in ("net1", "net2", "net3", "net4")}
+    assert [recipe.enhancer.name for recipe in recipes.values()] == ["none", "resunet", "urnet", "urnet"]
+    for recipe in recipes.values():
+        assert recipe.classifier.name == "resnet101"
+        assert recipe.classifier.pretrained
+        assert recipe.input.size == 200
+        stage = recipe.train
+        assert (stage.optimizer, stage.momentum, stage.lr, stage.batch_size) == ("sgd", 0.9, 1e-4, 32)
+        assert (stage.epochs, stage.schedule) == (200, "constant")
+    assert [recipe.pretrain.epochs for recipe in recipes.values()] == [0, 0, 0, 100]
+    stage = recipes["net4"].pretrain
+    assert (stage.target, stage.optimizer, stage.momentum, stage.lr, stage.batch_size) == (
+        *("identity", "sgd", 0.9, 1e-4, 32),
+    )
+
+
+def test_the_quick_recipe_needs_no_hub_file_or_extra():
+    for name in ("quick", "demo"):
+        classifier = load_recipe(name).classifier
+        assert not classifier.pretrained
+        assert classifier.weights is None

@@ -1,0 +1,79 @@
+"""The history and the checkpoints: whole at any moment."""
+
+import pytest
+import torch
+
+from urnet.errors import RunError
+from urnet.training.checkpoints import HISTORY_COLUMNS, WholeFileIO, add_row, cut_history, read_checkpoint
+
+HEADER = ",".join(HISTORY_COLUMNS)
+
+
+def history(path, *rows) -> None:
+    for stage, epoch in rows:
+        add_row(path, {"stage": stage, "epoch": epoch, "train_loss": 0.5, "no_column": 1})
+
+
+def kept(path) -> list[str]:
+    return [",".join(line.split(",")[:2]) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+
+
+def test_rows_are_added_under_one_header(tmp_path):
+    path = tmp_path / "history.csv"
+    history(path, ("train", 1), ("train", 2))
+    assert path.read_text(encoding="utf-8") == f"{HEADER}\ntrain,1,0.5,,,,,\ntrain,2,0.5,,,,,\n"
+
+
+def test_rows_after_the_last_checkpoint_are_cut_and_those_before_kept(tmp_path):
+    path = tmp_path / "history.csv"
+    history(path, ("pretrain", 1), ("pretrain", 2), ("train", 1), ("train", 2), ("train", 3))
+    before = path.read_bytes()
+    cut_history(path, "train", 3)
+    assert path.read_bytes() == before
+    cut_history(path, "train", 2)
+    assert kept(path) == ["pretrain,1", "pretrain,2", "train,1", "train,2"]
+    cut_history(path, "pretrain", 1)
+    assert kept(path) == ["pretrain,1"]
+
+
+@pytest.mark.parametrize("half", ["", "tra", "train,1", "train,12,0.3,0.2,0.1,0.5,0.5,0.0"])
+def test_half_a_row_is_cut_whatever_it_looks_like(tmp_path, half):
+    path = tmp_path / "history.csv"
+    history(path, *(("train", epoch) for epoch in range(1, 12)))
+    whole = path.read_bytes()
+    path.write_bytes(whole + half.encode())
+    cut_history(path, "train", 11)
+    assert path.read_bytes() == whole
+
+
+def test_half_a_header_is_made_whole(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("stage,ep", encoding="utf-8")
+    cut_history(path, "train", 0)
+    add_row(path, {"stage": "train", "epoch": 1})
+    assert path.read_text(encoding="utf-8").splitlines()[0] == HEADER
+    assert kept(path) == ["train,1"]
+
+
+def test_no_history_yet_is_no_fault(tmp_path):
+    cut_history(tmp_path / "history.csv", "train", 0)
+    assert not (tmp_path / "history.csv").exists()
+
+
+def test_a_checkpoint_comes_back_exactly(tmp_path):
+    state = {"epoch": 3, "state_dict": {"w": torch.rand(3)}}
+    WholeFileIO().save_checkpoint(state, tmp_path / "new folder" / "last.ckpt")
+    read = read_checkpoint(tmp_path / "new folder" / "last.ckpt")
+    assert read["epoch"] == 3
+    assert torch.equal(read["state_dict"]["w"], state["state_dict"]["w"])
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path.joinpath("sprung").touch, ())
+
+    torch.save({"epoch": Trap()}, tmp_path / "last.ckpt")
+    with pytest.raises(RunError, match="damaged"):
+        read_checkpoint(tmp_path / "last.ckpt")
+    assert not (tmp_path / "sprung").exists()

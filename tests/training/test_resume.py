@@ -1,0 +1,189 @@
+"""A run that was stopped at any moment goes on as if nothing had happened, or says why it cannot."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from urnet.errors import RunError
+from urnet.evaluation.evaluate import evaluate
+from urnet.training.checkpoints import read_checkpoint
+from urnet.training.fit import train
+from urnet.training.run import Run
+
+COMMAND = (sys.executable, "-c", "from urnet.cli import main; main()")
+# Dropout, augmentation, a schedule and an optimiser with moments: all that a resumed run could get wrong.
+LONG = (
+    *("enhancer.residual=false", "classifier.options.drop_rate=0.2", "augment.per_class=40"),
+    *("pretrain.epochs=4", "pretrain.optimizer=adamw", "pretrain.schedule=onecycle", "pretrain.batch_size=12"),
+    *("train.epochs=6", "train.balance=sampling"),
+)
+SHORT = ("train.epochs=3", "augment.per_class=8")
+
+
+def rows(folder) -> int:
+    history = folder / "history.csv"
+    return history.read_bytes().count(b"\n") - 1 if history.is_file() else 0
+
+
+def start_and_stop(arguments: list[str], folder, epochs: int, number: signal.Signals) -> subprocess.CompletedProcess:
+    """Run the command until the history has rows of so many epochs, and send it a signal."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        end = time.monotonic() + 120
+        while rows(folder) < epochs and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.005)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def whole(shapes, tiny, tmp_path_factory) -> Run:
+    return train(shapes, tiny, tmp_path_factory.mktemp("whole") / "run", overrides=LONG)[0]
+
+
+@pytest.fixture(scope="module")
+def stopped(shapes, tiny, tmp_path_factory):
+    """A run killed in pre-training, killed in joint training and interrupted there, and what the processes said."""
+    folder = tmp_path_factory.mktemp("stöpped") / "run"
+    arguments = ["train", str(shapes), "--recipe", tiny, "--out", str(folder), "--set", *LONG]
+    stops = []
+    for epochs, number in ((2, signal.SIGKILL), (6, signal.SIGKILL), (8, signal.SIGINT)):
+        stops.append(start_and_stop(arguments + ["--resume"] * bool(stops), folder, epochs, number))
+        stops[-1].rows = rows(folder)
+    return folder, stops
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_killed_twice_and_interrupted_a_run_ends_with_the_numbers_of_one_that_was_not(whole, stopped, shapes, tiny):
+    folder, stops = stopped
+    assert [stop.returncode for stop in stops] == [-signal.SIGKILL, -signal.SIGKILL, 130]
+    assert 2 <= stops[0].rows < 4 < stops[1].rows < 10
+    run = train(shapes, tiny, folder, overrides=LONG, resume=True)[0]
+    assert run.history_path.read_text(encoding="utf-8") == whole.history_path.read_text(encoding="utf-8")
+    mine, other = run.load_model(), whole.load_model()
+    assert mine.config == other.config
+    assert all(torch.equal(t, other.joint.state_dict()[name]) for name, t in mine.joint.state_dict().items())
+    metrics, expected = evaluate(run).metrics, evaluate(whole).metrics
+    assert metrics == expected
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(stopped):
+    folder, stops = stopped
+    assert stops[-1].stderr.strip() == (
+        f"urnet: interrupted; {folder} keeps every whole epoch; the same command with --resume goes on from there"
+    )
+
+
+@pytest.fixture
+def short(shapes, tiny, tmp_path) -> Run:
+    return train(shapes, tiny, tmp_path / "run", overrides=SHORT)[0]
+
+
+def test_killed_before_the_bundle_was_written(short, shapes, tiny):
+    history, state = short.history_path.read_bytes(), short.load_model().joint.state_dict()
+    (short.model / "config.json").unlink()
+    assert not short.finished
+    again = train(shapes, tiny, short.folder, overrides=SHORT, resume=True)[0]
+    assert again.history_path.read_bytes() == history
+    assert all(torch.equal(t, state[name]) for name, t in again.load_model().joint.state_dict().items())
+
+
+def test_a_row_cut_short_by_a_full_disk_is_made_again(shapes, tiny, tmp_path, monkeypatch):
+    whole = train(shapes, tiny, tmp_path / "whole", overrides=SHORT)[0]
+    from urnet.training import checkpoints
+
+    add_row = checkpoints.add_row
+
+    def half_a_row(path, figures):
+        if figures["epoch"] < 3:
+            return add_row(path, figures)
+        with path.open("a", encoding="utf-8") as file:
+            file.write("train,1")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "add_row", half_a_row)
+    with pytest.raises(Exception, match="disk is full"):
+        train(shapes, tiny, tmp_path / "run", overrides=SHORT)
+    monkeypatch.undo()
+    run = train(shapes, tiny, tmp_path / "run", overrides=SHORT, resume=True)[0]
+    assert run.history_path.read_bytes() == whole.history_path.read_bytes()
+
+
+def test_killed_while_the_folder_was_begun(short, shapes, tiny, tmp_path):
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    (folder / "recipe.yaml.part").write_text("name: ti", encoding="utf-8")
+    (folder / "cells.csv").write_text("path,lab", encoding="utf-8")
+    run = train(shapes, tiny, folder, overrides=SHORT, resume=True)[0]
+    assert run.history_path.read_bytes() == short.history_path.read_bytes()
+    assert not (folder / "recipe.yaml.part").exists()
+
+
+def test_resume_of_nothing_starts_a_run(short, shapes, tiny, tmp_path):
+    run = train(shapes, tiny, tmp_path / "new", overrides=SHORT, resume=True)[0]
+    assert run.history_path.read_bytes() == short.history_path.read_bytes()
+
+
+def test_resume_refuses_a_folder_that_is_no_run(shapes, tiny, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "cells.csv").write_text("path,label\n", encoding="utf-8")
+    with pytest.raises(RunError, match="mine: exists already"):
+        train(shapes, tiny, tmp_path / "mine", resume=True)
+    assert (tmp_path / "mine" / "cells.csv").read_text(encoding="utf-8") == "path,label\n"
+
+
+def test_resume_refuses_another_recipe_and_names_the_key(short, shapes, tiny):
+    with pytest.raises(RunError, match=r"train\.lr=0\.003, now it is 0\.1; resume with the same recipe"):
+        train(shapes, tiny, short.folder, overrides=[*SHORT, "train.lr=0.1"], resume=True)
+    with pytest.raises(RunError, match="seed=0, now it is 5"):
+        train(shapes, tiny, short.folder, overrides=SHORT, seed=5, resume=True)
+
+
+@pytest.mark.parametrize("change", ["fewer", "elsewhere", "relabelled"])
+def test_resume_refuses_other_cells(short, draw, shapes, tiny, tmp_path, change):
+    from urnet.cells.table import Cells, read_cells
+
+    cells = read_cells(shapes)
+    if change == "fewer":
+        cells = cells.where(cells.table.index != 0)
+    elif change == "elsewhere":
+        cells = read_cells(draw(tmp_path / "cells", 20, seed=1))  # the same names, other images
+    else:
+        table = cells.table.copy()
+        table.loc[0, "label"] = "ring"
+        cells = Cells(cells.root, table, cells.classes)
+    with pytest.raises(RunError, match="begun with other cells"):
+        train(cells, tiny, short.folder, overrides=SHORT, resume=True)
+
+
+def test_resume_of_a_finished_run_says_so_and_changes_nothing(short, shapes, tiny):
+    from test_fit import Listener
+
+    before = {path: path.stat().st_mtime_ns for path in short.folder.rglob("*") if path.is_file()}
+    watcher = Listener()
+    train(shapes, tiny, short.folder, overrides=SHORT, resume=True, watcher=watcher)
+    assert watcher.said == [f"{short.folder} is finished already"]
+    assert before == {path: path.stat().st_mtime_ns for path in short.folder.rglob("*") if path.is_file()}
+
+
+def test_without_resume_an_existing_run_is_refused(short, shapes, tiny):
+    with pytest.raises(RunError, match="exists already"):
+        train(shapes, tiny, short.folder, overrides=SHORT)
+
+
+def test_a_damaged_checkpoint_is_named(short, shapes, tiny):
+    (short.model / "config.json").unlink()
+    last = short.checkpoints / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(RunError, match=r"last\.ckpt: the checkpoint is damaged"):
+        train(shapes, tiny, short.folder, overrides=SHORT, resume=True)
+    assert read_checkpoint(short.checkpoints / "best.ckpt")["state_dict"]
