@@ -33,4 +33,4 @@ class RunError(UrnetError):
 
 
 class TrainingError(UrnetError):
-    """Training stopped: the loss is no number, the disk is full, or the user asked for it."""
+    """Training stopped: the loss is no number, the disk or the memory is full."""

@@ -263,10 +263,10 @@ def _nested(keys: list[str], value: Any) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings are merged; anything else is replaced."""
+    """Nested mappings are merged; anything else is replaced, and `{}` empties a mapping."""
     result = dict(base)
     for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        both = isinstance(value, Mapping) and value and isinstance(result.get(key), Mapping)
         result[key] = _merged(result[key], value) if both else value
     return result
 

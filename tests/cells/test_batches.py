@@ -41,7 +41,7 @@ def test_pairs_come_together():
 
 def epoch(cells: int, seed: int, number: int, **options: object) -> list[int]:
     loader = train_loader(dataset(cells), 8, seed=seed, **({"balanced": True, "per_class": None} | options))
-    loader.sampler.set_epoch(number)
+    loader.batch_sampler.sampler.set_epoch(number)
     return [n for images, _, _ in loader for n in numbers(images)]
 
 
@@ -50,9 +50,9 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert len({tuple(epoch(40, seed, number)) for seed in (0, 1) for number in (0, 1)}) == 4
     loader = train_loader(dataset(40), 8, balanced=True, per_class=None, seed=1)
     for number in range(3):
-        loader.sampler.set_epoch(number)
+        loader.batch_sampler.sampler.set_epoch(number)
         list(loader)
-    loader.sampler.set_epoch(3)
+    loader.batch_sampler.sampler.set_epoch(3)
     assert [n for images, _, _ in loader for n in numbers(images)] == epoch(40, 1, 3)
 
 
@@ -91,3 +91,12 @@ def test_processes_share_an_epoch_evenly_and_without_overlap(monkeypatch, world)
         shares.append(list(sampler))
         assert len(sampler) == len(shares[-1]) == 40 // world
     assert [n for step in zip(*shares, strict=True) for n in step] == alone[: 40 // world * world]
+
+
+def test_a_last_batch_of_one_cell_is_left_out_unless_single_cells_are_asked_for() -> None:
+    labels = np.arange(9) % 2
+    dataset = CellDataset(np.zeros((9, 1, 4, 4), np.uint8), labels, Scaling(0, 255, "uint8"))
+    for size, expected in ((4, [4, 4]), (1, [1] * 9), (5, [5, 4])):
+        loader = train_loader(dataset, size, balanced=False, per_class=None, seed=0)
+        assert [len(batch[0]) for batch in loader] == expected
+        assert len(loader) == len(expected)

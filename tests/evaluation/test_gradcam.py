@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from urnet.errors import RecipeError
 from urnet.evaluation.gradcam import grad_cam, overlay
 from urnet.nets.classifiers import cam_layer
 from urnet.nets.joint import build_joint
@@ -54,7 +55,7 @@ def test_points_at_what_decides():
             super().__init__()
             self.features = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(inplace=True), nn.AvgPool2d(4))
             self.features[0].weight.data.fill_(1.0)
-            self.feature_info = [{"module": "features"}]
+            self.feature_info = [{"module": "features", "num_chs": 1}]
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             seen = self.features(x).relu_().mean(dim=(1, 2, 3))
@@ -146,3 +147,9 @@ def test_overlay_keeps_the_cell_visible_and_clips():
 def test_overlay_of_another_size():
     with pytest.raises(ValueError, match="same height and width"):
         overlay(np.zeros((8, 8)), np.zeros((4, 4)))
+
+
+def test_refuses_feature_maps_with_channels_last() -> None:
+    model = build_joint("none", "test_vit", 3, 3)
+    with pytest.raises(RecipeError, match="Grad-CAM needs"):
+        grad_cam(model, torch.rand(1, 3, 160, 160))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from urnet.cells.augment import epoch_order
 from urnet.images.scale import Scaling
@@ -79,6 +79,16 @@ class EpochSampler(Sampler[int]):
         return total // (dist.get_world_size() if dist.is_initialized() else 1)
 
 
+class _Batches(BatchSampler):
+    """Batches without a last one of a single cell, which batch norm cannot use, unless single cells are asked for."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch for batch in super().__iter__() if len(batch) > 1 or self.batch_size == 1)
+
+    def __len__(self) -> int:
+        return super().__len__() - (self.batch_size > 1 and len(self.sampler) % self.batch_size == 1)
+
+
 def _as_is(batch: Batch) -> Batch:
     return batch
 
@@ -86,10 +96,9 @@ def _as_is(batch: Batch) -> Batch:
 def train_loader(
     dataset: CellDataset, batch_size: int, *, balanced: bool, per_class: int | None, seed: int
 ) -> DataLoader[Batch]:
-    """Shuffled batches; the last one is left out where it would hold a single cell (batch norm needs two)."""
+    """Shuffled batches; the last one is left out where it would hold a single cell."""
     sampler = EpochSampler(dataset.labels, balanced=balanced, per_class=per_class, seed=seed)
-    drop = len(sampler) % batch_size == 1
-    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=_as_is, drop_last=drop)
+    return DataLoader(dataset, batch_sampler=_Batches(sampler, batch_size, drop_last=False), collate_fn=_as_is)
 
 
 def ordered_loader(dataset: CellDataset, batch_size: int) -> DataLoader[Batch]:

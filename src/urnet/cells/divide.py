@@ -33,10 +33,8 @@ def divide(cells: Cells, recipe: Recipe, audit: Audit, *, allow_leaks: bool = Fa
         )
     unreadable = [f for f in audit.findings if f.kind == "unreadable"]
     if unreadable:
-        named = "\n".join(f"  {f.detail}" for f in unreadable[:10])
-        raise CellsError(
-            f"{len(unreadable)} image(s) cannot be read; mend them or take them out of the table:\n{named}"
-        )
+        named = "; ".join(f.detail for f in unreadable[:5]) + ("; …" if len(unreadable) > 5 else "")
+        raise CellsError(f"{len(unreadable)} image(s) cannot be read, mend them or take them out of the table: {named}")
     paper = recipe.protocol == "paper"
     audit.raise_leaks(allow_leaks=allow_leaks or paper)
     counted = cells.where(audit.distinct)

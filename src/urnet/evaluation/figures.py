@@ -174,7 +174,7 @@ def curves_figure(history: pd.DataFrame, chosen_epoch: int | None = None) -> Fig
     figure = _figure(WIDTH, 0.2 + 2.3 * len(panels))
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         _curves(axes, *panel)
-    if len(pretraining):
+    if len(pretraining) and (pretraining["train_loss"] > 0).all():
         figure.axes[0].set_yscale("log")
     return figure
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
+from urnet.errors import RecipeError
 from urnet.nets.classifiers import cam_layer
 
 OPACITY = 0.45
@@ -35,6 +36,7 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None, ba
 
     Raises:
         ValueError: Images or targets do not have the shapes above.
+        RecipeError: The classifier has no feature maps (B, C, h, w) to look at, as some transformers.
     """
     if images.ndim != 4 or (targets is not None and targets.shape != images.shape[:1]):
         found = f"images {tuple(images.shape)}" + ("" if targets is None else f" and targets {tuple(targets.shape)}")
@@ -42,17 +44,37 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None, ba
     device = next(model.classifier.parameters()).device
     # The largest logit of an image has the gradient of the predicted class's logit, without a second forward pass.
     forward = model if targets is not None else lambda batch: model(batch).max(dim=1).values
-    explain = LayerGradCam(forward, cam_layer(model.classifier))
+    layer = cam_layer(model.classifier)
+    explain = LayerGradCam(forward, layer)
     maps = [np.zeros((0, *images.shape[-2:]), np.float32)]
     with _without_parameter_gradients(model), torch.inference_mode(False), torch.enable_grad():
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size].to(device, copy=True)  # (B, C, H, W)
             target = None if targets is None else targets[start : start + batch_size].to(device, copy=True).long()
+            if start == 0:
+                _check_layout(model, layer, batch[:1])
             cam = explain.attribute(batch, target, relu_attributions=True).detach().float()  # (B, 1, h, w)
             cam = F.interpolate(cam, size=batch.shape[-2:], mode="bilinear", align_corners=False)[:, 0]  # (B, H, W)
             peak = cam.amax(dim=(1, 2), keepdim=True)
             maps.append(torch.where(peak > 0, cam / peak.clamp_min(torch.finfo(cam.dtype).tiny), 0.0).cpu().numpy())
     return np.concatenate(maps)
+
+
+def _check_layout(model: nn.Module, layer: nn.Module, image: Tensor) -> None:
+    """Channels last, or a row of tokens, would give a map of the wrong things without an error."""
+    shapes: list[torch.Size] = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+    try:
+        with torch.no_grad():
+            model(image)
+    finally:
+        handle.remove()
+    channels = model.classifier.feature_info[-1]["num_chs"]
+    if len(shapes[0]) != 4 or shapes[0][1] != channels:
+        raise RecipeError(
+            f"{type(model.classifier).__name__}: its last feature map is {tuple(shapes[0])}, and Grad-CAM needs "
+            f"(1, {channels}, height, width); choose a convolutional classifier"
+        )
 
 
 def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
