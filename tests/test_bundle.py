@@ -178,8 +178,59 @@ def test_a_value_that_is_no_number_is_refused(model):
     from dataclasses import replace
 
     floating = Model(replace(model.config, scaling=replace(model.config.scaling, dtype="float32")), model.joint)
-    crop = np.full((24, 24), 100.0, np.float32)
+    crop = np.linspace(0, 1, 576, dtype=np.float32).reshape(24, 24)
     floating.fit(crop)
     crop[3, 3] = np.nan
     with pytest.raises(ImageError, match="NaN"):
         floating.fit(crop)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"size": 0}, "size is 0"),
+        ({"size": 10**9}, "size is 1000000000"),
+        ({"size": "24"}, "size is 24"),
+        ({"channels": 2}, "channels is 2"),
+        ({"classes": ["a", "a", "b"]}, "classes is"),
+        ({"classes": "abc"}, "classes is no list"),
+        ({"tile": 0}, "tile is 0"),
+        ({"scaling": {"low": 5.0, "high": 5.0, "dtype": "uint8"}}, "scaling is"),
+        ({"scaling": {"low": float("nan"), "high": 5.0, "dtype": "uint8"}}, "scaling is"),
+        ({"enhancer": {}}, "'name'"),
+        ({"enhancer": {"name": "urnet", "width": 10**6}}, "names no network that can be built.*width"),
+        ({"classifier": {"name": "hf-hub:somebody/something"}}, "names no network that can be built.*not in timm"),
+    ],
+)
+def test_impossible_values_in_a_configuration_are_refused(bundle, keys, words):
+    change(bundle, **keys)
+    with pytest.raises(RunError, match=rf"config\.json: .*{words}"):
+        Model.load(bundle)
+
+
+def test_a_configuration_nested_without_end_is_refused(bundle):
+    (bundle / "config.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(RunError, match=r"config\.json: not a model configuration"):
+        Model.load(bundle)
+
+
+def test_weights_that_are_no_numbers_are_refused(bundle):
+    from safetensors.numpy import load_file, save_file
+
+    path = bundle / "model.safetensors"
+    state = load_file(path)
+    next(values for values in state.values() if values.dtype.kind == "f").flat[0] = np.nan
+    save_file(state, path)
+    with pytest.raises(RunError, match=r"model\.safetensors: some weights are NaN"):
+        Model.load(bundle)
+
+
+def test_a_constant_image_is_refused(model):
+    with pytest.raises(ImageError, match="every pixel is 7"):
+        model.fit(np.full((24, 24), 7, np.uint8))
+
+
+def test_a_cross_validation_is_no_model(tmp_path, bundle):
+    shutil.copytree(bundle, tmp_path / "fold0" / "model")
+    with pytest.raises(RunError, match=r"name one, such as .*fold0"):
+        Model.load(tmp_path)

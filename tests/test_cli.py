@@ -420,3 +420,32 @@ def test_a_full_disk_is_one_line(urnet, trained, shapes, tmp_path, monkeypatch):
     mistake(
         urnet("predict", trained.folder, shapes, "--out", tmp_path / "p.csv"), "p.csv.part: No space left on device"
     )
+
+
+def test_nothing_is_written_among_the_class_folders(urnet, draw, tiny, tmp_path):
+    cells = draw(tmp_path / "cells", 6)
+    mistake(urnet("train", cells, "--recipe", tiny, "--out", cells / "run"), "would be taken for a class")
+    mistake(urnet("split", cells, "--out", cells / "divided"), "would be taken for a class")
+    assert sorted(place.name for place in cells.iterdir()) == ["bar", "disc", "ring"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("classifier.name=vgg16", "classifier.name=vgg16 cannot be trained on images of 24 x 24 px"),
+        ("train.batch_size=1", "with train.batch_size=1"),
+    ],
+)
+def test_networks_that_do_not_take_such_images_or_batches_are_told_before_the_run_begins(
+    urnet, shapes, tiny, tmp_path, override, words
+):
+    mistake(urnet("train", shapes, "--recipe", tiny, "--out", tmp_path / "run", "--set", override), words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_full_memory_is_one_line(urnet, shapes, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("urnet.cells.audit.audit_cells", full)
+    mistake(urnet("audit", shapes), "memory is full")

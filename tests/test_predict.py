@@ -165,3 +165,39 @@ def test_a_classifier_without_feature_maps_cannot_show_grad_cam(shapes, tmp_path
         predict_files(model, [shapes], tmp_path / "p.csv", cam=tmp_path / "cam")
     assert not list(tmp_path.iterdir())
     assert predict_files(model, [shapes], tmp_path / "p.csv").failed == 0
+
+
+def test_rows_of_an_interrupted_prediction_are_not_overwritten(model, shapes, tmp_path):
+    part = tmp_path / "p.csv.part"
+    part.write_text("rows so far", encoding="utf-8")
+    with pytest.raises(RunError, match=r"p\.csv\.part: rows of an interrupted prediction"):
+        predict_files(model, [shapes], tmp_path / "p.csv")
+    assert part.read_text(encoding="utf-8") == "rows so far"
+
+
+def test_the_table_cannot_be_a_folder_of_pictures(model, shapes, tmp_path):
+    with pytest.raises(RunError, match="at once"):
+        predict_files(model, [shapes], tmp_path / "same", enhanced=tmp_path / "same")
+    assert not (tmp_path / "same").exists()
+
+
+def test_the_padding_of_a_montage_is_no_cell(model, shapes, tmp_path):
+    tiles = [read_image(shapes / "disc" / f"{k:03d}.png") for k in range(4)] + [
+        read_image(shapes / "ring/000.png")
+    ] * 12
+    montage = np.concatenate([np.concatenate(tiles[row : row + 4], axis=1) for row in range(0, 16, 4)])
+    Image.fromarray(montage).save(tmp_path / "montage.png")
+    tiled = Model(replace(model.config, tile=24), model.joint)
+    done = predict_files(tiled, [tmp_path / "montage.png"], tmp_path / "out.csv")
+    result = read(tmp_path / "out.csv")
+    assert (done.images, done.left_out, done.failed, sum(done.counts.values())) == (16, 12, 0, 4)
+    assert (result["predicted"] == "").sum() == 12
+    assert result["error"][15].startswith("padding")
+
+
+def test_a_folder_gives_the_files_that_the_training_named(model, shapes, tmp_path):
+    for name in ("brightfield.png", "dna.png"):
+        Image.fromarray(read_image(shapes / "disc" / "000.png")).save(tmp_path / name)
+    named = Model(replace(model.config, image="brightfield.png"), model.joint)
+    predict_files(named, [tmp_path], tmp_path / "out.csv")
+    assert [path.rsplit("/", 1)[1] for path in read(tmp_path / "out.csv")["path"]] == ["brightfield.png"]

@@ -1,5 +1,7 @@
 """A recipe is complete, checked, and the same after a trip through its file; what is wrong with it names the key."""
 
+import itertools
+
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -252,3 +254,31 @@ def test_any_values_are_a_recipe_or_a_recipe_error(tmp_path, data):
         return
     (tmp_path / "again.yaml").write_text(recipe.to_yaml(), encoding="utf-8", newline="\n")
     assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+def test_a_few_lines_do_not_stand_for_gigabytes(tmp_path):
+    path = tmp_path / "bomb.yaml"
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]" for b, c in itertools.pairwise("abcdefghi")]
+    path.write_text("\n".join([*lines, "train: *i"]), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"bomb\.yaml: not YAML \(a recipe has no aliases"):
+        load_recipe(path)
+
+
+def test_a_recipe_nested_without_end_is_refused(tmp_path):
+    path = tmp_path / "deep.yaml"
+    path.write_text("name: " + "[" * 5000, encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"deep\.yaml: nested too deeply"):
+        load_recipe(path)
+
+
+def test_a_long_value_is_cut_in_its_error():
+    with pytest.raises(RecipeError, match=r"train\.epochs is 'yyyy.*…: ") as caught:
+        load_recipe("quick", ["train.epochs=" + "y" * 100_000])
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("key", ["train.epochs", "train.batch_size", "pretrain.epochs", "augment.per_class"])
+def test_numbers_beyond_all_use_are_refused(key):
+    with pytest.raises(RecipeError, match=rf"{key} is 10000000000: .*less than or equal to 1000000"):
+        load_recipe("quick", [f"{key}=10000000000"])

@@ -12,15 +12,22 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "load", "train"]
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from urnet.bundle import Model
     from urnet.evaluation.evaluate import evaluate
     from urnet.training.fit import train
 
 
-def load(path: Any) -> Any:
-    """Read a trained model, an `urnet.bundle.Model`, from a run folder or a bundle."""
+def load(path: "Path | str") -> "Model":
+    """Read a trained model from a run folder or a bundle."""
     from urnet.bundle import Model
 
     return Model.load(path)
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

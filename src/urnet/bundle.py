@@ -5,6 +5,7 @@ the networks, the classes. Training writes a bundle, everything after training r
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from urnet import __version__
-from urnet.errors import ImageError, RunError
+from urnet.errors import ImageError, RecipeError, RunError
 from urnet.files import whole_file
 from urnet.images.montage import expand, read_crop
-from urnet.images.read import MIN_EDGE
+from urnet.images.read import MAX_PIXELS, MIN_EDGE
 from urnet.images.scale import ANY_DEPTH, Scaling
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class ModelConfig:
         enhancer: name and options of the enhancer.
         classifier: name and options of the timm classifier.
         tile: edge of a montage's tiles where the training images were montages.
+        image: the file of each folder that held the cells, where the training named one.
         protocol: `honest` or `paper`.
         seed: of the training.
         epoch: the epoch whose weights were kept, from 1.
@@ -56,6 +58,7 @@ class ModelConfig:
     enhancer: dict[str, Any]
     classifier: dict[str, Any]
     tile: int | None = None
+    image: str | None = None
     protocol: str = "honest"
     seed: int = 0
     epoch: int = 0
@@ -117,13 +120,21 @@ class Model:
         folder = Path(path)
         if (folder / "model" / CONFIG_NAME).is_file():
             folder = folder / "model"
+        if any(folder.glob(f"fold*/model/{CONFIG_NAME}")):
+            raise RunError(
+                f"{path}: a cross-validation has a model for each fold; name one, such as {folder / 'fold0'}"
+            )
         if not (folder / CONFIG_NAME).is_file():
             raise RunError(
                 f"{path}: no trained model here (looked for {CONFIG_NAME} and model/{CONFIG_NAME}); "
                 "give a folder written by `urnet train`; an unfinished run goes on with --resume"
             )
         config = _read_config(folder / CONFIG_NAME)
-        joint = config.build()
+        try:
+            joint = config.build()
+        except (RecipeError, RuntimeError, TypeError) as error:  # RuntimeError: no memory for networks of that size
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"{folder / CONFIG_NAME}: names no network that can be built here ({reason})") from None
         _load_weights(joint, folder / WEIGHTS_NAME)
         return cls(config, joint)
 
@@ -145,6 +156,8 @@ class Model:
             raise ImageError(f"{crop.dtype} pixels, but the model was trained on {expected}; convert the image")
         if crop.dtype.kind == "f" and not np.isfinite(crop).all():
             raise ImageError("some values are NaN or infinite; mask or fill them first")
+        if crop.min() == crop.max():
+            raise ImageError(f"every pixel is {crop.flat[0]:g}; there is nothing to classify")
         return fit_input(crop, self.config.size, self.config.channels)
 
     def prepare(self, crop: np.ndarray) -> np.ndarray:
@@ -227,12 +240,35 @@ def _read_config(path: Path) -> ModelConfig:
                 f"{path}: written by a newer urnet (format {version}, this one reads {FORMAT}); update urnet"
             )
         data["scaling"] = Scaling(**data["scaling"])
+        if type(data["classes"]) is not list:
+            raise ValueError("classes is no list")
         data["classes"] = tuple(data["classes"])
-        return ModelConfig(**data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        config = ModelConfig(**data)
+        wrong = [key for key, right in _checked(config).items() if not right]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {str(getattr(config, wrong[0]))[:80]}")
+        return config
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
             f"{path}: not a model configuration of urnet ({error}); train again or restore the file"
         ) from None
+
+
+def _checked(config: ModelConfig) -> dict[str, bool]:
+    """Whether each key that predictions depend on has a possible value."""
+    classes, size, scaling, tile = config.classes, config.size, config.scaling, config.tile
+    return {
+        "classes": len(classes) > 0 and all(type(c) is str for c in classes) and len(set(classes)) == len(classes),
+        "size": type(size) is int and size >= MIN_EDGE and size**2 <= MAX_PIXELS,
+        "channels": type(config.channels) is int and config.channels in (1, 3),
+        "scaling": math.isfinite(scaling.low)
+        and math.isfinite(scaling.high)
+        and scaling.low < scaling.high
+        and scaling.dtype in ("uint8", "uint16", "float32", ANY_DEPTH),
+        "enhancer": type(config.enhancer["name"]) is str,
+        "classifier": type(config.classifier["name"]) is str,
+        "tile": tile is None or (type(tile) is int and tile >= MIN_EDGE),
+    }
 
 
 def _load_weights(joint: "JointModel", path: Path) -> None:
@@ -242,7 +278,10 @@ def _load_weights(joint: "JointModel", path: Path) -> None:
     if not path.is_file():
         raise RunError(f"{path}: the weights are missing beside {CONFIG_NAME}; restore the file or train again")
     try:
-        joint.load_state_dict(load_file(path))
+        state = load_file(path)
+        joint.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{path}: the weights cannot be loaded ({reason}); restore the file or train again") from None
+    if not all(tensor.isfinite().all() for tensor in state.values()):
+        raise RunError(f"{path}: some weights are NaN or infinite; restore the file or train again")

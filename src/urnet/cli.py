@@ -61,6 +61,8 @@ def run(arguments: list[str]) -> int:
         return _stop(stop.args[0] if stop.args else "interrupted", 130)
     except BrokenPipeError:
         return 1
+    except MemoryError:
+        return _stop("memory is full; use fewer or smaller images, a smaller batch or a narrower network", 2)
     except OSError as error:
         return _stop(f"{error.filename}: {error.strerror}" if error.filename else error, 2)
     except Exception as error:
@@ -138,14 +140,16 @@ def train(
 ) -> int:
     """Train a run: audit, split, pre-training, joint training."""
     from urnet.progress import Bars
+    from urnet.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())  # a mistake is said before torch is loaded, which takes seconds
     from urnet.training.fit import train as train_runs
 
     with Bars(out) as bars:
         runs = train_runs(
             cells,
-            recipe,
+            settings,
             folder,
-            overrides=overrides or (),
             seed=seed,
             resume=resume,
             devices=devices,
@@ -154,7 +158,8 @@ def train(
         )
     for run in runs:
         out.print(f"trained: {run.folder}")
-    out.print(f"next: urnet evaluate {folder}")
+    quoted = f'"{folder}"' if " " in str(folder) else folder
+    out.print(f"next: urnet evaluate {quoted}")
     return 0
 
 
@@ -194,7 +199,9 @@ def predict(
             model, images, table, enhanced=enhanced, cam=cam, progress=lambda n, of: bars.doing("classify", n / of)
         )
     out.print(", ".join(f"{name} {count}" for name, count in done.counts.items()))
-    out.print(f"{done.images - done.failed} of {done.images} images classified: {table}")
+    out.print(f"{done.images - done.failed - done.left_out} of {done.images} images classified: {table}")
+    if done.left_out:
+        out.print(f"{done.left_out} tiles are padding of their archive and are not counted")
     if done.failed:
         return _stop(f"{done.failed} image(s) could not be used; the column 'error' says why", 1)
     return 0
@@ -251,9 +258,10 @@ def split(
     from urnet.cells.table import TABLE_NAME
     from urnet.progress import Bars
     from urnet.recipe import load_recipe
-    from urnet.training.run import refuse_existing
+    from urnet.training.run import refuse_existing, refuse_within
 
     refuse_existing(folder)
+    refuse_within(folder, cells)
     settings = load_recipe(recipe, overrides or ())
     table = _read(cells, settings)
     with Bars(out) as bars:
@@ -387,6 +395,10 @@ def _show(evaluation: "Evaluation") -> None:
     for name, share in metrics["differential"].items():
         differential.add_row(name, _interval(share["predicted_percent"], 1), f"{share['true_percent']:.1f}")
     out.print(differential)
+    for fold in metrics["folds"] or []:
+        out.print(f"fold {fold['fold']}: macro recall {100 * fold['macro_recall']:.1f}, {fold['n']} cells")
+    if metrics["simulated"]:
+        out.print(f"note: simulated images ({metrics['simulated']})")
     for warning in metrics["warnings"]:
         out.print(f"note: {warning}")
     out.print(f"report: {evaluation.report}")

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from urnet.bundle import Model
+from urnet.cells.copies import padding_tiles
 from urnet.cells.table import Cells, find_images
-from urnet.errors import ImageError, RecipeError
+from urnet.errors import ImageError, RecipeError, RunError
 from urnet.images.read import SUFFIXES
 from urnet.training.run import refuse_existing
 
 BATCH = 64
+PADDING = "padding of the archive: an identical tile stands there a dozen times or more"
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class Predicted:
         images: number of images named.
         counts: images of each class.
         failed: images that could not be used; their rows say why.
+        left_out: tiles that are an archive's padding, not cells.
     """
 
     images: int
     counts: dict[str, int]
     failed: int
+    left_out: int
 
 
 def predict_files(
@@ -57,33 +61,40 @@ def predict_files(
 
     Raises:
         CellsError: a path does not exist or holds no images.
-        RunError: `out`, `enhanced` or `cam` exists already.
+        RunError: `out`, `enhanced` or `cam` exists already, or rows of an interrupted prediction do.
         RecipeError: Grad-CAM is asked for, and the classifier has no feature maps.
     """
     refuse_existing(out, file=True)
     for folder in filter(None, (enhanced, cam)):
         refuse_existing(folder)
+    if out in (enhanced, cam):
+        raise RunError(f"{out}: cannot be the table and a folder of pictures at once; choose another --out")
     if cam is not None:
         _check_cam(model)
-    cells = find_images(paths, model.config.tile)
+    cells = find_images(paths, model.config.tile, model.config.image)
+    padding = padding_tiles(cells)
     names = _file_names(cells.table["path"])
     extras = [name for name, folder in (("enhanced", enhanced), ("cam", cam)) if folder is not None]
     columns = ["path", "predicted", *(f"p_{c}" for c in model.classes), *extras, "error"]
     counts = dict.fromkeys(model.classes, 0)
-    failed = 0
+    failed = left_out = 0
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
-    with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    if part.exists():
+        raise RunError(f"{part}: rows of an interrupted prediction, or of one that is running; move or remove it first")
+    with part.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         for start in range(0, len(cells), BATCH):
             index = range(start, min(start + BATCH, len(cells)))
-            rows, inputs = _read(model, cells, index)
+            rows, inputs = _read(model, cells, index, padding)
             good = [(row, names[i]) for row, i in zip(rows, index, strict=True) if "error" not in row]
             if good:
                 _classify(model, good, np.stack(inputs), enhanced, cam)
             for row in rows:
-                if "error" in row:
+                if row.get("error") == PADDING:
+                    left_out += 1
+                elif "error" in row:
                     failed += 1
                 else:
                     counts[row["predicted"]] += 1
@@ -92,7 +103,7 @@ def predict_files(
             if progress is not None:
                 progress(index.stop, len(cells))
     part.replace(out)
-    return Predicted(len(cells), counts, failed)
+    return Predicted(len(cells), counts, failed, left_out)
 
 
 def _check_cam(model: Model) -> None:
@@ -104,17 +115,21 @@ def _check_cam(model: Model) -> None:
     config = model.config
     try:
         grad_cam(model.joint, torch.zeros(1, config.channels, config.size, config.size))
-    except ValueError:
+    except (RecipeError, ValueError):
         raise RecipeError(
             f"classifier {config.classifier['name']!r} makes no feature maps that Grad-CAM could show; leave --cam out"
         ) from None
 
 
-def _read(model: Model, cells: Cells, index: range) -> tuple[list[dict[str, str]], list[np.ndarray]]:
+def _read(model: Model, cells: Cells, index: range, padding: set[int]) -> tuple[list[dict[str, str]], list[np.ndarray]]:
     """A row for each cell, and the inputs of those that can be used."""
     rows, inputs = [], []
     for i in index:
         row = {"path": cells.table["path"].iloc[i]}
+        if i in padding:
+            row["error"] = PADDING
+            rows.append(row)
+            continue
         try:
             inputs.append(model.prepare(cells.read(i)))
         except ImageError as error:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 from urnet.errors import RecipeError
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**6)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -123,7 +123,7 @@ class Optimisation(Section):
 class Pretrain(Optimisation):
     """Pre-training of the enhancer by itself."""
 
-    epochs: Annotated[int, Field(ge=0)] = 0
+    epochs: Annotated[int, Field(ge=0, le=10**6)] = 0
     """Passes over the training part; 0 for none."""
     target: Literal["identity", "target"] = "identity"
     """What the enhancer learns to paint: its own input (the paper), or the table's `target` image."""
@@ -234,11 +234,23 @@ def _find(name: str) -> tuple[str, str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: `1e-4` is a number, not a word."""
+    """YAML 1.2 floats: `1e-4` is a number, not a word. No aliases: a few lines of them stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"a recipe has no aliases; write out the value of *{event.anchor}",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the words that `_Loader` would take for numbers."""
+    """Quotes the words that `_Loader` would take for numbers, and writes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 for _yaml in (_Loader, _Dumper):
@@ -252,6 +264,8 @@ for _yaml in (_Loader, _Dumper):
 def _parse(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)
+    except RecursionError:
+        raise RecipeError(f"{source}: nested too deeply to be a recipe") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date like 2026-13-01
         raise RecipeError(f"{source}: not YAML ({' '.join(str(error).split())[:200]})") from None
 
@@ -287,7 +301,8 @@ def _explain(source: str, problem: Mapping[str, Any]) -> str:
         hint = f"did you mean {'.'.join([*keys[:-1], near[0]])}? " if near else ""
         return f"{source}: unknown key {key}; {hint}allowed here: {', '.join(known)}"
     rule = problem["msg"].removeprefix("Value error, ")
-    found = "" if problem["type"] == "value_error" else f" is {problem['input']!r}"
+    value = repr(problem["input"])
+    found = "" if problem["type"] == "value_error" else f" is {value if len(value) <= 80 else value[:79] + '…'}"
     return ": ".join(filter(None, (source, key + found, rule[:1].lower() + rule[1:])))
 
 

@@ -58,7 +58,11 @@ def test_sound_cells_are_clean(folder):
     assert audit.clean
     assert audit.distinct.all()
     assert audit.left_out == [""] * 4
-    assert audit.notes == ["distinct cells: a 2, b 2", "images: 4 of 24 x 24 px grey, uint8"]
+    assert audit.notes == [
+        "distinct cells: a 2, b 2",
+        "images: 4 of 24 x 24 px grey, uint8",
+        "donors: not known; cells are grouped by source image",
+    ]
     assert audit.to_frame().empty
     audit.raise_leaks()
 

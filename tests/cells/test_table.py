@@ -1,6 +1,8 @@
 """Tables and folders become one row a cell, and whatever is wrong with them is one sentence."""
 
 import csv
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -369,3 +371,35 @@ def test_pbc_is_read_whole(pbc):
     cells = read_cells(pbc)
     counts = cells.table["label"].value_counts().to_dict()
     assert counts == {"basophil": 366, "eosinophil": 352, "lymphocyte": 346, "monocyte": 338, "neutrophil": 344}
+
+
+@pytest.mark.parametrize("key", ["image", "target"])
+@pytest.mark.parametrize("name", ["../other.png", str(Path("/").resolve() / "other.png")])
+def test_the_file_of_a_class_folder_lies_in_it(folder, key, name):
+    with pytest.raises(CellsError, match=rf"{key} is .*within each class folder"):
+        read_cells(folder, **{key: name})
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names are Unicode on this system")
+def test_a_name_that_is_no_unicode_is_said_at_once(folder):
+    label = next(place for place in sorted(folder.iterdir()) if place.is_dir())
+    image = next(label.iterdir())
+    image.rename(os.fsdecode(os.fsencode(label) + b"/\xff.png"))
+    with pytest.raises(CellsError, match="no Unicode text"):
+        read_cells(folder)
+
+
+def test_a_folder_that_cannot_be_entered_is_not_passed_over(folder, monkeypatch):
+    def locked(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(PermissionError):
+        find_images([folder])
+
+
+@pytest.mark.parametrize(("found", "meant"), [("donr", "donor"), ("Donor", "donor"), ("splits", "split")])
+def test_a_misspelt_column_is_not_passed_over(tmp_path, found, meant):
+    (tmp_path / "cells.csv").write_text(f"path,label,{found}\na.png,x,1\n", encoding="utf-8")
+    with pytest.raises(CellsError, match=f"column '{found}' looks like '{meant}' misspelt"):
+        read_cells(tmp_path)

@@ -236,3 +236,31 @@ def test_a_fold_folder_pools_test_parts_only(shapes, tiny, tmp_path):
         evaluate(tmp_path / "cv", split="train")
     with pytest.raises(RunError, match=r"a cross-validation of several runs"):
         evaluate(tmp_path / "cv", shapes)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\n", b"a,b\n1,2\n", b"stage,epoch\ntrain,x\n"])
+def test_a_damaged_history_is_named(run, content):
+    (run / "history.csv").write_bytes(content)
+    with pytest.raises(RunError, match=r"history\.csv: not the history of a training"):
+        evaluate(run)
+
+
+def test_without_a_history_there_are_no_curves(run):
+    (run / "history.csv").unlink()
+    folder = evaluate(run).folder
+    assert not (folder / "figures" / "curves.png").exists()
+    assert (folder / "report.html").is_file()
+
+
+def test_a_run_whose_table_was_changed_is_not_judged_by_other_labels(run):
+    text = (run / "cells.csv").read_text(encoding="utf-8")
+    (run / "cells.csv").write_text(text.replace(",bar", ",foo"), encoding="utf-8")
+    with pytest.raises(RunError, match=r"cells\.csv: its labels \(disc, foo, ring\) are not the model's classes"):
+        evaluate(run)
+
+
+def test_a_run_whose_table_lost_its_parts_is_refused(run):
+    table = pd.read_csv(run / "cells.csv", dtype=str).drop(columns="split")
+    table.to_csv(run / "cells.csv", index=False)
+    with pytest.raises(RunError, match=r"cells\.csv: names no parts"):
+        evaluate(run)

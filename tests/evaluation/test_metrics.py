@@ -131,9 +131,9 @@ def test_class_never_predicted_has_precision_zero_without_interval():
 def test_all_right_is_not_certain():
     truth = np.array([0] * 30 + [1] * 10)
     found = score(truth, certain(truth.tolist(), 2), ["a", "b"], np.arange(40) // 2, replicates=50)
-    assert found["accuracy"]["interval"] == pytest.approx([0.025 ** (1 / 40), 1])
-    assert found["per_class"]["b"]["recall"]["interval"] == pytest.approx([0.025 ** (1 / 10), 1])
-    assert found["macro_recall"]["interval"] == pytest.approx([(0.025 ** (1 / 10) + 0.025 ** (1 / 30)) / 2, 1])
+    assert found["accuracy"]["interval"] == pytest.approx([0.025 ** (1 / 20), 1])
+    assert found["per_class"]["b"]["recall"]["interval"] == pytest.approx([0.025 ** (1 / 5), 1])
+    assert found["macro_recall"]["interval"] == pytest.approx([(0.025 ** (1 / 5) + 0.025 ** (1 / 15)) / 2, 1])
 
 
 def test_one_group_has_no_intervals():
@@ -195,3 +195,10 @@ def test_source_images_are_drawn_otherwise_and_it_is_said(donors, why):
     assert why in told["note"]
     assert "source images were drawn" in told["note"]
     assert groups.tolist() == [i // 2 for i in range(40)]
+
+
+def test_a_figure_that_is_the_same_in_every_draw_has_no_interval():
+    """Twelve donors of the same make-up, all called one class: an accuracy of 0.3 without any spread to resample."""
+    truth = np.array([0, 0, 0, *[1] * 7] * 12)
+    found = score(truth, certain([0] * 120, 2), ["a", "b"], np.arange(120) // 10, replicates=50)
+    assert found["accuracy"] == {"value": pytest.approx(0.3), "interval": None}

@@ -126,3 +126,10 @@ def test_jurkat_tiles(jurkat):
     assert len(addresses) == 24 * 30
     whole = read_image(jurkat / "g1" / "brightfield.tif")
     np.testing.assert_array_equal(read_crop(jurkat, "g1/brightfield.tif#r03c17", 40), whole[120:160, 680:720])
+
+
+def test_a_name_too_long_for_the_system_is_no_file(tmp_path):
+    name = "x" * 5000 + ".png"
+    assert locate(tmp_path, name) == Address(name)
+    with pytest.raises(ImageError):
+        read_crop(tmp_path, name)

@@ -1,6 +1,7 @@
 """Any image comes in at its own depth and range; any damage comes out as one `ImageError` that names the file."""
 
 import io
+import os
 import struct
 import time
 import tracemalloc
@@ -330,3 +331,16 @@ def test_pbc_crops_are_8_bit_colour(pbc):
     assert image.shape == (363, 360, 3)
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, np.asarray(Image.open(path)))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match=r"pipe\.png: cannot be opened \(a folder or device"):
+        read_image(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "x" * 5000 + ".png"])
+def test_names_that_no_file_can_have(tmp_path, name):
+    with pytest.raises(ImageError, match=r"no such file|cannot be opened"):
+        read_image(tmp_path / name)

@@ -283,3 +283,11 @@ def test_build_joint_hands_options_on():
     assert model.classifier.drop_rate == 0.4
     with pytest.raises(RecipeError, match="'unet' has no option 'padded'"):
         build_joint("unet", SMALL, 3, 1, enhancer_options={"padded": True})
+
+
+def test_a_refused_pickle_says_nothing_else(tmp_path, recwarn):
+    path = tmp_path / "code.pth"
+    path.write_bytes(pickle.dumps(print, protocol=4))
+    with pytest.raises(WeightsError, match="refused, because it holds more than tensors"):
+        create_classifier(SMALL, 3, weights=path)
+    assert not recwarn.list

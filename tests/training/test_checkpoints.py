@@ -77,3 +77,21 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     with pytest.raises(RunError, match="damaged"):
         read_checkpoint(tmp_path / "last.ckpt")
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1]])
+def test_a_file_that_is_no_checkpoint_is_damaged(tmp_path, content):
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(RunError, match=r"last\.ckpt: the checkpoint is damaged"):
+        read_checkpoint(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\n1\n", b"a,b\n1,2\n", b"stage,epoch\ntrain,x\n", b"stage,epoch\nfoo,1\n"]
+)
+def test_a_file_that_is_no_history_is_named_and_kept(tmp_path, content):
+    path = tmp_path / "history.csv"
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"history\.csv: not the history of a training"):
+        cut_history(path, "train", 1)
+    assert path.read_bytes() == content

@@ -15,6 +15,7 @@ from urnet.cells.table import Cells, read_cells
 from urnet.errors import CellsError, ImageError, RecipeError, RunError, TrainingError
 from urnet.evaluation.evaluate import evaluate
 from urnet.nets import build_joint
+from urnet.nets.joint import JointModel
 from urnet.recipe import load_recipe
 from urnet.training import checkpoints
 from urnet.training.fit import train
@@ -274,7 +275,11 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_to_do(shapes, tiny,
 
 
 def test_out_of_memory_is_one_line(shapes, tiny, tmp_path, monkeypatch):
+    forward_one = JointModel.forward
+
     def forward(self, x):
+        if len(x) == 1:
+            return forward_one(self, x)
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr("urnet.nets.joint.JointModel.forward", forward)

@@ -223,6 +223,7 @@ def _describe(cells: Cells, seen: list[_Look], audit: Audit) -> None:
     audit.notes.append("distinct cells: " + ", ".join(f"{name} {int(counts.get(name, 0))}" for name in cells.classes))
     kinds = Counter(f"{look.size}, {look.depth}" for look in seen if look.depth)
     audit.notes.append("images: " + "; ".join(f"{count} of {kind}" for kind, count in kinds.most_common()))
+    audit.notes.append(describe_donors(cells))
     depths = Counter(look.depth for look in seen if look.depth)
     if len(depths) > 1:
         usual = depths.most_common(1)[0][0]
@@ -230,6 +231,15 @@ def _describe(cells: Cells, seen: list[_Look], audit: Audit) -> None:
             path for path, look in zip(cells.table["path"], seen, strict=True) if look.depth not in ("", usual)
         )
         audit.findings.append(Finding("mixed depth", rare, f"several depths: {', '.join(sorted(depths))}"))
+
+
+def describe_donors(cells: Cells) -> str:
+    """Whether donors can be kept apart, in words."""
+    donors = cells.table["donor"] if "donor" in cells.table else pd.Series("", index=cells.table.index)
+    unknown = int((donors == "").sum())
+    if unknown == len(cells):
+        return "donors: not known; cells are grouped by source image"
+    return f"donors: {donors[donors != ''].nunique()}" + (f", not known for {unknown} cells" if unknown else "")
 
 
 def _listed(findings: list[Finding], most: int = 20) -> str:

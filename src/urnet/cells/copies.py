@@ -12,6 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from urnet.cells.table import Cells
+from urnet.errors import ImageError
+from urnet.images.montage import Address
+
 PADDING_COPIES = 12
 """From this many identical copies on, a tile is the padding of an archive and no cell."""
 
@@ -130,3 +134,19 @@ def _thumbnail(crop: np.ndarray) -> np.ndarray:
     small = small - small.mean()
     norm = np.linalg.norm(small)
     return small / norm if norm and crop.min() < crop.max() else np.zeros_like(small)
+
+
+def padding_tiles(cells: Cells) -> set[int]:
+    """Indices of a montage's tiles that stand `PADDING_COPIES` times or more in it: the archive's filling, no cells."""
+    members: dict[tuple[str, bytes], list[int]] = {}
+    for index, path in enumerate(cells.table["path"]):
+        place = Address.parse(path)
+        if place.row is None:
+            continue
+        try:
+            crop = cells.read(index)
+        except ImageError:
+            continue
+        digest = hashlib.blake2b(np.ascontiguousarray(crop).data, digest_size=16).digest()
+        members.setdefault((place.file, digest), []).append(index)
+    return {index for group in members.values() if len(group) >= PADDING_COPIES for index in group}

@@ -58,4 +58,4 @@ def divide(cells: Cells, recipe: Recipe, audit: Audit, *, allow_leaks: bool = Fa
         ).table["split"]
     filled = np.full(len(cells), "", dtype=object)
     filled[audit.distinct] = np.asarray(values).astype(str)
-    return cells.with_columns(**{column: filled})
+    return cells.with_columns(**{column: filled, "left_out": audit.left_out})

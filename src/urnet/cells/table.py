@@ -1,14 +1,15 @@
 """The cells table: one row a cell, read from a CSV or from a folder per class.
 
 Columns: `path` and `label`, and where known `donor`, `field`, `x`, `y`, `split`, `source`, `target`, `tile`, `fold`,
-`augmented`, `simulated`. Paths are relative to the table, with forward slashes. `source` says which original image a
-cell comes from, and is filled with the file's path (a tile's address) where the table does not give it.
+`augmented`, `simulated`, `left_out`. Paths are relative to the table, with forward slashes. `source` says which
+original image a cell comes from; where the table does not give it, it is the file's path (a tile's address).
 """
 
 import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ import pandas as pd
 
 from urnet.errors import CellsError, ImageError
 from urnet.images.montage import Address, expand, locate, read_crop
-from urnet.images.read import MIN_EDGE, SUFFIXES
+from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
 
 COLUMNS = (
     *("path", "label", "donor", "field", "x", "y", "split", "source", "target"),
-    *("tile", "fold", "augmented", "simulated"),
+    *("tile", "fold", "augmented", "simulated", "left_out"),
 )
 PARTS = ("train", "validation", "test")
 TABLE_NAME = "cells.csv"
@@ -140,12 +141,14 @@ def read_cells(
     return Cells(root, table.reset_index(drop=True), names)
 
 
-def find_images(paths: Iterable[Path | str], tile: int | None = None) -> Cells:
+def find_images(paths: Iterable[Path | str], tile: int | None = None, image: str | None = None) -> Cells:
     """Unlabelled images for prediction: files, folders (searched whole) and tables, as they were named.
 
     Args:
         paths: image files, folders, tables or folders with a table.
         tile: montages of tiles with this edge are cut up; files whose edges it does not divide are single crops.
+        image: the file of each folder that holds the cells, as in training; where a folder has none of that name, all
+            its images are taken.
 
     Raises:
         CellsError: a path that does not exist, or nothing found.
@@ -161,6 +164,8 @@ def find_images(paths: Iterable[Path | str], tile: int | None = None) -> Cells:
             ]
             continue
         files = _images_below(path) if path.is_dir() else [path]
+        if path.is_dir():
+            files = [file for file in files if file.name == image] or files
         if not files:
             raise CellsError(f"{path}: no PNG, JPEG, BMP or TIFF image in this folder or below")
         if not path.exists():
@@ -189,6 +194,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     for column in COLUMNS:
         if names.count(column) > 1:
             raise CellsError(f"{path}: {names.count(column)} columns are called {column!r}; keep one")
+    _refuse_misspelt(path, names)
     if "path" not in names:
         raise CellsError(f"{path}: the table has no column 'path'; its columns are {', '.join(names) or 'none'}")
     if len(lines) == 1:
@@ -210,6 +216,16 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return table
 
 
+def _refuse_misspelt(path: Path, names: list[str]) -> None:
+    """A `donr` that is passed over in silence would let donors leak."""
+    for name in names:
+        near = get_close_matches(name.casefold(), [c for c in COLUMNS if len(c) > 3 and c not in names], 1, 0.8)
+        if near and name not in COLUMNS:
+            raise CellsError(
+                f"{path}: column {name!r} looks like {near[0]!r} misspelt; rename it (to x_{name} if it is not)"
+            )
+
+
 def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
     folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
     if not folders:
@@ -218,6 +234,9 @@ def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
             f"{root}: no {TABLE_NAME} and no folders named after classes here ({loose} loose images); "
             "sort the images into one folder a class, or write a CSV with the columns path,label"
         )
+    for key, name in (("image", image), ("target", target)):
+        if name and (Path(name).is_absolute() or ".." in Path(name).parts):
+            raise CellsError(f"{key} is {name!r}; it must name a file within each class folder")
     rows = []
     for folder in folders:
         files = [folder / image] if image else _images_below(folder)
@@ -226,6 +245,10 @@ def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
             raise CellsError(f"{folder}: the class folder holds no {image or 'image'}; add images or remove the folder")
         for file in files:
             row = {"path": file.relative_to(root).as_posix(), "label": folder.name}
+            if any("\ud800" <= letter <= "\udfff" for letter in row["path"]):
+                raise CellsError(
+                    f"{root}: the name {row['path']!a} is no Unicode text and fits no table; rename the file"
+                )
             if target:
                 row["target"] = (file.parent / target).relative_to(root).as_posix()
             rows.append(row)
@@ -233,10 +256,20 @@ def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """In the same order on every system; hidden files and folders are no one's cells."""
-    found = {f.relative_to(folder): f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()}
-    visible = (place for place in found if not any(part.startswith(".") for part in place.parts))
-    return [found[place] for place in sorted(visible, key=lambda place: place.as_posix())]
+    """In the same order on every system; hidden files and folders are no one's cells.
+
+    A folder that cannot be entered stops the search: its cells would be missing without a word.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=stop):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    images = (file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
+    return sorted(images, key=lambda file: file.relative_to(folder).as_posix())
 
 
 def _check_rows(path: Path, table: pd.DataFrame, labelled: bool) -> None:
@@ -267,7 +300,7 @@ def _expand(root: Path, table: pd.DataFrame, tile: int | None, strict: bool) -> 
         place = locate(root, record["path"])
         whole = place == Address(record["path"])
         stack = Path(place.file).suffix.lower() in (".tif", ".tiff")
-        if whole and (edge or stack) and (root / place.file).is_file():
+        if whole and (edge or stack) and is_file(root / place.file):
             places = _addresses(root, place.file, int(edge) if edge else None, strict=strict)
         else:
             places = [place]

@@ -126,6 +126,9 @@ def _write(
     metrics = score(truth, probabilities, list(model.classes), groups)
     simulated = ", ".join(sorted(set(table["simulated"]) - {""})) if "simulated" in table else ""
     warnings = [*warnings, *metrics.pop("notes")]
+    counts, left_out = _counts(runs, scored)
+    if left_out:
+        warnings.append(left_out)
     optimistic = [OPTIMISTIC] if recipe.protocol == "paper" else []
     if progress is not None:
         progress("draw", 0.0)
@@ -142,6 +145,7 @@ def _write(
         "epoch": [one.model.config.epoch for one in scored] if len(scored) > 1 else model.config.epoch,
         "intervals": description,
         "simulated": simulated,
+        "folds": _by_fold(scored) if len(scored) > 1 else None,
         "warnings": [*optimistic, *warnings],
         "versions": {package: version(package) for package in VERSIONS} | {"python": platform.python_version()},
     }
@@ -159,7 +163,7 @@ def _write(
         protocol=recipe.protocol,
         metrics=metrics,
         intervals=description,
-        counts=run.counts(),
+        counts=counts,
         recipe=recipe.to_yaml(),
         versions=metrics["versions"],
         seed=recipe.seed,
@@ -172,6 +176,38 @@ def _write(
     if progress is not None:
         progress("draw", 1.0)
     return Evaluation(folder, metrics)
+
+
+def _counts(runs: list[Run], scored: list[Scored]) -> tuple[pd.DataFrame, str]:
+    """Cells by class and part (of a cross-validation, by the fold that tests them), and what was left out, in words."""
+    if len(runs) > 1:
+        columns = {f"fold {k}": one.cells.table["label"].value_counts() for k, one in enumerate(scored)}
+        counts = pd.DataFrame(columns).reindex(list(scored[0].model.classes)).fillna(0).astype(int)
+    else:
+        counts = runs[0].counts()
+        counts = counts[[part for part in counts if part in PARTS]]
+    reasons = runs[0].left_out()
+    if not reasons:
+        return counts, ""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in reasons.most_common())
+    return counts, f"{reasons.total()} images of the table are no cells of their own and are left out: {kinds}."
+
+
+def _by_fold(scored: list[Scored]) -> list[dict[str, float | int]]:
+    """Cells, accuracy and macro recall of each fold, to show their spread."""
+    rows: list[dict[str, float | int]] = []
+    for fold, one in enumerate(scored):
+        right = one.probabilities.argmax(axis=1) == one.truth
+        recalls = [float(right[one.truth == k].mean()) for k in np.unique(one.truth)]
+        figures = {"accuracy": float(right.mean()), "macro_recall": float(np.mean(recalls))}
+        rows.append({"fold": fold, "n": len(right), **figures})
+    return rows
+
+
+def _called(one: Scored, index: int) -> str:
+    """The true class of a cell, and what the model called it where that is another."""
+    true, named = one.model.classes[one.truth[index]], one.model.classes[one.probabilities[index].argmax()]
+    return true if true == named else f"{true}, called {named}"
 
 
 def _dataset(metrics: dict[str, Any], name: str, model: Model) -> str:
@@ -214,18 +250,22 @@ def _pictures(
         (
             "confusion",
             "Confusion matrix",
-            "Rows are the true classes; cells and per cent of the row.",
+            "Rows are the true classes, columns what the model called them.",
             figures.confusion_figure(metrics["confusion_matrix"], classes),
-        ),
-        (
-            "curves",
-            "Loss and accuracy over the epochs",
-            "The mark is the epoch whose weights are kept."
-            + first
-            + (" Under protocol paper the validation curves are those of the test part." if paper else ""),
-            figures.curves_figure(run.history(), one.model.config.epoch),
-        ),
+        )
     ]
+    history = run.history()
+    if len(history):  # the file may have been removed
+        pictures.append(
+            (
+                "curves",
+                "Loss and accuracy over the epochs",
+                "The mark is the epoch whose weights are kept."
+                + first
+                + (" Under protocol paper the validation curves are those of the test part." if paper else ""),
+                figures.curves_figure(history, one.model.config.epoch),
+            )
+        )
     shown = _examples(one)
     titles = [classes[k] for k in one.truth[shown]]
     inputs = one.inputs(shown)
@@ -246,8 +286,8 @@ def _pictures(
             (
                 "grad_cam",
                 "Grad-CAM",
-                "What spoke for the predicted class, from blue (nothing) to red (most), over the raw image.",
-                figures.cam_figure(raw, overlays, titles),
+                "What spoke for the class that the model named, from blue (nothing) to red (most), over the raw image.",
+                figures.cam_figure(raw, overlays, [_called(one, k) for k in shown]),
             )
         )
     pictures += [
@@ -257,7 +297,7 @@ def _pictures(
             "Whether a stated probability means what it says: accuracy against confidence.",
             figures.reliability_figure(truth, probabilities),
         ),
-        ("class_counts", "Cells by class and part", first.strip(), figures.class_counts_figure(run.counts())),
+        ("class_counts", "Cells by class and part", "", figures.class_counts_figure(_counts(runs, scored)[0])),
     ]
     return [(file, title, caption, figures.to_png(figure)) for file, title, caption, figure in pictures]
 

@@ -6,8 +6,8 @@ Cells of one donor, or of one image, resemble each other, so whole groups are dr
 Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13), with two exceptions:
 
 - A proportion of exactly 0 or 1 has no spread to resample. Its interval is that of Clopper and Pearson (Biometrika 26,
-  1934) with the cells as trials: how much alike the cells of a group are cannot be told there, so it is the least
-  width to expect. A mean over classes that are all 0 or all 1 takes the mean of their intervals.
+  1934) with the groups as trials, since the cells of one group may all be right for one reason. A mean over classes
+  that are all 0 or all 1 takes the mean of their intervals.
 - The expected calibration error sums absolute values, so noise raises it, and resampling adds noise a second time. Its
   interval is the percentile interval mirrored at the value (Davison and Hinkley's basic interval), which takes that
   bias off, cut at 0 and widened to hold the value. For a nearly calibrated model it still sits somewhat high.
@@ -21,7 +21,8 @@ What is undefined is None, never a made-up number:
   holds within a replicate that happened to draw none of them.
 - A class with true cells that is never predicted has precision 0 (scikit-learn's convention too), so that ignoring a
   rare class does not pay. This convention has no interval.
-- A figure that rests on fewer than two groups has no interval.
+- A figure that rests on fewer than two groups, or that is the same in every draw though neither 0 nor 1, has no
+  interval.
 """
 
 from collections.abc import Sequence
@@ -88,20 +89,19 @@ def score(
     draws = _figures(_resample(table, replicates, seed), K)
 
     confusion = totals[0, : K * K].reshape(K, K).round().astype(int)
-    true, predicted, right = confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal()
-    cells = {"recall": true, "precision": predicted, "f1": true + predicted - right}  # each figure's trials
+    true = confusion.sum(axis=1)
     within = _groups_of(truth, probabilities.argmax(axis=1), codes, K)
     per_class: dict[str, dict[str, Any]] = {}
     for k, name in enumerate(classes):
         per_class[name] = {
-            figure: _with_interval(value[figure][k], draws[figure][:, k], within[figure][k], cells[figure][k], level)
+            figure: _with_interval(value[figure][k], draws[figure][:, k], within[figure][k], level)
             for figure in ("recall", "precision", "f1")
         }
         per_class[name]["support"] = int(true[k])
     n = len(truth)
 
     return {
-        "accuracy": _with_interval(value["accuracy"], draws["accuracy"], G, n, level),
+        "accuracy": _with_interval(value["accuracy"], draws["accuracy"], G, level),
         **{name: _mean_over_classes(name, value, draws, per_class, G, level) for name in MEANS},
         "expected_calibration_error": _calibration_error(
             value["calibration_error"], draws["calibration_error"], G, level
@@ -113,7 +113,7 @@ def score(
         "differential": {
             name: {
                 "true_percent": float(100 * true[k] / n),
-                "predicted_percent": _percent(_with_interval(value["share"][k], draws["share"][:, k], G, n, level)),
+                "predicted_percent": _percent(_with_interval(value["share"][k], draws["share"][:, k], G, level)),
             }
             for k, name in enumerate(classes)
         },
@@ -249,7 +249,7 @@ def _groups_of(truth: np.ndarray, predicted: np.ndarray, codes: np.ndarray, K: i
     return {"recall": count(truth, codes), "precision": count(predicted, codes), "f1": count(*either)}
 
 
-def _with_interval(value: float, draws: np.ndarray, groups: int, cells: int, level: float) -> dict[str, Any]:
+def _with_interval(value: float, draws: np.ndarray, groups: int, level: float) -> dict[str, Any]:
     if np.isnan(value):
         return {"value": None, "interval": None}
     value = float(value)
@@ -257,9 +257,11 @@ def _with_interval(value: float, draws: np.ndarray, groups: int, cells: int, lev
         return {"value": value, "interval": None}
     tail = (1 - level) / 2
     if value in (0.0, 1.0):
-        reach = float(1 - tail ** (1 / cells))
+        reach = float(1 - tail ** (1 / groups))
         return {"value": value, "interval": [0.0, reach] if value == 0 else [1 - reach, 1.0]}
     low, high = np.nanquantile(draws, [tail, 1 - tail])
+    if low == high:  # every group is made up alike, so that drawing groups says nothing
+        return {"value": value, "interval": None}
     return {"value": value, "interval": [float(low), float(high)]}
 
 
@@ -272,7 +274,7 @@ def _mean_over_classes(
     level: float,
 ) -> dict[str, Any]:
     if value[name] not in (0.0, 1.0):
-        return _with_interval(value[name], draws[name], groups, 0, level)
+        return _with_interval(value[name], draws[name], groups, level)
     members = [row[name.removeprefix("macro_")] for row in per_class.values() if row["support"]]
     intervals = [member["interval"] for member in members]
     ends = None if None in intervals else [float(end) for end in np.mean(intervals, axis=0)]

@@ -46,12 +46,18 @@ def own_part(run: Run, split: str, progress: Progress | None) -> Scored:
     """Score one of the run's own parts; under protocol `paper` the test part is as the paper had it.
 
     Raises:
-        RunError: the run is not trained to its end.
+        RunError: the run is not trained to its end, or its table has other labels than its model.
         CellsError: nothing in the part.
         ImageError: a cell cannot be read.
     """
     model, recipe = run.load_model(), run.recipe()
-    cells = run.cells().part(split)
+    cells = run.cells()
+    if cells.classes != model.classes:
+        raise RunError(
+            f"{run.cells_path}: its labels ({', '.join(cells.classes)}) are not the model's classes "
+            f"({', '.join(model.classes)}); restore the file"
+        )
+    cells = cells.part(split)
     if not len(cells):
         raise CellsError(f"{run.folder}: no cells in the {split} part of this run")
     images, truth = _read(model, cells, progress), cells.labels

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from urnet.errors import ImageError
-from urnet.images.read import read_header, read_image
+from urnet.images.read import is_file, read_header, read_image
 
 _FRAGMENT = re.compile(r"(?P<file>.+)#(?:p(?P<page>\d{1,9})|r(?P<row>\d{1,9})c(?P<column>\d{1,9}))")
 
@@ -43,7 +43,7 @@ class Address:
 
 def locate(root: Path, address: str) -> Address:
     """The image at an address; a file whose own name looks like an address is that file."""
-    return Address(address) if (root / address).is_file() else Address.parse(address)
+    return Address(address) if is_file(root / address) else Address.parse(address)
 
 
 def expand(root: Path, file: str, tile: int | None) -> list[Address]:
@@ -92,7 +92,7 @@ def read_crop(root: Path, address: str, tile: int | None = None) -> np.ndarray:
         return read_image(path, place.page or 0)
     if tile is None:
         raise ImageError(f"{path}: {address} is a tile of a montage, but no tile size is given (tile=PIXELS)")
-    montage = _read_montage(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    montage = _read_montage(path, path.stat().st_mtime_ns if is_file(path) else 0)
     crop = montage[place.row * tile : (place.row + 1) * tile, place.column * tile : (place.column + 1) * tile]
     if crop.shape[:2] != (tile, tile):
         height, width = montage.shape[:2]

@@ -107,11 +107,21 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
     return _without_alpha(pixels)
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; a name that the system does not take, or lets nobody see, names none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _first_bytes(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise ImageError(f"{path}: cannot be opened (a folder or device, no file)")
         with path.open("rb") as file:
             start = file.read(32)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # ValueError: a name with a zero byte
         raise ImageError(f"{path}: no such file") from None
     except OSError as error:
         raise ImageError(f"{path}: cannot be opened ({error.strerror})") from None

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 from urnet.errors import RecipeError
 from urnet.nets.enhancer import Enhancer
 
-Width = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=1024)]
 """Channels of the first scale; an option of every enhancer."""
 
 _constructors: dict[str, Callable[..., Enhancer]] = {}

@@ -1,6 +1,7 @@
 """Weights of a classifier from a file: read without running code, checked against the network, then loaded."""
 
 import logging
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -65,7 +66,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # about the age of a file that may be refused next
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise WeightsError(
             f"{path}: refused, because it holds more than tensors, and opening that could run code on this machine; "

@@ -13,18 +13,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from urnet.errors import RunError
 from urnet.files import whole_file
 from urnet.training.quiet import be_quiet
+from urnet.training.run import HISTORY_COLUMNS
 
 STAGES = ("pretrain", "train")
-HISTORY_COLUMNS = (
-    "stage",
-    "epoch",
-    "train_loss",
-    "validation_loss",
-    "train_accuracy",
-    "validation_accuracy",
-    "validation_macro_recall",
-    "lr",
-)
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -43,7 +34,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         RunError: it is damaged.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return {**checkpoint, "epoch": int(checkpoint["epoch"]), "state_dict": dict(checkpoint["state_dict"])}
     except OSError:
         raise
     except Exception as error:  # torch.load answers damage with anything from EOFError to KeyError
@@ -115,20 +107,27 @@ def add_row(path: Path, figures: dict[str, Any]) -> None:
 
 
 def cut_history(path: Path, stage: str, epochs: int) -> None:
-    """Remove the rows of a stage after `epochs`, those of later stages, and half a row: they will be made again."""
+    """Remove the rows of a stage after `epochs`, those of later stages, and half a row: they will be made again.
+
+    Raises:
+        RunError: the file is no history.
+    """
     if not path.is_file():
         return
     text = path.read_bytes().decode("utf-8", errors="replace")
     rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    kept = [
-        row
-        for row in rows
-        if STAGES.index(row["stage"]) < STAGES.index(stage) or (row["stage"] == stage and int(row["epoch"]) <= epochs)
-    ]
     whole = io.StringIO()
     writer = csv.DictWriter(whole, HISTORY_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(kept)
+    try:
+        writer.writerows(
+            row
+            for row in rows
+            if STAGES.index(row["stage"]) < STAGES.index(stage)
+            or (row["stage"] == stage and int(row["epoch"]) <= epochs)
+        )
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise RunError(f"{path}: not the history of a training; restore the file, or remove it to go on") from None
     if whole.getvalue() != text:
         with whole_file(path) as file:
             file.write(whole.getvalue().encode())

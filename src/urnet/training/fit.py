@@ -3,6 +3,7 @@
 Read top to bottom, this is what `urnet train` does.
 """
 
+import copy
 import errno
 import os
 import re
@@ -22,7 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.multiprocessing import ProcessRaisedException
 
 from urnet.bundle import Model, ModelConfig
-from urnet.cells.audit import Audit, audit_cells
+from urnet.cells.audit import Audit, audit_cells, describe_donors
 from urnet.cells.batches import CellDataset, ordered_loader, train_loader
 from urnet.cells.divide import divide
 from urnet.cells.table import Cells, read_cells
@@ -33,7 +34,7 @@ from urnet.training.checkpoints import Keeper, WholeFileIO, cut_history, read_ch
 from urnet.training.data import Prepared, prepare
 from urnet.training.modules import JointModule, PretrainModule, inverse_frequency
 from urnet.training.quiet import quietly
-from urnet.training.run import Run, class_order, refuse_existing
+from urnet.training.run import Run, class_order, refuse_existing, refuse_within
 
 DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -91,6 +92,7 @@ def train(
     if seed is not None:
         recipe = recipe.changed(seed=seed)
     if not isinstance(cells, Cells):
+        refuse_within(Path(out), Path(cells))
         cells = read_cells(
             Path(cells), tile=recipe.tile, image=recipe.image, target=recipe.target, classes=recipe.classes
         )
@@ -101,9 +103,11 @@ def train(
     def audit() -> Audit:
         found = audit_cells(cells, progress=(lambda share: watcher.doing("audit", share)) if watcher else None)
         kinds = [finding.kind for finding in found.findings]
+        if watcher is not None:
+            watcher.say(describe_donors(cells))
         if kinds and watcher is not None:
             counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-            watcher.say(f"audit: {counts}; `urnet audit` lists the files")
+            watcher.say(f"audit: {counts}; `urnet audit` (with the same --set) lists the files")
         return found
 
     if recipe.split.folds is None or recipe.split.fold is not None:
@@ -157,6 +161,7 @@ def _train_one(
         pretrained=recipe.classifier.pretrained,
         weights=recipe.classifier.weights,
     )
+    _check_step(model, data, recipe)
     if new and _rank() == 0:
         Run.create(out, recipe, cells)
     with _plain_errors(run):
@@ -166,6 +171,24 @@ def _train_one(
         if _rank() == 0:
             _bundle(model, data, recipe, cells.classes, epoch).save(run.model)
     return run
+
+
+def _check_step(model: JointModel, data: Prepared, recipe: Recipe) -> None:
+    """Find out with a black image whether the networks take such images, and batch norm such batches."""
+    alone = recipe.train.batch_size == 1
+    probe = copy.deepcopy(model) if alone else model.eval()
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            probe(torch.zeros(1, data.channels, data.size, data.size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if _OUT_OF_MEMORY.search(str(error)):
+            raise TrainingError("memory is full with a single image; lower input.size or enhancer.width") from None
+        raise RecipeError(
+            f"classifier.name={recipe.classifier.name} cannot be trained on images of {data.size} x {data.size} px"
+            f"{' with train.batch_size=1' if alone else ''} ({' '.join(str(error).split())[:160]}); "
+            f"change input.size{', train.batch_size' if alone else ''} or the classifier"
+        ) from None
+    model.train()
 
 
 def _divided(cells: Cells, audit: Audit, recipe: Recipe, allow_leaks: bool, watcher: Watcher | None) -> Cells:
@@ -292,6 +315,7 @@ def _bundle(model: JointModel, data: Prepared, recipe: Recipe, classes: tuple[st
         enhancer={"name": recipe.enhancer.name, **recipe.enhancer.options},
         classifier={"name": recipe.classifier.name, **recipe.classifier.options},
         tile=recipe.tile,
+        image=recipe.image,
         protocol=recipe.protocol,
         seed=recipe.seed,
         epoch=epoch,

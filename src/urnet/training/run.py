@@ -7,6 +7,7 @@ model/        the bundle               evaluation/   one folder a part
 
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,17 @@ from urnet.cells.table import PARTS, TABLE_NAME, Cells, read_cells
 from urnet.errors import RunError
 from urnet.files import whole_file
 from urnet.recipe import Recipe, load_recipe
+
+HISTORY_COLUMNS = (
+    "stage",
+    "epoch",
+    "train_loss",
+    "validation_loss",
+    "train_accuracy",
+    "validation_accuracy",
+    "validation_macro_recall",
+    "lr",
+)
 
 LEFT_OUT = "left out"
 """Column of the counts for cells that are in no part: copies, padding, constant images."""
@@ -106,8 +118,15 @@ class Run:
         return load_recipe(self.recipe_path)
 
     def cells(self) -> Cells:
-        """The cells of the run, with the part that each was in ("" for those left out)."""
+        """The cells of the run, with the part that each was in ("" for those left out).
+
+        Raises:
+            RunError: the table has lost its parts.
+            CellsError: it is no table, or its images are not there.
+        """
         cells = read_cells(self.cells_path)
+        if not cells.has_split:
+            raise RunError(f"{self.cells_path}: names no parts (column 'split'); restore the file")
         return Cells(cells.root, cells.table, class_order(self.recipe(), cells))
 
     def has_cells(self, cells: Cells) -> bool:
@@ -119,14 +138,33 @@ class Run:
 
     def counts(self) -> pd.DataFrame:
         """Number of cells by class (rows) and part (columns), from the table alone."""
-        table = pd.read_csv(self.cells_path, dtype=str, keep_default_na=False, encoding="utf-8")
+        table = self._table()
         counts = pd.crosstab(table["label"], table["split"].replace("", LEFT_OUT))
         classes = self.recipe().classes or counts.index
         return counts.reindex(index=list(classes), fill_value=0)[[c for c in (*PARTS, LEFT_OUT) if c in counts]]
 
+    def left_out(self) -> Counter[str]:
+        """Images of the table that are no cells of their own, counted by reason (`padding`, `copy`, …)."""
+        table = self._table()
+        return Counter(reason.split(" ")[0] for reason in table.get("left_out", []) if reason)
+
+    def _table(self) -> pd.DataFrame:
+        return pd.read_csv(self.cells_path, dtype=str, keep_default_na=False, encoding="utf-8")
+
     def history(self) -> pd.DataFrame:
-        """`stage`, `epoch`, losses and accuracies, a row an epoch; empty before the first."""
-        return pd.read_csv(self.history_path) if self.history_path.is_file() else pd.DataFrame()
+        """`stage`, `epoch`, losses and accuracies, a row an epoch; empty before the first.
+
+        Raises:
+            RunError: the file is no history.
+        """
+        if not self.history_path.is_file():
+            return pd.DataFrame(columns=list(HISTORY_COLUMNS))
+        try:
+            figures = dict.fromkeys(HISTORY_COLUMNS[2:], float)
+            history = pd.read_csv(self.history_path, encoding="utf-8")[list(HISTORY_COLUMNS)]
+            return history.astype({"stage": str, "epoch": int, **figures})
+        except (ValueError, KeyError):  # the parser's errors are ValueErrors
+            raise RunError(f"{self.history_path}: not the history of a training; restore or remove the file") from None
 
     def load_model(self) -> Model:
         """The trained model."""
@@ -154,6 +192,21 @@ def refuse_existing(path: Path, *, file: bool = False) -> None:
     """
     if path.exists() and (file or not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path}: exists already; choose another --out, or remove it yourself")
+
+
+def refuse_within(path: Path, cells: Path) -> None:
+    """Nothing is written among the class folders, where it would be a class the next time.
+
+    Args:
+        path: what is to be written.
+        cells: a table, or a folder.
+
+    Raises:
+        RunError: the cells are a folder with a folder a class, and the path lies in it.
+    """
+    loose = cells.is_dir() and not (cells / TABLE_NAME).is_file()
+    if loose and path.resolve().is_relative_to(cells.resolve()):
+        raise RunError(f"{path}: lies in the cells folder {cells} and would be taken for a class; choose another --out")
 
 
 def class_order(recipe: Recipe, cells: Cells) -> tuple[str, ...]:
