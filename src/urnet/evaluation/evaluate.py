@@ -204,12 +204,6 @@ def _by_fold(scored: list[Scored]) -> list[dict[str, float | int]]:
     return rows
 
 
-def _called(one: Scored, index: int) -> str:
-    """The true class of a cell, and what the model called it where that is another."""
-    true, named = one.model.classes[one.truth[index]], one.model.classes[one.probabilities[index].argmax()]
-    return true if true == named else f"{true}, called {named}"
-
-
 def _dataset(metrics: dict[str, Any], name: str, model: Model) -> str:
     scaling = model.config.scaling
     return (
@@ -281,13 +275,15 @@ def _pictures(
             )
         )
     overlays = _overlays(one.model, inputs)
+    called = [classes[k] for k in one.probabilities[shown].argmax(axis=1)]
     if overlays:
         pictures.append(
             (
                 "grad_cam",
                 "Grad-CAM",
-                "What spoke for the class that the model named, from blue (nothing) to red (most), over the raw image.",
-                figures.cam_figure(raw, overlays, [_called(one, k) for k in shown]),
+                "What spoke for the class that the model named, from blue (nothing) to red (most), over the raw image; "
+                "an arrow gives that class where it is not the true one.",
+                figures.cam_figure(raw, overlays, titles, called),
             )
         )
     pictures += [

@@ -205,7 +205,12 @@ def gallery_figure(
 
 @_styled
 def cam_figure(
-    raw: Sequence[np.ndarray], overlays: Sequence[np.ndarray], titles: Sequence[str], *, columns: int = 6
+    raw: Sequence[np.ndarray],
+    overlays: Sequence[np.ndarray],
+    titles: Sequence[str],
+    called: Sequence[str] | None = None,
+    *,
+    columns: int = 6,
 ) -> Figure:
     """Raw cells above their Grad-CAM overlays, blue to red (the paper's Fig. 3b).
 
@@ -213,10 +218,16 @@ def cam_figure(
         raw: N images, each (H, W), (H, W, 1) or (H, W, 3), in [0, 1].
         overlays: N images (H, W, 3), uint8, from `gradcam.overlay`.
         titles: N names; one that repeats its left neighbour's is written once.
+        called: N names of the classes that the maps speak for, written into a map where it is not the cell's title.
         columns: Cells side by side, after which a new block starts.
     """
     scaled = [np.asarray(image) / 255 for image in overlays]
     figure = _grid({"raw": raw, "Grad-CAM": scaled}, titles, columns, below=0.35)
+    for map_axes, title, name in zip(figure.axes[1::2], titles, called or titles, strict=True):
+        if name != title:
+            box = {"facecolor": "black", "alpha": 0.65, "linewidth": 0, "pad": 1.2}
+            style = {"fontsize": 6.5, "color": "white", "ha": "center", "va": "bottom", "bbox": box}
+            map_axes.text(0.5, 0.04, f"→ {_cut(name, 12)}", transform=map_axes.transAxes, **style)
     width, height = figure.get_size_inches()
     axes = figure.add_axes((0.5 - 0.8 / width, 0.22 / height, 1.6 / width, 0.08 / height))
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=CAM, aspect="auto")
