@@ -262,6 +262,7 @@ def _pictures(
         )
     shown = _examples(one)
     titles = [classes[k] for k in one.truth[shown]]
+    columns = 4 if len(shown) % 4 == 0 and len(shown) % 6 else 6  # full rows where they can be had
     inputs = one.inputs(shown)
     raw = [_picture(image) for image in inputs]
     if run.recipe().enhancer.name != "none":
@@ -271,7 +272,7 @@ def _pictures(
                 "gallery",
                 "Raw and enhanced",
                 "What the enhancer makes of cells of each class; it serves the classifier, not the eye.",
-                figures.gallery_figure(raw, [_picture(image) for image in enhanced], titles),
+                figures.gallery_figure(raw, [_picture(image) for image in enhanced], titles, columns=columns),
             )
         )
     overlays = _overlays(one.model, inputs)
@@ -283,7 +284,7 @@ def _pictures(
                 "Grad-CAM",
                 "What spoke for the class that the model named, from blue (nothing) to red (most), over the raw image; "
                 "an arrow gives that class where it is not the true one.",
-                figures.cam_figure(raw, overlays, titles, called),
+                figures.cam_figure(raw, overlays, titles, called, columns=columns),
             )
         )
     pictures += [
