@@ -282,3 +282,9 @@ def test_a_long_value_is_cut_in_its_error():
 def test_numbers_beyond_all_use_are_refused(key):
     with pytest.raises(RecipeError, match=rf"{key} is 10000000000: .*less than or equal to 1000000"):
         load_recipe("quick", [f"{key}=10000000000"])
+
+
+def test_a_class_called_no_must_be_quoted():
+    with pytest.raises(RecipeError, match="put the name in quotes"):
+        load_recipe("quick", ["classes={no: [a], yes: [b]}"])
+    assert list(load_recipe("quick", ["classes={'no': [a], 'yes': [b]}"]).classes) == ["no", "yes"]

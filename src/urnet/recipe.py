@@ -146,6 +146,8 @@ def _labels(value: object) -> object:
     """`granulocyte: neutrophil` may stand for a list of one, and labels may be written as numbers."""
     if not isinstance(value, Mapping):
         return value
+    if any(isinstance(name, bool) for name in value):
+        raise ValueError("classes: an unquoted yes, no, on or off means true or false in YAML; put the name in quotes")
     listed = {str(name): members if isinstance(members, list) else [members] for name, members in value.items()}
     return {name: [str(m) if type(m) is int else m for m in members] for name, members in listed.items()}
 

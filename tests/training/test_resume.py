@@ -15,7 +15,9 @@ from urnet.training.checkpoints import read_checkpoint
 from urnet.training.fit import train
 from urnet.training.run import Run
 
-COMMAND = (sys.executable, "-c", "from urnet.cli import main; main()")
+# Tests that run in the background of a shell inherit an ignored SIGINT, as no user's terminal has it.
+LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+COMMAND = (sys.executable, "-c", f"{LISTEN}; from urnet.cli import main; main()")
 # Dropout, augmentation, a schedule and an optimiser with moments: all that a resumed run could get wrong.
 LONG = (
     *("enhancer.residual=false", "classifier.options.drop_rate=0.2", "augment.per_class=40"),
