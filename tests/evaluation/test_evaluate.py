@@ -264,3 +264,14 @@ def test_a_run_whose_table_lost_its_parts_is_refused(run):
     table.to_csv(run / "cells.csv", index=False)
     with pytest.raises(RunError, match=r"cells\.csv: names no parts"):
         evaluate(run)
+
+
+def test_intervals_over_donors_that_trained_as_well_say_so(shapes, tiny, tmp_path):
+    paths = sorted(shapes.glob("*/*.png"))
+    rows = [(path.as_posix(), path.parent.name, f"d{k % 8}") for k, path in enumerate(paths)]
+    pd.DataFrame(rows, columns=["path", "label", "donor"]).to_csv(tmp_path / "cells.csv", index=False)
+    overrides = [*SHORT, "protocol=paper", "split.test=0.5"]
+    run = train(tmp_path / "cells.csv", tiny, tmp_path / "run", overrides=overrides)[0]
+    intervals = evaluate(run).metrics["intervals"]
+    assert intervals["unit"] == "donor"
+    assert "8 of these 8 gave cells to training too" in intervals["note"]

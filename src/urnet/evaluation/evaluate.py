@@ -123,6 +123,11 @@ def _write(
     probabilities = np.concatenate([one.probabilities for one in scored])
     donors = table["donor"].tolist() if "donor" in table else None
     groups, description = interval_groups(donors, table["source"].tolist())
+    if description["unit"] == "donor" and len(runs) == 1 and (seen := run.donors("train") & set(donors or [])):
+        description["note"] = (
+            f"Whole donors were drawn, but {len(seen)} of these {description['groups']} gave cells to training too, "
+            "so the intervals say nothing of donors not seen."
+        )
     metrics = score(truth, probabilities, list(model.classes), groups)
     simulated = ", ".join(sorted(set(table["simulated"]) - {""})) if "simulated" in table else ""
     warnings = [*warnings, *metrics.pop("notes")]

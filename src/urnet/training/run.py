@@ -148,6 +148,11 @@ class Run:
         table = self._table()
         return Counter(reason.split(" ")[0] for reason in table.get("left_out", []) if reason)
 
+    def donors(self, part: str) -> set[str]:
+        """The donors known in one part, from the table alone."""
+        table = self._table()
+        return set(table["donor"][table["split"] == part]) - {""} if "donor" in table else set()
+
     def _table(self) -> pd.DataFrame:
         return pd.read_csv(self.cells_path, dtype=str, keep_default_na=False, encoding="utf-8")
 
