@@ -217,7 +217,7 @@ def audit(
     overrides: SetOption = None,
 ) -> int:
     """Look for copies, leaks and unusable files; exit code 0 when clean, 1 with findings."""
-    from urnet.cells.audit import audit_cells
+    from urnet.cells.audit import audit_cells, tally
     from urnet.progress import Bars
     from urnet.recipe import load_recipe
     from urnet.training.run import refuse_existing
@@ -237,8 +237,7 @@ def audit(
         table.parent.mkdir(parents=True, exist_ok=True)
         found.to_frame().to_csv(table, index=False, encoding="utf-8")
     kinds = [finding.kind for finding in found.findings]
-    summary = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    out.print(f"{len(kinds)} finding(s): {summary}" if kinds else "clean")
+    out.print(f"{len(kinds)} finding(s): {tally(kinds)}" if kinds else "clean")
     return 1 if kinds else 0
 
 

@@ -275,3 +275,12 @@ def test_intervals_over_donors_that_trained_as_well_say_so(shapes, tiny, tmp_pat
     intervals = evaluate(run).metrics["intervals"]
     assert intervals["unit"] == "donor"
     assert "8 of these 8 gave cells to training too" in intervals["note"]
+
+
+def test_what_the_runs_own_table_leaves_out_is_said_of_its_own_parts_only(shapes, tiny, tmp_path):
+    cells = shutil.copytree(shapes, tmp_path / "cells")
+    shutil.copy(cells / "bar" / "000.png", cells / "bar" / "zz.png")
+    run = train(cells, tiny, tmp_path / "run", overrides=SHORT)[0]
+    assert any("1 images of the table" in note and "1 copy" in note for note in evaluate(run).metrics["warnings"])
+    other = evaluate(run, shapes, out=tmp_path / "other").metrics["warnings"]
+    assert not any("of the table" in note for note in other)

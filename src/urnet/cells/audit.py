@@ -5,7 +5,7 @@ user decides about the rest.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -231,6 +231,11 @@ def _describe(cells: Cells, seen: list[_Look], audit: Audit) -> None:
             path for path, look in zip(cells.table["path"], seen, strict=True) if look.depth not in ("", usual)
         )
         audit.findings.append(Finding("mixed depth", rare, f"several depths: {', '.join(sorted(depths))}"))
+
+
+def tally(kinds: Iterable[str]) -> str:
+    """`4 padding, 1 copy`, in order of first appearance."""
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).items())
 
 
 def describe_donors(cells: Cells) -> str:

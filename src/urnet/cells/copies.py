@@ -73,6 +73,21 @@ def same(keys: Iterable[str]) -> list[np.ndarray]:
     return [np.array(members) for members in groups.values() if len(members) > 1]
 
 
+def padding_tiles(cells: Cells) -> set[int]:
+    """Indices of a montage's tiles that stand `PADDING_COPIES` times or more in it: the archive's filling, no cells."""
+    tiles, keys = [], []
+    for index, path in enumerate(cells.table["path"]):
+        place = Address.parse(path)
+        if place.row is None:
+            continue
+        try:
+            keys.append(f"{place.file} {_pixel_hash(cells.read(index))}")
+        except ImageError:
+            continue
+        tiles.append(index)
+    return {tiles[k] for members in same(keys) if len(members) >= PADDING_COPIES for k in members}
+
+
 def near_pairs(
     prints: list[Fingerprint], progress: Callable[[int], None] | None = None
 ) -> list[tuple[int, int, float]]:
@@ -134,19 +149,3 @@ def _thumbnail(crop: np.ndarray) -> np.ndarray:
     small = small - small.mean()
     norm = np.linalg.norm(small)
     return small / norm if norm and crop.min() < crop.max() else np.zeros_like(small)
-
-
-def padding_tiles(cells: Cells) -> set[int]:
-    """Indices of a montage's tiles that stand `PADDING_COPIES` times or more in it: the archive's filling, no cells."""
-    members: dict[tuple[str, bytes], list[int]] = {}
-    for index, path in enumerate(cells.table["path"]):
-        place = Address.parse(path)
-        if place.row is None:
-            continue
-        try:
-            crop = cells.read(index)
-        except ImageError:
-            continue
-        digest = hashlib.blake2b(np.ascontiguousarray(crop).data, digest_size=16).digest()
-        members.setdefault((place.file, digest), []).append(index)
-    return {index for group in members.values() if len(group) >= PADDING_COPIES for index in group}

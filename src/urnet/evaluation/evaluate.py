@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.bundle import Model
+from urnet.cells.audit import tally
 from urnet.cells.table import PARTS
 from urnet.errors import CellsError, RecipeError, RunError
 from urnet.evaluation import figures
@@ -91,8 +92,10 @@ def evaluate(
         runs, name = folds, split
         scored = [own_part(one, split, progress) for one in runs]
         warnings = [f"{len(runs)} folds are pooled: every cell was tested once, by a model that had not seen it."]
+        warnings += _left_out(runs[0])
     else:
-        runs, name, warnings = [Run.open(folder)], split, []
+        runs, name = [Run.open(folder)], split
+        warnings = _left_out(runs[0])
         scored = [own_part(runs[0], split, progress)]
     return _write(runs, scored, target or folder / "evaluation" / name, name, warnings, progress)
 
@@ -131,13 +134,11 @@ def _write(
     metrics = score(truth, probabilities, list(model.classes), groups)
     simulated = ", ".join(sorted(set(table["simulated"]) - {""})) if "simulated" in table else ""
     warnings = [*warnings, *metrics.pop("notes")]
-    counts, left_out = _counts(runs, scored)
-    if left_out:
-        warnings.append(left_out)
+    counts = _counts(runs, scored)
     optimistic = [OPTIMISTIC] if recipe.protocol == "paper" else []
     if progress is not None:
         progress("draw", 0.0)
-    pictures = _pictures(runs, scored, truth, probabilities, metrics)
+    pictures = _pictures(runs, scored, truth, probabilities, metrics, counts)
     if "grad_cam" not in {file for file, *_ in pictures}:
         warnings.append(f"No Grad-CAM: classifier {recipe.classifier.name} makes no feature maps that it could show.")
     metrics |= {
@@ -183,19 +184,21 @@ def _write(
     return Evaluation(folder, metrics)
 
 
-def _counts(runs: list[Run], scored: list[Scored]) -> tuple[pd.DataFrame, str]:
-    """Cells by class and part (of a cross-validation, by the fold that tests them), and what was left out, in words."""
-    if len(runs) > 1:
-        columns = {f"fold {k}": one.cells.table["label"].value_counts() for k, one in enumerate(scored)}
-        counts = pd.DataFrame(columns).reindex(list(scored[0].model.classes)).fillna(0).astype(int)
-    else:
+def _counts(runs: list[Run], scored: list[Scored]) -> pd.DataFrame:
+    """Cells by class and part; of a cross-validation, by the fold that tests them."""
+    if len(runs) == 1:
         counts = runs[0].counts()
-        counts = counts[[part for part in counts if part in PARTS]]
-    reasons = runs[0].left_out()
+        return counts[[part for part in counts if part in PARTS]]
+    columns = {f"fold {k}": one.cells.table["label"].value_counts() for k, one in enumerate(scored)}
+    return pd.DataFrame(columns).reindex(list(scored[0].model.classes)).fillna(0).astype(int)
+
+
+def _left_out(run: Run) -> list[str]:
+    """What of the run's own table is not counted."""
+    reasons = run.left_out()
     if not reasons:
-        return counts, ""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in reasons.most_common())
-    return counts, f"{reasons.total()} images of the table are no cells of their own and are left out: {kinds}."
+        return []
+    return [f"{len(reasons)} images of the table are no cells of their own and are left out: {tally(reasons)}."]
 
 
 def _by_fold(scored: list[Scored]) -> list[dict[str, float | int]]:
@@ -239,7 +242,12 @@ def _write_predictions(
 
 
 def _pictures(
-    runs: list[Run], scored: list[Scored], truth: np.ndarray, probabilities: np.ndarray, metrics: dict[str, Any]
+    runs: list[Run],
+    scored: list[Scored],
+    truth: np.ndarray,
+    probabilities: np.ndarray,
+    metrics: dict[str, Any],
+    counts: pd.DataFrame,
 ) -> list[tuple[str, str, str, bytes]]:
     """File name, title, caption and PNG of each figure."""
     run, one, classes = runs[0], scored[0], scored[0].model.classes
@@ -299,7 +307,7 @@ def _pictures(
             "Whether a stated probability means what it says: accuracy against confidence.",
             figures.reliability_figure(truth, probabilities),
         ),
-        ("class_counts", "Cells by class and part", "", figures.class_counts_figure(_counts(runs, scored)[0])),
+        ("class_counts", "Cells by class and part", "", figures.class_counts_figure(counts)),
     ]
     return [(file, title, caption, figures.to_png(figure)) for file, title, caption, figure in pictures]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from urnet.bundle import Model
-from urnet.cells.audit import audit_cells
+from urnet.cells.audit import audit_cells, tally
 from urnet.cells.copies import copy_key
 from urnet.cells.table import PARTS, Cells, read_cells
 from urnet.errors import CellsError, ImageError, RunError, UrnetError
@@ -108,8 +108,7 @@ def other_cells(
     warnings = []
     left_out = [reason.split(" ")[0] for reason in audit.left_out if reason]
     if left_out:
-        kinds = ", ".join(f"{left_out.count(kind)} {kind}" for kind in dict.fromkeys(left_out))
-        warnings.append(f"{len(left_out)} image(s) are not counted: {kinds} (see `urnet audit`).")
+        warnings.append(f"{len(left_out)} image(s) are not counted: {tally(left_out)} (see `urnet audit`).")
     keys = [key for key, kept in zip(audit.keys, audit.distinct, strict=True) if kept]
     cells = cells.where(audit.distinct)
     if not len(cells):

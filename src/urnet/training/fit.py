@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.multiprocessing import ProcessRaisedException
 
 from urnet.bundle import Model, ModelConfig
-from urnet.cells.audit import Audit, audit_cells, describe_donors
+from urnet.cells.audit import Audit, audit_cells, describe_donors, tally
 from urnet.cells.batches import CellDataset, ordered_loader, train_loader
 from urnet.cells.divide import divide
 from urnet.cells.table import Cells, read_cells
@@ -106,8 +106,7 @@ def train(
         if watcher is not None:
             watcher.say(describe_donors(cells))
         if kinds and watcher is not None:
-            counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-            watcher.say(f"audit: {counts}; `urnet audit` (with the same --set) lists the files")
+            watcher.say(f"audit: {tally(kinds)}; `urnet audit` (with the same --set) lists the files")
         return found
 
     if recipe.split.folds is None or recipe.split.fold is not None:

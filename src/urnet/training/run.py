@@ -7,7 +7,6 @@ model/        the bundle               evaluation/   one folder a part
 
 import os
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,10 +142,9 @@ class Run:
         classes = self.recipe().classes or counts.index
         return counts.reindex(index=list(classes), fill_value=0)[[c for c in (*PARTS, LEFT_OUT) if c in counts]]
 
-    def left_out(self) -> Counter[str]:
-        """Images of the table that are no cells of their own, counted by reason (`padding`, `copy`, …)."""
-        table = self._table()
-        return Counter(reason.split(" ")[0] for reason in table.get("left_out", []) if reason)
+    def left_out(self) -> list[str]:
+        """Why each image of the table that is no cell of its own is left out (`padding`, `copy`, …)."""
+        return [reason.split(" ")[0] for reason in self._table().get("left_out", []) if reason]
 
     def donors(self, part: str) -> set[str]:
         """The donors known in one part, from the table alone."""
