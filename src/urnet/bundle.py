@@ -23,7 +23,6 @@ from urnet.images.scale import ANY_DEPTH, Scaling
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
 
     from urnet.nets.joint import JointModel
 
@@ -42,7 +41,7 @@ class ModelConfig:
         channels: 1 grey, 3 colour.
         scaling: raw counts to [0, 1].
         enhancer: name and options of the enhancer.
-        classifier: name and options of the timm classifier.
+        classifier: name, input and options of the classifier.
         tile: edge of a montage's tiles where the training images were montages.
         image: the file of each folder that held the cells, where the training named one.
         protocol: `honest` or `paper`.
@@ -75,6 +74,7 @@ class ModelConfig:
             len(self.classes),
             self.channels,
             enhancer_options=enhancer,
+            beside=classifier.pop("input", "enhanced") == "both",
             classifier_options=classifier,
         )
 
@@ -175,11 +175,8 @@ class Model:
         with torch.inference_mode():
             for start in range(0, len(inputs), batch_size):
                 images = torch.from_numpy(inputs[start : start + batch_size]).to(self.device)
-                enhanced = self.joint.enhance(images)
-                yield self._probabilities(enhanced), enhanced.cpu().numpy()
-
-    def _probabilities(self, enhanced: "torch.Tensor") -> np.ndarray:
-        return self.joint.classify(enhanced).float().softmax(dim=1).cpu().numpy()
+                logits, enhanced = self.joint.look(images)
+                yield logits.float().softmax(dim=1).cpu().numpy(), enhanced.cpu().numpy()
 
     def predict(self, images: "Path | str | np.ndarray | Iterable[Path | str | np.ndarray]") -> "pd.DataFrame":
         """Classify images.

@@ -61,6 +61,22 @@ class Bars:
             self.progress, self.tasks = None, {}
 
 
+class Silence:
+    """Watches a training and says nothing; it is a `urnet.training.fit.Watcher`."""
+
+    def doing(self, what: str, share: float) -> None:
+        """Pass over it."""
+
+    def say(self, message: str) -> None:
+        """Pass over it."""
+
+    def epoch_bar(self, stage: str, epochs: int) -> "Callback":
+        """A callback that does nothing."""
+        from lightning.pytorch.callbacks import Callback
+
+        return Callback()
+
+
 class _Remarks(logging.Handler):
     """Shows what the package logs, each remark once."""
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
@@ -82,7 +83,7 @@ class Enhancer(Section):
     model_config = ConfigDict(extra="allow")
 
     name: str = "urnet"
-    """A registered enhancer: none, unet, unetpp, resunet, urnet."""
+    """A registered enhancer; `urnet models` lists them."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -100,7 +101,9 @@ class Classifier(Section):
     weights: str | None = None
     """A local .safetensors or .pth file, or `packaged` for the EfficientNet-Lite0 weights of the `weights` extra."""
     options: dict[str, Any] = {}
-    """Further arguments of the timm model."""
+    """Further arguments of the network."""
+    input: Literal["enhanced", "both"] = "enhanced"
+    """What it sees: the enhanced image alone, or the raw one beside it (first layer doubled, its weights halved)."""
 
 
 class Optimisation(Section):
@@ -125,8 +128,25 @@ class Pretrain(Optimisation):
 
     epochs: Annotated[int, Field(ge=0, le=10**6)] = 0
     """Passes over the training part; 0 for none."""
-    target: Literal["identity", "target"] = "identity"
-    """What the enhancer learns to paint: its own input (the paper), or the table's `target` image."""
+    target: Literal[
+        *("identity", "target", "nuclei", "stain", "clean"),
+        *("clahe", "retinex", "unsharp", "guided", "homomorphic", "wavelet", "bilateral", "equalise", "wls"),
+    ] = "identity"
+    """What the enhancer learns to paint: its own input (the paper); a paired image of the table (column `target`, or
+    `target_nuclei`, `target_stain`, `target_clean` and `target` where that is not there); or what a fixed enhancer
+    makes of the input."""
+    loss: Literal["mse", "huang2018"] = "mse"
+    """Mean squared error, or the weighted sum of MS-SSIM, L1, total variation and more of Huang et al., 2018."""
+    perceptual: str | None = None
+    """Of loss huang2018: weights file of a VGG19, or `packaged` for EfficientNet-Lite0, whose features are compared."""
+    adversarial: Annotated[float, Field(ge=0, le=10**6)] = 0.0
+    """Of loss huang2018: weight of the adversarial term."""
+
+    @model_validator(mode="after")
+    def _loss_takes_options(self) -> "Pretrain":
+        if self.loss == "mse" and (self.perceptual is not None or self.adversarial):
+            raise ValueError("perceptual and adversarial are terms of loss: huang2018; set that, or leave them out")
+        return self
 
 
 class Train(Optimisation):
@@ -137,9 +157,28 @@ class Train(Optimisation):
     balance: Literal["sampling", "weights", "none"] = "sampling"
     """Against imbalance: equal draws of each class, class weights in the loss, or nothing."""
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
-    """Arithmetic; auto is bf16 where the device has it, else 32."""
+    """Arithmetic, of the pre-training too; auto is bf16 where the device has it, else 32."""
     enhancer_lr: Annotated[float, Field(ge=0, le=10)] | None = None
-    """Learning rate of the enhancer where it differs from the classifier's."""
+    """Learning rate of the enhancer where it differs from the classifier's; 0 keeps it as pre-training left it."""
+    frozen: Annotated[int, Field(ge=0, le=10**6)] = 0
+    """Epochs at the start in which the enhancer is kept as it is."""
+    auxiliary: Annotated[float, Field(ge=0, le=10**6)] = 0.0
+    """Weight of the pre-training's loss (towards `pretrain.target`) beside the cross-entropy."""
+
+
+class Selection(Section):
+    """After joint training: ant-colony selection of features and a linear SVM in place of the last layer."""
+
+    ants: Positive = 20
+    """Subsets tried in an iteration."""
+    iterations: Positive = 20
+    """Rounds of the colony."""
+    evaporation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the pheromone that is lost in a round."""
+    penalty: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """What keeping all features costs, in macro recall."""
+    C: Annotated[float, Field(gt=0, le=10**6)] = 0.01
+    """Inverse regularisation of the SVM."""
 
 
 def _labels(value: object) -> object:
@@ -172,6 +211,8 @@ class Recipe(Section):
     classifier: Classifier = Classifier()
     pretrain: Pretrain = Pretrain()
     train: Train = Train()
+    selection: Selection | None = None
+    """Ant-colony feature selection and SVM after the training (Shahzad et al., 2022); none for the trained layer."""
     protocol: Literal["honest", "paper"] = "honest"
     """honest: epoch chosen on a validation part, test part untouched. paper: chosen on the test part, optimistic."""
     seed: Seed = 0
@@ -188,6 +229,14 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """The whole recipe, every key resolved."""
         return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+    def overridden(self, overrides: Iterable[str]) -> "Recipe":
+        """A checked copy with `key=value` changes, dotted keys and YAML values, as `--set` takes them.
+
+        Raises:
+            RecipeError: an override is none, or does not fit.
+        """
+        return _validate(_overridden(self.model_dump(mode="json"), overrides), "--set")
 
     def changed(self, **sections: Any) -> "Recipe":
         """A checked copy with keys replaced: `recipe.changed(seed=1, split={"fold": 2})`."""
@@ -215,12 +264,16 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if not isinstance(data, dict):
         found = "an empty file" if data is None else type(data).__name__
         raise RecipeError(f"{source}: a recipe is a mapping of keys to values, found {found}")
+    return _validate(_overridden(data, overrides), source)
+
+
+def _overridden(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"--set {override}: give key=value, for instance train.epochs=20")
         data = _merged(data, _nested(key.strip().split("."), _parse(value, f"--set {override}")))
-    return _validate(data, source)
+    return data
 
 
 def _find(name: str) -> tuple[str, str]:
@@ -311,5 +364,6 @@ def _explain(source: str, problem: Mapping[str, Any]) -> str:
 def _known_keys(keys: list[str]) -> list[str]:
     model: Any = Recipe
     for key in keys:
-        model = model.model_fields[key].annotation
+        annotation = model.model_fields[key].annotation
+        model = next((kind for kind in get_args(annotation) if kind is not NoneType), annotation)
     return list(model.model_fields)

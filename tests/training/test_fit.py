@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import urnet
 from urnet.bundle import Model
@@ -410,8 +411,8 @@ def test_the_papers_full_size_network_takes_a_step_of_each_training():
     model = build_joint("urnet", "resnet101", 3, 3, enhancer_options=recipe.enhancer.options)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     stages = (
-        PretrainModule(model.enhancer, recipe.pretrain, recipe.augment, 0),
-        JointModule(model, recipe.train, recipe.augment, 0, 3),
+        PretrainModule(model.enhancer, nn.MSELoss(), recipe.pretrain, recipe.augment, 0),
+        JointModule(model, nn.MSELoss(), recipe.train, recipe.augment, 0, 3),
     )
     for module in stages:
         loader = train_loader(data, 2, balanced=False, per_class=None, seed=0)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from urnet.errors import TrainingError
 from urnet.nets import build_joint, create_enhancer
@@ -23,7 +24,7 @@ class Trainer:
 
 def joint(settings=None, **options) -> JointModule:
     model = build_joint("urnet", "test_byobnet", 3, 1, enhancer_options={"width": 2})
-    module = JointModule(model, settings or Train(), Augment(), 0, 3, **options)
+    module = JointModule(model, nn.MSELoss(), settings or Train(), Augment(), 0, 3, **options)
     module.logged = {}
     module.log = lambda name, value, **_: module.logged.update({name: float(torch.as_tensor(value).detach())})
     return module
@@ -31,7 +32,7 @@ def joint(settings=None, **options) -> JointModule:
 
 def pretrain(target: str) -> PretrainModule:
     torch.manual_seed(0)
-    module = PretrainModule(create_enhancer("urnet", 1, width=2), Pretrain(target=target), Augment(), 0)
+    module = PretrainModule(create_enhancer("urnet", 1, width=2), nn.MSELoss(), Pretrain(target=target), Augment(), 0)
     module.log = lambda *_, **__: None
     return module
 
@@ -84,13 +85,14 @@ def test_randomness_depends_on_seed_and_step_alone():
 
 
 def test_the_enhancer_may_have_a_rate_of_its_own():
-    for given, rates in ((None, [0.01, 0.01]), (0.0, [0.0, 0.01]), (0.1, [0.1, 0.01])):
+    for given, rates in ((None, [0.01, 0.01]), (0.0, [0.01]), (0.1, [0.1, 0.01])):
         module = joint(Train(lr=0.01, enhancer_lr=given))
         groups = module.configure_optimizers()["optimizer"].param_groups
         assert [group["lr"] for group in groups] == rates
         sizes = [sum(p.numel() for p in group["params"]) for group in groups]
-        assert sum(sizes) == sum(p.numel() for p in module.model.parameters())
-    module = JointModule(build_joint("none", "test_byobnet", 3, 1), Train(lr=0.01), Augment(), 0, 3)
+        learnt = module.model if given != 0 else module.model.classifier
+        assert sum(sizes) == sum(p.numel() for p in learnt.parameters())
+    module = JointModule(build_joint("none", "test_byobnet", 3, 1), nn.MSELoss(), Train(lr=0.01), Augment(), 0, 3)
     assert len(module.configure_optimizers()["optimizer"].param_groups) == 1
 
 
@@ -159,3 +161,41 @@ def test_validation_counts_recall_over_the_classes_that_are_there():
         module.on_validation_epoch_end()
         assert module.logged["validation_accuracy"] == 0.75
         assert module.logged["validation_macro_recall"] == 0.75  # (1 + 1/2) / 2; the third class has no cells
+
+
+def test_the_auxiliary_loss_counts_by_its_weight():
+    batch = (torch.rand(4, 1, 32, 32), torch.tensor([0, 1, 2, 0]), torch.rand(4, 1, 32, 32))
+    plain, with_term = joint(Train()), joint(Train(auxiliary=3.0))
+    with_term.load_state_dict(plain.state_dict())
+    for module in (plain, with_term):
+        module.eval()
+    with torch.no_grad():
+        painted = plain.model.enhancer(batch[0])
+        expected = plain.training_step(batch, 0) + 3.0 * F.mse_loss(painted, batch[2])
+        torch.testing.assert_close(with_term.training_step(batch, 0), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "epoch", "frozen"),
+    [
+        (Train(), 0, False),
+        (Train(frozen=2), 1, True),
+        (Train(frozen=2), 2, False),
+        (Train(enhancer_lr=0.0), 50, True),
+    ],
+)
+def test_a_frozen_enhancer_does_not_move_nor_do_its_running_means(settings, epoch, frozen, monkeypatch):
+    module = joint(settings.model_copy(update={"lr": 0.1}))
+    monkeypatch.setattr(JointModule, "current_epoch", epoch)
+    module.trainer = Trainer()
+    module.train()
+    module.on_train_epoch_start()
+    before = {name: tensor.clone() for name, tensor in module.model.enhancer.state_dict().items()}
+    optimizer = module.configure_optimizers()["optimizer"]
+    images = torch.rand(4, 1, 32, 32)
+    module.training_step((images, torch.tensor([0, 1, 2, 0]), images.new_empty(4, 0)), 0).backward()
+    module.on_before_optimizer_step(optimizer)
+    optimizer.step()
+    after = module.model.enhancer.state_dict()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert (moved == []) if frozen else any("running_mean" in name for name in moved)

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from urnet.cells.table import Cells
+from urnet.cells.table import PAIRED, Cells
 from urnet.errors import CellsError
 
 AT_ONCE = 256
@@ -118,7 +118,7 @@ def write_augmented(cells: Cells, out: Path, per_class: int, *, seed: int = 0) -
 
     Args:
         cells: cells with a split.
-        out: folder that gets `augmented/`, and `augmented_target/` where there are paired images.
+        out: folder that gets `augmented/`, and `augmented_<column>/` where there are paired images.
         per_class: training images of each class, originals counted in.
         seed: fixes the copies.
 
@@ -143,8 +143,9 @@ def write_augmented(cells: Cells, out: Path, per_class: int, *, seed: int = 0) -
             name = f"{len(rows):06d}.tif"
             copy = row | {"tile": "", "augmented": row["path"]}
             copy_seed = int(np.random.default_rng((seed, len(rows))).integers(2**62))
-            for column, folder in (("path", "augmented"), ("target", "augmented_target")):
+            for column in ("path", *PAIRED):
                 if row.get(column):
+                    folder = "augmented" if column == "path" else f"augmented_{column}"
                     # Seeded anew for each of a pair, so that both get the same geometry.
                     generator = torch.Generator().manual_seed(copy_seed)
                     copy[column] = _write_turned(out / folder / name, cells.read(int(original), column), generator)

@@ -60,7 +60,7 @@ def load_pixels(
         cells: the table.
         size: edge of the network's input in pixels.
         channels: 1 or 3.
-        column: `path`, or `target` for the paired images.
+        column: `path`, or one of `PAIRED` for the paired images.
         progress: called with the number of crops decoded.
 
     Raises:

@@ -92,6 +92,8 @@ def write_phantom(
                             "label": label,
                             "donor": f"d{donor:02d}",
                             "target": f"clean/{name}",
+                            "target_nuclei": f"nuclei/{name}",
+                            "target_clean": f"clean/{name}",
                             "simulated": "phantom",
                         }
                     )
@@ -165,6 +167,8 @@ def write_destained(
                 "label": row["label"],
                 "source": row["source"],
                 "target": f"{target}/{name}",
+                "target_stain": f"stained/{name}",
+                "target_clean": f"clean/{name}",
                 "simulated": "simulated destaining",
             }
             rows.append(new | {column: row[column] for column in kept})

@@ -1,8 +1,9 @@
 """The cells table: one row a cell, read from a CSV or from a folder per class.
 
-Columns: `path` and `label`, and where known `donor`, `field`, `x`, `y`, `split`, `source`, `target`, `tile`, `fold`,
-`augmented`, `simulated`, `left_out`. Paths are relative to the table, with forward slashes. `source` says which
-original image a cell comes from; where the table does not give it, it is the file's path (a tile's address).
+Columns: `path` and `label`, and where known `donor`, `field`, `x`, `y`, `split`, `source`, `target`, `target_nuclei`,
+`target_stain`, `target_clean`, `tile`, `fold`, `augmented`, `simulated`, `left_out`. Paths are relative to the table,
+with forward slashes. `source` says which original image a cell comes from; where the table does not give it, it is the
+file's path (a tile's address).
 """
 
 import csv
@@ -19,8 +20,11 @@ from urnet.errors import CellsError, ImageError
 from urnet.images.montage import Address, expand, locate, read_crop
 from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
 
+PAIRED = ("target", "target_nuclei", "target_stain", "target_clean")
+"""Columns that name a paired image of the same cell."""
+
 COLUMNS = (
-    *("path", "label", "donor", "field", "x", "y", "split", "source", "target"),
+    *("path", "label", "donor", "field", "x", "y", "split", "source", *PAIRED),
     *("tile", "fold", "augmented", "simulated", "left_out"),
 )
 PARTS = ("train", "validation", "test")
@@ -55,6 +59,11 @@ class Cells:
         """Whether any cell names its part."""
         return "split" in self.table and bool((self.table["split"] != "").any())
 
+    @property
+    def simulated(self) -> str:
+        """How the images were simulated; "" for real ones."""
+        return ", ".join(sorted(set(self.table["simulated"]) - {""})) if "simulated" in self.table else ""
+
     def known(self, column: str) -> bool:
         """Whether a column is there and filled for every cell."""
         return column in self.table and bool((self.table[column] != "").all())
@@ -72,7 +81,7 @@ class Cells:
         return replace(self, table=self.table.assign(**columns))
 
     def read(self, index: int, column: str = "path") -> np.ndarray:
-        """Decode one cell's image (`path`) or its paired image (`target`), in raw counts.
+        """Decode one cell's image (`path`) or a paired image (one of `PAIRED`), in raw counts.
 
         Raises:
             ImageError: the file cannot be read.
@@ -85,9 +94,7 @@ class Cells:
         """Write the table to a CSV; paths stay relative to `root`, or become relative to the CSV's own folder."""
         table = self.table
         if path.parent.resolve() != self.root.resolve():
-            moved = {
-                c: [_rebase(self.root, path.parent, p) for p in table[c]] for c in ("path", "target") if c in table
-            }
+            moved = {c: [_rebase(self.root, path.parent, p) for p in table[c]] for c in ("path", *PAIRED) if c in table}
             table = table.assign(**moved)
         kept = [c for c in table if c in ("path", "label") or (table[c] != "").any()]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +216,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     table = pd.DataFrame(filled, columns=names, index=[number for number, _ in lines[1:]])
     table = table[[column for column in COLUMNS if column in names]].copy()
     for column in table:
-        if column in ("path", "target"):
+        if column in ("path", *PAIRED):
             table[column] = table[column].str.replace("\\", "/", regex=False)
         else:
             table[column] = table[column].str.strip()
@@ -306,8 +313,9 @@ def _expand(root: Path, table: pd.DataFrame, tile: int | None, strict: bool) -> 
             places = [place]
         for one in places:
             row = record | {"path": str(one), "tile": edge if one.row is not None else ""}
-            if whole and record.get("target"):
-                row["target"] = str(replace(one, file=record["target"]))
+            for column in PAIRED:
+                if whole and record.get(column):
+                    row[column] = str(replace(one, file=record[column]))
             rows.append(row)
     expanded = pd.DataFrame(rows)
     return expanded if (expanded["tile"] != "").any() else expanded.drop(columns="tile")
@@ -334,7 +342,7 @@ def _addresses(root: Path, file: str, tile: int | None, *, strict: bool = False)
 
 
 def _check_files(root: Path, table: pd.DataFrame) -> None:
-    for column in ("path", "target"):
+    for column in ("path", *PAIRED):
         if column not in table:
             continue
         files = {locate(root, path).file for path in table[column] if path}

@@ -6,6 +6,7 @@ mathematics is in `metrics`, the drawing in `figures` and `gradcam`, the page in
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -84,32 +85,50 @@ def evaluate(
         runs, cells = [Run.open(folder)], Path(cells)
         one, name, warnings = other_cells(runs[0], cells, split, target, progress)
         scored = [one]
-    elif folds := _folds(folder):
-        if split != "test":
-            raise CellsError(
-                f"{folder}: a cross-validation pools its test parts; evaluate one fold's {split} part instead"
-            )
-        runs, name = folds, split
-        scored = [own_part(one, split, progress) for one in runs]
-        warnings = [f"{len(runs)} folds are pooled: every cell was tested once, by a model that had not seen it."]
-        warnings += _left_out(runs[0])
     else:
-        runs, name = [Run.open(folder)], split
+        runs, name = runs_of(folder, split), split
+        scored = [own_part(one, split, progress) for one in runs]
         warnings = _left_out(runs[0])
-        scored = [own_part(runs[0], split, progress)]
+        if len(runs) > 1:
+            pooled = f"{len(runs)} folds are pooled: every cell was tested once, by a model that had not seen it."
+            warnings = [pooled, *warnings]
     return _write(runs, scored, target or folder / "evaluation" / name, name, warnings, progress)
 
 
-def _folds(folder: Path) -> list[Run]:
-    """The runs of a cross-validation in their order; none for any other folder.
+def named(folders: Sequence[Path]) -> dict[str, Path]:
+    """Run folders by their own names; with their parents' where two are called alike.
 
     Raises:
-        RunError: some are not trained to the end.
+        RunError: there is none, or one is there twice.
+    """
+    if not folders:
+        raise RunError("no run given; name one run folder at least")
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = ["/".join(folder.resolve().parts[-2:]) for folder in folders]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RunError(f"{twice[0]} is named twice; name each run once")
+    return dict(zip(names, folders, strict=True))
+
+
+def runs_of(folder: Path, split: str = "test") -> list[Run]:
+    """The folds of a cross-validation in their order, or the one run that a folder is.
+
+    Args:
+        folder: a run folder, or the folder of a cross-validation.
+        split: the part that is wanted; folds are pooled over their test parts alone.
+
+    Raises:
+        RunError: neither, or some folds are not trained to the end.
+        CellsError: another part of a cross-validation.
     """
     found = {int(path.parent.name[4:]): Run(path.parent) for path in folder.glob("fold*/recipe.yaml")
              if path.parent.name[4:].isdecimal()}  # fmt: skip
     if not found:
-        return []
+        return [Run.open(folder)]
+    if split != "test":
+        raise CellsError(f"{folder}: a cross-validation pools its test parts; evaluate one fold's {split} part instead")
     expected = next(iter(found.values())).recipe().split.folds
     done = sum(run.finished for run in found.values())
     if done != expected:
@@ -132,7 +151,7 @@ def _write(
             "so the intervals say nothing of donors not seen."
         )
     metrics = score(truth, probabilities, list(model.classes), groups)
-    simulated = ", ".join(sorted(set(table["simulated"]) - {""})) if "simulated" in table else ""
+    simulated = scored[0].cells.simulated
     warnings = [*warnings, *metrics.pop("notes")]
     counts = _counts(runs, scored)
     optimistic = [OPTIMISTIC] if recipe.protocol == "paper" else []

@@ -9,6 +9,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,6 +28,10 @@ INK, FAINT = "#1b2a34", "#6b7c87"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito's, told apart by colour-blind eyes
 LINES = ((BLUE, "--"), (ORANGE, "-"), (GREEN, "-"))
 SHADES = ("#08519c", "#4292c6", "#9ecae1", "#c6dbef")  # of the same family as the confusion matrix
+MANY = (BLUE, ORANGE, GREEN, "#cc79a7", INK, "#56b4e9", "#e69f00")
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+DOTS = ("o", "s", "^", "D", "v", "P")  # so that lines are told apart in grey as well
+BANDS = 3  # with more lines than this, their bands would hide each other
 MATRIX = "Blues"
 CAM = "jet"  # blue to red, as the paper's Fig. 3b
 MOST_OUTSIDE = 0.05  # share of a row's pixels outside [0, 1] up to which it is clipped, not rescaled
@@ -65,7 +70,9 @@ _STYLE = {
 }
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw a figure in the house style."""
+
     @wraps(draw)
     def drawn(*args: object, **kwargs: object) -> Figure:
         fonts = ["DejaVu Sans", *(name for name in _FALLBACK if name in font_manager.get_font_names())]
@@ -93,7 +100,7 @@ def image_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@_styled
+@styled
 def confusion_figure(matrix: Sequence[Sequence[int]] | np.ndarray, classes: Sequence[str]) -> Figure:
     """Confusion matrix: counts, and per cent of each true class (its diagonal is the recall).
 
@@ -106,7 +113,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]] | np.ndarray, classes: Sequ
     support = matrix.sum(axis=1, keepdims=True)
     percent = np.divide(100 * matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
     small = K > 6
-    figure = _figure(WIDTH, min(WIDTH - 0.5, 1.4 + 0.85 * K))
+    figure = new_figure(WIDTH, min(WIDTH - 0.5, 1.4 + 0.85 * K))
     axes = figure.add_subplot()
     axes.imshow(np.nan_to_num(percent), cmap=MATRIX, vmin=0, vmax=110)
     for row in range(K):
@@ -123,8 +130,8 @@ def confusion_figure(matrix: Sequence[Sequence[int]] | np.ndarray, classes: Sequ
                 fontweight="bold" if row == column else "normal",
             )
     slanted = K > 4 or max(map(len, classes)) > 12
-    across = [_cut(name, 24) if slanted else _wrap(name, 14) for name in classes]
-    down = [f"{_wrap(name, 14)}\n(n = {n:,})" for name, n in zip(classes, support[:, 0], strict=True)]
+    across = [cut(name, 24) if slanted else wrap(name, 14) for name in classes]
+    down = [f"{wrap(name, 14)}\n(n = {n:,})" for name, n in zip(classes, support[:, 0], strict=True)]
     axes.set_xticks(range(K), across)
     axes.set_yticks(range(K), across if small else down)
     if slanted:
@@ -142,7 +149,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]] | np.ndarray, classes: Sequ
     return figure
 
 
-@_styled
+@styled
 def curves_figure(history: pd.DataFrame, chosen_epoch: int | None = None) -> Figure:
     """Loss and accuracy by epoch, with the chosen epoch marked.
 
@@ -171,7 +178,7 @@ def curves_figure(history: pd.DataFrame, chosen_epoch: int | None = None) -> Fig
         panels.append(("Joint training: accuracy and macro recall", training, rates, chosen_epoch))
     if not panels:
         raise ValueError('history without a row of stage "pretrain" or "train": expected one epoch at least')
-    figure = _figure(WIDTH, 0.2 + 2.3 * len(panels))
+    figure = new_figure(WIDTH, 0.2 + 2.3 * len(panels))
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         _curves(axes, *panel)
     if len(pretraining) and (pretraining["train_loss"] > 0).all():
@@ -179,7 +186,7 @@ def curves_figure(history: pd.DataFrame, chosen_epoch: int | None = None) -> Fig
     return figure
 
 
-@_styled
+@styled
 def gallery_figure(
     raw: Sequence[np.ndarray],
     enhanced: Sequence[np.ndarray],
@@ -203,7 +210,7 @@ def gallery_figure(
     return _grid(rows, titles, columns)
 
 
-@_styled
+@styled
 def cam_figure(
     raw: Sequence[np.ndarray],
     overlays: Sequence[np.ndarray],
@@ -227,7 +234,7 @@ def cam_figure(
         if name != title:
             box = {"facecolor": "black", "alpha": 0.65, "linewidth": 0, "pad": 1.2}
             style = {"fontsize": 6.5, "color": "white", "ha": "center", "va": "bottom", "bbox": box}
-            map_axes.text(0.5, 0.04, f"→ {_cut(name, 12)}", transform=map_axes.transAxes, **style)
+            map_axes.text(0.5, 0.04, f"→ {cut(name, 12)}", transform=map_axes.transAxes, **style)
     width, height = figure.get_size_inches()
     axes = figure.add_axes((0.5 - 0.8 / width, 0.22 / height, 1.6 / width, 0.08 / height))
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=CAM, aspect="auto")
@@ -237,7 +244,7 @@ def cam_figure(
     return figure
 
 
-@_styled
+@styled
 def reliability_figure(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
     """Accuracy against confidence, over the same 15 bins as the expected calibration error (Guo et al., 2017, Fig. 1).
 
@@ -251,7 +258,7 @@ def reliability_figure(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
     accuracy = np.bincount(bins, right, CALIBRATION_BINS)[filled] / count[filled]
     mean = np.bincount(bins, confidence, CALIBRATION_BINS)[filled] / count[filled]
     error = float(np.sum(count[filled] * np.abs(accuracy - mean)) / len(bins))
-    figure = _figure(WIDTH, 4.6)
+    figure = new_figure(WIDTH, 4.6)
     top, bottom = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     top.grid(True)
     top.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", label="perfect calibration")
@@ -274,7 +281,7 @@ def reliability_figure(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def class_counts_figure(counts: pd.DataFrame) -> Figure:
     """Cells of each class in each part.
 
@@ -283,13 +290,13 @@ def class_counts_figure(counts: pd.DataFrame) -> Figure:
     """
     parts, K = list(counts.columns), len(counts)
     thick = 0.8 / len(parts)
-    figure = _figure(WIDTH, 0.8 + K * (0.25 + 0.22 * len(parts)))
+    figure = new_figure(WIDTH, 0.8 + K * (0.25 + 0.22 * len(parts)))
     axes = figure.add_subplot()
     for index, part in enumerate(parts):
         where = np.arange(K) + (index - (len(parts) - 1) / 2) * thick
         bars = axes.barh(where, counts[part], thick * 0.92, color=SHADES[index % len(SHADES)], label=str(part))
         axes.bar_label(bars, [f"{count:,.0f}" for count in counts[part]], padding=3, fontsize=9)
-    axes.set_yticks(range(K), [_wrap(str(name), 16) for name in counts.index])
+    axes.set_yticks(range(K), [wrap(str(name), 16) for name in counts.index])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("cells")
@@ -299,15 +306,58 @@ def class_counts_figure(counts: pd.DataFrame) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+@styled
+def stress_figure(table: pd.DataFrame, metric: str, panels: Mapping[str, tuple[str, Sequence[float]]]) -> Figure:
+    """A figure of merit against the severity of each perturbation, a panel each, a line a run.
+
+    Args:
+        table: `run`, `perturbation`, `severity`, the metric, and the ends of its interval, `<metric>_low` and
+            `<metric>_high`; intervals are drawn as bands of up to three runs.
+        metric: a column of it, a fraction.
+        panels: title of each perturbation with its unit, and its severities, which are drawn evenly spaced.
+    """
+    runs = list(dict.fromkeys(table["run"]))
+    legend = 0.25 * len(runs) + 0.1
+    figure = new_figure(WIDTH, 1.75 * len(panels) + legend)
+    least = np.nanmin(table[[metric, f"{metric}_low"]].astype(float).to_numpy())
+    for axes, (name, (title, severities)) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(),
+                                                 strict=True):  # fmt: skip
+        axes.grid(True)
+        axes.set(title=title, ylim=(min(0.98 * least, 0.9), 1.01))
+        axes.set_xticks(range(len(severities)), [f"{severity:g}" for severity in severities])
+        if min(severities) < 0:
+            axes.axvline(list(severities).index(0), color=FAINT, linewidth=1)
+        for run, look in zip(runs, line_looks(len(runs)), strict=True):
+            rows = table[(table["run"] == run) & (table["perturbation"] == name)].set_index("severity")
+            keys = [metric, f"{metric}_low", f"{metric}_high"]
+            x, (y, low, high) = np.arange(len(severities)), rows.loc[list(severities), keys].to_numpy(float).T
+            if len(runs) <= BANDS:
+                axes.fill_between(x, low, high, color=look["color"], alpha=0.13, linewidth=0)
+            axes.plot(x, y, markersize=4, label=cut(run, 44), **look)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", handlelength=3.5)
+    return figure
+
+
+def line_looks(count: int) -> list[dict[str, Any]]:
+    """Colour, dash and marker of each of several lines, told apart by colour-blind eyes and in grey."""
+    return [
+        {"color": MANY[k % len(MANY)], "linestyle": DASHES[k % len(DASHES)], "marker": DOTS[k % len(DOTS)]}
+        for k in range(count)
+    ]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, whose parts make room for each other."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _wrap(name: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(_cut(name, 3 * width), width))
+def wrap(name: str, width: int) -> str:
+    """A name in lines of so many letters, three at most."""
+    return "\n".join(textwrap.wrap(cut(name, 3 * width), width))
 
 
-def _cut(name: str, length: int) -> str:
+def cut(name: str, length: int) -> str:
+    """A name of so many letters at most."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
@@ -344,12 +394,12 @@ def _grid(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str], colum
     blocks = -(-N // columns)
     limits, feet = {}, []
     for name, images in rows.items():
-        limits[name], foot = _limits(name, images)
+        limits[name], foot = shared_limits(name, images)
         feet += foot
     left, gap = 0.22, 0.05
     wide = min(1.5, (WIDTH - left) / columns - gap)
     tall = wide * max(image.shape[0] / image.shape[1] for images in rows.values() for image in images)
-    heads = _heads(titles, columns, wide + gap)
+    heads = group_heads(titles, columns, wide + gap)
     head = 0.1 + 0.15 * max(text.count("\n") + 1 for text in heads.values())
     block_height = head + len(rows) * (tall + gap)
     width, height = max(2.4, left + columns * (wide + gap)), blocks * block_height + 0.2 * len(feet) + below + 0.05
@@ -361,7 +411,9 @@ def _grid(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str], colum
             figure.text(x / width, (top + 0.04) / height, heads[index], fontsize=9, fontweight="bold", va="bottom")
         for line, (name, images) in enumerate(rows.items()):
             y = top - line * (tall + gap) - tall
-            _show(figure.add_axes((x / width, y / height, wide / width, tall / height)), images[index], limits[name])
+            show_image(
+                figure.add_axes((x / width, y / height, wide / width, tall / height)), images[index], limits[name]
+            )
             if column == 0:
                 figure.text(0.13 / width, (y + tall / 2) / height, name, rotation=90, ha="center", va="center",
                             fontsize=9, color=FAINT)  # fmt: skip
@@ -369,16 +421,16 @@ def _grid(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str], colum
     return figure
 
 
-def _heads(titles: Sequence[str], columns: int, step: float) -> dict[int, str]:
+def group_heads(titles: Sequence[str], columns: int, step: float) -> dict[int, str]:
     """The titles to write, by index: where a class begins, wrapped to the columns it spans."""
     starts = [i for i in range(len(titles)) if i % columns == 0 or titles[i] != titles[i - 1]]
     heads = {}
     for start, following in zip(starts, [*starts[1:], len(titles)], strict=True):
-        heads[start] = _wrap(titles[start], max(6, int((following - start) * step / 0.085)))
+        heads[start] = wrap(titles[start], max(6, int((following - start) * step / 0.085)))
     return heads
 
 
-def _limits(name: str, images: Sequence[np.ndarray]) -> tuple[tuple[float, float], list[str]]:
+def shared_limits(name: str, images: Sequence[np.ndarray]) -> tuple[tuple[float, float], list[str]]:
     """What is shown as black and as white in a whole row, and what the foot must say about it."""
     pixels = np.concatenate([np.asarray(image).ravel() for image in images])
     outside = float(np.mean((pixels < 0) | (pixels > 1)))
@@ -391,7 +443,8 @@ def _limits(name: str, images: Sequence[np.ndarray]) -> tuple[tuple[float, float
     return (low, max(high, low + 1e-6)), [f"{name}: black is {low:.2f} and white is {high:.2f}, in all cells alike"]
 
 
-def _show(axes: Axes, image: np.ndarray, limits: tuple[float, float]) -> None:
+def show_image(axes: Axes, image: np.ndarray, limits: tuple[float, float]) -> None:
+    """Show (H, W), (H, W, 1) or (H, W, 3) with the first limit black and the second white."""
     low, high = limits
     shown = np.clip((np.asarray(image, dtype=np.float64) - low) / (high - low), 0, 1)
     if shown.ndim == 3 and shown.shape[2] == 1:

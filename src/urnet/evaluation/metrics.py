@@ -86,7 +86,7 @@ def score(
     table = _sums_per_group(truth, probabilities, codes, G)
     totals = np.asarray(table.sum(axis=0)).reshape(1, -1)  # (1, K·K + bins)
     value = {name: figure[0] for name, figure in _figures(totals, K).items()}
-    draws = _figures(_resample(table, replicates, seed), K)
+    draws = _figures(resample(table, replicates, seed), K)
 
     confusion = totals[0, : K * K].reshape(K, K).round().astype(int)
     true = confusion.sum(axis=1)
@@ -203,7 +203,7 @@ def _sums_per_group(truth: np.ndarray, probabilities: np.ndarray, codes: np.ndar
     return sparse.csr_array((entry, (np.tile(codes, 2), column)), shape=(G, K * K + CALIBRATION_BINS))
 
 
-def _resample(table: sparse.csr_array, replicates: int, seed: int) -> np.ndarray:
+def resample(table: sparse.csr_array, replicates: int, seed: int) -> np.ndarray:
     """Column sums of the table under multinomial weights on its rows: (replicates, columns)."""
     rng = np.random.default_rng(seed)
     G, columns = table.shape

@@ -68,19 +68,28 @@ def write_report(path: Path, context: Report) -> None:
 
 def render(context: Report) -> str:
     """The report as HTML."""
-    environment = jinja2.Environment(
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=context,
+            differential=context.differential or context.metrics["differential"],
+            level=f"{100 * context.intervals['level']:g} %",
+        )
+    )
+
+
+def environment() -> jinja2.Environment:
+    """Where the pages' templates are: everything that they show is escaped, and a name that is missing is an error."""
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("urnet.evaluation"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"png": _png, "number": _number, "percent": _percent, "count": _count, "bar": _bar}
-    return environment.get_template("report.html.j2").render(
-        report=context,
-        differential=context.differential or context.metrics["differential"],
-        level=f"{100 * context.intervals['level']:g} %",
-    )
+    made.filters |= {"png": _png, "number": _number, "percent": _percent, "count": _count, "bar": _bar}
+    return made
 
 
 def _png(picture: bytes) -> str:

@@ -1,9 +1,10 @@
 """The networks: one file an architecture, one registry of enhancers, timm for the classifiers."""
 
 # Importing an architecture registers it.
-from urnet.nets import identity, resunet, unet, unetpp, urnet  # noqa: F401
+from urnet.nets import dynamic, fusion, identity, plain, resunet, rsgunet, unet, unetpp, urnet  # noqa: F401
 from urnet.nets.classifiers import cam_layer, create_classifier, list_classifiers, normalisation
 from urnet.nets.enhancer import Enhancer
+from urnet.nets.fixed import list_fixed
 from urnet.nets.joint import JointModel, build_joint
 from urnet.nets.registry import create_enhancer, list_enhancers, register_enhancer
 from urnet.nets.size import count_macs, count_parameters
@@ -19,6 +20,7 @@ __all__ = [
     "create_enhancer",
     "list_classifiers",
     "list_enhancers",
+    "list_fixed",
     "normalisation",
     "register_enhancer",
 ]

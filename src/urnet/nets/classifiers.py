@@ -1,5 +1,6 @@
-"""The classifiers: any network of timm, the paper's four first."""
+"""The classifiers: any network of timm, the paper's four first, and those registered here."""
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,25 @@ _NO_OPTIONS = {
     "features_only": "a classifier gives logits",
 }
 
+_own: dict[str, Callable[..., nn.Module]] = {}
+
+
+def register_classifier(constructor: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Make a classifier that timm does not have known to `create_classifier` under the constructor's own name.
+
+    It is called with the number of classes and, by keyword, `pretrained`, `weights` and `options`. What it builds
+    offers of timm's interface what is used here: `pretrained_cfg`, `feature_info` and `get_classifier()`.
+    """
+    _own[constructor.__name__] = constructor
+    return constructor
+
 
 def list_classifiers() -> list[str]:
-    """Give the classifiers to choose from first: the paper's four, and the one whose weights come in a package.
+    """Give the classifiers to choose from first: the paper's four, the one whose weights come in a package, our own.
 
     `create_classifier` takes any other name in `timm.list_models()` as well.
     """
-    return ["vgg16", "mobilenetv2_100", "densenet121", "resnet101", PACKAGED_CLASSIFIER]
+    return ["vgg16", "mobilenetv2_100", "densenet121", "resnet101", PACKAGED_CLASSIFIER, *_own]
 
 
 def create_classifier(
@@ -37,14 +50,16 @@ def create_classifier(
     weights: str | Path | None = None,
     options: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """Build a classifier of timm for images of three channels.
+    """Build a classifier for images of three channels.
 
     Args:
-        name: Any name of timm, with or without a tag of pretrained weights (`resnet101.a1h_in1k`).
-        classes: Number of classes, K.
+        name: A registered classifier, or any name of timm, with or without a tag of pretrained weights
+            (`resnet101.a1h_in1k`).
+        classes: Number of classes, K; 0 leaves the last layer out, as timm does.
         pretrained: Fetch timm's weights from its hub; passed over where `weights` are given.
         weights: A local file, or "packaged" (see `urnet.nets.weights`).
-        options: Further arguments of `timm.create_model`, such as `output_stride` or `drop_rate`.
+        options: Further arguments of `timm.create_model`, such as `output_stride` or `drop_rate`, or of the registered
+            classifier.
 
     Returns:
         The network, (B, 3, H, W) → logits (B, K).
@@ -54,8 +69,10 @@ def create_classifier(
         WeightsError: The hub cannot be reached or has no weights, or the file does not serve.
     """
     options = options or {}
+    if name in _own:
+        return _own[name](classes, pretrained=pretrained, weights=weights, options=options)
     if not timm.is_model(name):
-        close = get_close_matches(name.lower(), timm.list_models(), n=5)
+        close = get_close_matches(name.lower(), [*timm.list_models(), *_own], n=5)
         advice = f"close to it: {', '.join(close)}" if close else f"try one of: {', '.join(list_classifiers())}"
         raise RecipeError(f"classifier {name!r} is not in timm {timm.__version__}; {advice}")
     for option in options.keys() & _NO_OPTIONS.keys():

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from urnet.cells.augment import balanced_copies
 from urnet.cells.batches import CellDataset
@@ -11,7 +12,10 @@ from urnet.cells.pixels import load_pixels, survey
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
 from urnet.images.scale import ANY_DEPTH, Scaling, fit_scaling
+from urnet.nets import create_enhancer, list_fixed
 from urnet.recipe import Recipe
+
+BATCH = 64
 
 Progress = Callable[[str, float], None]
 
@@ -71,8 +75,12 @@ def prepare(cells: Cells, recipe: Recipe, progress: Progress | None = None) -> P
     depth = next(iter(look.depths)) if len(look.depths) == 1 else ANY_DEPTH
     scaling = fit_scaling(images.images, depth, recipe.input.limits)
     targets = held_targets = target_scaling = None
-    if recipe.pretrain.epochs and recipe.pretrain.target == "target":
-        targets, held_targets, target_scaling = _paired(train, validation, size, channels)
+    if paints(recipe):
+        if recipe.pretrain.target in list_fixed():
+            targets, held_targets = (_enhanced(recipe.pretrain.target, scaling.apply(x.images)) for x in (images, held))
+            target_scaling = Scaling(0.0, 1.0, "float32")
+        else:
+            targets, held_targets, target_scaling = _paired(train, validation, size, channels, recipe.pretrain.target)
     labels, held_images = validation.labels, held.images
     if recipe.protocol == "paper":
         held_images, labels, origin = paper_test(held_images, labels, recipe)
@@ -86,6 +94,11 @@ def prepare(cells: Cells, recipe: Recipe, progress: Progress | None = None) -> P
         CellDataset(held_images, labels, scaling, held_targets, target_scaling),
         images.converted + held.converted,
     )
+
+
+def paints(recipe: Recipe) -> bool:
+    """Whether an enhancer learns to paint something else than its input, in the pre-training or beside the label."""
+    return recipe.pretrain.target != "identity" and bool(recipe.pretrain.epochs or recipe.train.auxiliary)
 
 
 def paper_test(images: np.ndarray, labels: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -107,15 +120,26 @@ def paper_test(images: np.ndarray, labels: np.ndarray, recipe: Recipe) -> tuple[
     )
 
 
-def _paired(train: Cells, validation: Cells, size: int, channels: int) -> tuple[np.ndarray, np.ndarray, Scaling]:
-    for part in (train, validation):
-        if not part.known("target"):
-            raise CellsError(
-                "pretrain.target=target needs a paired image for every cell, named in the column 'target' "
-                "(or by target=FILE for folders); give them, or use pretrain.target=identity"
-            )
-    targets = load_pixels(train, size, channels, column="target").images
-    held = load_pixels(validation, size, channels, column="target").images
+def _enhanced(name: str, images: np.ndarray) -> np.ndarray:
+    """What a fixed enhancer makes of (N, C, S, S) in [0, 1]."""
+    enhancer = create_enhancer(name, images.shape[1])
+    parts = torch.from_numpy(images).split(BATCH)
+    return np.concatenate([enhancer(part).clamp(0, 1).numpy() for part in parts])
+
+
+def _paired(
+    train: Cells, validation: Cells, size: int, channels: int, kind: str
+) -> tuple[np.ndarray, np.ndarray, Scaling]:
+    both = (train, validation)
+    columns = ["target"] if kind == "target" else [f"target_{kind}", "target"]
+    column = next((name for name in columns if all(part.known(name) for part in both)), None)
+    if column is None:
+        raise CellsError(
+            f"pretrain.target={kind} needs a paired image for every cell, named in the column "
+            f"{' or '.join(repr(name) for name in columns)} (or by target=FILE for folders); give them, or use "
+            "pretrain.target=identity"
+        )
+    targets, held = (load_pixels(part, size, channels, column=column).images for part in both)
     if held.dtype != targets.dtype:
         raise CellsError(f"paired images of several depths ({targets.dtype}, {held.dtype}); convert them to one depth")
     return targets, held, fit_scaling(targets, str(targets.dtype))

@@ -5,6 +5,7 @@ Read top to bottom, this is what `urnet train` does.
 
 import copy
 import errno
+import json
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
 from urnet.bundle import Model, ModelConfig
@@ -28,10 +30,12 @@ from urnet.cells.batches import CellDataset, ordered_loader, train_loader
 from urnet.cells.divide import divide
 from urnet.cells.table import Cells, read_cells
 from urnet.errors import RecipeError, RunError, TrainingError
+from urnet.files import whole_file
 from urnet.nets.joint import JointModel, build_joint
 from urnet.recipe import Pretrain, Recipe, Train, load_recipe
 from urnet.training.checkpoints import Keeper, WholeFileIO, cut_history, read_checkpoint
 from urnet.training.data import Prepared, prepare
+from urnet.training.losses import build_enhancement_loss
 from urnet.training.modules import JointModule, PretrainModule, inverse_frequency
 from urnet.training.quiet import quietly
 from urnet.training.run import Run, class_order, refuse_existing, refuse_within
@@ -63,6 +67,7 @@ def train(
     resume: bool = False,
     devices: int = 1,
     allow_leaks: bool = False,
+    audit: Audit | None = None,
     watcher: Watcher | None = None,
 ) -> list[Run]:
     """Train one run, or one for each fold.
@@ -76,6 +81,7 @@ def train(
         resume: go on with an interrupted run; with the same arguments it ends as if it had never stopped.
         devices: processes on as many GPUs, or on the CPU.
         allow_leaks: train although a given split has one cell or donor in two parts.
+        audit: of these cells, where it has been made already.
         watcher: is told how it goes.
 
     Returns:
@@ -100,7 +106,9 @@ def train(
     _check_devices(devices)
 
     @cache
-    def audit() -> Audit:
+    def audited() -> Audit:
+        if audit is not None:
+            return audit
         found = audit_cells(cells, progress=(lambda share: watcher.doing("audit", share)) if watcher else None)
         kinds = [finding.kind for finding in found.findings]
         if watcher is not None:
@@ -110,7 +118,7 @@ def train(
         return found
 
     if recipe.split.folds is None or recipe.split.fold is not None:
-        return [_train_one(cells, audit, recipe, out, resume, devices, allow_leaks, watcher)]
+        return [_train_one(cells, audited, recipe, out, resume, devices, allow_leaks, watcher)]
     if not resume and _rank() == 0:
         refuse_existing(out)
     runs = []
@@ -118,7 +126,7 @@ def train(
         if watcher is not None:
             watcher.say(f"fold {fold} of {recipe.split.folds}")
         one = recipe.changed(split={"fold": fold})
-        runs.append(_train_one(cells, audit, one, out / f"fold{fold}", resume, devices, allow_leaks, watcher))
+        runs.append(_train_one(cells, audited, one, out / f"fold{fold}", resume, devices, allow_leaks, watcher))
     return runs
 
 
@@ -159,15 +167,21 @@ def _train_one(
         classifier_options=recipe.classifier.options,
         pretrained=recipe.classifier.pretrained,
         weights=recipe.classifier.weights,
+        beside=recipe.classifier.input == "both",
     )
     _check_step(model, data, recipe)
+    learns = any(True for _ in model.enhancer.parameters())
+    if recipe.pretrain.epochs and not learns and watcher is not None:
+        watcher.say(f"enhancer {recipe.enhancer.name} has nothing to learn; there is no pre-training")
     if new and _rank() == 0:
         Run.create(out, recipe, cells)
     with _plain_errors(run):
-        if recipe.pretrain.epochs and recipe.enhancer.name != "none":
+        if recipe.pretrain.epochs and learns:
             _pretrain(run, model, data, recipe, devices, watcher)
         epoch = _train_jointly(run, model, data, recipe, devices, watcher)
         if _rank() == 0:
+            if recipe.selection is not None:
+                _select(run, model, data, recipe, watcher)
             _bundle(model, data, recipe, cells.classes, epoch).save(run.model)
     return run
 
@@ -225,13 +239,13 @@ def _pretrain(
     run: Run, model: JointModel, data: Prepared, recipe: Recipe, devices: int, watcher: Watcher | None
 ) -> None:
     """Train the enhancer by itself, and leave it with the weights of its lowest loss."""
-    module = PretrainModule(model.enhancer, recipe.pretrain, recipe.augment, recipe.seed)
+    module = PretrainModule(model.enhancer, _loss(data, recipe), recipe.pretrain, recipe.augment, recipe.seed)
     # Under protocol `paper` the held part is the test part, which pre-training has no business with.
     held, monitor = (data.validation, "validation_loss") if recipe.protocol == "honest" else (None, "train_loss")
     keeper = Keeper(run.checkpoints / "pretrain", run.history_path, "pretrain", monitor, larger=False)
     _fit(run, module, keeper, data.train, held, recipe, recipe.pretrain, devices, watcher)
     state = read_checkpoint(keeper.best_path)["state_dict"]
-    model.enhancer.load_state_dict({name.removeprefix("enhancer."): tensor for name, tensor in state.items()})
+    model.enhancer.load_state_dict(_below("enhancer.", state))
 
 
 def _train_jointly(
@@ -241,14 +255,41 @@ def _train_jointly(
     weights = None
     if recipe.train.balance == "weights":
         weights = inverse_frequency(torch.from_numpy(np.bincount(data.train.labels, minlength=data.classes)))
-    module = JointModule(model, recipe.train, recipe.augment, recipe.seed, data.classes, weights)
+    # Without the term, its networks and their weights are not asked for.
+    loss = _loss(data, recipe) if recipe.train.auxiliary else nn.Identity()
+    module = JointModule(model, loss, recipe.train, recipe.augment, recipe.seed, data.classes, weights)
     monitor = "validation_macro_recall" if recipe.protocol == "honest" else "validation_accuracy"
     keeper = Keeper(run.checkpoints, run.history_path, "train", monitor, larger=True)
     _fit(run, module, keeper, data.train, data.validation, recipe, recipe.train, devices, watcher)
     best = read_checkpoint(keeper.best_path)
-    state = best["state_dict"]
-    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    model.load_state_dict(_below("model.", best["state_dict"]))
     return int(best["epoch"]) + 1
+
+
+def _loss(data: Prepared, recipe: Recipe) -> nn.Module:
+    settings = recipe.pretrain
+    return build_enhancement_loss(
+        settings.loss,
+        channels=data.channels,
+        size=data.size,
+        perceptual=settings.perceptual,
+        adversarial=settings.adversarial,
+    )
+
+
+def _below(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The part of a training's state that belongs to one network."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _select(run: Run, model: JointModel, data: Prepared, recipe: Recipe, watcher: Watcher | None) -> None:
+    """Put a linear SVM over selected features in place of the classifier's last layer, and keep what was selected."""
+    from urnet.training.selection import select_features  # scikit-learn takes a second to import
+
+    progress = (lambda share: watcher.doing("select features", share)) if watcher else None
+    result = select_features(model, data.train, data.validation, recipe.selection, recipe.seed, progress=progress)
+    with whole_file(run.selection_path) as file:
+        file.write((json.dumps(result.to_json(), indent=2) + "\n").encode())
 
 
 def _fit(
@@ -278,7 +319,7 @@ def _fit(
             accelerator="auto",
             devices=devices,
             strategy=_strategy(devices),
-            precision=_precision(settings.precision if joint else "auto"),
+            precision=_precision(recipe.train.precision),
             max_epochs=settings.epochs,
             callbacks=callbacks,
             plugins=[WholeFileIO()],
@@ -312,7 +353,7 @@ def _bundle(model: JointModel, data: Prepared, recipe: Recipe, classes: tuple[st
         channels=data.channels,
         scaling=data.scaling,
         enhancer={"name": recipe.enhancer.name, **recipe.enhancer.options},
-        classifier={"name": recipe.classifier.name, **recipe.classifier.options},
+        classifier={"name": recipe.classifier.name, "input": recipe.classifier.input, **recipe.classifier.options},
         tile=recipe.tile,
         image=recipe.image,
         protocol=recipe.protocol,

@@ -7,12 +7,12 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from urnet.cells.augment import augment
 from urnet.cells.batches import Batch
 from urnet.errors import TrainingError
-from urnet.nets.enhancer import Enhancer
 from urnet.nets.joint import JointModel
 from urnet.recipe import Augment, Optimisation, Pretrain, Train
 
@@ -78,22 +78,23 @@ class _Training(L.LightningModule):
 
 
 class PretrainModule(_Training):
-    """The enhancer learns to paint an image, by mean squared error (paper, section 3.3; MSE is our choice).
+    """The enhancer learns to paint an image: its input (paper, section 3.3), or the batch's paired images.
 
     Args:
         enhancer: the network.
-        settings: the recipe's section; its target says whether the input itself or the paired image is painted.
+        loss: of painted and wanted images, (B, C, H, W) each.
+        settings: the recipe's section.
         geometry: augmentation of the training part.
         seed: of the training.
     """
 
-    def __init__(self, enhancer: Enhancer, settings: Pretrain, geometry: Augment, seed: int):
+    def __init__(self, enhancer: nn.Module, loss: nn.Module, settings: Pretrain, geometry: Augment, seed: int):
         super().__init__(settings, geometry, seed)
         self.enhancer = enhancer
+        self.loss = loss
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        images, _, targets = batch
-        return F.mse_loss(self.enhancer(images), images if targets.ndim == 2 else targets)
+        return self.loss(self.enhancer(batch[0]), painted_towards(batch))
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """One step."""
@@ -106,15 +107,26 @@ class PretrainModule(_Training):
         self.log("validation_loss", self.checked(self._loss(batch)), batch_size=len(batch[0]))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """All parameters at one rate."""
-        return self.optimiser([{"params": self.enhancer.parameters(), "lr": self.settings.lr}])
+        """All parameters at one rate; a loss may have some of its own."""
+        learnt = [p for p in (*self.enhancer.parameters(), *self.loss.parameters()) if p.requires_grad]
+        return self.optimiser([{"params": learnt, "lr": self.settings.lr}])
+
+
+def painted_towards(batch: Batch) -> torch.Tensor:
+    """What the enhancer should paint, (B, C, H, W): the paired images, else the images themselves."""
+    images, _, targets = batch
+    return images if targets.ndim == 2 else targets
 
 
 class JointModule(_Training):
-    """Enhancer and classifier learn together from the label alone, by cross-entropy (paper, Eq. 3).
+    """Enhancer and classifier learn together from the label, by cross-entropy (paper, Eq. 3).
+
+    The pre-training's loss can be kept beside it (`auxiliary`), and the enhancer kept as it is, for the first epochs
+    (`frozen`) or for all of them (`enhancer_lr` 0): it is then in evaluation mode and no gradient reaches it.
 
     Args:
         model: the joint model.
+        loss: of enhanced and wanted images, (B, C, H, W) each; counts by `settings.auxiliary`.
         settings: the recipe's section.
         geometry: augmentation of the training part.
         seed: of the training.
@@ -125,6 +137,7 @@ class JointModule(_Training):
     def __init__(
         self,
         model: JointModel,
+        loss: nn.Module,
         settings: Train,
         geometry: Augment,
         seed: int,
@@ -132,7 +145,9 @@ class JointModule(_Training):
         class_weights: torch.Tensor | None = None,
     ):
         super().__init__(settings, geometry, seed)
-        self.model = model
+        self.model, self.loss = model, loss
+        if settings.enhancer_lr == 0:
+            model.enhancer.requires_grad_(False)
         self.register_buffer("class_weights", class_weights)
         # Every process validates the whole part, so nothing is summed across them.
         self.confusion = MulticlassConfusionMatrix(classes, sync_on_compute=False)
@@ -140,13 +155,32 @@ class JointModule(_Training):
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """One step."""
         images, labels, _ = batch
-        logits = self.model(images)  # (B, K)
-        loss = self.checked(F.cross_entropy(logits, labels, weight=self.class_weights))
+        logits, enhanced = self.model.look(images)  # (B, K), (B, C, H, W)
+        loss = F.cross_entropy(logits, labels, weight=self.class_weights)
+        if self.settings.auxiliary:
+            loss = loss + self.settings.auxiliary * self.loss(enhanced, painted_towards(batch))
+        self.checked(loss)
         accuracy = (logits.argmax(dim=1) == labels).float().mean()
         size = len(labels)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("train_accuracy", accuracy, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the enhancer is kept as it is in this epoch."""
+        return self.settings.enhancer_lr == 0 or self.current_epoch < self.settings.frozen
+
+    def on_train_epoch_start(self) -> None:
+        """Batch norm of a frozen enhancer must not follow the batches either."""
+        self.model.enhancer.train(not self.frozen)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Without a gradient the optimiser passes a parameter over, its momentum and decay too."""
+        super().on_before_optimizer_step(optimizer)
+        if self.frozen:
+            for parameter in self.model.enhancer.parameters():
+                parameter.grad = None
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Collect decisions on the validation part."""
@@ -167,7 +201,7 @@ class JointModule(_Training):
     def configure_optimizers(self) -> dict[str, Any]:
         """The enhancer may have a rate of its own."""
         rate = self.settings.lr if self.settings.enhancer_lr is None else self.settings.enhancer_lr
-        enhancer = list(self.model.enhancer.parameters())
+        enhancer = [p for p in (*self.model.enhancer.parameters(), *self.loss.parameters()) if p.requires_grad]
         groups = [{"params": enhancer, "lr": rate}] if enhancer else []
         return self.optimiser([*groups, {"params": self.model.classifier.parameters(), "lr": self.settings.lr}])
 

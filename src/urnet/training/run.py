@@ -55,6 +55,11 @@ class Run:
         return self.folder / "history.csv"
 
     @property
+    def selection_path(self) -> Path:
+        """Which features the SVM uses, where the recipe selects some."""
+        return self.folder / "selection.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints of the joint training; those of the pre-training are in `pretrain/` below."""
         return self.folder / "checkpoints"

@@ -1,0 +1,37 @@
+"""`urnet compare`: trained runs side by side, on the cells that all of them tested."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from urnet.benchmark.collect import entries_of_runs
+from urnet.benchmark.report import write_comparison
+from urnet.errors import RunError
+from urnet.evaluation.evaluate import runs_of
+from urnet.evaluation.scored import Progress
+from urnet.training.run import refuse_existing
+
+
+def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | None = None) -> Path:
+    """Compare runs, or cross-validations, the first of which is the baseline.
+
+    Args:
+        runs: two or more run folders, or folders of cross-validations, over the same cells with the same split.
+        out: new folder for the report, tables and figures.
+        progress: called with what is done and the share of it.
+
+    Returns:
+        The report.
+
+    Raises:
+        RunError: fewer than two runs, other classes, other test cells, or `out` exists.
+    """
+    if len(runs) < 2:
+        raise RunError(f"{len(runs)} run given; a comparison needs two or more")
+    out = Path(out)
+    refuse_existing(out)
+    entries = entries_of_runs([Path(run) for run in runs], progress)
+    table = entries[0].predictions
+    simulated = runs_of(Path(runs[0]))[0].cells().simulated
+    dataset = f"{len(table):,} test cells" + (f"; {simulated}" if simulated else "")
+    write_comparison(out, "compare", entries, dataset=dataset, simulated=simulated)
+    return out / "report.html"

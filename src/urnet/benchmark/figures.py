@@ -1,0 +1,379 @@
+"""The figures of a comparison: the paper's Figs. 1, 3, 4 and 5 over anyone's cells, and what its claims need beside.
+
+They stand over the whole width of a page, 7.2 inches, in the style of `urnet.evaluation.figures`. Rows keep the order
+of the table. Entries without a finished run are left out. Up to 25 entries stay legible, curves up to eight.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from urnet.benchmark.entry import Entry
+from urnet.evaluation.figures import (
+    BLUE,
+    CAM,
+    FAINT,
+    INK,
+    MATRIX,
+    ORANGE,
+    SHADES,
+    cut,
+    group_heads,
+    line_looks,
+    new_figure,
+    shared_limits,
+    show_image,
+    styled,
+    wrap,
+)
+from urnet.evaluation.metrics import interval_groups
+
+WIDE = 7.2  # inches
+ROW = 0.27
+LABEL = 40  # letters of a row's title
+BANDS = 4
+Z = 1.96  # of a 95 % normal interval
+
+
+@styled
+def confusion_figure(entries: Sequence[Entry]) -> Figure:
+    """Confusion matrices of all entries side by side (the paper's Fig. 4a), each row in per cent, with counts.
+
+    With more than four classes the counts have no room, and per cent are written without their sign.
+    """
+    entries = _finished(entries)
+    classes = list(entries[0].metrics["classes"])
+    K, N = len(classes), len(entries)
+    columns = min(N, 2 if N <= 4 else 3) if K > 4 else min(N, 2 if N <= 4 else 3 if N <= 9 else 4)
+    rows = -(-N // columns)
+    edge = min(2.6, (WIDE - 0.8) / columns)
+    figure = new_figure(0.8 + columns * edge, rows * (edge + 0.3) + 0.8)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    size = max(4.5, min(9, 20 * edge / K)) if K > 4 else 9 if edge > 2 else 7
+    for index, axes in enumerate(grid.flat):
+        if index >= N:
+            axes.set_axis_off()
+            continue
+        _matrix(axes, np.asarray(entries[index].metrics["confusion_matrix"]), size)
+        axes.set_title(wrap(entries[index].title, int(9 * edge)), fontsize=9.5 if edge > 2 else 8.5)
+        axes.set_xticks(range(K), [""] * K)
+        axes.set_yticks(range(K), [cut(name, 16) for name in classes] if index % columns == 0 else [""] * K)
+        if index + columns >= N:
+            axes.set_xticks(
+                range(K), [cut(name, 16) for name in classes], rotation=40, ha="right", rotation_mode="anchor"
+            )
+        axes.tick_params(length=0, labelsize=8 if K <= 6 else 6.5)
+    figure.supxlabel("predicted", fontsize=9.5)
+    figure.supylabel("truth", fontsize=9.5)
+    return figure
+
+
+@styled
+def curves_figure(entries: Sequence[Entry]) -> Figure:
+    """Loss and accuracy of joint training, of all entries in one figure (the paper's Figs. 4b and 4c).
+
+    Lines are means over folds and seeds; of up to four entries, bands reach from the least to the greatest.
+    """
+    entries = [entry for entry in _finished(entries) if len(entry.history)]
+    paper = bool(entries) and all(entry.recipe.protocol == "paper" for entry in entries)
+    part = "validation (test part)" if paper else "validation"
+    panels = [
+        [("train_loss", "Loss, training"), ("validation_loss", f"Loss, {part}")],
+        [("train_accuracy", "Accuracy, training"), ("validation_accuracy", f"Accuracy, {part}")],
+    ]
+    lines = -(-len(entries) // 3)
+    figure = new_figure(WIDE, 4.9 + 0.2 * lines)
+    grid = figure.subplots(2, 2, sharex=True, sharey="row")
+    for axes, (column, title) in zip(grid.flat, (panel for row in panels for panel in row), strict=True):
+        axes.grid(True)
+        axes.set_title(title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+        for entry, look in zip(entries, line_looks(len(entries)), strict=True):
+            training = entry.history[entry.history["stage"] == "train"]
+            by_epoch = training.groupby("epoch")[column].agg(["mean", "min", "max"]).dropna()
+            if len(entries) <= BANDS:
+                axes.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], color=look["color"], alpha=0.12,
+                                  linewidth=0)  # fmt: skip
+            every = max(1, len(by_epoch) // 8)
+            axes.plot(
+                by_epoch.index, by_epoch["mean"], markersize=4, markevery=every, label=cut(entry.title, 30), **look
+            )
+    for axes in grid[1]:
+        axes.set_xlabel("epoch")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=3, handlelength=3.2, columnspacing=1.2)
+    return figure
+
+
+@styled
+def class_counts_figure(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
+    """Images of each class before and after augmentation and balancing (the paper's Figs. 1c and 1d).
+
+    Args:
+        before: Rows classes, columns parts (`train`, `test`, …).
+        after: As `before`.
+    """
+    parts, K = list(before.columns), len(before)
+    thick = 0.8 / len(parts)
+    figure = new_figure(WIDE, 1.0 + K * (0.2 + 0.2 * len(parts)))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, counts, title in zip(panels, (before, after), ("Before", "After balancing"), strict=True):
+        for index, part in enumerate(parts):
+            where = np.arange(K) + (index - (len(parts) - 1) / 2) * thick
+            bars = axes.barh(where, counts[part], thick * 0.92, color=SHADES[2 * index % len(SHADES)], label=str(part))
+            axes.bar_label(bars, [f"{count:,.0f}" for count in counts[part]], padding=3, fontsize=9)
+        axes.set_title(title)
+        axes.set_xlabel("images")
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+        axes.set_xlim(0, max(1, counts.to_numpy().max()) * 1.2)
+    panels[0].set_yticks(range(K), [wrap(str(name), 16) for name in before.index])
+    panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(parts), handlelength=1)
+    return figure
+
+
+@styled
+def accuracy_figure(entries: Sequence[Entry], published: Mapping[str, float]) -> Figure:
+    """Accuracy of each entry with its interval and its single runs, beside the paper's figure (after its Fig. 5b).
+
+    Args:
+        entries: The rows.
+        published: The paper's accuracy by an entry's name, a fraction; may lack some or all.
+    """
+    entries = _finished(entries)
+    figure, axes = _rows([entry.title for entry in entries])
+    for y, entry in enumerate(entries):
+        figure_of_merit = entry.metrics["accuracy"]
+        done = entry.runs[entry.runs["status"] == "done"]
+        if len(done) > 1:
+            runs = 100 * done["accuracy"].astype(float)
+            axes.scatter(runs, [y] * len(runs), s=9, color="#9fb0bc", label="single fold or seed", zorder=2)
+        if figure_of_merit["interval"]:
+            low, high = (100 * end for end in figure_of_merit["interval"])
+            axes.plot([low, high], [y, y], color=BLUE, linewidth=2, label="95 % interval", zorder=3)
+        axes.scatter(100 * figure_of_merit["value"], y, s=34, color=BLUE, label="here", zorder=4)
+        if entry.name in published:
+            axes.scatter(100 * published[entry.name], y, s=40, marker="x", color=ORANGE, linewidth=1.8,
+                         label="paper, its own cells", zorder=4)  # fmt: skip
+    axes.set_xlabel("accuracy, %")
+    _legend(figure, axes)
+    return figure
+
+
+@styled
+def gallery_figure(
+    examples: Mapping[str, Sequence[np.ndarray]], raw: Sequence[np.ndarray], labels: Sequence[str]
+) -> Figure:
+    """The same cells, raw and through every enhancer, a row each (the paper's Figs. 3a and 5a).
+
+    Args:
+        examples: M enhanced images by title, each (H, W), (H, W, 1) or (H, W, 3); they may leave [0, 1].
+        raw: M images of the same cells, in [0, 1].
+        labels: M class names; one that repeats its left neighbour's is written once.
+    """
+    return _grid({"raw": raw, **examples}, labels)
+
+
+@styled
+def cam_gallery_figure(
+    examples: Mapping[str, Sequence[np.ndarray]], raw: Sequence[np.ndarray], labels: Sequence[str]
+) -> Figure:
+    """Grad-CAM of the same cells under every entry, over the raw image (the paper's Fig. 3b).
+
+    Args:
+        examples: M maps (H, W) by title, in [0, 1], from `gradcam.grad_cam`.
+        raw: M images, each (H, W), (H, W, 1) or (H, W, 3), in [0, 1].
+        labels: M class names; one that repeats its left neighbour's is written once.
+    """
+    from urnet.evaluation.gradcam import overlay
+
+    rows = {
+        title: [overlay(image, np.asarray(cam, np.float32)) / 255 for image, cam in zip(raw, cams, strict=True)]
+        for title, cams in examples.items()
+    }
+    figure = _grid({"raw": raw, **rows}, labels, below=0.3)
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes((0.5 - 0.8 / width, 0.14 / height, 1.6 / width, 0.08 / height))
+    axes.imshow(np.linspace(0, 1, 256)[None], cmap=CAM, aspect="auto")
+    axes.set_axis_off()
+    for place, text, side in ((0, "no weight ", "right"), (1, " most", "left")):
+        axes.text(place, 0.5, text, ha=side, va="center", fontsize=9, transform=axes.transAxes)
+    return figure
+
+
+@styled
+def cam_share_figure(entries: Sequence[Entry]) -> Figure:
+    """Share of Grad-CAM mass on the cell: mean with interval, quartiles over cells, and what an even map would have.
+
+    Args:
+        entries: Those whose predictions have a column `cam_share` are drawn; `cam_chance` gives the even map's share.
+    """
+    entries = [entry for entry in _finished(entries) if "cam_share" in entry.predictions]
+    figure, axes = _rows([entry.title for entry in entries])
+    for y, entry in enumerate(entries):
+        rows = entry.predictions[entry.predictions["cam_share"].notna()]
+        if not len(rows):
+            continue
+        shares = 100 * rows["cam_share"].to_numpy(float)
+        mean, half = _mean(shares, rows)
+        axes.plot(np.quantile(shares, [0.25, 0.75]), [y, y], color=SHADES[2], linewidth=7, solid_capstyle="butt",
+                  label="half of the cells", zorder=2)  # fmt: skip
+        axes.plot([mean - half, mean + half], [y, y], color=BLUE, linewidth=2, label="95 % interval", zorder=3)
+        axes.scatter(mean, y, s=30, color=BLUE, label="mean", zorder=4)
+        if "cam_chance" in rows:
+            chance = 100 * rows["cam_chance"].astype(float).mean()
+            axes.plot([chance, chance], [y - 0.4, y + 0.4], color=ORANGE, linewidth=2, label="an even map", zorder=3)
+    axes.set_xlabel("Grad-CAM on the cell, %")
+    _legend(figure, axes)
+    return figure
+
+
+@styled
+def differences_figure(differences: pd.DataFrame, titles: Mapping[str, str] | None = None) -> Figure:
+    """Forest plot of paired differences: filled where the simultaneous interval leaves zero out, hollow where not.
+
+    Args:
+        differences: From `urnet.evaluation.paired.paired_differences`.
+        titles: What to print for the names of runs.
+    """
+    titles = titles or {}
+    pairs = list(dict.fromkeys(zip(differences["first"], differences["second"], strict=True)))
+    metrics = list(dict.fromkeys(differences["metric"]))
+    columns = min(3, len(metrics))
+    blocks = -(-len(metrics) // columns)
+    names = [f"{cut(titles.get(b, b), 22)} − {cut(titles.get(a, a), 22)}" for a, b in pairs]
+    figure = new_figure(WIDE, blocks * (0.85 + ROW * len(pairs)) + 0.3)
+    grid = figure.subplots(blocks, columns, squeeze=False, sharey=True)
+    for index, axes in enumerate(grid.flat):
+        if index >= len(metrics):
+            axes.set_axis_off()
+            continue
+        rows = differences[differences["metric"] == metrics[index]].set_index(["first", "second"])
+        for y, pair in enumerate(pairs):
+            if pair in rows.index:
+                _difference(axes, y, rows.loc[pair])
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.grid(True, axis="x")
+        metric = metrics[index].replace("macro_recall", "macro recall").replace("recall_", "recall: ")
+        axes.set_title(wrap(metric, 14), fontsize=9)
+        axes.set_xlabel("points", fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.tick_params(axis="y", length=0)
+    for axes in grid[:, 0]:
+        axes.set_yticks(range(len(pairs)), names, fontsize=7.5)
+    grid[0, 0].set_ylim(len(pairs) - 0.4, -0.6)
+    _legend(figure, *(axes for axes in grid.flat if axes.axison))
+    return figure
+
+
+def _finished(entries: Sequence[Entry]) -> list[Entry]:
+    return [entry for entry in entries if entry.metrics is not None]
+
+
+def _rows(names: Sequence[str]) -> tuple[Figure, Axes]:
+    """Axes with a named row for each entry, the first on top."""
+    figure = new_figure(WIDE, 1.0 + (ROW + 0.02) * len(names))
+    axes = figure.add_subplot()
+    axes.grid(True, axis="x")
+    axes.set_yticks(range(len(names)), [cut(name, LABEL) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
+    return figure, axes
+
+
+def _legend(figure: Figure, *panels: Axes) -> None:
+    """Every mark that occurs, once, above the figure."""
+    found = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    marks = {label: handle for handle, label in reversed(found)}
+    if marks:
+        figure.legend(
+            marks.values(),
+            marks.keys(),
+            loc="outside upper right",
+            ncols=len(marks),
+            handlelength=1.6,
+            columnspacing=1.2,
+        )
+
+
+def _matrix(axes: Axes, matrix: np.ndarray, size: float) -> None:
+    K = len(matrix)
+    support = matrix.sum(axis=1, keepdims=True)
+    percent = np.divide(100 * matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
+    axes.imshow(np.nan_to_num(percent), cmap=MATRIX, vmin=0, vmax=110)
+    for row in range(K):
+        for column in range(K):
+            share, count = percent[row, column], matrix[row, column]
+            text = "–" if np.isnan(share) else f"{share:.0f}" if K > 4 else f"{share:.0f} %\n{count:,}"
+            axes.text(column, row, text, ha="center", va="center", color="white" if share > 60 else INK, fontsize=size,
+                      fontweight="bold" if row == column else "normal")  # fmt: skip
+    axes.set_xticks(np.arange(K + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(K + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _mean(values: np.ndarray, rows: pd.DataFrame) -> tuple[float, float]:
+    """The mean, and half the width of its 95 % interval, allowing for cells of one donor or image being alike.
+
+    The interval is the normal one with a cluster-robust standard error (Cameron and Miller, J. Hum. Resour. 50, 2015,
+    section II).
+    """
+    donors = rows["donor"].tolist() if "donor" in rows else None
+    groups, description = interval_groups(donors, rows["source"].tolist())
+    G, mean = description["groups"], float(values.mean())
+    if G < 2:
+        return mean, 0.0
+    sums = np.bincount(groups, values - mean)
+    return mean, float(Z * np.sqrt(G / (G - 1) * np.sum(sums**2)) / len(values))
+
+
+def _difference(axes: Axes, y: int, row: pd.Series) -> None:
+    if np.isnan(row["difference"]):
+        return
+    counts = not row["chance"]
+    colour, label = (BLUE, "counts") if counts else (FAINT, "could be chance")
+    if not np.isnan(row["low_simultaneous"]):
+        axes.plot([100 * row["low_simultaneous"], 100 * row["high_simultaneous"]], [y, y], color=colour, linewidth=1.8)
+    face = colour if counts else "white"
+    axes.scatter(
+        100 * row["difference"], y, s=26, facecolor=face, edgecolor=colour, linewidth=1.4, label=label, zorder=3
+    )
+
+
+def _grid(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str], below: float = 0.0) -> Figure:
+    """A row of images for each title, the titles on the left, with room `below`; all sizes in inches."""
+    M = len(labels)
+    if not M or any(len(images) != M for images in rows.values()):
+        found = ", ".join(f"{len(images)} {name}" for name, images in rows.items())
+        raise ValueError(f"{found} images for {M} labels: expected the same number, and one at least")
+    left, gap = 1.45, 0.04
+    wide = min(1.1 if len(rows) <= 8 else 0.8, (WIDE - left) / M - gap)
+    tall = wide * max(image.shape[0] / image.shape[1] for images in rows.values() for image in images)
+    limits, feet = {}, []
+    for name, images in rows.items():
+        limits[name], foot = shared_limits(name, images)
+        feet += foot
+    heads = group_heads(labels, M, wide + gap)
+    head = 0.1 + 0.16 * max(text.count("\n") + 1 for text in heads.values())
+    bottom = below + 0.15 * len(feet) + 0.08
+    width, height = max(3.6, left + M * (wide + gap)), head + len(rows) * (tall + gap) + bottom
+    figure = Figure(figsize=(width, height))
+    for index, text in heads.items():
+        figure.text((left + index * (wide + gap)) / width, 1 - (head - 0.04) / height, text, fontsize=9,
+                    fontweight="bold", va="bottom")  # fmt: skip
+    for line, (name, images) in enumerate(rows.items()):
+        y = height - head - line * (tall + gap) - tall
+        figure.text((left - 0.08) / width, (y + tall / 2) / height, wrap(name, 16), ha="right", va="center", fontsize=9)
+        for index, image in enumerate(images):
+            x = left + index * (wide + gap)
+            show_image(figure.add_axes((x / width, y / height, wide / width, tall / height)), image, limits[name])
+    figure.text(0.06 / width, (below + 0.05) / height, "\n".join(feet), fontsize=8, color=FAINT, va="bottom")
+    return figure

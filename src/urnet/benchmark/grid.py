@@ -1,0 +1,235 @@
+"""The grid of a benchmark: its folder, what in it is done, and how the rest is run, alone or through Ray.
+
+OUT/benchmark.json   which cells it is about           OUT/cells.csv      the cells with their folds
+OUT/runs/<recipe>-<digest>/seed<n>-fold<n>/            a run folder a cell of the grid
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from urnet.benchmark.cell import GridCell, run_cell
+from urnet.benchmark.plans import Row
+from urnet.cells.audit import Audit, audit_cells
+from urnet.cells.divide import divide
+from urnet.cells.table import TABLE_NAME, Cells
+from urnet.errors import RunError, UrnetError
+from urnet.files import whole_file
+from urnet.recipe import Recipe
+
+FORMAT = 1
+MANIFEST = "benchmark.json"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A benchmark's folder and the cells that it is about.
+
+    Attributes:
+        folder: the benchmark's --out.
+        cells: undivided.
+        audit: of these cells.
+    """
+
+    folder: Path
+    cells: Cells
+    audit: Audit
+
+    def cell(self, row: Row, seed: int, fold: int) -> GridCell:
+        """The cell of a row, with its folder."""
+        recipe = row.recipe.changed(seed=seed, split={"fold": fold})
+        return GridCell(recipe, self.folder / "runs" / f"{row.name}-{digest(row.recipe)}" / f"seed{seed}-fold{fold}")
+
+    def all_cells(self, rows: Sequence[Row], seeds: int, folds: int) -> list[GridCell]:
+        """Fold by fold, so that every row has some figures early."""
+        return [self.cell(row, seed, fold) for seed in range(seeds) for fold in range(folds) for row in rows]
+
+
+def digest(recipe: Recipe) -> str:
+    """Eight letters that change whenever anything but name, seed and fold does."""
+    data = recipe.model_dump(mode="json")
+    data |= {"name": None, "seed": None, "split": data["split"] | {"fold": None}}
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@contextmanager
+def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Callable[[str, float], None]) -> Iterator[Grid]:
+    """The grid of a folder, begun or gone on with; no other benchmark can have it meanwhile.
+
+    Args:
+        folder: the benchmark's --out.
+        cells: what it is about.
+        recipe: how folds are made.
+        progress: called with what is done and the share of it.
+
+    Raises:
+        RunError: the folder holds something else, another dataset's results, or a benchmark runs in it.
+        CellsError: the cells cannot be divided into these folds; the counts needed are said.
+    """
+    folder = folder.resolve()
+    manifest = folder / MANIFEST
+    if folder.exists() and not manifest.is_file() and any(p.name != ".lock" for p in _listed(folder)):
+        raise RunError(f"{folder}: holds something else than a benchmark; choose another --out")
+    audit = audit_cells(cells, progress=lambda share: progress("audit", share))
+    divided = divide(cells, recipe, audit)
+    for fold in range(recipe.split.folds or 0):  # that validation is possible shows itself before hours of training
+        divide(cells, recipe.changed(split={"fold": fold}), audit)
+    found = {"format": FORMAT, "fingerprint": fingerprint(cells, audit), "cells": int(audit.distinct.sum())}
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            if manifest.is_file():
+                _same_cells(manifest, found)
+            else:
+                divided.write(folder / TABLE_NAME)
+                with whole_file(manifest) as file:
+                    file.write((json.dumps(found, indent=2) + "\n").encode())
+            yield Grid(folder, cells, audit)
+    except Timeout:
+        raise RunError(
+            f"{folder}: another benchmark is running in this folder; wait for it, or choose another --out"
+        ) from None
+
+
+def _listed(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise RunError(f"{folder}: is a file; choose another --out")
+    return list(folder.iterdir())
+
+
+def _same_cells(manifest: Path, found: dict[str, Any]) -> None:
+    try:
+        known = json.loads(manifest.read_text(encoding="utf-8"))
+        newer, other = known["format"] > FORMAT, known["fingerprint"] != found["fingerprint"]
+    except (ValueError, KeyError, TypeError):
+        raise RunError(f"{manifest}: not a benchmark's manifest; restore it or choose another --out") from None
+    if newer:
+        raise RunError(f"{manifest}: written by a newer urnet (format {known['format']}); update urnet")
+    if other:
+        raise RunError(
+            f"{manifest.parent}: holds the results of other cells ({known.get('cells')} cells, here {found['cells']}, "
+            "or other images or labels); choose another --out"
+        )
+
+
+def fingerprint(cells: Cells, audit: Audit) -> str:
+    """What the cells are, whatever their folder is called: pixels, labels and donors."""
+    table = cells.table
+    donors = table["donor"] if "donor" in table else [""] * len(table)
+    rows = sorted(zip(audit.keys, table["label"], donors, strict=True))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def run_alone(grid: Grid, todo: Sequence[GridCell], watcher: Any) -> None:
+    """One cell after the other, in this process."""
+    started = time.monotonic()
+    for done, cell in enumerate(todo):
+        watcher.say(f"[{done + 1}/{len(todo)}] {cell.title}{_left(started, done, len(todo))}")
+        try:
+            run_cell(cell, grid.cells, grid.audit, watcher)
+        except UrnetError as error:
+            _failed(cell, str(error), watcher)
+        except Exception as error:  # one broken cell must not cost the night's grid
+            _failed(cell, f"{type(error).__name__}: {error}", watcher)
+
+
+def run_through_ray(grid: Grid, todo: Sequence[GridCell], jobs: int | None, address: str | None, watcher: Any) -> None:
+    """Every cell a Ray task with its share of CPUs, or of GPUs where there are some.
+
+    Args:
+        grid: the benchmark.
+        todo: cells to run.
+        jobs: how many at once on this machine; on a cluster, one for each GPU, or for each CPU where it has none.
+        address: of a Ray cluster that sees the same files; none for this machine alone.
+
+    Raises:
+        RunError: Ray is not installed, or there is no cluster at the address.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise RunError('--jobs and --ray need Ray; install it with: pip install "urnet[cluster]"') from None
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"--ray {address}: no Ray cluster answers there ({' '.join(str(error).split())[:200]})"
+        ) from None
+    try:
+        have = ray.cluster_resources()
+        cpus = max(1.0, have.get("CPU", 1) / jobs) if jobs else 1.0
+        gpus = (have.get("GPU", 0) / jobs if jobs else 1.0) if have.get("GPU") else 0.0
+        shared = ray.put((grid.cells, grid.audit))
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1)(_ray_cell)
+        waiting = {task.remote(cell, shared, int(cpus)): cell for cell in todo}
+        started, total = time.monotonic(), len(waiting)
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=2.0)
+            for future in ready:
+                cell = waiting.pop(future)
+                try:
+                    if error := ray.get(future):
+                        _failed(cell, error, watcher)
+                except ray.exceptions.RayError as error:
+                    _failed(
+                        cell,
+                        f"its process died ({' '.join(str(error).split())[:200]}); memory may have run out",
+                        watcher,
+                    )
+                done = total - len(waiting)
+                watcher.say(f"[{done}/{total}] {cell.title}: {cell.outcome()['status']}{_left(started, done, total)}")
+            watcher.doing(_running(waiting.values()), 1 - len(waiting) / total)
+    finally:
+        ray.shutdown()
+
+
+def _ray_cell(cell: GridCell, shared: tuple[Cells, Audit], threads: int) -> str:
+    """One cell in a process of its own; what went wrong, or ""."""
+    import torch
+
+    torch.set_num_threads(max(1, threads))
+    try:
+        run_cell(cell, *shared)
+    except UrnetError as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _running(cells: Iterable[GridCell]) -> str:
+    """How many cells are under way, and the epoch of the one that is farthest."""
+    epochs = []
+    for cell in cells:
+        history = cell.folder / "history.csv"
+        if history.is_file():
+            epochs.append((history.read_bytes().count(b"\n") - 1, cell))
+    if not epochs:
+        return "cells"
+    epoch, cell = max(epochs, key=lambda item: item[0])
+    whole = cell.recipe.train.epochs + cell.recipe.pretrain.epochs
+    return f"cells ({len(epochs)} under way, {cell.recipe.name} at epoch {epoch} of {whole})"
+
+
+def _failed(cell: GridCell, error: str, watcher: Any) -> None:
+    cell.fail(error)
+    watcher.say(f"{cell.title} failed: {error}")
+
+
+def _left(started: float, done: int, total: int) -> str:
+    if not done or done == total:
+        return ""
+    minutes = (time.monotonic() - started) / done * (total - done) / 60
+    return f" (about {minutes:.0f} min left)" if minutes >= 1 else " (less than a minute left)"
+
+
+def unfinished(cells: Iterable[GridCell]) -> list[GridCell]:
+    """The cells to run: those that are missing, and those that failed."""
+    return [cell for cell in cells if cell.outcome()["status"] != "done"]

@@ -1,0 +1,192 @@
+"""What each table trains: its rows, and the recipe of each at paper or laptop scale.
+
+Table 2, 3 and 4 are those of Zheng et al., Sensors 2023, 23, 7605; the ablation is what their readers ask.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from urnet.nets import count_parameters, create_enhancer
+from urnet.nets.plain import plain_like
+from urnet.recipe import Recipe, load_recipe
+
+Table = Literal["table2", "table3", "table4", "ablation"]
+Scale = Literal["paper", "laptop"]
+TABLES: tuple[Table, ...] = get_args(Table)
+SCALES: tuple[Scale, ...] = get_args(Scale)
+
+ENHANCERS = {"unet": "UNet", "unetpp": "UNet++", "resunet": "ResUNet"}
+CLASSIFIERS = {
+    "vgg16": "VGG16",
+    "mobilenetv2_100": "MobileNetV2",
+    "densenet121": "DenseNet121",
+    "resnet101": "ResNet101",
+}
+FIXED = {
+    "clahe": "CLAHE",
+    "retinex": "Retinex",
+    "unsharp": "Unsharp masking",
+    "guided": "Guided filter",
+    "homomorphic": "Homomorphic filter",
+    "wavelet": "Wavelet denoising",
+}
+SWITCHES = {
+    "padded": "padded convolutions",
+    "strided": "strided convolutions",
+    "leaky": "LeakyReLU",
+    "skip_conv": "convolution on skips",
+    "attention": "channel attention",
+}
+STEM = {"depth": 18, "fold": 4}
+"""Layers of the plain stem; folded so that its multiply-accumulates stay near UR-Net's."""
+
+LAPTOP_SIZE = 96
+LAPTOP_WIDTH = 8
+FROM_RANDOM: dict[str, Any] = {"epochs": 24, "optimizer": "adamw", "lr": 0.001, "weight_decay": 0.05}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: its key, what is printed, and what is trained."""
+
+    name: str
+    title: str
+    recipe: Recipe
+
+
+def plan(
+    table: Table,
+    *,
+    scale: Scale = "paper",
+    protocol: str = "honest",
+    folds: int = 5,
+    channels: int = 3,
+    paired: bool = False,
+    overrides: Iterable[str] = (),
+) -> list[Row]:
+    """The rows of a table.
+
+    Args:
+        table: which one.
+        scale: `paper` as the recipes stand; `laptop` for 96 px, width 8, and EfficientNet-Lite0 with its packaged
+            weights in place of ResNet101. Classifiers whose weights no package has start from random ones there.
+        protocol: `honest` or `paper`.
+        folds: number of folds.
+        channels: of the cells, 1 or 3.
+        paired: whether the cells have a paired image, which `huang2018` is then trained towards.
+        overrides: changes to every recipe, `key=value`; `pretrain.epochs` changes those that pre-train.
+
+    Raises:
+        RecipeError: an override does not fit.
+    """
+    overrides = list(overrides)
+
+    def row(name: str, title: str, base: str, *, weights_at_hand: bool = True, **changes: Any) -> Row:
+        recipe = load_recipe(base).changed(name=name, **changes)
+        if scale == "laptop":
+            recipe = at_laptop(recipe, weights_at_hand=weights_at_hand)
+        pretrained = bool(recipe.pretrain.epochs)
+        recipe = recipe.overridden(overrides).changed(protocol=protocol, split={"folds": folds, "fold": None})
+        if not pretrained:  # a row without pre-training would be another one with it
+            recipe = recipe.changed(pretrain={"epochs": 0})
+        if recipe.input.channels is None:
+            recipe = recipe.changed(input={"channels": channels})
+        return Row(name, title, recipe)
+
+    net1, net4 = row("net1", "Net1", "net1"), row("net4", "Net4", "net4")
+    match table:
+        case "table2":
+            return [
+                row(
+                    f"{enhancer}-{classifier}",
+                    f"{ENHANCERS[enhancer]} + {CLASSIFIERS[classifier]}",
+                    "net2",
+                    weights_at_hand=False,
+                    enhancer={"name": enhancer},
+                    classifier={"name": classifier},
+                )
+                for enhancer in ENHANCERS
+                for classifier in CLASSIFIERS
+            ]
+        case "table3":
+            return [net1, row("net2", "Net2", "net2"), row("net3", "Net3", "net3"), net4]
+        case "table4":
+            towards = {"pretrain": {"target": "target"}} if paired else {}
+            return [
+                net1,
+                row("jeon2021", "Jeon 2021", "jeon2021", weights_at_hand=False),
+                row("shahzad2022", "Shahzad 2022 (in the style of)", "shahzad2022"),
+                row("huang2018", "Huang 2018", "huang2018", **towards),
+                row("sharma2018", "Sharma 2018", "sharma2018"),
+                *(row(name, title, "net1", enhancer={"name": name}) for name, title in FIXED.items()),
+                net4,
+            ]
+        case "ablation":
+            return [
+                net4,
+                *(
+                    row(f"net4-no-{switch.replace('_', '-')}", f"without {title}", "net4", enhancer={switch: False})
+                    for switch, title in SWITCHES.items()
+                ),
+                row("net3", "without pre-training (Net3)", "net3"),
+                row("net4-residual", "with residual output", "net4", enhancer={"residual": True}),
+                row("net3-residual", "residual output for pre-training", "net3", enhancer={"residual": True}),
+                net1,
+                _stem(net1, net4),
+                Row(
+                    "net1-long",
+                    "Net1, Net4's epochs",
+                    net1.recipe.changed(
+                        name="net1-long",
+                        train={"epochs": net4.recipe.train.epochs + net4.recipe.pretrain.epochs},
+                    ),
+                ),
+            ]
+
+
+def _stem(net1: Row, net4: Row) -> Row:
+    """Net1 behind as many parameters as Net4's enhancer has, in a stack of convolutions without structure."""
+    enhancer, channels = net4.recipe.enhancer, net4.recipe.input.channels or 3
+    parameters = count_parameters(create_enhancer(enhancer.name, channels, **enhancer.options))
+    width = plain_like(channels, parameters, **STEM)
+    recipe = net1.recipe.changed(name="net1-stem", enhancer={"name": "plain", "width": width, **STEM})
+    return Row("net1-stem", "Net1 behind a plain stem", recipe)
+
+
+def at_laptop(recipe: Recipe, *, weights_at_hand: bool = True) -> Recipe:
+    """A paper-scale recipe at the size that two cores can train.
+
+    Args:
+        recipe: what to shrink.
+        weights_at_hand: whether ResNet101 is stood in for by EfficientNet-Lite0, whose weights a package has. Else the
+            classifier stays and starts from random weights, which needs AdamW and more epochs.
+    """
+    small, pretrained = load_recipe("net1-laptop"), load_recipe("net4-laptop")
+    swapped = weights_at_hand and recipe.classifier.name == "resnet101"
+    changes: dict[str, Any] = {
+        "input": {"size": LAPTOP_SIZE, "channels": None},
+        "augment": {"per_class": None},
+        "classifier": small.classifier.model_dump() if swapped else {"pretrained": False},
+        "train": _settings(small.train.model_dump(), FROM_RANDOM if not weights_at_hand else {}, recipe.train),
+    }
+    if recipe.classifier.name == "shahzad2022":
+        changes["classifier"] = {
+            "pretrained": False,
+            "weights": small.classifier.weights,
+            "options": {"backbones": [small.classifier.name], "width": LAPTOP_WIDTH},
+        }
+    if recipe.enhancer.options.get("width") == 64:
+        changes["enhancer"] = {"width": LAPTOP_WIDTH}
+    if recipe.pretrain.epochs:
+        kept = {key: getattr(recipe.pretrain, key) for key in ("target", "loss", "perceptual", "adversarial")}
+        changes["pretrain"] = pretrained.pretrain.model_dump() | kept
+        if recipe.train.enhancer_lr is None:
+            changes["train"]["enhancer_lr"] = pretrained.train.enhancer_lr
+    return recipe.changed(**changes)
+
+
+def _settings(small: dict[str, Any], start: dict[str, Any], paper: Any) -> dict[str, Any]:
+    """The laptop's optimisation, with what belongs to the method itself."""
+    method = {key: getattr(paper, key) for key in ("balance", "enhancer_lr", "frozen", "auxiliary")}
+    return small | start | method

@@ -1,0 +1,227 @@
+"""What a comparison leaves: report.html, results.csv, and each table and figure as a file of its own."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from urnet.benchmark import figures, published, tables
+from urnet.benchmark.entry import Entry
+from urnet.benchmark.render import TableData, to_html, to_latex, to_markdown
+from urnet.evaluation.evaluate import OPTIMISTIC, VERSIONS
+from urnet.evaluation.figures import to_png
+from urnet.evaluation.paired import paired_differences
+from urnet.evaluation.report import environment
+from urnet.files import whole_file
+
+CURVES = 8
+"""More entries than this make no legible curves."""
+
+
+@dataclass
+class Section:
+    """A heading with a text, a table as HTML, and figures as title, caption and PNG."""
+
+    title: str
+    text: str = ""
+    table: str = ""
+    figures: list[tuple[str, str, bytes]] = field(default_factory=list)
+
+
+@dataclass
+class Page:
+    """What the report shows, in order."""
+
+    title: str
+    dataset: str
+    facts: dict[str, str]
+    warnings: list[str]
+    sections: list[Section] = field(default_factory=list)
+
+
+def write_comparison(
+    folder: Path,
+    table: str,
+    entries: Sequence[Entry],
+    *,
+    dataset: str,
+    simulated: str = "",
+    counts: tuple[pd.DataFrame, pd.DataFrame] | None = None,
+    optimistic: Sequence[Entry] = (),
+) -> None:
+    """Write the tables and figures of a comparison; those that an earlier call wrote are replaced.
+
+    Args:
+        folder: gets `report.html`, `results.csv`, `differences.csv`, `tables/*.md`, `tables/*.tex`, `figures/*.png`.
+        table: `table2`, `table3`, `table4`, `ablation` or `compare`.
+        entries: the rows, in order.
+        dataset: what the cells are, in a line.
+        simulated: how the images were simulated; "" for real ones.
+        counts: cells by class (rows) in an epoch before and after balancing.
+        optimistic: the same rows under protocol `paper`, where there are any.
+    """
+    done = [entry for entry in entries if entry.metrics is not None]
+    page = Page(tables.TITLES[table], dataset, _facts(entries), _warnings(entries, simulated))
+    differences = _differences(table, done)
+    titles = {entry.name: entry.title for entry in done}
+    written = tables.table_data(table, entries, differences if len(differences) else None, simulated=simulated)
+    page.sections += [Section(data.title, table=to_html(data)) for data in written.values()]
+    if len(differences):
+        written["differences"] = tables.differences_table(differences, titles, simulated=simulated)
+        page.sections.append(
+            Section(
+                "Differences",
+                "Paired over the same cells. A difference counts where its simultaneous interval leaves zero out; any "
+                "other could be chance.",
+                to_html(written["differences"]),
+                [
+                    (
+                        "Differences with simultaneous intervals",
+                        "",
+                        to_png(figures.differences_figure(differences, titles)),
+                    )
+                ],
+            )
+        )
+    if bought := _optimism(done, optimistic):
+        written["optimism"] = bought
+        page.sections.append(
+            Section(
+                "What the paper's protocol buys",
+                "The same rows and folds, with the epoch chosen on a test part that is augmented and balanced.",
+                to_html(bought),
+            )
+        )
+    if done:
+        page.sections.append(Section("Figures", figures=_figures(table, done, counts)))
+    _write(folder, table, page, written, entries, differences, dataset)
+
+
+def _write(
+    folder: Path,
+    table: str,
+    page: Page,
+    written: dict[str, TableData],
+    entries: Sequence[Entry],
+    differences: pd.DataFrame,
+    dataset: str,
+) -> None:
+    for name, data in written.items():
+        _replace(folder / "tables" / f"{name}.md", to_markdown(data))
+        _replace(folder / "tables" / f"{name}.tex", to_latex(data))
+    for section in page.sections:
+        for title, _, png in section.figures:
+            name = "".join(letter if letter.isalnum() else "-" for letter in title.lower()).strip("-")
+            with whole_file(folder / "figures" / f"{name}.png") as file:
+                file.write(png)
+    csv = tables.results_frame(entries, dataset, table).to_csv(index=False, lineterminator="\n")
+    _replace(folder / "results.csv", csv)
+    if len(differences):
+        _replace(folder / "differences.csv", differences.to_csv(index=False, lineterminator="\n"))
+    _replace(folder / "report.html", environment().get_template("comparison.html.j2").render(page=page))
+
+
+def _replace(path: Path, text: str) -> None:
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8", errors="backslashreplace"))
+
+
+def _facts(entries: Sequence[Entry]) -> dict[str, str]:
+    runs = pd.concat([entry.runs for entry in entries])
+    done = int((runs["status"] == "done").sum())
+    devices = sorted({entry.device for entry in entries} - {""})
+    protocols = sorted({entry.recipe.protocol for entry in entries})
+    return {
+        "Protocol": ", ".join(f"{p} (optimistic)" if p == "paper" else p for p in protocols),
+        "Folds": str(runs["fold"].nunique()),
+        "Seeds": str(runs["seed"].nunique()),
+        "Runs done": f"{done} of {len(runs)}",
+        "Trained on": ", ".join(devices) or "–",
+        "Made with": ", ".join(f"{name} {version(name)}" for name in VERSIONS[:3])
+        + f", Python {platform.python_version()}",
+    }
+
+
+def _warnings(entries: Sequence[Entry], simulated: str) -> list[str]:
+    warnings = []
+    if any(entry.recipe.protocol == "paper" for entry in entries):
+        warnings.append(OPTIMISTIC)
+    if simulated:
+        warnings.append(f"Simulated images ({simulated}): what is shown need not hold for images from a microscope.")
+    runs = pd.concat([entry.runs.assign(name=entry.name) for entry in entries])
+    if failed := int((runs["status"] == "failed").sum()):
+        warnings.append(
+            f"{failed} of {len(runs)} runs failed (results.csv says why); the same command tries them again."
+        )
+    if missing := int((runs["status"] == "missing").sum()):
+        warnings.append(f"{missing} of {len(runs)} runs are still to be trained; the same command goes on with them.")
+    return warnings
+
+
+def _differences(table: str, done: Sequence[Entry]) -> pd.DataFrame:
+    complete = {entry.name: entry for entry in done if entry.complete}
+    pairs = [pair for pair in tables.comparisons(table, list(complete)) if set(pair) <= complete.keys()]
+    if not pairs:
+        return pd.DataFrame()
+    classes = next(iter(complete.values())).metrics["classes"]
+    return paired_differences({name: entry.predictions for name, entry in complete.items()}, pairs, classes)
+
+
+def _optimism(done: Sequence[Entry], optimistic: Sequence[Entry]) -> TableData | None:
+    """Accuracy and macro recall of the same rows under both protocols."""
+    paper = {entry.name: entry for entry in optimistic if entry.metrics is not None}
+    rows = []
+    for honest in done:
+        if honest.name in paper:
+            cells = [honest.title]
+            for key in ("accuracy", "macro_recall"):
+                ours, theirs = honest.metrics[key]["value"], paper[honest.name].metrics[key]["value"]
+                cells += [f"{100 * ours:.1f}", f"{100 * theirs:.1f}", f"{100 * (theirs - ours):+.1f}"]
+            rows.append(cells)
+    if not rows:
+        return None
+    heads = ["", *(f"{name}, {kind}" for name in ("accuracy", "macro recall") for kind in ("honest", "paper", "gain"))]
+    return TableData("What the paper's protocol buys", [heads], rows, ["Per cent, and points gained."])
+
+
+def _figures(
+    table: str, done: Sequence[Entry], counts: tuple[pd.DataFrame, pd.DataFrame] | None
+) -> list[tuple[str, str, bytes]]:
+    drawn: list[tuple[str, str, bytes]] = []
+
+    def add(title: str, caption: str, figure: object) -> None:
+        drawn.append((title, caption, to_png(figure)))
+
+    caption = "Dots with 95 % intervals; the cross is the paper's figure, on its own cells."
+    add("Accuracy", caption, figures.accuracy_figure(done, published.accuracies(table)))
+    add("Confusion matrices", "Rows are true classes; all folds together.", figures.confusion_figure(done))
+    if len(done) <= CURVES:
+        add("Loss and accuracy over the epochs", "Mean over the folds, with their range.", figures.curves_figure(done))
+    if counts is not None:
+        add("Cells by class", "Before and after balancing of the training part.", figures.class_counts_figure(*counts))
+    pictured = [entry for entry in done if entry.examples]
+    if pictured:
+        raw, labels = _pictures(pictured[0].examples["raw"]), list(pictured[0].examples["label"])
+        enhancing = [entry for entry in pictured if entry.recipe.enhancer.name != "none"]
+        seen = {entry.title: _pictures(entry.examples["enhanced"]) for entry in enhancing}
+        if seen:
+            add("The same cells through every enhancer", "", figures.gallery_figure(seen, raw, labels))
+        cams = {entry.title: list(entry.examples["cam"]) for entry in pictured if "cam" in entry.examples}
+        if cams:
+            add("Grad-CAM of the same cells", "", figures.cam_gallery_figure(cams, raw, labels))
+    if all("cam_share" in entry.predictions for entry in done):
+        add(
+            "Share of Grad-CAM on the cell",
+            "The cell is found by its own segmentation; the line is what an even map would have.",
+            figures.cam_share_figure(done),
+        )
+    return drawn
+
+
+def _pictures(images: np.ndarray) -> list[np.ndarray]:
+    """(M, C, S, S) as (S, S) or (S, S, 3) each."""
+    return [np.moveaxis(image, 0, -1) if len(image) == 3 else image[0] for image in images.astype(np.float32)]

@@ -1,0 +1,393 @@
+"""The tables of a comparison: which figures stand in them, and how they are written as Markdown, LaTeX and HTML.
+
+Figures are in per cent with one decimal and their interval, `83.3 (80.1–86.0)`; differences are in points. What is not
+known is a dash, and a run that failed says so in its row.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from urnet.benchmark.entry import Entry
+from urnet.benchmark.published import Published, accuracies, class_key, published
+from urnet.benchmark.render import CHANCE, TableData, line
+
+Kind = Literal["table2", "table3", "table4", "ablation", "compare"]
+
+TITLES: dict[str, str] = {
+    "table2": "Table 2: enhancers and classifiers",
+    "table3": "Table 3: Net1 to Net4",
+    "table4": "Table 4: UR-Net and the work of others",
+    "ablation": "Ablation: what each part of Net4 does",
+    "compare": "Comparison of runs",
+}
+FIGURES = {"recall": "Recall", "precision": "Precision", "f1": "F1 score"}
+COSTS = ["Parameters, M", "GMAC", "Training, s", "Images/s"]
+CONTROLS = ("net1-stem", "net1-long")
+NONE = "–"
+PAPER_NOTE = (
+    "Paper: Zheng et al., Sensors 2023, 23, 7605, on its own three-class cells; there the epoch was chosen on the test "
+    "part, which was augmented and balanced."
+)
+SIMULATED_NOTE = "Simulated images ({}): what is shown need not hold for images from a microscope."
+ONE_TRAINING = (
+    "Each model was trained once, and another training would have given another difference: the intervals leave that "
+    "out, so they are too narrow. Several folds or seeds take it in."
+)
+PROTOCOLS = {
+    "honest": "Protocol honest: the epoch is chosen on a validation part, the test part is untouched.",
+    "paper": "Protocol paper is optimistic: the epoch is chosen on the test part, which is augmented and balanced.",
+}
+
+
+def table_data(
+    table: Kind, entries: Sequence[Entry], differences: pd.DataFrame | None = None, *, simulated: str = ""
+) -> dict[str, TableData]:
+    """What a comparison found.
+
+    Args:
+        table: which comparison; decides what is shown, and whose published figures stand beside.
+        entries: its rows in their order.
+        differences: from `paired_differences` over `comparisons`; fills the differences to the baseline in `ablation`
+            and `compare`.
+        simulated: how the images were simulated; "" for real ones.
+        simulated: how the images were simulated; "" for real ones.
+
+    Returns:
+        Tables by the name of their file: `<table>` with accuracy first, then `<table>-classes` (Tables 3 and 4) or
+        `<table>-cost` (`ablation` and `compare`; the others have their costs beside the accuracy).
+    """
+    if table == "table2":
+        built = {table: _overview(table, entries)}
+    elif table in ("table3", "table4"):
+        built = {table: _overview(table, entries), f"{table}-classes": _by_class(table, entries)}
+    else:
+        built = {table: _against_baseline(table, entries, differences), f"{table}-cost": _costs(table, entries)}
+    for data in built.values() if simulated else []:
+        data.notes.append(SIMULATED_NOTE.format(simulated))
+    return built
+
+
+def comparisons(table: Kind, names: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs to compare, (first, second): differences are second minus first.
+
+    Args:
+        table: `table2` compares neighbours in its grid, one network exchanged at a time. `table4` compares all to Net1,
+            and Net4 to all. `ablation` compares all to Net4, and the controls to Net1 as well. The others compare all
+            to the first row, and each to the next.
+        names: keys of the rows that are there.
+    """
+    if table == "table2":
+        grid = {name: name.partition("-")[::2] for name in names}
+        pairs = []
+        for k in (1, 0):  # down a column of the grid, then along a row
+            for part in dict.fromkeys(key[k] for key in grid.values()):
+                pairs += pairwise(name for name in names if grid[name][k] == part)
+    elif table == "table4":
+        pairs = [("net1", name) for name in names] + [(name, "net4") for name in names]
+    elif table == "ablation":
+        pairs = [("net4", name) for name in names] + [("net1", name) for name in names if name in CONTROLS]
+    else:
+        pairs = [(names[0], name) for name in names] + list(pairwise(names))
+    return [(a, b) for a, b in dict.fromkeys(pairs) if a != b and a in names and b in names]
+
+
+def differences_table(
+    differences: pd.DataFrame,
+    titles: Mapping[str, str] | None = None,
+    metrics: Sequence[str] | None = None,
+    *,
+    simulated: str = "",
+) -> TableData:
+    """What `paired_differences` found, in points, a group of rows a metric.
+
+    Args:
+        differences: from `paired_differences`.
+        titles: what to print for the names of runs.
+        metrics: those to show; all when not given.
+        simulated: how the images were simulated; "" for real ones.
+    """
+    titles = titles or {}
+    rows: list[list[str]] = []
+    for metric, group in differences.groupby("metric", sort=False):
+        if metrics is not None and metric not in metrics:
+            continue
+        rows.append([_metric_title(str(metric))])
+        for row in group.to_dict("records"):
+            name = f"{titles.get(row['second'], row['second'])} against {titles.get(row['first'], row['first'])}"
+            verdict = "could be chance" if row["chance"] else ("higher" if row["difference"] > 0 else "lower")
+            interval = _ends(row["low_simultaneous"], row["high_simultaneous"])
+            p = NONE if math.isnan(row["p_holm"]) else f"{row['p_holm']:.3f}"
+            rows.append([name, _points(row["difference"]), interval, p, verdict])
+    notes = []
+    if len(differences):
+        pairs = len(differences[["first", "second"]].drop_duplicates())
+        counts = ", ".join(_range(differences[what], what) for what in ("cells", "folds", "seeds"))
+        drawn = " or ".join(dict.fromkeys(differences["resampled"]))
+        notes = [
+            f"Paired on the same cells ({counts}); {drawn} drawn with replacement.",
+            f"Corrected for {pairs} comparison{'s' * (pairs > 1)}, per metric: the intervals hold for all at once "
+            "(Bonferroni), p is adjusted by Holm's method. A difference whose interval holds zero could be chance.",
+        ]
+        if ((differences["folds"] == 1) & (differences["seeds"] == 1)).any():
+            notes.append(ONE_TRAINING)
+    if simulated:
+        notes.append(SIMULATED_NOTE.format(simulated))
+    header = ["Difference", "Points", "Simultaneous interval", "p (Holm)", "Verdict"]
+    return TableData("Paired differences", [header], rows, notes)
+
+
+def results_frame(entries: Sequence[Entry], dataset: str, table: str) -> pd.DataFrame:
+    """What `results.csv` holds: a row a run, with what is not known left empty.
+
+    Args:
+        entries: rows of the comparison.
+        dataset: name of the cells.
+        table: the comparison.
+
+    Returns:
+        `dataset, table, recipe, seed, fold, accuracy, macro_recall`, `recall_`, `precision_` and `f1_` of each class,
+        `parameters, gmac, train_seconds, images_per_second, epoch, protocol, status, error`; shares as fractions.
+    """
+    classes = list(dict.fromkeys(name for entry in entries if entry.metrics for name in entry.metrics["classes"]))
+    rows = []
+    for entry in entries:
+        for run in entry.runs.to_dict("records"):
+            cells = _of_run(entry.predictions, run)
+            figures = {name: _class_figures(cells, name) for name in classes}
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "table": table,
+                    "recipe": entry.name,
+                    "seed": run["seed"],
+                    "fold": run["fold"],
+                    "accuracy": run.get("accuracy"),
+                    "macro_recall": run.get("macro_recall"),
+                    **{f"{figure}_{name}": figures[name][figure] for figure in FIGURES for name in classes},
+                    "parameters": entry.parameters or None,
+                    "gmac": entry.macs / 1e9 or None,
+                    "train_seconds": run.get("train_seconds"),
+                    "images_per_second": run.get("images_per_second"),
+                    "epoch": run.get("epoch"),
+                    "protocol": entry.recipe.protocol,
+                    "status": run["status"],
+                    "error": run.get("error"),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _of_run(predictions: pd.DataFrame, run: Mapping[str, Any]) -> pd.DataFrame:
+    """The cells that one run tested."""
+    if predictions.empty:
+        return predictions
+    mine = predictions["seed"] == run["seed"]
+    return predictions[mine & (predictions["fold"] == run["fold"])]
+
+
+def _class_figures(cells: pd.DataFrame, name: str) -> dict[str, float]:
+    """Recall, precision and F1 by the conventions of `urnet.evaluation.metrics`."""
+    if cells.empty or not (true := int((cells["label"] == name).sum())):
+        return dict.fromkeys(FIGURES, np.nan)
+    called = cells["predicted"] == name
+    right = int((called & (cells["label"] == name)).sum())
+    return {
+        "recall": right / true,
+        "precision": right / max(1, int(called.sum())),
+        "f1": 2 * right / (true + int(called.sum())),
+    }
+
+
+def _overview(table: Kind, entries: Sequence[Entry]) -> TableData:
+    """Accuracy and macro recall beside what they cost."""
+    paper = accuracies(table)
+    beside = any(entry.name in paper for entry in entries)
+    header = [*_first_columns(entries), "Accuracy, %", *["Paper, %"] * beside, "Macro recall, %", *COSTS]
+    rows = []
+    for entry, first in _rows(entries):
+        if entry.metrics is None:
+            rows.append(first)
+            continue
+        theirs = [_percent(paper.get(entry.name))] * beside
+        ours = [_figure(entry.metrics[metric]) for metric in ("accuracy", "macro_recall")]
+        rows.append([*first, ours[0], *theirs, ours[1], *_cost(entry)])
+    return TableData(TITLES[table], [header], rows, _notes(entries) + _cost_notes(entries) + [PAPER_NOTE] * beside)
+
+
+def _by_class(table: Kind, entries: Sequence[Entry]) -> TableData:
+    """Recall, precision and F1 of each class and on average, the paper's beside them where the classes are its own."""
+    done = [entry for entry in entries if entry.metrics is not None]
+    classes = done[0].metrics["classes"] if done and done[0].metrics else []
+    paper = {entry.name: published(table, entry.name, tuple(classes)) for entry in entries}
+    beside = any(paper.values())
+    first, names = _first_columns(entries), (*classes, "Average")
+    if beside:
+        upper = [*[""] * len(first), *(text for name in names for text in (name, ""))]
+        header = [upper, [*first, *["ours, %", "paper, %"] * len(names)]]
+    else:
+        header = [[*first, *(f"{name}, %" for name in names)]]
+    rows: list[list[str]] = []
+    for figure, title in FIGURES.items():
+        rows.append([title])
+        for entry, cells in _rows(entries):
+            metrics, theirs = entry.metrics, paper[entry.name]
+            if metrics is None:
+                rows.append([cells[0], cells[1].split(":")[0]])
+                continue
+            ours = [metrics["per_class"][name][figure] for name in classes] + [metrics[f"macro_{figure}"]]
+            known = [_published(theirs, figure, name) for name in (*classes, None)]
+            for our, their in zip(ours, known, strict=True):
+                cells += [_figure(our), *[_percent(their)] * beside]
+            rows.append(cells)
+    title = f"{TITLES[table]} (by class)"
+    return TableData(title, header, rows, _notes(entries) + [PAPER_NOTE] * beside)
+
+
+def _published(theirs: Published | None, figure: str, name: str | None) -> float | None:
+    """The paper's figure of a class by our name for it, or the average."""
+    if theirs is None:
+        return None
+    return getattr(theirs, f"macro_{figure}") if name is None else getattr(theirs, figure)[class_key(name)]
+
+
+def _against_baseline(table: Kind, entries: Sequence[Entry], differences: pd.DataFrame | None) -> TableData:
+    """Accuracy, macro recall and recall of the rarest class, each with its difference to the baseline."""
+    baseline = next((entry for entry in entries if table == "ablation" and entry.name == "net4"), entries[0])
+    known = [] if differences is None else differences[differences["first"] == baseline.name].to_dict("records")
+    found = {(row["second"], row["metric"]): row for row in known}
+    done = [entry.metrics for entry in entries if entry.metrics]
+    support = {name: row["support"] for name, row in done[0]["per_class"].items() if row["support"]} if done else {}
+    rarest = min(support, key=lambda name: support[name], default=None)
+    metrics = ["accuracy", "macro_recall", *([f"recall_{rarest}"] if rarest else [])]
+
+    first = _first_columns(entries)
+    if found:
+        upper = [*[""] * len(first), *(text for metric in metrics for text in (_metric_title(metric), ""))]
+        header = [upper, [*first, *["%", f"to {baseline.title}, points"] * len(metrics)]]
+    else:
+        header = [[*first, *(f"{_metric_title(metric)}, %" for metric in metrics)]]
+    rows = []
+    for entry, cells in _rows(entries):
+        if entry.metrics is not None:
+            for metric in metrics:
+                ours = entry.metrics.get(metric) or entry.metrics["per_class"][rarest]["recall"]
+                difference = _difference(found.get((entry.name, metric)))
+                cells += [_figure(ours), difference] if found else [_figure(ours)]
+        rows.append(cells)
+    notes = _notes(entries)
+    if found:
+        notes.append(
+            f"Differences to {baseline.title} with intervals that hold for all comparisons at once; {CHANCE} could be "
+            "chance: the interval holds zero."
+        )
+    if rarest is not None:
+        notes.append(f"{rarest} is the rarest class.")
+    return TableData(TITLES[table], header, rows, notes)
+
+
+def _costs(table: Kind, entries: Sequence[Entry]) -> TableData:
+    """Size and speed of each model."""
+    rows = [[entry.title, *_cost(entry)] for entry in entries]
+    return TableData(f"{TITLES[table]} (cost)", [["Model", *COSTS]], rows, _cost_notes(entries))
+
+
+def _cost(entry: Entry) -> list[str]:
+    times = [
+        entry.mean(column) if column in entry.runs else math.nan for column in ("train_seconds", "images_per_second")
+    ]
+    sizes = [entry.parameters / 1e6 or math.nan, entry.macs / 1e9 or math.nan]  # unknown while no run is done
+    return [*(_short(size) for size in sizes), *(_short(time, 0) for time in times)]
+
+
+def _first_columns(entries: Sequence[Entry]) -> list[str]:
+    return ["Model"] if all(entry.complete or entry.metrics is None for entry in entries) else ["Model", "Runs"]
+
+
+def _rows(entries: Sequence[Entry]) -> list[tuple[Entry, list[str]]]:
+    """Each entry with the first cells of its row, which are all of it where no run is done."""
+    counted = len(_first_columns(entries)) > 1
+    rows = []
+    for entry in entries:
+        status = entry.runs["status"]
+        if entry.metrics is not None:
+            rows.append((entry, [entry.title, *[f"{(status == 'done').sum()} of {len(status)}"] * counted]))
+        elif (status == "failed").any():
+            rows.append((entry, [entry.title, f"failed: {line(entry.runs['error'][status == 'failed'].iloc[0])}"]))
+        else:
+            rows.append((entry, [entry.title, "not run yet"]))
+    return rows
+
+
+def _notes(entries: Sequence[Entry]) -> list[str]:
+    """What the figures rest on, what failed, and under which protocol."""
+    notes = [PROTOCOLS[protocol] for protocol in dict.fromkeys(entry.recipe.protocol for entry in entries)]
+    described = [entry for entry in entries if entry.metrics and "intervals" in entry.metrics]
+    if described and described[0].metrics:
+        runs, intervals = described[0].runs, described[0].metrics["intervals"]
+        pooled = " and ".join(f"{n} {what}{'s' * (n > 1)}" for what in ("fold", "seed") for n in [runs[what].nunique()])
+        level = f"{100 * intervals['level']:g}"
+        notes.append(f"In brackets: {level} % intervals over {pooled} together. {intervals['note']}")
+    for entry in entries:
+        for run in entry.runs[entry.runs["status"] == "failed"].to_dict("records") if entry.metrics else []:
+            notes.append(
+                f"{entry.title}, seed {run['seed']}, fold {run['fold']} failed: {line(run['error'])}".rstrip(".") + "."
+            )
+    return notes
+
+
+def _cost_notes(entries: Sequence[Entry]) -> list[str]:
+    devices = ", ".join(dict.fromkeys(entry.device for entry in entries if entry.device))
+    note = f"Training seconds are the mean of a run, images per second those of inference, on {devices}."
+    return [note] if devices else []
+
+
+def _figure(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None or figure["interval"] is None:
+        return _percent(figure["value"])
+    low, high = (f"{100 * end:.1f}" for end in figure["interval"])
+    return f"{_percent(figure['value'])} ({low}–{high})"
+
+
+def _percent(share: float | None) -> str:
+    return NONE if share is None or math.isnan(share) else f"{100 * share:.1f}"
+
+
+def _points(share: float) -> str:
+    """A signed difference in points; what rounds to zero has no sign."""
+    if math.isnan(share):
+        return NONE
+    text = f"{100 * share:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def _ends(low: float, high: float) -> str:
+    return NONE if math.isnan(low) else f"{_points(low)} to {_points(high)}"
+
+
+def _difference(row: Mapping[str, Any] | None) -> str:
+    if row is None or math.isnan(row["difference"]):
+        return NONE
+    interval = _ends(row["low_simultaneous"], row["high_simultaneous"])
+    return _points(row["difference"]) + (f" ({interval})" if interval != NONE else "") + CHANCE * bool(row["chance"])
+
+
+def _short(number: float, decimals: int = 1) -> str:
+    """Three digits or so: 0.42, 78.6, 1,204."""
+    if math.isnan(number):
+        return NONE
+    return f"{number:,.{decimals}f}" if number >= 10 else f"{number:.{decimals + 1}f}"
+
+
+def _range(counts: pd.Series, what: str) -> str:
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low:,} {what if low != 1 else what[:-1]}" if low == high else f"{low:,} to {high:,} {what}"
+
+
+def _metric_title(metric: str) -> str:
+    known = {"accuracy": "Accuracy", "macro_recall": "Macro recall"}
+    return known.get(metric) or f"Recall of {metric.removeprefix('recall_')}"

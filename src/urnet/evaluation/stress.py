@@ -1,0 +1,328 @@
+"""How recall falls as the imaging gets worse: defocus, blur, noise, gain and uneven illumination.
+
+That is the limitation which Zheng et al. (Sensors 2023, 23, 7605, section 4) name of their own work: another microscope
+takes other images. Here the images of the test cells are made worse step by step, and every run sees the same ones.
+
+All is done to raw counts at the network's size, which are then rounded and clipped to the camera's range. Lengths are
+stated for a crop of 128 px and scaled with the crop, as in `urnet.images.optics`; so is noise, which stays the same for
+an area of the specimen. Five perturbations:
+
+- defocus: Fresnel propagation of the recorded amplitude √I by a defocus of the unit of `Imaging.defocus`, px². The
+  phase of the light is not recorded and taken as flat, so this is the part of the change that the image itself
+  determines (a transfer of cos(z·k²/2)); either direction gives the same.
+- blur: Gaussian point spread, standard deviation in px.
+- noise: Gaussian, standard deviation as a share of the range that the first run scales to [0, 1].
+- gain: counts times 1 + severity, as from another lamp or exposure.
+- ramp: illumination that changes by this share over the image, in a direction drawn for each cell.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import fft
+from scipy.ndimage import gaussian_filter
+
+from urnet.cells.table import PARTS, read_cells
+from urnet.errors import CellsError, RunError, UrnetError
+from urnet.evaluation.evaluate import OPTIMISTIC, named, runs_of
+from urnet.evaluation.figures import stress_figure, to_png
+from urnet.evaluation.metrics import interval_groups, score
+from urnet.evaluation.report import environment
+from urnet.evaluation.scored import BATCH, Progress, Scored, other_cells, own_part
+from urnet.images.optics import BACKGROUND, REFERENCE, Imaging, brightfield
+from urnet.training.run import Run, refuse_existing, refuse_within
+
+REPLICATES = 500
+SEED = 0
+FORWARD = 16
+"""Images through the networks at a time; on the CPU, larger batches spend half their time on fetching memory."""
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """One way in which images get worse.
+
+    Attributes:
+        title: what figures and tables call it.
+        unit: of its severities.
+        severities: steps, in order; 0 is the image as it was taken.
+        apply: takes counts (B, C, S, S) float32, the severity, a random stream for each image, and the span of counts
+            that is scaled to [0, 1]; gives counts of the same shape.
+    """
+
+    title: str
+    unit: str
+    severities: tuple[float, ...]
+    apply: Callable[[np.ndarray, float, list[np.random.Generator], float], np.ndarray]
+
+
+def _defocus(counts: np.ndarray, z: float, rngs: list[np.random.Generator], span: float) -> np.ndarray:
+    S = counts.shape[-1]
+    edge = S // 4  # reflected, so that what leaves on one side does not come back on the other
+    black = min(0.0, float(counts.min()))
+    amplitude = np.sqrt(np.pad(counts - black, ((0, 0), (0, 0), (edge, edge), (edge, edge)), mode="symmetric"))
+    k = 2 * np.pi * fft.fftfreq(S + 2 * edge)
+    phase = 0.5 * z * (S / REFERENCE) ** 2 * (k[:, None] ** 2 + k**2)
+    wave = fft.ifft2(fft.fft2(amplitude) * np.exp(-1j * phase).astype(np.complex64))
+    return (np.abs(wave) ** 2 + black)[..., edge : edge + S, edge : edge + S]
+
+
+def _blur(counts: np.ndarray, sigma: float, rngs: list[np.random.Generator], span: float) -> np.ndarray:
+    return gaussian_filter(counts, sigma * counts.shape[-1] / REFERENCE, axes=(2, 3), mode="nearest")
+
+
+def _noise(counts: np.ndarray, sigma: float, rngs: list[np.random.Generator], span: float) -> np.ndarray:
+    drawn = np.stack([rng.standard_normal(counts.shape[1:], dtype=np.float32) for rng in rngs])
+    return counts + np.float32(sigma * span * counts.shape[-1] / REFERENCE) * drawn
+
+
+def _gain(counts: np.ndarray, change: float, rngs: list[np.random.Generator], span: float) -> np.ndarray:
+    return counts * np.float32(1 + change)
+
+
+def _ramp(counts: np.ndarray, share: float, rngs: list[np.random.Generator], span: float) -> np.ndarray:
+    nothing = np.zeros(counts.shape[-2:], np.float32)
+    conditions = [Imaging(ramp=share, angle=float(rng.uniform(0, 2 * np.pi))) for rng in rngs]
+    lit = [brightfield(nothing, nothing, one, rng) / BACKGROUND for one, rng in zip(conditions, rngs, strict=True)]
+    return counts * np.stack(lit)[:, None]
+
+
+PERTURBATIONS = {
+    "defocus": Perturbation("Defocus", "px² of a 128 px crop", (0, 0.5, 1, 2, 4, 8), _defocus),
+    "blur": Perturbation("Blur", "px of a 128 px crop", (0, 0.5, 1, 1.5, 2, 3), _blur),
+    "noise": Perturbation("Noise", "share of the scaled range", (0, 0.01, 0.02, 0.04, 0.08, 0.16), _noise),
+    "gain": Perturbation("Gain", "change of the counts", (-0.3, -0.2, -0.1, 0, 0.1, 0.2, 0.3), _gain),
+    "ramp": Perturbation("Illumination ramp", "share over the image", (0, 0.1, 0.2, 0.3, 0.45, 0.6), _ramp),
+}
+
+
+@dataclass(frozen=True)
+class Stress:
+    """What a stress test found and where it is.
+
+    Attributes:
+        folder: holds `stress.csv`, `donors.csv` where donors are known, `figures/`, `report.html`.
+        table: a row a run, perturbation and severity: `run, perturbation, severity, unit, cells, resampled`, then
+            `accuracy`, `macro_recall` and `recall_<class>`, each followed by the ends of its 95 % interval, `…_low` and
+            `…_high`, from drawing donors or source images (`resampled`) with replacement.
+        donors: a row a run and donor, of the images as they were taken: `run, donor, cells`, `accuracy`,
+            `macro_recall`, `recall_<class>`; empty where no donor is known.
+        warnings: what the reader should know.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    donors: pd.DataFrame
+    warnings: list[str]
+
+    @property
+    def report(self) -> Path:
+        """The page to open."""
+        return self.folder / "report.html"
+
+
+def perturb(images: np.ndarray, name: str, severity: float, span: float) -> np.ndarray:
+    """Images as they would be under worse conditions; an image always meets the same noise and the same direction.
+
+    Args:
+        images: (N, C, S, S) raw counts.
+        name: of `PERTURBATIONS`.
+        severity: in its unit; 0 changes nothing.
+        span: counts between what the network sees as 0 and as 1.
+
+    Returns:
+        (N, C, S, S) of the same depth; whole counts are rounded and clipped to it.
+    """
+    if severity == 0:
+        return images
+    rngs = [np.random.default_rng((SEED, zlib.crc32(np.ascontiguousarray(image)))) for image in images]
+    worse = PERTURBATIONS[name].apply(images.astype(np.float32), severity, rngs, span)
+    if images.dtype.kind == "f":
+        return worse.astype(images.dtype)
+    limits = np.iinfo(images.dtype)
+    return np.clip(np.rint(worse), limits.min, limits.max).astype(images.dtype)
+
+
+def stress(
+    runs: Sequence[Path | str],
+    cells: Path | str,
+    out: Path | str,
+    *,
+    split: str = "test",
+    progress: Progress | None = None,
+) -> Stress:
+    """Measure recall against each perturbation for every run.
+
+    Args:
+        runs: run folders, or folders of cross-validations, whose folds' test parts are pooled.
+        cells: a table or folder. A run that was trained on it is tested on its own part of it; any other on all of it,
+            or on the part where it has a split column.
+        out: new folder for the results.
+        split: the part to test on.
+        progress: called with what is done and the share of it.
+
+    Raises:
+        RunError: a folder is no finished run, a run is named twice, runs know different classes, or `out` exists.
+        CellsError: nothing in the part.
+        ImageError: a cell cannot be read.
+    """
+    folders, cells, out = [Path(run) for run in runs], Path(cells), Path(out)
+    if split not in PARTS:
+        raise CellsError(f"split is {split!r}; it must be one of {', '.join(PARTS)}")
+    refuse_existing(out)
+    refuse_within(out, cells)
+    warnings: list[str] = []
+    tested: dict[str, list[Scored]] = {}
+    for name, folder in named(folders).items():
+        tested[name], notes = _scored(folder, cells, split, out, progress)
+        warnings += [f"{name}: {note}" for note in notes]
+    first = next(iter(tested.values()))[0]
+    classes, scaling = first.model.classes, first.model.config.scaling
+    for folder, parts in zip(folders, tested.values(), strict=True):
+        if parts[0].model.classes != classes:
+            raise RunError(
+                f"{folder}: knows the classes {', '.join(parts[0].model.classes)}, {folders[0]} the classes "
+                f"{', '.join(classes)}; compare runs of one task"
+            )
+    tables = {name: pd.concat([one.cells.table for one in parts], ignore_index=True) for name, parts in tested.items()}
+    rows: list[dict[str, Any]] = []
+    donors: list[dict[str, Any]] = []
+    for index, (name, parts) in enumerate(tested.items()):
+
+        def done(share: float, index: int = index) -> None:
+            if progress is not None:
+                progress("stress", (index + share) / len(folders))
+
+        rows += [{"run": name, **row} for row in _curves(parts, tables[name], scaling.high - scaling.low, done)]
+        donors += [{"run": name, **row} for row in _by_donor(parts, tables[name])]
+    result = Stress(out, pd.DataFrame(rows), pd.DataFrame(donors), [*warnings, *_unlike(tables)])
+    dataset = cells.resolve().name + (f", {split} part" if first.cells.has_split else "")
+    _write(result, classes, dataset, first.cells.simulated)
+    return result
+
+
+def _scored(
+    folder: Path, cells: Path, split: str, out: Path, progress: Progress | None
+) -> tuple[list[Scored], list[str]]:
+    """A run's test cells, a part for each fold, and what the reader should know."""
+    runs = runs_of(folder, split)
+    notes = [OPTIMISTIC] if runs[0].recipe().protocol == "paper" else []
+    if _trained_on(runs[0], cells):
+        return [own_part(run, split, progress) for run in runs], notes
+    run = Run.open(folder)  # which refuses a cross-validation: its folds would count every cell several times
+    scored, _, more = other_cells(run, cells, split, out, progress)
+    return [scored], [*notes, *more]
+
+
+def _trained_on(run: Run, cells: Path) -> bool:
+    """Whether these cells are the run's own."""
+    if cells.resolve() in (run.cells_path.resolve(), run.folder.resolve()):
+        return True
+    recipe = run.recipe()
+    given = read_cells(cells, tile=recipe.tile, image=recipe.image, target=recipe.target, classes=recipe.classes)
+    try:
+        return run.has_cells(given)
+    except UrnetError:  # its own are not where they were, so that these are others
+        return False
+
+
+def _curves(
+    scored: list[Scored], table: pd.DataFrame, span: float, done: Callable[[float], None]
+) -> list[dict[str, Any]]:
+    """A row a perturbation and severity, over all folds together."""
+    truth = np.concatenate([one.truth for one in scored])
+    donors = table["donor"].tolist() if "donor" in table else None
+    groups, drawn = interval_groups(donors, table["source"].tolist())
+    classes = scored[0].model.classes
+    steps = [(name, severity) for name, kind in PERTURBATIONS.items() for severity in kind.severities]
+    rows = []
+    for index, (name, severity) in enumerate(steps):
+        probabilities = np.concatenate([_probabilities(one, name, severity, span) for one in scored])
+        metrics = score(truth, probabilities, list(classes), groups, replicates=REPLICATES)
+        row = {"perturbation": name, "severity": severity, "unit": PERTURBATIONS[name].unit, "cells": len(truth)}
+        row["resampled"] = drawn["unit"]
+        figures = {"accuracy": metrics["accuracy"], "macro_recall": metrics["macro_recall"]}
+        figures |= {f"recall_{label}": metrics["per_class"][label]["recall"] for label in classes}
+        for key, figure in figures.items():
+            row[key] = figure["value"]
+            row[f"{key}_low"], row[f"{key}_high"] = figure["interval"] or (None, None)
+        rows.append(row)
+        done((index + 1) / len(steps))
+    return rows
+
+
+def _probabilities(one: Scored, name: str, severity: float, span: float) -> np.ndarray:
+    if severity == 0:
+        return one.probabilities
+    batches = []
+    for start in range(0, len(one.images), BATCH):
+        worse = perturb(one.images[start : start + BATCH], name, severity, span)
+        inputs = one.model.config.scaling.apply(worse)
+        batches += [probabilities for probabilities, _ in one.model.forward(inputs, FORWARD)]
+    return np.concatenate(batches)
+
+
+def _by_donor(scored: list[Scored], table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row a donor, of the images as they were taken; a class that a donor lacks is left out of its mean."""
+    if "donor" not in table or not (table["donor"] != "").any():
+        return []
+    truth = np.concatenate([one.truth for one in scored])
+    right = np.concatenate([one.probabilities.argmax(axis=1) for one in scored]) == truth
+    rows = []
+    for donor, members in table.groupby("donor").indices.items():
+        hits, labels = right[members], truth[members]
+        recalls = {
+            f"recall_{label}": float(hits[labels == k].mean()) if (labels == k).any() else np.nan
+            for k, label in enumerate(scored[0].model.classes)
+        }
+        means = {"accuracy": float(hits.mean()), "macro_recall": float(np.nanmean(list(recalls.values())))}
+        rows.append({"donor": donor or "not known", "cells": len(members), **means, **recalls})
+    return rows
+
+
+def _unlike(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """A warning where not all runs were tested on the same cells."""
+    sets = {name: sorted(table["source"]) for name, table in tables.items()}
+    first = next(iter(sets.values()))
+    if all(one == first for one in sets.values()):
+        return []
+    counts = ", ".join(f"{name} {len(sources):,}" for name, sources in sets.items())
+    return [f"The runs were not tested on the same cells ({counts}), so a difference between curves may be the cells'."]
+
+
+def _write(result: Stress, classes: Sequence[str], dataset: str, simulated: str) -> None:
+    pictures = [("macro_recall", "Macro recall", "macro_recall"), ("accuracy", "Accuracy", "accuracy")]
+    pictures += [(f"recall_{k}", f"Recall: {label}", f"recall_{label}") for k, label in enumerate(classes, 1)]
+    panels = {name: (f"{kind.title} ({kind.unit})", kind.severities) for name, kind in PERTURBATIONS.items()}
+    drawn = [(file, title, to_png(stress_figure(result.table, key, panels))) for file, title, key in pictures]
+    template = environment().get_template("stress.html.j2")
+    page = template.render(
+        dataset=dataset,
+        simulated=simulated,
+        warnings=result.warnings,
+        rows=_records(result.table),
+        donors=_records(result.donors),
+        classes=classes,
+        perturbations=PERTURBATIONS,
+        runs=list(dict.fromkeys(result.table["run"])),
+        figures=[(title, png) for _, title, png in drawn],
+        replicates=REPLICATES,
+    )
+    (result.folder / "figures").mkdir(parents=True, exist_ok=True)
+    for file, _, png in drawn:
+        (result.folder / "figures" / f"{file}.png").write_bytes(png)
+    for name, table in (("stress", result.table), ("donors", result.donors)):
+        if len(table):
+            path = result.folder / f"{name}.csv"
+            table.to_csv(path, index=False, float_format="%.6g", encoding="utf-8", lineterminator="\n")
+    (result.folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows, with None where a figure is undefined."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")

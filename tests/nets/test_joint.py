@@ -1,0 +1,70 @@
+"""What the joint model does beyond enhancer after classifier: raw image beside, several views."""
+
+import pytest
+import torch
+from torch import nn
+
+from urnet.errors import RecipeError
+from urnet.nets import build_joint
+from urnet.nets.joint import JointModel
+
+X = torch.rand(3, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+
+
+class Views(nn.Module):
+    """The image, and the image upside down."""
+
+    def views(self, x):
+        return torch.stack([x, x.flip(-2)], dim=1)
+
+    def view_weights(self):
+        return torch.tensor([0.25, 0.75])
+
+    def forward(self, x):
+        return 0.25 * x + 0.75 * x.flip(-2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("classifier", ["resnet10t", "tf_efficientnet_lite0", "mobilenetv2_100", "vgg11"])
+def test_raw_beside_an_identity_gives_what_the_classifier_alone_gives(classifier, channels):
+    x = torch.rand(2, channels, 64, 64)
+    both = build_joint("urnet", classifier, 3, channels, enhancer_options={"width": 2, "residual": True}, beside=True)
+    alone = build_joint("none", classifier, 3, channels)
+    state = {k: v for k, v in both.state_dict().items() if not k.startswith("enhancer.")}
+    first = both.classifier.pretrained_cfg["first_conv"]
+    weight = f"classifier.{first}.weight"
+    state[weight] = 2 * state[weight][:, :3]
+    alone.load_state_dict(state)
+    with torch.no_grad():
+        torch.testing.assert_close(both.eval()(x), alone.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_raw_image_has_a_say_of_its_own():
+    model = build_joint("unet", "resnet10t", 3, 1, enhancer_options={"width": 2}, beside=True).eval()
+    with torch.no_grad():
+        enhanced = model.enhance(X)
+        assert not torch.allclose(model.classify(enhanced, X), model.classify(enhanced, X.flip(-1)))
+
+
+def test_a_network_without_one_first_convolution_is_refused():
+    with pytest.raises(RecipeError, match=r"classifier\.input=both.*input=enhanced"):
+        build_joint("none", "crossvit_tiny_240", 3, 1, beside=True)
+
+
+def test_views_are_classified_one_by_one_and_their_probabilities_mixed():
+    single = build_joint("none", "resnet10t", 3, 1).eval()
+    model = JointModel(Views(), single.classifier, (0.5,) * 3, (0.5,) * 3).eval()
+    alone = JointModel(nn.Identity(), single.classifier, (0.5,) * 3, (0.5,) * 3).eval()
+    with torch.no_grad():
+        expected = 0.25 * alone(X).softmax(1) + 0.75 * alone(X.flip(-2)).softmax(1)
+        logits, enhanced = model.look(X)
+        torch.testing.assert_close(logits.softmax(1), expected)
+        torch.testing.assert_close(enhanced, model.enhance(X))
+
+
+def test_looking_gives_the_same_as_enhancing_and_classifying():
+    model = build_joint("urnet", "resnet10t", 3, 1, enhancer_options={"width": 2}).eval()
+    with torch.no_grad():
+        logits, enhanced = model.look(X)
+        torch.testing.assert_close(enhanced, model.enhance(X))
+        torch.testing.assert_close(logits, model(X))
