@@ -288,3 +288,8 @@ def test_a_class_called_no_must_be_quoted():
     with pytest.raises(RecipeError, match="put the name in quotes"):
         load_recipe("quick", ["classes={no: [a], yes: [b]}"])
     assert list(load_recipe("quick", ["classes={'no': [a], 'yes': [b]}"]).classes) == ["no", "yes"]
+
+
+@pytest.mark.parametrize("given", ["train.precision=32", "train.precision='32'"])
+def test_precision_may_be_written_as_a_number(given):
+    assert load_recipe("quick", [given]).train.precision == "32"

@@ -22,6 +22,11 @@ Positive = Annotated[int, Field(ge=1, le=10**6)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
+def _text(value: object) -> object:
+    """`precision: 32` is a number in YAML."""
+    return str(value) if type(value) is int else value
+
+
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, values are fixed once checked."""
 
@@ -156,7 +161,7 @@ class Train(Optimisation):
     """Passes over the training part."""
     balance: Literal["sampling", "weights", "none"] = "sampling"
     """Against imbalance: equal draws of each class, class weights in the loss, or nothing."""
-    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    precision: Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_text)] = "auto"
     """Arithmetic, of the pre-training too; auto is bf16 where the device has it, else 32."""
     enhancer_lr: Annotated[float, Field(ge=0, le=10)] | None = None
     """Learning rate of the enhancer where it differs from the classifier's; 0 keeps it as pre-training left it."""

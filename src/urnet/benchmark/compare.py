@@ -1,10 +1,12 @@
 """`urnet compare`: trained runs side by side, on the cells that all of them tested."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from urnet.benchmark.collect import entries_of_runs
 from urnet.benchmark.report import write_comparison
+from urnet.cells.table import Cells
 from urnet.errors import RunError
 from urnet.evaluation.evaluate import runs_of
 from urnet.evaluation.scored import Progress
@@ -31,7 +33,12 @@ def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | No
     refuse_existing(out)
     entries = entries_of_runs([Path(run) for run in runs], progress)
     table = entries[0].predictions
-    simulated = runs_of(Path(runs[0]))[0].cells().simulated
-    dataset = f"{len(table):,} test cells" + (f"; {simulated}" if simulated else "")
-    write_comparison(out, "compare", entries, dataset=dataset, simulated=simulated)
+    cells = runs_of(Path(runs[0]))[0].cells()
+    dataset = f"{len(table):,} test cells" + (f"; {cells.simulated}" if cells.simulated else "")
+    write_comparison(out, "compare", entries, name=_common_folder(cells), dataset=dataset, simulated=cells.simulated)
     return out / "report.html"
+
+
+def _common_folder(cells: Cells) -> str:
+    """The folder that all images lie in, which stands for the data set's name."""
+    return Path(os.path.commonpath([str((cells.root / path).resolve()) for path in cells.table["path"]])).name

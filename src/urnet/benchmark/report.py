@@ -48,6 +48,7 @@ def write_comparison(
     table: str,
     entries: Sequence[Entry],
     *,
+    name: str,
     dataset: str,
     simulated: str = "",
     counts: tuple[pd.DataFrame, pd.DataFrame] | None = None,
@@ -59,6 +60,7 @@ def write_comparison(
         folder: gets `report.html`, `results.csv`, `differences.csv`, `tables/*.md`, `tables/*.tex`, `figures/*.png`.
         table: `table2`, `table3`, `table4`, `ablation` or `compare`.
         entries: the rows, in order.
+        name: of the cells, for results.csv.
         dataset: what the cells are, in a line.
         simulated: how the images were simulated; "" for real ones.
         counts: cells by class (rows) in an epoch before and after balancing.
@@ -98,7 +100,7 @@ def write_comparison(
         )
     if done:
         page.sections.append(Section("Figures", figures=_figures(table, done, counts)))
-    _write(folder, table, page, written, entries, differences, dataset)
+    _write(folder, table, page, written, entries, differences, name)
 
 
 def _write(
@@ -108,17 +110,17 @@ def _write(
     written: dict[str, TableData],
     entries: Sequence[Entry],
     differences: pd.DataFrame,
-    dataset: str,
+    name: str,
 ) -> None:
-    for name, data in written.items():
-        _replace(folder / "tables" / f"{name}.md", to_markdown(data))
-        _replace(folder / "tables" / f"{name}.tex", to_latex(data))
+    for stem, data in written.items():
+        _replace(folder / "tables" / f"{stem}.md", to_markdown(data))
+        _replace(folder / "tables" / f"{stem}.tex", to_latex(data))
     for section in page.sections:
         for title, _, png in section.figures:
-            name = "".join(letter if letter.isalnum() else "-" for letter in title.lower()).strip("-")
-            with whole_file(folder / "figures" / f"{name}.png") as file:
+            stem = "".join(letter if letter.isalnum() else "-" for letter in title.lower()).strip("-")
+            with whole_file(folder / "figures" / f"{stem}.png") as file:
                 file.write(png)
-    csv = tables.results_frame(entries, dataset, table).to_csv(index=False, lineterminator="\n")
+    csv = tables.results_frame(entries, name, table).to_csv(index=False, lineterminator="\n")
     _replace(folder / "results.csv", csv)
     if len(differences):
         _replace(folder / "differences.csv", differences.to_csv(index=False, lineterminator="\n"))
@@ -141,7 +143,7 @@ def _facts(entries: Sequence[Entry]) -> dict[str, str]:
         "Seeds": str(runs["seed"].nunique()),
         "Runs done": f"{done} of {len(runs)}",
         "Trained on": ", ".join(devices) or "–",
-        "Made with": ", ".join(f"{name} {version(name)}" for name in VERSIONS[:3])
+        "Tables made with": ", ".join(f"{name} {version(name)}" for name in VERSIONS[:3])
         + f", Python {platform.python_version()}",
     }
 

@@ -96,6 +96,7 @@ def run_benchmark(
             folder,
             table,
             entries,
+            name=Path(cells).resolve().stem,
             dataset=_dataset(grid),
             simulated=grid.cells.simulated,
             counts=_counts(grid, rows[0]),

@@ -329,6 +329,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     described = [entry for entry in entries if entry.metrics and "intervals" in entry.metrics]
     if described and described[0].metrics:
         runs, intervals = described[0].runs, described[0].metrics["intervals"]
+        runs = runs[runs["status"] == "done"]
         pooled = " and ".join(f"{n} {what}{'s' * (n > 1)}" for what in ("fold", "seed") for n in [runs[what].nunique()])
         level = f"{100 * intervals['level']:g}"
         notes.append(f"In brackets: {level} % intervals over {pooled} together. {intervals['note']}")
