@@ -3,9 +3,9 @@
     python benchmarks/pool.py PLAN.json --processes 12 --seconds 540
 
 PLAN.json is a list of settings of `urnet benchmark` (cells, out, table, scale, folds, seeds, protocol, only,
-overrides), run in this order. "table" may be "search" (see search.py), and "only_folds" lists some of the folds. After
---seconds no further run is begun and those under way are stopped; `urnet benchmark` with the same settings goes on, or
-makes the tables.
+overrides), run in this order. "table" may be "search" (see search.py; "towards" names the paired image), and
+"only_folds" lists some of the folds. After --seconds no further run is begun and those under way are stopped;
+`urnet benchmark` with the same settings goes on, or makes the tables.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def cells_of(plan: dict) -> list[tuple]:
     if search:
         settings |= {"table": "table3", "only": ["net1"]}
     what = planned(cells=plan["cells"], **settings)
-    rows = candidates(what.rows[0].recipe, plan.get("only", [])) if search else what.rows
+    rows = candidates(what.rows[0].recipe, plan.get("only", []), plan.get("towards", "target")) if search else what.rows
     with open_grid(Path(plan["out"]), what.cells, rows[0].recipe, lambda what, share: None) as grid:
         todo = unfinished(grid.all_cells(rows, plan.get("seeds", 1), what.folds))
     todo = [cell for cell in todo if cell.recipe.split.fold in plan.get("only_folds", range(what.folds))]

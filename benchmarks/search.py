@@ -22,14 +22,15 @@ RESIDUAL: dict[str, Any] = {"name": "urnet", "width": 8, "residual": True}
 BOTH: dict[str, Any] = {"input": "both"}
 
 
-def candidates(net1: Recipe, only: list[str]) -> list[Row]:
+def candidates(net1: Recipe, only: list[str], kind: str) -> list[Row]:
     """Candidates around a laptop-scale Net1, as rows of a grid.
 
-    Its `pretrain.target`, where that is not the identity, says what the enhancers are trained towards; else the column
-    `target`.
+    Args:
+        net1: what they change.
+        only: names of those wanted; all when empty.
+        kind: the paired image that enhancers are trained towards, a `pretrain.target`.
     """
     pretrain = load_recipe("net4-laptop").pretrain.model_dump() | {"epochs": 8}
-    kind = "target" if net1.pretrain.target == "identity" else net1.pretrain.target
     target = pretrain | {"target": kind}
     slow = {"enhancer_lr": 0.001}
     tried: dict[str, dict[str, Any]] = {
@@ -109,6 +110,8 @@ def validated(out: Path) -> pd.DataFrame:
 
 def main() -> None:
     """Choose by validation, report by test."""
+    from urnet.benchmark.cell import GridCell
+    from urnet.benchmark.collect import portable_predictions
     from urnet.evaluation.paired import paired_differences
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -134,8 +137,9 @@ def main() -> None:
             (table.index[0], table.index[0]),
         ):
             if run["name"] == wanted:
-                predictions = pd.read_csv(run["folder"] / "benchmark" / "predictions.csv.gz", keep_default_na=False)
-                frames[key].append(predictions.assign(seed=run["seed"], fold=run["fold"]))
+                frames[key].append(
+                    portable_predictions(GridCell(load_recipe(run["folder"] / "recipe.yaml"), run["folder"]))
+                )
     whole_frames = {key: pd.concat(parts) for key, parts in frames.items()}
     classes = sorted(set(whole_frames["chosen"]["label"]))
     pairs = [(arguments.baseline, key) for key in whole_frames if key != arguments.baseline]

@@ -17,7 +17,10 @@ from PIL import Image
 
 from urnet.cli import _spread_set, run
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "audit", "split", "destain", "phantom", "models")
+COMMANDS = (
+    *("demo", "train", "evaluate", "predict", "benchmark", "compare", "stress"),
+    *("audit", "split", "destain", "phantom", "models"),
+)
 SHORT = ("train.epochs=1", "augment.per_class=8")
 
 
@@ -145,6 +148,67 @@ def test_a_head_that_is_left_out_is_noted_once(urnet, shapes, tiny, tmp_path):
     assert next(line for line in out.splitlines() if "left out" in line).startswith("note: ")
 
 
+GRID = (
+    *("--scale", "laptop", "--folds", "2", "--only", "net1", "--set", "input.size=24"),
+    *("classifier.name=test_byobnet", "classifier.weights=null", *SHORT),
+)
+
+
+def test_a_benchmark_prints_its_table_and_goes_on(urnet, shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr("urnet.benchmark.report._figures", lambda *_: [])
+    code, out, err = urnet("benchmark", "table3", shapes, "--out", tmp_path / "out", *GRID)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "[1/2] net1, seed 0, fold 0"
+    assert any(line.startswith("| Net1 ") for line in lines)
+    assert lines[-1] == f"report: {tmp_path / 'out' / 'table3' / 'report.html'}"
+    done = digest(tmp_path / "out" / "runs")
+    code, out, err = urnet("benchmark", "table3", shapes, "--out", tmp_path / "out", *GRID)
+    assert (code, err) == (0, "")
+    assert out.startswith("### Table 3")
+    assert digest(tmp_path / "out" / "runs") == done
+    code, out, _ = urnet("benchmark", "ablation", shapes, "--out", tmp_path / "out", "--no-train", *GRID)
+    assert code == 0
+    assert any(line.startswith("| Net1 ") for line in out.splitlines())
+    assert digest(tmp_path / "out" / "runs") == done
+
+
+def test_failed_runs_of_a_benchmark_are_named_and_the_exit_code_is_1(urnet, shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr("urnet.benchmark.report._figures", lambda *_: [])
+    for _ in range(2):
+        code, out, err = urnet(
+            "benchmark", "table3", shapes, "--out", tmp_path / "out", *GRID, "classifier.weights=none.pth"
+        )
+        assert code == 1
+        assert "net1, seed 0, fold 0 failed: none.pth: no such file" in out
+        assert "| failed: none.pth" in out
+        assert err.splitlines()[0].startswith("net1, seed 0, fold 0: none.pth: no such file")
+        assert err.splitlines()[-1] == "urnet: 2 run(s) failed; the same command tries them again"
+
+
+def test_an_interrupted_benchmark_says_how_to_go_on(urnet, shapes, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt("interrupted; the same command with --resume goes on from there")
+
+    monkeypatch.setattr("urnet.training.fit.train", interrupt)
+    code, _, err = urnet("benchmark", "table3", shapes, "--out", tmp_path / "out", *GRID)
+    assert (code, err) == (130, "urnet: interrupted; the same command goes on with what is missing\n")
+
+
+def test_runs_are_compared_and_stressed(urnet, trained, shapes, tiny, tmp_path):
+    assert urnet("train", shapes, "--recipe", tiny, "--out", tmp_path / "other run", "--set", *SHORT)[0] == 0
+    runs = [trained.folder, tmp_path / "other run"]
+    code, out, err = urnet("compare", *runs, "--out", tmp_path / "compared")
+    assert (code, err) == (0, "")
+    assert out.startswith("### Paired differences")
+    assert "other run against run" in out
+    assert out.splitlines()[-1] == f"report: {tmp_path / 'compared' / 'report.html'}"
+    code, out, err = urnet("stress", *runs, shapes, "--out", tmp_path / "stressed")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == f"report: {tmp_path / 'stressed' / 'report.html'}"
+    assert set(pd.read_csv(tmp_path / "stressed" / "stress.csv")["run"]) == {"run", "other run"}
+
+
 def test_audit_names_the_files_and_its_exit_code_tells_whether_there_are_findings(urnet, draw, tmp_path):
     cells = draw(tmp_path / "cells", 6)
     shutil.copy(cells / "bar" / "000.png", cells / "bar" / "copy.png")
@@ -228,6 +292,13 @@ def test_the_demo_ends_with_table_differential_and_report(urnet, tmp_path, monke
         (["train", "cells", "--out", "run", "--devices", "0"], "--devices"),
         (["train", "cells", "--out", "run", "--speed", "3"], "--speed"),
         (["phantom", "--out", "x", "--cells", "many"], "--cells"),
+        (["benchmark", "table3", "--out", "out"], "Missing argument"),
+        (["benchmark", "table3", "cells"], "Missing option '--out'"),
+        (["benchmark", "table3", "cells", "--out", "out", "--seeds", "0"], "--seeds"),
+        (["benchmark", "table3", "cells", "--out", "out", "--jobs", "0"], "--jobs"),
+        (["compare", "--out", "out"], "Missing argument"),
+        (["compare", "a", "b"], "Missing option '--out'"),
+        (["stress", "a", "b"], "Missing option '--out'"),
     ],
 )
 def test_wrong_usage_is_one_line_that_points_to_the_help(urnet, arguments, words):
@@ -257,6 +328,55 @@ def test_a_wrong_key_or_value_is_named(urnet, shapes, tiny, tmp_path, overrides,
     out = tmp_path / "run"
     mistake(urnet("train", shapes, "--recipe", tiny, "--out", out, "--set", *overrides), words)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["table5"], "table is 'table5'; it must be one of table2, table3, table4, ablation"),
+        (["table3", "--only", "net1,nets"], "no row 'nets' in this table; its rows are net1, net2, net3, net4"),
+        (["table3", "--folds", "1"], "--folds 1: give a number from 2 to 100, or 'donor'"),
+        (["table3", "--folds", "0.5"], "--folds 0.5: give a number"),
+        (["table3", "--folds", "donor"], "not every cell names its donor"),
+        (["table3", "--folds", "21"], "class 'bar' has 20 cell(s)"),
+        (["table3", "--scale", "huge"], "--scale is 'huge'"),
+        (["table3", "--protocol", "clever"], "--protocol is 'clever'"),
+        (["table3", "--set", "train.epoch=3"], "did you mean train.epochs?"),
+        (["table3", "--set", "enhancer.name=unit"], "enhancer 'unit' is unknown; choose one of: "),
+        (["table4", "--set", "enhancer.width=2"], "has no option 'width'; its options are"),
+    ],
+)
+def test_what_no_benchmark_can_do_is_named_before_anything_is_written(urnet, shapes, tmp_path, arguments, words):
+    table, *options = arguments
+    mistake(urnet("benchmark", table, shapes, "--out", tmp_path / "out", *options), words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_benchmark_goes_into_no_other_folder(urnet, shapes, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine", encoding="utf-8")
+    command = ["benchmark", "table3", shapes, *GRID, "--out"]
+    mistake(urnet(*command, tmp_path / "mine"), "mine: holds something else than a benchmark")
+    mistake(urnet(*command, tmp_path / "mine" / "notes.txt"), "notes.txt: is a file")
+    mistake(urnet(*command, shapes / "out"), "would be taken for a class")
+    mistake(urnet("benchmark", "table3", tmp_path / "nowhere", "--out", tmp_path / "out"), "nowhere: no such file")
+    assert digest(tmp_path) == {"mine/notes.txt": hashlib.sha256(b"mine").hexdigest()}
+
+
+def test_runs_that_cannot_be_compared_or_stressed_are_named(urnet, trained, shapes, tmp_path):
+    unfinished = shutil.copytree(trained.folder, trained.folder.with_name("unfinished"))
+    shutil.rmtree(unfinished / "model")
+    unfinished_words = "no trained model here", "an unfinished run goes on with --resume"
+    out = ["--out", tmp_path / "out"]
+    mistake(urnet("compare", trained.folder, *out), "1 run given; a comparison needs two or more")
+    mistake(urnet("compare", trained.folder, trained.folder, *out), "run is named twice")
+    mistake(urnet("compare", trained.folder, unfinished, *out), *unfinished_words)
+    mistake(urnet("compare", trained.folder, trained.model, *out), "model: not a run folder")
+    mistake(urnet("stress", unfinished, shapes, *out), *unfinished_words)
+    mistake(urnet("stress", trained.model, shapes, *out), "model: not a run folder")
+    mistake(urnet("stress", trained.folder, tmp_path / "nowhere", *out), "nowhere: no such file")
+    mistake(urnet("stress", trained.folder, shapes, "--out", shapes / "out"), "would be taken for a class")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_recipe_that_is_not_there_or_no_recipe(urnet, shapes, tmp_path):
@@ -390,6 +510,8 @@ def test_existing_outputs_are_refused_by_every_command(urnet, trained, shapes, t
         ["destain", shapes, "--out", mine],
         ["phantom", "--out", mine],
         ["demo", "--out", mine],
+        ["compare", trained.folder, trained.folder / ".." / "other", "--out", mine],
+        ["stress", trained.folder, shapes, "--out", mine],
     ):
         mistake(urnet(*arguments), "mine: exists already")
     assert digest(tmp_path) == {"mine/notes.txt": hashlib.sha256(b"mine").hexdigest()}

@@ -3,19 +3,28 @@
 import pytest
 
 from urnet.evaluation.evaluate import evaluate
+from urnet.nets.registry import enhancer_options
 from urnet.recipe import list_recipes, load_recipe
 from urnet.training.fit import train
 
 
 def shrunk(name: str) -> list[str]:
     recipe = load_recipe(name)
-    changes = ["input.size=32", "classifier.name=test_byobnet", "classifier.pretrained=false"]
+    changes = ["input.size=32", "classifier.pretrained=false"]
+    if recipe.classifier.name == "shahzad2022":
+        changes.append("classifier.options={backbones: [test_byobnet], width: 2}")
+    else:
+        changes.append("classifier.name=test_byobnet")
     changes += ["classifier.weights=null", "augment.per_class=6", "train.epochs=1", "train.batch_size=8"]
     changes += ["pretrain.batch_size=8"]
-    if recipe.enhancer.name != "none":
+    if "width" in enhancer_options(recipe.enhancer.name):
         changes.append("enhancer.width=2")
     if recipe.pretrain.epochs:
         changes.append("pretrain.epochs=1")
+    if recipe.pretrain.target in ("target", "nuclei", "stain", "clean"):  # these cells have no paired image
+        changes.append("pretrain.target=clahe")
+    if recipe.selection is not None:
+        changes += ["selection.ants=4", "selection.iterations=2"]
     return changes
 
 
@@ -29,6 +38,7 @@ def test_a_shipped_recipe_trains_and_is_evaluated(name, shapes, tmp_path):
     assert config.name == recipe.name == name
     assert config.enhancer["name"] == recipe.enhancer.name
     assert config.channels == (recipe.input.channels or 1)
+    assert run.selection_path.is_file() == (recipe.selection is not None)
     assert evaluate(run).metrics["recipe"] == name
 
 

@@ -13,6 +13,7 @@ from urnet.nets import (
     list_classifiers,
     list_enhancers,
 )
+from urnet.nets.registry import enhancer_options
 from urnet.recipe import list_recipes, load_recipe
 
 REFERENCE_SIZE = 200
@@ -30,9 +31,15 @@ class Size:
 
 
 def enhancer_sizes() -> list[Size]:
-    """Each enhancer at width 64 on colour images of 200 × 200 px."""
-    with torch.device("meta"):
-        return [_size(name, create_enhancer(name, 3), REFERENCE_SIZE, 3) for name in list_enhancers()]
+    """Each enhancer with its default options on colour images of 200 × 200 px."""
+    rows = []
+    for name in list_enhancers():
+        with torch.device("meta"):
+            enhancer = create_enhancer(name, 3)
+        width = enhancer_options(name).get("width")
+        note = "no parameters" if not count_parameters(enhancer) else f"width {width}" if width else ""
+        rows.append(_size(name, enhancer, REFERENCE_SIZE, 3, note))
+    return rows
 
 
 def classifier_sizes() -> list[Size]:

@@ -414,7 +414,7 @@ def models() -> int:
     from urnet.catalogue import classifier_sizes, enhancer_sizes, recipe_sizes
 
     for title, rows in (
-        ("Enhancers (width 64, colour, 200 x 200 px)", enhancer_sizes()),
+        ("Enhancers (default options, colour, 200 x 200 px)", enhancer_sizes()),
         ("Classifiers (200 x 200 px, 3 classes; any other timm name works too)", classifier_sizes()),
         ("Recipes", recipe_sizes()),
     ):

@@ -62,11 +62,11 @@ class GridCell:
         """`status` (`done`, `failed` or `missing`), `error`, and of cells that are done the figures."""
         try:
             found = json.loads(self.outcome_path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return {"status": "missing", "error": ""}
-        if found["status"] == "done" and not self.predictions_path.is_file():
-            return {"status": "missing", "error": ""}
-        return found
+            if found["status"] != "done" or self.predictions_path.is_file():
+                return found
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or damaged
+            pass
+        return {"status": "missing", "error": ""}
 
     def predictions(self) -> pd.DataFrame:
         """The predictions of a cell that is done, with `seed` and `fold`."""
@@ -85,7 +85,18 @@ class GridCell:
 
     def fail(self, error: str) -> None:
         """Keep that the cell failed, and why."""
-        self._conclude({"status": "failed", "error": error})
+        spent = self.outcome().get("train_seconds")
+        self._conclude({"status": "failed", "error": " ".join(error.split()), "train_seconds": spent})
+
+    def begin(self) -> float | None:
+        """Forget an earlier attempt's outcome, which would be in the way of a new run folder.
+
+        Returns:
+            The seconds that its training took; none where it was killed, so that they are not known.
+        """
+        spent = self.outcome().get("train_seconds") if Run(self.folder).recipe_path.is_file() else 0.0
+        shutil.rmtree(self.outcome_path.parent, ignore_errors=True)
+        return spent
 
     def _conclude(self, outcome: dict[str, Any]) -> None:
         with whole_file(self.outcome_path) as file:
@@ -106,12 +117,12 @@ def run_cell(cell: GridCell, cells: Cells, audit: Audit, watcher: Any = None) ->
     """
     from urnet.training.fit import train
 
-    started = time.monotonic()
-    spent = cell.outcome().get("train_seconds", 0.0)
+    started, spent = time.monotonic(), cell.begin()
     try:
         train(cells, cell.recipe, cell.folder, resume=True, audit=audit, watcher=watcher)
     finally:
-        spent += time.monotonic() - started
+        if spent is not None:
+            spent += time.monotonic() - started
         if cell.folder.is_dir():
             cell._conclude({"status": "missing", "error": "", "train_seconds": spent})
     score_cell(cell, spent)

@@ -1,7 +1,8 @@
 """From the cells of a grid, or from run folders, to the rows of a comparison."""
 
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from urnet.training.run import Run, class_order
 def entry_of(grid: Grid, row: Row, seeds: int, folds: int) -> Entry:
     """A row of a benchmark with what its cells gave so far."""
     cells = [grid.cell(row, seed, fold) for seed in range(seeds) for fold in range(folds)]
-    return _entry(row.name, row.title, cells, class_order(row.recipe, grid.cells))
+    return _entry(row.name, row.title, cells, class_order(row.recipe, grid.cells), portable_predictions)
 
 
 def entries_of_runs(folders: Sequence[Path], progress: Progress | None = None) -> list[Entry]:
@@ -48,19 +49,25 @@ def entries_of_runs(folders: Sequence[Path], progress: Progress | None = None) -
                 f"{folder}: knows the classes {', '.join(classes)}, {folders[0]} the classes "
                 f"{', '.join(entries[0].metrics['classes'])}; compare runs of one task"
             )
-        entries.append(_entry(name, name, cells, classes))
+        entries.append(_entry(name, name, cells, classes, _placed))
     if progress is not None:
         progress("test", 1.0)
     return entries
 
 
-def _entry(name: str, title: str, cells: Sequence[GridCell], classes: Sequence[str]) -> Entry:
+def _entry(
+    name: str,
+    title: str,
+    cells: Sequence[GridCell],
+    classes: Sequence[str],
+    predictions_of: Callable[[GridCell], pd.DataFrame],
+) -> Entry:
     outcomes = [cell.outcome() for cell in cells]
     runs = pd.DataFrame(
         [{"seed": c.recipe.seed, "fold": c.recipe.split.fold or 0, **o} for c, o in zip(cells, outcomes, strict=True)]
     )
     done = [cell for cell, outcome in zip(cells, outcomes, strict=True) if outcome["status"] == "done"]
-    predictions = pd.concat([cell.predictions() for cell in done], ignore_index=True) if done else pd.DataFrame()
+    predictions = pd.concat([predictions_of(cell) for cell in done], ignore_index=True) if done else pd.DataFrame()
     history = [
         Run(cell.folder).history().assign(seed=cell.recipe.seed, fold=cell.recipe.split.fold or 0) for cell in done
     ]
@@ -78,6 +85,26 @@ def _entry(name: str, title: str, cells: Sequence[GridCell], classes: Sequence[s
         device=first.get("device", ""),
         examples=next((kept for cell in done if (kept := cell.examples())), {}),
     )
+
+
+def portable_predictions(cell: GridCell) -> pd.DataFrame:
+    """The predictions of a grid's cell with paths from the folder that the images share.
+
+    A run names them from its own folder. A grid may have been moved since some of its runs were trained, and all that
+    test the same fold share the same images.
+    """
+    table = cell.predictions()
+    try:
+        shared = os.path.commonpath(table["path"].tolist())
+    except ValueError:  # images on several drives
+        return table
+    return table.assign(path=[PurePath(path).relative_to(shared).as_posix() for path in table["path"]])
+
+
+def _placed(cell: GridCell) -> pd.DataFrame:
+    """The predictions of any run with absolute paths; folders at other places name the same image in other ways."""
+    table, folder = cell.predictions(), cell.folder.resolve()
+    return table.assign(path=[os.path.normpath(folder / path) for path in table["path"]])
 
 
 def pooled_metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from urnet.benchmark.collect import entries_of_runs
+from urnet.benchmark.entry import Entry
 from urnet.benchmark.report import write_comparison
 from urnet.cells.table import Cells
 from urnet.errors import RunError
@@ -32,11 +33,21 @@ def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | No
     out = Path(out)
     refuse_existing(out)
     entries = entries_of_runs([Path(run) for run in runs], progress)
-    table = entries[0].predictions
+    first = entries[0]
+    for other in entries[1:]:
+        if not set(first.runs["fold"]) & set(other.runs["fold"]):
+            raise RunError(
+                f"{first.name} and {other.name} have no fold in common ({_folds(first)} and {_folds(other)}), so that "
+                "they were tested on different cells; compare runs over the same cells, split.seed and folds"
+            )
     cells = runs_of(Path(runs[0]))[0].cells()
-    dataset = f"{len(table):,} test cells" + (f"; {cells.simulated}" if cells.simulated else "")
+    dataset = f"{len(first.predictions):,} test cells" + (f"; {cells.simulated}" if cells.simulated else "")
     write_comparison(out, "compare", entries, name=_common_folder(cells), dataset=dataset, simulated=cells.simulated)
     return out / "report.html"
+
+
+def _folds(entry: Entry) -> str:
+    return ", ".join(map(str, entry.runs["fold"]))
 
 
 def _common_folder(cells: Cells) -> str:

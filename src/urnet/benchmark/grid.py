@@ -6,13 +6,16 @@ OUT/runs/<recipe>-<digest>/seed<n>-fold<n>/            a run folder a cell of th
 
 import hashlib
 import json
+import re
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from filelock import FileLock, Timeout
 
 from urnet.benchmark.cell import GridCell, run_cell
@@ -75,22 +78,29 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Callable[[st
     """
     folder = folder.resolve()
     manifest = folder / MANIFEST
-    if folder.exists() and not manifest.is_file() and any(p.name != ".lock" for p in _listed(folder)):
+    begun = (".lock", f"{MANIFEST}.part")  # of a benchmark that was killed as it began
+    if folder.exists() and not manifest.is_file() and any(path.name not in begun for path in _listed(folder)):
         raise RunError(f"{folder}: holds something else than a benchmark; choose another --out")
     audit = audit_cells(cells, progress=lambda share: progress("audit", share))
     divided = divide(cells, recipe, audit)
     for fold in range(recipe.split.folds or 0):  # that validation is possible shows itself before hours of training
         divide(cells, recipe.changed(split={"fold": fold}), audit)
-    found = {"format": FORMAT, "fingerprint": fingerprint(cells, audit), "cells": int(audit.distinct.sum())}
+    found = {
+        "format": FORMAT,
+        "fingerprint": fingerprint(cells, audit),
+        "division": division(cells, audit),
+        "cells": int(audit.distinct.sum()),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
             if manifest.is_file():
                 _same_cells(manifest, found)
-            else:
-                divided.write(folder / TABLE_NAME)
+            else:  # the manifest first, without which the table would be taken for the user's own
                 with whole_file(manifest) as file:
                     file.write((json.dumps(found, indent=2) + "\n").encode())
+            if not (folder / TABLE_NAME).is_file():
+                divided.write(folder / TABLE_NAME)
             yield Grid(folder, cells, audit)
     except Timeout:
         raise RunError(
@@ -108,6 +118,7 @@ def _same_cells(manifest: Path, found: dict[str, Any]) -> None:
     try:
         known = json.loads(manifest.read_text(encoding="utf-8"))
         newer, other = known["format"] > FORMAT, known["fingerprint"] != found["fingerprint"]
+        otherwise = known.get("division", found["division"]) != found["division"]
     except (ValueError, KeyError, TypeError):
         raise RunError(f"{manifest}: not a benchmark's manifest; restore it or choose another --out") from None
     if newer:
@@ -115,7 +126,12 @@ def _same_cells(manifest: Path, found: dict[str, Any]) -> None:
     if other:
         raise RunError(
             f"{manifest.parent}: holds the results of other cells ({known.get('cells')} cells, here {found['cells']}, "
-            "or other images or labels); choose another --out"
+            "or other images, labels or donors); choose another --out"
+        )
+    if otherwise:
+        raise RunError(
+            f"{manifest.parent}: holds results of these cells in another order, or with another source or fold column, "
+            "which makes other folds; restore the table or choose another --out"
         )
 
 
@@ -124,6 +140,14 @@ def fingerprint(cells: Cells, audit: Audit) -> str:
     table = cells.table
     donors = table["donor"] if "donor" in table else [""] * len(table)
     rows = sorted(zip(audit.keys, table["label"], donors, strict=True))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def division(cells: Cells, audit: Audit) -> str:
+    """What folds depend on beside the fingerprint: the order of the cells, which share a source, given folds."""
+    table = cells.table
+    folds = table["fold"] if "fold" in table else [""] * len(table)
+    rows = list(zip(audit.keys, pd.factorize(table["source"])[0].tolist(), folds, strict=True))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -157,16 +181,15 @@ def run_through_ray(grid: Grid, todo: Sequence[GridCell], jobs: int | None, addr
     except ImportError:
         raise RunError('--jobs and --ray need Ray; install it with: pip install "urnet[cluster]"') from None
     try:
+        _reach(address)
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RunError(
-            f"--ray {address}: no Ray cluster answers there ({' '.join(str(error).split())[:200]})"
-        ) from None
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
+        where = f"--ray {address}: no Ray cluster answers there" if address else "--jobs: Ray does not start here"
+        raise RunError(f"{where} ({' '.join(str(error).split())[:200]})") from None
     try:
-        have = ray.cluster_resources()
-        cpus = max(1.0, have.get("CPU", 1) / jobs) if jobs else 1.0
-        gpus = (have.get("GPU", 0) / jobs if jobs else 1.0) if have.get("GPU") else 0.0
-        shared = ray.put((grid.cells, grid.audit))
+        cpus, gpus = _share([node["Resources"] for node in ray.nodes() if node["Alive"]], jobs)
+        there = replace(grid.cells, root=grid.cells.root.resolve())  # a worker's working folder may be another
+        shared = ray.put((there, grid.audit))
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1)(_ray_cell)
         waiting = {task.remote(cell, shared, int(cpus)): cell for cell in todo}
         started, total = time.monotonic(), len(waiting)
@@ -184,10 +207,32 @@ def run_through_ray(grid: Grid, todo: Sequence[GridCell], jobs: int | None, addr
                         watcher,
                     )
                 done = total - len(waiting)
-                watcher.say(f"[{done}/{total}] {cell.title}: {cell.outcome()['status']}{_left(started, done, total)}")
-            watcher.doing(_running(waiting.values()), 1 - len(waiting) / total)
+                left = _left(started, done, total) + _running(waiting.values())
+                watcher.say(f"[{done}/{total}] {cell.title}: {cell.outcome()['status']}{left}")
+            watcher.doing("cells", 1 - len(waiting) / total)
     finally:
         ray.shutdown()
+
+
+def _reach(address: str | None) -> None:
+    """Ray tries an address where nothing listens for minutes, and then ends the process.
+
+    Raises:
+        OSError: nothing listens there.
+    """
+    if found := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address or ""):
+        socket.create_connection((found[1], int(found[2])), timeout=10).close()
+
+
+def _share(nodes: Sequence[dict[str, float]], jobs: int | None) -> tuple[float, float]:
+    """CPUs and GPUs of each of `jobs` cells at once, or of a cell that takes one; never more than one node has."""
+
+    def each(kind: str) -> float:
+        have = [node.get(kind, 0.0) for node in nodes]
+        return min(sum(have) / jobs if jobs else 1.0, max(have))
+
+    gpus = each("GPU")
+    return max(1.0, each("CPU")), float(int(gpus)) if gpus > 1 else gpus  # Ray divides one GPU, but not three by two
 
 
 def _ray_cell(cell: GridCell, shared: tuple[Cells, Audit], threads: int) -> str:
@@ -212,10 +257,10 @@ def _running(cells: Iterable[GridCell]) -> str:
         if history.is_file():
             epochs.append((history.read_bytes().count(b"\n") - 1, cell))
     if not epochs:
-        return "cells"
+        return ""
     epoch, cell = max(epochs, key=lambda item: item[0])
     whole = cell.recipe.train.epochs + cell.recipe.pretrain.epochs
-    return f"cells ({len(epochs)} under way, {cell.recipe.name} at epoch {epoch} of {whole})"
+    return f"; {len(epochs)} under way, {cell.title} at epoch {epoch} of {whole}"
 
 
 def _failed(cell: GridCell, error: str, watcher: Any) -> None:

@@ -3,12 +3,14 @@
 Table 2, 3 and 4 are those of Zheng et al., Sensors 2023, 23, 7605; the ablation is what their readers ask.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from urnet.errors import RecipeError
 from urnet.nets import count_parameters, create_enhancer
 from urnet.nets.plain import plain_like
+from urnet.nets.registry import enhancer_options
 from urnet.recipe import Recipe, load_recipe
 
 Table = Literal["table2", "table3", "table4", "ablation"]
@@ -62,7 +64,7 @@ def plan(
     protocol: str = "honest",
     folds: int = 5,
     channels: int = 3,
-    paired: bool = False,
+    paired: str = "",
     overrides: Iterable[str] = (),
 ) -> list[Row]:
     """The rows of a table.
@@ -74,26 +76,36 @@ def plan(
         protocol: `honest` or `paper`.
         folds: number of folds.
         channels: of the cells, 1 or 3.
-        paired: whether the cells have a paired image, which `huang2018` is then trained towards.
-        overrides: changes to every recipe, `key=value`; `pretrain.epochs` changes those that pre-train.
+        paired: the paired image of the cells that `huang2018` is trained towards, a `pretrain.target`; "" for none.
+        overrides: changes to every recipe, `key=value`; of `enhancer`, `pretrain` and
+            `selection`, to those that have them.
 
     Raises:
-        RecipeError: an override does not fit.
+        RecipeError: an override does not fit, or no row has what it changes.
     """
     overrides = list(overrides)
+    used: set[str] = set()
 
     def row(name: str, title: str, base: str, *, weights_at_hand: bool = True, **changes: Any) -> Row:
         recipe = load_recipe(base).changed(name=name, **changes)
         if scale == "laptop":
             recipe = at_laptop(recipe, weights_at_hand=weights_at_hand)
-        pretrained = bool(recipe.pretrain.epochs)
-        recipe = recipe.overridden(overrides).changed(protocol=protocol, split={"folds": folds, "fold": None})
-        if not pretrained:  # a row without pre-training would be another one with it
-            recipe = recipe.changed(pretrain={"epochs": 0})
+        concerned = [override for override in overrides if _concerns(override, recipe)]
+        used.update(concerned)
+        recipe = recipe.overridden(concerned).changed(protocol=protocol, split={"folds": folds, "fold": None})
         if recipe.input.channels is None:
             recipe = recipe.changed(input={"channels": channels})
         return Row(name, title, recipe)
 
+    rows = _rows(table, row, paired)
+    for override in overrides:
+        if override not in used:
+            raise RecipeError(f"--set {override}: no row of {table} uses this key; leave it out or mend its spelling")
+    return rows
+
+
+def _rows(table: Table, row: Callable[..., Row], paired: str) -> list[Row]:
+    """The rows of each table in their order."""
     net1, net4 = row("net1", "Net1", "net1"), row("net4", "Net4", "net4")
     match table:
         case "table2":
@@ -112,7 +124,7 @@ def plan(
         case "table3":
             return [net1, row("net2", "Net2", "net2"), row("net3", "Net3", "net3"), net4]
         case "table4":
-            towards = {"pretrain": {"target": "target"}} if paired else {}
+            towards = {"pretrain": {"target": paired}} if paired else {}
             return [
                 net1,
                 row("jeon2021", "Jeon 2021", "jeon2021", weights_at_hand=False),
@@ -143,6 +155,20 @@ def plan(
                     ),
                 ),
             ]
+
+
+def _concerns(override: str, recipe: Recipe) -> bool:
+    """Whether a change leaves a row what it is: some sections and options belong to some methods alone."""
+    section, _, key = override.partition("=")[0].strip().partition(".")
+    if section == "enhancer" and key not in ("", "name"):
+        return key in enhancer_options(recipe.enhancer.name)
+    if section == "selection":
+        return recipe.selection is not None
+    if section != "pretrain":
+        return True
+    if key in ("perceptual", "adversarial"):
+        return recipe.pretrain.loss == "huang2018"
+    return bool(recipe.pretrain.epochs or (recipe.train.auxiliary and key != "epochs"))
 
 
 def _stem(net1: Row, net4: Row) -> Row:

@@ -22,6 +22,15 @@ CURVES = 8
 """More entries than this make no legible curves."""
 
 
+NOT_ALWAYS = (
+    *("differences.csv", "tables/differences.md", "tables/differences.tex"),
+    *("figures/differences-with-simultaneous-intervals.png", "tables/optimism.md", "tables/optimism.tex"),
+    *("figures/loss-and-accuracy-over-the-epochs.png", "figures/the-same-cells-through-every-enhancer.png"),
+    *("figures/grad-cam-of-the-same-cells.png", "figures/share-of-grad-cam-on-the-cell.png"),
+)
+"""What an earlier call may have written of rows that this one does not show."""
+
+
 @dataclass
 class Section:
     """A heading with a text, a table as HTML, and figures as title, caption and PNG."""
@@ -89,7 +98,7 @@ def write_comparison(
                 ],
             )
         )
-    if bought := _optimism(done, optimistic):
+    if bought := tables.optimism_table(done, optimistic):
         written["optimism"] = bought
         page.sections.append(
             Section(
@@ -112,6 +121,8 @@ def _write(
     differences: pd.DataFrame,
     name: str,
 ) -> None:
+    for path in NOT_ALWAYS:
+        (folder / path).unlink(missing_ok=True)
     for stem, data in written.items():
         _replace(folder / "tables" / f"{stem}.md", to_markdown(data))
         _replace(folder / "tables" / f"{stem}.tex", to_latex(data))
@@ -171,23 +182,6 @@ def _differences(table: str, done: Sequence[Entry]) -> pd.DataFrame:
         return pd.DataFrame()
     classes = next(iter(complete.values())).metrics["classes"]
     return paired_differences({name: entry.predictions for name, entry in complete.items()}, pairs, classes)
-
-
-def _optimism(done: Sequence[Entry], optimistic: Sequence[Entry]) -> TableData | None:
-    """Accuracy and macro recall of the same rows under both protocols."""
-    paper = {entry.name: entry for entry in optimistic if entry.metrics is not None}
-    rows = []
-    for honest in done:
-        if honest.name in paper:
-            cells = [honest.title]
-            for key in ("accuracy", "macro_recall"):
-                ours, theirs = honest.metrics[key]["value"], paper[honest.name].metrics[key]["value"]
-                cells += [f"{100 * ours:.1f}", f"{100 * theirs:.1f}", f"{100 * (theirs - ours):+.1f}"]
-            rows.append(cells)
-    if not rows:
-        return None
-    heads = ["", *(f"{name}, {kind}" for name in ("accuracy", "macro recall") for kind in ("honest", "paper", "gain"))]
-    return TableData("What the paper's protocol buys", [heads], rows, ["Per cent, and points gained."])
 
 
 def _figures(

@@ -77,6 +77,7 @@ def run_benchmark(
 
     Raises:
         UrnetError: the cells, the settings or the folder do not allow it.
+        KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     from urnet.benchmark.report import write_comparison  # draws, and takes seconds to import
 
@@ -86,10 +87,13 @@ def run_benchmark(
     rows, folds = what.rows, what.folds
     with open_grid(Path(out), what.cells, rows[0].recipe, watcher.doing) as grid:
         todo = unfinished(grid.all_cells(rows, seeds, folds)) if train else []
-        if todo and (jobs is not None or ray is not None):
-            run_through_ray(grid, todo, jobs, ray, watcher)
-        elif todo:
-            run_alone(grid, todo, watcher)
+        try:
+            if todo and (jobs is not None or ray is not None):
+                run_through_ray(grid, todo, jobs, ray, watcher)
+            elif todo:
+                run_alone(grid, todo, watcher)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("interrupted; the same command goes on with what is missing") from None
         entries = [entry_of(grid, row, seeds, folds) for row in rows]
         folder = grid.folder / (table if protocol == "honest" else f"{table}-paper-protocol")
         write_comparison(
@@ -154,7 +158,7 @@ def planned(
         "scale": scale,
         "folds": _folds(folds, read),
         "channels": 3 if survey(read).colour else 1,
-        "paired": any(read.known(column) for column in PAIRED),
+        "paired": next((column.removeprefix("target_") for column in PAIRED if read.known(column)), ""),
         "overrides": overrides,
     }
     rows = _chosen(plan(table, protocol=protocol, **settings), only)
@@ -198,16 +202,19 @@ def _check(rows: list[Row], cells: Cells) -> None:
 
     for row in rows:
         recipe = row.recipe
-        with torch.device("meta"):
-            build_joint(
-                recipe.enhancer.name,
-                recipe.classifier.name,
-                len(recipe.classes or cells.classes),
-                recipe.input.channels or 1,
-                enhancer_options=recipe.enhancer.options,
-                classifier_options=recipe.classifier.options,
-                beside=recipe.classifier.input == "both",
-            )
+        try:
+            with torch.device("meta"):
+                build_joint(
+                    recipe.enhancer.name,
+                    recipe.classifier.name,
+                    len(recipe.classes or cells.classes),
+                    recipe.input.channels or 1,
+                    enhancer_options=recipe.enhancer.options,
+                    classifier_options=recipe.classifier.options,
+                    beside=recipe.classifier.input == "both",
+                )
+        except RecipeError as error:
+            raise RecipeError(f"row {row.name}: {error}") from None
 
 
 def _dataset(grid: Grid) -> str:

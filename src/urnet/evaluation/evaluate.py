@@ -116,15 +116,16 @@ def runs_of(folder: Path, split: str = "test") -> list[Run]:
     """The folds of a cross-validation in their order, or the one run that a folder is.
 
     Args:
-        folder: a run folder, or the folder of a cross-validation.
+        folder: a run folder, or the folder of a cross-validation; of a benchmark's row, the folds of its first seed.
         split: the part that is wanted; folds are pooled over their test parts alone.
 
     Raises:
         RunError: neither, or some folds are not trained to the end.
         CellsError: another part of a cross-validation.
     """
-    found = {int(path.parent.name[4:]): Run(path.parent) for path in folder.glob("fold*/recipe.yaml")
-             if path.parent.name[4:].isdecimal()}  # fmt: skip
+    paths = [*folder.glob("fold*/recipe.yaml"), *folder.glob("seed0-fold*/recipe.yaml")]
+    numbered = [(path.parent.name.rpartition("fold")[2], Run(path.parent)) for path in paths]
+    found = {int(number): run for number, run in numbered if number.isdecimal()}
     if not found:
         return [Run.open(folder)]
     if split != "test":

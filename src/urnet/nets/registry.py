@@ -10,7 +10,7 @@ from urnet.errors import RecipeError
 from urnet.nets.enhancer import Enhancer
 
 Width = Annotated[int, Field(ge=1, le=1024)]
-"""Channels of the first scale; an option of every enhancer."""
+"""Channels of the first scale, or of every layer where there is one scale; an option of learned enhancers."""
 
 _constructors: dict[str, Callable[..., Enhancer]] = {}
 
@@ -32,16 +32,21 @@ def list_enhancers() -> list[str]:
     return list(_constructors)
 
 
+def enhancer_options(name: str) -> dict[str, Any]:
+    """Give the options of a registered enhancer with their defaults."""
+    return {parameter.name: parameter.default for parameter in _options(_constructors[name])}
+
+
 def create_enhancer(name: str, channels: int, /, **options: Any) -> Enhancer:
     """Build an enhancer by its name.
 
     Args:
         name: One of `list_enhancers()`.
         channels: C of the images, 1 (grey) or 3 (RGB).
-        options: What the constructor of that name takes, for all of them `width` and `residual`.
+        options: What the constructor of that name takes (`enhancer_options`).
 
     Returns:
-        The network, (B, C, H, W) → (B, C, H, W), with random weights.
+        The network, (B, C, H, W) → (B, C, H, W); what it learns starts from random weights.
 
     Raises:
         RecipeError: The name or an option is unknown, or a value is outside its range.
@@ -56,8 +61,7 @@ def create_enhancer(name: str, channels: int, /, **options: Any) -> Enhancer:
 
 
 def _check_options(name: str, constructor: Callable[..., Enhancer], options: dict[str, Any]) -> None:
-    _, *parameters = inspect.signature(constructor).parameters.values()
-    fields = {parameter.name: (parameter.annotation, parameter.default) for parameter in parameters}
+    fields = {parameter.name: (parameter.annotation, parameter.default) for parameter in _options(constructor)}
     schema = create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
     try:
         schema(**options)
@@ -65,8 +69,12 @@ def _check_options(name: str, constructor: Callable[..., Enhancer], options: dic
         problem = error.errors()[0]
         option = problem["loc"][0]
         if problem["type"] == "extra_forbidden":
-            raise RecipeError(
-                f"enhancer {name!r} has no option {option!r}; its options are: {', '.join(fields)}"
-            ) from None
+            known = f"its options are: {', '.join(fields)}" if fields else "it has none"
+            raise RecipeError(f"enhancer {name!r} has no option {option!r}; {known}") from None
         rule = problem["msg"].removeprefix("Input should be ")
         raise RecipeError(f"enhancer {name!r}: {option} = {problem['input']!r}, but it should be {rule}") from None
+
+
+def _options(constructor: Callable[..., Enhancer]) -> list[inspect.Parameter]:
+    _, *options = inspect.signature(constructor).parameters.values()
+    return options

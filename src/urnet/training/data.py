@@ -1,5 +1,6 @@
 """From divided cells and a recipe to what the trainings see: decoded, scaled, with paired images."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from urnet.nets import create_enhancer, list_fixed
 from urnet.recipe import Recipe
 
 BATCH = 64
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
 
@@ -139,6 +142,8 @@ def _paired(
             f"{' or '.join(repr(name) for name in columns)} (or by target=FILE for folders); give them, or use "
             "pretrain.target=identity"
         )
+    if column != columns[0]:
+        logger.warning("pretrain.target=%s: no column %r, so the column %r is used", kind, columns[0], column)
     targets, held = (load_pixels(part, size, channels, column=column).images for part in both)
     if held.dtype != targets.dtype:
         raise CellsError(f"paired images of several depths ({targets.dtype}, {held.dtype}); convert them to one depth")

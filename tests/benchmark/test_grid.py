@@ -1,0 +1,330 @@
+"""The folder of a benchmark: whose it is, who may have it, and what is done, missing or failed in it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from urnet.benchmark import grid as grids
+from urnet.benchmark.grid import MANIFEST, digest, open_grid, run_alone, unfinished
+from urnet.benchmark.plans import plan
+from urnet.cells.table import read_cells
+from urnet.errors import CellsError, RunError
+from urnet.training.run import Run
+
+
+def silent(what: str, share: float) -> None:
+    """Progress that nobody sees."""
+
+
+class Notes:
+    """A watcher that remembers what it was told."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, message):
+        self.said.append(message)
+
+    def doing(self, what, share):
+        pass
+
+
+@pytest.fixture(scope="module")
+def rows(small):
+    return plan("table3", scale="laptop", folds=2, channels=1, overrides=small)
+
+
+@pytest.fixture(scope="module")
+def cells(phantoms):
+    return read_cells(phantoms)
+
+
+@pytest.fixture
+def opened(tmp_path, cells, rows):
+    """Opens a folder for cells, and closes it again."""
+
+    def call(given=cells, folder=tmp_path / "out", recipe=rows[0].recipe):
+        with open_grid(folder, given, recipe, silent) as grid:
+            return grid
+
+    return call
+
+
+# Whose folder it is.
+
+
+def test_a_new_folder_says_which_cells_it_is_about_and_in_which_folds(opened, cells):
+    grid = opened()
+    assert json.loads((grid.folder / MANIFEST).read_text(encoding="utf-8"))["cells"] == 90
+    folds = pd.read_csv(grid.folder / "cells.csv")["fold"]
+    assert set(folds) == {0, 1}
+    assert len(folds) == len(cells)
+    before = (grid.folder / MANIFEST).read_bytes()
+    assert opened().audit.keys == grid.audit.keys
+    assert (grid.folder / MANIFEST).read_bytes() == before
+
+
+def test_the_same_cells_in_another_place_are_the_same(opened, phantoms, tmp_path):
+    opened()
+    opened(read_cells(shutil.copytree(phantoms, tmp_path / "moved" / "elsewhere")))
+
+
+@pytest.mark.parametrize("what", ["label", "donor", "fewer", "pixels"])
+def test_other_cells_are_refused(opened, cells, phantoms, tmp_path, what):
+    opened()
+    table = cells.table
+    if what == "pixels":
+        other = read_cells(shutil.copytree(phantoms, tmp_path / "other"))
+        path = other.root / table["path"][0]
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    elif what == "fewer":
+        other = cells.where(table.index > 0)
+    else:
+        values = table[what].replace({"lymphocyte": "monocyte", "monocyte": "lymphocyte", "d00": "d99"})
+        other = cells.with_columns(**{what: values})
+    with pytest.raises(RunError, match=r"holds the results of other cells .*choose another --out"):
+        opened(other)
+
+
+@pytest.mark.parametrize("what", ["order", "source", "fold"])
+def test_cells_that_would_be_divided_otherwise_are_refused(opened, cells, what):
+    """Else some of a row's cells would be tested twice and others never."""
+    opened()
+    if what == "order":
+        other = replace(cells, table=cells.table[::-1].reset_index(drop=True))
+    elif what == "source":
+        other = cells.with_columns(source=[f"slide {number // 2}" for number in range(len(cells))])
+    else:
+        other = cells.with_columns(fold=[str(int(donor[1:]) % 2) for donor in cells.table["donor"]])
+    with pytest.raises(RunError, match="other folds; restore the table"):
+        opened(other)
+
+
+def test_a_folder_begun_before_the_division_was_kept_goes_on(opened):
+    manifest = opened().folder / MANIFEST
+    known = json.loads(manifest.read_text(encoding="utf-8"))
+    del known["division"]
+    manifest.write_text(json.dumps(known), encoding="utf-8")
+    opened()
+
+
+def test_something_else_in_the_folder_is_refused_and_left_alone(opened, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    opened()  # an empty folder can be filled
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "cells.csv").write_text("path,label\n", encoding="utf-8")
+    with pytest.raises(RunError, match="mine: holds something else than a benchmark"):
+        opened(folder=mine)
+    assert [path.name for path in mine.iterdir()] == ["cells.csv"]
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(RunError, match="file: is a file"):
+        opened(folder=tmp_path / "file")
+
+
+@pytest.mark.parametrize("killed", ["before the manifest", "before the table"])
+def test_a_benchmark_that_was_killed_as_it_began_can_begin_again(opened, tmp_path, killed):
+    folder = opened().folder
+    (folder / "cells.csv").unlink()
+    if killed == "before the manifest":
+        (folder / MANIFEST).rename(folder / f"{MANIFEST}.part")
+    opened()
+    assert (folder / MANIFEST).is_file()
+    assert (folder / "cells.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not a benchmark's manifest"),
+        ("[]", "not a benchmark's manifest"),
+        ("{}", "not a benchmark's manifest"),
+        ('{"format": 99, "fingerprint": ""}', "written by a newer urnet"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_an_error(opened, text, words):
+    (opened().folder / MANIFEST).write_text(text, encoding="utf-8")
+    with pytest.raises(RunError, match=words):
+        opened()
+
+
+def test_two_benchmarks_at_once_are_one_too_many(opened, tmp_path):
+    grid = opened()
+    code = (
+        "import sys; from filelock import FileLock\n"
+        "with FileLock(sys.argv[1], timeout=0): print('mine', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(grid.folder / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout.readline().strip() == b"mine"
+        with pytest.raises(RunError, match="another benchmark is running in this folder"):
+            opened()
+    finally:
+        other.kill()
+        other.communicate()
+    opened()  # a killed one holds nothing
+
+
+def test_a_folder_is_free_again_after_an_error(tmp_path, cells, rows, opened):
+    with pytest.raises(ZeroDivisionError), open_grid(tmp_path / "out", cells, rows[0].recipe, silent):
+        raise ZeroDivisionError
+    opened()
+
+
+# Whether it can be divided.
+
+
+@pytest.mark.parametrize(
+    ("kept", "folds", "words"),
+    [
+        ({"monocyte": 1}, 2, "class 'monocyte' has 1 cell.*none could be given to.*at least 2 donors are needed"),
+        ({"monocyte": 2}, 2, "class 'monocyte' has 2 cell.*: validation; at least 3 donors are needed for 3 parts"),
+        ({}, 6, "class 'granulocyte' has 55 cell.*from 5 donor.*at least 6 donors are needed for 6 parts"),
+    ],
+)
+def test_too_few_cells_are_told_with_the_counts_before_anything_is_written(
+    opened, cells, rows, tmp_path, kept, folds, words
+):
+    rank = cells.table.groupby("label").cumcount()
+    few = cells.where([rank[k] < kept.get(label, 99) for k, label in enumerate(cells.table["label"])])
+    with pytest.raises(CellsError, match=words):
+        opened(few, recipe=rows[0].recipe.changed(split={"folds": folds}))
+    assert not (tmp_path / "out").exists()
+
+
+# Its cells.
+
+
+def test_a_cell_has_a_folder_by_recipe_seed_and_fold(opened, rows):
+    grid = opened()
+    found = grid.all_cells(rows, seeds=2, folds=2)
+    assert len({cell.folder for cell in found}) == len(found) == 16
+    assert [cell.title for cell in found[:5]] == [
+        *(f"{name}, seed 0, fold 0" for name in ("net1", "net2", "net3", "net4")),
+        "net1, seed 0, fold 1",
+    ]
+    cell = grid.cell(rows[3], 1, 0)
+    assert cell.folder.relative_to(grid.folder).as_posix() == f"runs/net4-{digest(rows[3].recipe)}/seed1-fold0"
+    assert (cell.recipe.seed, cell.recipe.split.fold) == (1, 0)
+
+
+def test_a_digest_changes_with_all_that_decides_the_figures(rows):
+    recipe = rows[3].recipe
+    same = [recipe.changed(name="x"), recipe.changed(seed=5), recipe.changed(split={"fold": 1})]
+    assert {digest(one) for one in same} == {digest(recipe)}
+    others = [
+        recipe.changed(**{section: change})
+        for section, change in (
+            *(("train", {"lr": 0.5}), ("train", {"frozen": 1}), ("pretrain", {"target": "clahe"})),
+            *(("enhancer", {"width": 3}), ("classifier", {"input": "both"}), ("input", {"size": 48})),
+            *(("split", {"folds": 3}), ("split", {"seed": 1}), ("protocol", "paper"), ("selection", {})),
+        )
+    ]
+    assert len({digest(one) for one in [recipe, *others]}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"status": "done"}'])
+def test_an_outcome_that_cannot_be_read_or_lacks_its_predictions_is_missing(opened, rows, text):
+    cell = opened().cell(rows[0], 0, 0)
+    assert cell.outcome()["status"] == "missing"
+    cell.outcome_path.parent.mkdir(parents=True)
+    cell.outcome_path.write_text(text, encoding="utf-8")
+    assert cell.outcome() == {"status": "missing", "error": ""}
+    assert unfinished([cell]) == [cell]
+
+
+def test_training_seconds_add_up_over_attempts_and_are_unknown_after_a_kill(opened, rows, cells):
+    cell = opened().cell(rows[0], 0, 0)
+    assert cell.begin() == 0.0
+    Run.create(cell.folder, cell.recipe, cells.with_columns(split="train"))
+    cell._conclude({"status": "missing", "error": "", "train_seconds": 7.5})
+    cell.fail("broken\n  in two lines")
+    assert cell.outcome() == {"status": "failed", "error": "broken in two lines", "train_seconds": 7.5}
+    assert cell.begin() == 7.5
+    assert cell.begin() is None  # nothing was concluded since it began
+
+
+# Running them.
+
+
+def fake(errors: dict[str, BaseException]):
+    """A stand-in for `run_cell` that raises what is named for a cell, and else leaves an outcome."""
+
+    def run_cell(cell, cells, audit, watcher=None):
+        if error := errors.get(cell.title):
+            raise error
+        cell.predictions_path.parent.mkdir(parents=True)
+        cell.predictions_path.write_bytes(b"")
+        cell._conclude({"status": "done", "error": ""})
+
+    return run_cell
+
+
+def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(opened, rows, monkeypatch):
+    errors = {
+        "net1, seed 0, fold 0": RunError("the user's fault"),
+        "net3, seed 0, fold 0": ZeroDivisionError("ours"),
+        "net4, seed 0, fold 1": MemoryError(),
+    }
+    monkeypatch.setattr(grids, "run_cell", fake(errors))
+    grid, notes = opened(), Notes()
+    every = grid.all_cells(rows, 1, 2)
+    run_alone(grid, every, notes)
+    outcomes = {cell.title: cell.outcome() for cell in every}
+    assert {title for title, outcome in outcomes.items() if outcome["status"] == "failed"} == set(errors)
+    assert outcomes["net1, seed 0, fold 0"]["error"] == "the user's fault"
+    assert outcomes["net3, seed 0, fold 0"]["error"] == "ZeroDivisionError: ours"
+    assert {outcome["status"] for title, outcome in outcomes.items() if title not in errors} == {"done"}
+    assert notes.said[0] == "[1/8] net1, seed 0, fold 0"
+    assert "net1, seed 0, fold 0 failed: the user's fault" in notes.said
+    assert any(line.startswith("[8/8] net4, seed 0, fold 1 (") and line.endswith("left)") for line in notes.said)
+
+    monkeypatch.setattr(grids, "run_cell", fake({}))
+    again = unfinished(every)
+    assert {cell.title for cell in again} == set(errors)
+
+
+def test_an_interruption_stops_the_grid_and_marks_nothing(opened, rows, monkeypatch):
+    monkeypatch.setattr(grids, "run_cell", fake({"net2, seed 0, fold 0": KeyboardInterrupt()}))
+    grid = opened()
+    every = grid.all_cells(rows, 1, 2)
+    with pytest.raises(KeyboardInterrupt):
+        run_alone(grid, every, Notes())
+    assert [cell.outcome()["status"] for cell in every] == ["done", *["missing"] * 7]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "jobs", "share"),
+    [
+        ([{"CPU": 16.0}], 4, (4.0, 0.0)),
+        ([{"CPU": 2.0}], 4, (1.0, 0.0)),
+        ([{"CPU": 3.0}], 2, (1.5, 0.0)),
+        ([{"CPU": 16.0, "GPU": 1.0}], 4, (4.0, 0.25)),
+        ([{"CPU": 16.0, "GPU": 3.0}], 2, (8.0, 1.0)),  # Ray refuses 1.5 GPUs
+        ([{"CPU": 16.0, "GPU": 4.0}], 2, (8.0, 2.0)),
+        ([{"CPU": 8.0}] * 4, 2, (8.0, 0.0)),  # 16 are more than a node has, and Ray would wait for ever
+        ([{"CPU": 8.0}] * 4, None, (1.0, 0.0)),
+        ([{"CPU": 8.0}, {"CPU": 8.0, "GPU": 2.0}], None, (1.0, 1.0)),
+    ],
+)
+def test_each_cell_gets_its_share_of_a_machine_or_cluster(nodes, jobs, share):
+    assert grids._share(nodes, jobs) == share
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(opened, tmp_path):
+    if os.name == "nt" or os.geteuid() == 0:
+        pytest.skip("permissions do not bind this user")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(PermissionError):
+        opened(folder=tmp_path / "locked" / "out")

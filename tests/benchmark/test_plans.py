@@ -1,0 +1,201 @@
+"""Which rows each table has, and what each of them trains."""
+
+import pytest
+import torch
+import yaml
+
+from urnet.benchmark.plans import SCALES, TABLES, Row, plan
+from urnet.benchmark.published import published
+from urnet.errors import RecipeError
+from urnet.nets import build_joint, count_parameters, create_enhancer, list_enhancers
+from urnet.recipe import Recipe
+
+ROWS = {
+    "table2": [
+        f"{enhancer}-{classifier}"
+        for enhancer in ("unet", "unetpp", "resunet")
+        for classifier in ("vgg16", "mobilenetv2_100", "densenet121", "resnet101")
+    ],
+    "table3": ["net1", "net2", "net3", "net4"],
+    "table4": [
+        *("net1", "jeon2021", "shahzad2022", "huang2018", "sharma2018", "clahe", "retinex", "unsharp", "guided"),
+        *("homomorphic", "wavelet", "net4"),
+    ],
+    "ablation": [
+        *("net4", "net4-no-padded", "net4-no-strided", "net4-no-leaky", "net4-no-skip-conv", "net4-no-attention"),
+        *("net3", "net4-residual", "net3-residual", "net1", "net1-stem", "net1-long"),
+    ],
+}
+
+
+def flat(recipe: Recipe) -> dict[str, object]:
+    """Dotted keys, without what only names a recipe."""
+
+    def walk(data: dict, prefix: str):
+        for key, value in data.items():
+            yield from walk(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+
+    return {key: value for key, value in walk(recipe.model_dump(), "") if key != "name"}
+
+
+def changed(one: Recipe, other: Recipe) -> set[str]:
+    """The keys in which two recipes differ."""
+    a, b = flat(one), flat(other)
+    return {key for key in a.keys() | b.keys() if a.get(key, "absent") != b.get(key, "absent")}
+
+
+def rows(table: str, **settings) -> dict[str, Row]:
+    return {row.name: row for row in plan(table, **settings)}
+
+
+def joint(recipe: Recipe):
+    """The networks without memory."""
+    with torch.device("meta"):
+        return build_joint(
+            *(recipe.enhancer.name, recipe.classifier.name, 3, recipe.input.channels),
+            enhancer_options=recipe.enhancer.options,
+            classifier_options=recipe.classifier.options,
+            beside=recipe.classifier.input == "both",
+        )
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("table", TABLES)
+def test_every_row_of_every_table_is_a_recipe_that_builds(table, scale):
+    planned = plan(table, scale=scale, folds=4, channels=1)
+    assert [row.name for row in planned] == ROWS[table]
+    assert len({row.title for row in planned}) == len(planned)
+    for row in planned:
+        assert row.recipe.name == row.name
+        assert (row.recipe.split.folds, row.recipe.split.fold, row.recipe.protocol) == (4, None, "honest")
+        assert Recipe.model_validate(yaml.safe_load(row.recipe.to_yaml())) == row.recipe
+        assert count_parameters(joint(row.recipe)) > 0
+    # What decides who is in which fold, and what an input is, is the same for all.
+    assert len({(row.recipe.split, row.recipe.input.size, row.recipe.input.channels) for row in planned}) == 1
+
+
+def test_the_papers_rows_are_those_whose_figures_it_published():
+    for name in ROWS["table3"]:
+        assert published("table3", name, ("granulocyte", "lymphocyte", "monocyte")) is not None
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_paper_scale_is_as_the_recipes_stand(table):
+    for row in plan(table):
+        assert row.recipe.input.size == 200
+        assert row.recipe.augment.per_class == 8000
+        assert row.recipe.classifier.pretrained
+        if row.name not in ("net1-long", "net1-stem"):
+            assert row.recipe.train.epochs == 200
+            assert row.recipe.enhancer.options.get("width", 64) in (64, 16)  # 16: RSGUNet's own
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_laptop_scale_is_small_and_fetches_nothing(table):
+    for row in plan(table, scale="laptop", channels=1):
+        recipe = row.recipe
+        assert (recipe.input.size, recipe.input.channels, recipe.augment.per_class) == (96, 1, None)
+        assert not recipe.classifier.pretrained
+        assert recipe.train.epochs <= 28
+        if row.name != "net1-stem":
+            assert recipe.enhancer.options.get("width", 8) in (8, 16)
+
+
+def test_the_laptops_classifier_is_the_packaged_one_where_it_can_stand_in():
+    for table in ("table3", "ablation"):
+        for row in plan(table, scale="laptop"):
+            assert (row.recipe.classifier.name, row.recipe.classifier.weights) == ("tf_efficientnet_lite0", "packaged")
+    four = rows("table4", scale="laptop")
+    assert four["shahzad2022"].recipe.classifier.options["backbones"] == ["tf_efficientnet_lite0"]
+    assert four["shahzad2022"].recipe.classifier.weights == "packaged"
+    assert four["huang2018"].recipe.classifier.name == "tf_efficientnet_lite0"
+    # Where the table asks for networks whose weights no package has, all of them start from random ones, and longer.
+    for row in [*plan("table2", scale="laptop"), four["jeon2021"]]:
+        assert row.recipe.classifier.weights is None
+        assert (row.recipe.train.optimizer, row.recipe.train.epochs) == ("adamw", 24)
+    assert {row.recipe.classifier.name for row in plan("table2", scale="laptop")} == {
+        *("vgg16", "mobilenetv2_100", "densenet121", "resnet101"),
+    }
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_table_2_exchanges_one_network_at_a_time(scale):
+    first, *others = plan("table2", scale=scale)
+    for row in others:
+        assert changed(first.recipe, row.recipe) <= {"enhancer.name", "classifier.name"}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_ablation_rows_differ_from_net4_in_one_thing(scale):
+    ablation = {name: row.recipe for name, row in rows("ablation", scale=scale).items()}
+    net4 = ablation.pop("net4")
+    for switch in ("padded", "strided", "leaky", "skip_conv", "attention"):
+        row = ablation[f"net4-no-{switch.replace('_', '-')}"]
+        assert changed(net4, row) == {f"enhancer.{switch}"}
+        assert row.enhancer.options[switch] is False
+    assert changed(net4, ablation["net4-residual"]) == {"enhancer.residual"}
+    assert changed(ablation["net3"], ablation["net3-residual"]) == {"enhancer.residual"}
+    assert ablation["net3"].pretrain.epochs == 0 < net4.pretrain.epochs
+
+
+def test_without_pretraining_nothing_else_changes_at_paper_scale():
+    ablation = rows("ablation")
+    assert {key.partition(".")[0] for key in changed(ablation["net4"].recipe, ablation["net3"].recipe)} == {"pretrain"}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_controls_are_net1_with_net4s_parameters_or_epochs(scale):
+    ablation = {name: row.recipe for name, row in rows("ablation", scale=scale).items()}
+    net1, net4, stem, long = (ablation[name] for name in ("net1", "net4", "net1-stem", "net1-long"))
+    assert changed(net1, long) == {"train.epochs"}
+    assert long.train.epochs == net4.train.epochs + net4.pretrain.epochs
+    assert {key.partition(".")[0] for key in changed(net1, stem)} == {"enhancer"}
+    assert stem.enhancer.name == "plain"
+    assert count_parameters(joint(stem)) == pytest.approx(count_parameters(joint(net4)), rel=0.02)
+
+
+def test_the_same_row_is_the_same_recipe_in_every_table():
+    everywhere = [rows(table, scale="laptop") for table in ("table3", "table4", "ablation")]
+    for name in ("net1", "net4"):
+        assert len({repr(found[name].recipe) for found in everywhere}) == 1
+    assert everywhere[0]["net3"].recipe == everywhere[2]["net3"].recipe
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_overrides_reach_every_row_and_pretraining_only_those_that_pretrain(table, scale):
+    before = rows(table, scale=scale)
+    overrides = ["train.epochs=3", "pretrain.epochs=5", "train.precision=bf16", "input.size=64"]
+    for name, row in rows(table, scale=scale, overrides=overrides).items():
+        recipe = row.recipe
+        assert recipe.train.epochs == (8 if name == "net1-long" else 3)
+        assert (recipe.train.precision, recipe.input.size) == ("bf16", 64)
+        assert recipe.pretrain.epochs == (5 if before[name].recipe.pretrain.epochs else 0)
+
+
+def test_what_the_command_line_decides_no_override_changes():
+    row = plan("table3", folds=4, protocol="paper", overrides=["split.folds=7", "protocol=honest"])[0]
+    assert (row.recipe.split.folds, row.recipe.protocol) == (4, "paper")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_huang2018_is_trained_towards_the_paired_image_where_there_is_one(scale):
+    assert rows("table4", scale=scale)["huang2018"].recipe.pretrain.target == "clahe"
+    for target in ("target", "nuclei"):
+        four = rows("table4", scale=scale, paired=target)
+        huang = four.pop("huang2018").recipe
+        assert (huang.pretrain.target, huang.pretrain.loss, huang.train.enhancer_lr) == (target, "huang2018", 0)
+        assert all(row.recipe.pretrain.target != target for row in four.values())
+
+
+def test_fixed_enhancers_of_table_4_are_net1_behind_them():
+    four = {name: row.recipe for name, row in rows("table4").items()}
+    for name in ("clahe", "retinex", "unsharp", "guided", "homomorphic", "wavelet"):
+        assert changed(four["net1"], four[name]) == {"enhancer.name"}
+        assert name in list_enhancers()
+        assert count_parameters(create_enhancer(name, 3)) == 0
+
+
+def test_an_override_that_does_not_fit_is_an_error():
+    with pytest.raises(RecipeError, match=r"unknown key train.epoch; did you mean train.epochs"):
+        plan("table3", overrides=["train.epoch=3"])
