@@ -304,6 +304,14 @@ def test_an_interruption_stops_the_grid_and_marks_nothing(opened, rows, monkeypa
     assert [cell.outcome()["status"] for cell in every] == ["done", *["missing"] * 7]
 
 
+def test_in_a_process_of_its_own_a_cell_tells_what_went_wrong(opened, rows, monkeypatch):
+    errors = {"net1, seed 0, fold 0": RunError("the user's fault"), "net2, seed 0, fold 0": ZeroDivisionError("ours")}
+    monkeypatch.setattr(grids, "run_cell", fake(errors))
+    grid = opened()
+    told = [grids._ray_cell(cell, (grid.cells, grid.audit), 1) for cell in grid.all_cells(rows, 1, 1)]
+    assert told == ["the user's fault", "ZeroDivisionError: ours", "", ""]
+
+
 @pytest.mark.parametrize(
     ("nodes", "jobs", "share"),
     [

@@ -165,7 +165,8 @@ def test_the_same_row_is_the_same_recipe_in_every_table():
 @pytest.mark.parametrize("scale", SCALES)
 def test_overrides_reach_every_row_and_pretraining_only_those_that_pretrain(table, scale):
     before = rows(table, scale=scale)
-    overrides = ["train.epochs=3", "pretrain.epochs=5", "train.precision=bf16", "input.size=64"]
+    overrides = ["train.epochs=3", "train.precision=bf16", "input.size=64"]
+    overrides += ["pretrain.epochs=5"] if table != "table2" else []
     for name, row in rows(table, scale=scale, overrides=overrides).items():
         recipe = row.recipe
         assert recipe.train.epochs == (8 if name == "net1-long" else 3)
@@ -194,6 +195,53 @@ def test_fixed_enhancers_of_table_4_are_net1_behind_them():
         assert changed(four["net1"], four[name]) == {"enhancer.name"}
         assert name in list_enhancers()
         assert count_parameters(create_enhancer(name, 3)) == 0
+
+
+def test_options_of_some_methods_reach_the_rows_that_have_them():
+    overrides = ["enhancer.width=4", "selection.ants=3", "pretrain.adversarial=2", "pretrain.target=unsharp"]
+    four = {name: row.recipe for name, row in rows("table4", overrides=overrides).items()}
+    for name in ("huang2018", "net4"):
+        assert four[name].enhancer.options["width"] == 4
+    assert "width" not in four["clahe"].enhancer.options | four["sharma2018"].enhancer.options
+    assert {name for name, recipe in four.items() if recipe.selection} == {"shahzad2022"}
+    assert four["shahzad2022"].selection.ants == 3
+    assert {name for name, recipe in four.items() if recipe.pretrain.adversarial} == {"huang2018"}
+    assert {name for name, recipe in four.items() if recipe.pretrain.target == "unsharp"} == {
+        *("huang2018", "sharma2018", "net4"),
+    }
+
+
+def test_an_override_may_bring_what_another_one_changes():
+    for overrides in (["enhancer.name=dynamic", "enhancer.size=3"], ["enhancer.size=3", "enhancer.name=dynamic"]):
+        for row in plan("table3", overrides=overrides):
+            assert (row.recipe.enhancer.name, row.recipe.enhancer.options["size"]) == ("dynamic", 3)
+    net4 = rows("table3", overrides=["pretrain.adversarial=2", "pretrain.loss=huang2018"])["net4"].recipe
+    assert (net4.pretrain.loss, net4.pretrain.adversarial) == ("huang2018", 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("enhancer.widht=4", r"no row of table3 uses this key \(options of its enhancers are width, .*attention"),
+        ("selection.ants=3", "no row of table3 uses this key; leave it out"),
+        ("pretrain.adversarial=3", "no row of table3 uses this key"),
+    ],
+)
+def test_an_override_that_no_row_has_a_use_for_is_an_error(override, words):
+    with pytest.raises(RecipeError, match=f"--set {override}: {words}"):
+        plan("table3", overrides=["train.epochs=2", override])
+
+
+def test_an_unknown_enhancer_is_left_to_be_told_when_it_is_built():
+    planned = plan("table3", overrides=["enhancer.name=unit", "enhancer.foo=3"])
+    assert {row.recipe.enhancer.name for row in planned} == {"unit"}
+    with pytest.raises(RecipeError, match=r"--set selection.ants=3: no row"):
+        plan("table3", overrides=["enhancer.name=unit", "selection.ants=3"])
+
+
+def test_net4_is_no_row_of_table_2():
+    with pytest.raises(RecipeError, match=r"--set pretrain.epochs=3: no row of table2 uses this key"):
+        plan("table2", overrides=["pretrain.epochs=3"])
 
 
 def test_an_override_that_does_not_fit_is_an_error():

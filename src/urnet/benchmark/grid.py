@@ -182,7 +182,8 @@ def run_through_ray(grid: Grid, todo: Sequence[GridCell], jobs: int | None, addr
         raise RunError('--jobs and --ray need Ray; install it with: pip install "urnet[cluster]"') from None
     try:
         _reach(address)
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        # "local", since Ray would else join any cluster that it finds here, another benchmark's among them.
+        ray.init(address or "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except (OSError, OverflowError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
         where = f"--ray {address}: no Ray cluster answers there" if address else "--jobs: Ray does not start here"
         raise RunError(f"{where} ({' '.join(str(error).split())[:200]})") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from urnet.errors import RecipeError
-from urnet.nets import count_parameters, create_enhancer
+from urnet.nets import count_parameters, create_enhancer, list_enhancers
 from urnet.nets.plain import plain_like
 from urnet.nets.registry import enhancer_options
 from urnet.recipe import Recipe, load_recipe
@@ -84,23 +84,32 @@ def plan(
         RecipeError: an override does not fit, or no row has what it changes.
     """
     overrides = list(overrides)
-    used: set[str] = set()
+    used: dict[str, set[str]] = {}
 
     def row(name: str, title: str, base: str, *, weights_at_hand: bool = True, **changes: Any) -> Row:
         recipe = load_recipe(base).changed(name=name, **changes)
         if scale == "laptop":
             recipe = at_laptop(recipe, weights_at_hand=weights_at_hand)
-        concerned = [override for override in overrides if _concerns(override, recipe)]
-        used.update(concerned)
-        recipe = recipe.overridden(concerned).changed(protocol=protocol, split={"folds": folds, "fold": None})
+        waiting = overrides
+        while concerned := [override for override in waiting if _concerns(override, recipe)]:
+            used.setdefault(name, set()).update(concerned)
+            recipe = recipe.overridden(concerned)  # after which it may have what others change
+            waiting = [override for override in waiting if override not in concerned]
+        recipe = recipe.changed(protocol=protocol, split={"folds": folds, "fold": None})
         if recipe.input.channels is None:
             recipe = recipe.changed(input={"channels": channels})
         return Row(name, title, recipe)
 
     rows = _rows(table, row, paired)
     for override in overrides:
-        if override not in used:
-            raise RecipeError(f"--set {override}: no row of {table} uses this key; leave it out or mend its spelling")
+        if not any(override in used.get(row.name, ()) for row in rows):
+            known = ""
+            if override.startswith("enhancer."):
+                options = dict.fromkeys(key for row in rows for key in enhancer_options(row.recipe.enhancer.name))
+                known = f" (options of its enhancers are {', '.join(options)})"
+            raise RecipeError(
+                f"--set {override}: no row of {table} uses this key{known}; leave it out or mend its spelling"
+            )
     return rows
 
 
@@ -161,7 +170,7 @@ def _concerns(override: str, recipe: Recipe) -> bool:
     """Whether a change leaves a row what it is: some sections and options belong to some methods alone."""
     section, _, key = override.partition("=")[0].strip().partition(".")
     if section == "enhancer" and key not in ("", "name"):
-        return key in enhancer_options(recipe.enhancer.name)
+        return recipe.enhancer.name not in list_enhancers() or key in enhancer_options(recipe.enhancer.name)
     if section == "selection":
         return recipe.selection is not None
     if section != "pretrain":

@@ -15,9 +15,9 @@ from urnet.cells.divide import divide
 from urnet.cells.pixels import survey
 from urnet.cells.table import PAIRED, Cells, read_cells
 from urnet.errors import CellsError, RecipeError
-from urnet.nets import build_joint
+from urnet.nets import build_joint, create_classifier
 from urnet.progress import Silence
-from urnet.recipe import load_recipe
+from urnet.recipe import Classifier, load_recipe
 from urnet.training.run import refuse_within
 
 PROTOCOLS = ("honest", "paper")
@@ -87,6 +87,8 @@ def run_benchmark(
     rows, folds = what.rows, what.folds
     with open_grid(Path(out), what.cells, rows[0].recipe, watcher.doing) as grid:
         todo = unfinished(grid.all_cells(rows, seeds, folds)) if train else []
+        if ray is None:
+            _fetch_weights(cell.recipe.classifier for cell in todo)
         try:
             if todo and (jobs is not None or ray is not None):
                 run_through_ray(grid, todo, jobs, ray, watcher)
@@ -215,6 +217,17 @@ def _check(rows: list[Row], cells: Cells) -> None:
                 )
         except RecipeError as error:
             raise RecipeError(f"row {row.name}: {error}") from None
+
+
+def _fetch_weights(classifiers: Iterable[Classifier]) -> None:
+    """Ask the hub once for what the runs will want of it: it takes a minute to say no, and would say so to each run.
+
+    Raises:
+        WeightsError: the hub cannot be reached, or has no such weights.
+    """
+    wanted = {c.name: c.options for c in classifiers if c.pretrained and c.weights is None}
+    for name, options in wanted.items():
+        create_classifier(name, 2, pretrained=True, options=options)
 
 
 def _dataset(grid: Grid) -> str:
