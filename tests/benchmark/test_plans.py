@@ -174,11 +174,6 @@ def test_overrides_reach_every_row_and_pretraining_only_those_that_pretrain(tabl
         assert recipe.pretrain.epochs == (5 if before[name].recipe.pretrain.epochs else 0)
 
 
-def test_what_the_command_line_decides_no_override_changes():
-    row = plan("table3", folds=4, protocol="paper", overrides=["split.folds=7", "protocol=honest"])[0]
-    assert (row.recipe.split.folds, row.recipe.protocol) == (4, "paper")
-
-
 @pytest.mark.parametrize("scale", SCALES)
 def test_huang2018_is_trained_towards_the_paired_image_where_there_is_one(scale):
     assert rows("table4", scale=scale)["huang2018"].recipe.pretrain.target == "clahe"
@@ -247,3 +242,9 @@ def test_net4_is_no_row_of_table_2():
 def test_an_override_that_does_not_fit_is_an_error():
     with pytest.raises(RecipeError, match=r"unknown key train.epoch; did you mean train.epochs"):
         plan("table3", overrides=["train.epoch=3"])
+
+
+@pytest.mark.parametrize("override", ["split.folds=7", "split.fold=1", "protocol=paper", "seed=3", "name=mine"])
+def test_what_the_grid_decides_cannot_be_set(override):
+    with pytest.raises(RecipeError, match=rf"--set {override}: in a benchmark .* decides this"):
+        plan("table3", scale="laptop", overrides=[override])

@@ -40,6 +40,14 @@ SWITCHES = {
     "skip_conv": "convolution on skips",
     "attention": "channel attention",
 }
+DECIDED = {
+    "name": "the row",
+    "seed": "--seeds",
+    "protocol": "--protocol",
+    "split.folds": "--folds",
+    "split.fold": "the grid",
+}
+"""Keys of the recipe that are not free in a benchmark, and what sets them."""
 STEM = {"depth": 18, "fold": 4}
 """Layers of the plain stem; folded so that its multiply-accumulates stay near UR-Net's."""
 
@@ -84,6 +92,9 @@ def plan(
         RecipeError: an override does not fit, or no row has what it changes.
     """
     overrides = list(overrides)
+    for override in overrides:
+        if (key := override.partition("=")[0].strip()) in DECIDED:
+            raise RecipeError(f"--set {override}: in a benchmark {DECIDED[key]} decides this; leave it out")
     used: dict[str, set[str]] = {}
 
     def row(name: str, title: str, base: str, *, weights_at_hand: bool = True, **changes: Any) -> Row:
