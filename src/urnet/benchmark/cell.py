@@ -145,36 +145,25 @@ def score_cell(cell: GridCell, train_seconds: float | None = None) -> None:
 
     run = Run.open(cell.folder)
     scored = own_part(run, "test", None)
-    model, table = scored.model, scored.cells.table
-    names = model.classes
-    rows: dict[str, Any] = {
-        "path": table["path"],
-        "label": [names[k] for k in scored.truth],
-        "predicted": [names[k] for k in scored.probabilities.argmax(axis=1)],
-        **{f"p_{name}": scored.probabilities[:, k].round(6) for k, name in enumerate(names)},
-    }
-    rows |= {column: table[column] for column in ("source", "donor") if column in table}
+    model, rows = scored.model, scored.predictions()
     examples: dict[str, np.ndarray] = {}
     try:
         shares, chance, cams = _cam(scored)
-        rows |= {"cam_share": shares.round(4), "cam_chance": chance.round(4)}
+        rows = rows.assign(cam_share=shares.round(4), cam_chance=chance.round(4))
     except RecipeError:  # no feature maps to look at
         cams = None
     if not cell.recipe.split.fold:
         examples = _examples(scored, cams)
     with whole_file(cell.predictions_path) as file:
-        pd.DataFrame(rows).to_csv(file, index=False, encoding="utf-8", lineterminator="\n", compression="gzip")
+        rows.to_csv(file, index=False, encoding="utf-8", lineterminator="\n", compression="gzip")
     if examples:
         with whole_file(cell.examples_path) as file:
             np.savez_compressed(file, **examples)
-    right = scored.probabilities.argmax(axis=1) == scored.truth
-    recalls = [float(right[scored.truth == k].mean()) for k in np.unique(scored.truth)]
     cell._conclude(
         {
             "status": "done",
             "error": "",
-            "accuracy": float(right.mean()),
-            "macro_recall": float(np.mean(recalls)),
+            **scored.summary(),
             "train_seconds": train_seconds,
             "images_per_second": _throughput(scored),
             "epoch": model.config.epoch,
@@ -214,11 +203,12 @@ def _cam(scored: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     import torch
 
     from urnet.evaluation.cam_share import cam_share, chance_share
+    from urnet.evaluation.evaluate import picture
     from urnet.evaluation.gradcam import grad_cam
     from urnet.images.mask import cell_mask
 
     maps = grad_cam(scored.model.joint, torch.from_numpy(scored.inputs(slice(None))))
-    crops = (np.moveaxis(image, 0, -1) if image.shape[0] == 3 else image[0] for image in scored.images)
+    crops = map(picture, scored.images)
     masks, found = (np.stack(part) for part in zip(*map(cell_mask, crops), strict=True))
     shares, chance = (np.where(found, share, np.nan) for share in (cam_share(maps, masks), chance_share(masks)))
     return shares, chance, maps
@@ -226,13 +216,7 @@ def _cam(scored: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _examples(scored: Any, cams: np.ndarray | None) -> dict[str, np.ndarray]:
     """A few cells of each class, the same for every recipe of a grid: raw, enhanced, Grad-CAM, label."""
-    generator = np.random.default_rng(0)
-    chosen = np.concatenate(
-        [
-            generator.permutation(np.flatnonzero(scored.truth == k))[:EXAMPLES_PER_CLASS]
-            for k in range(len(scored.model.classes))
-        ]
-    )
+    chosen = scored.examples(EXAMPLES_PER_CLASS)
     inputs = scored.inputs(chosen)
     _, enhanced = next(scored.model.forward(inputs, len(inputs)))
     kept = {

@@ -15,12 +15,12 @@ from matplotlib.ticker import MaxNLocator
 from urnet.benchmark.entry import Entry
 from urnet.evaluation.figures import (
     BLUE,
-    CAM,
     FAINT,
     INK,
     MATRIX,
     ORANGE,
     SHADES,
+    cam_legend,
     cut,
     group_heads,
     line_looks,
@@ -197,12 +197,7 @@ def cam_gallery_figure(
         for title, cams in examples.items()
     }
     figure = _grid({"raw": raw, **rows}, labels, below=0.3)
-    width, height = figure.get_size_inches()
-    axes = figure.add_axes((0.5 - 0.8 / width, 0.14 / height, 1.6 / width, 0.08 / height))
-    axes.imshow(np.linspace(0, 1, 256)[None], cmap=CAM, aspect="auto")
-    axes.set_axis_off()
-    for place, text, side in ((0, "no weight ", "right"), (1, " most", "left")):
-        axes.text(place, 0.5, text, ha=side, va="center", fontsize=9, transform=axes.transAxes)
+    cam_legend(figure, 0.14)
     return figure
 
 

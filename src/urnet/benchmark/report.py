@@ -12,7 +12,7 @@ import pandas as pd
 from urnet.benchmark import figures, published, tables
 from urnet.benchmark.entry import Entry
 from urnet.benchmark.render import TableData, to_html, to_latex, to_markdown
-from urnet.evaluation.evaluate import OPTIMISTIC, VERSIONS
+from urnet.evaluation.evaluate import OPTIMISTIC, VERSIONS, picture
 from urnet.evaluation.figures import to_png
 from urnet.evaluation.paired import paired_differences
 from urnet.evaluation.report import environment
@@ -201,9 +201,15 @@ def _figures(
         add("Cells by class", "Before and after balancing of the training part.", figures.class_counts_figure(*counts))
     pictured = [entry for entry in done if entry.examples]
     if pictured:
-        raw, labels = _pictures(pictured[0].examples["raw"]), list(pictured[0].examples["label"])
+        raw, labels = (
+            [picture(image) for image in pictured[0].examples["raw"].astype(np.float32)],
+            list(pictured[0].examples["label"]),
+        )
         enhancing = [entry for entry in pictured if entry.recipe.enhancer.name != "none"]
-        seen = {entry.title: _pictures(entry.examples["enhanced"]) for entry in enhancing}
+        seen = {
+            entry.title: [picture(image) for image in entry.examples["enhanced"].astype(np.float32)]
+            for entry in enhancing
+        }
         if seen:
             add("The same cells through every enhancer", "", figures.gallery_figure(seen, raw, labels))
         cams = {entry.title: list(entry.examples["cam"]) for entry in pictured if "cam" in entry.examples}
@@ -216,8 +222,3 @@ def _figures(
             figures.cam_share_figure(done),
         )
     return drawn
-
-
-def _pictures(images: np.ndarray) -> list[np.ndarray]:
-    """(M, C, S, S) as (S, S) or (S, S, 3) each."""
-    return [np.moveaxis(image, 0, -1) if len(image) == 3 else image[0] for image in images.astype(np.float32)]

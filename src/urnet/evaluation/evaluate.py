@@ -179,7 +179,10 @@ def _write(
     (folder / "metrics.json").write_text(
         json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
-    _write_predictions(folder / "predictions.csv", table, model.classes, truth, probabilities, scored)
+    predictions = pd.concat([one.predictions() for one in scored], ignore_index=True)
+    if len(scored) > 1:
+        predictions["fold"] = np.repeat(np.arange(len(scored)), [len(one.truth) for one in scored])
+    predictions.to_csv(folder / "predictions.csv", index=False, encoding="utf-8", lineterminator="\n")
     for file, _, _, png in pictures:
         (folder / "figures" / f"{file}.png").write_bytes(png)
     report = Report(
@@ -223,13 +226,7 @@ def _left_out(run: Run) -> list[str]:
 
 def _by_fold(scored: list[Scored]) -> list[dict[str, float | int]]:
     """Cells, accuracy and macro recall of each fold, to show their spread."""
-    rows: list[dict[str, float | int]] = []
-    for fold, one in enumerate(scored):
-        right = one.probabilities.argmax(axis=1) == one.truth
-        recalls = [float(right[one.truth == k].mean()) for k in np.unique(one.truth)]
-        figures = {"accuracy": float(right.mean()), "macro_recall": float(np.mean(recalls))}
-        rows.append({"fold": fold, "n": len(right), **figures})
-    return rows
+    return [{"fold": fold, "n": len(one.truth), **one.summary()} for fold, one in enumerate(scored)]
 
 
 def _dataset(metrics: dict[str, Any], name: str, model: Model) -> str:
@@ -239,26 +236,6 @@ def _dataset(metrics: dict[str, Any], name: str, model: Model) -> str:
         f"{'grey' if model.config.channels == 1 else 'colour'}, {scaling.dtype} counts {scaling.low:g} to "
         f"{scaling.high:g} scaled to 0 to 1"
     )
-
-
-def _write_predictions(
-    path: Path,
-    table: pd.DataFrame,
-    classes: tuple[str, ...],
-    truth: np.ndarray,
-    probabilities: np.ndarray,
-    scored: list[Scored],
-) -> None:
-    rows: dict[str, Any] = {
-        "path": table["path"],
-        "label": [classes[k] for k in truth],
-        "predicted": [classes[k] for k in probabilities.argmax(axis=1)],
-        **{f"p_{name}": probabilities[:, k].round(6) for k, name in enumerate(classes)},
-    }
-    rows |= {column: table[column] for column in ("source", "donor") if column in table}
-    if len(scored) > 1:
-        rows["fold"] = np.repeat(np.arange(len(scored)), [len(one.truth) for one in scored])
-    pd.DataFrame(rows).to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
 
 
 def _pictures(
@@ -293,11 +270,11 @@ def _pictures(
                 figures.curves_figure(history, one.model.config.epoch),
             )
         )
-    shown = _examples(one)
+    shown = one.examples(SHOWN_PER_CLASS)
     titles = [classes[k] for k in one.truth[shown]]
     columns = 4 if len(shown) % 4 == 0 and len(shown) % 6 else 6  # full rows where they can be had
     inputs = one.inputs(shown)
-    raw = [_picture(image) for image in inputs]
+    raw = [picture(image) for image in inputs]
     if run.recipe().enhancer.name != "none":
         _, enhanced = next(one.model.forward(inputs, len(inputs)))
         pictures.append(
@@ -305,7 +282,7 @@ def _pictures(
                 "gallery",
                 "Raw and enhanced",
                 "What the enhancer makes of cells of each class; it serves the classifier, not the eye.",
-                figures.gallery_figure(raw, [_picture(image) for image in enhanced], titles, columns=columns),
+                figures.gallery_figure(raw, [picture(image) for image in enhanced], titles, columns=columns),
             )
         )
     overlays = _overlays(one.model, inputs)
@@ -332,16 +309,6 @@ def _pictures(
     return [(file, title, caption, figures.to_png(figure)) for file, title, caption, figure in pictures]
 
 
-def _examples(one: Scored) -> np.ndarray:
-    """A few cells of each class, the same ones at every call."""
-    generator = np.random.default_rng(0)
-    chosen = []
-    for index in range(len(one.model.classes)):
-        members = np.flatnonzero(one.truth == index)
-        chosen.append(generator.permutation(members)[:SHOWN_PER_CLASS])
-    return np.concatenate(chosen)
-
-
 def _overlays(model: Model, inputs: np.ndarray) -> list[np.ndarray]:
     """Grad-CAM over each input; none where the classifier makes no feature maps."""
     import torch
@@ -350,7 +317,7 @@ def _overlays(model: Model, inputs: np.ndarray) -> list[np.ndarray]:
         maps = grad_cam(model.joint, torch.from_numpy(inputs))
     except (RecipeError, ValueError):
         return []
-    return [overlay(_picture(image), heat) for image, heat in zip(inputs, maps, strict=True)]
+    return [overlay(picture(image), heat) for image, heat in zip(inputs, maps, strict=True)]
 
 
 def _mistakes(scored: list[Scored]) -> list[tuple[str, bytes]]:
@@ -365,10 +332,10 @@ def _mistakes(scored: list[Scored]) -> list[tuple[str, bytes]]:
         classes = one.model.classes
         guess, true = classes[int(one.probabilities[index].argmax())], classes[int(one.truth[index])]
         caption = f"{one.cells.table['path'].iloc[index]}: {true}, called {guess} at {confidence:.0%}"
-        pictures.append((caption, figures.image_png(_picture(one.inputs(index)))))
+        pictures.append((caption, figures.image_png(picture(one.inputs(index)))))
     return pictures
 
 
-def _picture(image: np.ndarray) -> np.ndarray:
+def picture(image: np.ndarray) -> np.ndarray:
     """(C, S, S) as (S, S) or (S, S, 3)."""
     return np.moveaxis(image, 0, -1) if image.shape[0] == 3 else image[0]

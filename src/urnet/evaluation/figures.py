@@ -235,13 +235,18 @@ def cam_figure(
             box = {"facecolor": "black", "alpha": 0.65, "linewidth": 0, "pad": 1.2}
             style = {"fontsize": 6.5, "color": "white", "ha": "center", "va": "bottom", "bbox": box}
             map_axes.text(0.5, 0.04, f"→ {cut(name, 12)}", transform=map_axes.transAxes, **style)
+    cam_legend(figure, 0.22)
+    return figure
+
+
+def cam_legend(figure: Figure, bottom: float) -> None:
+    """Write what the colours of Grad-CAM mean below the pictures, `bottom` inches above the figure's edge."""
     width, height = figure.get_size_inches()
-    axes = figure.add_axes((0.5 - 0.8 / width, 0.22 / height, 1.6 / width, 0.08 / height))
+    axes = figure.add_axes((0.5 - 0.8 / width, bottom / height, 1.6 / width, 0.08 / height))
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=CAM, aspect="auto")
     axes.set_axis_off()
     for place, text, side in ((0, "no weight ", "right"), (1, " most", "left")):
         axes.text(place, 0.5, text, ha=side, va="center", fontsize=9, transform=axes.transAxes)
-    return figure
 
 
 @styled

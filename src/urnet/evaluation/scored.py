@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from urnet.bundle import Model
 from urnet.cells.audit import audit_cells, tally
@@ -40,6 +42,29 @@ class Scored:
     def inputs(self, index: "np.ndarray | slice") -> np.ndarray:
         """Some of the images as the network saw them, in [0, 1]."""
         return self.model.config.scaling.apply(self.images[index])
+
+    def predictions(self) -> pd.DataFrame:
+        """A row an image: `path, label, predicted, p_<class>…, source`, where known `donor`."""
+        table, names = self.cells.table, self.model.classes
+        rows: dict[str, Any] = {
+            "path": table["path"],
+            "label": [names[k] for k in self.truth],
+            "predicted": [names[k] for k in self.probabilities.argmax(axis=1)],
+            **{f"p_{name}": self.probabilities[:, k].round(6) for k, name in enumerate(names)},
+        }
+        return pd.DataFrame(rows | {column: table[column] for column in ("source", "donor") if column in table})
+
+    def summary(self) -> dict[str, float]:
+        """`accuracy` and `macro_recall`, without intervals."""
+        right = self.probabilities.argmax(axis=1) == self.truth
+        recalls = [float(right[self.truth == k].mean()) for k in np.unique(self.truth)]
+        return {"accuracy": float(right.mean()), "macro_recall": float(np.mean(recalls))}
+
+    def examples(self, per_class: int) -> np.ndarray:
+        """Indices of a few cells of each class, the same ones at every call."""
+        generator = np.random.default_rng(0)
+        classes = range(len(self.model.classes))
+        return np.concatenate([generator.permutation(np.flatnonzero(self.truth == k))[:per_class] for k in classes])
 
 
 def own_part(run: Run, split: str, progress: Progress | None) -> Scored:
