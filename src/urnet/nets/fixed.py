@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from urnet.nets.dynamic import luminance
 from urnet.nets.enhancer import Enhancer, reflect_pad
 from urnet.nets.registry import register_enhancer
 
@@ -25,7 +26,6 @@ Sigma = Annotated[float, Field(gt=0, le=1000)]
 Radius = Annotated[int, Field(ge=1, le=64)]
 """A window reaches this many px from its centre to each side."""
 
-_LUMINANCE = (0.299, 0.587, 0.114)
 _LOG_FLOOR = 1 / 255
 
 _names: list[str] = []
@@ -65,16 +65,9 @@ class LuminanceFilter(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward(x)
         x = x.detach().float().clamp(0, 1)
-        y = self._luminance(x)  # (B, 1, H, W)
+        y = luminance(x)  # (B, 1, H, W)
         # Cb and Cr are multiples of B − Y and R − Y: they stay when all three channels change by as much as Y does.
         return (x + self.function(y) - y).clamp(0, 1)
-
-    @staticmethod
-    def _luminance(x: Tensor) -> Tensor:
-        if x.shape[1] == 1:
-            return x
-        red, green, blue = (share * x[:, i : i + 1] for i, share in enumerate(_LUMINANCE))
-        return red + green + blue
 
 
 class FixedEnhancer(Enhancer):
