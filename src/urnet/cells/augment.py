@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from urnet.cells.table import PAIRED, Cells
+from urnet.cells.table import PATHS, Cells
 from urnet.errors import CellsError
 
 AT_ONCE = 256
@@ -143,7 +143,7 @@ def write_augmented(cells: Cells, out: Path, per_class: int, *, seed: int = 0) -
             name = f"{len(rows):06d}.tif"
             copy = row | {"tile": "", "augmented": row["path"]}
             copy_seed = int(np.random.default_rng((seed, len(rows))).integers(2**62))
-            for column in ("path", *PAIRED):
+            for column in PATHS:
                 if row.get(column):
                     folder = "augmented" if column == "path" else f"augmented_{column}"
                     # Seeded anew for each of a pair, so that both get the same geometry.

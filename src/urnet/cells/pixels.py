@@ -42,7 +42,7 @@ def fit_input(crop: np.ndarray, size: int, channels: int) -> np.ndarray:
     if channels == 1 and crop.ndim == 3:
         crop = _rounded(crop.mean(axis=-1), dtype)
     planes = [crop] if crop.ndim == 2 else [crop[..., k] for k in range(3)]
-    planes = [_resized(plane, size) for plane in planes]
+    planes = [resized(plane, size) for plane in planes]
     return np.stack(planes * (channels // len(planes)))
 
 
@@ -104,7 +104,8 @@ def survey(cells: Cells) -> Look:
     return Look(edge, any(header.colour for header in headers.values()), depths)
 
 
-def _resized(plane: np.ndarray, size: int) -> np.ndarray:
+def resized(plane: np.ndarray, size: int) -> np.ndarray:
+    """One plane, (H, W), with its longer edge made `size` px and the shorter one filled up by reflection, (S, S)."""
     height, width = plane.shape
     if (height, width) == (size, size):
         return plane

@@ -1,16 +1,15 @@
 """The cells table: one row a cell, read from a CSV or from a folder per class.
 
 Columns: `path` and `label`, and where known `donor`, `field`, `x`, `y`, `split`, `source`, `target`, `target_nuclei`,
-`target_stain`, `target_clean`, `tile`, `fold`, `augmented`, `simulated`, `left_out`. Paths are relative to the table,
+`target_stain`, `target_clean`, `tile`, `fold`, `augmented`, `simulated`, `left_out`; of cells cut out of fields also
+`mask`, `proposed`, `confidence`, `scale`, `diameter`, `focus`, `touching`, `edge`. Paths are relative to the table,
 with forward slashes. `source` says which original image a cell comes from; where the table does not give it, it is the
 file's path (a tile's address).
 """
 
-import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +18,20 @@ import pandas as pd
 from urnet.errors import CellsError, ImageError
 from urnet.images.montage import Address, expand, locate, read_crop
 from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
+from urnet.tables import read_table
 
 PAIRED = ("target", "target_nuclei", "target_stain", "target_clean")
 """Columns that name a paired image of the same cell."""
 
+PATHS = ("path", *PAIRED, "mask")
+"""Columns that name files."""
+
+CROPPED = ("proposed", "confidence", "scale", "diameter", "focus", "touching", "edge")
+"""Columns that say what was seen of a cell when it was cut out of its field; nothing is trained on them."""
+
 COLUMNS = (
-    *("path", "label", "donor", "field", "x", "y", "split", "source", *PAIRED),
-    *("tile", "fold", "augmented", "simulated", "left_out"),
+    *("path", "label", "donor", "field", "x", "y", "split", "source", *PAIRED, "mask"),
+    *("tile", "fold", "augmented", "simulated", "left_out", *CROPPED),
 )
 PARTS = ("train", "validation", "test")
 TABLE_NAME = "cells.csv"
@@ -94,7 +100,7 @@ class Cells:
         """Write the table to a CSV; paths stay relative to `root`, or become relative to the CSV's own folder."""
         table = self.table
         if path.parent.resolve() != self.root.resolve():
-            moved = {c: [_rebase(self.root, path.parent, p) for p in table[c]] for c in ("path", *PAIRED) if c in table}
+            moved = {c: [_rebase(self.root, path.parent, p) for p in table[c]] for c in PATHS if c in table}
             table = table.assign(**moved)
         kept = [c for c in table if c in ("path", "label") or (table[c] != "").any()]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,50 +193,8 @@ def find_images(paths: Iterable[Path | str], tile: int | None = None, image: str
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """All columns that we know, as text; the index holds the line of each cell in the file."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next((line for line in file if line.strip()), "")
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(",;\t", key=header.count), strict=True)
-            lines = [(reader.line_num, fields) for fields in reader if any(field.strip() for field in fields)]
-    except UnicodeDecodeError:
-        raise CellsError(f"{path}: the table is not UTF-8; save it as 'CSV UTF-8'") from None
-    except csv.Error as error:
-        raise CellsError(f"{path}: not a table with a header line ({error})") from None
-    names = [name.strip() for name in lines[0][1]] if lines else []
-    for column in COLUMNS:
-        if names.count(column) > 1:
-            raise CellsError(f"{path}: {names.count(column)} columns are called {column!r}; keep one")
-    _refuse_misspelt(path, names)
-    if "path" not in names:
-        raise CellsError(f"{path}: the table has no column 'path'; its columns are {', '.join(names) or 'none'}")
-    if len(lines) == 1:
-        raise CellsError(f"{path}: the table has a header but no cells")
-    for number, fields in lines[1:]:
-        if len(fields) > len(names) and any(fields[len(names) :]):
-            raise CellsError(
-                f"{path}: line {number} has {len(fields)} values for {len(names)} columns; "
-                "put values that hold the separator in quotes"
-            )
-    filled = [(fields + [""] * len(names))[: len(names)] for _, fields in lines[1:]]
-    table = pd.DataFrame(filled, columns=names, index=[number for number, _ in lines[1:]])
-    table = table[[column for column in COLUMNS if column in names]].copy()
-    for column in table:
-        if column in ("path", *PAIRED):
-            table[column] = table[column].str.replace("\\", "/", regex=False)
-        else:
-            table[column] = table[column].str.strip()
-    return table
-
-
-def _refuse_misspelt(path: Path, names: list[str]) -> None:
-    """A `donr` that is passed over in silence would let donors leak."""
-    for name in names:
-        near = get_close_matches(name.casefold(), [c for c in COLUMNS if len(c) > 3 and c not in names], 1, 0.8)
-        if near and name not in COLUMNS:
-            raise CellsError(
-                f"{path}: column {name!r} looks like {near[0]!r} misspelt; rename it (to x_{name} if it is not)"
-            )
+    serious = set(COLUMNS) - set(CROPPED)
+    return read_table(path, COLUMNS, needed=("path",), paths=PATHS, rows="cells", confusable=serious)
 
 
 def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
@@ -283,7 +247,11 @@ def _check_rows(path: Path, table: pd.DataFrame, labelled: bool) -> None:
     for column in ("path", "label") if labelled else ("path",):
         empty = table.index[table[column].str.strip() == ""]
         if len(empty):
-            raise CellsError(f"{path}: line {empty[0]} has no {column} ({len(empty)} such lines); fill them in")
+            hint = "; the column 'proposed' waits for a person to confirm it" if "proposed" in table else ""
+            raise CellsError(
+                f"{path}: line {empty[0]} has no {column} ({len(empty)} such lines); fill them in, or take them out"
+                f"{hint if column == 'label' else ''}"
+            )
     if "split" in table:
         strange = sorted(set(table["split"]) - {*PARTS, ""})
         if strange:
@@ -342,7 +310,7 @@ def _addresses(root: Path, file: str, tile: int | None, *, strict: bool = False)
 
 
 def _check_files(root: Path, table: pd.DataFrame) -> None:
-    for column in ("path", *PAIRED):
+    for column in PATHS:
         if column not in table:
             continue
         files = {locate(root, path).file for path in table[column] if path}
