@@ -1,10 +1,13 @@
-"""Files that are written whole or not at all: a killed process or a full disk leaves the old one as it was."""
+"""Files and folders that are written whole or not at all: a killed process or a full disk leaves the old as it was."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from urnet.errors import CellsError
 
 
 @contextmanager
@@ -30,4 +33,34 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         # torch.save covers a full disk with a RuntimeError about its own bookkeeping.
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             raise error.__context__ from None
+        raise
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Fill a folder beside its place, and give it its name once it is complete.
+
+    Args:
+        out: the folder; must not exist, or be empty.
+
+    Raises:
+        CellsError: `out` holds something, or what another process left or is writing stands in the way.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CellsError(f"{out}: exists already and is not an empty folder; nothing is overwritten, give another name")
+    full = out.resolve()
+    staging = full.with_name(f".{full.name}.unfinished")
+    if staging.exists():
+        raise CellsError(
+            f"{staging}: left by a run that was killed, or another is writing to {out} now; remove it if none is"
+        )
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if out.exists():
+            out.rmdir()
+        staging.rename(full)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
         raise

@@ -7,9 +7,7 @@ folder appears under its name when it is complete, and not before.
 
 import csv
 import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from PIL import Image
 from urnet import __version__
 from urnet.cells.table import TABLE_NAME, read_cells
 from urnet.errors import CellsError, ImageError
+from urnet.files import whole_folder
 from urnet.images.destain import destain
 from urnet.images.phantom import CROP_UM, FREQUENCY, draw_crop, draw_field
 
@@ -77,7 +76,7 @@ def write_phantom(
             f"so at least {least} cells: ask for more cells or fewer donors"
         )
     report = progress or (lambda share: None)
-    with _staged(out) as folder:
+    with whole_folder(out) as folder:
         rows = []
         for donor in range(donors):
             for label, count in _composition(cells // donors + (donor < cells % donors)).items():
@@ -148,7 +147,7 @@ def write_destained(
         raise CellsError(f"target is {target!r}; it must be one of {', '.join(TARGETS)}")
     source = read_cells(stained)
     kept = [column for column in _KEPT if column in source.table]
-    with _staged(out) as folder:
+    with whole_folder(out) as folder:
         rows: list[dict[str, str]] = []
         names: set[str] = set()
         for index, row in enumerate(source.table.to_dict("records")):
@@ -217,29 +216,6 @@ def _write_fields(folder: Path, fields: int, crop: int, donors: int, seed: int, 
         ]
         report(number + 1)
     _write_csv(folder / "truth.csv", rows)
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name at the end, and is gone if anything stops before."""
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CellsError(f"{out}: exists already and is not an empty folder; nothing is overwritten, give another name")
-    full = out.resolve()
-    staging = full.with_name(f".{full.name}.unfinished")
-    if staging.exists():
-        raise CellsError(
-            f"{staging}: left by a run that was killed, or another is writing to {out} now; remove it if none is"
-        )
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if out.exists():
-            out.rmdir()
-        staging.rename(full)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def _check_numbers(size: int, seed: int) -> None:
