@@ -1,7 +1,5 @@
 """The report of one evaluation: one HTML file that opens offline, on paper, on a phone, by day and by night."""
 
-import base64
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-NEVER = "–"
+from urnet import pages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,37 +78,5 @@ def render(context: Report) -> str:
 
 
 def environment() -> jinja2.Environment:
-    """Where the pages' templates are: everything that they show is escaped, and a name that is missing is an error."""
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("urnet.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {"png": _png, "number": _number, "percent": _percent, "count": _count, "bar": _bar}
-    return made
-
-
-def _png(picture: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
-
-
-def _number(figure: float | None) -> str:
-    return NEVER if figure is None else f"{figure:.3f}"
-
-
-def _percent(figure: float | None) -> str:
-    return NEVER if figure is None else f"{figure:.1f}"
-
-
-def _count(figure: float) -> str:
-    return NEVER if math.isnan(figure) else f"{int(figure):,}"
-
-
-def _bar(figure: Mapping[str, Any], whole: float) -> str:
-    """Place of a figure and its interval on a bar that is `whole` long, as CSS variables in per cent."""
-    value = figure["value"]
-    low, high = figure["interval"] or (value, value)
-    low, wide, at = (100 * length / whole for length in (low, high - low, value))
-    return f"--low:{low:.2f}%;--wide:{wide:.2f}%;--at:{at:.2f}%"
+    """Where the pages of evaluation and benchmark are."""
+    return pages.environment("urnet.evaluation")

@@ -1,4 +1,4 @@
-"""One channel of a field as detection and cropping see it: evenly lit, shifted into place, and going on past its edge."""
+"""One channel of a field as detection and cropping see it: evenly lit, in place, and going on past its edge."""
 
 import numpy as np
 from scipy.ndimage import shift as moved
