@@ -15,7 +15,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from urnet.cli import _spread_set, run
+from urnet.cli import run
+from urnet.cli.app import spread_set
 
 COMMANDS = (
     *("demo", "train", "evaluate", "predict", "benchmark", "compare", "stress"),
@@ -82,7 +83,7 @@ def test_every_help_answers_without_loading_torch():
     ],
 )
 def test_several_keys_may_follow_one_set(given, meant):
-    assert _spread_set(given) == meant
+    assert spread_set(given) == meant
 
 
 def test_from_cells_to_a_report_and_predictions_in_folders_of_any_name(urnet, draw, tiny, tmp_path):

@@ -1,0 +1,108 @@
+"""What all commands share: how they are run, how the user's mistakes are said, arguments that several take."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from urnet import __version__
+from urnet.errors import UrnetError
+
+if TYPE_CHECKING:
+    from urnet.cells.table import Cells
+    from urnet.recipe import Recipe
+
+app = typer.Typer(
+    name="urnet",
+    help="Enhance and classify stain-free white blood cells with one jointly trained network.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+err = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, stderr=True)
+
+SEED_MAX = 2**32 - 1
+"""NumPy's generators take no larger one."""
+
+CellsArgument = Annotated[Path, typer.Argument(help="Cells table (CSV), or a folder with one folder a class.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; several may follow.")
+]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", help="A shipped recipe (`urnet models` lists them) or a YAML file.")
+]
+
+
+def main() -> None:
+    """Run the command line; the user's own mistakes end in one line and exit code 2."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal's encoding lacks
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    command = typer.main.get_command(app)
+    try:
+        # Not by calling the command: typer would swallow what an interruption has to say.
+        with command.make_context("urnet", spread_set(arguments) or ["--help"]) as context:
+            return int(command.invoke(context) or 0)
+    except UrnetError as error:
+        return complain(error, 2)
+    except typer.Exit as end:
+        return end.exit_code
+    except KeyboardInterrupt as stop:
+        return complain(stop.args[0] if stop.args else "interrupted", 130)
+    except BrokenPipeError:
+        return 1
+    except MemoryError:
+        return complain("memory is full; use fewer or smaller images, a smaller batch or a narrower network", 2)
+    except OSError as error:
+        return complain(f"{error.filename}: {error.strerror}" if error.filename else error, 2)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # wrong usage; typer does not export the class that all of these share
+            context = getattr(error, "ctx", None)
+            return complain(f"{error.format_message()} (see {context.command_path if context else 'urnet'} --help)", 2)
+        raise
+
+
+def complain(reason: object, code: int) -> int:
+    """Say why a command ends, and return its exit code."""
+    err.print(f"urnet: {reason}", style="red")
+    return code
+
+
+def spread_set(arguments: list[str]) -> list[str]:
+    """`--set a=1 b=2` means `--set a=1 --set b=2`."""
+    spread: list[str] = []
+    taken = False  # whether the argument before this one was a value of --set
+    for argument in arguments:
+        if taken and "=" in argument and not argument.startswith("-"):
+            spread.append("--set")
+        taken = argument.startswith("--set=") or (spread[-1:] == ["--set"])
+        spread.append(argument)
+    return spread
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"urnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _urnet(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Enhance and classify stain-free white blood cells with one jointly trained network."""
+
+
+def read(cells: Path, recipe: "Recipe") -> "Cells":
+    """Cells as a recipe says that they are laid out."""
+    from urnet.cells.table import read_cells
+
+    return read_cells(cells, tile=recipe.tile, image=recipe.image, target=recipe.target, classes=recipe.classes)

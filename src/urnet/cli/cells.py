@@ -1,0 +1,143 @@
+"""Commands about cells: look them over, divide them, simulate them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from urnet.cli.app import CellsArgument, RecipeOption, SetOption, app, out, read
+
+if TYPE_CHECKING:
+    from urnet.cells.table import Cells
+
+
+@app.command()
+def audit(
+    cells: CellsArgument,
+    table: Annotated[
+        Path | None, typer.Option("--out", help="New CSV with a row for each file of each finding.")
+    ] = None,
+    recipe: RecipeOption = "quick",
+    overrides: SetOption = None,
+) -> int:
+    """Look for copies, leaks and unusable files; exit code 0 when clean, 1 with findings."""
+    from urnet.cells.audit import audit_cells, tally
+    from urnet.progress import Bars
+    from urnet.recipe import load_recipe
+    from urnet.training.run import refuse_existing
+
+    if table is not None:
+        refuse_existing(table, file=True)
+    settings = load_recipe(recipe, overrides or ())
+    with Bars(out) as bars:
+        found = audit_cells(read(cells, settings), progress=lambda share: bars.doing("audit", share))
+    for note in found.notes:
+        out.print(note)
+    for finding in found.findings:
+        out.print(f"{finding.kind}: {finding.detail}")
+        for path in finding.paths:
+            out.print(f"  {path}")
+    if table is not None:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        found.to_frame().to_csv(table, index=False, encoding="utf-8")
+    kinds = [finding.kind for finding in found.findings]
+    out.print(f"{len(kinds)} finding(s): {tally(kinds)}" if kinds else "clean")
+    return 1 if kinds else 0
+
+
+@app.command()
+def split(
+    cells: CellsArgument,
+    folder: Annotated[Path, typer.Option("--out", help="New folder for the table with its split.")],
+    recipe: RecipeOption = "quick",
+    overrides: SetOption = None,
+    augment_to: Annotated[
+        int | None, typer.Option(help="Also write augmented training images, up to this number a class.", min=1)
+    ] = None,
+) -> int:
+    """Write a cells table with its split (the images stay where they are)."""
+    from urnet.cells.audit import audit_cells
+    from urnet.cells.divide import divide
+    from urnet.cells.table import TABLE_NAME
+    from urnet.progress import Bars
+    from urnet.recipe import load_recipe
+    from urnet.training.run import refuse_existing, refuse_within
+
+    refuse_existing(folder)
+    refuse_within(folder, cells)
+    settings = load_recipe(recipe, overrides or ())
+    table = read(cells, settings)
+    with Bars(out) as bars:
+        found = audit_cells(table, near=False, progress=lambda share: bars.doing("audit", share))
+    divided = divide(table, settings, found)
+    if augment_to is not None:
+        from urnet.cells.augment import write_augmented
+
+        divided = write_augmented(divided, folder, augment_to, seed=settings.split.seed)
+    divided.write(folder / TABLE_NAME)
+    _show_parts(divided)
+    out.print(f"written: {folder / TABLE_NAME}")
+    return 0
+
+
+@app.command()
+def destain(
+    stained: Annotated[Path, typer.Argument(help="Stained 8-bit RGB cells: a table or a folder per class.")],
+    folder: Annotated[Path, typer.Option("--out", help="New cells folder.")],
+    size: Annotated[int, typer.Option(help="Edge of the crops in pixels.")] = 128,
+    target: Annotated[str, typer.Option(help="Paired image that the table names: stained or clean.")] = "stained",
+    seed: Annotated[int, typer.Option(help="Seed of the optics.", min=0)] = 0,
+) -> int:
+    """Simulate the stain-free look of stained cells ("simulated destaining")."""
+    from urnet.cells.simulate import write_destained
+    from urnet.progress import Bars
+
+    with Bars(out) as bars:
+        write_destained(
+            stained, folder, size=size, target=target, seed=seed, progress=lambda share: bars.doing("destain", share)
+        )
+    out.print(f"simulated destaining: {folder}")
+    return 0
+
+
+@app.command()
+def phantom(
+    folder: Annotated[Path, typer.Option("--out", help="New cells folder.")],
+    cells: Annotated[int, typer.Option(help="Number of cells.", min=1)] = 1200,
+    fields: Annotated[int, typer.Option(help="Number of whole fields of view.", min=0)] = 0,
+    size: Annotated[int, typer.Option(help="Edge of the crops in pixels.")] = 48,
+    donors: Annotated[int, typer.Option(help="Number of donors.", min=1)] = 12,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.", min=0)] = 0,
+) -> int:
+    """Draw phantom cells of three types, and fields of view with known positions."""
+    from urnet.cells.simulate import write_phantom
+    from urnet.progress import Bars
+
+    with Bars(out) as bars:
+        write_phantom(
+            folder,
+            cells,
+            size=size,
+            donors=donors,
+            fields=fields,
+            seed=seed,
+            progress=lambda share: bars.doing("draw", share),
+        )
+    out.print(f"phantom cells: {folder}")
+    return 0
+
+
+def _show_parts(cells: "Cells") -> None:
+    """How many cells of each class each part or fold has."""
+    from rich.table import Table
+
+    column = "split" if cells.has_split else "fold"
+    parts = [name for name in sorted(set(cells.table[column])) if name]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("class")
+    for part in parts:
+        table.add_column(f"fold {part}" if column == "fold" else part, justify="right")
+    for name in cells.classes:
+        mine = cells.table[column][cells.table["label"] == name]
+        table.add_row(name, *(str(int((mine == part).sum())) for part in parts))
+    out.print(table)

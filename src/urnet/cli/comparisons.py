@@ -1,0 +1,118 @@
+"""Commands about several models: the tables of the paper, comparisons, stress tests, sizes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from urnet.cli.app import CellsArgument, SetOption, app, complain, err, out
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+def benchmark(
+    table: Annotated[str, typer.Argument(help="table2, table3, table4 or ablation.")],
+    cells: CellsArgument,
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the benchmark; begun, or gone on with.")],
+    folds: Annotated[
+        str, typer.Option(help="Number of folds, or 'donor' to leave out one donor after the other.")
+    ] = "5",
+    seeds: Annotated[int, typer.Option(help="Trainings of each row and fold.", min=1, max=100)] = 1,
+    scale: Annotated[str, typer.Option(help="paper, or laptop for what two cores can train.")] = "paper",
+    protocol: Annotated[str, typer.Option(help="honest, or paper (optimistic).")] = "honest",
+    overrides: SetOption = None,
+    only: Annotated[str, typer.Option(help="Rows to train and show, with commas between; all when not given.")] = "",
+    jobs: Annotated[int | None, typer.Option(help="Runs at once on this machine, through Ray.", min=1)] = None,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster.")] = None,
+    no_train: Annotated[
+        bool, typer.Option("--no-train", help="Make the tables of what is there; train nothing.")
+    ] = False,
+) -> int:
+    """Fill a table of the paper with these cells; stopped anywhere, the same command goes on."""
+    from urnet.progress import Bars
+    from urnet.recipe import load_recipe
+
+    load_recipe("net1", overrides or ())  # a mistake is said before torch is loaded
+    from urnet.benchmark.run import run_benchmark
+
+    with Bars(out) as bars:
+        done = run_benchmark(
+            table,
+            cells,
+            folder,
+            folds=folds,
+            seeds=seeds,
+            scale=scale,
+            protocol=protocol,
+            overrides=overrides or (),
+            only=[name.strip() for name in only.split(",") if name.strip()],
+            jobs=jobs,
+            ray=ray,
+            train=not no_train,
+            watcher=bars,
+        )
+    out.print((done.folder / "tables" / f"{table}.md").read_text(encoding="utf-8"))
+    out.print(f"report: {done.report}")
+    if done.failed:
+        for failure in done.failed:
+            err.print(failure)
+        return complain(f"{len(done.failed)} run(s) failed; the same command tries them again", 1)
+    return 0
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders or cross-validations; the first is the baseline.")],
+    folder: Annotated[Path, typer.Option("--out", help="New folder for the comparison.")],
+) -> int:
+    """Compare runs on the cells that all of them tested: tables, paired differences, figures."""
+    from urnet.benchmark.compare import compare as compare_runs
+    from urnet.progress import Bars
+
+    with Bars(out) as bars:
+        report = compare_runs(runs, folder, progress=bars.doing)
+    out.print((folder / "tables" / "differences.md").read_text(encoding="utf-8"))
+    out.print(f"report: {report}")
+    return 0
+
+
+@app.command()
+def stress(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders or cross-validations.")],
+    cells: CellsArgument,
+    folder: Annotated[Path, typer.Option("--out", help="New folder for the curves.")],
+) -> int:
+    """Recall against defocus, blur, noise, gain and illumination ramp."""
+    from urnet.evaluation.stress import stress as stress_runs
+    from urnet.progress import Bars
+
+    with Bars(out) as bars:
+        done = stress_runs(runs, cells, folder, progress=bars.doing)
+    out.print(f"report: {done.report}")
+    return 0
+
+
+@app.command()
+def models() -> int:
+    """List enhancers, classifiers and recipes, with parameters and GMAC."""
+    from rich.table import Table
+
+    from urnet.catalogue import classifier_sizes, enhancer_sizes, recipe_sizes
+
+    for title, rows in (
+        ("Enhancers (default options, colour, 200 x 200 px)", enhancer_sizes()),
+        ("Classifiers (200 x 200 px, 3 classes; any other timm name works too)", classifier_sizes()),
+        ("Recipes", recipe_sizes()),
+    ):
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        table.add_column("name")
+        for column in ("parameters, M", "GMAC"):
+            table.add_column(column, justify="right")
+        table.add_column("")
+        for row in rows:
+            table.add_row(row.name, f"{row.parameters / 1e6:.2f}", f"{row.macs / 1e9:.2f}", row.note)
+        out.print(table)
+        out.print()
+    return 0

@@ -1,0 +1,162 @@
+"""Commands about one model: train it, evaluate it, use it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from urnet.cli.app import SEED_MAX, CellsArgument, RecipeOption, SetOption, app, complain, out
+
+if TYPE_CHECKING:
+    from urnet.evaluation.evaluate import Evaluation
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="New folder for the cells and the run.")] = Path("urnet-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of cells and training.", min=0, max=SEED_MAX)] = 0,
+) -> int:
+    """Make phantom cells, train UR-Net at laptop scale, evaluate it: minutes on two cores, no download."""
+    from urnet.cells.simulate import write_phantom
+    from urnet.evaluation.evaluate import evaluate as evaluate_run
+    from urnet.progress import Bars
+    from urnet.training.fit import train as train_runs
+    from urnet.training.run import refuse_existing
+
+    refuse_existing(folder)
+    with Bars(out) as bars:
+        write_phantom(folder / "cells", 1200, seed=seed, progress=lambda share: bars.doing("draw phantom cells", share))
+        run = train_runs(folder / "cells", "demo", folder / "run", seed=seed, watcher=bars)[0]
+        evaluation = evaluate_run(run, progress=bars.doing)
+    _show(evaluation)
+    return 0
+
+
+@app.command()
+def train(
+    cells: CellsArgument,
+    folder: Annotated[Path, typer.Option("--out", help="New run folder.")],
+    recipe: RecipeOption = "quick",
+    overrides: SetOption = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the training; the recipe's when not given.", min=0, max=SEED_MAX)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    devices: Annotated[int, typer.Option(help="Processes: GPUs, or processes on the CPU.", min=1)] = 1,
+    allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help="Train although a given split leaks.")] = False,
+) -> int:
+    """Train a run: audit, split, pre-training, joint training."""
+    from urnet.progress import Bars
+    from urnet.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())  # a mistake is said before torch is loaded, which takes seconds
+    from urnet.training.fit import train as train_runs
+
+    with Bars(out) as bars:
+        runs = train_runs(
+            cells,
+            settings,
+            folder,
+            seed=seed,
+            resume=resume,
+            devices=devices,
+            allow_leaks=allow_leaks,
+            watcher=bars,
+        )
+    for run in runs:
+        out.print(f"trained: {run.folder}")
+    quoted = f'"{folder}"' if " " in str(folder) else folder
+    out.print(f"next: urnet evaluate {quoted}")
+    return 0
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder, or the folder of a cross-validation.")],
+    cells: Annotated[Path | None, typer.Option(help="Other cells; the run's own when not given.")] = None,
+    split: Annotated[str, typer.Option(help="Part: train, validation or test.")] = "test",
+    folder: Annotated[Path | None, typer.Option("--out", help="New folder; RUN/evaluation/… when not given.")] = None,
+) -> int:
+    """Evaluate a run: metrics.json, predictions.csv, figures/ and report.html."""
+    from urnet.evaluation.evaluate import evaluate as evaluate_run
+    from urnet.progress import Bars
+
+    with Bars(out) as bars:
+        evaluation = evaluate_run(run, cells, split=split, out=folder, progress=bars.doing)
+    _show(evaluation)
+    return 0
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    images: Annotated[list[str], typer.Argument(help="Images, folders of images, or tables with a column 'path'.")],
+    table: Annotated[Path, typer.Option("--out", help="New CSV.")],
+    enhanced: Annotated[Path | None, typer.Option(help="New folder for the enhanced images.")] = None,
+    cam: Annotated[Path | None, typer.Option(help="New folder for Grad-CAM pictures.")] = None,
+) -> int:
+    """Classify images; exit code 1 if some could not be read (their rows say why)."""
+    from urnet.bundle import Model
+    from urnet.predict import predict_files
+    from urnet.progress import Bars
+
+    model = Model.load(run)
+    with Bars(out) as bars:
+        done = predict_files(
+            model, images, table, enhanced=enhanced, cam=cam, progress=lambda n, of: bars.doing("classify", n / of)
+        )
+    out.print(", ".join(f"{name} {count}" for name, count in done.counts.items()))
+    out.print(f"{done.images - done.failed - done.left_out} of {done.images} images classified: {table}")
+    if done.left_out:
+        out.print(f"{done.left_out} tiles are padding of their archive and are not counted")
+    if done.failed:
+        return complain(f"{done.failed} image(s) could not be used; the column 'error' says why", 1)
+    return 0
+
+
+def _show(evaluation: "Evaluation") -> None:
+    """The table of an evaluation, the differential, and where the report is."""
+    from rich.table import Table
+
+    metrics = evaluation.metrics
+    table = Table(
+        title=f"{metrics['part']}: {metrics['n']} cells, protocol {metrics['protocol']}", box=None, pad_edge=False
+    )
+    table.add_column("class")
+    for column in ("recall", "precision", "F1", "cells"):
+        table.add_column(column, justify="right")
+    for name, figures in metrics["per_class"].items():
+        cells = [_percent(figures[key]) for key in ("recall", "precision", "f1")]
+        table.add_row(name, *cells, str(figures["support"]))
+    table.add_row("average", *(_percent(metrics[f"macro_{key}"]) for key in ("recall", "precision", "f1")), "")
+    table.add_row("accuracy", _percent(metrics["accuracy"]), "", "", str(metrics["n"]))
+    out.print(table)
+    out.print(f"95 % intervals over {metrics['intervals']['groups']} {metrics['intervals']['unit']}s")
+    differential = Table(title="differential, % of cells", box=None, pad_edge=False)
+    for column in ("class", "counted", "true"):
+        differential.add_column(column, justify="left" if column == "class" else "right")
+    for name, share in metrics["differential"].items():
+        differential.add_row(name, _interval(share["predicted_percent"], 1), f"{share['true_percent']:.1f}")
+    out.print(differential)
+    for fold in metrics["folds"] or []:
+        out.print(f"fold {fold['fold']}: macro recall {100 * fold['macro_recall']:.1f}, {fold['n']} cells")
+    if metrics["simulated"]:
+        out.print(f"note: simulated images ({metrics['simulated']})")
+    for warning in metrics["warnings"]:
+        out.print(f"note: {warning}")
+    out.print(f"report: {evaluation.report}")
+
+
+def _percent(figure: dict[str, Any]) -> str:
+    return _interval(figure, 100)
+
+
+def _interval(figure: dict[str, Any], scale: float) -> str:
+    """`83.3 (80.1–86.0)`."""
+    if figure["value"] is None:
+        return "–"
+    text = f"{scale * figure['value']:.1f}"
+    if figure["interval"] is None:
+        return text
+    low, high = figure["interval"]
+    return f"{text} ({scale * low:.1f}–{scale * high:.1f})"
