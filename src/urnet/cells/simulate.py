@@ -48,8 +48,9 @@ def write_phantom(
     """Write phantom cells of three classes in their natural imbalance, every donor having all of them.
 
     Fields, when asked for, go to `fields/field_000.tif` (brightfield) and `fields/field_000_nuclei.tif` (both uint16),
-    and the cells in them to `fields/truth.csv`: field, x (column), y (row), radius, label, donor, overlap (`single`,
-    `touching` or `overlapping`). They show other cells than the crops, of the same donors.
+    as the field table `fields/fields.csv` says, and the cells in them to `fields/truth.csv`: field, x (column), y (row),
+    radius, label, donor, overlap (`single`, `touching` or `overlapping`). They show other cells than the crops, of the
+    same donors.
 
     Args:
         out: folder to make; must not exist, or be empty.
@@ -195,7 +196,7 @@ def _composition(cells: int) -> dict[str, int]:
 def _write_fields(folder: Path, fields: int, crop: int, donors: int, seed: int, report: Callable[[int], None]) -> None:
     # Each cell has the room of a crop and a half each way, up to sixty.
     cells = int(np.clip((FIELD_SIDE / (1.5 * crop)) ** 2 / 3, 1, 60))
-    rows = []
+    rows, named = [], []
     for number in range(fields):
         donor, index = number % donors, number // donors
         field = draw_field(seed, donor, index, shape=(FIELD_SIDE, FIELD_SIDE), cells=cells, crop=crop)
@@ -211,10 +212,21 @@ def _write_fields(folder: Path, fields: int, crop: int, donors: int, seed: int, 
                 "label": cell.label,
                 "donor": f"d{donor:02d}",
                 "overlap": cell.contact,
+                "simulated": "phantom",
             }
             for cell in field.cells
         ]
+        named.append(
+            {
+                "field": f"{name}.tif",
+                "nuclei": f"{name}_nuclei.tif",
+                "donor": f"d{donor:02d}",
+                "pixel_size_um": f"{CROP_UM / crop:.6g}",
+                "simulated": "phantom",
+            }
+        )
         report(number + 1)
+    _write_csv(folder / "fields.csv", named)
     _write_csv(folder / "truth.csv", rows)
 
 

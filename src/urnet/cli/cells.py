@@ -12,6 +12,66 @@ if TYPE_CHECKING:
 
 
 @app.command()
+def crop(
+    fields: Annotated[Path, typer.Argument(help="A field, a folder of fields, or a field table (CSV).")],
+    folder: Annotated[Path, typer.Option("--out", help="New cells folder.")],
+    size: Annotated[int, typer.Option(help="Edge of the square crops, px.")] = 200,
+    width: Annotated[float | None, typer.Option("--um", help="Edge of the crops on the specimen, µm.")] = None,
+    nuclei: Annotated[
+        str | None, typer.Option(help="Files with the nuclear fluorescence; * is the brightfield's name: '*_dapi.tif'.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Table of labelled positions: field,x,y,label.")] = None,
+    folder_names: Annotated[
+        str | None, typer.Option("--folders-are", help="What the folder of a field names: label or donor.")
+    ] = None,
+    channel: Annotated[str | None, typer.Option(help="Name or number of the brightfield's channel.")] = None,
+    nuclei_channel: Annotated[
+        str | None, typer.Option(help="Channel with the nuclear fluorescence in the same file (or of --nuclei).")
+    ] = None,
+    z: Annotated[str | None, typer.Option("--z", help="Plane of a z-stack, from 0, or a projection.")] = None,
+    scene: Annotated[str | None, typer.Option(help="Name or number of the scene.")] = None,
+    light: Annotated[str, typer.Option(help="estimated from the fields and evened out, or none.")] = "estimated",
+    flat: Annotated[Path | None, typer.Option(help="Image of an empty spot, in place of an estimate.")] = None,
+    dark: Annotated[Path | None, typer.Option(help="Image without light, with --flat.")] = None,
+    diameter: Annotated[
+        tuple[float, float] | None, typer.Option(metavar="LEAST MOST", help="Diameters of a cell, µm.")
+    ] = None,
+    roundness: Annotated[float, typer.Option(help="Least roundness of a cell, 0 to 1.")] = 0.0,
+    border: Annotated[bool, typer.Option(help="Keep cells that the field's border cuts.")] = True,
+) -> int:
+    """Cut fields of view into crops of single cells; labels may follow, or be proposed from the fluorescence."""
+    from urnet.fields.crop import Cropping, crop_fields
+    from urnet.progress import Bars
+
+    if light not in ("estimated", "none"):
+        raise typer.BadParameter(f"{light!r}: choose estimated or none", param_hint="--light")
+    if folder_names not in (None, "label", "donor"):
+        raise typer.BadParameter(f"{folder_names!r}: choose label or donor", param_hint="--folders-are")
+    how = Cropping(
+        size=size,
+        width_um=width,
+        channel=channel,
+        z=z,
+        scene=scene,
+        nuclei=nuclei,
+        nuclei_channel=nuclei_channel,
+        diameter_um=diameter,
+        roundness=roundness,
+        border=border,
+        light=light,
+    )
+    with Bars(out) as bars:
+        done = crop_fields(
+            fields, folder, how, labels=labels, folder_names=folder_names, flat=flat, dark=dark, progress=bars.doing
+        )
+    out.print(f"{len(done.table)} cells in {len(done.fields)} field(s): {folder}")
+    for note in done.notes:
+        out.print(f"note: {note}")
+    out.print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+@app.command()
 def audit(
     cells: CellsArgument,
     table: Annotated[
