@@ -76,9 +76,13 @@ def test_fields_come_with_their_truth(tmp_path):
     folder = write_phantom(tmp_path / "cells", 6, donors=2, fields=3) / "fields"
     with (folder / "truth.csv").open(encoding="utf-8", newline="") as file:
         truth = list(csv.DictReader(file))
-    assert list(truth[0]) == ["field", "x", "y", "radius", "label", "donor", "overlap"]
+    assert list(truth[0]) == ["field", "x", "y", "radius", "label", "donor", "overlap", "simulated"]
     assert {row["field"] for row in truth} == {"field_000.tif", "field_001.tif", "field_002.tif"}
     assert {row["donor"] for row in truth} == {"d00", "d01"}
+    with (folder / "fields.csv").open(encoding="utf-8", newline="") as file:
+        named = list(csv.DictReader(file))
+    assert [row["donor"] for row in named] == ["d00", "d01", "d00"]
+    assert all((folder / row["field"]).is_file() and (folder / row["nuclei"]).is_file() for row in named)
     brightfield = tifffile.imread(folder / "field_001.tif")
     nuclei = tifffile.imread(folder / "field_001_nuclei.tif")
     assert brightfield.shape == nuclei.shape == (1024, 1024)

@@ -48,9 +48,9 @@ def write_phantom(
     """Write phantom cells of three classes in their natural imbalance, every donor having all of them.
 
     Fields, when asked for, go to `fields/field_000.tif` (brightfield) and `fields/field_000_nuclei.tif` (both uint16),
-    as the field table `fields/fields.csv` says, and the cells in them to `fields/truth.csv`: field, x (column), y (row),
-    radius, label, donor, overlap (`single`, `touching` or `overlapping`). They show other cells than the crops, of the
-    same donors.
+    as the field table `fields/fields.csv` says, and the cells in them to `fields/truth.csv`: field, x (column), y
+    (row), radius, label, donor, overlap (`single`, `touching` or `overlapping`). They show other cells than the crops,
+    of the same donors.
 
     Args:
         out: folder to make; must not exist, or be empty.
