@@ -4,39 +4,32 @@ Read top to bottom: find the fields, agree on one pixel size, even out the light
 the cells, cut them out, say what is known of each, and write a folder that training and prediction take as it is.
 """
 
-import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from urnet import __version__
-from urnet.cells.pixels import resized
 from urnet.cells.table import TABLE_NAME
-from urnet.errors import CellsError, ImageError, RunError
+from urnet.errors import CellsError, ImageError
+from urnet.fields.cropping import SETTINGS_NAME, Cropping, settle_pixel_size
+from urnet.fields.cut import cut, grey, preview, write_image
 from urnet.fields.detect import Found, detect
-from urnet.fields.illumination import Illumination, estimate_flat, given_flat
+from urnet.fields.illumination import estimate_flat, given_flat
 from urnet.fields.matching import Agreement, match
 from urnet.fields.nuclei import nuclear_features
-from urnet.fields.propose import propose
+from urnet.fields.propose import feature_table, fit_proposer, propose
 from urnet.fields.read import Field, FieldInfo, describe_field, open_field
 from urnet.fields.registration import Shift, register
 from urnet.fields.table import FieldRow, find_fields
 from urnet.fields.view import View
 from urnet.files import whole_folder
-from urnet.images.quality import focus_score
+from urnet.images.quality import quality
 from urnet.tables import read_table
-
-SETTINGS_NAME = "crop.json"
-FORMAT = 1
-SIZES = (16, 2048)
-"""Least and greatest edge of a crop, px."""
 
 BATCH = 5
 """Fields from which new light is estimated in front of a trained model; with fewer, the training's is used."""
@@ -48,77 +41,6 @@ WINDOW = 2048
 """Edge of the middle part of a field from which the shift of its nuclei is measured, px."""
 
 Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cropping:
-    """How fields are cut. What is stored with the crops, and with a model that is trained on them, is the same object.
-
-    Args:
-        size: edge of the square crops, px.
-        width_um: edge of the crops on the specimen, µm; none keeps the fields' own pixels.
-        pixel_um: µm per px of the crops, once it is settled; none where no field knows its pixel size.
-        channel: name or number of the brightfield's channel; likewise `z` and `scene`.
-        nuclei: pattern of the files with the nuclear fluorescence, `*` standing for the brightfield's stem.
-        nuclei_channel: the channel with the nuclear fluorescence, where it is one of the same file.
-        diameter_um: least and greatest diameter of a cell, µm; none takes the limits from the field itself.
-        roundness: least 4πA/P² of a cell's outline, 0 to 1.
-        border: whether cells that the field's border cuts are kept.
-        light: `estimated` from the fields, `given` by images of an empty spot, or `none`: left as it is.
-        illumination: what came of that.
-    """
-
-    size: int = 200
-    width_um: float | None = None
-    pixel_um: float | None = None
-    channel: str | None = None
-    z: str | None = None
-    scene: str | None = None
-    nuclei: str | None = None
-    nuclei_channel: str | None = None
-    diameter_um: tuple[float, float] | None = None
-    roundness: float = 0.0
-    border: bool = True
-    light: Literal["estimated", "given", "none"] = "estimated"
-    illumination: Illumination | None = None
-
-    def __post_init__(self) -> None:
-        if not SIZES[0] <= self.size <= SIZES[1]:
-            raise CellsError(f"size is {self.size}; crops can be {SIZES[0]} to {SIZES[1]} px")
-        if self.width_um is not None and not 0 < self.width_um < float("inf"):
-            raise CellsError(f"the crops' width is {self.width_um:g} µm; it must be above 0")
-        if not 0 <= self.roundness <= 1:
-            raise CellsError(f"roundness is {self.roundness:g}; it must be 0 to 1 (1 is a circle)")
-        if self.diameter_um is not None and not 0 < self.diameter_um[0] < self.diameter_um[1]:
-            least, most = self.diameter_um
-            raise CellsError(f"diameters of {least:g} to {most:g} µm; give the least and then the greatest, above 0")
-
-    def save(self, path: Path) -> None:
-        """Write as JSON."""
-        light = None if self.illumination is None else self.illumination.to_json()
-        text = json.dumps({"format": FORMAT, "urnet": __version__, **asdict(replace(self, illumination=None))}, indent=1)
-        data = json.loads(text) | {"illumination": light}
-        path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-
-    @classmethod
-    def load(cls, path: Path) -> "Cropping":
-        """Read what `save` wrote.
-
-        Raises:
-            RunError: damaged, or written by a newer program.
-        """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data.pop("format") > FORMAT:
-                raise RunError(f"{path}: written by a newer urnet ({data['urnet']}); update urnet")
-            del data["urnet"]
-            if data["diameter_um"] is not None:
-                data["diameter_um"] = tuple(data["diameter_um"])
-            if data["illumination"] is not None:
-                data["illumination"] = Illumination.from_json(data["illumination"])
-            return cls(**data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, CellsError) as error:
-            raise RunError(f"{path}: not the settings of `urnet crop` ({error}); restore the file") from None
 
 
 @dataclass(frozen=True)
@@ -208,7 +130,7 @@ def crop_fields(
     rows = [_named_by_folder(row, root, folder_names) for row in rows]
     infos = [describe_field(row.brightfield) for row in rows]
     pixels = [row.pixel_um or info.pixel_um for row, info in zip(rows, infos, strict=True)]
-    how, notes = _settle_pixel_size(asked, rows, pixels, again)
+    how, notes = settle_pixel_size(asked, rows, pixels, again)
     truth = _read_labels(labels, rows) if labels is not None else None
     if flat is not None:
         how = replace(how, light="given", illumination=given_flat(flat, dark))
@@ -250,39 +172,6 @@ def _named_by_folder(row: FieldRow, root: Path, what: str | None) -> FieldRow:
             f"sort the fields into one folder a {what}, or name it in a field table"
         )
     return replace(row, **{what: getattr(row, what) or above})
-
-
-def _settle_pixel_size(
-    asked: Cropping, rows: Sequence[FieldRow], pixels: Sequence[float | None], again: bool
-) -> tuple[Cropping, list[str]]:
-    """The one pixel size of all crops, and what there is to say about it."""
-    unknown = [row.field for row, pixel in zip(rows, pixels, strict=True) if pixel is None]
-    named = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-    micrometres = asked.width_um is not None or asked.diameter_um is not None or (again and asked.pixel_um is not None)
-    if unknown and micrometres:
-        why = (
-            f"the model was trained on crops of {asked.pixel_um:.4g} µm a pixel"
-            if again and asked.pixel_um is not None
-            else "micrometres are asked for"
-        )
-        raise CellsError(
-            f"{named}: the pixel size is not known, but {why}; give it in a field table (column pixel_size_um)"
-        )
-    if again:
-        return asked, []
-    if asked.width_um is not None:
-        return replace(asked, pixel_um=asked.width_um / asked.size), []
-    known = Counter(round(pixel, 6) for pixel in pixels if pixel is not None)
-    if not known:
-        return asked, ["The pixel size is not known; size limits come from the fields themselves."]
-    # The most common one, and of several the coarsest: detail that was never taken cannot be made.
-    chosen = max(known, key=lambda pixel: (known[pixel], pixel))
-    notes = []
-    if len(known) > 1:
-        notes.append(f"Fields have {len(known)} pixel sizes; all crops are resampled to {chosen:.4g} µm.")
-    if unknown:
-        notes.append(f"{named}: pixel size unknown, taken to be {chosen:.4g} µm like the others'.")
-    return replace(asked, pixel_um=chosen), notes
 
 
 def _opened(rows: Iterable[FieldRow]) -> Iterator[Field]:
@@ -342,9 +231,9 @@ def _crop_field(
         stem = re.sub(r"[^\w.-]", "_", str(Path(row.field).with_suffix("")).replace("/", "__"))
         for number, cell in enumerate(found):
             name = f"{stem}/{number:05d}"
-            crop, mask, edge = _cut(bright, cell, how.size, zoom)
-            suffix = _write(folder / "cells" / name, crop)
-            _write(folder / "masks" / name, np.where(mask, np.uint8(255), np.uint8(0)))
+            crop, mask, edge = cut(bright, cell, how.size, zoom)
+            suffix = write_image(folder / "cells" / name, crop)
+            write_image(folder / "masks" / name, np.where(mask, np.uint8(255), np.uint8(0)))
             record = dict.fromkeys(_COLUMNS, "") | {
                 "path": f"cells/{name}{suffix}",
                 "label": row.label,
@@ -356,24 +245,23 @@ def _crop_field(
                 "mask": f"masks/{name}.png",
                 "scale": "" if how.pixel_um is None else f"{how.pixel_um:.6g}",
                 "diameter": f"{cell.diameter * (own or 1):.2f}",
-                "focus": f"{focus_score(crop):.4g}",
+                "focus": f"{_focus(crop):.3f}",
                 "touching": f"{cell.touching:.3f}",
                 "edge": f"{edge:.3f}",
                 "simulated": row.simulated,
             }
             record |= known.get(number, {})
             if nuclei is not None:
-                glow, _, _ = _cut(nuclei, cell, how.size, zoom)
-                record["target_nuclei"] = f"nuclei/{name}{_write(folder / 'nuclei' / name, glow)}"
+                glow, _, _ = cut(nuclei, cell, how.size, zoom)
+                record["target_nuclei"] = f"nuclei/{name}{write_image(folder / 'nuclei' / name, glow)}"
                 features.append(nuclear_features(glow, mask, how.pixel_um))
             cells.append(record)
         if nuclei is not None and cells:
-            proposals = propose(pd.DataFrame([measured or {} for measured in features]))
+            proposals = propose(feature_table(features))
             for record, one in zip(cells, proposals.to_dict("records"), strict=True):
                 if one["proposed"]:
                     record |= {"proposed": one["proposed"], "confidence": f"{one['confidence']:.3f}"}
-        preview, reduction = _preview(bright)
-        return cells, CroppedField(row, bright.field.info, found, shift, preview, reduction, agreement)
+        return cells, CroppedField(row, bright.field.info, found, shift, *preview(bright), agreement)
 
 
 @contextmanager
@@ -393,8 +281,8 @@ def _views(row: FieldRow, how: Cropping) -> Iterator[tuple[View, View | None, Sh
             top, left, height, width = _middle(bright.shape)
             try:
                 shift = register(
-                    _grey(bright.read(top, left, height, width)),
-                    _grey(glowing.read(top, left, height, width)),
+                    grey(bright.read(top, left, height, width)),
+                    grey(glowing.read(top, left, height, width)),
                     MOST_SHIFT * min(bright.shape),
                 )
             except ImageError as error:
@@ -405,10 +293,6 @@ def _views(row: FieldRow, how: Cropping) -> Iterator[tuple[View, View | None, Sh
 def _middle(shape: tuple[int, int]) -> tuple[int, int, int, int]:
     height, width = (min(WINDOW, edge) for edge in shape)
     return (shape[0] - height) // 2, (shape[1] - width) // 2, height, width
-
-
-def _grey(pixels: np.ndarray) -> np.ndarray:
-    return pixels if pixels.ndim == 2 else pixels.mean(axis=2, dtype=np.float32)
 
 
 def _labels_of(found: list[Found], truth: pd.DataFrame | None) -> tuple[dict[int, dict[str, str]], Agreement | None]:
@@ -424,56 +308,6 @@ def _labels_of(found: list[Found], truth: pd.DataFrame | None) -> tuple[dict[int
         columns = [column for column in ("label", "donor", "simulated") if entry.get(column, "")]
         known[int(cell)] = {column: str(entry[column]) for column in columns}
     return known, Agreement(len(found), len(truth), len(pairs))
-
-
-def _cut(view: View, cell: Found, size: int, zoom: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """One cell in the middle of a crop, its mask there, and the share of the crop that lies beyond the border."""
-    side = max(1, round(size * zoom))
-    top, left = round(cell.y - side / 2), round(cell.x - side / 2)
-    pixels = view.read(top, left, side, side)
-    H, W = view.shape
-    inside = (min(top + side, H) - max(top, 0)) * (min(left + side, W) - max(left, 0))
-    mask = np.zeros((side, side), bool)
-    down, right = cell.top - top, cell.left - left
-    h, w = cell.mask.shape
-    rows, columns = slice(max(down, 0), min(down + h, side)), slice(max(right, 0), min(right + w, side))
-    if rows.start < rows.stop and columns.start < columns.stop:
-        mask[rows, columns] = cell.mask[
-            rows.start - down : rows.stop - down, columns.start - right : columns.stop - right
-        ]
-    planes = [pixels] if pixels.ndim == 2 else [pixels[..., k] for k in range(3)]
-    planes = [resized(np.ascontiguousarray(plane), size) for plane in planes]
-    fine = resized(mask.astype(np.float32), size) >= 0.5
-    return planes[0] if pixels.ndim == 2 else np.stack(planes, axis=-1), fine, 1 - inside / side**2
-
-
-def _write(path: Path, pixels: np.ndarray) -> str:
-    """8 bits as PNG, which any viewer shows; what is deeper as TIFF. Returns the suffix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if pixels.dtype == np.uint8:
-        from PIL import Image
-
-        Image.fromarray(pixels).save(path.with_name(path.name + ".png"))
-        return ".png"
-    import tifffile
-
-    kind = "rgb" if pixels.ndim == 3 else "minisblack"
-    tifffile.imwrite(path.with_name(path.name + ".tif"), pixels, photometric=kind, compression="zlib")
-    return ".tif"
-
-
-def _preview(view: View) -> tuple[np.ndarray, float]:
-    """The field reduced to about 1,200 px, in grey, read in bands so that memory stays small."""
-    H, W = view.shape
-    step = max(1, int(np.ceil(max(H, W) / 1200)))
-    bands = []
-    for top in range(0, H - H % step or H, step * 64):
-        height = min(step * 64, H - top)
-        band = _grey(view.read(top, 0, height, W)).astype(np.float32)
-        h, w = height // step * step, W // step * step
-        if h and w:
-            bands.append(band[:h, :w].reshape(h // step, step, w // step, step).mean(axis=(1, 3)))
-    return np.concatenate(bands), float(step)
 
 
 def _notes(table: pd.DataFrame, fields: Sequence[CroppedField]) -> list[str]:
@@ -492,6 +326,7 @@ def _notes(table: pd.DataFrame, fields: Sequence[CroppedField]) -> list[str]:
     return notes
 
 
-def counts(table: pd.DataFrame) -> Mapping[str, int]:
-    """How many cells each label has; "" stands for none."""
-    return dict(Counter(table["label"]))
+def _focus(crop: np.ndarray) -> float:
+    """Focus at the crop's own contrast: before training nobody knows what will be black and white."""
+    low, high = float(crop.min()), float(crop.max())
+    return quality(crop, low, high if high > low else low + 1)["focus"]

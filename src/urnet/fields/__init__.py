@@ -1,0 +1,1 @@
+"""From the microscope's fields of view to crops of single cells."""

@@ -1,0 +1,124 @@
+"""How fields are cut into crops: the settings that stand beside the crops, and in the model that is trained on them."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from urnet import __version__
+from urnet.errors import CellsError, RunError
+from urnet.fields.illumination import Illumination
+from urnet.fields.table import FieldRow
+
+SETTINGS_NAME = "crop.json"
+FORMAT = 1
+SIZES = (16, 2048)
+"""Least and greatest edge of a crop, px."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cropping:
+    """How fields are cut. What is stored with the crops, and with a model that is trained on them, is the same object.
+
+    Args:
+        size: edge of the square crops, px.
+        width_um: edge of the crops on the specimen, µm; none keeps the fields' own pixels.
+        pixel_um: µm per px of the crops, once it is settled; none where no field knows its pixel size.
+        channel: name or number of the brightfield's channel; likewise `z` and `scene`.
+        nuclei: pattern of the files with the nuclear fluorescence, `*` standing for the brightfield's stem.
+        nuclei_channel: the channel with the nuclear fluorescence, where it is one of the same file.
+        diameter_um: least and greatest diameter of a cell, µm; none takes the limits from the field itself.
+        roundness: least 4πA/P² of a cell's outline, 0 to 1.
+        border: whether cells that the field's border cuts are kept.
+        light: `estimated` from the fields, `given` by images of an empty spot, or `none`: left as it is.
+        illumination: what came of that.
+    """
+
+    size: int = 200
+    width_um: float | None = None
+    pixel_um: float | None = None
+    channel: str | None = None
+    z: str | None = None
+    scene: str | None = None
+    nuclei: str | None = None
+    nuclei_channel: str | None = None
+    diameter_um: tuple[float, float] | None = None
+    roundness: float = 0.0
+    border: bool = True
+    light: Literal["estimated", "given", "none"] = "estimated"
+    illumination: Illumination | None = None
+
+    def __post_init__(self) -> None:
+        if not SIZES[0] <= self.size <= SIZES[1]:
+            raise CellsError(f"size is {self.size}; crops can be {SIZES[0]} to {SIZES[1]} px")
+        if self.width_um is not None and not 0 < self.width_um < float("inf"):
+            raise CellsError(f"the crops' width is {self.width_um:g} µm; it must be above 0")
+        if not 0 <= self.roundness <= 1:
+            raise CellsError(f"roundness is {self.roundness:g}; it must be 0 to 1 (1 is a circle)")
+        if self.diameter_um is not None and not 0 < self.diameter_um[0] < self.diameter_um[1]:
+            least, most = self.diameter_um
+            raise CellsError(f"diameters of {least:g} to {most:g} µm; give the least and then the greatest, above 0")
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        light = None if self.illumination is None else self.illumination.to_json()
+        text = json.dumps(
+            {"format": FORMAT, "urnet": __version__, **asdict(replace(self, illumination=None))}, indent=1
+        )
+        data = json.loads(text) | {"illumination": light}
+        path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Cropping":
+        """Read what `save` wrote.
+
+        Raises:
+            RunError: damaged, or written by a newer program.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data.pop("format") > FORMAT:
+                raise RunError(f"{path}: written by a newer urnet ({data['urnet']}); update urnet")
+            del data["urnet"]
+            if data["diameter_um"] is not None:
+                data["diameter_um"] = tuple(data["diameter_um"])
+            if data["illumination"] is not None:
+                data["illumination"] = Illumination.from_json(data["illumination"])
+            return cls(**data)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, CellsError) as error:
+            raise RunError(f"{path}: not the settings of `urnet crop` ({error}); restore the file") from None
+
+
+def settle_pixel_size(
+    asked: Cropping, rows: Sequence[FieldRow], pixels: Sequence[float | None], again: bool
+) -> tuple[Cropping, list[str]]:
+    """The one pixel size of all crops, and what there is to say about it."""
+    unknown = [row.field for row, pixel in zip(rows, pixels, strict=True) if pixel is None]
+    named = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+    micrometres = asked.width_um is not None or asked.diameter_um is not None or (again and asked.pixel_um is not None)
+    if unknown and micrometres:
+        why = (
+            f"the model was trained on crops of {asked.pixel_um:.4g} µm a pixel"
+            if again and asked.pixel_um is not None
+            else "micrometres are asked for"
+        )
+        raise CellsError(
+            f"{named}: the pixel size is not known, but {why}; give it in a field table (column pixel_size_um)"
+        )
+    if again:
+        return asked, []
+    if asked.width_um is not None:
+        return replace(asked, pixel_um=asked.width_um / asked.size), []
+    known = Counter(round(pixel, 6) for pixel in pixels if pixel is not None)
+    if not known:
+        return asked, ["The pixel size is not known; size limits come from the fields themselves."]
+    # The most common one, and of several the coarsest: detail that was never taken cannot be made.
+    chosen = max(known, key=lambda pixel: (known[pixel], pixel))
+    notes = []
+    if len(known) > 1:
+        notes.append(f"Fields have {len(known)} pixel sizes; all crops are resampled to {chosen:.4g} µm.")
+    if unknown:
+        notes.append(f"{named}: pixel size unknown, taken to be {chosen:.4g} µm like the others'.")
+    return replace(asked, pixel_um=chosen), notes
