@@ -138,13 +138,16 @@ def crop_fields(
         say("estimate light", 0.0)
         how = replace(how, illumination=estimate_flat(_opened(rows)))
     with whole_folder(out) as folder:
-        table, done = [], []
+        table, nuclear, done, stems = [], [], [], set()
         for number, (row, pixel) in enumerate(zip(rows, pixels, strict=True)):
-            cells, result = _crop_field(folder, row, pixel, how, truth)
+            stem = _free_stem(row.field, stems)
+            cells, features, result = _crop_field(folder, stem, row, pixel, how, truth)
             table += cells
+            nuclear += features
             done.append(result)
             say("crop fields", (number + 1) / len(rows))
-        frame = pd.DataFrame(table, columns=list(_COLUMNS)) if table else pd.DataFrame(columns=list(_COLUMNS))
+        notes += _propose(table, nuclear)
+        frame = pd.DataFrame(table, columns=list(_COLUMNS))
         kept = [column for column in _COLUMNS if column in ("path", "label") or (frame[column] != "").any()]
         frame[kept].to_csv(folder / TABLE_NAME, index=False, encoding="utf-8", lineterminator="\n")
         how.save(folder / SETTINGS_NAME)
@@ -174,6 +177,15 @@ def _named_by_folder(row: FieldRow, root: Path, what: str | None) -> FieldRow:
     return replace(row, **{what: getattr(row, what) or above})
 
 
+def _free_stem(field: str, taken: set[str]) -> str:
+    """A field's folder below `cells/`: its name, safe as one anywhere, and no other field's in any case of letters."""
+    stem = re.sub(r"[^\w.-]", "_", str(Path(field).with_suffix("")).replace("/", "__")).strip(".") or "_"
+    while stem.casefold() in taken:
+        stem += "_"
+    taken.add(stem.casefold())
+    return stem
+
+
 def _opened(rows: Iterable[FieldRow]) -> Iterator[Field]:
     for row in rows:
         with open_field(row.brightfield, channel=row.channel, z=row.z, scene=row.scene) as opened:
@@ -194,7 +206,7 @@ def _read_labels(path: Path, rows: Sequence[FieldRow]) -> pd.DataFrame:
         bad = table.index[~np.isfinite(numbers)]
         if len(bad):
             raise CellsError(
-                f"{path}: line {bad[0]}: {column} is {table[column][bad[0]]!r}; it must be a position in px of the field"
+                f"{path}: line {bad[0]}: {column} is {table[column][bad[0]]!r}; it must be a place in px of the field"
             )
         table[column] = numbers
     names = {row.field for row in rows}
@@ -208,9 +220,9 @@ def _read_labels(path: Path, rows: Sequence[FieldRow]) -> pd.DataFrame:
 
 
 def _crop_field(
-    folder: Path, row: FieldRow, pixel: float | None, how: Cropping, truth: pd.DataFrame | None
-) -> tuple[list[dict[str, Any]], CroppedField]:
-    """Find, cut and write the cells of one field."""
+    folder: Path, stem: str, row: FieldRow, pixel: float | None, how: Cropping, truth: pd.DataFrame | None
+) -> tuple[list[dict[str, Any]], list[dict[str, float] | None], CroppedField]:
+    """Find, cut and write the cells of one field: their rows, what their nuclei look like, and how it went."""
     with _views(row, how) as (bright, nuclei, shift):
         # With a known pixel size the limits are diameters on the specimen, whatever the objective.
         own = pixel or how.pixel_um
@@ -228,7 +240,6 @@ def _crop_field(
         mine = truth[truth["field"] == row.field] if truth is not None else None
         known, agreement = _labels_of(found, mine)
         cells, features = [], []
-        stem = re.sub(r"[^\w.-]", "_", str(Path(row.field).with_suffix("")).replace("/", "__"))
         for number, cell in enumerate(found):
             name = f"{stem}/{number:05d}"
             crop, mask, edge = cut(bright, cell, how.size, zoom)
@@ -251,17 +262,14 @@ def _crop_field(
                 "simulated": row.simulated,
             }
             record |= known.get(number, {})
+            measured = None
             if nuclei is not None:
                 glow, _, _ = cut(nuclei, cell, how.size, zoom)
                 record["target_nuclei"] = f"nuclei/{name}{write_image(folder / 'nuclei' / name, glow)}"
-                features.append(nuclear_features(glow, mask, how.pixel_um))
+                measured = nuclear_features(glow, mask, how.pixel_um)
+            features.append(measured)
             cells.append(record)
-        if nuclei is not None and cells:
-            proposals = propose(feature_table(features))
-            for record, one in zip(cells, proposals.to_dict("records"), strict=True):
-                if one["proposed"]:
-                    record |= {"proposed": one["proposed"], "confidence": f"{one['confidence']:.3f}"}
-        return cells, CroppedField(row, bright.field.info, found, shift, *preview(bright), agreement)
+        return cells, features, CroppedField(row, bright.field.info, found, shift, *preview(bright), agreement)
 
 
 @contextmanager
@@ -308,6 +316,28 @@ def _labels_of(found: list[Found], truth: pd.DataFrame | None) -> tuple[dict[int
         columns = [column for column in ("label", "donor", "simulated") if entry.get(column, "")]
         known[int(cell)] = {column: str(entry[column]) for column in columns}
     return known, Agreement(len(found), len(truth), len(pairs))
+
+
+def _propose(cells: list[dict[str, Any]], nuclear: list[dict[str, float] | None]) -> list[str]:
+    """Fill in the proposals: by a classifier where enough cells are labelled to train one, else by the textbook."""
+    if all(features is None for features in nuclear):
+        return []
+    features, labels = feature_table(nuclear), [record["label"] for record in cells]
+    note, proposals = "Proposals follow the textbook's sizes and shapes of nuclei.", None
+    if len(set(labels) - {""}) > 1:
+        try:
+            proposer = fit_proposer(features, labels)
+            proposals = proposer.propose(features)
+            share = f"{100 * proposer.agreement:.0f} %"
+            note = f"Proposals come from the nuclei of the labelled cells (cross-validated macro recall {share})."
+        except CellsError as error:
+            note = f"{note} For a classifier of your own labels: {error}."
+    if proposals is None:
+        proposals = propose(features)
+    for record, one in zip(cells, proposals.to_dict("records"), strict=True):
+        if one["proposed"]:
+            record |= {"proposed": one["proposed"], "confidence": f"{one['confidence']:.3f}"}
+    return [note]
 
 
 def _notes(table: pd.DataFrame, fields: Sequence[CroppedField]) -> list[str]:

@@ -1,0 +1,107 @@
+"""Which of the cells found are the true ones, and how often that goes well."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVEL = 0.95
+"""Coverage of the intervals."""
+
+
+def match(found: np.ndarray, truth: np.ndarray, reach: float) -> np.ndarray:
+    """Pair found and true positions, each used once, so that as many as possible pair and the distances are least.
+
+    Args:
+        found: x and y of N cells, px, (N, 2).
+        truth: x and y of M cells, px, (M, 2).
+        reach: greatest distance within a pair, px; a pair exactly that far apart counts.
+
+    Returns:
+        Indices (found, true) of P pairs, (P, 2), in order of the first.
+
+    Raises:
+        ValueError: positions of another shape.
+    """
+    from scipy.optimize import linear_sum_assignment
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import KDTree
+
+    sides = [np.asarray(side, dtype=float) for side in (found, truth)]
+    for side in sides:
+        if side.size and (side.ndim != 2 or side.shape[1] != 2):
+            raise ValueError(f"positions of shape {side.shape}; they need one row of x and y a cell, (N, 2)")
+    if not all(side.size for side in sides):
+        return np.zeros((0, 2), dtype=np.int64)
+    found, truth = sides
+    N, M = len(found), len(truth)
+    near = KDTree(found).sparse_distance_matrix(KDTree(truth), reach, output_type="ndarray")
+    if not len(near):
+        return np.zeros((0, 2), dtype=np.int64)
+    # Cells that are not within reach of each other, through others either, are assigned apart: no matrix of N x M.
+    graph = coo_array((np.ones(len(near)), (near["i"], N + near["j"])), shape=(N + M, N + M))
+    group = connected_components(graph, directed=False)[1][near["i"]]
+    order = np.argsort(group, kind="stable")
+    pairs = []
+    for links in np.split(near[order], np.flatnonzero(np.diff(group[order])) + 1):
+        rows, columns = np.unique(links["i"]), np.unique(links["j"])
+        far = 1 + reach * (1 + min(len(rows), len(columns)))  # dearer than any number of pairs within reach
+        cost = np.full((len(rows), len(columns)), far)
+        cost[np.searchsorted(rows, links["i"]), np.searchsorted(columns, links["j"])] = links["v"]
+        i, j = linear_sum_assignment(cost)
+        close = cost[i, j] < far
+        pairs.append(np.stack([rows[i[close]], columns[j[close]]], axis=1))
+    joined = np.concatenate(pairs).astype(np.int64)
+    return joined[np.argsort(joined[:, 0])]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many of the cells found are true, and how many of the true ones were found.
+
+    Args:
+        found: number of cells found.
+        truth: number of true cells.
+        matched: number of pairs of one found and one true cell.
+    """
+
+    found: int
+    truth: int
+    matched: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.matched <= min(self.found, self.truth):
+            raise ValueError(f"{self.matched} pairs cannot be made of {self.found} found and {self.truth} true cells")
+
+    def __add__(self, other: "Agreement") -> "Agreement":
+        return Agreement(self.found + other.found, self.truth + other.truth, self.matched + other.matched)
+
+    @property
+    def precision(self) -> float:
+        """Share of the cells found that are true; NaN where none was found."""
+        return self.matched / self.found if self.found else np.nan
+
+    @property
+    def recall(self) -> float:
+        """Share of the true cells that were found; NaN where there are none."""
+        return self.matched / self.truth if self.truth else np.nan
+
+    @property
+    def precision_interval(self) -> tuple[float, float]:
+        """95 % interval of the precision (Wilson)."""
+        return wilson(self.matched, self.found)
+
+    @property
+    def recall_interval(self) -> tuple[float, float]:
+        """95 % interval of the recall (Wilson)."""
+        return wilson(self.matched, self.truth)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson, J. Am. Stat. Assoc. 22, 209, 1927); (0, 1) without trials."""
+    if not trials:
+        return 0.0, 1.0
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)

@@ -1,0 +1,257 @@
+"""Fields of view: what a file holds, and any region of one channel of it, at its own depth and in its own counts.
+
+TIFF and OME-TIFF, PNG, JPEG and BMP are told by their first bytes; CZI, ND2 and LIF by their names. Regions are read
+from the tiles or strips that hold them, so that a field of 20,000 x 20,000 px does not have to fit into memory.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from urnet.errors import ImageError
+from urnet.fields.microscopy import SUFFIXES as MICROSCOPY_SUFFIXES
+from urnet.fields.microscopy import BioioSource
+from urnet.fields.source import Region, Scene, SingleImage, Source
+from urnet.fields.tiff import TiffSource
+from urnet.images.read import MIN_EDGE, SUFFIXES, TIFF_STARTS, first_bytes, size_of_single_image
+
+FIELD_SUFFIXES = SUFFIXES | MICROSCOPY_SUFFIXES
+"""Names that are looked for in folders of fields (lower case)."""
+
+PROJECTIONS = ("max", "mean", "min", "sharpest")
+"""What `z` can be besides the number of a plane."""
+
+_WINDOW = 512  # edge of the windows in which planes are compared for sharpness, px
+
+
+@dataclass(frozen=True)
+class FieldInfo:
+    """What a field is.
+
+    Args:
+        height: rows, px.
+        width: columns, px.
+        channels: the names of its channels, or "0", "1", … where they have none.
+        planes: number of z planes.
+        scenes: names of all scenes of the file; time points count as scenes.
+        dtype: `uint8`, `uint16` or `float32`.
+        colour: whether a pixel has three values.
+        pixel_um: edge of a pixel on the specimen, µm; none where the file does not say, or pixels are not square.
+    """
+
+    height: int
+    width: int
+    channels: tuple[str, ...]
+    planes: int
+    scenes: tuple[str, ...]
+    dtype: str
+    colour: bool
+    pixel_um: float | None
+
+
+class Field:
+    """One channel of one scene, open for reading; close it, or use it in a `with` statement."""
+
+    def __init__(self, source: Source, scene: Scene, planes: Sequence[Region], project: Callable | None = None):
+        self.path = source.path
+        self.info = _info(source, scene)
+        self._source = source
+        self._planes = planes
+        self._project = project
+
+    def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """Decode a region.
+
+        Args:
+            top: its first row.
+            left: its first column.
+            height: its rows, at least 1.
+            width: its columns, at least 1.
+
+        Returns:
+            (height, width) or (height, width, 3) in the file's own counts.
+
+        Raises:
+            ImageError: damaged pixels, or values that are no numbers.
+            ValueError: the region does not lie within the field.
+        """
+        inside = 0 <= top < top + height <= self.info.height and 0 <= left < left + width <= self.info.width
+        if not inside:
+            raise ValueError(
+                f"rows {top} to {top + height}, columns {left} to {left + width} do not lie within "
+                f"{self.info.height} rows and {self.info.width} columns"
+            )
+        if self._project is None:
+            return self._planes[0](top, left, height, width)
+        return self._project(self._planes, (top, left, height, width))
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._source.close()
+
+    def __enter__(self) -> "Field":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def describe_field(path: Path) -> FieldInfo:
+    """What a file holds, without decoding it. Of several scenes, sizes and channels are those of the first.
+
+    Args:
+        path: a TIFF, OME-TIFF, PNG, JPEG, BMP, CZI, ND2 or LIF file.
+
+    Raises:
+        ImageError: not such a file, damaged, truncated, or mislabelled.
+    """
+    source = _open(Path(path))
+    try:
+        return _info(source, source.scenes[0])
+    finally:
+        source.close()
+
+
+def open_field(path: Path, *, channel: str | None = None, z: str | None = None, scene: str | None = None) -> Field:
+    """Open one channel of a file for reading region by region.
+
+    Args:
+        path: a TIFF, OME-TIFF, PNG, JPEG, BMP, CZI, ND2 or LIF file.
+        channel: name of a channel, in any case, or its number from 0; must be given if there are several.
+        z: number of a plane from 0, or `max`, `mean`, `min` over the planes, or `sharpest`: the plane whose fine
+            structure is strongest over the whole field (of cells without stain, one beside the focus). Must be given
+            if there are several planes; a file with one plane has nothing to choose.
+        scene: name of a scene, or its number from 0; must be given if there are several.
+
+    Raises:
+        ImageError: as `describe_field`, or a choice that is missing or names nothing in the file.
+    """
+    source = _open(Path(path))
+    try:
+        chosen = source.scenes[_pick(source.path, "scene", scene, [one.name for one in source.scenes])]
+        number = _pick(source.path, "channel", channel, chosen.channels)
+        planes, project = _planes(source, chosen, number, z)
+        return Field(source, chosen, planes, project)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _open(path: Path) -> Source:
+    if path.suffix.lower() in MICROSCOPY_SUFFIXES:
+        source: Source = BioioSource(path)
+    elif first_bytes(path).startswith(TIFF_STARTS):
+        source = TiffSource(path)
+    else:
+        source = SingleImage(path, *size_of_single_image(path))
+    try:
+        for scene in source.scenes:
+            if min(scene.height, scene.width) < MIN_EDGE:
+                raise ImageError(
+                    f"{path}: {scene.width} x {scene.height} px; a field needs at least {MIN_EDGE} px each way"
+                )
+        if not source.scenes:
+            raise ImageError(f"{path}: holds no image; export the field anew")
+    except BaseException:
+        source.close()
+        raise
+    return source
+
+
+def _info(source: Source, scene: Scene) -> FieldInfo:
+    return FieldInfo(
+        height=scene.height,
+        width=scene.width,
+        channels=scene.channels,
+        planes=scene.planes,
+        scenes=tuple(one.name for one in source.scenes),
+        dtype=scene.dtype,
+        colour=scene.colour,
+        pixel_um=scene.pixel_um,
+    )
+
+
+def _pick(path: Path, what: str, asked: str | None, names: Sequence[str]) -> int:
+    """Number of the one that is asked for by name or number."""
+    listed = ", ".join(f"{index}: {name}" if name != str(index) else name for index, name in enumerate(names))
+    where = f"--{what}, or the column {what} of a field table"
+    if asked is None or not str(asked).strip():
+        if len(names) > 1:
+            raise ImageError(f"{path}: {len(names)} {what}s ({listed}); name one by {where}")
+        return 0
+    asked = str(asked).strip()
+    exact = [index for index, name in enumerate(names) if name == asked]
+    alike = exact or [index for index, name in enumerate(names) if name.casefold() == asked.casefold()]
+    if len(alike) == 1:
+        return alike[0]
+    if len(alike) > 1:
+        raise ImageError(f"{path}: {len(alike)} {what}s are called {asked!r} ({listed}); give the number of one")
+    if asked.isascii() and asked.isdigit() and int(asked) < len(names):
+        return int(asked)
+    raise ImageError(f"{path}: no {what} {asked!r}; there {'are' if len(names) > 1 else 'is'} {listed}; see {where}")
+
+
+def _planes(source: Source, scene: Scene, channel: int, z: str | None) -> tuple[list[Region], Callable | None]:
+    """The planes to read, and how several become one."""
+    asked = None if z is None or not str(z).strip() else str(z).strip().lower()
+    number = int(asked) if asked is not None and asked.isascii() and asked.isdigit() else None
+    rule = f"a number from 0 to {scene.planes - 1}, or {', '.join(PROJECTIONS)}"
+    if asked is not None and number is None and asked not in PROJECTIONS:
+        raise ImageError(f"{source.path}: z is {z!r}; it can be {rule}")
+    if scene.planes == 1:
+        return [source.plane(scene, channel, 0)], None
+    if asked is None:
+        raise ImageError(
+            f"{source.path}: {scene.planes} z planes; choose by --z, or the column z of a field table: {rule}"
+        )
+    if number is not None:
+        if number >= scene.planes:
+            raise ImageError(f"{source.path}: no z plane {number}; give {rule}")
+        return [source.plane(scene, channel, number)], None
+    planes = [source.plane(scene, channel, index) for index in range(scene.planes)]
+    if asked == "sharpest":
+        return [max(planes, key=lambda plane: _sharpness(plane, scene))], None
+    return planes, {"max": _greatest, "min": _least, "mean": _mean}[asked]
+
+
+def _greatest(planes: Sequence[Region], region: tuple[int, int, int, int]) -> np.ndarray:
+    result = planes[0](*region)
+    for plane in planes[1:]:
+        np.maximum(result, plane(*region), out=result)
+    return result
+
+
+def _least(planes: Sequence[Region], region: tuple[int, int, int, int]) -> np.ndarray:
+    result = planes[0](*region)
+    for plane in planes[1:]:
+        np.minimum(result, plane(*region), out=result)
+    return result
+
+
+def _mean(planes: Sequence[Region], region: tuple[int, int, int, int]) -> np.ndarray:
+    first = planes[0](*region)
+    total = first.astype(np.float64)
+    for plane in planes[1:]:
+        total += plane(*region)
+    total /= len(planes)
+    return total.astype(first.dtype) if first.dtype.kind == "f" else np.rint(total).astype(first.dtype)
+
+
+def _sharpness(plane: Region, scene: Scene) -> float:
+    """Variance of the Laplacian over the squared mean, in nine windows spread over the field."""
+    from scipy.ndimage import gaussian_laplace
+
+    height, width = min(_WINDOW, scene.height), min(_WINDOW, scene.width)
+    spread = brightness = 0.0
+    for top in sorted({round(share * (scene.height - height)) for share in (0, 0.5, 1)}):
+        for left in sorted({round(share * (scene.width - width)) for share in (0, 0.5, 1)}):
+            pixels = plane(top, left, height, width).astype(np.float32)
+            grey = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
+            spread += float(gaussian_laplace(grey, 1.0).var())
+            brightness += float(grey.mean()) ** 2
+    return spread / brightness if brightness else 0.0
