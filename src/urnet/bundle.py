@@ -1,7 +1,8 @@
 """A trained model on disk and in memory: `config.json` and `model.safetensors`, nothing that needs pickle.
 
 The configuration holds all that turns an image file into a decision: input size and colour, the scale of raw counts,
-the networks, the classes. Training writes a bundle, everything after training reads one.
+the networks, the classes. Beside it lies the model's calibration (`calibration.json`, `calibration.safetensors`), where
+it has one. Training writes a bundle, everything after training reads one.
 """
 
 import json
@@ -15,15 +16,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from urnet import __version__
+from urnet.calibration.calibration import COVERAGE, JSON_NAME, TENSORS_NAME, Calibration
+from urnet.calibration.temperature import probabilities as softmax
 from urnet.errors import ImageError, RecipeError, RunError
 from urnet.files import whole_file
 from urnet.images.montage import expand, read_crop
+from urnet.images.quality import quality
 from urnet.images.read import MAX_PIXELS, MIN_EDGE
 from urnet.images.scale import ANY_DEPTH, Scaling
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from urnet.cells.table import Cells
     from urnet.nets.joint import JointModel
 
 FORMAT = 1
@@ -79,18 +84,46 @@ class ModelConfig:
         )
 
 
+TRUST_COLUMNS = ("rejected", "set")
+"""What tables of predictions say besides, where the model is calibrated."""
+
+SEEN = ("edge", "touching")
+"""Columns of a cells table that say of a crop what its pixels do not; rejection goes by them where they are filled."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model makes of N images.
+
+    Attributes:
+        logits: (N, K) float32, before the temperature.
+        probabilities: (N, K) float64, with the temperature where the model is calibrated.
+        enhanced: (N, C, S, S) float32 in about [0, 1].
+        features: (N, F) float32, of several depths in one row; what rejection goes by.
+        sizes: number of features at each depth; together F.
+    """
+
+    logits: np.ndarray
+    probabilities: np.ndarray
+    enhanced: np.ndarray
+    features: np.ndarray
+    sizes: tuple[int, ...]
+
+
 class Model:
     """A trained model, ready to enhance and classify.
 
     Args:
         config: what it is.
         joint: the networks with their trained weights.
+        calibration: what its answers are worth; none for a model that was not calibrated.
     """
 
-    def __init__(self, config: ModelConfig, joint: "JointModel"):
+    def __init__(self, config: ModelConfig, joint: "JointModel", calibration: Calibration | None = None):
         import torch
 
         self.config = config
+        self.calibration = calibration
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.joint = joint.to(self.device).eval()
 
@@ -100,19 +133,28 @@ class Model:
         return self.config.classes
 
     def save(self, folder: Path) -> None:
-        """Write the bundle; the weights first, so that a configuration never stands without them."""
+        """Write the bundle; the configuration last, so that it never stands without the rest."""
         from safetensors.torch import save
 
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.joint.state_dict().items()}
         with whole_file(folder / WEIGHTS_NAME) as file:
             file.write(save(state))
+        if self.calibration is not None:
+            self.calibration.save(folder)
+        else:  # one that is there belongs to other weights
+            (folder / JSON_NAME).unlink(missing_ok=True)
+            (folder / TENSORS_NAME).unlink(missing_ok=True)
         text = json.dumps({"format": FORMAT, **asdict(self.config)}, indent=2, ensure_ascii=False)
         with whole_file(folder / CONFIG_NAME) as file:
             file.write(f"{text}\n".encode())
 
     @classmethod
-    def load(cls, path: Path | str) -> "Model":
+    def load(cls, path: Path | str, *, calibrated: bool = True) -> "Model":
         """Read a bundle, or the bundle of a run folder.
+
+        Args:
+            path: the folder.
+            calibrated: whether to read the calibration, where there is one.
 
         Raises:
             RunError: no bundle there, or one that is damaged or newer than this program.
@@ -136,7 +178,15 @@ class Model:
             reason = " ".join(str(error).split())[:200]
             raise RunError(f"{folder / CONFIG_NAME}: names no network that can be built here ({reason})") from None
         _load_weights(joint, folder / WEIGHTS_NAME)
-        return cls(config, joint)
+        if not calibrated or not (folder / JSON_NAME).is_file():
+            return cls(config, joint)
+        calibration = Calibration.load(folder)
+        if calibration.classes != config.classes:
+            raise RunError(
+                f"{folder / JSON_NAME}: its classes ({', '.join(calibration.classes)}) are not the model's "
+                f"({', '.join(config.classes)}); make it again with `urnet calibrate`"
+            )
+        return cls(config, joint, calibration)
 
     def fit(self, crop: np.ndarray) -> np.ndarray:
         """One raw crop, (H, W) or (H, W, 3), at the network's size and colour, still in raw counts (C, S, S).
@@ -168,15 +218,77 @@ class Model:
         """
         return self.config.scaling.apply(self.fit(crop))
 
-    def forward(self, inputs: np.ndarray, batch_size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Probabilities (B, K) and enhanced images (B, C, S, S) of prepared inputs (N, C, S, S), batch by batch."""
+    def read(self, cells: "Cells", progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """All cells of a table in raw counts at the network's size, (N, C, S, S).
+
+        Args:
+            cells: one cell at least.
+            progress: called with the number of cells read.
+
+        Raises:
+            ImageError: a cell cannot be read or used; the message names it.
+        """
+        images = []
+        for index, path in enumerate(cells.table["path"]):
+            crop = cells.read(index)
+            try:
+                images.append(self.fit(crop))
+            except ImageError as error:
+                raise ImageError(f"{path}: {error}") from None
+            if progress is not None:
+                progress(index + 1)
+        return np.stack(images)
+
+    def outputs(self, inputs: np.ndarray, batch_size: int = 64) -> Iterator[Outputs]:
+        """All that the networks say of prepared inputs (N, C, S, S), batch by batch."""
         import torch
 
-        with torch.inference_mode():
-            for start in range(0, len(inputs), batch_size):
+        from urnet.nets.features import look_at_features
+
+        temperature = 1.0 if self.calibration is None else self.calibration.temperature
+        for start in range(0, len(inputs), batch_size):
+            with torch.inference_mode():
                 images = torch.from_numpy(inputs[start : start + batch_size]).to(self.device)
-                logits, enhanced = self.joint.look(images)
-                yield logits.float().softmax(dim=1).cpu().numpy(), enhanced.cpu().numpy()
+                logits, enhanced, features = look_at_features(self.joint, images)
+                raw = logits.float().cpu().numpy()
+                yield Outputs(
+                    raw,
+                    softmax(raw, temperature),
+                    enhanced.cpu().numpy(),
+                    torch.cat(features, dim=1).cpu().numpy(),
+                    tuple(part.shape[1] for part in features),
+                )
+
+    def forward(self, inputs: np.ndarray, batch_size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Probabilities (B, K) and enhanced images (B, C, S, S) of prepared inputs (N, C, S, S), batch by batch."""
+        for outputs in self.outputs(inputs, batch_size):
+            yield outputs.probabilities, outputs.enhanced
+
+    def measures(self, images: np.ndarray, seen: "pd.DataFrame | None" = None) -> list[dict[str, float]]:
+        """How crops were taken, and what is known of them beside: a row of measures for each.
+
+        Args:
+            images: (N, C, S, S) raw counts, from `fit` or `read`.
+            seen: N rows of their cells table; its `edge` and `touching` are used where they are filled.
+        """
+        scaling = self.config.scaling
+        rows = [quality(np.moveaxis(image, 0, -1), scaling.low, scaling.high) for image in images]
+        for column in SEEN if seen is not None else ():
+            for row, value in zip(rows, seen.get(column, [""] * len(rows)), strict=True):
+                row |= _number(column, value)
+        return rows
+
+    def reject(self, images: np.ndarray, features: np.ndarray, seen: "pd.DataFrame | None" = None) -> list[str]:
+        """Why each crop is no countable cell; "" for those that are, and for all where the model is not calibrated.
+
+        Args:
+            images: (N, C, S, S) raw counts, from `fit` or `read`.
+            features: (N, F), from `outputs`.
+            seen: as `measures`.
+        """
+        if self.calibration is None:
+            return [""] * len(images)
+        return self.calibration.reject(self.measures(images, seen), features)
 
     def predict(self, images: "Path | str | np.ndarray | Iterable[Path | str | np.ndarray]") -> "pd.DataFrame":
         """Classify images.
@@ -188,7 +300,8 @@ class Model:
 
         Returns:
             A row an image: `path` ("" for arrays), `predicted`, `p_<class>`, and `error` with the reason where an
-            image could not be used.
+            image could not be used. Of a calibrated model also `rejected`, why the image shows no countable cell ("" if
+            it does), and `set`, the classes that cannot be ruled out at 90 % coverage, joined by `|`.
         """
         import pandas as pd
 
@@ -196,21 +309,49 @@ class Model:
             isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] == (3,))
         )
         rows: list[dict[str, Any]] = []
-        inputs = []
+        usable, crops = [], []
         for address, read in self._crops([images] if one else images):
-            row: dict[str, Any] = {"path": address, "predicted": "", "error": ""}
+            row: dict[str, Any] = {"path": address, "predicted": "", "error": "", **dict.fromkeys(TRUST_COLUMNS, "")}
             try:
-                inputs.append(self.prepare(read()))
+                crops.append(self.fit(read()))
+                usable.append(row)
             except ImageError as error:
                 row["error"] = str(error)
             rows.append(row)
-        probabilities = (p for batch, _ in (self.forward(np.stack(inputs)) if inputs else ()) for p in batch)
-        for row in rows:
-            values = np.full(len(self.classes), np.nan) if row["error"] else next(probabilities)
-            row["predicted"] = "" if row["error"] else self.classes[int(values.argmax())]
-            row |= {f"p_{name}": float(value) for name, value in zip(self.classes, values, strict=True)}
-        columns = ["path", "predicted", *(f"p_{name}" for name in self.classes), "error"]
-        return pd.DataFrame(rows, columns=columns)
+        images = np.stack(crops) if crops else np.empty((0, 1))
+        done = 0
+        for outputs in self.outputs(self.config.scaling.apply(images)):
+            part = slice(done, done := done + len(outputs.logits))
+            for row, told in zip(usable[part], self.rows(outputs, images[part]), strict=True):
+                row |= told
+        return pd.DataFrame(rows, columns=["path", "predicted", *self.columns, "error"])
+
+    @property
+    def columns(self) -> list[str]:
+        """What tables of predictions say of a crop besides `predicted`."""
+        return [*(f"p_{name}" for name in self.classes), *(TRUST_COLUMNS if self.calibration is not None else ())]
+
+    def rows(
+        self,
+        outputs: Outputs,
+        images: np.ndarray,
+        seen: "pd.DataFrame | None" = None,
+        coverage: float = COVERAGE,
+    ) -> Iterator[dict[str, Any]]:
+        """What tables of predictions say of each crop: `predicted` and `columns`.
+
+        Args:
+            outputs: of these crops.
+            images: (N, C, S, S) raw counts, from `fit` or `read`.
+            seen: as `measures`.
+            coverage: of the prediction sets, between 0 and 1.
+        """
+        reasons = self.reject(images, outputs.features, seen)
+        sets = self.calibration.set_names(outputs.probabilities, coverage) if self.calibration is not None else reasons
+        for values, reason, names in zip(outputs.probabilities, reasons, sets, strict=True):
+            trust = () if self.calibration is None else (reason, names)
+            told = zip(self.columns, (*map(float, values), *trust), strict=True)
+            yield {"predicted": self.classes[int(values.argmax())], **dict(told)}
 
     def _crops(self, images: "Iterable[Path | str | np.ndarray]") -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
         """Address of each image, and what reads it."""
@@ -249,6 +390,15 @@ def _read_config(path: Path) -> ModelConfig:
         raise RunError(
             f"{path}: not a model configuration of urnet ({error}); train again or restore the file"
         ) from None
+
+
+def _number(name: str, text: object) -> dict[str, float]:
+    """A table's entry as a measure; nothing where it is empty or no number."""
+    try:
+        value = float(str(text))
+    except ValueError:
+        return {}
+    return {name: value} if math.isfinite(value) else {}
 
 
 def _checked(config: ModelConfig) -> dict[str, bool]:

@@ -24,6 +24,7 @@ from urnet.evaluation.gradcam import grad_cam, overlay
 from urnet.evaluation.metrics import interval_groups, score
 from urnet.evaluation.report import Report, write_report
 from urnet.evaluation.scored import Progress, Scored, other_cells, own_part
+from urnet.evaluation.trust import trust_metrics
 from urnet.training.run import Run, refuse_existing
 
 OPTIMISTIC = (
@@ -172,6 +173,7 @@ def _write(
         "intervals": description,
         "simulated": simulated,
         "folds": _by_fold(scored) if len(scored) > 1 else None,
+        "calibration": trust_metrics(scored, groups),
         "warnings": [*optimistic, *warnings],
         "versions": {package: version(package) for package in VERSIONS} | {"python": platform.python_version()},
     }

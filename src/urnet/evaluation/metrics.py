@@ -94,14 +94,14 @@ def score(
     per_class: dict[str, dict[str, Any]] = {}
     for k, name in enumerate(classes):
         per_class[name] = {
-            figure: _with_interval(value[figure][k], draws[figure][:, k], within[figure][k], level)
+            figure: with_interval(value[figure][k], draws[figure][:, k], within[figure][k], level)
             for figure in ("recall", "precision", "f1")
         }
         per_class[name]["support"] = int(true[k])
     n = len(truth)
 
     return {
-        "accuracy": _with_interval(value["accuracy"], draws["accuracy"], G, level),
+        "accuracy": with_interval(value["accuracy"], draws["accuracy"], G, level),
         **{name: _mean_over_classes(name, value, draws, per_class, G, level) for name in MEANS},
         "expected_calibration_error": _calibration_error(
             value["calibration_error"], draws["calibration_error"], G, level
@@ -113,7 +113,7 @@ def score(
         "differential": {
             name: {
                 "true_percent": float(100 * true[k] / n),
-                "predicted_percent": _percent(_with_interval(value["share"][k], draws["share"][:, k], G, level)),
+                "predicted_percent": _percent(with_interval(value["share"][k], draws["share"][:, k], G, level)),
             }
             for k, name in enumerate(classes)
         },
@@ -249,7 +249,15 @@ def _groups_of(truth: np.ndarray, predicted: np.ndarray, codes: np.ndarray, K: i
     return {"recall": count(truth, codes), "precision": count(predicted, codes), "f1": count(*either)}
 
 
-def _with_interval(value: float, draws: np.ndarray, groups: int, level: float) -> dict[str, Any]:
+def with_interval(value: float, draws: np.ndarray, groups: int, level: float) -> dict[str, Any]:
+    """A figure and its interval, as the module's docstring says.
+
+    Args:
+        value: the figure; NaN where undefined.
+        draws: (R,) its values in the bootstrap's replicates.
+        groups: number of groups that it rests on.
+        level: coverage.
+    """
     if np.isnan(value):
         return {"value": None, "interval": None}
     value = float(value)
@@ -274,7 +282,7 @@ def _mean_over_classes(
     level: float,
 ) -> dict[str, Any]:
     if value[name] not in (0.0, 1.0):
-        return _with_interval(value[name], draws[name], groups, level)
+        return with_interval(value[name], draws[name], groups, level)
     members = [row[name.removeprefix("macro_")] for row in per_class.values() if row["support"]]
     intervals = [member["interval"] for member in members]
     ends = None if None in intervals else [float(end) for end in np.mean(intervals, axis=0)]

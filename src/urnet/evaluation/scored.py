@@ -1,6 +1,7 @@
 """Cells, and what a trained model makes of them: the run's own parts, or cells that it does not know."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from urnet.bundle import Model
+from urnet.calibration.temperature import probabilities as softmax
 from urnet.cells.audit import audit_cells, tally
 from urnet.cells.copies import copy_key
-from urnet.cells.table import PARTS, Cells, read_cells
+from urnet.cells.table import PARTS, Cells, find_images, read_cells
 from urnet.errors import CellsError, ImageError, RunError, UrnetError
 from urnet.training.data import paper_test
 from urnet.training.run import Run, refuse_existing
@@ -29,8 +31,10 @@ class Scored:
         model: the trained model.
         cells: the table, a row an image.
         images: (N, C, S, S) raw counts at the network's size.
-        probabilities: (N, K).
+        probabilities: (N, K), with the temperature of a calibrated model.
         truth: (N,) class indices.
+        uncalibrated: (N, K) probabilities without it.
+        rejected: (N,) why each is no countable cell; "" where it is one, and everywhere without a calibration.
     """
 
     model: Model
@@ -38,13 +42,15 @@ class Scored:
     images: np.ndarray
     probabilities: np.ndarray
     truth: np.ndarray
+    uncalibrated: np.ndarray
+    rejected: np.ndarray
 
     def inputs(self, index: "np.ndarray | slice") -> np.ndarray:
         """Some of the images as the network saw them, in [0, 1]."""
         return self.model.config.scaling.apply(self.images[index])
 
     def predictions(self) -> pd.DataFrame:
-        """A row an image: `path, label, predicted, p_<class>…, source`, where known `donor`."""
+        """A row an image: `path, label, predicted, p_<class>…`, if calibrated `rejected, set`, `source`, `donor`."""
         table, names = self.cells.table, self.model.classes
         rows: dict[str, Any] = {
             "path": table["path"],
@@ -52,6 +58,8 @@ class Scored:
             "predicted": [names[k] for k in self.probabilities.argmax(axis=1)],
             **{f"p_{name}": self.probabilities[:, k].round(6) for k, name in enumerate(names)},
         }
+        if self.model.calibration is not None:
+            rows |= {"rejected": self.rejected, "set": self.model.calibration.set_names(self.probabilities)}
         return pd.DataFrame(rows | {column: table[column] for column in ("source", "donor") if column in table})
 
     def summary(self) -> dict[str, float]:
@@ -142,6 +150,24 @@ def other_cells(
     return _classify(model, cells, _read(model, cells, progress), cells.labels, progress), name, warnings
 
 
+def seen_in_training(run: Run, path: Path) -> list[str]:
+    """A warning where images took part in a run's training, or where that cannot be told; nothing where none did.
+
+    Args:
+        run: the run.
+        path: images, a folder of them or a table, with or without labels; those that cannot be read do not count.
+
+    Raises:
+        CellsError: no images there.
+    """
+    config = Model.load(run.folder, calibrated=False).config
+    cells, keys = find_images([path], config.tile, config.image), []
+    for index in range(len(cells)):
+        with suppress(ImageError):
+            keys.append(copy_key(cells.read(index)))
+    return _seen(run, keys)
+
+
 def _seen(run: Run, keys: list[str]) -> list[str]:
     """A warning where cells with these keys took part in training, or where that cannot be told."""
     try:
@@ -156,25 +182,19 @@ def _seen(run: Run, keys: list[str]) -> list[str]:
     return [f"{count} of {len(keys)} cells took part in this run's training; the figures are too good."]
 
 
-def _read(model: Model, cells: Cells, progress: Progress | None) -> np.ndarray:
-    """All cells in raw counts at the network's size, (N, C, S, S)."""
-    images = []
-    for index, path in enumerate(cells.table["path"]):
-        crop = cells.read(index)
-        try:
-            images.append(model.fit(crop))
-        except ImageError as error:
-            raise ImageError(f"{path}: {error}") from None
-        if progress is not None:
-            progress("read cells", (index + 1) / len(cells))
-    return np.stack(images)
-
-
 def _classify(model: Model, cells: Cells, images: np.ndarray, truth: np.ndarray, progress: Progress | None) -> Scored:
-    probabilities = np.empty((len(images), len(model.classes)))
+    parts = []
     for start in range(0, len(images), BATCH):
         index = slice(start, start + BATCH)
-        probabilities[index], _ = next(model.forward(model.config.scaling.apply(images[index]), BATCH))
+        outputs = next(model.outputs(model.config.scaling.apply(images[index]), BATCH))
+        rejected = model.reject(images[index], outputs.features, cells.table.iloc[index])
+        parts.append((outputs.probabilities, softmax(outputs.logits), rejected))
         if progress is not None:
             progress("classify", min(1.0, (start + BATCH) / len(images)))
-    return Scored(model, cells, images, probabilities, truth)
+    probabilities, uncalibrated, rejected = map(np.concatenate, zip(*parts, strict=True))
+    return Scored(model, cells, images, probabilities, truth, uncalibrated, rejected)
+
+
+def _read(model: Model, cells: Cells, progress: Progress | None) -> np.ndarray:
+    """All cells in raw counts at the network's size, (N, C, S, S)."""
+    return model.read(cells, (lambda done: progress("read cells", done / len(cells))) if progress else None)

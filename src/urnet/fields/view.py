@@ -17,8 +17,8 @@ class View:
         shift: how far the channel lies from the brightfield's coordinates, in which regions are asked for.
     """
 
-    MARGIN = 3
-    """Pixels read round a region that is moved by a part of a pixel, for the splines to start from."""
+    MARGIN = 1
+    """Pixels read round a region that is moved by a part of a pixel."""
 
     def __init__(self, field: Field, illumination: Illumination | None = None, shift: Shift | None = None):
         self.field = field
@@ -46,7 +46,7 @@ class View:
         rest = (self.shift.down - down, self.shift.right - right, 0)[: wide.ndim]
         if any(rest):
             limits = (wide.min(), wide.max())
-            placed = np.clip(moved(wide.astype(np.float32), rest, order=3, mode="nearest"), *limits)
+            placed = np.clip(moved(wide.astype(np.float32), rest, order=1, mode="nearest"), *limits)
             wide = placed.astype(wide.dtype) if wide.dtype.kind == "f" else np.rint(placed).astype(wide.dtype)
         return wide[margin : margin + height, margin : margin + width]
 

@@ -27,7 +27,9 @@ MIN_EDGE = 8
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 """Names that are looked for in folders (lower case)."""
 
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF and BigTIFF in both byte orders."""
+
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PILLOW_STARTS = (_PNG_START, b"\xff\xd8\xff", b"BM")
 _PILLOW_FORMATS = ("PNG", "JPEG", "BMP")
@@ -60,15 +62,26 @@ def read_header(path: Path) -> Header:
     Raises:
         ImageError: not an image of these kinds, damaged, larger than `MAX_PIXELS` or of an unsupported depth.
     """
-    start = _first_bytes(path)
-    with _decoding(path):
-        if start.startswith(_TIFF_STARTS):
+    start = first_bytes(path)
+    with decoding(path):
+        if start.startswith(TIFF_STARTS):
             with tifffile.TiffFile(path) as tif:
                 return _tiff_header(path, tif.pages.first, len(tif.pages))
-        with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
-            deep = _is_16_bit_png(start)
-            colour = start[25] in _PNG_COLOUR_TYPES if deep else not _is_grey(image)
-            return _allowed(path, Header(image.height, image.width, 1, "uint16" if deep else "uint8", colour))
+    height, width, depth, colour = size_of_single_image(path)
+    return _allowed(path, Header(height, width, 1, depth, colour))
+
+
+def size_of_single_image(path: Path) -> tuple[int, int, str, bool]:
+    """Height, width, depth and colour of a PNG, JPEG or BMP of any size, from its header.
+
+    Raises:
+        ImageError: not such an image, or damaged.
+    """
+    start = first_bytes(path)
+    with decoding(path), path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
+        deep = _is_16_bit_png(start)
+        colour = start[25] in _PNG_COLOUR_TYPES if deep else not _is_grey(image)
+        return image.height, image.width, "uint16" if deep else "uint8", colour
 
 
 def read_image(path: Path, page: int = 0) -> np.ndarray:
@@ -87,9 +100,9 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
     header = read_header(path)
     if not 0 <= page < header.pages:
         raise ImageError(f"{path}: page {page} asked for, but the file has {header.pages} (counted from 0)")
-    start = _first_bytes(path)
-    with _decoding(path):
-        if start.startswith(_TIFF_STARTS):
+    start = first_bytes(path)
+    with decoding(path):
+        if start.startswith(TIFF_STARTS):
             pixels = _read_tiff(path, page)
         elif _is_16_bit_png(start):
             import imagecodecs
@@ -101,9 +114,7 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_EDGE:
         raise ImageError(f"{path}: {width} x {height} px; a crop needs at least {MIN_EDGE} px each way")
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        count = int((~np.isfinite(pixels)).sum())
-        raise ImageError(f"{path}: {count} of {pixels.size} values are NaN or infinite; mask or fill them first")
+    check_finite(path, pixels)
     return _without_alpha(pixels)
 
 
@@ -115,7 +126,12 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def _first_bytes(path: Path) -> bytes:
+def first_bytes(path: Path) -> bytes:
+    """The first 32 bytes of an image file, by which its kind is told.
+
+    Raises:
+        ImageError: no such file, not readable, empty, or neither PNG, JPEG, BMP nor TIFF.
+    """
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for without end
             raise ImageError(f"{path}: cannot be opened (a folder or device, no file)")
@@ -127,13 +143,13 @@ def _first_bytes(path: Path) -> bytes:
         raise ImageError(f"{path}: cannot be opened ({error.strerror})") from None
     if not start:
         raise ImageError(f"{path}: the file is empty (0 bytes)")
-    if not start.startswith(_TIFF_STARTS + _PILLOW_STARTS):
+    if not start.startswith(TIFF_STARTS + _PILLOW_STARTS):
         raise ImageError(f"{path}: its content is no PNG, JPEG, BMP or TIFF image, whatever its name says")
     return start
 
 
 @contextmanager
-def _decoding(path: Path) -> Iterator[None]:
+def decoding(path: Path) -> Iterator[None]:
     """Turn whatever a decoder throws, warns or logs about a damaged file into one `ImageError` that names the file."""
     log = logging.getLogger("tifffile")
     silent, log.disabled = log.disabled, True
@@ -161,7 +177,10 @@ def _allowed(path: Path, header: Header) -> Header:
 
 
 def _too_large(path: Path, size: str = "its size") -> str:
-    return f"{path}: {size} is more than the {MAX_PIXELS:,} px allowed for one image; cut it into crops first"
+    return (
+        f"{path}: {size} is more than the {MAX_PIXELS:,} px allowed for one image; cut it into crops first, "
+        "or save a field as a tiled TIFF"
+    )
 
 
 def _is_16_bit_png(start: bytes) -> bool:
@@ -178,7 +197,17 @@ def _without_alpha(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _tiff_header(path: Path, page: tifffile.TiffPage, pages: int) -> Header:
+def tiff_kind(path: Path, page: tifffile.TiffPage, most_samples: int = 4) -> tuple[str, bool]:
+    """Depth at which a TIFF page is handed on (`uint8`, `uint16` or `float32`), and whether it comes in colour.
+
+    Args:
+        path: for the errors.
+        page: the page.
+        most_samples: greatest number of values that a pixel may have.
+
+    Raises:
+        ImageError: a depth or a kind of pixel that is not supported.
+    """
     dtype = page.dtype
     if dtype is None or not (dtype.kind == "f" or dtype in (np.uint8, np.uint16, np.int16, np.bool_)):
         raise ImageError(
@@ -186,14 +215,49 @@ def _tiff_header(path: Path, page: tifffile.TiffPage, pages: int) -> Header:
         )
     kind = tifffile.PHOTOMETRIC(page.photometric)
     decoded_to_rgb = kind == tifffile.PHOTOMETRIC.YCBCR and page.compression == tifffile.COMPRESSION.JPEG
-    if not (kind in _TIFF_KINDS or decoded_to_rgb) or page.samplesperpixel > 4 or page.imagedepth > 1:
+    if not (kind in _TIFF_KINDS or decoded_to_rgb) or page.samplesperpixel > most_samples or page.imagedepth > 1:
         raise ImageError(
             f"{path}: {page.samplesperpixel} channel(s) of kind {kind.name}, {page.imagedepth} deep; "
             "save each page as one grey channel or as RGB"
         )
     palette = kind == tifffile.PHOTOMETRIC.PALETTE
     depth = "float32" if dtype.kind in "fi" else "uint8" if palette or dtype == np.bool_ else dtype.name
-    return _allowed(path, Header(page.imagelength, page.imagewidth, pages, depth, palette or page.samplesperpixel >= 3))
+    return depth, palette or page.samplesperpixel >= 3
+
+
+def tiff_values(pixels: np.ndarray, page: tifffile.TiffPage, depth: str) -> np.ndarray:
+    """Stored values as brightness: palettes looked up, inverted grey turned round, few bits spread over eight.
+
+    Args:
+        pixels: (H, W) or (H, W, samples) as decoded, a part of the page or all of it.
+        page: the page that they come from.
+        depth: as `tiff_kind` says.
+    """
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+        return (np.moveaxis(page.colormap[:, pixels], 0, -1) >> 8).astype(np.uint8)
+    if pixels.dtype.kind in "bu":
+        brightest = 2**page.bitspersample - 1
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            pixels = brightest - pixels.astype(depth)
+        if page.bitspersample < 8:
+            pixels = pixels.astype(np.uint8) * np.uint8(255 // brightest)
+    return pixels.astype(depth, copy=False)
+
+
+def check_finite(path: Path, pixels: np.ndarray) -> None:
+    """Refuse floating-point pixels that are no numbers.
+
+    Raises:
+        ImageError: NaN or infinite values.
+    """
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        count = int((~np.isfinite(pixels)).sum())
+        raise ImageError(f"{path}: {count} of {pixels.size} values are NaN or infinite; mask or fill them first")
+
+
+def _tiff_header(path: Path, page: tifffile.TiffPage, pages: int) -> Header:
+    depth, colour = tiff_kind(path, page)
+    return _allowed(path, Header(page.imagelength, page.imagewidth, pages, depth, colour))
 
 
 def _read_tiff(path: Path, index: int) -> np.ndarray:
@@ -208,12 +272,4 @@ def _read_tiff(path: Path, index: int) -> np.ndarray:
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.shape[:2] != (header.height, header.width):
         raise ImageError(f"{path}: damaged: page {index} does not hold the pixels that its header names")
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-        return (np.moveaxis(page.colormap[:, pixels], 0, -1) >> 8).astype(np.uint8)
-    if pixels.dtype.kind in "bu":
-        brightest = 2**page.bitspersample - 1
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-            pixels = brightest - pixels.astype(header.dtype)
-        if page.bitspersample < 8:
-            pixels = pixels.astype(np.uint8) * np.uint8(255 // brightest)
-    return pixels.astype(header.dtype, copy=False)
+    return tiff_values(pixels, page, header.dtype)

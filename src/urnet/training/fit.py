@@ -1,4 +1,4 @@
-"""Train a run from a table of cells and a recipe: pre-training, joint training, the bundle.
+"""Train a run from a table of cells and a recipe: pre-training, joint training, calibration, the bundle.
 
 Read top to bottom, this is what `urnet train` does.
 """
@@ -33,6 +33,7 @@ from urnet.errors import RecipeError, RunError, TrainingError
 from urnet.files import whole_file
 from urnet.nets.joint import JointModel, build_joint
 from urnet.recipe import Pretrain, Recipe, Train, load_recipe
+from urnet.training.calibrate import calibrate_model
 from urnet.training.checkpoints import Keeper, WholeFileIO, cut_history, read_checkpoint
 from urnet.training.data import Prepared, prepare
 from urnet.training.losses import build_enhancement_loss
@@ -182,7 +183,10 @@ def _train_one(
         if _rank() == 0:
             if recipe.selection is not None:
                 _select(run, model, data, recipe, watcher)
-            _bundle(model, data, recipe, cells.classes, epoch).save(run.model)
+            trained = _bundle(model, data, recipe, cells.classes, epoch)
+            if recipe.protocol == "honest":  # protocol `paper` has no held-out part that training did not choose by
+                trained.calibration = calibrate_model(trained, cells, progress=watcher.doing if watcher else None)
+            trained.save(run.model)
     return run
 
 

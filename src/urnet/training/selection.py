@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from urnet.calibration.temperature import fit_temperature
 from urnet.cells.batches import CellDataset, ordered_loader
 from urnet.errors import RecipeError, TrainingError
+from urnet.nets.features import caught_inputs
 from urnet.nets.joint import JointModel
 
 _STEPS = 15
@@ -113,7 +115,7 @@ def select_features(
     weight, bias = _machine(x[:, kept].cpu().numpy(), labels.cpu().numpy(), head.out_features, settings.C, seed)
     weight, bias = torch.from_numpy(weight).to(x), torch.from_numpy(bias).to(x)  # (K, F'), (K,)
     margins = x_held[:, kept] @ weight.T + bias  # (N, K)
-    temperature = _temperature(margins, labels_held)
+    temperature = fit_temperature(margins.cpu().numpy(), labels_held.cpu().numpy())
     _fold(head, kept, weight / temperature, bias / temperature, mean, std)
     owners = _owners(model.classifier, head.in_features)
     return SelectionResult(
@@ -142,17 +144,15 @@ def _head(model: JointModel) -> nn.Linear:
 
 def _features(model: JointModel, head: nn.Linear, cells: CellDataset) -> tuple[Tensor, Tensor]:
     """Give what the last layer sees of each cell, (N, F) float32, and the labels (N,), on the model's device."""
-    caught: list[Tensor] = []
     training = model.training
     model.eval()
-    hook = head.register_forward_pre_hook(lambda layer, inputs: caught.append(inputs[0].float()))
     labels = []
     try:
-        for images, batch_labels, _ in ordered_loader(cells, _BATCH):
-            model(images.to(head.weight.device))
-            labels.append(batch_labels)
+        with caught_inputs(head) as caught:
+            for images, batch_labels, _ in ordered_loader(cells, _BATCH):
+                model(images.to(head.weight.device))
+                labels.append(batch_labels)
     finally:
-        hook.remove()
         model.train(training)
     if [x.shape for x in caught] != [(len(batch), head.in_features) for batch in labels]:
         raise RecipeError(
@@ -271,16 +271,6 @@ def _machine(x: np.ndarray, labels: np.ndarray, classes: int, c: float, seed: in
             machine.fit(x, labels == k)
         weight[k], bias[k] = machine.coef_[0], machine.intercept_[0]
     return weight, bias
-
-
-def _temperature(margins: Tensor, labels: Tensor) -> float:
-    """Give the temperature of the lowest cross-entropy (Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599)."""
-    from scipy.optimize import minimize_scalar
-
-    def loss(log: float) -> float:
-        return float(nn.functional.cross_entropy(margins.double() / np.exp(log), labels))
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
 
 
 def _fold(head: nn.Linear, kept: np.ndarray, weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> None:
