@@ -19,7 +19,7 @@ from urnet.errors import CellsError, ImageError
 from urnet.fields.cropping import SETTINGS_NAME, Cropping, settle_pixel_size
 from urnet.fields.cut import cut, grey, preview, write_image
 from urnet.fields.detect import Found, detect
-from urnet.fields.illumination import estimate_flat, given_flat
+from urnet.fields.illumination import Illumination, estimate_flat, given_flat
 from urnet.fields.matching import Agreement, match
 from urnet.fields.nuclei import nuclear_features
 from urnet.fields.propose import feature_table, fit_proposer, propose
@@ -137,6 +137,8 @@ def crop_fields(
     elif how.light == "estimated" and not (again and len(rows) < BATCH and how.illumination is not None):
         say("estimate light", 0.0)
         how = replace(how, illumination=estimate_flat(_opened(rows)))
+    if how.illumination is not None:  # as it will be stored, so that the same fields give the same crops again
+        how = replace(how, illumination=Illumination.from_json(how.illumination.to_json()))
     with whole_folder(out) as folder:
         table, nuclear, done, stems = [], [], [], set()
         for number, (row, pixel) in enumerate(zip(rows, pixels, strict=True)):

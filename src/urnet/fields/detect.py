@@ -48,6 +48,9 @@ HALO = 4
 SMALLEST, LARGEST = 16, 60
 """Widths of cells in the picture that is searched, px."""
 
+WIDEST = 0.7
+"""Greatest width of a cell, in the field's shorter edge; what is wider is uneven light."""
+
 OVERLAP = 128
 """What is read about each tile, in px of the picture that is searched; cells in wider clumps may depend on the tile."""
 
@@ -59,6 +62,10 @@ RINGS = 4
 
 ROUND = 0.9
 """Least roundness of a particle that may be told to be a red cell."""
+
+LONG, VALLEY = 1.2, 0.6
+"""Least ratio of a piece's axes, and greatest nuclear brightness between its halves as a share of theirs, that make it
+two cells."""
 
 NUCLEAR = 0.1
 """Least share of a cell that its nucleus covers."""
@@ -205,11 +212,14 @@ def _learn(
         tried = _measured(replace(view, fold=fold))
         if tried is not None:
             widths = np.array([2 * np.sqrt(piece.area / np.pi) for piece in _sampled(tried)])
-            low, high = (SMALLEST if least is None else least / fold), (LARGEST if most is None else most / fold)
-            widths = widths[(widths >= max(low, SMALLEST)) & (widths <= min(high, LARGEST))]
+            low = max(SMALLEST, 0 if least is None else least / fold)
+            high = min(LARGEST, WIDEST * min(tried.shape), np.inf if most is None else most / fold)
+            widths = widths[(widths >= low) & (widths <= high)]
             covered = ((widths - HALO) ** 2).sum() / sum(h * w for *_, h, w in _windows(tried.shape))
             covered *= len(widths) / (len(widths) + 3)  # one large shadow is not a field of cells
-            if covered > 1.05 * best:  # at equal cover, the finer picture
+            if covered < best:  # once cells are smaller than they can be seen, all that follows is uneven light
+                break
+            if covered > 1.05 * best:
                 best, size = covered, _typical(widths) * fold
         fold *= 2
     return _measured(replace(view, fold=max(1, round(size / WORKING)))) if best else None
@@ -343,7 +353,7 @@ def _pieces(energy: np.ndarray) -> Iterator[_Piece]:
         own = np.pad(binary_fill_holes(own), 5)
         core = distance_transform_edt(own) > THIN
         own &= distance_transform_edt(~core) <= THIN
-        parts, count = label(own[5:-5, 5:-5])
+        parts = label(own[5:-5, 5:-5])[0]
         for part, (down, across) in enumerate(find_objects(parts), 1):
             divided, cells = _divided(parts[down, across] == part)
             for cell, (y, x) in enumerate(find_objects(divided, cells), 1):
@@ -373,6 +383,32 @@ def _divided(mask: np.ndarray) -> tuple[np.ndarray, int]:
     return watershed(-depth, seeds, mask=mask)[1:-1, 1:-1], count
 
 
+def _with_one_nucleus(piece: _Piece, glow: np.ndarray, nuclear: float) -> list[_Piece]:
+    """The piece, or its halves: two cells that overlap make a long piece with a nucleus on either side."""
+    from scipy.ndimage import gaussian_filter1d
+
+    places = np.argwhere(piece.mask)
+    offset = places - places.mean(axis=0)
+    spread, axes = np.linalg.eigh(offset.T @ offset / len(places))
+    if spread[1] < LONG**2 * spread[0]:
+        return [piece]
+    along = offset @ axes[:, 1]
+    bright = np.maximum(glow[piece.top + places[:, 0], piece.left + places[:, 1]] - nuclear, 0)
+    edges = np.arange(np.floor(along.min()), np.ceil(along.max()) + 1)
+    profile = gaussian_filter1d(np.histogram(along, edges, weights=bright)[0], 1.5, mode="constant")
+    third = len(profile) // 3
+    gap = third + int(profile[third : len(profile) - third].argmin()) if third else 0
+    if not third or profile[gap] > VALLEY * min(profile[:gap].max(), profile[gap:].max()):
+        return [piece]
+    halves = []
+    for side in (along <= edges[gap] + 0.5, along > edges[gap] + 0.5):
+        top, left = places[side].min(axis=0)
+        mask = np.zeros(places[side].max(axis=0) - (top, left) + 1, dtype=bool)
+        mask[tuple((places[side] - (top, left)).T)] = True
+        halves.append(_Piece(piece.top + int(top), piece.left + int(left), mask, float(mask.sum())))
+    return halves
+
+
 @dataclass(frozen=True)
 class _Particle:
     """What was found, before it is known which sizes are cells'.
@@ -395,6 +431,8 @@ def _search(view: _View, top: int, left: int, step: int) -> Iterator[_Particle]:
     window = (first, start, min(H, top + step + OVERLAP) - first, min(W, left + step + OVERLAP) - start)
     energy, bright, deviation, glow = _both_energies(view, *window)
     pieces = [p for p in _pieces(energy) if p.area <= np.pi * LARGEST**2]
+    if glow is not None:
+        pieces = [part for piece in pieces for part in _with_one_nucleus(piece, glow, view.nuclear)]
     if not pieces:
         return
     owner, looks, rounds = _outlined(pieces, deviation, bright, view.noise)
@@ -404,8 +442,10 @@ def _search(view: _View, top: int, left: int, step: int) -> Iterator[_Particle]:
             continue
         rows, columns = place
         own = owner[place] == number
-        y, x = (float(np.mean(where)) for where in np.nonzero(own))
-        y, x = y + rows.start + first, x + columns.start + start
+        down, across = np.nonzero(own)
+        # Whole numbers until the division, so that the same cell has the same centre in every tile.
+        y = float((down.sum() + (rows.start + first) * len(down)) / len(down))
+        x = float((across.sum() + (columns.start + start) * len(across)) / len(across))
         if not (top <= y < top + step and left <= x < left + step) or own.sum() < np.pi * THIN**2:
             continue
         if glow is not None and (glow[place][own] > view.nuclear).mean() < NUCLEAR:
@@ -447,7 +487,7 @@ def _outlined(
             slice(piece.left, piece.left + piece.mask.shape[1]),
         )
         owner[box][piece.mask] = number
-        middles.append([piece.top, piece.left] + np.argwhere(piece.mask).mean(axis=0))
+        middles.append(np.argwhere(piece.mask).mean(axis=0) + np.array([piece.top, piece.left]))
         seen.append(bright[box][piece.mask].mean() >= STRONG)
     guesses = np.sqrt([piece.area / np.pi for piece in pieces])
     traced, strength = outlines(deviation, owner, np.array(middles), guesses, noise)
@@ -491,13 +531,13 @@ def _outlined(
 
 
 def _touching(owner: np.ndarray, place: tuple[slice, slice], number: int) -> float:
-    """Share of a particle's outline that has another one within 2 px."""
+    """Share of a particle's outline that has another one within 3 px."""
     from scipy.ndimage import binary_dilation, binary_erosion
 
-    around = tuple(slice(max(0, side.start - 3), side.stop + 3) for side in place)
+    around = tuple(slice(max(0, side.start - 4), side.stop + 4) for side in place)
     own = owner[around] == number
     outline = own & ~binary_erosion(own)
-    others = binary_dilation((owner[around] > 0) & ~own, iterations=2)
+    others = binary_dilation((owner[around] > 0) & ~own, iterations=3)
     return float(others[outline].mean())
 
 

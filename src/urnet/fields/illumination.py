@@ -148,7 +148,7 @@ def estimate_flat(fields: Iterable[Field]) -> Illumination:
     """
     blocks, textures = [], []
     for field in fields:
-        block, texture = _blocks(field, GRID, GRID)
+        block, texture = (_at_least(grid, GRID) for grid in _blocks(field, GRID, GRID))
         level = np.median(block)
         if level > 0:
             blocks.append(block / level)
@@ -232,6 +232,12 @@ def _blocks(field: Field, down: int, across: int, mean: bool = False) -> tuple[n
                     texture[i, j] = np.median(np.abs(block - level[i, j]))
         first = last
     return level, texture
+
+
+def _at_least(grid: np.ndarray, edge: int) -> np.ndarray:
+    """A grid of edge x edge; fields with fewer pixels than that repeat theirs."""
+    rows, columns = (np.arange(edge) * n // edge for n in grid.shape)
+    return grid[np.ix_(rows, columns)]
 
 
 def _fit(stack: np.ndarray, textures: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from urnet.errors import ImageError
 from urnet.fields.source import DEPTHS, Region, Scene, checked
-from urnet.fields.tiff import square
+from urnet.fields.tiff_metadata import square
 from urnet.images.read import decoding
 
 SUFFIXES = frozenset({".czi", ".nd2", ".lif"})

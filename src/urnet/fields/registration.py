@@ -26,7 +26,10 @@ AGREE = 0.4
 """Least correlation of the two maps where they show the same cells: phantoms have 0.6 and more, strangers below 0.3."""
 
 FEW = 5
-"""Nuclei below which a field can be too empty to say whether the images belong together."""
+"""Nuclei below which a field is too empty to say that the images do not belong together."""
+
+LEAST = 3
+"""Nuclei below which no shift is looked for."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class Shift:
     Args:
         down: rows, px.
         right: columns, px.
-        error: 1 minus the correlation of the two maps at this shift, 0 to 1; 1 where there are no cells to go by, and
-            the shift is 0.
+        error: 1 minus the correlation of the two maps at this shift, 0 to 1; 1 where there are too few cells to go by,
+            and the shift is 0.
     """
 
     down: float
@@ -74,8 +77,9 @@ def register(brightfield: np.ndarray, nuclei: np.ndarray, limit: float) -> Shift
     surface = _correlation(*(one * window for one in cells))
     near, agreement = _best(surface, cells, limit / fold)
     far, far_agreement = _best(surface, cells, math.inf)
-    few = label(cells[1] > 0.5)[1] < FEW  # which may fit some debris by chance
-    if few and agreement < AGREE:
+    nuclei_seen = label(cells[1] > 0.5)[1]
+    few = nuclei_seen < FEW
+    if nuclei_seen < LEAST or (few and agreement < AGREE):  # one or two nuclei fit some debris by chance
         return Shift(0.0, 0.0, 1.0)
     if not few and far_agreement > AGREE and far_agreement > agreement + 0.2:
         down, right = (part * fold for part in far)
@@ -100,11 +104,13 @@ def _reduced(image: np.ndarray, fold: int) -> np.ndarray:
 
 def _background(glow: np.ndarray) -> np.ndarray:
     """What glows between the cells, coarse: medians of blocks, smoothed."""
-    fold = max(1, min(glow.shape) // 8)
+    fold = max(1, min(glow.shape) // 16)
     H, W = (edge // fold * fold for edge in glow.shape)
     blocks = np.median(glow[:H, :W].reshape(H // fold, fold, W // fold, fold), axis=(1, 3))
     blocks = median_filter(blocks, 3, mode="nearest")
-    coarse = zoom(blocks, [a / b for a, b in zip(glow.shape, blocks.shape, strict=True)], order=1, mode="nearest")
+    coarse = zoom(
+        blocks, [a / b for a, b in zip(glow.shape, blocks.shape, strict=True)], order=1, mode="nearest", grid_mode=True
+    )
     return coarse.astype(np.float32)
 
 
@@ -113,7 +119,8 @@ def _width(glow: np.ndarray) -> float:
     smooth = gaussian_filter(glow, 1.5)
     spectrum = np.abs(np.fft.rfft2(smooth - smooth.mean())) ** 2
     correlation = np.fft.irfft2(spectrum, smooth.shape)
-    along = correlation[0, : smooth.shape[1] // 4] + correlation[: smooth.shape[0] // 4, 0][: smooth.shape[1] // 4]
+    reach = min(smooth.shape) // 4
+    along = correlation[0, :reach] + correlation[:reach, 0]
     below = np.flatnonzero(along < 0.5 * along[0])
     return float(np.clip(below[0] if len(below) else 8, 3, 30))
 

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from urnet.errors import CellsError
 from urnet.fields.read import FIELD_SUFFIXES
 from urnet.images.read import is_file
@@ -130,11 +128,16 @@ def _from_files(root: Path, files: list[Path], nuclei: str | None) -> Iterator[d
         kinds = ", ".join(sorted(suffix[1:] for suffix in FIELD_SUFFIXES))
         raise CellsError(f"{root}: no image in this folder or below; fields are files that end in {kinds}")
     if nuclei is not None and len(files) > 1:
-        partners = {_partner(file, nuclei) for file in files} & set(files)
-        itself = {file for file in files if _partner(file, nuclei) == file}
-        fields = [file for file in files if file not in partners | itself]
-        claimed = {_partner(file, nuclei) for file in fields}
-        alone = [file for file in files if file not in claimed and (file in itself or _looks_like(file, nuclei))]
+        place = {file: Path(os.path.normpath(file)) for file in files}
+        partner = {file: _partner(file, nuclei) for file in files}
+        named = set(partner.values())  # of which nuclei in a folder of their own name themselves
+        fields = [file for file in files if place[file] not in named]
+        claimed = {partner[file] for file in fields}
+        alone = [
+            file
+            for file in files
+            if place[file] not in claimed and (partner[file] == place[file] or _looks_like(file, nuclei))
+        ]
         if alone:
             raise CellsError(
                 f"{alone[0]}: named like nuclei ({nuclei}), but no brightfield belongs to it ({len(alone)} such "

@@ -1,0 +1,189 @@
+"""Fields into crops: where they lie, what their table says, and what is refused."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+from urnet.cells.table import read_cells
+from urnet.errors import CellsError, ImageError, RunError
+from urnet.fields.crop import Cropping, crop_fields
+from urnet.images.phantom import CROP_UM, draw_field
+
+EDGE = 48
+PIXEL = CROP_UM / EDGE
+
+
+def write(path, pixels, pixel_um=PIXEL):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tags = {} if pixel_um is None else {"resolution": (1e4 / pixel_um,) * 2, "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, pixels, photometric="minisblack", **tags)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return draw_field(3, 0, 0, shape=(380, 420), cells=12, crop=EDGE)
+
+
+@pytest.fixture(scope="module")
+def fields(scene, tmp_path_factory):
+    """One phantom field with its nuclei and its truth; not to be changed."""
+    folder = tmp_path_factory.mktemp("fields")
+    write(folder / "a.tif", scene.brightfield)
+    write(folder / "a_dapi.tif", scene.nuclei)
+    truth = pd.DataFrame([{"field": "a.tif", "x": c.x, "y": c.y, "label": c.label, "donor": "d7"} for c in scene.cells])
+    truth.to_csv(folder / "truth.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cropped(fields, tmp_path_factory):
+    out = tmp_path_factory.mktemp("crops") / "cells"
+    how = Cropping(size=EDGE, nuclei="*_dapi.tif")
+    return crop_fields(fields, out, how, labels=fields / "truth.csv")
+
+
+def test_the_crops_are_the_labelled_cells(cropped, scene):
+    agreement = cropped.fields[0].agreement
+    assert agreement.recall >= 0.9
+    assert agreement.precision >= 0.9
+    cells = read_cells(cropped.folder)
+    labelled = cells.table[cells.table["label"] != ""]
+    assert set(labelled["donor"]) == {"d7"}
+    assert set(labelled["source"]) == {"a.tif"}
+    for index in range(len(cells)):
+        assert cells.read(index).shape == (EDGE, EDGE)
+        assert cells.read(index).dtype == np.uint16
+        assert cells.read(index, "target_nuclei").shape == (EDGE, EDGE)
+        mask = cells.read(index, "mask")
+        assert mask[EDGE // 2 - 3 : EDGE // 2 + 3, EDGE // 2 - 3 : EDGE // 2 + 3].all(), "the cell is in the middle"
+    places = {(cell.x, cell.y): cell.label for cell in scene.cells}
+    for row in labelled.to_dict("records"):
+        near = min(places, key=lambda place: np.hypot(place[0] - float(row["x"]), place[1] - float(row["y"])))
+        assert row["label"] == places[near]
+        assert np.hypot(near[0] - float(row["x"]), near[1] - float(row["y"])) < 4
+
+
+def test_what_is_seen_of_a_cell_stands_in_its_row(cropped):
+    table = cropped.table
+    assert table["scale"].astype(float).tolist() == pytest.approx([PIXEL] * len(table), rel=1e-4)
+    assert table["diameter"].astype(float).between(5, 20).all(), "micrometres"
+    assert table["touching"].astype(float).between(0, 1).all()
+    assert table["edge"].astype(float).between(0, 1).all()
+    assert (table["focus"].astype(float) < 0).all()
+
+
+def test_a_proposal_is_no_label(fields, tmp_path):
+    done = crop_fields(fields, tmp_path / "cells", Cropping(size=EDGE, nuclei="*_dapi.tif"))
+    assert (done.table["label"] == "").all()
+    assert done.table["proposed"].isin(["granulocyte", "monocyte", "lymphocyte"]).mean() > 0.9
+    assert any("no label" in note for note in done.notes)
+    with pytest.raises(CellsError, match="'proposed' waits for a person"):
+        read_cells(done.folder)
+
+
+def test_the_same_settings_cut_the_same_crops_again(cropped, fields, tmp_path):
+    how = Cropping.load(cropped.folder / "crop.json")
+    assert how.pixel_um == pytest.approx(PIXEL, rel=1e-4)
+    again = crop_fields(fields, tmp_path / "again", how, again=True)
+    assert again.table["x"].tolist() == cropped.table["x"].tolist()
+    first, second = (read_cells(one.folder, labelled=False) for one in (cropped, again))
+    assert np.array_equal(first.read(0), second.read(0))
+
+
+def test_damaged_settings_are_named(cropped, tmp_path):
+    path = tmp_path / "crop.json"
+    path.write_text((cropped.folder / "crop.json").read_text(encoding="utf-8")[:80], encoding="utf-8")
+    with pytest.raises(RunError, match=r"crop\.json"):
+        Cropping.load(path)
+
+
+def test_a_blank_field_gives_an_empty_table_and_says_so(tmp_path):
+    write(tmp_path / "fields" / "blank.tif", np.full((200, 220), 1000, np.uint16))
+    done = crop_fields(tmp_path / "fields", tmp_path / "cells", Cropping(size=32))
+    assert len(done.table) == 0
+    assert any("No cells were found" in note for note in done.notes)
+    assert (done.folder / "cells.csv").read_text(encoding="utf-8").startswith("path,label")
+    assert "0 cells" in (done.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_fields_of_two_objectives_are_brought_to_one_pixel_size(tmp_path):
+    for name, edge, shape in (("low.tif", 40, (300, 300)), ("high.tif", 80, (600, 600))):
+        write(tmp_path / "f" / name, draw_field(5, 1, 0, shape=shape, cells=6, crop=edge).brightfield, CROP_UM / edge)
+    done = crop_fields(tmp_path / "f", tmp_path / "cells", Cropping(size=40))
+    assert done.cropping.pixel_um == pytest.approx(CROP_UM / 40, rel=1e-3)
+    assert any("2 pixel sizes" in note for note in done.notes)
+    by_field = done.table.groupby("field")["diameter"].apply(lambda d: d.astype(float).median())
+    assert by_field["high.tif"] == pytest.approx(by_field["low.tif"], rel=0.25), "the same cells in micrometres"
+    cells = read_cells(done.folder, labelled=False)
+    assert {cells.read(index).shape for index in range(len(cells))} == {(40, 40)}
+
+
+def test_micrometres_need_a_pixel_size(scene, tmp_path):
+    write(tmp_path / "f" / "a.tif", scene.brightfield, None)
+    with pytest.raises(CellsError, match=r"a\.tif: the pixel size is not known.*pixel_size_um"):
+        crop_fields(tmp_path / "f", tmp_path / "cells", Cropping(size=EDGE, width_um=20.0))
+    done = crop_fields(tmp_path / "f", tmp_path / "cells", Cropping(size=EDGE))
+    assert len(done.table) > 8
+    assert "scale" not in pd.read_csv(done.folder / "cells.csv")
+
+
+def test_crops_over_the_edge_are_mirrored_and_flagged(cropped, scene):
+    flagged = cropped.table["edge"].astype(float) > 0
+    x, y = cropped.table["x"].astype(float), cropped.table["y"].astype(float)
+    H, W = scene.brightfield.shape
+    near = (x < EDGE / 2 - 1) | (y < EDGE / 2 - 1) | (x > W - EDGE / 2 + 1) | (y > H - EDGE / 2 + 1)
+    assert flagged[near].all()
+
+
+@pytest.mark.parametrize("what", ["label", "donor"])
+def test_a_folder_can_name_the_label_or_the_donor(scene, tmp_path, what):
+    write(tmp_path / "f" / "one" / "a.tif", scene.brightfield)
+    done = crop_fields(tmp_path / "f", tmp_path / "cells", Cropping(size=EDGE), folder_names=what)
+    assert set(done.table[what]) == {"one"}
+    write(tmp_path / "f" / "loose.tif", scene.brightfield)
+    with pytest.raises(CellsError, match=r"loose\.tif: lies in no folder"):
+        crop_fields(tmp_path / "f", tmp_path / "more", Cropping(size=EDGE), folder_names=what)
+
+
+def test_nuclei_of_another_size_or_missing_are_refused(fields, scene, tmp_path):
+    shutil.copy(fields / "a.tif", tmp_path / "a.tif")
+    with pytest.raises(CellsError, match="a_dapi"):
+        crop_fields(tmp_path / "a.tif", tmp_path / "cells", Cropping(size=EDGE, nuclei="*_dapi.tif"))
+    write(tmp_path / "a_dapi.tif", scene.nuclei[:-20])
+    with pytest.raises(ImageError, match="same field at the same size"):
+        crop_fields(tmp_path / "a.tif", tmp_path / "cells", Cropping(size=EDGE, nuclei="*_dapi.tif"))
+    assert not (tmp_path / "cells").exists()
+    assert not list(tmp_path.glob(".*unfinished"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("field,x,y,label\nb.tif,3,4,s\n", "no field is called b.tif"),
+        ("field,x,y,label\na.tif,3,north,s\n", "line 2: y is 'north'"),
+        ("field,x,label\na.tif,3,s\n", "no column 'y'"),
+    ],
+)
+def test_a_wrong_table_of_labels_is_refused(fields, tmp_path, text, message):
+    table = tmp_path / "labels.csv"
+    table.write_text(text, encoding="utf-8")
+    with pytest.raises(CellsError, match=message):
+        crop_fields(fields / "a.tif", tmp_path / "cells", Cropping(size=EDGE), labels=table)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"size": 4}, {"width_um": 0.0}, {"roundness": 2.0}, {"diameter_um": (9.0, 4.0)}, {"width_um": np.nan}]
+)
+def test_settings_that_cannot_be_are_refused(wrong):
+    with pytest.raises(CellsError):
+        Cropping(**wrong)
+
+
+def test_nothing_is_overwritten(fields, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(CellsError, match="nothing is overwritten"):
+        crop_fields(fields / "a.tif", tmp_path, Cropping(size=EDGE))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

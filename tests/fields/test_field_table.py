@@ -1,0 +1,155 @@
+"""Fields are found with their nuclei, whichever way they are laid out; what is missing is named."""
+
+from pathlib import Path
+
+import pytest
+
+from urnet.errors import CellsError
+from urnet.fields.table import FieldRow, find_fields
+
+
+@pytest.fixture
+def touch(tmp_path):
+    """Makes empty files: finding fields opens no image."""
+
+    def make(*names: str) -> Path:
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"")
+        return tmp_path
+
+    return make
+
+
+def names(rows: list[FieldRow]) -> list[str]:
+    return [row.field for row in rows]
+
+
+def test_one_image(touch):
+    root = touch("a.ome.tif", "b.tif")
+    folder, rows = find_fields(root / "a.ome.tif", channel="BF", z="max", scene="1")
+    assert folder == root
+    assert rows == [FieldRow("a.ome.tif", root / "a.ome.tif", channel="BF", z="max", scene="1")]
+
+
+def test_a_folder_is_searched_whole_in_order(touch):
+    root = touch("d2/b.tif", "d2/a.TIFF", "d1/x.png", "c.jpg", "d3/e/f.czi", "g.nd2", "h.LIF", "notes.txt")
+    touch(".hidden.tif", ".cache/a.tif", "d1/.a.tif")
+    folder, rows = find_fields(root)
+    assert folder == root
+    assert names(rows) == ["c.jpg", "d1/x.png", "d2/a.TIFF", "d2/b.tif", "d3/e/f.czi", "g.nd2", "h.LIF"]
+    assert all(row.nuclei is None and row.donor == row.label == "" for row in rows)
+
+
+def test_nuclei_beside_their_fields(touch):
+    root = touch("a.tif", "a_nuclei.tif", "d/b.ome.tif", "d/b_nuclei.tif")
+    _, rows = find_fields(root, nuclei="*_nuclei.tif", nuclei_channel="DAPI")
+    assert names(rows) == ["a.tif", "d/b.ome.tif"]
+    assert [row.nuclei for row in rows] == [root / "a_nuclei.tif", root / "d" / "b_nuclei.tif"]
+    assert {row.nuclei_channel for row in rows} == {"DAPI"}
+    _, rows = find_fields(root / "a.tif", nuclei="*_nuclei.tif")
+    assert rows[0].nuclei == root / "a_nuclei.tif"
+
+
+def test_nuclei_in_a_folder_of_their_own(touch):
+    root = touch("p1/bf/1.tif", "p1/bf/2.tif", "p1/dapi/1.tif", "p1/dapi/2.tif", "p2/bf/1.tif", "p2/dapi/1.tif")
+    _, rows = find_fields(root, nuclei="../dapi/*.tif")
+    assert names(rows) == ["p1/bf/1.tif", "p1/bf/2.tif", "p2/bf/1.tif"]
+    assert [row.nuclei.relative_to(root).as_posix() for row in rows] == [
+        "p1/dapi/1.tif",
+        "p1/dapi/2.tif",
+        "p2/dapi/1.tif",
+    ]
+
+
+def test_nuclei_in_a_channel_of_the_same_file(touch):
+    root = touch("a.tif", "b.tif")
+    _, rows = find_fields(root, nuclei_channel="1", channel="0")
+    assert all(row.nuclei == row.brightfield and row.nuclei_channel == "1" for row in rows)
+
+
+def test_a_missing_partner_is_named(touch):
+    root = touch("a.tif", "a_nuclei.tif", "b.tif", "c.tif")
+    with pytest.raises(CellsError, match=r"nuclei of b\.tif, .*b_nuclei\.tif, is missing \(2 such files\)"):
+        find_fields(root, nuclei="*_nuclei.tif")
+
+
+def test_nuclei_without_a_brightfield_are_named(touch):
+    root = touch("a.tif", "a_nuclei.tif", "z_nuclei.tif")
+    with pytest.raises(CellsError, match=r"z_nuclei\.tif: named like nuclei.*no brightfield"):
+        find_fields(root, nuclei="*_nuclei.tif")
+    (root / "z_nuclei.tif").unlink()
+    touch("dapi/q.tif", "bf/p.tif", "dapi/p.tif")
+    with pytest.raises(CellsError, match=r"q\.tif: named like nuclei"):
+        find_fields(root / "bf" / "..", nuclei="../dapi/*.tif")
+
+
+@pytest.mark.parametrize("pattern", ["nuclei.tif", "*_nuclei", "/data/*.tif", "*"])
+def test_patterns_that_cannot_be(touch, pattern):
+    with pytest.raises(CellsError, match="the pattern for nuclei is"):
+        find_fields(touch("a.tif"), nuclei=pattern)
+
+
+def test_nothing_there(touch):
+    root = touch("notes.txt")
+    with pytest.raises(CellsError, match=r"no image in this folder or below.*czi.*tif"):
+        find_fields(root)
+    with pytest.raises(CellsError, match="no such file or folder"):
+        find_fields(root / "absent")
+
+
+# --- tables
+
+
+def test_a_field_table(touch):
+    root = touch("img/a.tif", "img/b.ome.tif", "dapi a.tif")
+    (root / "fields.csv").write_text(
+        "field;nuclei;donor;pixel_size_um;channel;z;label;remark\n"
+        "img\\a.tif;dapi a.tif;d1;0.25;;;lymphocyte;x\n"
+        "img/b.ome.tif;;d2;;BF;3;;y\n",
+        encoding="utf-8-sig",
+    )
+    folder, rows = find_fields(root, channel="0", z="max", nuclei_channel=None, scene="s")
+    assert folder == root
+    assert rows == [
+        FieldRow("img/a.tif", root / "img/a.tif", root / "dapi a.tif", "d1", "lymphocyte", 0.25, "0", None, "max", "s"),
+        FieldRow("img/b.ome.tif", root / "img/b.ome.tif", None, "d2", "", None, "BF", None, "3", "s"),
+    ]
+    assert find_fields(root / "fields.csv", channel="0", z="max", scene="s") == (folder, rows)
+
+
+def test_scenes_of_one_file_and_patterns_beside_a_table(touch):
+    root = touch("plate.czi", "plate_n.tif")
+    (root / "wells.csv").write_text(
+        "field,brightfield,scene,nuclei_channel\nA1,plate.czi,0,\nA2,plate.czi,1,DAPI\n", encoding="utf-8"
+    )
+    _, rows = find_fields(root / "wells.csv")
+    assert [(row.field, row.scene, row.nuclei) for row in rows] == [
+        ("A1", "0", None),
+        ("A2", "1", root / "plate.czi"),
+    ]
+    _, rows = find_fields(root / "wells.csv", nuclei="*_n.tif")
+    assert [row.nuclei for row in rows] == [root / "plate_n.tif"] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("fields,donor\na.tif,1\n", "looks like 'field' misspelt"),
+        ("field,pixel_size\na.tif,1\n", "looks like 'pixel_size_um' misspelt"),
+        ("donor,label\n1,x\n", "neither a column 'field' nor 'brightfield'"),
+        ("field\n", "no fields"),
+        ("field,donor\n,1\n", "line 2 names no field"),
+        ("field\na.tif\na.tif\n", "stands in 2 lines"),
+        ("field\nq.tif\n", "field q.tif is missing"),
+        ("field,nuclei\na.tif,q.tif\n", r"nuclei of a\.tif, .*q\.tif, is missing"),
+        ("field,pixel_size_um\na.tif,0\n", "line 2: pixel_size_um is '0'"),
+        ('field,pixel_size_um\na.tif,"0,25"\n', "with a point"),
+        ("field,pixel_size_um\na.tif,nan\n", "above 0"),
+    ],
+)
+def test_tables_that_cannot_be(touch, text, words):
+    root = touch("a.tif")
+    (root / "fields.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(CellsError, match=words):
+        find_fields(root)
