@@ -1,8 +1,8 @@
-"""Files and folders that are written whole or not at all: a killed process or a full disk leaves the old as it was."""
+"""Files: written whole or not at all, so that a killed process leaves the old as it was; and looked for in folders."""
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -64,3 +64,25 @@ def whole_folder(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Files of some kinds in a folder and below it, in the same order on every system; hidden ones are passed over.
+
+    Args:
+        folder: where to look.
+        suffixes: endings of the names, in lower case, with their dot.
+
+    Raises:
+        CellsError: a folder that cannot be entered: what lies in it would be missing without a word.
+    """
+
+    def stop(error: OSError) -> None:
+        raise CellsError(f"{error.filename}: cannot be searched ({error.strerror}); allow reading it, or move it away")
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=stop):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    chosen = (file for file in found if file.suffix.lower() in suffixes and file.is_file())
+    return sorted(chosen, key=lambda file: file.relative_to(folder).as_posix())

@@ -394,7 +394,7 @@ def test_a_folder_that_cannot_be_entered_is_not_passed_over(folder, monkeypatch)
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", locked)
-    with pytest.raises(PermissionError):
+    with pytest.raises(CellsError, match="cannot be searched"):
         find_images([folder])
 
 

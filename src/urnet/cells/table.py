@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.errors import CellsError, ImageError
+from urnet.files import files_below
 from urnet.images.montage import Address, expand, locate, read_crop
 from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
 from urnet.tables import read_table
@@ -176,7 +177,7 @@ def find_images(paths: Iterable[Path | str], tile: int | None = None, image: str
                 for p, t in zip(cells.table["path"], tiles, strict=True)
             ]
             continue
-        files = _images_below(path) if path.is_dir() else [path]
+        files = files_below(path, SUFFIXES) if path.is_dir() else [path]
         if path.is_dir():
             files = [file for file in files if file.name == image] or files
         if not files:
@@ -200,7 +201,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
     folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
     if not folders:
-        loose = len(_images_below(root))
+        loose = len(files_below(root, SUFFIXES))
         raise CellsError(
             f"{root}: no {TABLE_NAME} and no folders named after classes here ({loose} loose images); "
             "sort the images into one folder a class, or write a CSV with the columns path,label"
@@ -210,7 +211,7 @@ def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
             raise CellsError(f"{key} is {name!r}; it must name a file within each class folder")
     rows = []
     for folder in folders:
-        files = [folder / image] if image else _images_below(folder)
+        files = [folder / image] if image else files_below(folder, SUFFIXES)
         files = [f for f in files if f.is_file() and f.name != target]
         if not files:
             raise CellsError(f"{folder}: the class folder holds no {image or 'image'}; add images or remove the folder")
@@ -224,23 +225,6 @@ def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
                 row["target"] = (file.parent / target).relative_to(root).as_posix()
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """In the same order on every system; hidden files and folders are no one's cells.
-
-    A folder that cannot be entered stops the search: its cells would be missing without a word.
-    """
-
-    def stop(error: OSError) -> None:
-        raise error
-
-    found = []
-    for place, folders, names in os.walk(folder, onerror=stop):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    images = (file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
-    return sorted(images, key=lambda file: file.relative_to(folder).as_posix())
 
 
 def _check_rows(path: Path, table: pd.DataFrame, labelled: bool) -> None:

@@ -149,6 +149,8 @@ def detect(
         for left in range(0, width, step)
         for particle in _search(view, top, left, step)
     ]
+    if most is None:
+        particles = [p for p in particles if max(p.found.mask.shape) <= max(WIDEST * min(shape), view.fold * SMALLEST)]
     cells = _within_limits(particles, least, most, brightfield=nuclei is None)
     cells = [cell for cell in cells if cell.roundness >= roundness and (border or not cell.on_edge)]
     return sorted(cells, key=lambda cell: (cell.y, cell.x))

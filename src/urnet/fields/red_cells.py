@@ -11,8 +11,8 @@ import numpy as np
 NEAR = 0.1
 """Half the width, in logarithm of diameter and edge, of the box in which the densest place is looked for."""
 
-FEWEST = 10
-"""Least number of particles that make a cluster."""
+FEWEST = 20
+"""Least number of particles that make a cluster; of fewer, chance gathers some anywhere."""
 
 UNEVEN = 0.06
 """Greatest standard deviation of a cluster's log diameter; red cells have 0.04 to 0.05, lymphocytes 0.08 and more."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from urnet.errors import CellsError
 from urnet.fields.read import FIELD_SUFFIXES
+from urnet.files import files_below
 from urnet.images.read import is_file
 from urnet.tables import read_table
 
@@ -90,7 +91,8 @@ def find_fields(
         _check_pattern(nuclei)
     if root.is_dir():
         table = root / TABLE_NAME
-        folder, rows = root, _from_table(table) if is_file(table) else _from_files(root, _images_below(root), nuclei)
+        folder = root
+        rows = _from_table(table) if is_file(table) else _from_files(root, files_below(root, FIELD_SUFFIXES), nuclei)
     elif is_file(root):
         folder = root.parent
         rows = _from_table(root) if root.suffix.lower() == ".csv" else _from_files(folder, [root], nuclei)
@@ -218,17 +220,3 @@ def _check_there(root: Path, files: list[tuple[str, Path]], what: str) -> None:
             if what != "field"
             else f"{root}: the field {name} is missing at {file}{more}; paths are relative to the table"
         )
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """In the same order on every system; a folder that cannot be entered stops the search."""
-
-    def stop(error: OSError) -> None:
-        raise CellsError(f"{error.filename}: cannot be searched ({error.strerror}); allow reading it, or move it away")
-
-    found = []
-    for place, folders, names in os.walk(folder, onerror=stop):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    images = (file for file in found if file.suffix.lower() in FIELD_SUFFIXES and file.is_file())
-    return sorted(images, key=lambda file: file.relative_to(folder).as_posix())
