@@ -8,6 +8,7 @@ import typer
 from urnet.cli.app import SEED_MAX, CellsArgument, RecipeOption, SetOption, app, complain, out
 
 if TYPE_CHECKING:
+    from urnet.differential.sample import Sample
     from urnet.evaluation.evaluate import Evaluation
 
 
@@ -112,6 +113,78 @@ def predict(
     if done.failed:
         return complain(f"{done.failed} image(s) could not be used; the column 'error' says why", 1)
     return 0
+
+
+@app.command()
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    false_rejection: Annotated[float, typer.Option(help="Share of good cells that may be rejected.")] = 0.02,
+    unknown: Annotated[
+        Path | None, typer.Option(help="Cells of kinds that the training never had; says how well they are rejected.")
+    ] = None,
+) -> int:
+    """Calibrate a trained model anew (training does it, too): probabilities, prediction sets, rejection."""
+    from urnet.evaluation.unknown import rejection_auroc
+    from urnet.progress import Bars
+    from urnet.training.calibrate import calibrate as calibrate_run
+    from urnet.training.run import Run
+
+    opened = Run.open(run)
+    with Bars(out) as bars:
+        done = calibrate_run(opened, false_rejection=false_rejection, progress=bars.doing)
+        table = rejection_auroc(opened, unknown, progress=bars.doing) if unknown is not None else None
+    parts = ", ".join(f"{count} {name}" for name, count in done.parts.items() if count)
+    out.print(f"temperature {done.temperature:.3f}; cells: {parts}")
+    rejected, cells = int(done.confusion[:, -1].sum()), int(done.confusion.sum())
+    out.print(f"{rejected} of {cells} cells of the {done.confusion_part} part are rejected")
+    if table is not None:
+        for row in table.to_dict("records"):
+            share = f"{100 * row['rejected']:.1f} % ({100 * row['rejected_low']:.1f}–{100 * row['rejected_high']:.1f})"
+            known = f"AUROC {row['auroc']:.3f} ({row['auroc_low']:.3f}–{row['auroc_high']:.3f}), "
+            name = row["label"] or f"the run's own {done.confusion_part} part"
+            out.print(f"{name}: {known if row['label'] else ''}rejected {share} of {row['cells']}")
+    return 0
+
+
+@app.command()
+def differential(
+    run: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    source: Annotated[Path, typer.Argument(help="Fields of view (image, folder, field table), or cells.")],
+    folder: Annotated[Path, typer.Option("--out", help="New folder for counts and reports.")],
+    coverage: Annotated[float, typer.Option(help="Of the prediction sets of single cells.")] = 0.9,
+) -> int:
+    """Count the cells of each donor, corrected for the classifier's own confusion, with intervals."""
+    from urnet.differential.run import count_cells
+    from urnet.progress import Bars
+
+    with Bars(out) as bars:
+        done = count_cells(run, source, folder, coverage=coverage, progress=bars.doing)
+    for sample in done.samples:
+        _show_sample(sample)
+    for note in done.notes:
+        out.print(f"note: {note}")
+    out.print(f"report: {done.report}")
+    if done.failed:
+        return complain(f"{done.failed} image(s) could not be used; the column 'error' says why", 1)
+    return 0
+
+
+def _show_sample(sample: "Sample") -> None:
+    """One sample's differential."""
+    from rich.table import Table
+
+    title = f"{sample.name}: {sample.cells} cells, {100 * sample.rejected_share:.1f} % rejected"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("class", "counted", "counted, %", "corrected, % (95 % interval)"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for k, name in enumerate(sample.classes):
+        low, high = 100 * sample.adjusted_interval[k]
+        corrected = f"{100 * sample.adjusted[k]:.1f} ({low:.1f}–{high:.1f})" if sample.accepted else "–"
+        raw = f"{100 * sample.raw[k]:.1f}" if sample.accepted else "–"
+        table.add_row(name, str(int(sample.counts[k])), raw, corrected)
+    out.print(table)
+    for warning in sample.warnings:
+        out.print(f"note: {sample.name}: {warning}")
 
 
 def _show(evaluation: "Evaluation") -> None:

@@ -1,0 +1,142 @@
+"""Do the corrected percentages and their intervals hold? Measured on cells whose truth is known.
+
+    python benchmarks/differential.py PREDICTIONS.csv… --out differential.csv [--replicates 2000] [--known 200 80 80]
+
+PREDICTIONS are held-out predictions with the columns `label, p_<class>…` and, if there is one, `rejected` (a reason,
+empty where the cell counts), as `urnet evaluate` and `urnet benchmark` write them; where `label` is missing, as `urnet
+predict` leaves it, the cell's folder is its label. Several files are read as one, such as the folds of a
+cross-validation. Every replicate draws calibration cells (--known: of each class in the order of the
+columns p_) and, from the other cells, a sample whose classes are drawn from a composition: --rare of it from 1 to 20 %,
+the other classes in the proportions of --rest. So no cell is in both, and the truth is the composition, not what
+happened to be drawn: counting error is part of what an interval has to cover. Both are drawn without replacement; the
+difference of two disjoint draws varies as if the cells there are were endless, so that the pool's size does not matter.
+
+Three rows a setting and class: classify and count, the adjusted count, EM corrected by the calibration's cells (and
+`em_plain`, without). Per cent and points.
+"""
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+COMPOSITIONS = (1, 2, 5, 10, 20)
+SIZES = (200, 1000)
+
+
+def read(paths: list[Path]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+    """Classes, probabilities (N, K), truth (N,) and rejection (N,) of held-out cells."""
+    table = pd.concat([pd.read_csv(path, keep_default_na=False) for path in paths], ignore_index=True)
+    classes = [column[2:] for column in table.columns if column.startswith("p_")]
+    if "label" not in table:
+        table["label"] = [Path(path).parent.name for path in table["path"]]
+    unknown = sorted(set(table["label"]) - set(classes))
+    if unknown:
+        raise SystemExit(f"label {unknown[0]!r} is none of the classes {', '.join(classes)}")
+    if "path" in table and table["path"].duplicated().any():
+        raise SystemExit("some cells stand there twice, so calibration and sample would share cells")
+    rejected = table["rejected"] != "" if "rejected" in table else pd.Series(False, index=table.index)
+    truth = table["label"].map({name: k for k, name in enumerate(classes)}).to_numpy()
+    return classes, table[[f"p_{name}" for name in classes]].to_numpy(float), truth, rejected.to_numpy(bool)
+
+
+def one_setting(job: tuple) -> list[dict]:
+    """Replicates of one composition and size."""
+    from urnet.differential.estimate import Reference, adjusted_count, classify_and_count, em
+    from urnet.differential.interval import EmTest, adjusted_interval, invert
+
+    probabilities, truth, rejected, composition, size, known, replicates, seed = job
+    rng = np.random.default_rng(seed)
+    classes = len(composition)
+    pools = [np.flatnonzero(truth == k) for k in range(classes)]
+    estimates = {method: np.empty((replicates, classes)) for method in ("raw", "adjusted", "em", "em_plain")}
+    ends = {method: np.empty((replicates, classes, 2)) for method in ("adjusted", "em")}
+    for replicate in range(replicates):
+        drawn = rng.multinomial(size, composition)
+        orders = [rng.permutation(pool) for pool in pools]
+        for k, order in enumerate(orders):
+            if drawn[k] + known[k] > len(order):
+                raise SystemExit(f"class {k}: {drawn[k]} + {known[k]} cells wanted, {len(order)} there: lower --known")
+        sample = np.concatenate([order[: drawn[k]] for k, order in enumerate(orders)])
+        calibration = np.concatenate([order[drawn[k] : drawn[k] + known[k]] for k, order in enumerate(orders)])
+        reference = Reference(probabilities[calibration], truth[calibration], rejected[calibration])
+        table = reference.confusion
+        seen = probabilities[sample[~rejected[sample]]]
+        counts = np.bincount(seen.argmax(axis=1), minlength=classes)
+        estimates["raw"][replicate] = classify_and_count(counts)
+        estimates["adjusted"][replicate] = adjusted_count(counts, table)
+        acceptance = table[:, :-1].sum(axis=1) / table.sum(axis=1)
+        estimates["em_plain"][replicate] = em(seen, acceptance=acceptance)
+        ends["adjusted"][replicate] = adjusted_interval(counts, table)
+        test = EmTest(seen, reference)
+        estimates["em"][replicate], ends["em"][replicate] = test.start, invert(test, test.start)
+    rows = []
+    for method, found in estimates.items():
+        error = 100 * (found - composition)
+        for k in range(classes):
+            row = {"size": size, "class": k, "truth": 100 * composition[k], "method": method}
+            row |= {"bias": error[:, k].mean(), "mae": np.abs(error[:, k]).mean()}
+            if method in ends:
+                low, high = ends[method][:, k].T
+                row["coverage"] = 100 * ((low <= composition[k]) & (composition[k] <= high)).mean()
+                row["above"] = 100 * (low > composition[k]).mean()
+                row["length"] = 100 * (high - low).mean()
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Run the settings side by side, and print what the issue asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("predictions", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--replicates", type=int, default=2000)
+    parser.add_argument("--known", type=int, nargs="+", required=True, help="calibration cells of each class")
+    parser.add_argument("--rare", default="monocyte")
+    parser.add_argument("--rest", type=float, nargs="+", help="proportions of the other classes; equal if not given")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    classes, probabilities, truth, rejected = read(arguments.predictions)
+    rare = classes.index(arguments.rare)
+    rest = np.array(arguments.rest or [1] * (len(classes) - 1), dtype=float)
+    jobs = []
+    for percent in COMPOSITIONS:
+        composition = np.insert(rest / rest.sum() * (1 - percent / 100), rare, percent / 100)
+        for size in SIZES:
+            seed = (arguments.seed, percent, size)
+            jobs.append(
+                (probabilities, truth, rejected, composition, size, arguments.known, arguments.replicates, seed)
+            )
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        rows = [
+            {"rare": 100 * job[3][rare], **row, "class": classes[row["class"]]}
+            for job, found in zip(jobs, pool.map(one_setting, jobs), strict=True)
+            for row in found
+        ]
+    table = pd.DataFrame(rows)
+    table.to_csv(arguments.out, index=False, float_format="%.3f", lineterminator="\n")
+    summarise(table)
+
+
+def summarise(table: pd.DataFrame) -> None:
+    """Means over the classes, and the ends of the coverage."""
+    by = ["size", "rare", "method"]
+    table = table.assign(bias=table["bias"].abs())
+    print(table.groupby(by)[["bias", "mae", "length"]].mean().unstack().round(2).to_string())
+    print(table.groupby(["size", "method"])["coverage"].agg(["min", "mean", "max"]).dropna().round(1).to_string())
+    wide = table.pivot_table(index=["size", "rare", "class"], columns="method", values=["bias", "mae", "coverage"])
+    for method in ("adjusted", "em"):
+        half = wide["bias"][method] > wide["bias"]["raw"] / 2
+        worse = (wide["mae"][method] > wide["mae"]["raw"]) & (wide.index.get_level_values("size") == max(SIZES))
+        outside = ~wide["coverage"][method].between(93, 97)
+        for words, which in (("bias above half", half), ("MAE worse", worse), ("coverage not 93 to 97", outside)):
+            print(f"{method}: {words} in {which.sum()} of {len(which)}: {list(which[which].index)}")
+
+
+if __name__ == "__main__":
+    main()
