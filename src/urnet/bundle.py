@@ -1,8 +1,9 @@
 """A trained model on disk and in memory: `config.json` and `model.safetensors`, nothing that needs pickle.
 
 The configuration holds all that turns an image file into a decision: input size and colour, the scale of raw counts,
-the networks, the classes. Beside it lies the model's calibration (`calibration.json`, `calibration.safetensors`), where
-it has one. Training writes a bundle, everything after training reads one.
+the networks, the classes. Beside it lie the model's calibration (`calibration.json`, `calibration.safetensors`) and, of
+one that was trained on crops of fields, how those were cut (`crop.json`). Training writes a bundle, everything after
+training reads one.
 """
 
 import json
@@ -19,6 +20,7 @@ from urnet import __version__
 from urnet.calibration.calibration import COVERAGE, JSON_NAME, TENSORS_NAME, Calibration
 from urnet.calibration.temperature import probabilities as softmax
 from urnet.errors import ImageError, RecipeError, RunError
+from urnet.fields.cropping import SETTINGS_NAME, Cropping
 from urnet.files import whole_file
 from urnet.images.montage import expand, read_crop
 from urnet.images.quality import quality
@@ -117,13 +119,21 @@ class Model:
         config: what it is.
         joint: the networks with their trained weights.
         calibration: what its answers are worth; none for a model that was not calibrated.
+        cropping: how the cells that it was trained on were cut out of fields; none where `urnet crop` did not do it.
     """
 
-    def __init__(self, config: ModelConfig, joint: "JointModel", calibration: Calibration | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        joint: "JointModel",
+        calibration: Calibration | None = None,
+        cropping: Cropping | None = None,
+    ):
         import torch
 
         self.config = config
         self.calibration = calibration
+        self.cropping = cropping
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.joint = joint.to(self.device).eval()
 
@@ -144,6 +154,8 @@ class Model:
         else:  # one that is there belongs to other weights
             (folder / JSON_NAME).unlink(missing_ok=True)
             (folder / TENSORS_NAME).unlink(missing_ok=True)
+        if self.cropping is not None:
+            self.cropping.save(folder / SETTINGS_NAME)
         text = json.dumps({"format": FORMAT, **asdict(self.config)}, indent=2, ensure_ascii=False)
         with whole_file(folder / CONFIG_NAME) as file:
             file.write(f"{text}\n".encode())
@@ -178,15 +190,17 @@ class Model:
             reason = " ".join(str(error).split())[:200]
             raise RunError(f"{folder / CONFIG_NAME}: names no network that can be built here ({reason})") from None
         _load_weights(joint, folder / WEIGHTS_NAME)
+        cut = folder / SETTINGS_NAME
+        cropping = Cropping.load(cut) if cut.is_file() else None
         if not calibrated or not (folder / JSON_NAME).is_file():
-            return cls(config, joint)
+            return cls(config, joint, cropping=cropping)
         calibration = Calibration.load(folder)
         if calibration.classes != config.classes:
             raise RunError(
                 f"{folder / JSON_NAME}: its classes ({', '.join(calibration.classes)}) are not the model's "
                 f"({', '.join(config.classes)}); make it again with `urnet calibrate`"
             )
-        return cls(config, joint, calibration)
+        return cls(config, joint, calibration, cropping)
 
     def fit(self, crop: np.ndarray) -> np.ndarray:
         """One raw crop, (H, W) or (H, W, 3), at the network's size and colour, still in raw counts (C, S, S).

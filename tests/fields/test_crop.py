@@ -80,8 +80,17 @@ def test_a_proposal_is_no_label(fields, tmp_path):
     assert (done.table["label"] == "").all()
     assert done.table["proposed"].isin(["granulocyte", "monocyte", "lymphocyte"]).mean() > 0.9
     assert any("no label" in note for note in done.notes)
-    with pytest.raises(CellsError, match="'proposed' waits for a person"):
+    with pytest.raises(CellsError, match=r"none of the .* has a label.*'proposed' waits for a person"):
         read_cells(done.folder)
+
+
+def test_cells_that_wait_for_their_label_are_left_out_aloud(cropped, tmp_path, caplog):
+    table = pd.read_csv(cropped.folder / "cells.csv", dtype=str, keep_default_na=False)
+    table["path"] = [(cropped.folder / path).as_posix() for path in table["path"]]
+    table.loc[:1, "label"] = ""
+    table.drop(columns=["mask", "target_nuclei"]).to_csv(tmp_path / "cells.csv", index=False)
+    assert len(read_cells(tmp_path)) == (table["label"] != "").sum()
+    assert "have no label and are left out" in caplog.text
 
 
 def test_the_same_settings_cut_the_same_crops_again(cropped, fields, tmp_path):

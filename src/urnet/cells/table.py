@@ -7,6 +7,7 @@ with forward slashes. `source` says which original image a cell comes from; wher
 file's path (a tile's address).
 """
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from urnet.files import files_below
 from urnet.images.montage import Address, expand, locate, read_crop
 from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
 from urnet.tables import read_table
+
+logger = logging.getLogger(__name__)
 
 PAIRED = ("target", "target_nuclei", "target_stain", "target_clean")
 """Columns that name a paired image of the same cell."""
@@ -108,6 +111,10 @@ class Cells:
         table[kept].to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
 
 
+_TOLD = ("tile", "donor", "field", "x", "y", "simulated", "touching", "edge")
+"""What a table says of unlabelled cells."""
+
+
 def read_cells(
     path: Path,
     *,
@@ -143,6 +150,8 @@ def read_cells(
         )
     if labelled and "label" not in table:
         raise CellsError(f"{path}: the table has no column 'label'; its columns are {', '.join(table.columns)}")
+    if labelled:
+        table = _without_waiting(path, table)
     _check_rows(path, table, labelled)
     table = _expand(root, table, tile, labelled)
     if labelled:
@@ -164,6 +173,10 @@ def find_images(paths: Iterable[Path | str], tile: int | None = None, image: str
         image: the file of each folder that holds the cells, as in training; where a folder has none of that name, all
             its images are taken.
 
+    Returns:
+        A row an image: `path`, and what a table says of it besides, "" where it does not: `tile`, `donor`, `field`,
+        `x`, `y`, `simulated`, `touching`, `edge`.
+
     Raises:
         CellsError: a path that does not exist, or nothing found.
     """
@@ -171,11 +184,8 @@ def find_images(paths: Iterable[Path | str], tile: int | None = None, image: str
     for path in map(Path, paths):
         if path.suffix.lower() == ".csv" or (path / TABLE_NAME).is_file():
             cells = read_cells(path, tile=tile, labelled=False)
-            tiles = cells.table.get("tile", [""] * len(cells))
-            rows += [
-                {"path": (cells.root / p).as_posix(), "tile": t}
-                for p, t in zip(cells.table["path"], tiles, strict=True)
-            ]
+            kept = cells.table[[column for column in ("path", *_TOLD) if column in cells.table]]
+            rows += [row | {"path": (cells.root / row["path"]).as_posix()} for row in kept.to_dict("records")]
             continue
         files = files_below(path, SUFFIXES) if path.is_dir() else [path]
         if path.is_dir():
@@ -189,7 +199,7 @@ def find_images(paths: Iterable[Path | str], tile: int | None = None, image: str
                 rows.append({"path": str(address), "tile": str(tile) if address.row is not None else ""})
     if not rows:
         raise CellsError("no images given; name image files, folders or a table with a column 'path'")
-    return Cells(Path(), pd.DataFrame(rows))
+    return Cells(Path(), pd.DataFrame(rows, columns=["path", *_TOLD]).fillna(""))
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -227,15 +237,23 @@ def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _without_waiting(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Cells that were cut out of fields and wait for their label are left out; anywhere else a gap is a slip."""
+    waiting = table["label"] == ""
+    if not waiting.any() or not set(CROPPED) & set(table.columns):
+        return table
+    hint = "; the column 'proposed' waits for a person to confirm it" if "proposed" in table else ""
+    if waiting.all():
+        raise CellsError(f"{path}: none of the {len(table)} cells has a label; fill in the column 'label'{hint}")
+    logger.warning("%s: %d of %d cells have no label and are left out%s", path, waiting.sum(), len(table), hint)
+    return table[~waiting]
+
+
 def _check_rows(path: Path, table: pd.DataFrame, labelled: bool) -> None:
     for column in ("path", "label") if labelled else ("path",):
         empty = table.index[table[column].str.strip() == ""]
         if len(empty):
-            hint = "; the column 'proposed' waits for a person to confirm it" if "proposed" in table else ""
-            raise CellsError(
-                f"{path}: line {empty[0]} has no {column} ({len(empty)} such lines); fill them in, or take them out"
-                f"{hint if column == 'label' else ''}"
-            )
+            raise CellsError(f"{path}: line {empty[0]} has no {column} ({len(empty)} such lines); fill them in")
     if "split" in table:
         strange = sorted(set(table["split"]) - {*PARTS, ""})
         if strange:

@@ -121,7 +121,7 @@ def split(
     from urnet.cells.table import TABLE_NAME
     from urnet.progress import Bars
     from urnet.recipe import load_recipe
-    from urnet.training.run import refuse_existing, refuse_within
+    from urnet.training.run import keep_cropping, refuse_existing, refuse_within
 
     refuse_existing(folder)
     refuse_within(folder, cells)
@@ -135,6 +135,7 @@ def split(
 
         divided = write_augmented(divided, folder, augment_to, seed=settings.split.seed)
     divided.write(folder / TABLE_NAME)
+    keep_cropping(table, folder)
     _show_parts(divided)
     out.print(f"written: {folder / TABLE_NAME}")
     return 0

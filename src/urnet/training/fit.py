@@ -30,6 +30,7 @@ from urnet.cells.batches import CellDataset, ordered_loader, train_loader
 from urnet.cells.divide import divide
 from urnet.cells.table import Cells, read_cells
 from urnet.errors import RecipeError, RunError, TrainingError
+from urnet.fields.cropping import Cropping
 from urnet.files import whole_file
 from urnet.nets.joint import JointModel, build_joint
 from urnet.recipe import Pretrain, Recipe, Train, load_recipe
@@ -184,6 +185,8 @@ def _train_one(
             if recipe.selection is not None:
                 _select(run, model, data, recipe, watcher)
             trained = _bundle(model, data, recipe, cells.classes, epoch)
+            if run.cropping_path.is_file():
+                trained.cropping = Cropping.load(run.cropping_path)
             if recipe.protocol == "honest":  # protocol `paper` has no held-out part that training did not choose by
                 trained.calibration = calibrate_model(trained, cells, progress=watcher.doing if watcher else None)
             trained.save(run.model)

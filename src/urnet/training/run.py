@@ -2,10 +2,12 @@
 
 recipe.yaml   as it was resolved       history.csv   a row an epoch
 cells.csv     with the split used      checkpoints/  best.ckpt, last.ckpt, and the same of pretrain/
+crop.json     of cells out of fields
 model/        the bundle               evaluation/   one folder a part
 """
 
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import pandas as pd
 from urnet.bundle import CONFIG_NAME, Model
 from urnet.cells.table import PARTS, TABLE_NAME, Cells, read_cells
 from urnet.errors import RunError
+from urnet.fields.cropping import SETTINGS_NAME
 from urnet.files import whole_file
 from urnet.recipe import Recipe, load_recipe
 
@@ -48,6 +51,11 @@ class Run:
     def cells_path(self) -> Path:
         """The cells with their parts."""
         return self.folder / TABLE_NAME
+
+    @property
+    def cropping_path(self) -> Path:
+        """How the cells were cut out of fields, where `urnet crop` did it."""
+        return self.folder / SETTINGS_NAME
 
     @property
     def history_path(self) -> Path:
@@ -87,6 +95,7 @@ class Run:
             file.write(recipe.to_yaml().encode())
             file.flush()
             cells.write(run.cells_path)
+            keep_cropping(cells, run.folder)
             run.checkpoints.mkdir(exist_ok=True)
         return run
 
@@ -186,6 +195,13 @@ class Run:
                 raise RunError(f"{self.folder}: the first process did not begin the run within {seconds:.0f} s")
             time.sleep(0.2)
         return self
+
+
+def keep_cropping(cells: Cells, folder: Path) -> None:
+    """Let the settings of `urnet crop` go with its cells to another folder."""
+    settings = cells.root / SETTINGS_NAME
+    if settings.is_file() and settings.resolve() != (folder / SETTINGS_NAME).resolve():
+        shutil.copyfile(settings, folder / SETTINGS_NAME)
 
 
 def refuse_existing(path: Path, *, file: bool = False) -> None:
