@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from urnet.bundle import Model
@@ -96,10 +95,12 @@ def count_cells(
     )
     table = pd.read_csv(out / "predictions.csv", dtype=str, keep_default_na=False, encoding="utf-8")
     usable = table[table["error"] == ""]
-    known = find_images([cells], model.config.tile, model.config.image).table.loc[usable.index]
-    donors = known.get("donor", pd.Series("", index=usable.index))
-    simulated = ", ".join(sorted(set(known.get("simulated", [])) - {""}))
-    notes += seen_in_training(Run(run), cells)
+    looked_at = find_images([cells], model.config.tile, model.config.image)
+    known = looked_at.table.loc[usable.index]
+    donors, simulated = known["donor"], ", ".join(sorted(set(known["simulated"]) - {""}))
+    if Run(run).recipe_path.is_file():  # a bundle by itself no longer knows its cells
+        say("compare with the training", 0.0)
+        notes += seen_in_training(Run(run), cells, calibration=True)
     samples = []
     for donor in sorted(set(donors)):
         mine = usable[donors == donor]
@@ -127,8 +128,3 @@ def _holds_fields(source: Path, model: Model) -> bool:
     info = describe_field(first)
     size = model.config.size if model.cropping is None else model.cropping.size
     return model.cropping is not None and max(info.height, info.width) > LARGER * size
-
-
-def shares(samples: list[Sample]) -> np.ndarray:
-    """Corrected shares of all samples, (S, K)."""
-    return np.stack([sample.adjusted for sample in samples])

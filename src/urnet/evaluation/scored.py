@@ -150,12 +150,13 @@ def other_cells(
     return _classify(model, cells, _read(model, cells, progress), cells.labels, progress), name, warnings
 
 
-def seen_in_training(run: Run, path: Path) -> list[str]:
+def seen_in_training(run: Run, path: Path, *, calibration: bool = False) -> list[str]:
     """A warning where images took part in a run's training, or where that cannot be told; nothing where none did.
 
     Args:
         run: the run.
         path: images, a folder of them or a table, with or without labels; those that cannot be read do not count.
+        calibration: whether the test part, on which the confusion was counted, is a part in question too.
 
     Raises:
         CellsError: no images there.
@@ -165,21 +166,23 @@ def seen_in_training(run: Run, path: Path) -> list[str]:
     for index in range(len(cells)):
         with suppress(ImageError):
             keys.append(copy_key(cells.read(index)))
-    return _seen(run, keys)
+    return _seen(run, keys, calibration=calibration)
 
 
-def _seen(run: Run, keys: list[str]) -> list[str]:
+def _seen(run: Run, keys: list[str], *, calibration: bool = False) -> list[str]:
     """A warning where cells with these keys took part in training, or where that cannot be told."""
     try:
         known = run.cells()
-        known = known.where(known.table["split"].isin(PARTS if run.recipe().protocol == "paper" else PARTS[:2]))
+        parts = PARTS if calibration or run.recipe().protocol == "paper" else PARTS[:2]
+        known = known.where(known.table["split"].isin(parts))
         seen = {copy_key(known.read(index)) for index in range(len(known))}
     except UrnetError:
         return ["The cells of the training are not where they were, so that it is not known whether it saw these."]
     count = sum(key in seen for key in keys)
     if not count:
         return []
-    return [f"{count} of {len(keys)} cells took part in this run's training; the figures are too good."]
+    what = "training or calibration" if calibration else "training"
+    return [f"{count} of {len(keys)} cells took part in this run's {what}; the figures are too good."]
 
 
 def _classify(model: Model, cells: Cells, images: np.ndarray, truth: np.ndarray, progress: Progress | None) -> Scored:

@@ -195,7 +195,7 @@ def _opened(rows: Iterable[FieldRow]) -> Iterator[Field]:
 
 
 def _read_labels(path: Path, rows: Sequence[FieldRow]) -> pd.DataFrame:
-    """Labelled positions: field, x, y (px of the field), label, donor, simulated."""
+    """Labelled positions: field, x, y (px of the field), label, donor, simulated; a cells table of `crop` is one."""
     table = read_table(
         path,
         ("field", "x", "y", "label", "donor", "simulated"),
@@ -203,6 +203,9 @@ def _read_labels(path: Path, rows: Sequence[FieldRow]) -> pd.DataFrame:
         paths=("field",),
         rows="labelled positions",
     )
+    table = table[table["label"] != ""]
+    if not len(table):
+        raise CellsError(f"{path}: no position has a label; fill in the column 'label'")
     for column in ("x", "y"):
         numbers = pd.to_numeric(table[column], errors="coerce")
         bad = table.index[~np.isfinite(numbers)]
@@ -210,7 +213,7 @@ def _read_labels(path: Path, rows: Sequence[FieldRow]) -> pd.DataFrame:
             raise CellsError(
                 f"{path}: line {bad[0]}: {column} is {table[column][bad[0]]!r}; it must be a place in px of the field"
             )
-        table[column] = numbers
+        table = table.assign(**{column: numbers})
     names = {row.field for row in rows}
     strange = sorted(set(table["field"]) - names)
     if strange and not set(table["field"]) & names:
