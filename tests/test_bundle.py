@@ -33,7 +33,10 @@ def test_a_model_comes_back_exactly(model, tmp_path, shapes):
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.joint.state_dict().items())
     paths = sorted(shapes.rglob("*.png"))
     assert copy.predict(paths).equals(model.predict(paths))
-    assert {path.name for path in (tmp_path / "copy").iterdir()} == {"config.json", "model.safetensors"}
+    files = {"config.json", "model.safetensors", "calibration.json", "calibration.safetensors"}
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == files
+    Model(model.config, model.joint).save(tmp_path / "copy")  # another model's calibration would be wrong
+    assert Model.load(tmp_path / "copy").calibration is None
 
 
 def test_a_run_folder_and_its_bundle_are_the_same_model(trained):
@@ -135,13 +138,14 @@ def test_what_cannot_be_used_gets_a_row_with_its_reason(model, shapes, tmp_path)
 
 
 def test_no_images_give_an_empty_table(model):
-    assert model.predict([]).columns.tolist() == ["path", "predicted", "p_bar", "p_disc", "p_ring", "error"]
+    columns = ["path", "predicted", "p_bar", "p_disc", "p_ring", "rejected", "set", "error"]
+    assert model.predict([]).columns.tolist() == columns
 
 
 def test_a_montage_gives_a_row_for_each_tile(model, shapes, tmp_path):
     from dataclasses import replace
 
-    tiled = Model(replace(model.config, tile=24), model.joint)
+    tiled = Model(replace(model.config, tile=24), model.joint, model.calibration)
     paths = [sorted((shapes / name).iterdir())[0] for name in ("bar", "disc", "ring", "ring")]
     tiles = [read_image(path) for path in paths]
     montage = np.block([[tiles[0], tiles[1]], [tiles[2], tiles[3]]])
@@ -234,3 +238,62 @@ def test_a_cross_validation_is_no_model(tmp_path, bundle):
     shutil.copytree(bundle, tmp_path / "fold0" / "model")
     with pytest.raises(RunError, match=r"name one, such as .*fold0"):
         Model.load(tmp_path)
+
+
+def test_a_bundle_without_calibration_loads_and_says_less(model, bundle, shapes):
+    for name in ("calibration.json", "calibration.safetensors"):
+        (bundle / name).unlink()
+    plain = Model.load(bundle)
+    assert plain.calibration is None
+    paths = sorted((shapes / "disc").iterdir())
+    table, calibrated = plain.predict(paths), model.predict(paths)
+    assert table.columns.tolist() == ["path", "predicted", "p_bar", "p_disc", "p_ring", "error"]
+    assert table["predicted"].equals(calibrated["predicted"])
+    assert not np.allclose(table["p_disc"], calibrated["p_disc"])
+    assert plain.reject(np.zeros((2, 1, 24, 24), np.uint8), np.zeros((2, 5))) == ["", ""]
+
+
+def test_probabilities_use_the_temperature_and_keep_every_decision(model, shapes):
+    inputs = np.stack([model.prepare(read_image(path)) for path in sorted(shapes.rglob("*.png"))])
+    outputs = list(model.outputs(inputs, 7))
+    logits = np.concatenate([one.logits for one in outputs])
+    probabilities = np.concatenate([p for p, _ in model.forward(inputs)])
+    scaled = torch.from_numpy(logits).double() / model.calibration.temperature
+    assert np.allclose(probabilities, scaled.softmax(dim=1), atol=1e-5)
+    assert (probabilities.argmax(axis=1) == logits.argmax(axis=1)).all()
+    assert all(one.features.shape == (len(one.logits), sum(one.sizes)) for one in outputs)
+    plain = Model(model.config, model.joint)
+    assert np.allclose(np.concatenate([one.logits for one in plain.outputs(inputs)]), logits, atol=1e-5)
+
+
+def test_noise_is_rejected_and_cells_are_not(model, shapes):
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24)).astype(np.uint8)
+    table = model.predict([noise, *sorted(shapes.rglob("*.png"))])
+    assert table["rejected"][0] != ""
+    assert table["predicted"][0] in model.classes
+    assert (table["rejected"][1:] == "").mean() > 0.9
+    assert all(row["predicted"] in row["set"].split("|") for _, row in table.iterrows())
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda b: (b / "calibration.json").write_text("{", encoding="utf-8"), "the calibration is damaged"),
+        (lambda b: (b / "calibration.json").write_text("[]", encoding="utf-8"), "the calibration is damaged"),
+        (lambda b: (b / "calibration.safetensors").unlink(), "the calibration is damaged"),
+        (lambda b: (b / "calibration.safetensors").write_bytes(b"x" * 99), "is not the file that it was written with"),
+    ],
+)
+def test_a_damaged_calibration_is_refused_in_one_line(bundle, damage, words):
+    damage(bundle)
+    with pytest.raises(RunError, match=rf"calibration\.json: .*{words}.*urnet calibrate") as error:
+        Model.load(bundle)
+    assert "\n" not in str(error.value)
+    assert Model.load(bundle, calibrated=False).calibration is None
+
+
+def test_a_calibration_of_other_classes_is_refused(bundle):
+    path = bundle / "calibration.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"ring"', '"square"'), encoding="utf-8")
+    with pytest.raises(RunError, match=r"its classes \(bar, disc, square\) are not the model's"):
+        Model.load(bundle)

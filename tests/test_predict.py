@@ -35,8 +35,9 @@ def test_files_folders_and_tables_are_classified(model, shapes, tmp_path):
         progress=lambda n, of: steps.append((n, of)),
     )
     result = read(tmp_path / "neu ü" / "predictions.csv")
-    assert result.columns.tolist() == ["path", "predicted", "p_bar", "p_disc", "p_ring", "error"]
-    assert len(result) == done.images == sum(done.counts.values()) == 23
+    assert result.columns.tolist() == ["path", "predicted", "p_bar", "p_disc", "p_ring", "rejected", "set", "error"]
+    assert len(result) == done.images == sum(done.counts.values()) + done.rejected == 23
+    assert done.rejected == (result["rejected"] != "").sum() < 5
     assert done.failed == 0
     assert steps[-1] == (23, 23)
     direct = model.predict(result["path"])
@@ -201,3 +202,32 @@ def test_a_folder_gives_the_files_that_the_training_named(model, shapes, tmp_pat
     named = Model(replace(model.config, image="brightfield.png"), model.joint)
     predict_files(named, [tmp_path], tmp_path / "out.csv")
     assert [path.rsplit("/", 1)[1] for path in read(tmp_path / "out.csv")["path"]] == ["brightfield.png"]
+
+
+def test_what_is_no_cell_has_its_reason_and_is_not_counted(model, shapes, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    done = predict_files(model, [tmp_path / "noise.png", shapes / "disc" / "000.png"], tmp_path / "out.csv")
+    result = read(tmp_path / "out.csv")
+    assert (result["rejected"] != "").tolist() == [True, False]
+    assert (done.rejected, done.failed, sum(done.counts.values())) == (1, 0, 1)
+    assert result["predicted"].isin(model.classes).all()
+
+
+def test_sets_hold_more_classes_the_surer_they_are_to_be(model, shapes, tmp_path):
+    sizes = []
+    for coverage in (0.5, 0.9):
+        predict_files(model, [shapes], tmp_path / f"{coverage}.csv", coverage=coverage)
+        result = read(tmp_path / f"{coverage}.csv")
+        assert all(p in s.split("|") for p, s in zip(result["predicted"], result["set"], strict=True))
+        sizes.append(result["set"].str.split("|").str.len().mean())
+    assert sizes[0] < sizes[1]
+    with pytest.raises(RunError, match="coverage of 90 was asked for"):
+        predict_files(model, [shapes], tmp_path / "no.csv", coverage=90)
+
+
+def test_a_model_without_calibration_rejects_nothing(model, shapes, tmp_path):
+    plain = Model(model.config, model.joint)
+    done = predict_files(plain, [shapes / "disc"], tmp_path / "out.csv")
+    assert done.rejected == 0
+    assert read(tmp_path / "out.csv").columns.tolist() == ["path", "predicted", "p_bar", "p_disc", "p_ring", "error"]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from urnet.differential.estimate import Reference, adjusted_count, check_confusion, classify_and_count, corrected_em, em
+from urnet.calibration.reference import Reference
+from urnet.differential.estimate import adjusted_count, check_confusion, classify_and_count, corrected_em, em
 from urnet.errors import CellsError
 
 RATES = np.array([[0.66, 0.25, 0.09], [0.22, 0.765, 0.015], [0.087, 0.012, 0.901]])

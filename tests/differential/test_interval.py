@@ -5,7 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from urnet.differential.estimate import Reference, adjusted_count, corrected_em
+from urnet.calibration.reference import Reference
+from urnet.differential.estimate import adjusted_count, corrected_em
 from urnet.differential.interval import acceptance_region, adjusted_interval, em_interval
 from urnet.errors import CellsError
 

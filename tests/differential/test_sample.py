@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from urnet.differential.estimate import Reference
+from urnet.calibration.reference import Reference
 from urnet.differential.interval import adjusted_interval
 from urnet.differential.sample import Needed, cells_needed, count_sample
 from urnet.errors import CellsError

@@ -77,6 +77,29 @@ def test_predictions_hold_a_row_for_each_cell_and_agree_with_the_metrics(evaluat
     assert np.allclose(table[["p_bar", "p_disc", "p_ring"]].sum(axis=1), 1, atol=1e-5)
 
 
+def test_the_calibration_is_checked_beside_the_metrics_which_count_every_cell(evaluation, trained):
+    trust = evaluation.metrics["calibration"]
+    assert trust["temperature"] == [trained.load_model().calibration.temperature]
+    table = pd.read_csv(evaluation.folder / "predictions.csv", keep_default_na=False)
+    assert (table["rejected"] != "").mean() == pytest.approx(trust["rejection"]["rejected"]["value"])
+    covered = [label in names.split("|") for label, names in zip(table["label"], table["set"], strict=True)]
+    assert np.mean(covered) == pytest.approx(trust["sets"]["covered"]["value"])
+    assert table["set"].str.split("|").str.len().mean() == pytest.approx(trust["sets"]["mean_size"]["value"])
+    error = trust["expected_calibration_error"]
+    assert error["after"] == evaluation.metrics["expected_calibration_error"]
+    assert is_figure(error["before"])
+    assert evaluation.metrics["n"] == len(table) == 12
+    assert "How far to trust single cells" in evaluation.report.read_text(encoding="utf-8")
+
+
+def test_a_run_from_before_calibration_is_evaluated_without(run):
+    (run / "model" / "calibration.json").unlink()
+    result = evaluate(run)
+    assert result.metrics["calibration"] is None
+    assert "How far to trust single cells" not in result.report.read_text(encoding="utf-8")
+    assert "set" not in pd.read_csv(result.folder / "predictions.csv")
+
+
 def test_the_report_is_one_file_that_needs_no_other(evaluation):
     page = evaluation.report.read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") >= 6

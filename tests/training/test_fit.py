@@ -58,7 +58,8 @@ def test_a_run_folder_holds_recipe_cells_checkpoints_history_and_bundle(trained,
     }
     assert not list(trained.folder.rglob("*.part"))
     assert trained.recipe() == load_recipe(tiny)
-    assert {path.name for path in trained.model.iterdir()} == {"config.json", "model.safetensors"}
+    bundle = {"config.json", "model.safetensors", "calibration.json", "calibration.safetensors"}
+    assert {path.name for path in trained.model.iterdir()} == bundle
     history = trained.history()
     assert history["stage"].tolist() == ["train"] * 4
     assert history["epoch"].tolist() == [1, 2, 3, 4]
@@ -86,6 +87,8 @@ def test_same_seed_same_numbers_other_seed_others(shapes, tiny, tmp_path):
     )
     assert one.history_path.read_bytes() == same.history_path.read_bytes()
     assert equal(one, same)
+    for name in ("calibration.json", "calibration.safetensors"):
+        assert (one.model / name).read_bytes() == (same.model / name).read_bytes()
     assert one.history_path.read_bytes() != other.history_path.read_bytes()
     assert one.cells_path.read_bytes() == other.cells_path.read_bytes()  # the split has a seed of its own
 
@@ -294,6 +297,7 @@ def test_protocol_paper_chooses_by_accuracy_on_the_balanced_test_part(shapes, ti
     config = json.loads((run.model / "config.json").read_text(encoding="utf-8"))
     assert config["protocol"] == "paper"
     assert config["epoch"] == int(run.history()["validation_accuracy"].argmax()) + 1
+    assert run.load_model().calibration is None  # there are no cells left that nothing was chosen by
     metrics = evaluate(run).metrics
     kept = run.history()["validation_accuracy"].max()
     assert metrics["accuracy"]["value"] == pytest.approx(kept, abs=1e-6)

@@ -92,10 +92,13 @@ def short(shapes, tiny, tmp_path) -> Run:
 
 def test_killed_before_the_bundle_was_written(short, shapes, tiny):
     history, state = short.history_path.read_bytes(), short.load_model().joint.state_dict()
-    (short.model / "config.json").unlink()
+    calibration = (short.model / "calibration.json").read_bytes()
+    for name in ("config.json", "calibration.json", "calibration.safetensors"):
+        (short.model / name).unlink()
     assert not short.finished
     again = train(shapes, tiny, short.folder, overrides=SHORT, resume=True)[0]
     assert again.history_path.read_bytes() == history
+    assert (short.model / "calibration.json").read_bytes() == calibration
     assert all(torch.equal(t, state[name]) for name, t in again.load_model().joint.state_dict().items())
 
 

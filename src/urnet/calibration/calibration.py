@@ -11,6 +11,7 @@ import numpy as np
 
 from urnet.calibration import conformal
 from urnet.calibration.distance import Distance
+from urnet.calibration.reference import Reference
 from urnet.calibration.rejection import CHECKS, Rejection, Row
 from urnet.errors import RunError
 from urnet.files import whole_file
@@ -31,8 +32,8 @@ class Calibration:
         temperature: what the logits are divided by.
         scores: for each class the conformal scores of its held-out cells, ascending.
         rejection: which crops are no countable cells.
-        confusion: (K, K + 1) cells by true class (rows) and decision (columns); the last column are those rejected.
-        confusion_part: the part that it was counted on: `test`, or `validation` where a run has no test part.
+        reference: cells on which the decisions were counted.
+        reference_part: the part that they are from: `test`, or `validation` where a run has no test part.
         parts: cells of each part that went into it (`train`: distances and limits; `validation`: temperature, scores
             and limits; `test`: the confusion).
         false_rejection: the share of good cells that was to be rejected.
@@ -42,10 +43,15 @@ class Calibration:
     temperature: float
     scores: tuple[np.ndarray, ...]
     rejection: Rejection
-    confusion: np.ndarray
-    confusion_part: str
+    reference: Reference
+    reference_part: str
     parts: dict[str, int]
     false_rejection: float
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(K, K + 1) cells by true class (rows) and decision (columns); the last column are those rejected."""
+        return self.reference.confusion
 
     def prediction_sets(self, probabilities: np.ndarray, coverage: float = COVERAGE) -> np.ndarray:
         """The classes that cannot be ruled out for each cell, (N, K) booleans.
@@ -81,6 +87,9 @@ class Calibration:
             "rejection.tails": rejection.tails,
             "distance.centre": distance.centre,
             "distance.spread": distance.spread,
+            "reference.probabilities": self.reference.probabilities,
+            "reference.truth": self.reference.truth,
+            "reference.rejected": self.reference.rejected,
             **{f"scores.{k}": scores for k, scores in enumerate(self.scores)},
             **{f"distance.whiten.{depth}": axes for depth, axes in enumerate(distance.whiten)},
         }
@@ -94,7 +103,7 @@ class Calibration:
             "checks": [[CHECKS[i].measure, CHECKS[i].side] for i in rejection.checks],
             "limits": rejection.limits(),
             "confusion": self.confusion.tolist(),
-            "confusion_part": self.confusion_part,
+            "reference_part": self.reference_part,
             "parts": self.parts,
             "depths": len(distance.whiten),
             "sha256": hashlib.sha256(content).hexdigest(),
@@ -150,13 +159,13 @@ class Calibration:
                 level=float(about["level"]),
                 distance=distance,
             ),
-            confusion=np.array(about["confusion"], dtype=np.int64),
-            confusion_part=str(about["confusion_part"]),
+            reference=Reference(*(tensors[f"reference.{name}"] for name in ("probabilities", "truth", "rejected"))),
+            reference_part=str(about["reference_part"]),
             parts={str(part): int(count) for part, count in about["parts"].items()},
             false_rejection=float(about["false_rejection"]),
         )
         if not (np.isfinite(found.temperature) and found.temperature > 0):
             raise ValueError(f"temperature is {found.temperature}")
-        if found.confusion.shape != (len(found.classes), len(found.classes) + 1):
-            raise ValueError(f"confusion has shape {found.confusion.shape}")
+        if found.confusion.tolist() != about["confusion"]:
+            raise ValueError("the confusion is not that of the reference's cells")
         return found

@@ -21,8 +21,11 @@ FALSE_REJECTION = 0.02
 TAIL = 0.1
 """Share of the cells that make up a tail."""
 
-FOLDS = 5
-"""The level is found with cells that were not described, a fifth at a time."""
+FOLDS = 10
+"""The level is found with cells that were not described, a tenth at a time."""
+
+FEWEST_DONORS = 5
+"""Below this, donors are too few for whole ones to be left out."""
 
 DISTANCE = "distance"
 
@@ -192,7 +195,7 @@ def _folds(count: int, donors: Sequence[str]) -> np.ndarray:
     """A fold for each cell, (count,); the same for all cells of a donor where enough donors are known."""
     rng = np.random.default_rng(0)
     names, codes = np.unique(donors, return_inverse=True)
-    if len(names) < FOLDS or "" in names:
+    if len(names) < FEWEST_DONORS or "" in names:
         return rng.permutation(count) % FOLDS
     return (rng.permutation(len(names)) % FOLDS)[codes]
 

@@ -136,12 +136,12 @@ def calibrate(
     parts = ", ".join(f"{count} {name}" for name, count in done.parts.items() if count)
     out.print(f"temperature {done.temperature:.3f}; cells: {parts}")
     rejected, cells = int(done.confusion[:, -1].sum()), int(done.confusion.sum())
-    out.print(f"{rejected} of {cells} cells of the {done.confusion_part} part are rejected")
+    out.print(f"{rejected} of {cells} cells of the {done.reference_part} part are rejected")
     if table is not None:
         for row in table.to_dict("records"):
             share = f"{100 * row['rejected']:.1f} % ({100 * row['rejected_low']:.1f}–{100 * row['rejected_high']:.1f})"
             known = f"AUROC {row['auroc']:.3f} ({row['auroc_low']:.3f}–{row['auroc_high']:.3f}), "
-            name = row["label"] or f"the run's own {done.confusion_part} part"
+            name = row["label"] or f"the run's own {done.reference_part} part"
             out.print(f"{name}: {known if row['label'] else ''}rejected {share} of {row['cells']}")
     return 0
 

@@ -18,40 +18,16 @@ often than others is thereby made up for.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from urnet.calibration.reference import Reference
 from urnet.errors import CellsError
 
 STEPS = 10_000  # of EM; it stops long before, but for a composition at the edge
 SETTLED = 1e-8
 LEAST = 0.02  # share of a class, in the weights of EM's posteriors, below which they would tell nothing of it
 SINGULAR = 1e10  # condition number
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Cells of known class on which the classifier was measured; none of them was trained on.
-
-    Args:
-        probabilities: (N, K) predicted probabilities, calibrated.
-        truth: (N,) class indices.
-        rejected: (N,) whether the cell was rejected.
-    """
-
-    probabilities: np.ndarray
-    truth: np.ndarray
-    rejected: np.ndarray
-
-    @property
-    def confusion(self) -> np.ndarray:
-        """(K, K + 1) cells by class and by predicted class, the last column rejected."""
-        classes = self.probabilities.shape[1]
-        said = np.where(self.rejected, classes, self.probabilities.argmax(axis=1))
-        table = np.zeros((classes, classes + 1), dtype=np.int64)
-        np.add.at(table, (self.truth, said), 1)
-        return table
 
 
 def classify_and_count(counts: np.ndarray) -> np.ndarray:

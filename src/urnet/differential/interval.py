@@ -30,8 +30,8 @@ from typing import Protocol
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from urnet.calibration.reference import Reference
 from urnet.differential.estimate import (
-    Reference,
     adjusted_count,
     check_confusion,
     class_means,

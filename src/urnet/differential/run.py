@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
@@ -96,8 +97,8 @@ def count_cells(
     table = pd.read_csv(out / "predictions.csv", dtype=str, keep_default_na=False, encoding="utf-8")
     usable = table[table["error"] == ""]
     looked_at = find_images([cells], model.config.tile, model.config.image)
-    known = looked_at.table.loc[usable.index]
-    donors, simulated = known["donor"], ", ".join(sorted(set(known["simulated"]) - {""}))
+    told = looked_at.table.loc[usable.index]
+    donors, simulated = told["donor"], ", ".join(sorted(set(told["simulated"]) - {""}))
     if Run(run).recipe_path.is_file():  # a bundle by itself no longer knows its cells
         say("compare with the training", 0.0)
         notes += seen_in_training(Run(run), cells, calibration=True)
@@ -107,10 +108,21 @@ def count_cells(
         probabilities = mine[[f"p_{name}" for name in model.classes]].to_numpy(float)
         rejected = mine["rejected"].tolist()
         name = donor or (source.stem if len(set(donors)) == 1 else "donor not known")
-        samples.append(count_sample(name, probabilities, rejected, model.calibration.confusion, model.classes))
+        known = model.calibration.reference
+        samples.append(count_sample(name, probabilities, rejected, known.confusion, model.classes, reference=known))
     if not samples:
         raise CellsError(f"{source}: no image could be used; the column 'error' of {out / 'predictions.csv'} says why")
-    report = write_reports(samples, out, run=str(run), source=str(source), simulated=simulated, notes=notes)
+    config = model.config
+    report = write_reports(
+        samples,
+        out,
+        run=str(run),
+        source=str(source),
+        model=f"{config.name}, seed {config.seed}",
+        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        simulated=simulated,
+        notes=notes,
+    )
     return Differential(out, samples, report, notes, done.failed)
 
 

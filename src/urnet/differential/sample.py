@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from urnet.differential.estimate import Reference, adjusted_count, check_confusion, classify_and_count, corrected_em, em
+from urnet.calibration.reference import Reference
+from urnet.differential.estimate import adjusted_count, check_confusion, classify_and_count, corrected_em, em
 from urnet.differential.interval import LEVEL, CountTest, adjusted_interval, em_interval
 
 GOAL = 0.02  # the intervals that `cells_needed` asks for reach this far to either side

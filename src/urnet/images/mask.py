@@ -2,8 +2,8 @@
 
 An unstained cell has neither a dark nucleus nor a brightness of its own, and on a smear its neighbours touch it, so
 that thresholds of brightness or texture merge it with them. What it does have is a closed outline about the crop's
-middle, along which the brightness rises, or falls, all the way round. Among all such outlines the strongest is found by
-dynamic programming over polar coordinates (after D. H. Ballard and C. M. Brown, "Computer Vision", 1982, section 4.5).
+middle, along which the brightness rises, or falls, all the way round. Of all such outlines the strongest is taken
+(`closed_path`).
 
 Over 200 cells each, the median overlap (intersection over union) with the truth was 0.94 on phantom crops of 48 px,
 0.95 at 128 px, and 0.92 (a tenth below 0.58) on PBC cells of 128 px under simulated destaining, whose truth was cut out
@@ -15,6 +15,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 
 from urnet.errors import ImageError
+from urnet.images.closed_path import closed_paths
 from urnet.images.read import MIN_EDGE
 
 ANGLES, RADII = 96, 64
@@ -29,9 +30,6 @@ DISC = 0.3
 
 SMOOTHING = 1 / 128
 """Standard deviation of the gradient's smoothing, as a share of the shorter edge; 0.7 px at least."""
-
-BEND = 0.05
-"""What an outline pays for each step inwards or outwards, in edge strengths."""
 
 ROUNDING = 1e-9
 """Edges below this share of the brightness are rounding."""
@@ -66,9 +64,10 @@ def cell_mask(crop: np.ndarray) -> tuple[np.ndarray, bool]:
     strongest = np.percentile(np.abs(edges), 99)
     if strongest > ROUNDING * np.abs(grey).max():
         edges = np.clip(edges / strongest, -1, 1)
-        rings = [_closed_path(signed) for signed in (edges, -edges)]  # bright outside, or dark
-        ring, strength = max(rings, key=lambda ring: ring[1])
-        if strength >= WEAKEST:
+        rings, strengths = closed_paths(np.stack([edges, -edges]))  # bright outside, or dark
+        best = strengths.argmax()
+        if strengths[best] >= WEAKEST:
+            ring = rings[best]
             angles = np.arange(ANGLES + 1) * 2 * np.pi / ANGLES
             outline = _radii(min(H, W))[np.append(ring, ring[0])]
             reach = np.interp(np.arctan2(rows, columns) % (2 * np.pi), angles, outline)  # (H, W)
@@ -97,30 +96,3 @@ def _outward_edges(grey: np.ndarray) -> np.ndarray:
         for order in ((1, 0), (0, 1))
     )
     return down * np.sin(angles) + right * np.cos(angles)
-
-
-def _closed_path(gain: np.ndarray) -> tuple[np.ndarray, float]:
-    """The path once round, at most one radius further in or out at each angle, along which the gain is greatest.
-
-    Two turns are made, and the middle one of their length kept, so that its end meets its beginning.
-
-    Args:
-        gain: (ANGLES, RADII).
-
-    Returns:
-        The index of the radius at each angle, (ANGLES,), and the mean gain.
-    """
-    A, R = gain.shape
-    total, came_from = gain[0], np.empty((2 * A, R), dtype=np.int64)
-    for step in range(1, 2 * A):
-        padded = np.pad(total, 1, constant_values=-np.inf)
-        moves = np.stack([padded[:-2] - BEND, total, padded[2:] - BEND])  # from one further in, the same, further out
-        best = moves.argmax(axis=0)
-        came_from[step] = np.arange(R) + best - 1
-        total = moves[best, np.arange(R)] + gain[step % A]
-    path = np.empty(2 * A, dtype=np.int64)
-    path[-1] = total.argmax()
-    for step in range(2 * A - 1, 0, -1):
-        path[step - 1] = came_from[step, path[step]]
-    ring = np.concatenate([path[A : A + A // 2], path[A // 2 : A]])
-    return ring, float(gain[np.arange(A), ring].mean())

@@ -12,6 +12,7 @@ import numpy as np
 from urnet.bundle import Model
 from urnet.calibration.calibration import Calibration
 from urnet.calibration.conformal import class_scores
+from urnet.calibration.reference import Reference
 from urnet.calibration.rejection import FALSE_REJECTION, fit_rejection
 from urnet.calibration.temperature import fit_temperature, probabilities
 from urnet.cells.table import Cells
@@ -115,18 +116,14 @@ def calibrate_model(
         trained.rows, trained.features, held_out.rows, held_out.features, trained.sizes, false_rejection, donors
     )
     judged = observed(test) if len(test) else held_out
-    K = len(model.classes)
-    decided = judged.logits.argmax(axis=1)
-    decided[np.array(rejection.reject(judged.rows, judged.features)) != ""] = K
-    confusion = np.zeros((K, K + 1), np.int64)
-    np.add.at(confusion, (judged.labels, decided), 1)
+    rejected = np.array(rejection.reject(judged.rows, judged.features)) != ""
     return Calibration(
         classes=model.classes,
         temperature=temperature,
         scores=tuple(class_scores(probabilities(held_out.logits, temperature), held_out.labels)),
         rejection=rejection,
-        confusion=confusion,
-        confusion_part="test" if len(test) else "validation",
+        reference=Reference(probabilities(judged.logits, temperature), judged.labels, rejected),
+        reference_part="test" if len(test) else "validation",
         parts={"train": len(train), "validation": len(held), "test": len(test)},
         false_rejection=false_rejection,
     )

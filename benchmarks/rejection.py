@@ -1,0 +1,230 @@
+"""What a calibrated run rejects: its own test part, cells of classes that it never had, things that are no cells.
+
+    python benchmarks/rejection.py RUN --unknown CELLS --out rejection.csv
+
+RUN is a finished run (`urnet train`, or `urnet calibrate`). CELLS is a table or folder; labels that are no classes of
+the run are unknown cells. Beside them stand, drawn here with a fixed seed: phantom red cells, platelets and fragments;
+empty spots; phantom white cells; noise; and the run's own test cells, spoiled. Each line gives the area under the ROC
+curve of the rejection score against the test part, with a 95 % interval, the share rejected, and the commonest reason.
+
+    python benchmarks/rejection.py RUN --unknown CELLS --distances
+
+compares ways to measure the distance from the training cells on the same things: the Mahalanobis distance (one
+Gaussian, or one for each class) and the distance to the tenth nearest training cell (Sun et al., ICML 2022), in the
+features of each depth, in the last layer's, and as the largest over all depths.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.ndimage import gaussian_filter
+from sklearn.metrics import roc_auc_score
+
+from urnet.bundle import Model
+from urnet.calibration.distance import fit_distance
+from urnet.cells.table import Cells, read_cells
+from urnet.evaluation.evaluate import evaluate
+from urnet.images.optics import brightfield, draw_imaging
+from urnet.images.phantom import CROP_UM, FREQUENCY, Canvas, draw_crop, paint_bystander
+from urnet.nets.features import caught_inputs, last_layer
+from urnet.training.run import Run
+
+COUNT = 100
+NEIGHBOUR = 10
+
+
+def main() -> None:
+    """Print a table, and write it if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--unknown", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--distances", action="store_true")
+    arguments = parser.parse_args()
+    run = Run.open(arguments.run)
+    model = run.load_model()
+    known = model.read(run.cells().part("test"))
+    things = {name: images for name, images in spoiled(known).items() if len(images)}
+    if model.config.channels == 1 and model.config.scaling.dtype == "uint8":
+        things = drawn(model) | things
+    if arguments.unknown is not None:
+        things = unknown_cells(model, read_cells(arguments.unknown)) | things
+    if arguments.distances:
+        table = distances(run, model, known, things)
+    else:
+        table = rejections(model, known, things)
+        print_trust(run)
+    print(table.to_string(index=False, float_format="{:.3f}".format))
+    if arguments.out is not None:
+        table.to_csv(arguments.out, index=False, lineterminator="\n")
+
+
+def unknown_cells(model: Model, cells: Cells) -> dict[str, np.ndarray]:
+    """Some cells of each label that is no class of the model, (N, C, S, S) raw counts each."""
+    found = {}
+    for label in sorted(set(cells.table["label"]) - set(model.classes)):
+        index = np.random.default_rng(0).permutation(np.flatnonzero(cells.table["label"] == label))[: 2 * COUNT]
+        found[f"unknown: {label}"] = model.read(cells.where(np.isin(np.arange(len(cells)), index)))
+    return found
+
+
+def drawn(model: Model) -> dict[str, np.ndarray]:
+    """Grey phantoms of what is no cell, and of cells, under all imaging conditions of the simulation."""
+    rng, edge = np.random.default_rng(0), 128
+
+    def scene(paint: Callable[[Canvas], None]) -> np.ndarray:
+        canvas, imaging = Canvas(edge, edge), draw_imaging(rng)
+        paint(canvas)
+        return model.fit(_bytes(brightfield(canvas.phase, canvas.density, imaging, rng)))
+
+    def bystander(canvas: Canvas) -> None:
+        canvas.add(paint_bystander(rng, CROP_UM / edge), edge // 2, edge // 2)
+
+    def cell(index: int) -> np.ndarray:
+        label = list(FREQUENCY)[index % 3]
+        return model.fit(draw_crop(label, 0, index % 8, index, edge).image)
+
+    return {
+        "red cell, platelet or fragment (phantom)": np.stack([scene(bystander) for _ in range(COUNT)]),
+        "empty spot (phantom)": np.stack([scene(lambda canvas: None) for _ in range(COUNT)]),
+        "white cell (phantom)": np.stack([cell(index) for index in range(COUNT)]),
+        "noise": np.stack([model.fit(_bytes(0.5 + 0.15 * rng.standard_normal((edge, edge)))) for _ in range(COUNT)]),
+    }
+
+
+def spoiled(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Test cells (N, C, S, S), made worse in one way each; 8 bits are assumed to go from 0 to 255."""
+    rng = np.random.default_rng(0)
+    top = 255.0 if images.dtype == np.uint8 else float(images.max())
+    shares = images[rng.permutation(len(images))[:COUNT]] / top
+    edge = shares.shape[-1]
+    slope = np.linspace(-0.3, 0.3, edge)[:, None]
+
+    def counts(values: np.ndarray) -> np.ndarray:
+        clipped = top * np.clip(values, 0, 1)
+        return clipped.astype(images.dtype) if images.dtype.kind == "f" else np.rint(clipped).astype(images.dtype)
+
+    return {
+        "blurred by 2 % of the edge": counts(gaussian_filter(shares, (0, 0, 0.02 * edge, 0.02 * edge))),
+        "blurred by 4 % of the edge": counts(gaussian_filter(shares, (0, 0, 0.04 * edge, 0.04 * edge))),
+        "half as bright": counts(0.5 * shares),
+        "half again as bright": counts(1.5 * shares),
+        "illumination ramp of 60 %": counts(shares * (1 + slope)),
+        "noise of 10 % added": counts(shares + 0.1 * rng.standard_normal(shares.shape)),
+    }
+
+
+def _bytes(image: np.ndarray) -> np.ndarray:
+    return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
+
+
+def look(model: Model, images: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Features (N, F) of all depths, and how many there are at each."""
+    batches = list(model.outputs(model.config.scaling.apply(images)))
+    return np.concatenate([outputs.features for outputs in batches]), batches[0].sizes
+
+
+def rejections(model: Model, known: np.ndarray, things: dict[str, np.ndarray]) -> pd.DataFrame:
+    """A row a thing: AUROC against the test part, share rejected, commonest reason."""
+    rejection, rng = model.calibration.rejection, np.random.default_rng(0)
+
+    def judged(images: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        rows, features = model.measures(images), look(model, images)[0]
+        return rejection.score(rows, features), rejection.reject(rows, features)
+
+    ours, reasons = judged(known)
+    rows = [("the run's own test part", len(known), np.nan, np.nan, np.nan, *_told(reasons))]
+    for name, images in things.items():
+        theirs, reasons = judged(images)
+        value, replicates = _auroc(ours, theirs), []
+        for _ in range(500):
+            replicates.append(_auroc(rng.choice(ours, len(ours)), rng.choice(theirs, len(theirs))))
+        rows.append((name, len(images), value, *np.quantile(replicates, [0.025, 0.975]), *_told(reasons)))
+    return pd.DataFrame(rows, columns=["what", "images", "auroc", "low", "high", "rejected", "commonest reason"])
+
+
+def _told(reasons: list[str]) -> tuple[float, str]:
+    found = Counter(reason for reason in reasons if reason)
+    return sum(found.values()) / len(reasons), found.most_common(1)[0][0] if found else ""
+
+
+def _auroc(known: np.ndarray, unknown: np.ndarray) -> float:
+    return float(roc_auc_score([0] * len(known) + [1] * len(unknown), np.concatenate([known, unknown])))
+
+
+def print_trust(run: Run) -> None:
+    """What the evaluation of the test part says of temperature, sets and rejection."""
+    trust = evaluate(run).metrics["calibration"]
+    for name, figure in (
+        ("calibration error before", trust["expected_calibration_error"]["before"]),
+        ("calibration error after", trust["expected_calibration_error"]["after"]),
+        ("coverage of 90 % sets", trust["sets"]["covered"]),
+        *((f"  {label}", figure) for label, figure in trust["sets"]["per_class"].items()),
+        ("mean size of the sets", trust["sets"]["mean_size"]),
+        ("false rejection", trust["rejection"]["rejected"]),
+        *((f"  {label}", figure) for label, figure in trust["rejection"]["per_class"].items()),
+    ):
+        low, high = figure["interval"] or (np.nan, np.nan)
+        print(f"{name:28s} {figure['value']:.3f} [{low:.3f}, {high:.3f}]")
+    print(f"temperature {trust['temperature'][0]:.2f}\n")
+
+
+def distances(run: Run, model: Model, known: np.ndarray, things: dict[str, np.ndarray]) -> pd.DataFrame:
+    """AUROC of each thing (columns) for each way to measure the distance (rows)."""
+    train = run.cells().part("train")
+    images, labels = model.read(train), train.labels
+    all_depths, last = {}, {}
+    for name, part in {"train": images, "known": known, **things}.items():
+        with caught_inputs(last_layer(model.joint.classifier)) as caught:
+            all_depths[name], sizes = look(model, part)
+        last[name] = torch.cat([x.flatten(1) for x in caught]).cpu().numpy()
+    ends = np.cumsum(sizes)[:-1]
+    depths = [{name: np.split(x, ends, axis=1)[d] for name, x in all_depths.items()} for d in range(len(sizes))]
+    spaces = {**{f"map {d + 1}": depth for d, depth in enumerate(depths)}, "last layer": last}
+    rows = []
+    for kind, measure in (("one Gaussian", _gaussian), ("Gaussian a class", _gaussians), ("neighbour", _neighbour)):
+        logs = {space: measure(features, labels) for space, features in spaces.items()}
+        for space, found in logs.items():
+            rows.append((kind, space, *(_auroc(found["known"], found[name]) for name in things)))
+        maps = [found for space, found in logs.items() if space != "last layer"]
+        for space, found in (("largest of the maps", maps), ("largest of all", list(logs.values()))):
+            largest = {name: np.max([_standard(one)[name] for one in found], axis=0) for name in ("known", *things)}
+            rows.append((kind, space, *(_auroc(largest["known"], largest[name]) for name in things)))
+    return pd.DataFrame(rows, columns=["distance", "features", *things])
+
+
+def _standard(logs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: (x - logs["train"].mean()) / logs["train"].std() for name, x in logs.items()}
+
+
+def _gaussian(features: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
+    fitted = fit_distance(features["train"], [features["train"].shape[1]])
+    return {name: fitted.measure(x) for name, x in features.items()}
+
+
+def _gaussians(features: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
+    """The nearest class's, with one covariance for all of them."""
+    train = features["train"]
+    means = [train[labels == k].mean(axis=0) for k in np.unique(labels)]
+    within = fit_distance(train - np.stack(means)[np.unique(labels, return_inverse=True)[1]], [train.shape[1]])
+    return {name: np.min([within.measure(x - mean) for mean in means], axis=0) for name, x in features.items()}
+
+
+def _neighbour(features: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Logarithm of the distance to the tenth nearest training cell, of features of length 1."""
+    unit = {name: x / np.linalg.norm(x, axis=1, keepdims=True) for name, x in features.items()}
+    found = {}
+    for name, x in unit.items():
+        near = np.sqrt(np.maximum(2 - 2 * x @ unit["train"].T, 1e-12))
+        near.partition(NEIGHBOUR, axis=1)
+        found[name] = np.log(near[:, : NEIGHBOUR + (name == "train")].max(axis=1))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What of a field is signal: its deviation from the background, and the energy of that.
+
+Cells without stain are neither darker nor brighter than their surroundings, but less even, so that what tells them from
+the background is the local energy of the brightness: edges, rings, granules and shading all raise it, ramps do not.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Read = Callable[[int, int, int, int], np.ndarray]
+"""Gives the pixels of (top, left, height, width) of a field: (h, w) or (h, w, 3)."""
+
+Window = tuple[int, int, int, int]
+"""Top, left, height and width in px of a reduced field."""
+
+BLOCK = 8
+"""Edge of the blocks whose medians give the background, px."""
+
+STRONG = 2.5
+"""Least mean energy of a cell, in thresholds."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What stands out of a region.
+
+    Args:
+        deviation: smoothed brightness above or below the background, (h, w).
+        energy: of that, (h, w).
+        glow: deviation of the nuclear channel, (h, w); None without one.
+    """
+
+    deviation: np.ndarray
+    energy: np.ndarray
+    glow: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A field reduced by a whole number, and the noise in it.
+
+    Args:
+        read: the brightfield.
+        nuclei: the nuclear channel.
+        full: height and width of the field, px.
+        fold: by how much it is reduced.
+        threshold: of the energy.
+        noise: standard deviation of the smoothed brightness in the background.
+        nuclear: threshold of the nuclear channel's brightness above its background.
+        known: the signal of windows that were searched before.
+    """
+
+    read: Read
+    nuclei: Read | None
+    full: tuple[int, int]
+    fold: int = 1
+    threshold: float = 0.0
+    noise: float = 0.0
+    nuclear: float = np.inf
+    known: Mapping[Window, Signal] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return -(-self.full[0] // self.fold), -(-self.full[1] // self.fold)
+
+    def signal(self, window: Window) -> Signal:
+        """What stands out of a window."""
+        if window in self.known:
+            return self.known[window]
+        deviation = _deviation(self._region(self.read, *window))
+        glow = None if self.nuclei is None else _deviation(self._region(self.nuclei, *window))
+        return Signal(deviation, _energy(deviation), glow)
+
+    def evidence(self, signal: Signal) -> tuple[np.ndarray, np.ndarray]:
+        """Energy of both channels, and of the brightfield alone, in thresholds.
+
+        A nucleus counts up to a little more than makes a cell, so that a cell seen in brightfield keeps its own shape.
+        """
+        bright = signal.energy / self.threshold
+        if signal.glow is None:
+            return bright, bright
+        return np.maximum(bright, np.clip(signal.glow / self.nuclear, 0, 1.2 * STRONG)), bright
+
+    def _region(self, read: Read, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """Brightness of a region of the reduced field, (height, width), float32; NaN where there are no numbers."""
+        grey = np.empty((height, width), np.float32)
+        rows = max(1, 1024 // self.fold)  # a strip at a time, so that a large fold needs no more memory
+        for start in range(0, height, rows):
+            count = min(rows, height - start)
+            grey[start : start + count] = self._strip(read, top + start, left, count, width)
+        return grey
+
+    def _strip(self, read: Read, top: int, left: int, height: int, width: int) -> np.ndarray:
+        (H, W), n = self.full, self.fold
+        down, right = min((top + height) * n, H) - top * n, min((left + width) * n, W) - left * n
+        pixels = np.asarray(read(top * n, left * n, down, right))
+        grey = pixels.mean(axis=2, dtype=np.float32) if pixels.ndim == 3 else pixels.astype(np.float32)
+        if not np.isfinite(grey).all():
+            grey[~np.isfinite(grey)] = np.nan
+        if n == 1:
+            return grey
+        grey = np.pad(grey, ((0, height * n - down), (0, width * n - right)), mode="edge")
+        return grey.reshape(height, n, width, n).mean(axis=(1, 3))
+
+
+def _background(grey: np.ndarray) -> np.ndarray:
+    """Level about each pixel: the median of medians over some three cells, so that cells do not raise it."""
+    from scipy.ndimage import distance_transform_edt, gaussian_filter, median_filter, zoom
+
+    H, W = grey.shape
+    h, w = -(-H // BLOCK), -(-W // BLOCK)
+    padded = np.pad(grey, ((0, h * BLOCK - H), (0, w * BLOCK - W)), mode="edge")
+    blocks = padded.reshape(h, BLOCK, w, BLOCK).swapaxes(1, 2).reshape(h, w, -1)
+    if np.isnan(grey).any():
+        empty = np.isnan(blocks).all(axis=2)
+        if empty.all():
+            return np.zeros_like(grey)
+        blocks[empty] = 0
+        level = np.nanmedian(blocks, axis=2)
+        nearest = distance_transform_edt(empty, return_distances=False, return_indices=True)
+        level = level[tuple(nearest)]
+    else:
+        level = np.median(blocks, axis=2)
+    level = gaussian_filter(median_filter(level, 9, mode="nearest"), 1.5, mode="nearest")
+    return zoom(level, BLOCK, order=1, mode="nearest", grid_mode=True)[:H, :W]
+
+
+def _deviation(grey: np.ndarray) -> np.ndarray:
+    """Smoothed brightness above or below the background; 0 where there are no numbers."""
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(np.nan_to_num(grey - _background(grey), nan=0.0), 1.0)
+
+
+def _energy(deviation: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(deviation * deviation, 1.5)
