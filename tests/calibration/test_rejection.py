@@ -117,3 +117,23 @@ def test_three_cells_are_enough_to_fit():
     rejection = fit_rejection(rows[:2], features[:2], rows[2:], features[2:], SIZES)
     assert rejection.p_values(rows, features).shape == (3, len(CHECKS) - 2)
     assert rejection.reject([rows[0] | {"brightness": 3.0}], features[:1]) != [""]
+
+
+def test_a_new_donor_is_rejected_about_as_often_as_stated_where_donors_are_known():
+    """Donors differ by more than their cells do, and nine of them do not show how far."""
+
+    def slides(seed: int, count: int) -> tuple[list[dict[str, float]], np.ndarray, list[str]]:
+        rows, features = good(60 * count, seed)
+        shifts = np.random.default_rng(seed + 1).normal(0, 0.15, count)
+        moved = [row | {"brightness": row["brightness"] + shifts[i // 60]} for i, row in enumerate(rows)]
+        return moved, 0.3 * features, [f"d{i // 60}" for i in range(len(rows))]
+
+    by_donor, by_cell = [], []
+    for seed in range(10):
+        rows, features, donors = slides(seed, 12)
+        new = slides(1000 + seed, 20)[:2]
+        for shares, known in ((by_donor, donors), (by_cell, ())):
+            rejection = fit_rejection(rows[:600], features[:600], rows[600:], features[600:], SIZES, 0.02, known)
+            shares.append(np.mean([reason != "" for reason in rejection.reject(*new)]))
+    assert 0.005 < np.mean(by_donor) < 0.04
+    assert np.mean(by_cell) > 1.4 * np.mean(by_donor)

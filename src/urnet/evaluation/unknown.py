@@ -33,7 +33,8 @@ def rejection_auroc(
 
     Args:
         run: a calibrated run.
-        unknown: cells with any labels; those of the run's classes are passed over.
+        unknown: cells with any labels; those of the run's classes are passed over, and where donors are known, those of
+            the training's donors, if others are left: a new donor's cells look stranger, as the test part's do.
         replicates: of the bootstrap, which draws source images (donors where enough are known) of both kinds.
         level: coverage of the intervals.
         progress: called with what is done and the share of it.
@@ -56,6 +57,9 @@ def rejection_auroc(
     strange = unknown.where(~unknown.table["label"].isin({*model.classes, *merged}))
     if not len(strange):
         raise CellsError(f"all labels given are classes of {run.folder}; give cells that its training never had")
+    if "donor" in strange.table:
+        fresh = ~strange.table["donor"].isin({*run.donors("train"), *run.donors("validation")})
+        strange = strange.where(fresh) if fresh.any() else strange
     known = run.cells().part("test")
     if not len(known):
         raise CellsError(f"{run.folder}: no cells in the test part to compare with")

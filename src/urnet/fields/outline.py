@@ -1,4 +1,4 @@
-"""Outlines of cells whose middles are known, many at once.
+"""Outlines of a field's cells whose middles are known, many at once, and how neighbours share pixels by them.
 
 A cell without stain shows a closed outline along which the brightness rises, or falls, all the way round (as in
 `images.mask`, which does this for one centred crop). Blur weakens that edge until the rim of the shaded inside is the
@@ -6,15 +6,16 @@ stronger one; what the cell does to the background still reaches just beyond its
 """
 
 import numpy as np
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import gaussian_filter1d, map_coordinates
+
+from urnet.fields.pieces import Piece
+from urnet.fields.signal import STRONG
+from urnet.images.closed_path import closed_paths
 
 ANGLES, RADII = 64, 56
 
 NEAREST, FARTHEST = 0.5, 1.5
 """Least and greatest distance of an outline from the middle, in first guesses of the radius."""
-
-BEND = 0.05
-"""What an outline pays for each step inwards or outwards, in edge strengths."""
 
 REACH = np.arange(1.1, 2.2, 0.05)
 """Where beyond an outline the cell's trace is looked for, in its radii."""
@@ -27,6 +28,9 @@ SHADED = 1.38
 
 SURE = 4.0
 """Least trace, in standard deviations of the noise's mean along the outline."""
+
+RINGS = 4
+"""Rings from a particle's middle to its outline in which its shading is compared with others'."""
 
 
 def outlines(
@@ -73,28 +77,49 @@ def outlines(
     return outline * np.where(end > SHADED, end / HALO, 1.0)[:, None], strength
 
 
-def closed_paths(gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The path once round, at most one radius further in or out at each angle, along which the gain is greatest.
+def share_pixels(
+    pieces: list[Piece], deviation: np.ndarray, bright: np.ndarray, noise: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Trace every piece's outline: owner of each pixel (H, W), looks (N, 1 + RINGS) and roundness (N,)."""
+    owner = np.zeros(deviation.shape, np.int32)
+    middles, seen = [], []
+    for number, piece in enumerate(pieces, 1):
+        owner[piece.box][piece.mask] = number
+        middles.append(np.argwhere(piece.mask).mean(axis=0) + np.array([piece.top, piece.left]))
+        seen.append(bright[piece.box][piece.mask].mean() >= STRONG)
+    guesses = np.sqrt([piece.area / np.pi for piece in pieces])
+    traced, strength = outlines(deviation, owner, np.array(middles), guesses, noise)
+    traced = gaussian_filter1d(traced, 1.0, axis=1, mode="wrap")  # (N, ANGLES)
 
-    Two turns are made, and the middle one of their length kept, so that its end meets its beginning.
+    nearest = np.full(deviation.shape, 1.0, np.float32)  # distance to the owner's middle as a share of its outline's
+    owner = np.zeros_like(owner)
+    angles = np.arange(ANGLES + 1) * 2 * np.pi / ANGLES
+    H, W = owner.shape
+    for number, (piece, (y, x), ring) in enumerate(zip(pieces, middles, traced, strict=True), 1):
+        if seen[number - 1]:
+            reach = int(np.ceil(ring.max())) + 1
+            top, left = max(0, int(y) - reach), max(0, int(x) - reach)
+            box = (slice(top, min(H, int(y) + reach + 2)), slice(left, min(W, int(x) + reach + 2)))
+            rows, columns = np.ogrid[box]
+            limit = np.interp(np.arctan2(rows - y, columns - x) % (2 * np.pi), angles, np.append(ring, ring[0]))
+            share = np.hypot(rows - y, columns - x) / limit
+        else:
+            box = piece.box
+            share = np.where(piece.mask, 0.5, 2.0)
+        closer = share <= nearest[box]
+        nearest[box][closer] = share[closer]
+        owner[box][closer] = number
 
-    Args:
-        gain: (N, A, R) for N cells, A angles and R radii.
-
-    Returns:
-        The index of the radius at each angle, (N, A), and the mean gain, (N,).
-    """
-    N, A, R = gain.shape
-    total, came_from = gain[:, 0], np.zeros((2 * A, N, R), dtype=np.int8)
-    for step in range(1, 2 * A):
-        padded = np.pad(total, ((0, 0), (1, 1)), constant_values=-np.inf)
-        moves = np.stack([padded[:, :-2] - BEND, total, padded[:, 2:] - BEND])  # from further in, the same, further out
-        came_from[step] = moves.argmax(axis=0) - 1
-        total = moves.max(axis=0) + gain[:, step % A]
-    cells = np.arange(N)
-    path = np.empty((2 * A, N), dtype=np.int64)
-    path[-1] = total.argmax(axis=1)
-    for step in range(2 * A - 1, 0, -1):
-        path[step - 1] = path[step] + came_from[step, cells, path[step]]
-    ring = np.concatenate([path[A : A + A // 2], path[A // 2 : A]]).T  # (N, A)
-    return ring, np.take_along_axis(gain, ring[:, :, None], axis=2)[:, :, 0].mean(axis=1)
+    looks = np.full((len(pieces) + 1, 1 + RINGS), np.nan)
+    looks[1:, 0] = np.log(np.maximum(strength, 1e-30))
+    ring = np.minimum((nearest * RINGS).astype(np.int64), RINGS - 1)
+    counts, sums = (
+        np.bincount((owner * RINGS + ring).ravel(), weights, looks[:, 1:].size).reshape(-1, RINGS)
+        for weights in (None, deviation.ravel())
+    )
+    looks[:, 1:] = np.divide(sums, counts, out=looks[:, 1:].copy(), where=counts > 0)
+    looks[1:][~np.array(seen)] = np.nan
+    turned = np.roll(traced, -1, axis=1)
+    area = 0.5 * np.sin(2 * np.pi / ANGLES) * (traced * turned).sum(axis=1)
+    sides = np.sqrt(traced**2 + turned**2 - 2 * traced * turned * np.cos(2 * np.pi / ANGLES))
+    return owner, looks[1:], np.minimum(1, 4 * np.pi * area / sides.sum(axis=1) ** 2)

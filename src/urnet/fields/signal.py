@@ -49,7 +49,7 @@ class Reduced:
         threshold: of the energy.
         noise: standard deviation of the smoothed brightness in the background.
         nuclear: threshold of the nuclear channel's brightness above its background.
-        known: the signal of windows that were searched before.
+        known: the signal of windows that were read before.
     """
 
     read: Read
@@ -63,6 +63,7 @@ class Reduced:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Height and width of the reduced field, px."""
         return -(-self.full[0] // self.fold), -(-self.full[1] // self.fold)
 
     def signal(self, window: Window) -> Signal:
@@ -122,7 +123,8 @@ def _background(grey: np.ndarray) -> np.ndarray:
         nearest = distance_transform_edt(empty, return_distances=False, return_indices=True)
         level = level[tuple(nearest)]
     else:
-        level = np.median(blocks, axis=2)
+        middle = BLOCK * BLOCK // 2  # sorting so few values takes a tenth of the time of np.median
+        level = np.sort(blocks, axis=2)[:, :, middle - 1 : middle + 1].mean(axis=2)
     level = gaussian_filter(median_filter(level, 9, mode="nearest"), 1.5, mode="nearest")
     return zoom(level, BLOCK, order=1, mode="nearest", grid_mode=True)[:H, :W]
 

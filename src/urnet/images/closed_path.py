@@ -1,7 +1,7 @@
 """The strongest closed path about a middle, by dynamic programming over polar coordinates.
 
-After D. H. Ballard and C. M. Brown, "Computer Vision", 1982, section 4.5. The outline of one centred cell (`images.mask`)
-and those of a field's cells (`fields.outline`) are such paths along edges.
+After D. H. Ballard and C. M. Brown, "Computer Vision", 1982, section 4.5. The outline of one centred cell (in `mask`)
+and those of a field's cells (in `fields.outline`) are such paths, along edges.
 """
 
 import numpy as np
