@@ -1,6 +1,10 @@
 """From fields or crops to counts: `urnet differential` as a whole."""
 
 import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -101,14 +105,79 @@ def test_a_sample_of_three_cells_says_how_little_that_is(run, counted, tmp_path)
     assert sample.warnings
 
 
-def test_fields_without_cells_are_no_count(run, tmp_path):
-    (tmp_path / "blank").mkdir()
-    tifffile.imwrite(tmp_path / "blank" / "a.tif", np.full((300, 300), 900, np.uint16), photometric="minisblack")
+def blank_field(folder, name="a.tif"):
+    folder.mkdir(exist_ok=True)
+    tifffile.imwrite(folder / name, np.full((300, 300), 900, np.uint16), photometric="minisblack")
+    return folder
+
+
+def test_fields_without_cells_are_a_count_of_none(run, tmp_path):
+    fields = blank_field(tmp_path / "blank")
     with pytest.raises(CellsError, match="pixel size is not known"):
-        count_cells(run.folder, tmp_path / "blank", tmp_path / "out")
-    (tmp_path / "blank" / "fields.csv").write_text("field,pixel_size_um\na.tif,0.625\n", encoding="utf-8")
-    with pytest.raises(CellsError, match="no cells were found"):
-        count_cells(run.folder, tmp_path / "blank", tmp_path / "out2")
+        count_cells(run.folder, fields, tmp_path / "out")
+    (fields / "fields.csv").write_text("field,pixel_size_um\na.tif,0.625\n", encoding="utf-8")
+    done = count_cells(run.folder, fields, tmp_path / "out2")
+    assert [(sample.name, sample.cells) for sample in done.samples] == [("blank", 0)]
+    assert "no cells: there is nothing to count" in done.samples[0].warnings[-1]
+    assert "there is nothing to count" in done.report.read_text(encoding="utf-8")
+    assert len(pd.read_csv(tmp_path / "out2" / "predictions.csv")) == 0
+
+
+def test_a_donor_without_cells_is_not_forgotten(run, tmp_path):
+    fields = write_fields(tmp_path / "fields", [0], 1)
+    blank_field(fields, "b.tif")
+    table = pd.read_csv(fields / "fields.csv", dtype=str, keep_default_na=False)
+    table.loc[1] = table.loc[0].replace({"d0.tif": "b.tif", "d0": "d9", "n_d0.tif": ""})
+    table.to_csv(fields / "fields.csv", index=False)
+    done = count_cells(run.folder, fields, tmp_path / "out")
+    assert {sample.name: sample.cells > 0 for sample in done.samples} == {"d0": True, "d9": False}
+
+
+def test_a_folder_of_fields_is_told_from_crops_wherever_one_stands(run, tmp_path, monkeypatch):
+    pixels = draw_field(1, 0, 0, shape=(300, 300), cells=6, crop=EDGE).brightfield
+    (tmp_path / "new").mkdir()
+    unit = {"resolution": (1e4 / 0.625,) * 2, "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "new" / "a.tif", pixels, photometric="minisblack", **unit)
+    monkeypatch.chdir(tmp_path)
+    done = count_cells(run.folder, Path("new"), Path("count"))
+    assert done.samples[0].cells == len(pd.read_csv("count/cells/cells.csv"))
+    table = pd.read_csv("count/predictions.csv")
+    assert table["path"].str.startswith("count/cells/cells/").all()
+    assert all(Path(path).is_file() for path in table["path"])
+
+
+def test_nothing_half_made_is_left(run, fields, tmp_path):
+    def stop(what, share):
+        if what == "classify":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        count_cells(run.folder, fields, tmp_path / "out", progress=stop)
+    assert list(tmp_path.iterdir()) == []
+    shutil.copy(fields / "d0.tif", tmp_path / "d0.tif")
+    with pytest.raises(CellsError, match="lies in the folder of the fields"):
+        count_cells(run.folder, tmp_path, tmp_path / "out")
+
+
+def test_fields_of_another_depth_say_so_and_leave_nothing(run, tmp_path):
+    fields = write_fields(tmp_path / "fields", [0], 1)
+    pixels = (tifffile.imread(fields / "d0.tif") >> 4).astype(np.uint8)
+    tifffile.imwrite(fields / "d0.tif", pixels, photometric="minisblack")
+    with pytest.raises(CellsError, match=r"none of its .* could be used; .*uint8 pixels, but the model was trained on"):
+        count_cells(run.folder, fields, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_fields_with_nuclei_counts_fields_without(run, tmp_path):
+    model = Model.load(run.folder)
+    model.cropping = replace(model.cropping, nuclei="*_dapi.tif", nuclei_channel="DAPI", channel="BF", scene="Well 3")
+    model.save(tmp_path / "bundle")
+    fields = write_fields(tmp_path / "fields", [0], 1)
+    table = pd.read_csv(fields / "fields.csv").drop(columns="nuclei")
+    table.to_csv(fields / "fields.csv", index=False)
+    done = count_cells(tmp_path / "bundle", fields, tmp_path / "out")
+    assert done.samples[0].cells > 0
+    assert any("found in brightfield alone" in note for note in done.notes)
 
 
 def test_what_cannot_be_counted_is_refused(run, trained, fields, tmp_path):
@@ -132,3 +201,32 @@ def test_another_kind_of_cell_is_mostly_rejected(run, tmp_path):
         tifffile.imwrite(tmp_path / "junk" / f"{number}.tif", pixels, photometric="minisblack")
     sample = count_cells(run.folder, tmp_path / "junk", tmp_path / "out").samples[0]
     assert sum(sample.rejected.values()) >= 11
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_names_that_are_no_unicode_are_counted(run, counted, tmp_path):
+    crop = next((counted.folder / "cells" / "cells").rglob("*.tif"))
+    (tmp_path / "crops").mkdir()
+    try:
+        shutil.copy(crop, os.fsencode(tmp_path / "crops") + b"/z\xe4.tif")
+    except OSError:
+        pytest.skip("the file system takes only Unicode")
+    assert count_cells(run.folder, tmp_path / "crops", tmp_path / "out").samples[0].cells == 1
+
+
+def test_a_table_of_neither_cells_nor_fields_is_refused(run, tmp_path):
+    (tmp_path / "a.csv").write_text("file,donor\na.tif,d\n", encoding="utf-8")
+    with pytest.raises(CellsError, match="no column 'path'"):
+        count_cells(run.folder, tmp_path / "a.csv", tmp_path / "out")
+
+
+def test_images_that_could_not_be_used_are_on_the_page(run, counted, tmp_path):
+    table = pd.read_csv(counted.folder / "cells" / "cells.csv", dtype=str, keep_default_na=False)[:4]
+    table["path"] = [(counted.folder / "cells" / path).as_posix() for path in table["path"]]
+    table.loc[:, "donor"] = ["d0", "d0", "d1", "d1"]
+    table.loc[2:, "path"] = "gone.tif"
+    table[["path", "donor"]].to_csv(tmp_path / "some.csv", index=False)
+    done = count_cells(run.folder, tmp_path / "some.csv", tmp_path / "out")
+    assert {sample.name: sample.cells for sample in done.samples} == {"d0": 2, "d1": 0}
+    assert done.failed == 2
+    assert "2 image(s) could not be used" in done.report.read_text(encoding="utf-8")

@@ -196,3 +196,68 @@ def test_nothing_is_overwritten(fields, tmp_path):
     with pytest.raises(CellsError, match="nothing is overwritten"):
         crop_fields(fields / "a.tif", tmp_path, Cropping(size=EDGE))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_labels_that_cannot_be_are_refused(fields, tmp_path):
+    for line, message in (
+        ("a.tif,9000,20,monocyte", r"line 2: x 9000, y 20 lies outside a\.tif, which is 420 x 380 px"),
+        ("a.tif,-3,20,monocyte", "lies outside"),
+        ("a.tif,30,20,monocyte\na.tif,30,20,lymphocyte", "labelled monocyte and lymphocyte"),
+        ('a.tif,"30,5",20,monocyte', "with a point"),
+    ):
+        table = tmp_path / "labels.csv"
+        table.write_text(f"field,x,y,label\n{line}\n", encoding="utf-8")
+        with pytest.raises(CellsError, match=message):
+            crop_fields(fields / "a.tif", tmp_path / "out", Cropping(size=EDGE), labels=table)
+
+
+def test_labels_that_no_cell_takes_are_said(fields, scene, tmp_path):
+    truth = pd.read_csv(fields / "truth.csv")
+    # The corner farthest from all cells, and a field of another batch.
+    corners = [(1, 1), (418, 1), (1, 378), (418, 378)]
+    x, y = max(corners, key=lambda at: min(np.hypot(at[0] - c.x, at[1] - c.y) for c in scene.cells))
+    truth.loc[len(truth)] = {"field": "a.tif", "x": x, "y": y, "label": "monocyte"}
+    truth.loc[len(truth)] = {"field": "z.tif", "x": 5, "y": 5, "label": "monocyte"}
+    truth.to_csv(tmp_path / "labels.csv", index=False)
+    done = crop_fields(fields / "a.tif", tmp_path / "out", Cropping(size=EDGE), labels=tmp_path / "labels.csv")
+    assert any("labelled positions lie on no cell that was found" in note for note in done.notes)
+    assert "1 labelled positions are in fields that are not here." in done.notes
+
+
+def test_a_width_that_no_crop_can_have_is_refused_before_memory_is_full(fields, tmp_path):
+    for width in (1e9, 0.001):
+        with pytest.raises(CellsError, match=r"a crop shows 8 to 4096"):
+            crop_fields(fields / "a.tif", tmp_path / "out", Cropping(size=EDGE, width_um=width))
+
+
+def test_the_pixel_size_is_that_of_the_scene(scene, tmp_path):
+    with tifffile.TiffWriter(tmp_path / "s.ome.tif", ome=True) as file:
+        for pixel in (2.0, PIXEL):
+            about = {"axes": "YX", "PhysicalSizeX": pixel, "PhysicalSizeY": pixel}
+            file.write(scene.brightfield, metadata=about, photometric="minisblack")
+    done = crop_fields(tmp_path / "s.ome.tif", tmp_path / "out", Cropping(size=EDGE, scene="1"))
+    assert done.cropping.pixel_um == pytest.approx(PIXEL, rel=1e-4)
+
+
+def test_an_empty_spot_of_another_camera_area_is_refused(fields, tmp_path):
+    write(tmp_path / "binned.tif", np.full((190, 210), 900, np.uint16))
+    write(tmp_path / "half.tif", np.full((380, 210), 900, np.uint16))
+    how = Cropping(size=EDGE)
+    crop_fields(fields / "a.tif", tmp_path / "out", how, flat=tmp_path / "binned.tif")
+    with pytest.raises(ImageError, match="same camera area"):
+        crop_fields(fields / "a.tif", tmp_path / "out2", how, flat=tmp_path / "half.tif")
+    with pytest.raises(CellsError, match="--light none"):
+        crop_fields(fields / "a.tif", tmp_path / "out3", Cropping(light="none"), flat=tmp_path / "binned.tif")
+
+
+def test_crops_are_not_written_among_the_fields(fields):
+    with pytest.raises(CellsError, match="would be taken for fields"):
+        crop_fields(fields, fields / "cells", Cropping(size=EDGE))
+    assert not (fields / "cells").exists()
+
+
+def test_fields_of_two_depths_are_noticed(scene, tmp_path):
+    write(tmp_path / "in" / "a.tif", scene.brightfield)
+    write(tmp_path / "in" / "b.tif", (scene.brightfield >> 4).astype(np.uint8))
+    done = crop_fields(tmp_path / "in", tmp_path / "out", Cropping(size=EDGE))
+    assert any("uint16 and uint8" in note for note in done.notes)

@@ -60,7 +60,8 @@ def run(arguments: list[str]) -> int:
     except MemoryError:
         return complain("memory is full; use fewer or smaller images, a smaller batch or a narrower network", 2)
     except OSError as error:
-        return complain(f"{error.filename}: {error.strerror}" if error.filename else error, 2)
+        advice = "; allow it, or choose another place" if isinstance(error, PermissionError) else ""
+        return complain(f"{error.filename}: {error.strerror}{advice}" if error.filename else error, 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # wrong usage; typer does not export the class that all of these share
             context = getattr(error, "ctx", None)

@@ -1,6 +1,8 @@
 """From fields, or from cells that are cut out already, to a differential count: `urnet differential`."""
 
+import csv
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -8,15 +10,20 @@ from pathlib import Path
 import pandas as pd
 
 from urnet.bundle import Model
-from urnet.cells.table import TABLE_NAME, find_images
+from urnet.cells.table import TABLE_NAME as CELLS_TABLE
+from urnet.cells.table import find_images
 from urnet.differential.report import write_reports
 from urnet.differential.sample import Sample, count_sample
-from urnet.errors import CellsError, RunError
+from urnet.errors import CellsError, ImageError, RunError
 from urnet.evaluation.scored import seen_in_training
-from urnet.fields.crop import crop_fields
-from urnet.fields.read import describe_field
+from urnet.fields.crop import Cropped, crop_fields
+from urnet.fields.microscopy import SUFFIXES as MICROSCOPY_SUFFIXES
+from urnet.fields.read import FIELD_SUFFIXES, describe_field
 from urnet.fields.table import TABLE_NAME as FIELD_TABLE
-from urnet.predict import predict_files
+from urnet.fields.table import FieldRow, refuse_among_fields
+from urnet.files import files_below, whole_folder
+from urnet.images.read import is_file
+from urnet.predict import PADDING, predict_files
 from urnet.tables import read_table
 from urnet.training.run import Run, refuse_existing
 
@@ -59,9 +66,12 @@ def count_cells(
         coverage: of the prediction sets of single cells, 0 to 1.
         progress: called with what is done and the share of it.
 
+    Returns:
+        What was counted. A donor of whom no cell was found is a sample without cells.
+
     Raises:
         RunError: the model is not calibrated, or was not trained on crops of fields and gets some.
-        CellsError: nothing to count.
+        CellsError: nothing to look at, or no image that could be used.
         ImageError: a field cannot be read.
     """
     say = progress or (lambda what, share: None)
@@ -72,71 +82,108 @@ def count_cells(
         raise RunError(
             f"{run}: the model is not calibrated, so its counts cannot be corrected; `urnet calibrate {run}` does it"
         )
-    notes: list[str] = []
-    cells = source
-    if _holds_fields(source, model):
-        if model.cropping is None:
-            raise RunError(
-                f"{source}: these are fields, but the model was not trained on crops of `urnet crop`, so that nobody "
-                "knows how to cut them; cut them as the training's cells were, and give the crops"
-            )
-        cropped = crop_fields(source, out / "cells", model.cropping, again=True, progress=progress)
-        # Labels are no business of a count, and every cell of a sample is still without one.
-        notes += [note for note in cropped.notes if "no label" not in note]
-        cells = out / "cells"
-        if not len(cropped.table):
-            raise CellsError(f"{source}: no cells were found, so there is nothing to count; {cells / 'report.html'}")
-    out.mkdir(parents=True, exist_ok=True)
-    done = predict_files(
-        model,
-        [cells],
-        out / "predictions.csv",
-        coverage=coverage,
-        progress=lambda n, of: say("classify", n / of),
-    )
-    table = pd.read_csv(out / "predictions.csv", dtype=str, keep_default_na=False, encoding="utf-8")
-    usable = table[table["error"] == ""]
-    looked_at = find_images([cells], model.config.tile, model.config.image)
-    told = looked_at.table.loc[usable.index]
-    donors, simulated = told["donor"], ", ".join(sorted(set(told["simulated"]) - {""}))
-    if Run(run).recipe_path.is_file():  # a bundle by itself no longer knows its cells
-        say("compare with the training", 0.0)
-        notes += seen_in_training(Run(run), cells, calibration=True)
+    fields = _holds_fields(source, model)
+    if fields and model.cropping is None:
+        raise RunError(
+            f"{source}: these are fields, but the model was not trained on crops of `urnet crop`, so that nobody "
+            "knows how to cut them; cut them as the training's cells were, and give the crops"
+        )
+    if fields:
+        refuse_among_fields(out, source)
+    with whole_folder(out) as folder:
+        cells, cropped, notes = source, None, []
+        if fields:
+            cells = folder / "cells"
+            cropped = crop_fields(source, cells, model.cropping, again=True, progress=progress)
+            notes += cropped.notes
+        table, failed = _classify(model, cells, cropped, folder, out, coverage, say)
+        if len(table) and failed == len(table):
+            first = table["error"].iloc[0]
+            raise CellsError(f"{source}: none of its {failed} image(s) could be used; the first: {first}")
+        if len(table) and Run(run).recipe_path.is_file():  # a bundle by itself no longer knows its cells
+            say("compare with the training", 0.0)
+            notes += seen_in_training(Run(run), cells, calibration=True)
+        if failed:
+            notes.append(f"{failed} image(s) could not be used and belong to no sample; predictions.csv says why.")
+        samples = _count(model, table, cropped, source.stem)
+        report = write_reports(
+            samples,
+            folder,
+            run=str(run),
+            source=str(source),
+            model=f"{model.config.name}, seed {model.config.seed}",
+            date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+            simulated=", ".join(sorted({*table["simulated"], *(row.simulated for row in _rows(cropped))} - {""})),
+            notes=notes,
+        )
+    return Differential(out, samples, out / report.name, notes, failed)
+
+
+def _rows(cropped: Cropped | None) -> list[FieldRow]:
+    return [one.row for one in cropped.fields] if cropped is not None else []
+
+
+def _classify(
+    model: Model, cells: Path, cropped: Cropped | None, folder: Path, out: Path, coverage: float, say: Progress
+) -> tuple[pd.DataFrame, int]:
+    """Write `predictions.csv`; its rows with their `donor` and `simulated`, and how many images could not be used."""
+    path = folder / "predictions.csv"
+    how = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    if cropped is not None and not len(cropped.table):
+        nothing = pd.DataFrame(columns=["path", "predicted", *model.columns, "error"])
+        nothing.to_csv(path, index=False, lineterminator="\n")
+        return nothing.assign(donor="", simulated=""), 0
+    done = predict_files(model, [cells], path, coverage=coverage, progress=lambda n, of: say("classify", n / of))
+    with path.open(**how) as file:  # not by pandas, which takes no name that is no Unicode
+        table = pd.DataFrame(list(csv.DictReader(file)))
+    if cropped is not None:  # the folder gets its name when all of it is there
+        for column in ("path", "error"):
+            for shown in (Path.as_posix, str):
+                table[column] = table[column].str.replace(shown(folder), shown(out), regex=False)
+        with path.open("w", **how) as file:
+            table.to_csv(file, index=False, lineterminator="\n")
+    told = find_images([cells], model.config.tile, model.config.image).table
+    table = table.assign(donor=told["donor"], simulated=told["simulated"])
+    return table[table["error"] != PADDING], done.failed
+
+
+def _count(model: Model, table: pd.DataFrame, cropped: Cropped | None, alone: str) -> list[Sample]:
+    """A sample a donor, those without cells as well; `alone` names the only one of a donor that is not known."""
+    assert model.calibration is not None
+    donors = sorted({*table["donor"], *(row.donor for row in _rows(cropped))})
+    known = model.calibration.reference
     samples = []
-    for donor in sorted(set(donors)):
-        mine = usable[donors == donor]
+    for donor in donors:
+        mine = table[(table["donor"] == donor) & (table["error"] == "")]
         probabilities = mine[[f"p_{name}" for name in model.classes]].to_numpy(float)
+        name = donor or (alone if len(donors) == 1 else "donor not known")
         rejected = mine["rejected"].tolist()
-        name = donor or (source.stem if len(set(donors)) == 1 else "donor not known")
-        known = model.calibration.reference
         samples.append(count_sample(name, probabilities, rejected, known.confusion, model.classes, reference=known))
-    if not samples:
-        raise CellsError(f"{source}: no image could be used; the column 'error' of {out / 'predictions.csv'} says why")
-    config = model.config
-    report = write_reports(
-        samples,
-        out,
-        run=str(run),
-        source=str(source),
-        model=f"{config.name}, seed {config.seed}",
-        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        simulated=simulated,
-        notes=notes,
-    )
-    return Differential(out, samples, report, notes, done.failed)
+    return samples
 
 
 def _holds_fields(source: Path, model: Model) -> bool:
     """Whether these are fields of view rather than crops."""
     if source.suffix.lower() == ".csv":
-        return "path" not in read_table(source, ("path", "field", "brightfield")).columns
-    if source.is_dir() and (source / TABLE_NAME).is_file():
+        columns = read_table(source, ("path", "field", "brightfield")).columns
+        if not len(columns):
+            raise CellsError(
+                f"{source}: the table has no column 'path', as cells have, nor 'field' or 'brightfield', as fields have"
+            )
+        return "path" not in columns
+    if source.is_dir() and is_file(source / CELLS_TABLE):
         return False
-    if source.is_dir() and (source / FIELD_TABLE).is_file():
+    if source.is_dir() and is_file(source / FIELD_TABLE):
         return True
-    if model.config.tile is not None:
+    files = files_below(source, FIELD_SUFFIXES) if source.is_dir() else [source]
+    if not files:
+        raise CellsError(f"{source}: neither fields nor crops in this folder or below; give one that holds images")
+    if is_file(files[0]) and files[0].suffix.lower() in MICROSCOPY_SUFFIXES:
+        return True
+    if model.cropping is None or model.config.tile is not None:
         return False
-    first = source if source.is_file() else source / str(find_images([source]).table["path"].iloc[0])
-    info = describe_field(first)
-    size = model.config.size if model.cropping is None else model.cropping.size
-    return model.cropping is not None and max(info.height, info.width) > LARGER * size
+    for file in files:
+        with suppress(ImageError):  # a damaged one says nothing; whoever reads it reports it
+            info = describe_field(file)
+            return max(info.height, info.width) > LARGER * model.cropping.size
+    return False

@@ -4,6 +4,7 @@ Read top to bottom: find the fields, agree on one pixel size, even out the light
 the cells, cut them out, say what is known of each, and write a folder that training and prediction take as it is.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,26 +17,30 @@ import pandas as pd
 
 from urnet.cells.table import TABLE_NAME
 from urnet.errors import CellsError, ImageError
+from urnet.fields.again import with_what_is_there, without_absent_nuclei
 from urnet.fields.cropping import SETTINGS_NAME, Cropping, settle_pixel_size
 from urnet.fields.cut import cut, grey, preview, write_image
 from urnet.fields.detect import Found, detect
 from urnet.fields.illumination import Illumination, estimate_flat, given_flat
-from urnet.fields.matching import Agreement, match
+from urnet.fields.labels import label_notes, labels_of, read_labels
+from urnet.fields.matching import Agreement
 from urnet.fields.nuclei import nuclear_features
 from urnet.fields.propose import feature_table, fit_proposer, propose
 from urnet.fields.read import Field, FieldInfo, describe_field, open_field
 from urnet.fields.registration import Shift, register
-from urnet.fields.table import FieldRow, find_fields
+from urnet.fields.table import FieldRow, find_fields, refuse_among_fields
 from urnet.fields.view import View
 from urnet.files import whole_folder
 from urnet.images.quality import quality
-from urnet.tables import read_table
 
 BATCH = 5
 """Fields from which new light is estimated in front of a trained model; with fewer, the training's is used."""
 
 MOST_SHIFT = 0.05
 """How far nuclei may lie from the brightfield, as a share of the field's shorter edge."""
+
+OTHER_SHAPE = 0.05
+"""How far the ratio of a field's edges may be from that of the image of an empty spot, as a logarithm."""
 
 WINDOW = 2048
 """Edge of the middle part of a field from which the shift of its nuclei is measured, px."""
@@ -108,7 +113,7 @@ def crop_fields(
         flat: image of an empty spot, for the light.
         dark: image without light.
         again: the settings are those of a training's crops and stand as they are: the same pixel size is asked for,
-            and the light of few fields is corrected as it was then.
+            the light of few fields is corrected as it was then, and nobody waits for labels.
         progress: called with what is done and the share of it.
 
     Raises:
@@ -119,6 +124,12 @@ def crop_fields(
     asked = cropping or Cropping()
     if dark is not None and flat is None:
         raise CellsError(f"--dark {dark} without --flat; a dark image corrects nothing by itself")
+    if flat is not None and asked.light == "none":
+        raise CellsError(f"--flat {flat} with --light none; leave one of them out")
+    refuse_among_fields(out, fields)
+    notes: list[str] = []
+    if again:
+        asked, notes = without_absent_nuclei(asked, fields)
     root, rows = find_fields(
         fields,
         nuclei=asked.nuclei,
@@ -128,18 +139,23 @@ def crop_fields(
         scene=asked.scene,
     )
     rows = [_named_by_folder(row, root, folder_names) for row in rows]
-    infos = [describe_field(row.brightfield) for row in rows]
+    if again:
+        rows = [with_what_is_there(row, asked) for row in rows]
+    infos = [describe_field(row.brightfield, row.scene) for row in rows]
     pixels = [row.pixel_um or info.pixel_um for row, info in zip(rows, infos, strict=True)]
-    how, notes = settle_pixel_size(asked, rows, pixels, again)
-    truth = _read_labels(labels, rows) if labels is not None else None
-    if flat is not None:
-        how = replace(how, light="given", illumination=given_flat(flat, dark))
-    elif how.light == "estimated" and not (again and len(rows) < BATCH and how.illumination is not None):
-        say("estimate light", 0.0)
-        how = replace(how, illumination=estimate_flat(_opened(rows)))
-    if how.illumination is not None:  # as it will be stored, so that the same fields give the same crops again
-        how = replace(how, illumination=Illumination.from_json(how.illumination.to_json()))
+    how, said = settle_pixel_size(asked, rows, pixels, again)
+    notes += said
+    truth = read_labels(labels, rows, infos) if labels is not None else None
     with whole_folder(out) as folder:
+        if flat is not None:
+            how = replace(how, light="given", illumination=given_flat(flat, dark))
+        elif how.light == "estimated" and not (again and len(rows) < BATCH and how.illumination is not None):
+            say("estimate light", 0.0)
+            how = replace(how, illumination=estimate_flat(_opened(rows)))
+        if how.light == "given" and how.illumination is not None:
+            _check_light(how.illumination, rows, infos)
+        if how.illumination is not None:  # as it will be stored, so that the same fields give the same crops again
+            how = replace(how, illumination=Illumination.from_json(how.illumination.to_json()))
         table, nuclear, done, stems = [], [], [], set()
         for number, (row, pixel) in enumerate(zip(rows, pixels, strict=True)):
             stem = _free_stem(row.field, stems)
@@ -148,12 +164,15 @@ def crop_fields(
             nuclear += features
             done.append(result)
             say("crop fields", (number + 1) / len(rows))
-        notes += _propose(table, nuclear)
+        proposed = _propose(table, nuclear)
+        notes += [] if again else proposed
         frame = pd.DataFrame(table, columns=list(_COLUMNS))
         kept = [column for column in _COLUMNS if column in ("path", "label") or (frame[column] != "").any()]
         frame[kept].to_csv(folder / TABLE_NAME, index=False, encoding="utf-8", lineterminator="\n")
         how.save(folder / SETTINGS_NAME)
-        notes += _notes(frame, done)
+        if truth is not None:
+            notes += label_notes(truth, [one.agreement for one in done if one.agreement is not None])
+        notes += _notes(frame, done, again)
         cropped = Cropped(Path(out), frame, done, how, notes)
         from urnet.fields.report import write_crop_report
 
@@ -194,34 +213,15 @@ def _opened(rows: Iterable[FieldRow]) -> Iterator[Field]:
             yield opened
 
 
-def _read_labels(path: Path, rows: Sequence[FieldRow]) -> pd.DataFrame:
-    """Labelled positions: field, x, y (px of the field), label, donor, simulated; a cells table of `crop` is one."""
-    table = read_table(
-        path,
-        ("field", "x", "y", "label", "donor", "simulated"),
-        needed=("field", "x", "y", "label"),
-        paths=("field",),
-        rows="labelled positions",
-    )
-    table = table[table["label"] != ""]
-    if not len(table):
-        raise CellsError(f"{path}: no position has a label; fill in the column 'label'")
-    for column in ("x", "y"):
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        bad = table.index[~np.isfinite(numbers)]
-        if len(bad):
-            raise CellsError(
-                f"{path}: line {bad[0]}: {column} is {table[column][bad[0]]!r}; it must be a place in px of the field"
+def _check_light(light: Illumination, rows: Sequence[FieldRow], infos: Sequence[FieldInfo]) -> None:
+    """Images of an empty spot are stretched over a field of another binning, but not over another camera area."""
+    height, width = light.flat.shape
+    for row, info in zip(rows, infos, strict=True):
+        if abs(math.log(info.width / info.height * height / width)) > OTHER_SHAPE:
+            raise ImageError(
+                f"{row.brightfield} is {info.width} x {info.height} px, and the image of an empty spot has another "
+                f"shape ({width} to {height}); both must be taken with the same camera area"
             )
-        table = table.assign(**{column: numbers})
-    names = {row.field for row in rows}
-    strange = sorted(set(table["field"]) - names)
-    if strange and not set(table["field"]) & names:
-        raise CellsError(
-            f"{path}: no field is called {strange[0]}; the fields are {', '.join(sorted(names)[:3])}…; "
-            "write paths relative to the folder of the fields"
-        )
-    return table
 
 
 def _crop_field(
@@ -243,7 +243,7 @@ def _crop_field(
         )
         zoom = 1.0 if own is None or how.pixel_um is None else how.pixel_um / own  # field px to a px of the crop
         mine = truth[truth["field"] == row.field] if truth is not None else None
-        known, agreement = _labels_of(found, mine)
+        known, agreement = labels_of(found, mine)
         cells, features = [], []
         for number, cell in enumerate(found):
             name = f"{stem}/{number:05d}"
@@ -308,21 +308,6 @@ def _middle(shape: tuple[int, int]) -> tuple[int, int, int, int]:
     return (shape[0] - height) // 2, (shape[1] - width) // 2, height, width
 
 
-def _labels_of(found: list[Found], truth: pd.DataFrame | None) -> tuple[dict[int, dict[str, str]], Agreement | None]:
-    """What a table of labelled positions says of the cells, by their number, and how well the two agree."""
-    if truth is None:
-        return {}, None
-    places = np.array([(cell.x, cell.y) for cell in found]).reshape(-1, 2)
-    reach = 0.5 * float(np.median([cell.diameter for cell in found])) if found else 0.0
-    pairs = match(places, truth[["x", "y"]].to_numpy(float), reach)
-    known = {}
-    for cell, position in pairs:
-        entry = truth.iloc[int(position)]
-        columns = [column for column in ("label", "donor", "simulated") if entry.get(column, "")]
-        known[int(cell)] = {column: str(entry[column]) for column in columns}
-    return known, Agreement(len(found), len(truth), len(pairs))
-
-
 def _propose(cells: list[dict[str, Any]], nuclear: list[dict[str, float] | None]) -> list[str]:
     """Fill in the proposals: by a classifier where enough cells are labelled to train one, else by the textbook."""
     if all(features is None for features in nuclear):
@@ -345,16 +330,19 @@ def _propose(cells: list[dict[str, Any]], nuclear: list[dict[str, float] | None]
     return [note]
 
 
-def _notes(table: pd.DataFrame, fields: Sequence[CroppedField]) -> list[str]:
+def _notes(table: pd.DataFrame, fields: Sequence[CroppedField], again: bool) -> list[str]:
     empty = [one.row.field for one in fields if not one.found]
     notes = []
+    depths = sorted({one.info.dtype for one in fields})
+    if len(depths) > 1:
+        notes.append(f"Fields are {' and '.join(depths)}: their counts do not compare, and crops keep them.")
     if not len(table):
         notes.append("No cells were found in any field.")
     elif empty:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         notes.append(f"No cells were found in {', '.join(empty[:3])}{more}.")
     labelled = int((table["label"] != "").sum())
-    if labelled < len(table):
+    if labelled < len(table) and not again:
         proposed = int((table["proposed"] != "").sum())
         hint = f"; {proposed} have a proposal for a person to confirm" if proposed else ""
         notes.append(f"{len(table) - labelled} of {len(table)} cells have no label{hint}.")

@@ -17,6 +17,9 @@ FORMAT = 1
 SIZES = (16, 2048)
 """Least and greatest edge of a crop, px."""
 
+SPAN = (8, 4096)
+"""Least and greatest edge of what a crop shows, px of its field."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cropping:
@@ -108,9 +111,12 @@ def settle_pixel_size(
             f"{named}: the pixel size is not known, but {why}; give it in a field table (column pixel_size_um)"
         )
     if again:
+        _check_span(asked, rows, pixels)
         return asked, []
     if asked.width_um is not None:
-        return replace(asked, pixel_um=asked.width_um / asked.size), []
+        settled = replace(asked, pixel_um=asked.width_um / asked.size)
+        _check_span(settled, rows, pixels)
+        return settled, []
     known = Counter(round(pixel, 6) for pixel in pixels if pixel is not None)
     if not known:
         return asked, ["The pixel size is not known; size limits come from the fields themselves."]
@@ -121,4 +127,18 @@ def settle_pixel_size(
         notes.append(f"Fields have {len(known)} pixel sizes; all crops are resampled to {chosen:.4g} µm.")
     if unknown:
         notes.append(f"{named}: pixel size unknown, taken to be {chosen:.4g} µm like the others'.")
-    return replace(asked, pixel_um=chosen), notes
+    settled = replace(asked, pixel_um=chosen)
+    _check_span(settled, rows, pixels)
+    return settled, notes
+
+
+def _check_span(settled: Cropping, rows: Sequence[FieldRow], pixels: Sequence[float | None]) -> None:
+    for row, pixel in zip(rows, pixels, strict=True):
+        if pixel is None or settled.pixel_um is None:
+            continue
+        span = settled.size * settled.pixel_um / pixel
+        if not SPAN[0] <= span <= SPAN[1]:
+            raise CellsError(
+                f"{row.field}: crops of {settled.size * settled.pixel_um:.4g} µm would show {span:.4g} of its pixels, "
+                f"{pixel:.4g} µm each; a crop shows {SPAN[0]} to {SPAN[1]}: correct the width or the pixel size"
+            )

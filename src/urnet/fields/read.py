@@ -101,18 +101,20 @@ class Field:
         self.close()
 
 
-def describe_field(path: Path) -> FieldInfo:
-    """What a file holds, without decoding it. Of several scenes, sizes and channels are those of the first.
+def describe_field(path: Path, scene: str | None = None) -> FieldInfo:
+    """What a file holds, without decoding it.
 
     Args:
         path: a TIFF, OME-TIFF, PNG, JPEG, BMP, CZI, ND2 or LIF file.
+        scene: name or number of the scene whose size, channels and pixel size are told; the first when not given.
 
     Raises:
-        ImageError: not such a file, damaged, truncated, or mislabelled.
+        ImageError: not such a file, damaged, truncated, or mislabelled, or no such scene.
     """
     source = _open(Path(path))
     try:
-        return _info(source, source.scenes[0])
+        chosen = 0 if scene is None else _pick(source.path, "scene", scene, [one.name for one in source.scenes])
+        return _info(source, source.scenes[chosen])
     finally:
         source.close()
 

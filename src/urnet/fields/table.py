@@ -100,7 +100,7 @@ def find_fields(
         raise CellsError(f"{root}: no such file or folder; give an image, a folder of images or a field table (CSV)")
     settled = []
     for row in rows:
-        glow = row.get("nuclei") or (_partner(row["brightfield"], nuclei) if nuclei is not None else None)
+        glow = row.get("nuclei") or (partner_of(row["brightfield"], nuclei) if nuclei is not None else None)
         glow_channel = row.get("nuclei_channel") or nuclei_channel
         if glow is None and glow_channel:
             glow = row["brightfield"]
@@ -125,13 +125,31 @@ def find_fields(
     return folder, settled
 
 
+def refuse_among_fields(out: Path, fields: Path) -> None:
+    """Crops are not written among the fields, where they would be fields the next time.
+
+    Args:
+        out: what is to be written.
+        fields: an image, a folder of images or a field table.
+
+    Raises:
+        CellsError: the fields are a folder that is searched, and `out` lies in it.
+    """
+    searched = fields.is_dir() and not is_file(fields / TABLE_NAME)
+    if searched and out.resolve().is_relative_to(fields.resolve()):
+        raise CellsError(
+            f"{out}: lies in the folder of the fields {fields}, and its crops would be taken for fields the next time; "
+            "choose another --out"
+        )
+
+
 def _from_files(root: Path, files: list[Path], nuclei: str | None) -> Iterator[dict]:
     if not files:
         kinds = ", ".join(sorted(suffix[1:] for suffix in FIELD_SUFFIXES))
         raise CellsError(f"{root}: no image in this folder or below; fields are files that end in {kinds}")
     if nuclei is not None and len(files) > 1:
         place = {file: Path(os.path.normpath(file)) for file in files}
-        partner = {file: _partner(file, nuclei) for file in files}
+        partner = {file: partner_of(file, nuclei) for file in files}
         named = set(partner.values())  # of which nuclei in a folder of their own name themselves
         fields = [file for file in files if place[file] not in named]
         claimed = {partner[file] for file in fields}
@@ -196,8 +214,8 @@ def _check_pattern(nuclei: str) -> None:
         )
 
 
-def _partner(brightfield: Path, nuclei: str) -> Path:
-    """Where a field's nuclei lie; ".ome" counts as part of the ending."""
+def partner_of(brightfield: Path, nuclei: str) -> Path:
+    """Where a field's nuclei lie by a pattern; ".ome" counts as part of the ending."""
     stem = re.sub(r"\.ome$", "", brightfield.stem, flags=re.IGNORECASE)
     return Path(os.path.normpath(brightfield.parent / nuclei.replace("*", stem)))
 
