@@ -546,6 +546,17 @@ def test_a_full_disk_is_one_line(urnet, trained, shapes, tmp_path, monkeypatch):
     )
 
 
+def test_a_place_that_may_not_be_written_is_one_line_with_what_to_do(urnet, trained, shapes, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied", "p.csv.part")
+
+    monkeypatch.setattr("urnet.predict.predict_files", refused)
+    mistake(
+        urnet("predict", trained.folder, shapes, "--out", tmp_path / "p.csv"),
+        "p.csv.part: Permission denied; allow it, or choose another place",
+    )
+
+
 def test_nothing_is_written_among_the_class_folders(urnet, draw, tiny, tmp_path):
     cells = draw(tmp_path / "cells", 6)
     mistake(urnet("train", cells, "--recipe", tiny, "--out", cells / "run"), "would be taken for a class")

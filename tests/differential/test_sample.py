@@ -148,3 +148,16 @@ class TestCellsNeeded:
         needed = cells_needed(np.array([70, 65, 65]), table)
         assert needed == Needed(None, None)
         assert "has to become better" in needed.sentence
+
+
+def test_calls_that_the_calibration_never_heard_are_left_out_aloud():
+    """A classifier that called no calibration cell a granulocyte, nor a monocyte."""
+    never = np.array([[0, 0, 26, 46], [0, 0, 13, 23], [0, 0, 40, 6]])
+    sample = count([5, 3, 0], confusion=never)
+    assert sample.adjusted.sum() == pytest.approx(1)
+    assert np.isfinite(sample.adjusted_interval).all()
+    assert any(
+        "8 cell(s) were called granulocyte and monocyte, which no cell" in warning for warning in sample.warnings
+    )
+    assert any("The intervals of " in warning and " are too wide" in warning for warning in sample.warnings)
+    json.dumps(sample.to_json(), allow_nan=False)

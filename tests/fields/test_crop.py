@@ -261,3 +261,12 @@ def test_fields_of_two_depths_are_noticed(scene, tmp_path):
     write(tmp_path / "in" / "b.tif", (scene.brightfield >> 4).astype(np.uint8))
     done = crop_fields(tmp_path / "in", tmp_path / "out", Cropping(size=EDGE))
     assert any("uint16 and uint8" in note for note in done.notes)
+
+
+def test_the_report_of_a_blank_field_says_that_nothing_is_there(tmp_path):
+    write(tmp_path / "in" / "a.tif", np.full((300, 300), 900, np.uint16))
+    done = crop_fields(tmp_path / "in", tmp_path / "out", Cropping(size=EDGE))
+    assert done.notes == ["No cells were found in any field."]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "None was found." in page
+    assert "Labels and proposals" not in page

@@ -7,6 +7,7 @@ import tifffile
 from urnet.errors import ImageError
 from urnet.fields import detect as module
 from urnet.fields.detect import Found, detect
+from urnet.fields.illumination import Illumination
 from urnet.fields.matching import Agreement, match
 from urnet.images.phantom import draw_field
 
@@ -289,3 +290,14 @@ def test_impossible_options_are_refused(field, options):
 def test_clumps_of_the_working_picture_stay_bounded():
     # What is larger is no cell, whatever its outline: tracing it would cost without limit.
     assert 2 * module.LARGEST < module.OVERLAP
+
+
+@pytest.mark.parametrize(("level", "noise"), [(30000, 0.0), (65535, 0.0), (30000, 0.001)])
+def test_what_dividing_by_the_light_leaves_is_no_cell(level, noise):
+    """A covered lamp or a saturated camera under light that was estimated on other fields."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[-1:1:12j, -1:1:12j]
+    light = Illumination("estimated", (1.05 - 0.1 * (rows**2 + columns**2)).astype(np.float32))
+    field = np.clip(level * (1 + noise * rng.standard_normal((512, 512))), 0, 65535).astype(np.uint16)
+    even = light.correct(field, 0, 0, field.shape)
+    assert detect(regions(even), even.shape) == []

@@ -48,7 +48,7 @@ def adjusted_count(counts: np.ndarray, confusion: np.ndarray) -> np.ndarray:
     """The composition that makes the counts most likely, given the confusion.
 
     Where solving q = C^T pi gives shares of at least 0 it is that solution; else the likeliest composition has none of
-    some class.
+    some class. Cells that were called what no calibration cell was say nothing; if all were, all shares are equal.
 
     Args:
         counts: (K,) accepted cells by predicted class.
@@ -72,7 +72,9 @@ def adjusted_count(counts: np.ndarray, confusion: np.ndarray) -> np.ndarray:
         solved = np.linalg.solve(rates.T, counts / counts.sum())
         if (solved >= 0).all():
             return solved / solved.sum()
-    return _mixture(rates[:, counts > 0].T / accepted, counts[counts > 0], accepted)
+    called = rates[:, counts > 0].T / accepted
+    called[~called.any(axis=1)] = 1  # what no calibration cell was called speaks for no class
+    return _mixture(called, counts[counts > 0], accepted)
 
 
 def em(

@@ -53,7 +53,13 @@ class Differential:
 
 
 def count_cells(
-    run: Path, source: Path, out: Path, *, coverage: float = 0.9, progress: Progress | None = None
+    run: Path,
+    source: Path,
+    out: Path,
+    *,
+    coverage: float = 0.9,
+    engine: str = "auto",
+    progress: Progress | None = None,
 ) -> Differential:
     """Count the cells of each donor.
 
@@ -64,6 +70,7 @@ def count_cells(
             larger than those.
         out: new folder.
         coverage: of the prediction sets of single cells, 0 to 1.
+        engine: what runs the networks: `auto`, `torch`, `onnx` or `openvino`.
         progress: called with what is done and the share of it.
 
     Returns:
@@ -96,7 +103,7 @@ def count_cells(
             cells = folder / "cells"
             cropped = crop_fields(source, cells, model.cropping, again=True, progress=progress)
             notes += cropped.notes
-        table, failed = _classify(model, cells, cropped, folder, out, coverage, say)
+        table, failed = _classify(model, cells, cropped, folder, out, coverage, engine, say)
         if len(table) and failed == len(table):
             first = table["error"].iloc[0]
             raise CellsError(f"{source}: none of its {failed} image(s) could be used; the first: {first}")
@@ -124,16 +131,25 @@ def _rows(cropped: Cropped | None) -> list[FieldRow]:
 
 
 def _classify(
-    model: Model, cells: Path, cropped: Cropped | None, folder: Path, out: Path, coverage: float, say: Progress
+    model: Model,
+    cells: Path,
+    cropped: Cropped | None,
+    folder: Path,
+    out: Path,
+    coverage: float,
+    engine: str,
+    say: Progress,
 ) -> tuple[pd.DataFrame, int]:
     """Write `predictions.csv`; its rows with their `donor` and `simulated`, and how many images could not be used."""
     path = folder / "predictions.csv"
     how = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     if cropped is not None and not len(cropped.table):
-        nothing = pd.DataFrame(columns=["path", "predicted", *model.columns, "error"])
+        nothing = pd.DataFrame(columns=["path", "predicted", *model.columns, "engine", "error"])
         nothing.to_csv(path, index=False, lineterminator="\n")
         return nothing.assign(donor="", simulated=""), 0
-    done = predict_files(model, [cells], path, coverage=coverage, progress=lambda n, of: say("classify", n / of))
+    done = predict_files(
+        model, [cells], path, engine=engine, coverage=coverage, progress=lambda n, of: say("classify", n / of)
+    )
     with path.open(**how) as file:  # not by pandas, which takes no name that is no Unicode
         table = pd.DataFrame(list(csv.DictReader(file)))
     if cropped is not None:  # the folder gets its name when all of it is there

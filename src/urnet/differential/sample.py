@@ -227,6 +227,12 @@ def _warnings(sample: Sample, table: np.ndarray) -> list[str]:
     if not sample.accepted:
         looked = "has no cells" if not sample.cells else f"has {sample.cells} cell(s), and all were rejected"
         return [*found, f"This sample {looked}: there is nothing to count."]
+    unheard = (sample.counts > 0) & ~table[:, :-1].any(axis=0)
+    if unheard.any():
+        found.append(
+            f"{sample.counts[unheard].sum():.0f} cell(s) were called {_listed(sample.classes, unheard)}, which no "
+            "cell of the calibration was: nothing is known of such calls, and the percentages do without them."
+        )
     test = CountTest(sample.counts, table)
     for k, name in enumerate(sample.classes):
         for bound, sign, words in ((0.0, -1, "more rarely"), (1.0, 1, "more often")):
@@ -251,8 +257,10 @@ def _warnings(sample: Sample, table: np.ndarray) -> list[str]:
         )
     if sample.too_wide.any():
         assert sample.cells_needed is not None
+        which = _listed(sample.classes, sample.too_wide)
+        many = sample.too_wide.sum() > 1
         found.append(
-            f"The interval of {_listed(sample.classes, sample.too_wide)} is too wide to be of much use. "
+            f"The interval{'s' if many else ''} of {which} {'are' if many else 'is'} too wide to be of much use. "
             + sample.cells_needed.sentence
         )
     return found
@@ -279,7 +287,8 @@ def _too_many_rejected(sample: Sample, table: np.ndarray) -> list[str]:
 
 
 def _listed(names: Sequence[str], chosen: np.ndarray) -> str:
-    return ", ".join(name for name, here in zip(names, chosen, strict=True) if here)
+    listed = [name for name, here in zip(names, chosen, strict=True) if here]
+    return " and ".join(filter(None, [", ".join(listed[:-1]), listed[-1]]))
 
 
 def _percent(share: float) -> float | None:

@@ -34,6 +34,10 @@ WINDOW, WINDOWS = 640, 3
 """Edge of the windows from which noise and scale are learned, px, and how many of them down and across at most."""
 
 
+FAINTEST = 0.002
+"""Contrast below which nothing is believed to be a cell, as a share of the brightness."""
+
+
 def reduce_field(
     read: Read, nuclei: Read | None, full: tuple[int, int], least: float | None, most: float | None
 ) -> Reduced | None:
@@ -68,6 +72,8 @@ def _measured(view: Reduced) -> Reduced | None:
     threshold = float(RISE * np.percentile(energy, QUIET))
     # Where the background is even to the last count, a hundredth of the strongest trace is none.
     threshold = max(threshold, 1e-4 * float(np.percentile(energy, 99.9)))
+    # What is left of rounding, of saturation and of the light that was divided out is no cell either.
+    threshold = max(threshold, (FAINTEST * float(np.median([signal.level for signal in known.values()]))) ** 2)
     if not threshold > 0:
         threshold = 1e-4 * float(energy.max())
     nuclear = np.inf

@@ -20,6 +20,9 @@ SHOWN = 8
 SHEET = 60
 """Crops on the contact sheet."""
 
+WIDER = 700
+"""Edge of a picture, px, with each of which outlines become a pixel wider."""
+
 ALONE, TOUCHING = (0, 158, 115), (213, 94, 0)
 """Colours of outlines: bluish green and vermilion, told apart by the colour-blind as well (Okabe and Ito, 2008)."""
 
@@ -35,7 +38,6 @@ def write_crop_report(path: Path, cropped: "Cropped") -> None:
     agreements = [one.agreement for one in cropped.fields if one.agreement is not None]
     generator = np.random.default_rng(0)
     chosen = np.sort(generator.permutation(len(table))[:SHEET])
-    shown = sorted(range(len(cropped.fields)), key=lambda i: i)[:SHOWN]
     light = cropped.cropping.illumination
     page = (
         environment("urnet.fields")
@@ -46,7 +48,7 @@ def write_crop_report(path: Path, cropped: "Cropped") -> None:
             proposals=table["proposed"][table["proposed"] != ""].value_counts().to_dict(),
             simulated=", ".join(sorted(set(table["simulated"]) - {""})),
             agreement=sum(agreements[1:], agreements[0]) if agreements else None,
-            pictures=[(cropped.fields[i].row.field, _outlined(cropped.fields[i])) for i in shown],
+            pictures=[(one.row.field, _outlined(one)) for one in cropped.fields[:SHOWN]],
             light=None if light is None or light.method == "none" else _light(light.flat),
             light_range=None if light is None else (float(light.flat.min()), float(light.flat.max())),
             sheet=_sheet(path.parent, table["path"].iloc[chosen].tolist()),
@@ -59,15 +61,19 @@ def write_crop_report(path: Path, cropped: "Cropped") -> None:
 
 
 def _outlined(field: "CroppedField") -> bytes:
-    """The field with the outlines of its cells as JPEG; cells that touch others are drawn thicker, too."""
+    """The field with the outlines of its cells as JPEG; cells that touch others are drawn thicker, too.
+
+    Lines are wider in large pictures, which pages show reduced.
+    """
     picture = np.repeat(_eight_bits(field.preview)[..., None], 3, axis=2)
     h, w = field.preview.shape
+    line = 1 + max(h, w) // WIDER
     for cell in field.found:
         outline = cell.mask & ~binary_erosion(cell.mask)
         rows, columns = np.nonzero(outline)
         rows = ((rows + cell.top) / field.reduction).astype(int)
         columns = ((columns + cell.left) / field.reduction).astype(int)
-        thick = (0, 1) if cell.touching > 0 else (0,)
+        thick = range(line + (cell.touching > 0))
         for down in thick:
             for right in thick:
                 inside = (rows + down < h) & (columns + right < w)
@@ -100,6 +106,8 @@ def _sheet(root: Path, paths: list[str]) -> bytes | None:
 
 def _eight_bits(grey: np.ndarray, limits: tuple[float, float] = (0.2, 99.8)) -> np.ndarray:
     low, high = np.percentile(grey, limits)
+    if low == high:
+        return np.full(grey.shape, 128, np.uint8)
     return (255 * np.clip((grey - low) / max(high - low, 1e-9), 0, 1)).astype(np.uint8)
 
 

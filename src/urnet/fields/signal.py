@@ -30,11 +30,13 @@ class Signal:
         deviation: smoothed brightness above or below the background, (h, w).
         energy: of that, (h, w).
         glow: deviation of the nuclear channel, (h, w); None without one.
+        level: brightness of the region, the median of its magnitude.
     """
 
     deviation: np.ndarray
     energy: np.ndarray
     glow: np.ndarray | None
+    level: float
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,12 @@ class Reduced:
         """What stands out of a window."""
         if window in self.known:
             return self.known[window]
-        deviation = _deviation(self._region(self.read, *window))
+        grey = self._region(self.read, *window)
+        deviation = _deviation(grey)
+        some = np.abs(grey[::8, ::8])
+        level = float(np.nanmedian(some)) if np.isfinite(some).any() else 0.0
         glow = None if self.nuclei is None else _deviation(self._region(self.nuclei, *window))
-        return Signal(deviation, _energy(deviation), glow)
+        return Signal(deviation, _energy(deviation), glow, level)
 
     def evidence(self, signal: Signal) -> tuple[np.ndarray, np.ndarray]:
         """Energy of both channels, and of the brightfield alone, in thresholds.
