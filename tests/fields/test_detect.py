@@ -7,7 +7,7 @@ import tifffile
 from urnet.errors import ImageError
 from urnet.fields import detect as module
 from urnet.fields.detect import Found, detect
-from urnet.fields.illumination import Illumination
+from urnet.fields.illumination import GRID, Illumination
 from urnet.fields.matching import Agreement, match
 from urnet.images.phantom import draw_field
 
@@ -296,7 +296,7 @@ def test_clumps_of_the_working_picture_stay_bounded():
 def test_what_dividing_by_the_light_leaves_is_no_cell(level, noise):
     """A covered lamp or a saturated camera under light that was estimated on other fields."""
     rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[-1:1:12j, -1:1:12j]
+    rows, columns = np.mgrid[-1 : 1 : GRID * 1j, -1 : 1 : GRID * 1j]
     light = Illumination("estimated", (1.05 - 0.1 * (rows**2 + columns**2)).astype(np.float32))
     field = np.clip(level * (1 + noise * rng.standard_normal((512, 512))), 0, 65535).astype(np.uint16)
     even = light.correct(field, 0, 0, field.shape)
