@@ -584,3 +584,33 @@ def test_full_memory_is_one_line(urnet, shapes, tmp_path, monkeypatch):
 
     monkeypatch.setattr("urnet.cells.audit.audit_cells", full)
     mistake(urnet("audit", shapes), "memory is full")
+
+
+def test_export_writes_a_checked_graph_once(trained, tmp_path, capfd):
+    command = ["export", str(trained.folder), "--out", str(tmp_path / "model.onnx")]
+    assert run(command) == 0
+    assert "no decision changes" in capfd.readouterr().out
+    assert run(command) == 2
+    assert "exists already" in capfd.readouterr().err
+    assert run([*command[:-1], str(tmp_path / "x"), "--format", "tflite"]) == 2
+    assert "onnx" in capfd.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["crop", "nowhere", "--out", "x"], "nowhere: no such file or folder"),
+        (["crop", "nowhere", "--out", "x", "--light", "on"], "choose estimated or none"),
+        (["crop", "nowhere", "--out", "x", "--size", "3"], "size is 3"),
+        (["differential", "nowhere", "cells", "--out", "x"], "nowhere: no trained model here"),
+        (["calibrate", "nowhere"], "nowhere: not a run folder"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(arguments, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    error = capfd.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())

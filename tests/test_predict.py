@@ -1,5 +1,6 @@
 """Classifying files: which images are found, what is written, what happens to those that cannot be used."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -35,7 +36,11 @@ def test_files_folders_and_tables_are_classified(model, shapes, tmp_path):
         progress=lambda n, of: steps.append((n, of)),
     )
     result = read(tmp_path / "neu ü" / "predictions.csv")
-    assert result.columns.tolist() == ["path", "predicted", "p_bar", "p_disc", "p_ring", "rejected", "set", "error"]
+    assert result.columns.tolist() == [
+        *("path", "predicted", "p_bar", "p_disc", "p_ring", "rejected", "set", "engine", "error")
+    ]
+    assert (result["engine"] == "torch").all()  # no graph is exported for so few
+    assert done.engines == {"torch": 23}
     assert len(result) == done.images == sum(done.counts.values()) + done.rejected == 23
     assert done.rejected == (result["rejected"] != "").sum() < 5
     assert done.failed == 0
@@ -44,16 +49,6 @@ def test_files_folders_and_tables_are_classified(model, shapes, tmp_path):
     assert direct["predicted"].tolist() == result["predicted"].tolist()
     assert np.allclose(direct["p_disc"], result["p_disc"].astype(float), atol=1e-6)
     assert not (tmp_path / "neu ü" / "predictions.csv.part").exists()
-
-
-def test_more_images_than_a_batch_keep_their_rows(model, shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr("urnet.predict.BATCH", 7)
-    predict_files(model, [shapes], tmp_path / "small.csv")
-    monkeypatch.undo()
-    predict_files(model, [shapes], tmp_path / "large.csv")
-    small, large = read(tmp_path / "small.csv"), read(tmp_path / "large.csv")
-    assert small["path"].tolist() == large["path"].tolist()
-    assert np.allclose(small["p_ring"].astype(float), large["p_ring"].astype(float), atol=2e-6)
 
 
 def test_an_image_that_cannot_be_read_has_a_row_with_its_reason(model, draw, tmp_path):
@@ -168,14 +163,6 @@ def test_a_classifier_without_feature_maps_cannot_show_grad_cam(shapes, tmp_path
     assert predict_files(model, [shapes], tmp_path / "p.csv").failed == 0
 
 
-def test_rows_of_an_interrupted_prediction_are_not_overwritten(model, shapes, tmp_path):
-    part = tmp_path / "p.csv.part"
-    part.write_text("rows so far", encoding="utf-8")
-    with pytest.raises(RunError, match=r"p\.csv\.part: rows of an interrupted prediction"):
-        predict_files(model, [shapes], tmp_path / "p.csv")
-    assert part.read_text(encoding="utf-8") == "rows so far"
-
-
 def test_the_table_cannot_be_a_folder_of_pictures(model, shapes, tmp_path):
     with pytest.raises(RunError, match="at once"):
         predict_files(model, [shapes], tmp_path / "same", enhanced=tmp_path / "same")
@@ -230,4 +217,92 @@ def test_a_model_without_calibration_rejects_nothing(model, shapes, tmp_path):
     plain = Model(model.config, model.joint)
     done = predict_files(plain, [shapes / "disc"], tmp_path / "out.csv")
     assert done.rejected == 0
-    assert read(tmp_path / "out.csv").columns.tolist() == ["path", "predicted", "p_bar", "p_disc", "p_ring", "error"]
+    assert read(tmp_path / "out.csv").columns.tolist() == [
+        "path",
+        "predicted",
+        "p_bar",
+        "p_disc",
+        "p_ring",
+        "engine",
+        "error",
+    ]
+
+
+def test_the_same_rows_come_whatever_the_batch(model, shapes, tmp_path, monkeypatch):
+    bundle = Model.load(shutil.copytree(model.folder, tmp_path / "bundle"))
+    predict_files(bundle, [shapes], tmp_path / "some.csv", engine="onnx")
+    monkeypatch.setattr("urnet.export.engine.GRAPH_SIZES", (7,))
+    predict_files(bundle, [shapes], tmp_path / "others.csv", engine="onnx")
+    assert (tmp_path / "some.csv").read_bytes() == (tmp_path / "others.csv").read_bytes()
+    predict_files(bundle, [shapes], tmp_path / "torch.csv", engine="torch")
+    one, other = read(tmp_path / "some.csv"), read(tmp_path / "torch.csv")
+    assert set(one["engine"]) == {"onnx"}
+    assert set(other["engine"]) == {"torch"}
+    assert one["predicted"].equals(other["predicted"])
+    assert np.allclose(one["p_ring"].astype(float), other["p_ring"].astype(float), atol=2e-6)
+
+
+def stopped(model, paths, out, after, **options) -> None:
+    """A prediction that is killed once so many rows are written."""
+
+    def stop(done, of):
+        if done >= after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(model, paths, out, progress=stop, **options)
+
+
+def test_what_was_interrupted_goes_on_to_the_same_rows_and_pictures(model, shapes, tmp_path):
+    (tmp_path / "bad.png").write_text("no image", encoding="utf-8")
+    paths = [tmp_path / "bad.png", shapes]
+    whole = predict_files(model, paths, tmp_path / "whole.csv", enhanced=tmp_path / "e1")
+    out, folder = tmp_path / "parts.csv", tmp_path / "e2"
+    stopped(model, paths, out, 16, enhanced=folder)
+    assert not out.exists()
+    begun = len((tmp_path / "parts.csv.part").read_text(encoding="utf-8").splitlines()) - 1
+    assert 16 <= begun < 61
+    steps = []
+    done = predict_files(model, paths, out, enhanced=folder, progress=lambda n, of: steps.append(n))
+    assert done.resumed == begun
+    assert steps[0] > begun
+    assert steps[-1] == 61
+    assert (done.counts, done.failed, done.rejected) == (whole.counts, whole.failed, whole.rejected)
+    assert out.read_text(encoding="utf-8").replace("/e2/", "/e1/") == (tmp_path / "whole.csv").read_text(
+        encoding="utf-8"
+    )
+    for path in (tmp_path / "e1").rglob("*.tif"):
+        assert path.read_bytes() == (folder / path.relative_to(tmp_path / "e1")).read_bytes()
+    assert not list(tmp_path.glob("parts.csv.*"))
+
+
+def test_what_was_interrupted_goes_on_with_nothing_else(model, draw, tmp_path):
+    cells, out = draw(tmp_path / "cells", 20), tmp_path / "p.csv"
+    stopped(model, [cells], out, 16)
+    part = (tmp_path / "p.csv.part").read_bytes()
+    plain = Model(model.config, model.joint)
+    with pytest.raises(RunError, match=r"p\.csv\.part: .*other model; repeat the command"):
+        predict_files(Model(replace(model.config, epoch=77), model.joint, model.calibration), [cells], out)
+    with pytest.raises(RunError, match=r"other model"):
+        predict_files(plain, [cells], out)
+    with pytest.raises(RunError, match=r"other coverage"):
+        predict_files(model, [cells], out, coverage=0.5)
+    with pytest.raises(RunError, match=r"other pictures"):
+        predict_files(model, [cells], out, enhanced=tmp_path / "enhanced")
+    last = cells / "ring" / "019.png"
+    last.write_bytes((cells / "ring" / "018.png").read_bytes() + b" ")
+    with pytest.raises(RunError, match=r"other images"):
+        predict_files(model, [cells], out)
+    assert (tmp_path / "p.csv.part").read_bytes() == part
+
+
+def test_a_prediction_that_only_lacks_its_name_gets_it(model, shapes, tmp_path):
+    stopped(model, [shapes], tmp_path / "p.csv", 60)
+    done = predict_files(model, [shapes], tmp_path / "p.csv")
+    assert (done.resumed, done.images, sum(done.counts.values()) + done.rejected) == (60, 60, 60)
+    assert len(read(tmp_path / "p.csv")) == 60
+
+
+def test_an_unknown_engine_is_refused_before_the_work(model, tmp_path):
+    with pytest.raises(RunError, match="engine 'tpu' is unknown"):
+        predict_files(model, [tmp_path / "gone"], tmp_path / "p.csv", engine="tpu")

@@ -6,17 +6,18 @@ one that was trained on crops of fields, how those were cut (`crop.json`). Train
 training reads one.
 """
 
-import json
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from urnet import __version__
+from urnet.bundle_config import CONFIG_NAME, ModelConfig, read_config
 from urnet.calibration.calibration import COVERAGE, JSON_NAME, TENSORS_NAME, Calibration
 from urnet.calibration.temperature import probabilities as softmax
 from urnet.errors import ImageError, RecipeError, RunError
@@ -24,8 +25,8 @@ from urnet.fields.cropping import SETTINGS_NAME, Cropping
 from urnet.files import whole_file
 from urnet.images.montage import expand, read_crop
 from urnet.images.quality import quality
-from urnet.images.read import MAX_PIXELS, MIN_EDGE
-from urnet.images.scale import ANY_DEPTH, Scaling
+from urnet.images.read import MIN_EDGE
+from urnet.images.scale import ANY_DEPTH
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,58 +34,10 @@ if TYPE_CHECKING:
     from urnet.cells.table import Cells
     from urnet.nets.joint import JointModel
 
-FORMAT = 1
-CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+WEIGHTS_NAME = "model.safetensors"
 
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """All that a trained model is, apart from its weights.
-
-    Attributes:
-        name: the recipe's name.
-        classes: class names in the order of the outputs.
-        size: edge of the square input in pixels.
-        channels: 1 grey, 3 colour.
-        scaling: raw counts to [0, 1].
-        enhancer: name and options of the enhancer.
-        classifier: name, input and options of the classifier.
-        tile: edge of a montage's tiles where the training images were montages.
-        image: the file of each folder that held the cells, where the training named one.
-        protocol: `honest` or `paper`.
-        seed: of the training.
-        epoch: the epoch whose weights were kept, from 1.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    size: int
-    channels: int
-    scaling: Scaling
-    enhancer: dict[str, Any]
-    classifier: dict[str, Any]
-    tile: int | None = None
-    image: str | None = None
-    protocol: str = "honest"
-    seed: int = 0
-    epoch: int = 0
-    versions: dict[str, str] = field(default_factory=lambda: {"urnet": __version__})
-
-    def build(self) -> "JointModel":
-        """The networks with fresh weights."""
-        from urnet.nets.joint import build_joint
-
-        enhancer, classifier = dict(self.enhancer), dict(self.classifier)
-        return build_joint(
-            enhancer.pop("name"),
-            classifier.pop("name"),
-            len(self.classes),
-            self.channels,
-            enhancer_options=enhancer,
-            beside=classifier.pop("input", "enhanced") == "both",
-            classifier_options=classifier,
-        )
-
+BATCH = 16
+"""Images that go through the networks at once; more are hardly faster on a CPU, and take more memory."""
 
 TRUST_COLUMNS = ("rejected", "set")
 """What tables of predictions say besides, where the model is calibrated."""
@@ -120,6 +73,7 @@ class Model:
         joint: the networks with their trained weights.
         calibration: what its answers are worth; none for a model that was not calibrated.
         cropping: how the cells that it was trained on were cut out of fields; none where `urnet crop` did not do it.
+        folder: the bundle that it was read from, if it was; engines keep their graphs there.
     """
 
     def __init__(
@@ -128,12 +82,14 @@ class Model:
         joint: "JointModel",
         calibration: Calibration | None = None,
         cropping: Cropping | None = None,
+        folder: Path | None = None,
     ):
         import torch
 
         self.config = config
         self.calibration = calibration
         self.cropping = cropping
+        self.folder = folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.joint = joint.to(self.device).eval()
 
@@ -156,9 +112,19 @@ class Model:
             (folder / TENSORS_NAME).unlink(missing_ok=True)
         if self.cropping is not None:
             self.cropping.save(folder / SETTINGS_NAME)
-        text = json.dumps({"format": FORMAT, **asdict(self.config)}, indent=2, ensure_ascii=False)
         with whole_file(folder / CONFIG_NAME) as file:
-            file.write(f"{text}\n".encode())
+            file.write(self.config.to_json().encode())
+
+    def digest(self) -> str:
+        """What tells this model from all others, as 32 hexadecimal digits: configuration, weights and calibration."""
+        content = hashlib.sha256(self.config.to_json().encode())
+        for name, tensor in self.joint.state_dict().items():
+            content.update(name.encode())
+            content.update(tensor.detach().cpu().contiguous().numpy())
+        if self.calibration is not None:
+            for array in _answers(self.calibration):
+                content.update(np.ascontiguousarray(array))
+        return content.hexdigest()[:32]
 
     @classmethod
     def load(cls, path: Path | str, *, calibrated: bool = True) -> "Model":
@@ -183,7 +149,7 @@ class Model:
                 f"{path}: no trained model here (looked for {CONFIG_NAME} and model/{CONFIG_NAME}); "
                 "give a folder written by `urnet train`; an unfinished run goes on with --resume"
             )
-        config = _read_config(folder / CONFIG_NAME)
+        config = read_config(folder / CONFIG_NAME)
         try:
             joint = config.build()
         except (RecipeError, RuntimeError, TypeError) as error:  # RuntimeError: no memory for networks of that size
@@ -193,14 +159,14 @@ class Model:
         cut = folder / SETTINGS_NAME
         cropping = Cropping.load(cut) if cut.is_file() else None
         if not calibrated or not (folder / JSON_NAME).is_file():
-            return cls(config, joint, cropping=cropping)
+            return cls(config, joint, cropping=cropping, folder=folder)
         calibration = Calibration.load(folder)
         if calibration.classes != config.classes:
             raise RunError(
                 f"{folder / JSON_NAME}: its classes ({', '.join(calibration.classes)}) are not the model's "
                 f"({', '.join(config.classes)}); make it again with `urnet calibrate`"
             )
-        return cls(config, joint, calibration, cropping)
+        return cls(config, joint, calibration, cropping, folder)
 
     def fit(self, crop: np.ndarray) -> np.ndarray:
         """One raw crop, (H, W) or (H, W, 3), at the network's size and colour, still in raw counts (C, S, S).
@@ -253,7 +219,7 @@ class Model:
                 progress(index + 1)
         return np.stack(images)
 
-    def outputs(self, inputs: np.ndarray, batch_size: int = 64) -> Iterator[Outputs]:
+    def outputs(self, inputs: np.ndarray, batch_size: int = BATCH) -> Iterator[Outputs]:
         """All that the networks say of prepared inputs (N, C, S, S), batch by batch."""
         import torch
 
@@ -273,7 +239,7 @@ class Model:
                     tuple(part.shape[1] for part in features),
                 )
 
-    def forward(self, inputs: np.ndarray, batch_size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def forward(self, inputs: np.ndarray, batch_size: int = BATCH) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Probabilities (B, K) and enhanced images (B, C, S, S) of prepared inputs (N, C, S, S), batch by batch."""
         for outputs in self.outputs(inputs, batch_size):
             yield outputs.probabilities, outputs.enhanced
@@ -323,22 +289,28 @@ class Model:
             isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] == (3,))
         )
         rows: list[dict[str, Any]] = []
-        usable, crops = [], []
-        for address, read in self._crops([images] if one else images):
+        crops = self._crops([images] if one else images)
+        while some := list(islice(crops, BATCH)):
+            rows += self._classify(some)
+        return pd.DataFrame(rows, columns=["path", "predicted", *self.columns, "error"])
+
+    def _classify(self, crops: list[tuple[str, Callable[[], np.ndarray]]]) -> list[dict[str, Any]]:
+        """A row for each of a few images, given by their addresses and what reads them."""
+        rows, usable, pixels = [], [], []
+        for address, read in crops:
             row: dict[str, Any] = {"path": address, "predicted": "", "error": "", **dict.fromkeys(TRUST_COLUMNS, "")}
             try:
-                crops.append(self.fit(read()))
+                pixels.append(self.fit(read()))
                 usable.append(row)
             except ImageError as error:
                 row["error"] = str(error)
             rows.append(row)
-        images = np.stack(crops) if crops else np.empty((0, 1))
-        done = 0
-        for outputs in self.outputs(self.config.scaling.apply(images)):
-            part = slice(done, done := done + len(outputs.logits))
-            for row, told in zip(usable[part], self.rows(outputs, images[part]), strict=True):
+        if pixels:
+            images = np.stack(pixels)
+            outputs = next(self.outputs(self.config.scaling.apply(images), len(images)))
+            for row, told in zip(usable, self.rows(outputs.probabilities, outputs.features, images), strict=True):
                 row |= told
-        return pd.DataFrame(rows, columns=["path", "predicted", *self.columns, "error"])
+        return rows
 
     @property
     def columns(self) -> list[str]:
@@ -347,7 +319,8 @@ class Model:
 
     def rows(
         self,
-        outputs: Outputs,
+        probabilities: np.ndarray,
+        features: np.ndarray,
         images: np.ndarray,
         seen: "pd.DataFrame | None" = None,
         coverage: float = COVERAGE,
@@ -355,14 +328,15 @@ class Model:
         """What tables of predictions say of each crop: `predicted` and `columns`.
 
         Args:
-            outputs: of these crops.
+            probabilities: (N, K), with the temperature.
+            features: (N, F).
             images: (N, C, S, S) raw counts, from `fit` or `read`.
             seen: as `measures`.
             coverage: of the prediction sets, between 0 and 1.
         """
-        reasons = self.reject(images, outputs.features, seen)
-        sets = self.calibration.set_names(outputs.probabilities, coverage) if self.calibration is not None else reasons
-        for values, reason, names in zip(outputs.probabilities, reasons, sets, strict=True):
+        reasons = self.reject(images, features, seen)
+        sets = self.calibration.set_names(probabilities, coverage) if self.calibration is not None else reasons
+        for values, reason, names in zip(probabilities, reasons, sets, strict=True):
             trust = () if self.calibration is None else (reason, names)
             told = zip(self.columns, (*map(float, values), *trust), strict=True)
             yield {"predicted": self.classes[int(values.argmax())], **dict(told)}
@@ -383,27 +357,12 @@ class Model:
                 yield address, partial(read_crop, Path(), address, tile)
 
 
-def _read_config(path: Path) -> ModelConfig:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        version = data.pop("format")
-        if version > FORMAT:
-            raise RunError(
-                f"{path}: written by a newer urnet (format {version}, this one reads {FORMAT}); update urnet"
-            )
-        data["scaling"] = Scaling(**data["scaling"])
-        if type(data["classes"]) is not list:
-            raise ValueError("classes is no list")
-        data["classes"] = tuple(data["classes"])
-        config = ModelConfig(**data)
-        wrong = [key for key, right in _checked(config).items() if not right]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is {str(getattr(config, wrong[0]))[:80]}")
-        return config
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(
-            f"{path}: not a model configuration of urnet ({error}); train again or restore the file"
-        ) from None
+def _answers(calibration: Calibration) -> "Iterator[np.ndarray]":
+    """All that a calibration's answers depend on."""
+    rejection = calibration.rejection
+    yield np.array([calibration.temperature, rejection.level, *rejection.checks])
+    yield from (*calibration.scores, rejection.quantiles, rejection.tails)
+    yield from (rejection.distance.centre, *rejection.distance.whiten, rejection.distance.spread)
 
 
 def _number(name: str, text: object) -> dict[str, float]:
@@ -413,23 +372,6 @@ def _number(name: str, text: object) -> dict[str, float]:
     except ValueError:
         return {}
     return {name: value} if math.isfinite(value) else {}
-
-
-def _checked(config: ModelConfig) -> dict[str, bool]:
-    """Whether each key that predictions depend on has a possible value."""
-    classes, size, scaling, tile = config.classes, config.size, config.scaling, config.tile
-    return {
-        "classes": len(classes) > 0 and all(type(c) is str for c in classes) and len(set(classes)) == len(classes),
-        "size": type(size) is int and size >= MIN_EDGE and size**2 <= MAX_PIXELS,
-        "channels": type(config.channels) is int and config.channels in (1, 3),
-        "scaling": math.isfinite(scaling.low)
-        and math.isfinite(scaling.high)
-        and scaling.low < scaling.high
-        and scaling.dtype in ("uint8", "uint16", "float32", ANY_DEPTH),
-        "enhancer": type(config.enhancer["name"]) is str,
-        "classifier": type(config.classifier["name"]) is str,
-        "tile": tile is None or (type(tile) is int and tile >= MIN_EDGE),
-    }
 
 
 def _load_weights(joint: "JointModel", path: Path) -> None:

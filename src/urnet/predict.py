@@ -1,25 +1,38 @@
-"""Classify image files with a trained model, a batch at a time, and write a row for each as it is done."""
+"""Classify image files with a trained model, a batch at a time, and write a row for each as it is done.
 
-import csv
+Threads decode the next crops and write the last rows while the network looks at a batch.
+"""
+
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from urnet.bundle import Model
 from urnet.calibration.calibration import COVERAGE
 from urnet.cells.copies import padding_tiles
 from urnet.cells.table import Cells, find_images
-from urnet.errors import ImageError, RecipeError, RunError
+from urnet.errors import RecipeError, RunError
+from urnet.export.engine import SAMPLE, BatchSize, Engine, check_engine, choose_engine
+from urnet.images.montage import locate
 from urnet.images.read import SUFFIXES
+from urnet.read_ahead import Read, read_ahead, read_cells
 from urnet.training.run import refuse_existing
+from urnet.unfinished import GrowingTable, growing_table, interrupted
 
-BATCH = 64
 PADDING = "padding of the archive: an identical tile stands there a dozen times or more"
+AHEAD = 2
+"""Batches of the largest size that may be waiting for the network."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,8 @@ class Predicted:
         rejected: images that show no countable cell; their rows say why. 0 for a model without calibration.
         failed: images that could not be used; their rows say why.
         left_out: tiles that are an archive's padding, not cells.
+        engines: images that each engine classified.
+        resumed: rows that were there already, of a prediction that was interrupted.
     """
 
     images: int
@@ -39,6 +54,41 @@ class Predicted:
     rejected: int
     failed: int
     left_out: int
+    engines: dict[str, int] = field(default_factory=dict)
+    resumed: int = 0
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is asked for, and of what."""
+
+    model: Model
+    cells: Cells
+    padding: set[int]
+    coverage: float
+    enhanced: Path | None
+    cam: Path | None
+
+    @property
+    def columns(self) -> list[str]:
+        """Of the CSV."""
+        pictures = [name for name, folder in (("enhanced", self.enhanced), ("cam", self.cam)) if folder is not None]
+        return ["path", "predicted", *self.model.columns, *pictures, "engine", "error"]
+
+    @property
+    def about(self) -> dict[str, str]:
+        """All that the rows depend on, by what it is called to the user."""
+        return {
+            "model": self.model.digest(),
+            "images": _digest(self.cells),
+            "coverage": repr(self.coverage),
+            "pictures": f"enhanced: {self.enhanced}, cam: {self.cam}",
+        }
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of the pictures, one a cell."""
+        return _file_names(self.cells.table["path"])
 
 
 def predict_files(
@@ -46,24 +96,27 @@ def predict_files(
     paths: Iterable[Path | str],
     out: Path,
     *,
+    engine: str = "auto",
     enhanced: Path | None = None,
     cam: Path | None = None,
     coverage: float = COVERAGE,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predicted:
-    """Classify files, folders or tables into a CSV: `path`, `predicted`, `p_<class>`, `error`.
+    """Classify files, folders or tables into a CSV: `path`, `predicted`, `p_<class>`, `engine`, `error`.
 
     Of a calibrated model it also says, after the probabilities, why an image shows no countable cell (`rejected`, empty
     for one that does), and which classes cannot be ruled out (`set`, joined by `|`). `predicted` is filled either way:
     what counts as a cell of its class is a row whose `rejected` and `error` are empty.
 
     An image that cannot be used gets a row with its reason, and the rest goes on. The CSV is written beside its place
-    and moved there at the end; of an interrupted prediction its rows so far stay in `<out>.part`.
+    and moved there at the end; the rows of an interrupted prediction stay in `<out>.part`, and the same call
+    goes on from there.
 
     Args:
         model: a trained model.
         paths: images, folders of images, or tables with a column `path`.
         out: the CSV.
+        engine: what runs the networks: `torch`, `onnx`, `openvino`, or `auto`, the fastest exact one at hand.
         enhanced: folder for the enhanced images, in the raw counts' own range; named in the column `enhanced`.
         cam: folder for Grad-CAM over the raw image, for the predicted class; named in the column `cam`.
         coverage: of the sets: the share of each class's cells whose set holds it, between 0 and 1.
@@ -71,55 +124,151 @@ def predict_files(
 
     Raises:
         CellsError: a path does not exist or holds no images.
-        RunError: `out`, `enhanced` or `cam` exists already, or rows of an interrupted prediction do; or the coverage is
-            not between 0 and 1.
+        RunError: `out`, `enhanced` or `cam` exists already; rows of an interrupted prediction are there that was of
+            something else; the engine is unknown, not installed or not exact; or the coverage is not between 0 and 1.
         RecipeError: Grad-CAM is asked for, and the classifier has no feature maps.
     """
     refuse_existing(out, file=True)
     for folder in filter(None, (enhanced, cam)):
-        refuse_existing(folder)
+        if not interrupted(out):
+            refuse_existing(folder)
     if out in (enhanced, cam):
         raise RunError(f"{out}: cannot be the table and a folder of pictures at once; choose another --out")
     if not 0 < coverage < 1:
         raise RunError(f"a coverage of {coverage:g} was asked for; it must lie between 0 and 1, as 0.9")
+    check_engine(engine)
     if cam is not None:
         _check_cam(model)
     cells = find_images(paths, model.config.tile, model.config.image)
-    padding = padding_tiles(cells)
-    names = _file_names(cells.table["path"])
-    extras = [name for name, folder in (("enhanced", enhanced), ("cam", cam)) if folder is not None]
-    columns = ["path", "predicted", *model.columns, *extras, "error"]
-    counts = dict.fromkeys(model.classes, 0)
-    rejected = failed = left_out = 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    if part.exists():
-        raise RunError(f"{part}: rows of an interrupted prediction, or of one that is running; move or remove it first")
-    with part.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        for start in range(0, len(cells), BATCH):
-            index = range(start, min(start + BATCH, len(cells)))
-            rows, crops = _read(model, cells, index, padding)
-            good = [(row, names[i]) for row, i in zip(rows, index, strict=True) if "error" not in row]
-            if good:
-                seen = cells.table.iloc[[i for row, i in zip(rows, index, strict=True) if "error" not in row]]
-                _classify(model, good, np.stack(crops), seen, coverage, enhanced, cam)
-            for row in rows:
-                if row.get("error") == PADDING:
-                    left_out += 1
-                elif "error" in row:
-                    failed += 1
-                elif row.get("rejected"):
-                    rejected += 1
-                else:
-                    counts[row["predicted"]] += 1
-            writer.writerows(rows)
-            file.flush()
-            if progress is not None:
-                progress(index.stop, len(cells))
-    part.replace(out)
-    return Predicted(len(cells), counts, rejected, failed, left_out)
+    task = _Task(model, cells, padding_tiles(cells), coverage, enhanced, cam)
+    outcomes, engines = Counter[str](), Counter[str]()
+
+    def tally(row: Mapping[str, str]) -> None:
+        outcomes[_outcome(row)] += 1
+        engines.update([row["engine"]] if row.get("engine") else ())
+
+    with growing_table(out, task.columns, cells.table["path"].tolist(), task.about, tally) as table:
+        resumed = table.done
+        if resumed < len(cells):
+            _fill(task, engine, table, progress)
+    return Predicted(
+        images=len(cells),
+        counts={name: outcomes[f"class {name}"] for name in model.classes},
+        rejected=outcomes["rejected"],
+        failed=outcomes["failed"],
+        left_out=outcomes["left out"],
+        engines=dict(engines),
+        resumed=resumed,
+    )
+
+
+def _outcome(row: Mapping[str, str]) -> str:
+    """What a row counts as."""
+    if row.get("error"):
+        return "left out" if row["error"] == PADDING else "failed"
+    return "rejected" if row.get("rejected") else f"class {row['predicted']}"
+
+
+def _fill(task: _Task, name: str, table: GrowingTable, progress: Callable[[int, int], None] | None) -> None:
+    """Classify what has no row yet."""
+    cells, start = task.cells, table.done
+    engine = choose_engine(task.model, name, _sample(task, start), len(cells))
+    size = BatchSize(engine.sizes)
+
+    def write(rows: list[dict[str, str]], finish: Callable[[], None]) -> None:
+        finish()
+        table.write(rows)
+
+    def written(writing: Future[None]) -> None:
+        writing.result()
+        if progress is not None:
+            progress(table.done, len(cells))
+
+    with (
+        closing(read_ahead(task.model, cells, start, AHEAD * max(engine.sizes), task.padding)) as reader,
+        ThreadPoolExecutor(1, "write") as writer,
+    ):
+        last: Future[None] | None = None
+        while batch := list(islice(reader, size.now)):
+            rows = [_row(task, read) for read in batch]
+            finish = _classify(task, engine, batch, rows, size)
+            if last is not None:
+                written(last)
+            last = writer.submit(write, rows, finish)
+        if last is not None:
+            written(last)
+
+
+def _row(task: _Task, read: Read) -> dict[str, str]:
+    """What is known of a cell before it is classified."""
+    error = PADDING if read.index in task.padding else read.error
+    return {"path": task.cells.table["path"].iloc[read.index]} | ({"error": error} if error else {})
+
+
+def _classify(
+    task: _Task, engine: Engine, batch: list[Read], rows: list[dict[str, str]], size: BatchSize
+) -> Callable[[], None]:
+    """Run a batch through the networks; what is left to do fills in its rows and writes its pictures."""
+    good = [(row, read) for row, read in zip(rows, batch, strict=True) if read.crop is not None]
+    if not good:
+        return lambda: None
+    model, crops = task.model, np.stack([read.crop for _, read in good])  # (B, C, S, S)
+    begun = time.perf_counter()
+    probabilities, enhanced, features = engine.run(crops)
+    size.took(len(crops), time.perf_counter() - begun)
+    maps = _cam(model, crops, probabilities) if task.cam is not None else None
+
+    def finish() -> None:
+        seen = task.cells.table.iloc[[read.index for _, read in good]]
+        told = model.rows(probabilities, features, crops, seen, task.coverage)
+        for (row, _), answers in zip(good, told, strict=True):
+            row |= {name: f"{value:.6f}" if type(value) is float else value for name, value in answers.items()}
+            row["engine"] = engine.name
+        if task.enhanced is not None:
+            for (row, read), image in zip(good, model.config.scaling.invert(enhanced), strict=True):
+                row["enhanced"] = _write_enhanced(task.enhanced / f"{task.names[read.index]}.tif", image)
+        if maps is not None:
+            inputs = model.config.scaling.apply(crops)
+            for (row, read), image, heat in zip(good, inputs, maps, strict=True):
+                row["cam"] = _write_cam(task.cam / f"{task.names[read.index]}.png", image, heat)
+
+    return finish
+
+
+def _cam(model: Model, crops: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Grad-CAM of the predicted classes, (B, S, S)."""
+    import torch
+
+    from urnet.evaluation.gradcam import grad_cam
+
+    inputs = model.config.scaling.apply(crops)
+    return grad_cam(model.joint, torch.from_numpy(inputs), torch.from_numpy(probabilities.argmax(axis=1)))
+
+
+def _sample(task: _Task, start: int) -> np.ndarray | None:
+    """A few usable images, on which an engine can be checked; none where the first ones are all unusable."""
+    index = (i for i in range(start, len(task.cells)) if i not in task.padding)
+    crops = [read.crop for read in read_cells(task.model, task.cells, islice(index, SAMPLE)) if read.crop is not None]
+    return np.stack(crops) if crops else None
+
+
+def _digest(cells: Cells) -> str:
+    """What tells these images from all others: what the table says of them, and each file's size and time."""
+    content, last, stamp = sha256(), "", ""
+    for row in cells.table.itertuples(index=False):
+        file = locate(cells.root, row.path).file
+        if file != last:  # the tiles of a montage follow each other
+            last, stamp = file, _stamp(cells.root / file)
+        content.update("\0".join((*row, stamp, "")).encode("utf-8", "surrogateescape"))
+    return content.hexdigest()[:32]
+
+
+def _stamp(file: Path) -> str:
+    try:
+        about = file.stat()
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
+        return ""
+    return f"{about.st_size} {about.st_mtime_ns}"
 
 
 def _check_cam(model: Model) -> None:
@@ -135,50 +284,6 @@ def _check_cam(model: Model) -> None:
         raise RecipeError(
             f"classifier {config.classifier['name']!r} makes no feature maps that Grad-CAM could show; leave --cam out"
         ) from None
-
-
-def _read(model: Model, cells: Cells, index: range, padding: set[int]) -> tuple[list[dict[str, str]], list[np.ndarray]]:
-    """A row for each cell, and the crops (C, S, S) of those that can be used, in raw counts."""
-    rows, crops = [], []
-    for i in index:
-        row = {"path": cells.table["path"].iloc[i]}
-        if i in padding:
-            row["error"] = PADDING
-            rows.append(row)
-            continue
-        try:
-            crops.append(model.fit(cells.read(i)))
-        except ImageError as error:
-            row["error"] = str(error)
-        rows.append(row)
-    return rows, crops
-
-
-def _classify(
-    model: Model,
-    named_rows: list[tuple[dict[str, str], str]],
-    crops: np.ndarray,
-    seen: pd.DataFrame,
-    coverage: float,
-    enhanced: Path | None,
-    cam: Path | None,
-) -> None:
-    """Fill in the rows of one batch, and write its pictures under their names."""
-    inputs = model.config.scaling.apply(crops)
-    outputs = next(model.outputs(inputs, batch_size=len(inputs)))
-    for (row, _), told in zip(named_rows, model.rows(outputs, crops, seen, coverage), strict=True):
-        row |= {name: f"{value:.6f}" if type(value) is float else value for name, value in told.items()}
-    if enhanced is not None:
-        for (row, name), image in zip(named_rows, model.config.scaling.invert(outputs.enhanced), strict=True):
-            row["enhanced"] = _write_enhanced(enhanced / f"{name}.tif", image)
-    if cam is not None:
-        import torch
-
-        from urnet.evaluation.gradcam import grad_cam
-
-        maps = grad_cam(model.joint, torch.from_numpy(inputs), torch.from_numpy(outputs.logits.argmax(axis=1)))
-        for (row, name), image, heat in zip(named_rows, inputs, maps, strict=True):
-            row["cam"] = _write_cam(cam / f"{name}.png", image, heat)
 
 
 def _write_cam(path: Path, image: np.ndarray, heat: np.ndarray) -> str:

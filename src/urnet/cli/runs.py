@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from urnet.differential.sample import Sample
     from urnet.evaluation.evaluate import Evaluation
 
+EngineOption = Annotated[str, typer.Option(help="What runs the networks: auto, torch, onnx or openvino.")]
+
 
 @app.command()
 def demo(
@@ -95,6 +97,7 @@ def predict(
     table: Annotated[Path, typer.Option("--out", help="New CSV.")],
     enhanced: Annotated[Path | None, typer.Option(help="New folder for the enhanced images.")] = None,
     cam: Annotated[Path | None, typer.Option(help="New folder for Grad-CAM pictures.")] = None,
+    engine: EngineOption = "auto",
 ) -> int:
     """Classify images; exit code 1 if some could not be read (their rows say why)."""
     from urnet.bundle import Model
@@ -104,10 +107,22 @@ def predict(
     model = Model.load(run)
     with Bars(out) as bars:
         done = predict_files(
-            model, images, table, enhanced=enhanced, cam=cam, progress=lambda n, of: bars.doing("classify", n / of)
+            model,
+            images,
+            table,
+            engine=engine,
+            enhanced=enhanced,
+            cam=cam,
+            progress=lambda n, of: bars.doing("classify", n / of),
         )
     out.print(", ".join(f"{name} {count}" for name, count in done.counts.items()))
-    out.print(f"{done.images - done.failed - done.left_out} of {done.images} images classified: {table}")
+    classified = done.images - done.failed - done.left_out
+    by = ", ".join(f"{name} {count}" for name, count in done.engines.items())
+    out.print(f"{classified} of {done.images} images classified (engine: {by}): {table}")
+    if done.resumed:
+        out.print(f"{done.resumed} of them were there already, of a prediction that was interrupted")
+    if done.rejected:
+        out.print(f"{done.rejected} show no countable cell and belong to no class; the column 'rejected' says why")
     if done.left_out:
         out.print(f"{done.left_out} tiles are padding of their archive and are not counted")
     if done.failed:
@@ -124,15 +139,18 @@ def calibrate(
     ] = None,
 ) -> int:
     """Calibrate a trained model anew (training does it, too): probabilities, prediction sets, rejection."""
+    from urnet.cells.table import read_cells
     from urnet.evaluation.unknown import rejection_auroc
     from urnet.progress import Bars
     from urnet.training.calibrate import calibrate as calibrate_run
     from urnet.training.run import Run
 
     opened = Run.open(run)
+    recipe = opened.recipe()
+    strange = None if unknown is None else read_cells(unknown, tile=recipe.tile, image=recipe.image)
     with Bars(out) as bars:
         done = calibrate_run(opened, false_rejection=false_rejection, progress=bars.doing)
-        table = rejection_auroc(opened, unknown, progress=bars.doing) if unknown is not None else None
+        table = rejection_auroc(opened, strange, progress=bars.doing) if strange is not None else None
     parts = ", ".join(f"{count} {name}" for name, count in done.parts.items() if count)
     out.print(f"temperature {done.temperature:.3f}; cells: {parts}")
     rejected, cells = int(done.confusion[:, -1].sum()), int(done.confusion.sum())
@@ -152,13 +170,14 @@ def differential(
     source: Annotated[Path, typer.Argument(help="Fields of view (image, folder, field table), or cells.")],
     folder: Annotated[Path, typer.Option("--out", help="New folder for counts and reports.")],
     coverage: Annotated[float, typer.Option(help="Of the prediction sets of single cells.")] = 0.9,
+    engine: EngineOption = "auto",
 ) -> int:
     """Count the cells of each donor, corrected for the classifier's own confusion, with intervals."""
     from urnet.differential.run import count_cells
     from urnet.progress import Bars
 
     with Bars(out) as bars:
-        done = count_cells(run, source, folder, coverage=coverage, progress=bars.doing)
+        done = count_cells(run, source, folder, coverage=coverage, engine=engine, progress=bars.doing)
     for sample in done.samples:
         _show_sample(sample)
     for note in done.notes:
@@ -166,6 +185,30 @@ def differential(
     out.print(f"report: {done.report}")
     if done.failed:
         return complain(f"{done.failed} image(s) could not be used; the column 'error' says why", 1)
+    return 0
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    folder: Annotated[Path, typer.Option("--out", help="New file or folder.")],
+    kind: Annotated[str, typer.Option("--format", help="onnx, openvino, torch, bioimageio or hub.")] = "onnx",
+    cells: Annotated[Path | None, typer.Option(help="Cells to check it on; the run's own when not given.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset; the exporter's own when not given.")] = None,
+) -> int:
+    """Write the model as one graph for other programs, checked against the original on real cells."""
+    from urnet.export.formats import export_run
+    from urnet.progress import Bars
+
+    with Bars(out) as bars:
+        done = export_run(run, kind, folder, cells=cells, opset=opset, progress=bars.doing)
+    out.print(
+        f"checked on {done.parity.cells} cells: probabilities differ by {done.parity.difference:.1e} at most, "
+        "no decision changes"
+    )
+    for note in done.notes:
+        out.print(f"note: {note}")
+    out.print(f"written: {done.path}")
     return 0
 
 

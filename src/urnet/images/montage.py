@@ -5,6 +5,7 @@ stack. A plain path is its own address.
 """
 
 import re
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from urnet.errors import ImageError
 from urnet.images.read import is_file, read_header, read_image
 
+_ONE_AT_A_TIME = threading.Lock()
 _FRAGMENT = re.compile(r"(?P<file>.+)#(?:p(?P<page>\d{1,9})|r(?P<row>\d{1,9})c(?P<column>\d{1,9}))")
 
 
@@ -92,7 +94,8 @@ def read_crop(root: Path, address: str, tile: int | None = None) -> np.ndarray:
         return read_image(path, place.page or 0)
     if tile is None:
         raise ImageError(f"{path}: {address} is a tile of a montage, but no tile size is given (tile=PIXELS)")
-    montage = _read_montage(path, path.stat().st_mtime_ns if is_file(path) else 0)
+    with _ONE_AT_A_TIME:  # threads that read tiles of one montage decode it once
+        montage = _read_montage(path, path.stat().st_mtime_ns if is_file(path) else 0)
     crop = montage[place.row * tile : (place.row + 1) * tile, place.column * tile : (place.column + 1) * tile]
     if crop.shape[:2] != (tile, tile):
         height, width = montage.shape[:2]

@@ -6,9 +6,10 @@ up, inverted grey (TIFF "min is white") is turned the right way.
 """
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,14 +149,41 @@ def first_bytes(path: Path) -> bytes:
     return start
 
 
+class _Silence:
+    """No warnings, and nothing from tifffile's log.
+
+    Both belong to the whole process: of the threads that decode at once, the first to come silences them, and the last
+    to go puts them back as they were.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.restore = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.restore.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                log = logging.getLogger("tifffile")
+                self.restore.callback(setattr, log, "disabled", log.disabled)
+                log.disabled = True
+            self.inside += 1
+
+    def __exit__(self, *problem: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.restore.close()
+
+
+_SILENCE = _Silence()
+
+
 @contextmanager
 def decoding(path: Path) -> Iterator[None]:
     """Turn whatever a decoder throws, warns or logs about a damaged file into one `ImageError` that names the file."""
-    log = logging.getLogger("tifffile")
-    silent, log.disabled = log.disabled, True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _SILENCE:
             yield
     except ImageError:
         raise
@@ -166,8 +194,6 @@ def decoding(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ImageError(f"{path}: damaged or incomplete image ({reason})") from None
-    finally:
-        log.disabled = silent
 
 
 def _allowed(path: Path, header: Header) -> Header:

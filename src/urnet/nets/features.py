@@ -75,7 +75,7 @@ def look_at_features(model: JointModel, images: Tensor) -> tuple[Tensor, Tensor,
     seen = last[-1]  # (B, F), or (B, T, F) tokens or (B, F, H, W) maps where the last layer keeps space
     if len(features) < 2:
         features.append(seen.mean(dim=1) if seen.ndim == 3 else seen.flatten(2).mean(dim=2) if seen.ndim == 4 else seen)
-    if len(seen) != len(images):  # every view is an image to the classifier
+    if seen.shape[0] != images.shape[0]:  # every view is an image to the classifier
         weights = model.enhancer.view_weights()  # (V,)
-        features = [torch.einsum("bvf,v->bf", x.unflatten(0, (len(images), -1)), weights) for x in features]
+        features = [torch.einsum("bvf,v->bf", x.unflatten(0, (images.shape[0], -1)), weights) for x in features]
     return logits, enhanced, features

@@ -1,0 +1,66 @@
+"""OpenVINO: the graph as `model.xml` and `model.bin`, in float32."""
+
+from pathlib import Path
+
+import numpy as np
+
+from urnet.errors import RunError
+from urnet.export.parity import Run
+
+PACKAGES = ("openvino",)
+NAME = "model.xml"
+
+
+def to_openvino(onnx: bytes, folder: Path) -> None:
+    """Write a graph that is there in ONNX as OpenVINO's two files.
+
+    Args:
+        onnx: the content of an ONNX file.
+        folder: where they go.
+
+    Raises:
+        RunError: OpenVINO is not installed, or cannot read the graph.
+    """
+    from urnet.export.packages import need
+
+    need(PACKAGES, "format openvino")
+    import openvino
+
+    try:
+        network = openvino.Core().read_model(model=onnx)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"OpenVINO cannot read the graph ({reason}); use format onnx") from None
+    openvino.save_model(network, folder / NAME, compress_to_fp16=False)
+
+
+def open_openvino(source: Path | bytes, threads: int | None = None) -> Run:
+    """Read a graph, to be run on the CPU in float32 whatever the processor would do faster.
+
+    Args:
+        source: `model.xml`, or an ONNX file or its content.
+        threads: that OpenVINO may use; its own choice when not given.
+
+    Raises:
+        RunError: OpenVINO is not installed, or the files are damaged.
+    """
+    from urnet.export.packages import need
+
+    need(PACKAGES, "running OpenVINO")
+    import openvino
+
+    name = source if isinstance(source, Path) else "the graph in memory"
+    settings = {"INFERENCE_PRECISION_HINT": "f32"} | ({} if threads is None else {"INFERENCE_NUM_THREADS": threads})
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # Windows lets no mapped file be moved to its place
+    try:
+        network = core.compile_model(core.read_model(model=source), "CPU", settings)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{name}: no OpenVINO graph that can be run here ({reason}); export the run again") from None
+
+    def run(counts: np.ndarray) -> tuple[np.ndarray, ...]:
+        found = network([np.ascontiguousarray(counts, np.float32)])
+        return tuple(np.array(found[end]) for end in network.outputs)
+
+    return run

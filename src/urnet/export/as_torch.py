@@ -1,0 +1,55 @@
+"""torch.export: the graph as a `.pt2` file, to be run by torch without this package."""
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from urnet.export.as_onnx import properties
+from urnet.export.parity import Run
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from urnet.bundle import Model
+
+ABOUT = "urnet.json"
+"""Name of the file within that says what the graph is."""
+
+
+def to_torch(model: "Model", program: "ExportedProgram | None" = None) -> bytes:
+    """A model's graph as the content of a `.pt2` file: JSON and plain tensors, nothing pickled.
+
+    Args:
+        model: the trained model.
+        program: its captured graph, where it is there already.
+
+    Raises:
+        RunError: networks that cannot be followed.
+    """
+    import torch
+
+    from urnet.export.graph import capture
+
+    program = capture(model) if program is None else program
+    program.example_inputs = None  # the one thing that would be pickled
+    buffer = io.BytesIO()
+    about = json.dumps(properties(model), ensure_ascii=False)
+    torch.export.save(program, buffer, extra_files={ABOUT: about})
+    return buffer.getvalue()
+
+
+def open_torch(path: Path) -> Run:
+    """Read a graph that `to_torch` made."""
+    import torch
+
+    with path.open("rb") as file:
+        network = torch.export.load(io.BytesIO(file.read())).module()
+
+    def run(counts: np.ndarray) -> tuple[np.ndarray, ...]:
+        with torch.inference_mode():
+            return tuple(part.numpy() for part in network(torch.from_numpy(counts)))
+
+    return run

@@ -1,0 +1,168 @@
+"""The model card: what a run is, what it was measured to do, and what it cannot do, in Markdown."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from urnet import __version__
+from urnet.calibration.calibration import COVERAGE
+from urnet.cells.table import PARTS
+from urnet.errors import UrnetError
+
+if TYPE_CHECKING:
+    from urnet.bundle import Model
+    from urnet.training.run import Run
+
+PAPER = "Zheng et al., UR-Net, Sensors 2023, 23, 7605"
+DOI = "10.3390/s23177605"
+RESEARCH = "For research use only: not a medical device, not for diagnosis."
+OPTIMISTIC = (
+    "Protocol `paper` is **optimistic**: the epoch was chosen on the test part, which was augmented and balanced too."
+)
+_HONEST = (
+    "Protocol `honest`: the epoch was chosen on a validation part; the test part took no part in the training and was "
+    "not augmented."
+)
+_SIMULATED = "The cells are **simulated** ({kinds}); nothing here was measured on real unstained cells."
+
+
+def model_card(model: "Model", run: "Run | None", usage: str) -> str:
+    """Write the card's text, without metadata.
+
+    Args:
+        model: the trained model.
+        run: its run folder; none where only the bundle is there, and the card then says what it does not know.
+        usage: how the files beside the card are used, in Markdown.
+    """
+    parts = [
+        f"# {escape(model.config.name)}",
+        f"**{RESEARCH}**",
+        _about(model),
+        "## Use\n\n" + usage,
+        "## Data\n\n" + _data(run),
+        "## Protocol\n\n" + _protocol(model),
+        "## Validation\n\n" + _validation(model, metrics_of(model, run)),
+        "## Limits\n\n" + _limits(model),
+        f"Written by urnet {__version__} from the run. Cite the method as: {PAPER}, https://doi.org/{DOI}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def metrics_of(model: "Model", run: "Run | None") -> dict[str, Any] | None:
+    """The figures of a run's own test part; none where it was not evaluated with these weights."""
+    path = None if run is None else run.folder / "evaluation" / "test" / "metrics.json"
+    if path is None or not path.is_file():
+        return None
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        return (
+            metrics if metrics["epoch"] == model.config.epoch and metrics["macro_recall"]["value"] is not None else None
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def percent(figure: dict[str, Any]) -> str:
+    """A share with its interval: `83.3 (80.1–86.0)`."""
+    if figure["value"] is None:
+        return "–"
+    text = f"{100 * figure['value']:.1f}"
+    if figure["interval"] is None:
+        return text
+    low, high = figure["interval"]
+    return f"{text} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def escape(text: str) -> str:
+    """A name as Markdown shows it, in a table too."""
+    for sign in "\\`*_|<>[]#":
+        text = text.replace(sign, "\\" + sign)
+    return " ".join(text.split())
+
+
+def _about(model: "Model") -> str:
+    from urnet.nets import count_parameters
+
+    config, scaling = model.config, model.config.scaling
+    colour = "grey" if config.channels == 1 else "colour"
+    classes = ", ".join(escape(name) for name in config.classes)
+    return (
+        f"Classifies crops of single cells by an image enhancer (`{config.enhancer['name']}`) in front of a classifier "
+        f"(`{config.classifier['name']}`), as one network of {count_parameters(model.joint):,} parameters.\n\n"
+        f"- **Classes:** {classes}\n"
+        f"- **Input:** {colour} crops of one cell, brought to {config.size} × {config.size} px; {scaling.dtype} "
+        f"counts, of which {scaling.low:g} to {scaling.high:g} become 0 to 1 within the network"
+    )
+
+
+def _data(run: "Run | None") -> str:
+    if run is None:
+        return "Exported from a bundle without its run: the data it was trained on are not stated here."
+    try:
+        counts = run.counts()
+        donors = {part: run.donors(part) for part in PARTS}
+        left_out, simulated = len(run.left_out()), run.cells().simulated
+    except (UrnetError, OSError, ValueError, KeyError):
+        return "The run's table of cells could not be read, so its data are not stated here."
+    rows = [
+        "| class | " + " | ".join(counts.columns) + " |",
+        "|---|" + "---:|" * counts.shape[1],
+        *(f"| {escape(str(name))} | " + " | ".join(str(n) for n in row) + " |" for name, row in counts.iterrows()),
+    ]
+    known = ", ".join(f"{part} {len(names)}" for part, names in donors.items() if names)
+    text = "Cells by class and part.\n\n" + "\n".join(rows) + "\n\n"
+    text += f"Donors: {known}." if known else "The donors of the cells are not known."
+    if both := donors["train"] & donors["test"]:
+        text += f" {len(both)} of them gave cells to training and to test."
+    if left_out:
+        text += f" {left_out} images are copies, padding or constant and are left out."
+    return f"{text}\n\n{_SIMULATED.format(kinds=simulated)}" if simulated else text
+
+
+def _protocol(model: "Model") -> str:
+    config = model.config
+    text = OPTIMISTIC if config.protocol == "paper" else _HONEST
+    return f"{text}\n\nSeed {config.seed}; weights of epoch {config.epoch}."
+
+
+def _validation(model: "Model", metrics: dict[str, Any] | None) -> str:
+    if metrics is None:
+        return "This run was not evaluated, so no figure is stated. `urnet evaluate RUN`, then export it again."
+    rows = ["| | recall, % | precision, % | F1, % | cells |", "|---|---:|---:|---:|---:|"]
+    for name, figures in metrics["per_class"].items():
+        shares = " | ".join(percent(figures[key]) for key in ("recall", "precision", "f1"))
+        rows.append(f"| {escape(name)} | {shares} | {figures['support']} |")
+    shares = " | ".join(percent(metrics[f"macro_{key}"]) for key in ("recall", "precision", "f1"))
+    rows += [f"| **macro average** | {shares} | {metrics['n']} |"]
+    intervals = metrics["intervals"]
+    text = [
+        f"On the run's own test part, {metrics['n']} cells; accuracy {percent(metrics['accuracy'])} %. In brackets "
+        f"95 % intervals over {intervals['groups']} {intervals['unit']}s.",
+        "\n".join(rows),
+    ]
+    notes = [intervals.get("note", ""), *metrics["warnings"]]
+    text += ["\n".join(f"- {escape(note)}" for note in notes if note)] if any(notes) else []
+    return "\n\n".join(text)
+
+
+def _limits(model: "Model") -> str:
+    calibration, scaling = model.calibration, model.config.scaling
+    lines = [
+        "The figures hold for cells like those above. Another microscope, objective, camera, preparation or laboratory "
+        "was not tested unless the table says so.",
+        f"A graph scales whatever counts it gets by {scaling.low:g} and {scaling.high:g}; another exposure, or another "
+        f"depth than {scaling.dtype}, gives other answers without a warning.",
+        "Every crop is given one of the classes above, whatever it shows.",
+        "A classifier trained on balanced classes miscounts blood. Correct counts for its confusion "
+        "(`urnet differential`).",
+        "The enhanced image serves the decision, not the eye: it can show what is not there.",
+    ]
+    if calibration is None:
+        lines.append("The model is not calibrated: its probabilities are not to be read as shares of right answers.")
+    else:
+        lines += [
+            f"Probabilities are calibrated (temperature {calibration.temperature:.3f}). Read by urnet, crops that are "
+            f"no countable cell are rejected (and about {100 * calibration.false_rejection:g} % of good cells with "
+            f"them), and sets of classes have a coverage of {100 * COVERAGE:g} %; a graph by itself gives only the "
+            "features for it.",
+        ]
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,220 @@
+"""What `urnet export` does, in order: the model, the cells, the format, the gate, and only then the place asked for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from urnet.errors import RunError, UrnetError
+from urnet.export import as_bioimageio, as_hub, as_onnx, as_openvino
+from urnet.export.as_torch import open_torch, to_torch
+from urnet.export.packages import need
+from urnet.export.parity import Parity, Run, check
+from urnet.files import whole_file, whole_folder
+from urnet.training.run import Run as RunFolder
+from urnet.training.run import refuse_existing
+
+if TYPE_CHECKING:
+    from urnet.bundle import Model
+    from urnet.cells.table import Cells
+
+CELLS = 64
+"""As many cells are compared, where there are as many."""
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was exported.
+
+    Attributes:
+        path: the file or folder.
+        parity: how far the graph is from the model.
+        notes: what the user should know.
+    """
+
+    path: Path
+    parity: Parity
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    Attributes:
+        model: the trained model, on the CPU.
+        run: its run folder; none for a bundle by itself.
+        counts: (N, C, S, S) raw counts of the cells that the graph is checked on.
+        origin: which cells these are.
+        opset: version of ONNX's operators; the usual one when not given.
+    """
+
+    model: "Model"
+    run: RunFolder | None
+    counts: np.ndarray
+    origin: str
+    opset: int | None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to leave Python.
+
+    Attributes:
+        write: makes the file's content, or fills a folder and gives notes.
+        read: opens what was written.
+        file: whether it is one file.
+        packages: what it needs to be written and read.
+        opset: whether it holds a graph in ONNX.
+    """
+
+    write: Callable[[Source], bytes] | Callable[[Source, Path], list[str]]
+    read: Callable[[Path], Run]
+    file: bool = False
+    packages: tuple[str, ...] = as_onnx.PACKAGES
+    opset: bool = True
+
+
+def _write_openvino(source: Source, folder: Path) -> list[str]:
+    as_openvino.to_openvino(as_onnx.to_onnx(source.model, source.opset), folder)
+    return []
+
+
+def _write_bioimageio(source: Source, folder: Path) -> list[str]:
+    onnx = as_onnx.to_onnx(source.model, source.opset)
+    return as_bioimageio.write(source.model, source.run, onnx, source.counts, folder)
+
+
+def _write_hub(source: Source, folder: Path) -> list[str]:
+    notes = as_hub.write(source.model, source.run, as_onnx.to_onnx(source.model, source.opset), folder)
+    check(source.model, as_hub.open_bundle(folder), source.counts)
+    return notes
+
+
+FORMATS = {
+    "onnx": Format(lambda source: as_onnx.to_onnx(source.model, source.opset), as_onnx.open_onnx, file=True),
+    "openvino": Format(
+        _write_openvino,
+        lambda folder: as_openvino.open_openvino(folder / as_openvino.NAME),
+        packages=(*as_onnx.PACKAGES, *as_openvino.PACKAGES),
+    ),
+    "torch": Format(lambda source: to_torch(source.model), open_torch, file=True, packages=(), opset=False),
+    "bioimageio": Format(
+        _write_bioimageio,
+        lambda folder: as_onnx.open_onnx(folder / as_bioimageio.WEIGHTS),
+        packages=(*as_onnx.PACKAGES, *as_bioimageio.PACKAGES),
+    ),
+    "hub": Format(_write_hub, lambda folder: as_onnx.open_onnx(folder / as_hub.GRAPH)),
+}
+
+
+def export_run(
+    run: Path,
+    format: str,
+    out: Path,
+    *,
+    cells: Path | None = None,
+    opset: int | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Export a trained run. Nothing stands at `out` before what is written there is read back and held to parity.
+
+    Args:
+        run: a run folder, or a bundle.
+        format: `onnx` and `torch` are one file, `openvino`, `bioimageio` and `hub` a folder.
+        out: where it goes; must not exist.
+        cells: images to compare graph and model on, up to 64 of them: a folder, a table or a file. The run's own test
+            part when not given, or its validation part where it has none.
+        opset: version of ONNX's operators, for the formats that hold ONNX.
+        progress: called with what is done and the share of it.
+
+    Raises:
+        RunError: an unknown format or opset, a package that is not installed, something at `out`, no trained model at
+            `run`, no cells to compare on, networks that cannot be exported, or a graph that does not say what the model
+            says.
+        CellsError: no images at `cells`.
+        ImageError: an image cannot be used.
+    """
+    from urnet.bundle import Model
+
+    run, out = Path(run), Path(out)
+    chosen = FORMATS.get(format)
+    if chosen is None:
+        raise RunError(f"format {format!r} is unknown; choose one of: {', '.join(FORMATS)}")
+    if opset is not None and not chosen.opset:
+        raise RunError(f"an opset was given, and format {format} has none; leave it out")
+    as_onnx.check_opset(opset)
+    need(chosen.packages, f"format {format}")
+    refuse_existing(out, file=chosen.file)
+    model = _on_cpu(Model.load(run))
+    counts, origin = _read(run, model, cells, progress)
+    folder = RunFolder(run) if (run / "recipe.yaml").is_file() else None
+    source = Source(model, folder, counts, origin, opset)
+    _tell(progress, "write", 0.0)
+    if chosen.file:
+        with whole_file(out) as file:
+            file.write(chosen.write(source))
+            file.flush()
+            _tell(progress, "check", 0.0)
+            parity, notes = check(model, chosen.read(Path(file.name)), counts), []
+    else:
+        with whole_folder(out) as staging:
+            notes = chosen.write(source, staging)
+            _tell(progress, "check", 0.0)
+            parity = check(model, chosen.read(staging), counts)
+    _tell(progress, "check", 1.0)
+    return Exported(out, parity, [f"checked on {len(counts)} cells of {origin}", *notes])
+
+
+def _on_cpu(model: "Model") -> "Model":
+    """Graphs are captured and compared where float32 is float32; convolutions on a GPU round to fewer bits."""
+    import torch
+
+    model.device = torch.device("cpu")
+    model.joint.to(model.device)
+    return model
+
+
+def _read(run: Path, model: "Model", path: Path | None, progress: Progress | None) -> tuple[np.ndarray, str]:
+    """Raw counts of the cells to compare on, (N, C, S, S), and which they are."""
+    from urnet.cells.table import find_images
+
+    if path is not None:
+        cells, origin = find_images([path], model.config.tile, model.config.image), str(path)
+    else:
+        cells, part = _own_cells(run)
+        origin = f"the run's {part} part"
+    chosen = _spread(cells)
+    step = None if progress is None else lambda done: progress("read cells", done / len(chosen))
+    return model.read(chosen, step), origin
+
+
+def _own_cells(run: Path) -> tuple["Cells", str]:
+    """The test part of a run, or its validation part where it has none; and the part's name."""
+    try:
+        cells = RunFolder.open(run).cells()
+    except UrnetError as error:
+        raise RunError(f"{error}; or name cells to check the export on with --cells") from None
+    for part in ("test", "validation"):
+        own = cells.part(part)
+        if len(own):
+            return own, part
+    raise RunError(f"{run}: no cells in its test and validation parts; name cells to check the export on with --cells")
+
+
+def _spread(cells: "Cells") -> "Cells":
+    """Up to 64 cells, over all classes where labels are known."""
+    order = cells.table["label"].argsort(kind="stable") if "label" in cells.table else np.arange(len(cells))
+    wanted = np.linspace(0, len(cells) - 1, min(CELLS, len(cells))).round().astype(int)
+    kept = np.zeros(len(cells), bool)
+    kept[np.asarray(order)[wanted]] = True
+    return cells.where(kept)
+
+
+def _tell(progress: Progress | None, what: str, share: float) -> None:
+    if progress is not None:
+        progress(what, share)

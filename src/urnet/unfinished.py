@@ -1,0 +1,151 @@
+"""A table that grows row by row: what is written survives an interruption, and the same command goes on from there.
+
+Until it is complete, `TABLE.csv` is `TABLE.csv.part`, with `TABLE.csv.part.json` beside it, which says what the rows
+belong to.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from filelock import FileLock, Timeout
+
+from urnet.errors import RunError
+from urnet.files import whole_file
+
+Row = Mapping[str, str]
+
+
+class GrowingTable:
+    """Rows of a CSV, in the order of the addresses that they are about.
+
+    Attributes:
+        done: number of rows that are written.
+
+    Args:
+        file: where they go.
+        columns: their names.
+        done: rows that are there already.
+        each: called with each row that is written.
+    """
+
+    def __init__(self, file: TextIO, columns: Sequence[str], done: int, each: Callable[[Row], None]):
+        self.file, self.done, self.each = file, done, each
+        self.writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Add rows; they are on their way to the disk when this returns."""
+        self.writer.writerows(rows)
+        self.file.flush()
+        self.done += len(rows)
+        for row in rows:
+            self.each(row)
+
+
+@contextmanager
+def growing_table(
+    out: Path,
+    columns: Sequence[str],
+    paths: Sequence[str],
+    about: Mapping[str, str],
+    each: Callable[[Row], None],
+) -> Iterator[GrowingTable]:
+    """Open a table to be filled, or go on with one that was interrupted; it gets its name when the context ends well.
+
+    Args:
+        out: the CSV.
+        columns: their names; one is `path`.
+        paths: what each row will have in that column, in order.
+        about: what the rows depend on, by what it is called to the user; a table of anything else is not gone on with.
+        each: called with each row, at first with those that are there already.
+
+    Raises:
+        RunError: the table exists, another process is writing it, or what was interrupted was about something else.
+    """
+    part, sidecar = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(out.with_name(f"{out.name}.lock"), out):
+        if out.exists():
+            raise RunError(f"{out}: exists already; choose another --out, or remove it yourself")
+        if part.exists():
+            _check_same(part, sidecar, about)
+            done = _keep_whole_rows(part, columns, paths, each)
+        else:
+            done = -1
+            with whole_file(sidecar) as file:
+                file.write(json.dumps(dict(about), indent=2).encode())
+        with part.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            table = GrowingTable(file, columns, max(done, 0), each)
+            if done < 0:
+                table.writer.writeheader()
+            yield table
+        part.replace(out)
+        sidecar.unlink(missing_ok=True)
+
+
+def interrupted(out: Path) -> bool:
+    """Whether rows of a table are there that was not completed."""
+    return out.with_name(f"{out.name}.part").is_file()
+
+
+@contextmanager
+def _alone(lock: Path, out: Path) -> Iterator[None]:
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        raise RunError(f"{out}: another process is writing it now; wait for it, or choose another --out") from None
+    with suppress(OSError):  # on Windows another process may hold it by now
+        lock.unlink(missing_ok=True)
+
+
+def _check_same(part: Path, sidecar: Path, about: Mapping[str, str]) -> None:
+    try:
+        before = json.loads(sidecar.read_text(encoding="utf-8"))
+        other = [name for name in about if before[name] != about[name]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{part}: rows of an interrupted prediction, but {sidecar.name} does not say of what; move or remove it, "
+            "and begin anew"
+        ) from None
+    if other:
+        raise RunError(
+            f"{part}: rows of an interrupted prediction with other {' and '.join(other)}; repeat the command that was "
+            "interrupted, or move or remove the file, and begin anew"
+        )
+
+
+def _keep_whole_rows(part: Path, columns: Sequence[str], paths: Sequence[str], each: Callable[[Row], None]) -> int:
+    """Cut off what was not written to its end; the number of rows before it, -1 where not even the header is whole."""
+    rows, end = -1, 0
+    with part.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        lines = _Counted(file)
+        for fields in csv.reader(lines):
+            if not lines.whole or len(fields) != len(columns):
+                break
+            row = dict(zip(columns, fields, strict=True))
+            if fields != list(columns) if rows < 0 else rows >= len(paths) or row["path"] != paths[rows]:
+                raise RunError(f"{part}: line {lines.count} is not of this prediction; move or remove the file")
+            if rows >= 0:
+                each(row)
+            rows, end = rows + 1, lines.bytes
+    os.truncate(part, end)
+    return rows
+
+
+class _Counted:
+    """Lines of a file; how many went by, in how many bytes, and whether the last one was complete."""
+
+    def __init__(self, lines: Iterable[str]):
+        self.lines, self.count, self.bytes, self.whole = lines, 0, 0, True
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.lines:
+            self.count += 1
+            self.bytes += len(line.encode("utf-8", "surrogateescape"))
+            self.whole = line.endswith("\n")
+            yield line

@@ -1,0 +1,255 @@
+"""Engines: that they say what PyTorch says, whatever the batch, and what happens where one cannot be had."""
+
+import logging
+import shutil
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+from urnet.bundle import Model
+from urnet.errors import RunError
+from urnet.export import engine as engines
+from urnet.export.engine import BatchSize, TorchEngine, choose_engine
+from urnet.export.parity import compare
+from urnet.images.read import read_image
+
+GRAPHS = [
+    pytest.param(name, marks=pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed"))
+    for name, package in engines.PACKAGES.items()
+]
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory):
+    """A bundle with its graph; not to be changed."""
+    folder = shutil.copytree(trained.model, tmp_path_factory.mktemp("engine") / "bündel")
+    choose_engine(Model.load(folder), "onnx")
+    return folder
+
+
+@pytest.fixture
+def model(folder, tmp_path) -> Model:
+    """A model whose folder may be changed."""
+    return Model.load(shutil.copytree(folder, tmp_path / "bündel"))
+
+
+@pytest.fixture(scope="module")
+def crops(trained, shapes) -> np.ndarray:
+    model = trained.load_model()
+    return np.stack([model.fit(read_image(path)) for path in sorted(shapes.rglob("*.png"))[::3]])  # (20, 1, 24, 24)
+
+
+@pytest.fixture
+def content(folder, monkeypatch) -> bytes:
+    """The graph, which is not made again, since that takes seconds."""
+    content = graph_of(folder).read_bytes()
+    monkeypatch.setattr("urnet.export.kept_graph.to_onnx", lambda model: content)
+    return content
+
+
+def graph_of(folder):
+    return next(folder.glob("engine-*.onnx"))
+
+
+@pytest.mark.parametrize("name", ["torch", *GRAPHS])
+def test_every_engine_says_what_the_model_says(model, crops, name):
+    engine = choose_engine(model, name, crops)
+    assert engine.name == name
+    parity = compare(model, engine.run, crops)
+    assert parity.held
+    assert parity.difference < 1e-5
+
+
+@pytest.mark.parametrize("name", ["torch", *GRAPHS])
+def test_what_is_said_of_an_image_does_not_depend_on_its_batch(model, crops, name):
+    engine = choose_engine(model, name, crops, len(crops))
+    whole = engine.run(crops)
+    for size in (1, 3, 10):
+        parts = [engine.run(crops[start : start + size]) for start in range(0, len(crops), size)]
+        for one, other in zip(whole, map(np.concatenate, zip(*parts, strict=True)), strict=True):
+            assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_what_is_said_does_not_depend_on_the_number_of_threads(model, crops, name):
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(choose_engine(model, name, crops).run(crops))
+    finally:
+        torch.set_num_threads(before)
+    assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_graph_is_made_for_many_images_and_used_for_few(model, crops, content):
+    assert choose_engine(model, "auto", crops, 3).name in engines.PACKAGES
+    graph_of(model.folder).unlink()
+    assert choose_engine(model, "auto", crops, 3).name == "torch"
+    assert not list(model.folder.glob("engine-*.onnx"))
+    assert choose_engine(model, "auto", crops, 10**6).name in engines.PACKAGES
+    assert graph_of(model.folder).is_file()
+
+
+def test_what_fits_into_no_graph_is_run_by_torch(model, crops):
+    graph_of(model.folder).unlink()
+    model.joint.enhancer.exportable = False
+    assert choose_engine(model, "auto", crops, 10**6).name == "torch"
+
+
+def test_an_engine_is_compared_once_on_a_machine(model, crops, monkeypatch):
+    compared = []
+    monkeypatch.setattr(engines, "check", lambda *arguments: compared.append(1) or "fine")
+    choose_engine(model, "onnx", crops)
+    assert not compared  # the fixture did
+    graph_of(model.folder).with_suffix(".json").write_text("{", encoding="utf-8")
+    choose_engine(model, "onnx", crops)
+    choose_engine(model, "onnx", crops)
+    assert len(compared) == 1
+    monkeypatch.setattr("platform.node", lambda: "another")
+    choose_engine(model, "onnx", crops)
+    assert len(compared) == 2
+
+
+def liar(source, threads):
+    return lambda counts: (np.full((len(counts), 3), 1 / 3), np.zeros(counts.shape), np.zeros((len(counts), 5)))
+
+
+def test_an_engine_that_says_something_else_is_not_used(model, crops, content, monkeypatch, caplog):
+    graph_of(model.folder).with_suffix(".json").unlink()
+    for name in ("open_onnx", "open_openvino"):
+        monkeypatch.setattr(engines, name, liar)
+    with pytest.raises(RunError, match=r"engine onnx: .*use --engine torch"):
+        choose_engine(model, "onnx", crops)
+    with caplog.at_level(logging.WARNING, "urnet"):
+        assert choose_engine(model, "auto", crops).name == "torch"
+    assert "engine onnx is not used" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:2000], lambda b: b"x" * 500])
+def test_a_damaged_graph_is_made_anew(model, crops, content, damage, caplog):
+    path = graph_of(model.folder)
+    path.write_bytes(damage(content))
+    with caplog.at_level(logging.WARNING, "urnet"):
+        engine = choose_engine(model, "onnx", crops)
+    assert "is made anew" in caplog.text
+    assert compare(model, engine.run, crops).held
+    assert path.read_bytes() == content
+
+
+def test_a_graph_of_other_weights_is_found_out(model, crops, content, caplog):
+    import onnx
+
+    path = graph_of(model.folder)
+    graph = onnx.load_from_string(content)
+    for weights in graph.graph.initializer:
+        if weights.dims and weights.data_type == onnx.TensorProto.FLOAT:
+            weights.raw_data = (1.5 * onnx.numpy_helper.to_array(weights)).tobytes()
+    path.write_bytes(graph.SerializeToString())
+    with caplog.at_level(logging.WARNING, "urnet"):
+        engine = choose_engine(model, "onnx", crops)
+    assert "is made anew" in caplog.text
+    assert compare(model, engine.run, crops).held
+    assert path.read_bytes() == content
+
+
+def test_graphs_of_older_weights_go(model, crops, content):
+    old = graph_of(model.folder)
+    with torch.no_grad():
+        next(model.joint.classifier.parameters()).mul_(1.5)
+    new = engines.KeptGraph(model)
+    assert not new.is_there
+    new.make()
+    assert [path.name for path in model.folder.glob("engine-*")] == [new.path.name]
+    assert old != new.path
+
+
+def test_a_full_disk_is_no_obstacle(model, crops, content, monkeypatch, caplog):
+    graph_of(model.folder).unlink()
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("urnet.export.kept_graph.whole_file", full)
+    with caplog.at_level(logging.WARNING, "urnet"):
+        engine = choose_engine(model, "onnx", crops)
+    assert "cannot be kept (No space left on device)" in caplog.text
+    assert compare(model, engine.run, crops).held
+
+
+def test_a_model_in_memory_has_its_graph_in_memory(model, crops, content):
+    alone = Model(model.config, model.joint, model.calibration)
+    for name in engines.PACKAGES:
+        if find_spec(engines.PACKAGES[name]):
+            assert compare(model, choose_engine(alone, name).run, crops).held
+
+
+def test_engines_that_cannot_be_had(model, monkeypatch):
+    with pytest.raises(RunError, match="engine 'tensorrt' is unknown; choose one of: auto, torch, onnx, openvino"):
+        choose_engine(model, "tensorrt")
+    monkeypatch.setattr("urnet.export.packages.find_spec", lambda name: None)
+    with pytest.raises(RunError, match=r'pip install "urnet\[openvino\]"'):
+        choose_engine(model, "openvino")
+    with pytest.raises(RunError, match="needs the package onnxruntime"):
+        choose_engine(model, "onnx")
+    assert choose_engine(model, "auto").name == "torch"
+
+
+def short_of_memory(engine: TorchEngine, most: int) -> list[int]:
+    """Let an engine's memory hold so many images; the sizes of the batches that it tries."""
+    graph, tried = engine.graph, []
+
+    def run(images):
+        tried.append(len(images))
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return graph(images)
+
+    engine.graph = run
+    return tried
+
+
+def test_a_full_memory_halves_the_batch_and_says_so_once(model, crops, caplog):
+    expected = TorchEngine(model).run(crops)
+    engine = TorchEngine(model)
+    tried = short_of_memory(engine, 10)
+    with caplog.at_level(logging.WARNING, "urnet"):
+        found = [engine.run(crops) for _ in range(2)]
+    assert tried == [16, 8, 8, 4, 8, 8, 4]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the memory of cpu is full at 16 images a batch; going on with 8"
+    ]
+    assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(found[0], expected, strict=True))
+    short_of_memory(engine, 0)
+    with pytest.raises(RunError, match="does not hold a single image"):
+        engine.run(crops)
+
+
+def test_half_precision_has_to_pass_the_gate_too(model, crops):
+    engine = TorchEngine(model, half=True)
+    assert engine.name == "torch-float16"
+    found = engine.run(crops)
+    assert all(array.dtype == np.float32 for array in found)
+    assert compare(model, engine.run, crops).difference > compare(model, TorchEngine(model).run, crops).difference
+
+
+def test_the_batches_of_torch_are_even(model):
+    assert [TorchEngine(model, images).size for images in (1, 12, 17, 40, 1000)] == [1, 12, 9, 14, 16]
+
+
+def test_the_fastest_size_of_a_batch_is_found():
+    size, tried = BatchSize((4, 8, 16, 32)), []
+    for seconds in (9.0, 1.0, 1.0, 1.95, 1.0, 1.0):  # the first is slow, 16 are hardly faster than 8
+        tried.append(size.now)
+        size.took(size.now, seconds)
+    assert tried == [4, 4, 8, 16, 16, 16]
+    size.took(5, 0.001)
+    assert size.now == 16
+    slower = BatchSize((4, 8, 16))
+    for seconds in (1.0, 1.0, 3.0):
+        slower.took(slower.now, seconds)
+    assert slower.now == 4
+    assert BatchSize((7,)).now == 7

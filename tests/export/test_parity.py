@@ -1,0 +1,120 @@
+"""The gate: what it lets through, what it refuses, and with which figures."""
+
+import numpy as np
+import pytest
+
+from urnet.bundle import Model, Outputs
+from urnet.errors import RunError
+from urnet.export.parity import check, compare
+from urnet.images.scale import Scaling
+
+COUNTS = np.arange(20 * 4, dtype=np.uint8).reshape(20, 1, 2, 2)
+
+
+class Calm:
+    """A calibration that rejects what has a first feature above 1."""
+
+    temperature = 1.0
+
+    def reject(self, rows, features):
+        return ["unlike" if row[0] > 1 else "" for row in features]
+
+
+class Fake(Model):
+    """A model of two classes whose probability is the mean of its image."""
+
+    def __init__(self, calibration=None):
+        self.config = type("Config", (), {"scaling": Scaling(0.0, 255.0, "uint8")})
+        self.calibration = calibration
+
+    def outputs(self, inputs, batch_size=64):
+        yield Outputs(None, *graph(inputs * 255), (2,))
+
+    def measures(self, images, seen=None):
+        return [{}] * len(images)
+
+
+def graph(counts):
+    """What the model says, by another way."""
+    scaled = (counts / 255).astype(np.float32)
+    mean = scaled.mean(axis=(1, 2, 3))
+    features = np.stack([mean, mean + 1], axis=1)
+    return np.stack([mean, 1 - mean], axis=1).astype(np.float64), scaled, features
+
+
+def changed(**change):
+    """The graph with one of its outputs changed."""
+
+    def run(counts):
+        found = dict(zip(("probabilities", "enhanced", "features"), graph(counts), strict=True))
+        return tuple(change.get(name, lambda array: array)(array) for name, array in found.items())
+
+    return run
+
+
+def test_equal_graphs_pass():
+    parity = check(Fake(), graph, COUNTS)
+    assert (parity.cells, parity.changed) == (20, 0)
+    assert max(parity.difference, parity.enhanced, parity.features) < 1e-6
+
+
+def test_cells_come_alone_and_in_batches():
+    sizes = []
+    check(Fake(), lambda counts: sizes.append(len(counts)) or graph(counts), COUNTS)
+    assert sizes[0] == 1
+    assert sum(sizes) == 20
+    assert max(sizes) > 1
+
+
+def test_graphs_get_float32_counts():
+    kinds = set()
+    check(Fake(), lambda counts: kinds.add(counts.dtype) or graph(counts), COUNTS)
+    assert kinds == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"probabilities": lambda p: p + np.array([2e-4, -2e-4])},
+        {"probabilities": lambda p: p * np.nan},
+        {"enhanced": lambda x: x + 2e-3},
+        {"enhanced": lambda x: x + np.inf},
+        {"features": lambda x: x * 1.01},
+    ],
+    ids=["probabilities", "nan", "enhanced", "inf", "features"],
+)
+def test_differences_are_refused_with_the_figures(change):
+    with pytest.raises(RunError, match=r"does not say what the model says: probabilities differ by at most .*allowed"):
+        check(Fake(), changed(**change), COUNTS)
+
+
+def test_differences_within_the_limits_are_told():
+    run = changed(probabilities=lambda p: p + np.array([5e-5, -5e-5]), enhanced=lambda x: x + 5e-4)
+    parity = check(Fake(), run, COUNTS)
+    assert parity.difference == pytest.approx(5e-5, rel=1e-3)
+    assert parity.enhanced == pytest.approx(5e-4, rel=1e-2)
+
+
+def test_a_decision_may_not_change_however_small_the_difference():
+    close = np.full((3, 1, 2, 2), 127.5, np.float32)
+    run = changed(probabilities=lambda p: p + np.array([-5e-5, 5e-5]))
+    assert compare(Fake(), run, close).changed == 3
+    with pytest.raises(RunError, match="3 of 3 decisions changed"):
+        check(Fake(), run, close)
+
+
+def test_a_rejection_may_not_change():
+    bright = np.full((2, 1, 2, 2), 255, np.uint8)  # first feature 1
+    run = changed(features=lambda x: x + np.float32(1e-5))
+    assert compare(Fake(), run, bright).changed == 0
+    assert compare(Fake(Calm()), run, bright).changed == 2
+
+
+def test_other_shapes_are_no_parity():
+    with pytest.raises(RunError, match="arrays of the shapes"):
+        check(Fake(), changed(features=lambda x: x[:, :1]), COUNTS)
+
+
+def test_no_cells_prove_nothing():
+    with pytest.raises(RunError, match="at least one"):
+        check(Fake(), graph, COUNTS[:0])
