@@ -117,8 +117,8 @@ def predict(
         )
     out.print(", ".join(f"{name} {count}" for name, count in done.counts.items()))
     classified = done.images - done.failed - done.left_out
-    by = ", ".join(f"{name} {count}" for name, count in done.engines.items())
-    out.print(f"{classified} of {done.images} images classified (engine: {by}): {table}")
+    out.print(f"{classified} of {done.images} images classified: {table}")
+    out.print("engine: " + ", ".join(f"{name} ({count} images)" for name, count in done.engines.items()))
     if done.resumed:
         out.print(f"{done.resumed} of them were there already, of a prediction that was interrupted")
     if done.rejected:
