@@ -118,7 +118,8 @@ def predict(
     out.print(", ".join(f"{name} {count}" for name, count in done.counts.items()))
     classified = done.images - done.failed - done.left_out
     out.print(f"{classified} of {done.images} images classified: {table}")
-    out.print("engine: " + ", ".join(f"{name} ({count} images)" for name, count in done.engines.items()))
+    if done.engines:
+        out.print("engine: " + ", ".join(f"{name} ({count} images)" for name, count in done.engines.items()))
     if done.resumed:
         out.print(f"{done.resumed} of them were there already, of a prediction that was interrupted")
     if done.rejected:
