@@ -78,11 +78,18 @@ def growing_table(
             done = -1
             with whole_file(sidecar) as file:
                 file.write(json.dumps(dict(about), indent=2).encode())
-        with part.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            table = GrowingTable(file, columns, max(done, 0), each)
-            if done < 0:
-                table.writer.writeheader()
-            yield table
+        table = None
+        try:
+            with part.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                table = GrowingTable(file, columns, max(done, 0), each)
+                if done < 0:
+                    table.writer.writeheader()
+                yield table
+        except BaseException:
+            if (table.done if table else max(done, 0)) == 0:  # nothing to go on from
+                part.unlink(missing_ok=True)
+                sidecar.unlink(missing_ok=True)
+            raise
         part.replace(out)
         sidecar.unlink(missing_ok=True)
 
@@ -94,13 +101,17 @@ def interrupted(out: Path) -> bool:
 
 @contextmanager
 def _alone(lock: Path, out: Path) -> Iterator[None]:
+    held = FileLock(lock)
     try:
-        with FileLock(lock, timeout=0):
-            yield
+        held.acquire(timeout=0)
     except Timeout:
         raise RunError(f"{out}: another process is writing it now; wait for it, or choose another --out") from None
-    with suppress(OSError):  # on Windows another process may hold it by now
-        lock.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        held.release()
+        with suppress(OSError):  # on Windows another process may hold it by now
+            lock.unlink(missing_ok=True)
 
 
 def _check_same(part: Path, sidecar: Path, about: Mapping[str, str]) -> None:
