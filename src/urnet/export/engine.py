@@ -32,19 +32,21 @@ logger = logging.getLogger(__name__)
 ENGINES = ("auto", "torch", "onnx", "openvino")
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
-FASTEST = ("openvino", "onnx")
+FASTEST = ("onnx", "openvino")
+"""As measured by `benchmarks/inference.py`: alike on the paper-size network, and the first is ahead on small ones."""
+
 EXPORTERS = ("onnx", "onnxscript")
 
 SAMPLE = 4
 """Images on which an engine is compared with PyTorch."""
 
 WORTH_A_GRAPH = 4_000_000
-"""Pixels, over all images, from which on a graph is exported for them; below, PyTorch is done sooner."""
+"""Pixels, over all images, from which on a graph is exported for them; for fewer, that takes longer than it saves."""
 
 CPU_BATCH = 16
 GRAPH_SIZES = (4, 8, 16, 32, 64)
 CPU_PIXELS, GPU_PIXELS = 2**19, 2**22
-"""Pixels of the largest batches, by which a paper-size network takes about 1 GB on the CPU."""
+"""Pixels of the largest batches: beyond, the memory that they take grows, and on a CPU the speed does not."""
 
 
 class Engine(Protocol):
@@ -168,7 +170,7 @@ def choose_engine(
 ) -> Engine:
     """The engine of a name, or the fastest exact one at hand.
 
-    That is PyTorch on a GPU, in float16 where it keeps parity; else OpenVINO where it is installed, else ONNX Runtime,
+    That is PyTorch on a GPU, in float16 where it keeps parity; else ONNX Runtime, else OpenVINO where it is installed,
     else PyTorch. What is not exact, or cannot be exported, is passed over and said.
 
     Args:
