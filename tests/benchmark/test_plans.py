@@ -8,7 +8,7 @@ from urnet.benchmark.plans import SCALES, TABLES, Row, plan
 from urnet.benchmark.published import published
 from urnet.errors import RecipeError
 from urnet.nets import build_joint, count_parameters, create_enhancer, list_enhancers
-from urnet.recipe import Recipe
+from urnet.recipe import Recipe, load_recipe
 
 ROWS = {
     "table2": [
@@ -101,6 +101,18 @@ def test_laptop_scale_is_small_and_fetches_nothing(table):
             assert recipe.enhancer.options.get("width", 8) in (8, 16)
 
 
+def test_at_laptop_scale_every_enhancer_that_learns_does_so_at_the_same_rate():
+    gentle = load_recipe("net4-laptop").train.enhancer_lr
+    for table in ("table2", "table3", "table4", "ablation"):
+        for row in plan(table, scale="laptop"):
+            learns = list(create_enhancer(row.recipe.enhancer.name, 3, **row.recipe.enhancer.options).parameters())
+            train = row.recipe.train
+            if row.name != "huang2018" and learns:
+                assert (train.lr if train.enhancer_lr is None else train.enhancer_lr) == gentle, row.name
+            elif row.name != "huang2018":
+                assert train.enhancer_lr is None, row.name
+
+
 def test_the_laptops_classifier_is_the_packaged_one_where_it_can_stand_in():
     for table in ("table3", "ablation"):
         for row in plan(table, scale="laptop"):
@@ -149,7 +161,8 @@ def test_controls_are_net1_with_net4s_parameters_or_epochs(scale):
     net1, net4, stem, long = (ablation[name] for name in ("net1", "net4", "net1-stem", "net1-long"))
     assert changed(net1, long) == {"train.epochs"}
     assert long.train.epochs == net4.train.epochs + net4.pretrain.epochs
-    assert {key.partition(".")[0] for key in changed(net1, stem)} == {"enhancer"}
+    assert {key for key in changed(net1, stem) if not key.startswith("enhancer.")} <= {"train.enhancer_lr"}
+    assert stem.train.enhancer_lr == net4.train.enhancer_lr
     assert stem.enhancer.name == "plain"
     assert count_parameters(joint(stem)) == pytest.approx(count_parameters(joint(net4)), rel=0.02)
 

@@ -56,9 +56,11 @@ class Grid:
 
 
 def digest(recipe: Recipe) -> str:
-    """Eight letters that change whenever anything but name, seed and fold does."""
-    data = recipe.model_dump(mode="json")
-    data |= {"name": None, "seed": None, "split": data["split"] | {"fold": None}}
+    """Eight letters that change whenever anything but name, seed and fold does.
+
+    Keys at their default don't count, so that a key that is new in the recipe leaves the runs of older grids valid.
+    """
+    data = recipe.changed(name="", seed=0, split={"fold": None}).model_dump(mode="json", exclude_defaults=True)
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -193,15 +193,29 @@ def _concerns(override: str, recipe: Recipe) -> bool:
 
 def _stem(net1: Row, net4: Row) -> Row:
     """Net1 behind as many parameters as Net4's enhancer has, in a stack of convolutions without structure."""
-    enhancer, channels = net4.recipe.enhancer, net4.recipe.input.channels or 3
-    parameters = count_parameters(create_enhancer(enhancer.name, channels, **enhancer.options))
-    width = plain_like(channels, parameters, **STEM)
-    recipe = net1.recipe.changed(name="net1-stem", enhancer={"name": "plain", "width": width, **STEM})
+    width = plain_like(_channels(net4.recipe), _parameters(net4.recipe), **STEM)
+    recipe = net1.recipe.changed(
+        name="net1-stem",
+        enhancer={"name": "plain", "width": width, **STEM},
+        train={"enhancer_lr": net4.recipe.train.enhancer_lr},
+    )
     return Row("net1-stem", "Net1 behind a plain stem", recipe)
+
+
+def _channels(recipe: Recipe) -> int:
+    return recipe.input.channels or 3
+
+
+def _parameters(recipe: Recipe) -> int:
+    """Those of the enhancer; a fixed one has none."""
+    enhancer = recipe.enhancer
+    return count_parameters(create_enhancer(enhancer.name, _channels(recipe), **enhancer.options))
 
 
 def at_laptop(recipe: Recipe, *, weights_at_hand: bool = True) -> Recipe:
     """A paper-scale recipe at the size that two cores can train.
+
+    An enhancer that learns keeps to the rate of `net4-laptop`, pre-trained or not: the classifier's is too high for it.
 
     Args:
         recipe: what to shrink.
@@ -227,8 +241,9 @@ def at_laptop(recipe: Recipe, *, weights_at_hand: bool = True) -> Recipe:
     if recipe.pretrain.epochs:
         kept = {key: getattr(recipe.pretrain, key) for key in ("target", "loss", "perceptual", "adversarial")}
         changes["pretrain"] = pretrained.pretrain.model_dump() | kept
-        if recipe.train.enhancer_lr is None:
-            changes["train"]["enhancer_lr"] = pretrained.train.enhancer_lr
+    train, gentle = changes["train"], pretrained.train.enhancer_lr
+    if train["enhancer_lr"] is None and train["lr"] > gentle and _parameters(recipe):
+        train["enhancer_lr"] = gentle
     return recipe.changed(**changes)
 
 
