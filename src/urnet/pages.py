@@ -34,6 +34,22 @@ def environment(room: str) -> jinja2.Environment:
     return made
 
 
+def with_interval(figure: Mapping[str, Any], scale: float = 100) -> str:
+    """A figure with its interval, in per cent: `83.3 (80.1–86.0)`.
+
+    Args:
+        figure: `value` and `interval`; none where there are none.
+        scale: 100 for a share, 1 for what is in per cent already.
+    """
+    if figure["value"] is None:
+        return NEVER
+    text = f"{scale * figure['value']:.1f}"
+    if figure["interval"] is None:
+        return text
+    low, high = figure["interval"]
+    return f"{text} ({scale * low:.1f}–{scale * high:.1f})"
+
+
 def _png(picture: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
 

@@ -13,24 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from urnet.benchmark.entry import Entry
-from urnet.evaluation.figures import (
-    BLUE,
-    FAINT,
-    INK,
-    MATRIX,
-    ORANGE,
-    SHADES,
-    cam_legend,
-    cut,
-    group_heads,
-    line_looks,
-    new_figure,
-    shared_limits,
-    show_image,
-    styled,
-    wrap,
-)
+from urnet.evaluation.galleries import cam_legend, group_heads, shared_limits, show_image
 from urnet.evaluation.metrics import interval_groups
+from urnet.evaluation.style import BLUE, FAINT, INK, MATRIX, ORANGE, SHADES, cut, line_looks, new_figure, styled, wrap
 
 WIDE = 7.2  # inches
 ROW = 0.27

@@ -13,9 +13,9 @@ from urnet.benchmark import figures, published, tables
 from urnet.benchmark.entry import Entry
 from urnet.benchmark.render import TableData, to_html, to_latex, to_markdown
 from urnet.evaluation.evaluate import OPTIMISTIC, VERSIONS, picture
-from urnet.evaluation.figures import to_png
 from urnet.evaluation.paired import paired_differences
 from urnet.evaluation.report import environment
+from urnet.evaluation.style import to_png
 from urnet.files import whole_file
 
 CURVES = 8

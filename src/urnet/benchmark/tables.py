@@ -15,6 +15,7 @@ import pandas as pd
 from urnet.benchmark.entry import Entry
 from urnet.benchmark.published import Published, accuracies, class_key, published
 from urnet.benchmark.render import CHANCE, TableData, line
+from urnet.pages import NEVER, with_interval
 
 Kind = Literal["table2", "table3", "table4", "ablation", "compare"]
 
@@ -28,7 +29,6 @@ TITLES: dict[str, str] = {
 FIGURES = {"recall": "Recall", "precision": "Precision", "f1": "F1 score"}
 COSTS = ["Parameters, M", "GMAC", "Training, s", "Images/s"]
 CONTROLS = ("net1-stem", "net1-long")
-NONE = "–"
 PAPER_NOTE = (
     "Paper: Zheng et al., Sensors 2023, 23, 7605, on its own three-class cells; there the epoch was chosen on the test "
     "part, which was augmented and balanced."
@@ -123,7 +123,7 @@ def differences_table(
             name = f"{titles.get(row['second'], row['second'])} against {titles.get(row['first'], row['first'])}"
             verdict = "could be chance" if row["chance"] else ("higher" if row["difference"] > 0 else "lower")
             interval = _ends(row["low_simultaneous"], row["high_simultaneous"])
-            p = NONE if math.isnan(row["p_holm"]) else f"{row['p_holm']:.3f}"
+            p = NEVER if math.isnan(row["p_holm"]) else f"{row['p_holm']:.3f}"
             rows.append([name, _points(row["difference"]), interval, p, verdict])
     notes = []
     if len(differences):
@@ -156,7 +156,7 @@ def optimism_table(honest: Sequence[Entry], optimistic: Sequence[Entry]) -> Tabl
         theirs = paper.get(entry.name)
         if entry.complete and entry.metrics and theirs:
             pair = [metrics["macro_recall"] for metrics in (entry.metrics, theirs)]
-            rows.append([entry.title, *map(_figure, pair), _points(pair[1]["value"] - pair[0]["value"])])
+            rows.append([entry.title, *map(with_interval, pair), _points(pair[1]["value"] - pair[0]["value"])])
     if not rows:
         return None
     header = ["Model", "Macro recall, honest, %", "Macro recall, paper, %", "Gain, points"]
@@ -237,7 +237,7 @@ def _overview(table: Kind, entries: Sequence[Entry]) -> TableData:
             rows.append(first)
             continue
         theirs = [_percent(paper.get(entry.name))] * beside
-        ours = [_figure(entry.metrics[metric]) for metric in ("accuracy", "macro_recall")]
+        ours = [with_interval(entry.metrics[metric]) for metric in ("accuracy", "macro_recall")]
         rows.append([*first, ours[0], *theirs, ours[1], *_cost(entry)])
     notes = _notes(entries) + _cost_notes(entries) + (_paper_notes(table, entries) if beside else [])
     return TableData(TITLES[table], [header], rows, notes)
@@ -266,7 +266,7 @@ def _by_class(table: Kind, entries: Sequence[Entry]) -> TableData:
             ours = [metrics["per_class"][name][figure] for name in classes] + [metrics[f"macro_{figure}"]]
             known = [_published(theirs, figure, name) for name in (*classes, None)]
             for our, their in zip(ours, known, strict=True):
-                cells += [_figure(our), *[_percent(their)] * beside]
+                cells += [with_interval(our), *[_percent(their)] * beside]
             rows.append(cells)
     title = f"{TITLES[table]} (by class)"
     return TableData(title, header, rows, _notes(entries) + (_paper_notes(table, entries) if beside else []))
@@ -301,7 +301,7 @@ def _against_baseline(table: Kind, entries: Sequence[Entry], differences: pd.Dat
             for metric in metrics:
                 ours = entry.metrics.get(metric) or entry.metrics["per_class"][rarest]["recall"]
                 difference = _difference(found.get((entry.name, metric)))
-                cells += [_figure(ours), difference] if found else [_figure(ours)]
+                cells += [with_interval(ours), difference] if found else [with_interval(ours)]
         rows.append(cells)
     notes = _notes(entries)
     if found:
@@ -380,40 +380,33 @@ def _cost_notes(entries: Sequence[Entry]) -> list[str]:
     return [note] if devices else []
 
 
-def _figure(figure: Mapping[str, Any]) -> str:
-    if figure["value"] is None or figure["interval"] is None:
-        return _percent(figure["value"])
-    low, high = (f"{100 * end:.1f}" for end in figure["interval"])
-    return f"{_percent(figure['value'])} ({low}–{high})"
-
-
 def _percent(share: float | None) -> str:
-    return NONE if share is None or math.isnan(share) else f"{100 * share:.1f}"
+    return NEVER if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
 def _points(share: float) -> str:
     """A signed difference in points; what rounds to zero has no sign."""
     if math.isnan(share):
-        return NONE
+        return NEVER
     text = f"{100 * share:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def _ends(low: float, high: float) -> str:
-    return NONE if math.isnan(low) else f"{_points(low)} to {_points(high)}"
+    return NEVER if math.isnan(low) else f"{_points(low)} to {_points(high)}"
 
 
 def _difference(row: Mapping[str, Any] | None) -> str:
     if row is None or math.isnan(row["difference"]):
-        return NONE
+        return NEVER
     interval = _ends(row["low_simultaneous"], row["high_simultaneous"])
-    return _points(row["difference"]) + (f" ({interval})" if interval != NONE else "") + CHANCE * bool(row["chance"])
+    return _points(row["difference"]) + (f" ({interval})" if interval != NEVER else "") + CHANCE * bool(row["chance"])
 
 
 def _short(number: float, decimals: int = 1) -> str:
     """Three digits or so: 0.42, 78.6, 1,204."""
     if math.isnan(number):
-        return NONE
+        return NEVER
     return f"{number:,.{decimals}f}" if number >= 10 else f"{number:.{decimals + 1}f}"
 
 

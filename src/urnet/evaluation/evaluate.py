@@ -19,11 +19,12 @@ from urnet.bundle import Model
 from urnet.cells.audit import tally
 from urnet.cells.table import PARTS
 from urnet.errors import CellsError, RecipeError, RunError
-from urnet.evaluation import figures
+from urnet.evaluation import figures, galleries
 from urnet.evaluation.gradcam import grad_cam, overlay
 from urnet.evaluation.metrics import interval_groups, score
 from urnet.evaluation.report import Report, write_report
 from urnet.evaluation.scored import Progress, Scored, other_cells, own_part
+from urnet.evaluation.style import image_png, to_png
 from urnet.evaluation.trust import trust_metrics
 from urnet.training.run import Run, refuse_existing
 
@@ -284,7 +285,7 @@ def _pictures(
                 "gallery",
                 "Raw and enhanced",
                 "What the enhancer makes of cells of each class; it serves the classifier, not the eye.",
-                figures.gallery_figure(raw, [picture(image) for image in enhanced], titles, columns=columns),
+                galleries.gallery_figure(raw, [picture(image) for image in enhanced], titles, columns=columns),
             )
         )
     overlays = _overlays(one.model, inputs)
@@ -296,7 +297,7 @@ def _pictures(
                 "Grad-CAM",
                 "What spoke for the class that the model named, from blue (nothing) to red (most), over the raw image; "
                 "an arrow gives that class where it is not the true one.",
-                figures.cam_figure(raw, overlays, titles, called, columns=columns),
+                galleries.cam_figure(raw, overlays, titles, called, columns=columns),
             )
         )
     pictures += [
@@ -308,7 +309,7 @@ def _pictures(
         ),
         ("class_counts", "Cells by class and part", "", figures.class_counts_figure(counts)),
     ]
-    return [(file, title, caption, figures.to_png(figure)) for file, title, caption, figure in pictures]
+    return [(file, title, caption, to_png(figure)) for file, title, caption, figure in pictures]
 
 
 def _overlays(model: Model, inputs: np.ndarray) -> list[np.ndarray]:
@@ -334,7 +335,7 @@ def _mistakes(scored: list[Scored]) -> list[tuple[str, bytes]]:
         classes = one.model.classes
         guess, true = classes[int(one.probabilities[index].argmax())], classes[int(one.truth[index])]
         caption = f"{one.cells.table['path'].iloc[index]}: {true}, called {guess} at {confidence:.0%}"
-        pictures.append((caption, figures.image_png(picture(one.inputs(index)))))
+        pictures.append((caption, image_png(picture(one.inputs(index)))))
     return pictures
 
 

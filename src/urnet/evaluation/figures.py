@@ -1,103 +1,30 @@
-"""The figures of an evaluation, in one house style, drawn without pyplot.
+"""The figures of an evaluation: matrices, curves, counts, calibration, stress."""
 
-All are at most 4.4 inches wide, so that their text stays legible on a page of 400 px. Grey images of one row share
-their limits, which are [0, 1] unless the row leaves it widely; what a figure clips or rescales, it says in its foot.
-"""
+from collections.abc import Mapping, Sequence
 
-import io
-import textwrap
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from typing import Any
-
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from urnet.evaluation.metrics import CALIBRATION_BINS, calibration_bins
-
-WIDTH = 4.4  # inches
-INK, FAINT = "#1b2a34", "#6b7c87"
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito's, told apart by colour-blind eyes
-LINES = ((BLUE, "--"), (ORANGE, "-"), (GREEN, "-"))
-SHADES = ("#08519c", "#4292c6", "#9ecae1", "#c6dbef")  # of the same family as the confusion matrix
-MANY = (BLUE, ORANGE, GREEN, "#cc79a7", INK, "#56b4e9", "#e69f00")
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
-DOTS = ("o", "s", "^", "D", "v", "P")  # so that lines are told apart in grey as well
-BANDS = 3  # with more lines than this, their bands would hide each other
-MATRIX = "Blues"
-CAM = "jet"  # blue to red, as the paper's Fig. 3b
-MOST_OUTSIDE = 0.05  # share of a row's pixels outside [0, 1] up to which it is clipped, not rescaled
-
-# Class names in any script, where the machine has a font for it.
-_FALLBACK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "PingFang SC")
-_STYLE = {
-    "font.size": 10.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.grid": False,
-    "axes.axisbelow": True,
-    "grid.color": "#e3e9ed",
-    "grid.linewidth": 0.8,
-    "text.color": INK,
-    "text.parse_math": False,  # a class may be called CD4$
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "lines.linewidth": 1.6,
-    "legend.frameon": True,
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.85,
-    "legend.fontsize": 9,
-    "figure.facecolor": "white",
-}
-
-
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw a figure in the house style."""
-
-    @wraps(draw)
-    def drawn(*args: object, **kwargs: object) -> Figure:
-        fonts = ["DejaVu Sans", *(name for name in _FALLBACK if name in font_manager.get_font_names())]
-        with matplotlib.rc_context({**_STYLE, "font.family": fonts}):
-            return draw(*args, **kwargs)
-
-    return drawn
-
-
-def to_png(figure: Figure, dpi: int = 200) -> bytes:
-    """Render a figure as PNG bytes; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the name is legible in the report's text
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def image_png(image: np.ndarray) -> bytes:
-    """Encode an image (H, W), (H, W, 1) or (H, W, 3) as PNG, pixel by pixel: 0 black, 1 white, the rest clipped."""
-    pixels = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).save(buffer, "png")
-    return buffer.getvalue()
+from urnet.evaluation.style import (
+    BANDS,
+    BLUE,
+    FAINT,
+    INK,
+    LINES,
+    MATRIX,
+    ORANGE,
+    SHADES,
+    WIDTH,
+    cut,
+    line_looks,
+    new_figure,
+    styled,
+    wrap,
+)
 
 
 @styled
@@ -184,69 +111,6 @@ def curves_figure(history: pd.DataFrame, chosen_epoch: int | None = None) -> Fig
     if len(pretraining) and (pretraining["train_loss"] > 0).all():
         figure.axes[0].set_yscale("log")
     return figure
-
-
-@styled
-def gallery_figure(
-    raw: Sequence[np.ndarray],
-    enhanced: Sequence[np.ndarray],
-    titles: Sequence[str],
-    targets: Sequence[np.ndarray] | None = None,
-    *,
-    target_name: str = "target",
-    columns: int = 6,
-) -> Figure:
-    """Raw cells above what the enhancer makes of them (the paper's Fig. 3a), and their paired targets if given.
-
-    Args:
-        raw: N images, each (H, W), (H, W, 1) or (H, W, 3), as the network sees them, in [0, 1].
-        enhanced: N images of the same cells; they may leave [0, 1].
-        titles: N class names; one that repeats its left neighbour's is written once.
-        targets: N paired images, in [0, 1].
-        target_name: What the targets are, for the row's label.
-        columns: Cells side by side, after which a new block starts.
-    """
-    rows = {"raw": raw, "enhanced": enhanced} | ({target_name: targets} if targets is not None else {})
-    return _grid(rows, titles, columns)
-
-
-@styled
-def cam_figure(
-    raw: Sequence[np.ndarray],
-    overlays: Sequence[np.ndarray],
-    titles: Sequence[str],
-    called: Sequence[str] | None = None,
-    *,
-    columns: int = 6,
-) -> Figure:
-    """Raw cells above their Grad-CAM overlays, blue to red (the paper's Fig. 3b).
-
-    Args:
-        raw: N images, each (H, W), (H, W, 1) or (H, W, 3), in [0, 1].
-        overlays: N images (H, W, 3), uint8, from `gradcam.overlay`.
-        titles: N names; one that repeats its left neighbour's is written once.
-        called: N names of the classes that the maps speak for, written into a map where it is not the cell's title.
-        columns: Cells side by side, after which a new block starts.
-    """
-    scaled = [np.asarray(image) / 255 for image in overlays]
-    figure = _grid({"raw": raw, "Grad-CAM": scaled}, titles, columns, below=0.35)
-    for map_axes, title, name in zip(figure.axes[1::2], titles, called or titles, strict=True):
-        if name != title:
-            box = {"facecolor": "black", "alpha": 0.65, "linewidth": 0, "pad": 1.2}
-            style = {"fontsize": 6.5, "color": "white", "ha": "center", "va": "bottom", "bbox": box}
-            map_axes.text(0.5, 0.04, f"→ {cut(name, 12)}", transform=map_axes.transAxes, **style)
-    cam_legend(figure, 0.22)
-    return figure
-
-
-def cam_legend(figure: Figure, bottom: float) -> None:
-    """Write what the colours of Grad-CAM mean below the pictures, `bottom` inches above the figure's edge."""
-    width, height = figure.get_size_inches()
-    axes = figure.add_axes((0.5 - 0.8 / width, bottom / height, 1.6 / width, 0.08 / height))
-    axes.imshow(np.linspace(0, 1, 256)[None], cmap=CAM, aspect="auto")
-    axes.set_axis_off()
-    for place, text, side in ((0, "no weight ", "right"), (1, " most", "left")):
-        axes.text(place, 0.5, text, ha=side, va="center", fontsize=9, transform=axes.transAxes)
 
 
 @styled
@@ -343,29 +207,6 @@ def stress_figure(table: pd.DataFrame, metric: str, panels: Mapping[str, tuple[s
     return figure
 
 
-def line_looks(count: int) -> list[dict[str, Any]]:
-    """Colour, dash and marker of each of several lines, told apart by colour-blind eyes and in grey."""
-    return [
-        {"color": MANY[k % len(MANY)], "linestyle": DASHES[k % len(DASHES)], "marker": DOTS[k % len(DOTS)]}
-        for k in range(count)
-    ]
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, whose parts make room for each other."""
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def wrap(name: str, width: int) -> str:
-    """A name in lines of so many letters, three at most."""
-    return "\n".join(textwrap.wrap(cut(name, 3 * width), width))
-
-
-def cut(name: str, length: int) -> str:
-    """A name of so many letters at most."""
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
 def _best(rows: pd.DataFrame, column: str, *, largest: bool) -> int | None:
     if column not in rows or not rows[column].notna().any():
         return None
@@ -387,72 +228,3 @@ def _curves(axes: Axes, title: str, rows: pd.DataFrame, lines: Mapping[str, str]
     if mark is not None:
         axes.axvline(mark, color=INK, linewidth=1, linestyle=":", label=f"chosen epoch ({mark})")
     axes.legend(loc="best", handlelength=1.8, labelspacing=0.3)
-
-
-def _grid(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str], columns: int, below: float = 0.0) -> Figure:
-    """Rows of images in blocks of `columns` cells, with room `below`; all sizes in inches."""
-    N = len(titles)
-    if not N or any(len(images) != N for images in rows.values()):
-        found = ", ".join(f"{len(images)} {name}" for name, images in rows.items())
-        raise ValueError(f"{found} images for {N} titles: expected the same number, and one at least")
-    columns = min(columns, N)
-    blocks = -(-N // columns)
-    limits, feet = {}, []
-    for name, images in rows.items():
-        limits[name], foot = shared_limits(name, images)
-        feet += foot
-    left, gap = 0.22, 0.05
-    wide = min(1.5, (WIDTH - left) / columns - gap)
-    tall = wide * max(image.shape[0] / image.shape[1] for images in rows.values() for image in images)
-    heads = group_heads(titles, columns, wide + gap)
-    head = 0.1 + 0.15 * max(text.count("\n") + 1 for text in heads.values())
-    block_height = head + len(rows) * (tall + gap)
-    width, height = max(2.4, left + columns * (wide + gap)), blocks * block_height + 0.2 * len(feet) + below + 0.05
-    figure = Figure(figsize=(width, height))
-    for index in range(N):
-        block, column = divmod(index, columns)
-        x, top = left + column * (wide + gap), height - block * block_height - head
-        if index in heads:
-            figure.text(x / width, (top + 0.04) / height, heads[index], fontsize=9, fontweight="bold", va="bottom")
-        for line, (name, images) in enumerate(rows.items()):
-            y = top - line * (tall + gap) - tall
-            show_image(
-                figure.add_axes((x / width, y / height, wide / width, tall / height)), images[index], limits[name]
-            )
-            if column == 0:
-                figure.text(0.13 / width, (y + tall / 2) / height, name, rotation=90, ha="center", va="center",
-                            fontsize=9, color=FAINT)  # fmt: skip
-    figure.text(left / width, (below + 0.05) / height, "\n".join(feet), fontsize=8.5, color=FAINT, va="bottom")
-    return figure
-
-
-def group_heads(titles: Sequence[str], columns: int, step: float) -> dict[int, str]:
-    """The titles to write, by index: where a class begins, wrapped to the columns it spans."""
-    starts = [i for i in range(len(titles)) if i % columns == 0 or titles[i] != titles[i - 1]]
-    heads = {}
-    for start, following in zip(starts, [*starts[1:], len(titles)], strict=True):
-        heads[start] = wrap(titles[start], max(6, int((following - start) * step / 0.085)))
-    return heads
-
-
-def shared_limits(name: str, images: Sequence[np.ndarray]) -> tuple[tuple[float, float], list[str]]:
-    """What is shown as black and as white in a whole row, and what the foot must say about it."""
-    pixels = np.concatenate([np.asarray(image).ravel() for image in images])
-    outside = float(np.mean((pixels < 0) | (pixels > 1)))
-    if outside == 0:
-        return (0.0, 1.0), []
-    if outside <= MOST_OUTSIDE:
-        share = f"{100 * outside:.1f} %" if outside >= 0.001 else "under 0.1 %"
-        return (0.0, 1.0), [f"{name}: {share} of the pixels lie outside [0, 1] and are clipped"]
-    low, high = (float(end) for end in np.quantile(pixels, [0.005, 0.995]))
-    return (low, max(high, low + 1e-6)), [f"{name}: black is {low:.2f} and white is {high:.2f}, in all cells alike"]
-
-
-def show_image(axes: Axes, image: np.ndarray, limits: tuple[float, float]) -> None:
-    """Show (H, W), (H, W, 1) or (H, W, 3) with the first limit black and the second white."""
-    low, high = limits
-    shown = np.clip((np.asarray(image, dtype=np.float64) - low) / (high - low), 0, 1)
-    if shown.ndim == 3 and shown.shape[2] == 1:
-        shown = shown[..., 0]
-    axes.set_axis_off()
-    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")

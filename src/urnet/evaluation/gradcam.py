@@ -92,7 +92,7 @@ def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
     """
     import matplotlib
 
-    from urnet.evaluation.figures import CAM
+    from urnet.evaluation.galleries import CAM
 
     if image.shape[:2] != cam.shape:
         raise ValueError(f"image {image.shape} and map {cam.shape}: expected the same height and width")

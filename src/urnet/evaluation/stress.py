@@ -30,10 +30,11 @@ from scipy.ndimage import gaussian_filter
 from urnet.cells.table import PARTS, read_cells
 from urnet.errors import CellsError, RunError, UrnetError
 from urnet.evaluation.evaluate import OPTIMISTIC, named, runs_of
-from urnet.evaluation.figures import stress_figure, to_png
+from urnet.evaluation.figures import stress_figure
 from urnet.evaluation.metrics import interval_groups, score
 from urnet.evaluation.report import environment
 from urnet.evaluation.scored import BATCH, Progress, Scored, other_cells, own_part
+from urnet.evaluation.style import to_png
 from urnet.images.optics import BACKGROUND, REFERENCE, Imaging, brightfield
 from urnet.training.run import Run, refuse_existing, refuse_within
 

@@ -7,6 +7,7 @@ from urnet import __version__
 from urnet.calibration.calibration import COVERAGE
 from urnet.cells.table import PARTS
 from urnet.errors import UrnetError
+from urnet.pages import with_interval
 
 if TYPE_CHECKING:
     from urnet.bundle import Model
@@ -59,17 +60,6 @@ def metrics_of(model: "Model", run: "Run | None") -> dict[str, Any] | None:
         )
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def percent(figure: dict[str, Any]) -> str:
-    """A share with its interval: `83.3 (80.1–86.0)`."""
-    if figure["value"] is None:
-        return "–"
-    text = f"{100 * figure['value']:.1f}"
-    if figure["interval"] is None:
-        return text
-    low, high = figure["interval"]
-    return f"{text} ({100 * low:.1f}–{100 * high:.1f})"
 
 
 def escape(text: str) -> str:
@@ -129,14 +119,14 @@ def _validation(model: "Model", metrics: dict[str, Any] | None) -> str:
         return "This run was not evaluated, so no figure is stated. `urnet evaluate RUN`, then export it again."
     rows = ["| | recall, % | precision, % | F1, % | cells |", "|---|---:|---:|---:|---:|"]
     for name, figures in metrics["per_class"].items():
-        shares = " | ".join(percent(figures[key]) for key in ("recall", "precision", "f1"))
+        shares = " | ".join(with_interval(figures[key]) for key in ("recall", "precision", "f1"))
         rows.append(f"| {escape(name)} | {shares} | {figures['support']} |")
-    shares = " | ".join(percent(metrics[f"macro_{key}"]) for key in ("recall", "precision", "f1"))
+    shares = " | ".join(with_interval(metrics[f"macro_{key}"]) for key in ("recall", "precision", "f1"))
     rows += [f"| **macro average** | {shares} | {metrics['n']} |"]
     intervals = metrics["intervals"]
     text = [
-        f"On the run's own test part, {metrics['n']} cells; accuracy {percent(metrics['accuracy'])} %. In brackets "
-        f"95 % intervals over {intervals['groups']} {intervals['unit']}s.",
+        f"On the run's own test part, {metrics['n']} cells; accuracy {with_interval(metrics['accuracy'])} %. In "
+        f"brackets 95 % intervals over {intervals['groups']} {intervals['unit']}s.",
         "\n".join(rows),
     ]
     notes = [intervals.get("note", ""), *metrics["warnings"]]
