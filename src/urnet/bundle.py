@@ -25,8 +25,6 @@ from urnet.fields.cropping import SETTINGS_NAME, Cropping
 from urnet.files import whole_file
 from urnet.images.montage import expand, read_crop
 from urnet.images.quality import quality
-from urnet.images.read import MIN_EDGE
-from urnet.images.scale import ANY_DEPTH
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,20 +173,7 @@ class Model:
             ImageError: no crop has that shape, its depth is not the one that the scale was fitted to, or not all of
                 it are numbers.
         """
-        from urnet.cells.pixels import fit_input
-
-        if crop.ndim not in (2, 3) or crop.shape[2:] not in ((), (3,)) or min(crop.shape[:2]) < MIN_EDGE:
-            raise ImageError(
-                f"an array of shape {crop.shape}; give (H, W) or (H, W, 3) of at least {MIN_EDGE} px each way"
-            )
-        expected = self.config.scaling.dtype
-        if expected not in (str(crop.dtype), ANY_DEPTH):
-            raise ImageError(f"{crop.dtype} pixels, but the model was trained on {expected}; convert the image")
-        if crop.dtype.kind == "f" and not np.isfinite(crop).all():
-            raise ImageError("some values are NaN or infinite; mask or fill them first")
-        if crop.min() == crop.max():
-            raise ImageError(f"every pixel is {crop.flat[0]:g}; there is nothing to classify")
-        return fit_input(crop, self.config.size, self.config.channels)
+        return self.config.fit(crop)
 
     def prepare(self, crop: np.ndarray) -> np.ndarray:
         """One raw crop, (H, W) or (H, W, 3), as the network's input (C, S, S) in [0, 1].

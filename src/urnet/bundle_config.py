@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from urnet import __version__
-from urnet.errors import RunError
+from urnet.errors import ImageError, RunError
 from urnet.images.read import MAX_PIXELS, MIN_EDGE
 from urnet.images.scale import ANY_DEPTH, Scaling
 
@@ -65,6 +67,28 @@ class ModelConfig:
             beside=classifier.pop("input", "enhanced") == "both",
             classifier_options=classifier,
         )
+
+    def fit(self, crop: np.ndarray) -> np.ndarray:
+        """One raw crop, (H, W) or (H, W, 3), at the network's size and colour, still in raw counts (C, S, S).
+
+        Raises:
+            ImageError: no crop has that shape, its depth is not the one that the scale was fitted to, or not all of
+                it are numbers.
+        """
+        from urnet.cells.pixels import fit_input
+
+        if crop.ndim not in (2, 3) or crop.shape[2:] not in ((), (3,)) or min(crop.shape[:2]) < MIN_EDGE:
+            raise ImageError(
+                f"an array of shape {crop.shape}; give (H, W) or (H, W, 3) of at least {MIN_EDGE} px each way"
+            )
+        expected = self.scaling.dtype
+        if expected not in (str(crop.dtype), ANY_DEPTH):
+            raise ImageError(f"{crop.dtype} pixels, but the model was trained on {expected}; convert the image")
+        if crop.dtype.kind == "f" and not np.isfinite(crop).all():
+            raise ImageError("some values are NaN or infinite; mask or fill them first")
+        if crop.min() == crop.max():
+            raise ImageError(f"every pixel is {crop.flat[0]:g}; there is nothing to classify")
+        return fit_input(crop, self.size, self.channels)
 
     def to_json(self) -> str:
         """The content of `config.json`."""

@@ -34,3 +34,7 @@ class RunError(UrnetError):
 
 class TrainingError(UrnetError):
     """Training stopped: the loss is no number, the disk or the memory is full."""
+
+
+class StoreError(UrnetError):
+    """Kept labels and corrections cannot be read or written."""

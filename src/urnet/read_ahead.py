@@ -14,6 +14,7 @@ from urnet.errors import ImageError
 
 if TYPE_CHECKING:
     from urnet.bundle import Model
+    from urnet.bundle_config import ModelConfig
     from urnet.cells.table import Cells
 
 CHUNK = 8
@@ -38,7 +39,7 @@ class Read:
     error: str = ""
 
 
-def read_cells(model: "Model", cells: "Cells", index: Iterable[int]) -> list[Read]:
+def read_cells(model: "Model | ModelConfig", cells: "Cells", index: Iterable[int]) -> list[Read]:
     """Decode some cells; those that cannot be used say why."""
     found = []
     for i in index:

@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,25 +9,17 @@ from pathlib import Path
 import pandas as pd
 
 from urnet.bundle import Model
-from urnet.cells.table import TABLE_NAME as CELLS_TABLE
 from urnet.cells.table import find_images
 from urnet.differential.report import write_reports
 from urnet.differential.sample import Sample, count_sample
-from urnet.errors import CellsError, ImageError, RunError
+from urnet.errors import CellsError, RunError
 from urnet.evaluation.scored import seen_in_training
 from urnet.fields.crop import Cropped, crop_fields
-from urnet.fields.microscopy import SUFFIXES as MICROSCOPY_SUFFIXES
-from urnet.fields.read import FIELD_SUFFIXES, describe_field
-from urnet.fields.table import TABLE_NAME as FIELD_TABLE
+from urnet.fields.kind import holds_fields
 from urnet.fields.table import FieldRow, refuse_among_fields
-from urnet.files import files_below, whole_folder
-from urnet.images.read import is_file
+from urnet.files import whole_folder
 from urnet.predict import PADDING, predict_files
-from urnet.tables import read_table
 from urnet.training.run import Run, refuse_existing
-
-LARGER = 1.5
-"""An image this many times larger than a model's crops is a field and no crop."""
 
 Progress = Callable[[str, float], None]
 
@@ -89,7 +80,7 @@ def count_cells(
         raise RunError(
             f"{run}: the model is not calibrated, so its counts cannot be corrected; `urnet calibrate {run}` does it"
         )
-    fields = _holds_fields(source, model)
+    fields = holds_fields(source, model.config.tile, model.cropping)
     if fields and model.cropping is None:
         raise RunError(
             f"{source}: these are fields, but the model was not trained on crops of `urnet crop`, so that nobody "
@@ -176,30 +167,3 @@ def _count(model: Model, table: pd.DataFrame, cropped: Cropped | None, alone: st
         rejected = mine["rejected"].tolist()
         samples.append(count_sample(name, probabilities, rejected, known.confusion, model.classes, reference=known))
     return samples
-
-
-def _holds_fields(source: Path, model: Model) -> bool:
-    """Whether these are fields of view rather than crops."""
-    if source.suffix.lower() == ".csv":
-        columns = read_table(source, ("path", "field", "brightfield")).columns
-        if not len(columns):
-            raise CellsError(
-                f"{source}: the table has no column 'path', as cells have, nor 'field' or 'brightfield', as fields have"
-            )
-        return "path" not in columns
-    if source.is_dir() and is_file(source / CELLS_TABLE):
-        return False
-    if source.is_dir() and is_file(source / FIELD_TABLE):
-        return True
-    files = files_below(source, FIELD_SUFFIXES) if source.is_dir() else [source]
-    if not files:
-        raise CellsError(f"{source}: neither fields nor crops in this folder or below; give one that holds images")
-    if is_file(files[0]) and files[0].suffix.lower() in MICROSCOPY_SUFFIXES:
-        return True
-    if model.cropping is None or model.config.tile is not None:
-        return False
-    for file in files:
-        with suppress(ImageError):  # a damaged one says nothing; whoever reads it reports it
-            info = describe_field(file)
-            return max(info.height, info.width) > LARGER * model.cropping.size
-    return False

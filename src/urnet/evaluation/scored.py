@@ -171,12 +171,23 @@ def seen_in_training(run: Run, path: Path, *, calibration: bool = False) -> list
 
 def _seen(run: Run, keys: list[str], *, calibration: bool = False) -> list[str]:
     """A warning where cells with these keys took part in training, or where that cannot be told."""
+    return seen_among(keys, training_keys(run, calibration=calibration), calibration=calibration)
+
+
+def training_keys(run: Run, *, calibration: bool = False) -> set[str] | None:
+    """Keys of the cells that took part in a run's training (`copy_key`); none where they are no longer there."""
     try:
         known = run.cells()
         parts = PARTS if calibration or run.recipe().protocol == "paper" else PARTS[:2]
         known = known.where(known.table["split"].isin(parts))
-        seen = {copy_key(known.read(index)) for index in range(len(known))}
+        return {copy_key(known.read(index)) for index in range(len(known))}
     except UrnetError:
+        return None
+
+
+def seen_among(keys: list[str], seen: set[str] | None, *, calibration: bool = False) -> list[str]:
+    """A warning where cells with these keys are among those of `training_keys`, or where that cannot be told."""
+    if seen is None:
         return ["The cells of the training are not where they were, so that it is not known whether it saw these."]
     count = sum(key in seen for key in keys)
     if not count:

@@ -5,7 +5,9 @@ from importlib.util import find_spec
 
 from urnet.errors import RunError
 
-EXTRAS = {"openvino": "openvino", "bioimageio.core": "bioimageio"}
+EXTRAS = {"openvino": "openvino", "bioimageio.core": "bioimageio"} | dict.fromkeys(
+    ("fastapi", "uvicorn", "multipart", "sqlalchemy", "nicegui"), "serve"
+)
 """The extra of urnet that brings a package; those without one come with urnet itself."""
 
 

@@ -1,0 +1,115 @@
+"""How the server holds up: clients that ask for one image after the other, on loopback.
+
+    python benchmarks/serve.py --clients 32 --seconds 120 --out serve.json
+
+The network is the quick recipe's with random weights (as in `benchmarks/inference.py`). Clients are a process of their
+own; each sends a crop, waits for the answer and sends the next. What is told: answers by status, latency (p50, p95,
+p99) and their ratio, images a second, images a batch, and the server's memory at the beginning and in the end.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import numpy as np
+from inference import make
+from machine import describe, load
+
+SETTLED = 5.0
+"""Seconds after which the server's memory is first looked at."""
+
+
+def main() -> None:
+    """Print the figures, and write them if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--ask", nargs=2, help=argparse.SUPPRESS)  # what the process of the clients is started with
+    arguments = parser.parse_args()
+    if arguments.ask:
+        return asyncio.run(ask(arguments.ask[0], Path(arguments.ask[1]), arguments.clients, arguments.seconds))
+    about = describe("onnxruntime", "fastapi", "uvicorn") | {"load": [load()]}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make("quick", 200, folder)
+        command = "from urnet.cli import main; main()"
+        places = [str(folder / "bundle"), "--database", str(folder / "bench.db"), "--port", "0"]
+        server = subprocess.Popen([sys.executable, "-c", command, "serve", *places], stdout=subprocess.PIPE, text=True)
+        try:
+            address = re.search(r"http://\S+", server.stdout.readline())[0]
+            while not _is_up(address):
+                time.sleep(0.1)
+            figures = clients(arguments, address, folder / "crops", server.pid)
+        finally:
+            server.terminate()
+            server.wait()
+    about["load"].append(load())
+    for name, value in figures.items():
+        print(f"{name:20} {value}")
+    if arguments.out is not None:
+        whole = about | {"clients": arguments.clients, "seconds": arguments.seconds} | figures
+        arguments.out.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+
+
+def clients(arguments: argparse.Namespace, address: str, crops: Path, server: int) -> dict:
+    """Let them ask, and look at the server's memory meanwhile."""
+    amount = ["--clients", str(arguments.clients), "--seconds", str(arguments.seconds)]
+    asking = subprocess.Popen(
+        [sys.executable, __file__, *amount, "--ask", address, str(crops)], stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(min(SETTLED, arguments.seconds / 4))
+    first = _memory(server)
+    told = asking.communicate()[0]
+    return json.loads(told) | {"memory_mb_first": first, "memory_mb_last": _memory(server)}
+
+
+async def ask(address: str, crops: Path, count: int, seconds: float) -> None:
+    """The clients, in their process."""
+    files = [(path.name, path.read_bytes()) for path in sorted(crops.iterdir())]
+    until, latencies, statuses = time.perf_counter() + seconds, [], Counter()
+
+    async def one(client: httpx.AsyncClient, number: int) -> None:
+        while time.perf_counter() < until:
+            number = (number + 1) % len(files)
+            begun = time.perf_counter()
+            answer = await client.post("/v1/predict", files={"files": files[number]})
+            statuses[answer.status_code] += 1
+            latencies.append(time.perf_counter() - begun)
+
+    limits = httpx.Limits(max_connections=count)
+    async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
+        await asyncio.gather(*(one(client, 7 * number) for number in range(count)))
+    p50, p95, p99 = (float(np.percentile(latencies, q)) for q in (50, 95, 99))
+    figures = {"p50_ms": 1e3 * p50, "p95_ms": 1e3 * p95, "p99_ms": 1e3 * p99, "p95_over_p50": p95 / p50}
+    print(json.dumps({"answers": dict(statuses), "images_a_second": len(latencies) / seconds, **figures}))
+
+
+def _is_up(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _memory(process: int) -> float | None:
+    """Of a process and its children, in MB; not known but on Linux."""
+    place = Path(f"/proc/{process}/task/{process}/children")
+    if not place.is_file():
+        return None
+    processes = [process, *map(int, place.read_text(encoding="ascii").split())]
+    pages = sum(int(Path(f"/proc/{one}/statm").read_text(encoding="ascii").split()[1]) for one in processes)
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The command that serves a model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from urnet.cli.app import app, out
+from urnet.cli.runs import EngineOption
+
+
+@app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    cells: Annotated[Path | None, typer.Option(help="Cells to be labelled.")] = None,
+    host: Annotated[str, typer.Option(help="Name or address to listen on; any but loopback asks for a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any that is free.", min=0, max=65535)] = 8000,
+    database: Annotated[Path, typer.Option(help="Where labels and corrections are kept.")] = Path("bench.db"),
+    engine: EngineOption = "auto",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a limit, as max_bytes; several may follow."),
+    ] = None,
+) -> int:
+    """Serve a model on this machine: a web page, and an API for instruments."""
+    from urnet.export.packages import need
+
+    need(("fastapi", "uvicorn", "multipart", "sqlalchemy"), "urnet serve")
+    from urnet.serve.settings import read_settings
+
+    settings = read_settings(overrides or ())
+    from urnet.serve.server import serve as serve_model
+
+    serve_model(run, settings, cells=cells, host=host, port=port, database=database, engine=engine, say=_say)
+    return 0
+
+
+def _say(line: str) -> None:
+    out.print(line)
+    out.file.flush()

@@ -1,0 +1,138 @@
+"""The process that decodes what was sent: nothing of the model but its configuration, and bounded memory.
+
+It takes orders as JSON over a pipe and answers with JSON and bytes, so that even a decoder that was taken over has no
+pickle to send. Torch is never loaded here.
+"""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from urnet.bundle import SEEN
+from urnet.bundle_config import ModelConfig
+from urnet.cells.copies import copy_key, padding_tiles
+from urnet.cells.table import Cells, find_images
+from urnet.errors import ImageError, UrnetError
+from urnet.fields.crop import crop_fields
+from urnet.fields.cropping import Cropping
+from urnet.fields.kind import holds_fields
+from urnet.images.read import TIFF_STARTS, decoding, first_bytes, read_header
+from urnet.read_ahead import read_cells
+
+PADDING_MARK = "padding"
+
+
+def work(connection: Connection, config: ModelConfig, cropping: str | None, limits: dict[str, int]) -> None:
+    """Answer orders until the pipe is closed.
+
+    Args:
+        connection: the pipe.
+        config: of the model whose crops the images become.
+        cropping: `crop.json` of the model, where it was trained on crops of fields.
+        limits: `pixels` and `images` of one file, bytes of `memory`.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server says when it is over
+    decoder = _Decoder(config, None if cropping is None else Cropping.load(Path(cropping)), limits)
+    _bound_memory(limits["memory"])
+    with suppress(EOFError, BrokenPipeError):
+        connection.send_bytes(b"{}")
+        while True:
+            order = json.loads(connection.recv_bytes())
+            for part in _answer(decoder, order):
+                connection.send_bytes(part)
+
+
+def _answer(decoder: "_Decoder", order: dict[str, Any]) -> Iterator[bytes]:
+    """JSON, and after it the crops that it names."""
+    crops: list[np.ndarray] = []
+    try:
+        if order["do"] == "cut":
+            told = decoder.cut(Path(order["folder"]), Path(order["out"]))
+        else:
+            told, crops = decoder.read(Path(order["path"]), order["start"], order["stop"], order["keys"])
+    except UrnetError as error:
+        told = {"error": str(error)}
+    except MemoryError:
+        told = {"error": f"{order.get('path', 'a file')}: decoding it takes more memory than the server allows"}
+    except Exception as error:
+        told = {"error": f"{order.get('path', 'a file')}: cannot be decoded ({type(error).__name__})"}
+    yield json.dumps(told | {"crops": [[str(crop.dtype), *crop.shape] for crop in crops]}).encode()
+    for crop in crops:
+        yield np.ascontiguousarray(crop).tobytes()
+
+
+class _Decoder:
+    def __init__(self, config: ModelConfig, cropping: Cropping | None, limits: dict[str, int]):
+        self.config, self.cropping, self.limits = config, cropping, limits
+        self.open = lru_cache(maxsize=4)(self._open)
+
+    def read(self, path: Path, start: int, stop: int, keys: bool) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Some cells of a file or of a cells folder: what is known of each, and the crops of those that are usable."""
+        cells, padding = self.open(path)
+        index = range(start, min(stop, len(cells)))
+        rows, crops = [], []
+        for i in index:
+            about = cells.table.iloc[i]
+            row = {"path": about["path"], "error": "", **{name: str(about.get(name, "")) for name in SEEN}}
+            if i in padding:
+                row["error"] = PADDING_MARK
+            else:
+                read = read_cells(self.config, cells, [i])[0]
+                row["error"] = read.error
+                if read.crop is not None:
+                    crops.append(read.crop)
+                    row |= {"key": copy_key(cells.read(i))} if keys else {}
+            rows.append(row)
+        return {"cells": len(cells), "rows": rows}, crops
+
+    def cut(self, folder: Path, out: Path) -> dict[str, Any]:
+        """Cut fields into cells, where these files are fields."""
+        if self.cropping is None:
+            return {"fields": False}
+        for path in sorted(folder.iterdir()):
+            self._refuse_deep(path)
+        if not holds_fields(folder, self.config.tile, self.cropping):
+            return {"fields": False}
+        cropped = crop_fields(folder, out, self.cropping, again=True)
+        return {"fields": True, "notes": cropped.notes, "cells": len(cropped.table)}
+
+    def _open(self, path: Path) -> tuple[Cells, set[int]]:
+        if path.is_file():
+            self._refuse_deep(path)
+            header = read_header(path)
+            if header.height * header.width > self.limits["pixels"]:
+                raise ImageError(
+                    f"{path}: {header.width} x {header.height} px is more than the {self.limits['pixels']:,} px that "
+                    "the server allows; cut it into crops first"
+                )
+        cells = find_images([path], self.config.tile, self.config.image)
+        if path.is_file() and len(cells) > self.limits["images"]:
+            raise ImageError(f"{path}: more than the {self.limits['images']} images that the server allows in one file")
+        return cells, padding_tiles(cells)
+
+    def _refuse_deep(self, path: Path) -> None:
+        """Look no further than the pages that are allowed: a chain of directories may have no end."""
+        most, deep = self.limits["images"], False
+        with suppress(ImageError), decoding(path):  # what is damaged is said by whoever reads it
+            if first_bytes(path).startswith(TIFF_STARTS):
+                with suppress(IndexError), tifffile.TiffFile(path) as tif:
+                    deep = tif.pages[most] is not None
+        if deep:
+            raise ImageError(f"{path}: more than the {most} pages that the server allows in one file")
+
+
+def _bound_memory(more: int) -> None:
+    """Let this process take so many bytes beyond what it has; only Linux can hold it to that."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        has = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (has + more, has + more))

@@ -1,0 +1,124 @@
+"""`urnet serve` as a whole: load, listen, answer, stop when told to."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import uvicorn
+
+from urnet.cells.table import TABLE_NAME, find_images, read_cells
+from urnet.errors import RunError
+from urnet.serve.access import SHORTEST_TOKEN, is_loopback, new_token
+from urnet.serve.app import create_app
+from urnet.serve.bench import Bench
+from urnet.serve.settings import Settings
+from urnet.serve.store import Store
+
+TOKEN = "URNET_TOKEN"
+"""Environment variable with the token, for servers that are to keep theirs; else one is made at each start."""
+
+BACKLOG = 128
+
+
+def serve(
+    run: Path,
+    settings: Settings,
+    *,
+    cells: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    database: Path = Path("bench.db"),
+    engine: str = "auto",
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve a model until the process is told to stop (Ctrl+C, SIGTERM); what runs is finished first.
+
+    Args:
+        run: run folder or bundle.
+        settings: the limits.
+        cells: the cells to be labelled.
+        host: name or address to listen on.
+        port: to listen on; 0 for any that is free.
+        database: where labels and corrections are kept.
+        engine: what runs the networks.
+        say: told where to find the server, and the token.
+
+    Raises:
+        RunError: no model, no such host, the port is taken, or the token is too short.
+        CellsError: no cells there.
+        StoreError: the database cannot be used.
+    """
+    token = None if is_loopback(host) else _token()
+    with _listen(host, port) as listening, closing(Store(database)) as store:
+        bench = Bench.open(run, settings, engine, store=store, cells=cells)
+        if cells is not None:
+            fill_queue(store, cells, bench)
+        app = create_app(bench, token=token)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.stop_seconds,
+        )
+        server = uvicorn.Server(config)
+        shown = f"[{host}]" if ":" in host else host
+        say(f"{bench.model.config.name}, engine {bench.engine}: http://{shown}:{listening.getsockname()[1]}")
+        if token is not None:
+            say(f"token: {token}")
+        say("stop with Ctrl+C")
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again when all is done
+        try:
+            server.run(sockets=[listening])
+        except KeyboardInterrupt:
+            say("stopped")
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def fill_queue(store: Store, cells: Path, bench: Bench) -> str:
+    """Put the cells of a table or folder into the labelling queue of that name; the name.
+
+    Raises:
+        CellsError: no cells there.
+    """
+    config = bench.model.config
+    has_table = cells.suffix.lower() == ".csv" or (cells / TABLE_NAME).is_file()
+    if has_table:
+        found = read_cells(cells, tile=config.tile, image=config.image, labelled=False)
+    else:
+        found = find_images([cells], config.tile, config.image)
+    name = cells.resolve().as_posix()
+    rows = found.table.to_dict("records")
+    store.labelling.add_cells(name, [row | {"path": (found.root.resolve() / row["path"]).as_posix()} for row in rows])
+    return name
+
+
+def _token() -> str:
+    given = os.environ.get(TOKEN)
+    if given is not None and len(given) < SHORTEST_TOKEN:
+        raise RunError(f"{TOKEN} has {len(given)} characters; give {SHORTEST_TOKEN} or more, or leave it out")
+    return given or new_token()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The socket, before anything is loaded: a port that is taken is said at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise RunError(f"--host {host}: there is no such host here ({error.strerror})") from None
+    listening = socket.socket(family, kind, protocol)
+    if os.name == "posix":
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise RunError(f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port") from None
+    return listening

@@ -1,0 +1,242 @@
+"""What was sent: put aside under names of our own, decoded by processes that are bounded and can be ended."""
+
+import asyncio
+import json
+import multiprocessing
+import queue
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from urnet.bundle import SEEN, Model
+from urnet.errors import ImageError
+from urnet.fields.cropping import SETTINGS_NAME
+from urnet.images.read import TIFF_STARTS, first_bytes
+from urnet.predict import PADDING
+from urnet.serve.decoding import PADDING_MARK, work
+from urnet.serve.settings import Settings
+
+STARTING = 60.0
+"""Seconds for a decoding process to start."""
+
+LONGEST_NAME = 200
+_SUFFIXES = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"BM": ".bmp", **dict.fromkeys(TIFF_STARTS, ".tif")}
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One file that was sent.
+
+    Attributes:
+        name: what the client calls it, only ever shown.
+        path: where it lies, under a name of ours; none where it was refused.
+        error: why it was.
+    """
+
+    name: str
+    path: Path | None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One image of what was sent.
+
+    Attributes:
+        path: its address, with the client's name of the file: `stack.tif#p001`.
+        crop: (C, S, S) raw counts; none where it cannot be used.
+        error: why it cannot.
+        seen: `edge` and `touching`, where it was cut out of a field.
+        key: what it shares with its copies (`copy_key`), where that was asked for.
+    """
+
+    path: str
+    crop: np.ndarray | None
+    error: str
+    seen: dict[str, str]
+    key: str = ""
+
+
+@contextmanager
+def put_aside(files: Iterable[tuple[str, BinaryIO]]) -> Iterator[tuple[Path, list[Upload]]]:
+    """Write files into a folder that goes away again; what is no image by its first bytes is refused.
+
+    Args:
+        files: what the client calls each, and its content.
+    """
+    with tempfile.TemporaryDirectory(prefix="urnet-", ignore_cleanup_errors=True) as name:
+        folder = Path(name) / "files"
+        folder.mkdir()
+        yield folder, [_put(folder, number, shown(given), content) for number, (given, content) in enumerate(files)]
+
+
+def shown(name: str) -> str:
+    """A client's file name as it may be shown: without folders, control characters and excess length."""
+    last = name.replace("\\", "/").rpartition("/")[2]
+    clean = "".join("_" if unicodedata.category(letter)[0] == "C" else letter for letter in last)
+    return clean[:LONGEST_NAME] or "unnamed"
+
+
+def _put(folder: Path, number: int, name: str, content: BinaryIO) -> Upload:
+    path = folder / f"{number:06d}"
+    with path.open("wb") as file:
+        shutil.copyfileobj(content, file)
+    try:
+        start = first_bytes(path)
+    except ImageError as error:
+        path.unlink()
+        return Upload(name, None, str(error).replace(str(path), name))
+    suffix = next(suffix for first, suffix in _SUFFIXES.items() if start.startswith(first))
+    return Upload(name, path.rename(path.with_suffix(suffix)))
+
+
+class Decoders:
+    """Processes that decode.
+
+    Args:
+        model: whose crops the images become.
+        settings: the limits.
+    """
+
+    def __init__(self, model: Model, settings: Settings):
+        cropping = None
+        if model.cropping is not None and model.folder is not None:
+            cropping = str(model.folder / SETTINGS_NAME)
+        limits = {"pixels": settings.max_pixels, "images": settings.max_images, "memory": settings.decode_memory}
+        self.settings = settings
+        self.threads = ThreadPoolExecutor(settings.decoders, "decode")
+        self.idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self.processes = [_Process((model.config, cropping, limits)) for _ in range(settings.decoders)]
+        for process in self.processes:
+            self.idle.put(process)
+
+    def start(self) -> None:
+        """Start all processes, and wait until they are ready."""
+        list(self.threads.map(_Process.start, self.processes))
+
+    def stop(self) -> None:
+        """End them."""
+        self.threads.shutdown(cancel_futures=True)
+        for process in self.processes:
+            process.end()
+
+    async def read(self, upload: Upload, start: int, stop: int, *, keys: bool = False) -> tuple[int, list[Cell]]:
+        """Some images of a file, or cells of a folder that `cut` wrote.
+
+        Args:
+            upload: the file or folder.
+            start: the first image.
+            stop: the one after the last.
+            keys: whether to say what each shares with its copies.
+
+        Returns:
+            How many images there are in it, and those asked for.
+
+        Raises:
+            ImageError: it cannot be read at all.
+        """
+        order = {"do": "read", "path": str(upload.path), "start": start, "stop": stop, "keys": keys}
+        told, crops = await self._ask(order, self.settings.decode_seconds, upload)
+        left = iter(crops)
+        cells = []
+        for row in told["rows"]:
+            error = PADDING if row["error"] == PADDING_MARK else _renamed(row["error"], upload)
+            crop = None if error else next(left)
+            seen = {name: row[name] for name in SEEN}
+            cells.append(Cell(_renamed(row["path"], upload), crop, error, seen, row.get("key", "")))
+        return told["cells"], cells
+
+    async def cut(self, folder: Path, out: Path, uploads: Sequence[Upload]) -> dict[str, Any]:
+        """Cut fields into a new cells folder.
+
+        Returns:
+            `fields`: whether they are any, rather than crops; if so `notes` and the number of `cells`.
+
+        Raises:
+            ImageError: one cannot be read, or finding its cells takes too long.
+        """
+        order = {"do": "cut", "folder": str(folder), "out": str(out)}
+        told, _ = await self._ask(order, self.settings.field_seconds, *uploads)
+        return told
+
+    async def _ask(
+        self, order: dict[str, Any], seconds: float, *uploads: Upload
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        def ask() -> tuple[dict[str, Any], list[np.ndarray]]:
+            process = self.idle.get()
+            try:
+                return process.ask(order, seconds)
+            finally:
+                self.idle.put(process)
+
+        told, crops = await asyncio.get_running_loop().run_in_executor(self.threads, ask)
+        if "error" in told:
+            error = told["error"]
+            for upload in uploads:
+                error = _renamed(error, upload)
+            raise ImageError(error.replace("a file", uploads[0].name, 1) if error.startswith("a file:") else error)
+        return told, crops
+
+
+def _renamed(text: str, upload: Upload) -> str:
+    """What was said of a path of ours, said of the client's file."""
+    assert upload.path is not None
+    return text.replace(upload.path.as_posix(), upload.name).replace(str(upload.path), upload.name)
+
+
+class _Process:
+    """One decoding process and its pipe; one that takes too long or dies is replaced."""
+
+    def __init__(self, arguments: tuple[Any, ...]):
+        self.arguments = arguments
+        self.process: Any = None
+        self.pipe: Connection | None = None
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, *self.arguments), daemon=True, name="decode")
+        self.process.start()
+        theirs.close()
+        if not self.pipe.poll(STARTING):
+            self.end()
+            raise ImageError("the process that decodes images does not start; is the machine overloaded?")
+        self.pipe.recv_bytes()
+
+    def ask(self, order: dict[str, Any], seconds: float) -> tuple[dict[str, Any], list[np.ndarray]]:
+        name = order.get("path", "a file")
+        try:
+            if self.pipe is None or not self.process.is_alive():
+                self.end()
+                self.start()
+            assert self.pipe is not None
+            self.pipe.send_bytes(json.dumps(order).encode())
+            if not self.pipe.poll(seconds):
+                self.end()
+                return {"error": f"{name}: decoding it takes longer than the {seconds:g} s that the server allows"}, []
+            told = json.loads(self.pipe.recv_bytes())
+            return told, [self._crop(kind, shape) for kind, *shape in told["crops"]]
+        except (EOFError, OSError):
+            self.end()
+            return {"error": f"{name}: decoding it ended the process that did so; the file is damaged or too large"}, []
+
+    def _crop(self, kind: str, shape: Sequence[int]) -> np.ndarray:
+        assert self.pipe is not None
+        return np.frombuffer(self.pipe.recv_bytes(), kind).reshape(shape)
+
+    def end(self) -> None:
+        if self.pipe is not None:
+            self.pipe.close()
+            self.pipe = None
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()

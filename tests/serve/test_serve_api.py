@@ -1,0 +1,214 @@
+"""The API: the same answers as the command line, and problem details for everything else."""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from urnet.differential.run import count_cells
+from urnet.errors import RunError
+from urnet.predict import predict_files
+from urnet.serve.settings import read_settings
+
+
+def problem(answer, status: int, *words: str) -> dict:
+    """A problem detail that holds the words."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    told = answer.json()
+    assert (told["status"], told["type"]) == (status, "about:blank")
+    assert told["request_id"] == answer.headers["x-request-id"]
+    for word in words:
+        assert word in told["detail"]
+    return told
+
+
+def test_answers_are_those_of_the_command_line_to_the_last_digit(client, send, shapes, tmp_path):
+    files = sorted(shapes.rglob("*.png"))
+    predict_files(client.bench.model, files, tmp_path / "p.csv", engine="onnx")
+    table = pd.read_csv(tmp_path / "p.csv", dtype=str, keep_default_na=False)
+    alone = [send(client, file).json()["results"][0] for file in files[::7]]
+    told = send(client, *files).json()
+    assert told["engine"] == "onnx"
+    assert told["model"] == client.bench.model.digest()
+    assert told["results"][::7] == alone
+    for row, result in zip(table.to_dict("records"), told["results"], strict=True):
+        assert result["predicted"] == row["predicted"]
+        assert {f"p_{name}": f"{p:.6f}" for name, p in result["probabilities"].items()}.items() <= row.items()
+        assert (result["rejected"], "|".join(result["set"])) == (row["rejected"], row["set"])
+
+
+def test_the_differential_is_that_of_the_command_line(client, served, send, shapes, tmp_path):
+    files = sorted((shapes / "disc").iterdir()) + sorted((shapes / "bar").iterdir())[:7]
+    folder = tmp_path / "S1"
+    folder.mkdir()
+    for number, file in enumerate(files):
+        (folder / f"{number:02d}.png").write_bytes(file.read_bytes())
+    counted = count_cells(served, folder, tmp_path / "out", engine="onnx")
+    written = json.loads((counted.folder / "differential.json").read_text(encoding="utf-8"))
+    answer = send(client, *files, to="/v1/differential", data={"sample": "S1"})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert {key: told[key] for key in written["samples"][0]} == written["samples"][0]
+    assert told["notes"] == written["notes"]
+    assert not told["fields"]
+
+
+def test_a_file_that_cannot_be_used_says_so_among_the_others(client, send, shapes):
+    answer = send(client, ("../../etc/pass\u200bwd", b"no image"), shapes / "disc" / "000.png")
+    assert answer.status_code == 200
+    bad, good = answer.json()["results"]
+    assert bad["file"] == "pass_wd"
+    assert bad["error"].startswith("pass_wd: its content is no PNG")
+    assert good["predicted"] in ("bar", "disc", "ring")
+    assert "error" not in good
+
+
+def test_nothing_readable_is_a_422_with_every_reason(client, send):
+    told = problem(send(client, ("a.png", b""), ("b.svg", b"<svg/>")), 422, "a.png: the file is empty")
+    assert [one["file"] for one in told["files"]] == ["a.png", "b.svg"]
+    problem(send(client, ("a.png", b""), to="/v1/differential"), 422, "the file is empty")
+
+
+def test_pages_of_a_stack_are_images_of_their_own(client, send, shapes, tmp_path):
+    pages = [Image.open(shapes / name / "000.png") for name in ("bar", "disc", "ring")]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    results = send(client, tmp_path / "stack.tif").json()["results"]
+    assert [result["image"] for result in results] == [f"stack.tif#p{page:03d}" for page in range(3)]
+    assert {result["file"] for result in results} == {"stack.tif"}
+
+
+def test_tiles_that_fill_up_a_montage_are_no_results(serving, send, shapes, tmp_path):
+    with serving() as client:
+        tile = np.asarray(Image.open(shapes / "bar" / "000.png"))
+        cells = [tile, *(np.asarray(Image.open(shapes / "disc" / f"{k:03d}.png")) for k in range(3))]
+        montage = np.block([cells, *[[np.full_like(tile, 7)] * 4] * 3])
+        Image.fromarray(montage).save(tmp_path / "m.png")
+        model = client.bench.model
+        client.bench.decoders.stop()
+        from urnet.bundle import Model
+        from urnet.serve.uploads import Decoders
+
+        tiled = Model(replace(model.config, tile=24), model.joint, model.calibration, folder=model.folder)
+        client.bench.decoders = Decoders(tiled, client.bench.settings)
+        client.bench.decoders.start()
+        results = send(client, tmp_path / "m.png").json()["results"]
+        assert [result["image"] for result in results] == [f"m.png#r00c{column:02d}" for column in range(4)]
+
+
+def test_what_is_served_says_what_it_is(client):
+    told = client.get("/v1/model").json()
+    assert told["classes"] == ["bar", "disc", "ring"]
+    assert told["use"] == "research use only"
+    assert told["limits"]["max_files"] == client.bench.settings.max_files
+    assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
+
+
+def test_requests_have_ids(client):
+    assert client.get("/healthz", headers={"X-Request-ID": "run-7.a"}).headers["x-request-id"] == "run-7.a"
+    given = client.get("/healthz", headers={"X-Request-ID": "<script>"}).headers["x-request-id"]
+    assert len(given) == 32
+
+
+def test_wrong_requests_are_problems(client):
+    problem(client.get("/nothing"), 404, "/nothing")
+    problem(client.get("/v1/predict"), 405)
+    problem(client.post("/v1/predict"), 422, "files", "multipart/form-data")
+    problem(client.post("/v1/predict", data={"files": "text"}), 422, "files")
+    wrong = client.post("/v1/predict", content=b"x", headers={"Content-Type": "multipart/form-data"})
+    problem(wrong, 400, "boundary")
+
+
+def test_limits_on_bytes_and_files(serving, send, shapes):
+    disc = shapes / "disc" / "000.png"
+    with serving(max_bytes=4096, max_files=2) as client:
+        assert send(client, disc, disc).status_code == 200
+        problem(send(client, disc, disc, disc), 413, "3 files, but 2 are allowed")
+        problem(send(client, ("big.png", bytes(5000))), 413, "4,096 bytes")
+        chunks = client.post("/v1/predict", content=(bytes(1000) for _ in range(9)), headers={"Content-Type": FORM})
+        problem(chunks, 413, "4,096 bytes")
+
+
+FORM = "multipart/form-data; boundary=x"
+
+
+def test_an_answer_that_takes_too_long_is_given_up(serving, send, shapes):
+    with serving(request_seconds=0.05) as client:
+        going = threading.Event()
+        run = client.bench.network.engine.run
+        hold(client, lambda crops: (going.wait(5), run(crops))[1])
+        answer = send(client, shapes / "disc" / "000.png")
+        going.set()
+        problem(answer, 503, "0.05 s")
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+def hold(client, run) -> None:
+    """Let something else stand in the engine's place."""
+    client.bench.network.engine = replace(client.bench.network.engine, run=run)
+
+
+def wait_until(there) -> None:
+    """Fail if something does not come about."""
+    until = time.monotonic() + 20
+    while not there():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_batches_form_across_requests_and_too_many_are_turned_away(serving, send, shapes):
+    with serving(max_requests=6) as client, ThreadPoolExecutor(8) as pool:
+        going, sizes, run = threading.Event(), [], client.bench.network.engine.run
+
+        def slow(crops):
+            sizes.append(len(crops))
+            assert going.wait(20)
+            return run(crops)
+
+        hold(client, slow)
+        files = sorted(shapes.rglob("*.png"))[:6]
+        answers = [pool.submit(send, client, files[0])]
+        wait_until(lambda: sizes == [1])
+        answers += [pool.submit(send, client, file) for file in files[1:]]
+        wait_until(lambda: client.bench.network._queue.qsize() == 5)
+        turned_away = send(client, files[0])
+        problem(turned_away, 429, "6 requests are being worked on", "try again in")
+        assert 1 <= int(turned_away.headers["retry-after"]) <= 60
+        assert client.get("/readyz").status_code == 200
+        going.set()
+        assert [answer.result().status_code for answer in answers] == [200] * 6
+        assert sizes == [1, 5]
+        assert send(client, files[0]).status_code == 200
+
+
+def test_a_fault_of_ours_is_a_500_that_tells_nothing(serving, send, shapes):
+    with serving() as client:
+        hold(client, lambda crops: 1 / 0)
+        told = problem(send(client, shapes / "disc" / "000.png"), 500, "its log says why")
+        assert "division" not in json.dumps(told)
+        assert client.get("/readyz").status_code == 200
+
+
+def test_a_full_disk_is_said(serving, send, shapes, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with serving() as client:
+        monkeypatch.setattr("urnet.serve.uploads.shutil.copyfileobj", full)
+        problem(send(client, shapes / "disc" / "000.png"), 507, "disk is full")
+
+
+def test_settings_are_checked():
+    assert read_settings(["max_files=3"]).max_files == 3
+    with pytest.raises(RunError, match="did you mean max_files"):
+        read_settings(["maxfiles=3"])
+    with pytest.raises(RunError, match=r"max_files: is 0; .*greater"):
+        read_settings(["max_files=0"])
+    with pytest.raises(RunError, match="give key=value"):
+        read_settings(["max_files"])

@@ -1,0 +1,113 @@
+"""The network's thread: batches of what waits, everything answered, nothing held up by what went wrong."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from urnet.export.engine import GraphEngine
+from urnet.serve.batching import Network
+
+
+class Slow:
+    """An engine that waits for its cue, and says which images it saw together."""
+
+    def __init__(self):
+        self.cue, self.begun, self.batches = threading.Event(), threading.Event(), []
+
+    def __call__(self, crops):
+        self.begun.set()
+        assert self.cue.wait(20)
+        self.batches.append(crops[:, 0, 0, 0].tolist())
+        if 99 in crops:
+            raise ValueError("ninety-nine")
+        return crops[:, 0, 0, :1] * 2, crops, crops[:, 0, :, 0]
+
+
+def crops(*values: int) -> np.ndarray:
+    return np.array(values, np.float32).reshape(-1, 1, 1, 1) * np.ones((1, 1, 2, 2), np.float32)
+
+
+def together(run, *work):
+    """Start the first; once it runs, all others; then let it go on."""
+
+    async def all_of_it():
+        network = Network(GraphEngine("test", run, (1, 4)))
+        network.start()
+        first = asyncio.ensure_future(work[0](network))
+        await asyncio.to_thread(run.begun.wait, 20)
+        others = [asyncio.ensure_future(one(network)) for one in work[1:]]
+        await asyncio.sleep(0.05)
+        run.cue.set()
+        try:
+            return await asyncio.gather(first, *others, return_exceptions=True), network
+        finally:
+            await asyncio.to_thread(network.stop)
+            assert not network.is_running
+
+    return asyncio.run(all_of_it())
+
+
+def test_each_gets_its_own_part_of_a_batch():
+    run = Slow()
+    answers, network = together(run, *(lambda n, k=k: n.run(crops(k, k + 10)) for k in range(4)))
+    assert [answer[0].ravel().tolist() for answer in answers] == [[2 * k, 2 * k + 20] for k in range(4)]
+    assert run.batches == [[0, 10], [1, 11, 2, 12], [3, 13]]  # 4 at most
+    assert (network.batches, network.images) == (3, 8)
+    assert network.seconds_for(100) > 0
+
+
+def test_what_goes_wrong_is_told_to_those_concerned_and_the_next_batch_runs():
+    run = Slow()
+    answers, _ = together(
+        run, lambda n: n.run(crops(1)), lambda n: n.run(crops(99, 2, 3, 4)), lambda n: n.run(crops(5))
+    )
+    assert isinstance(answers[1], ValueError)
+    assert answers[0][0].item() == 2
+    assert answers[2][0].item() == 10
+
+
+def test_other_work_is_done_between_batches():
+    run, threads = Slow(), []
+
+    def look(value):
+        threads.append(threading.current_thread().name)
+        return value
+
+    answers, _ = together(run, lambda n: n.run(crops(1)), lambda n: n.call(look, 7), lambda n: n.run(crops(2)))
+    assert answers[1] == 7
+    assert threads == ["network"]
+    assert run.batches == [[1], [2]]
+
+
+def test_nobody_computes_for_those_who_left():
+    run = Slow()
+
+    async def leave(network):
+        async with asyncio.timeout(0):
+            await network.run(crops(50))
+
+    answers, _ = together(run, lambda n: n.run(crops(1)), leave, lambda n: n.run(crops(2)))
+    assert isinstance(answers[1], TimeoutError)
+    assert run.batches == [[1], [2]]
+
+
+def test_stopping_finishes_what_waits():
+    run = Slow()
+
+    async def stop_at_once():
+        network = Network(GraphEngine("test", run, (4,)))
+        network.start()
+        waiting = [asyncio.ensure_future(network.run(crops(k))) for k in range(6)]
+        await asyncio.sleep(0)
+        run.cue.set()
+        await asyncio.to_thread(network.stop)
+        return await asyncio.gather(*waiting)
+
+    assert len(asyncio.run(stop_at_once())) == 6
+
+
+@pytest.mark.parametrize("sizes", [(3,), (1, 2, 8)])
+def test_a_batch_is_never_larger_than_the_engine_likes(sizes):
+    assert Network(GraphEngine("test", Slow(), sizes)).most == max(sizes)

@@ -1,0 +1,151 @@
+"""`urnet serve` as a process: started, spoken to over the network, stopped, killed."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from urnet.cli import run as run_command
+from urnet.serve.store import Store
+
+COMMAND = [sys.executable, "-c", "from urnet.cli import main; main()", "serve"]
+
+
+@contextmanager
+def server(*arguments, env=None):
+    """A server on a free port: the process, its address, and the lines that it printed."""
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments), "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+    )
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line.strip())
+            if "Ctrl+C" in line:
+                break
+        address = next((found[0] for line in lines if (found := re.search(r"http://\S+", line))), None)
+        assert address, lines
+        until = time.monotonic() + 60
+        while not answers(address):
+            assert time.monotonic() < until
+            assert process.poll() is None, process.stdout.read()
+        yield process, address, lines
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/readyz").status_code == 200
+    except httpx.TransportError:
+        time.sleep(0.05)
+        return False
+
+
+def post(address: str, file: Path, times: int = 1, **more) -> httpx.Response:
+    files = [("files", (file.name, file.read_bytes()))] * times
+    return httpx.post(f"{address}/v1/predict", files=files, timeout=60, **more)
+
+
+def test_a_server_finishes_what_runs_when_it_is_told_to_stop(served, shapes, tmp_path):
+    with server(served, "--database", tmp_path / "bench.db", "--cells", shapes) as (process, address, lines):
+        assert lines[0].startswith("tiny, engine onnx: http://127.0.0.1:")
+        assert not any("token" in line for line in lines)
+        assert post(address, shapes / "disc" / "000.png").json()["results"][0]["predicted"]
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(post, address, shapes / "disc" / "000.png", 200)
+            time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            try:
+                assert len(running.result().json()["results"]) == 200
+            except httpx.TransportError:
+                pytest.skip("the request had not arrived when the server was told to stop")
+        assert process.stdout.read().strip() == "stopped"
+    store = Store(tmp_path / "bench.db")
+    queue = shapes.resolve().as_posix()
+    assert store.labelling.progress(queue).cells == 60
+    assert Path(store.labelling.claim(queue, "Ada")[0].path).is_file()
+    store.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
+def test_kill_9_under_load_leaves_nothing_behind_and_the_next_start_works_with_a_token(served, shapes, tmp_path):
+    arguments = (served, "--database", tmp_path / "bench.db")
+    with server(*arguments) as (process, address, _), ThreadPoolExecutor(4) as pool:
+        going = threading.Event()
+
+        def load():
+            while not going.is_set():
+                try:
+                    assert post(address, shapes / "ring" / "001.png", 5).status_code == 200
+                except httpx.TransportError:
+                    return
+
+        running = [pool.submit(load) for _ in range(4)]
+        time.sleep(0.5)
+        children = children_of(process.pid)
+        process.kill()
+        process.wait()
+        going.set()
+        [one.result() for one in running]
+        until = time.monotonic() + 20
+        while any(is_alive(child) for child in children):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    with server(*arguments, "--host", "0.0.0.0") as (_, address, lines):
+        token = next(line.removeprefix("token: ") for line in lines if line.startswith("token: "))
+        address, file = address.replace("0.0.0.0", "127.0.0.1"), shapes / "disc" / "000.png"
+        assert post(address, file).status_code == 401
+        assert post(address, file, headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+def children_of(pid: int) -> list[int]:
+    place = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in place.read_text(encoding="ascii").split()] if place.is_file() else []
+
+
+def is_alive(pid: int) -> bool:
+    place = Path(f"/proc/{pid}/stat")
+    try:
+        return place.read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_mistakes_at_the_start_end_in_one_line(served, tmp_path, capfd, monkeypatch):
+    def mistake(*arguments) -> str:
+        capfd.readouterr()
+        assert run_command(["serve", *map(str, arguments), "--database", str(tmp_path / "bench.db")]) == 2
+        err = capfd.readouterr().err
+        assert err.count("\n") == 1
+        return err
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"127.0.0.1:{port} cannot be listened on" in mistake(served, "--port", port)
+    assert "no trained model here" in mistake(tmp_path, "--port", 0)
+    assert "--host no.such.host.invalid: there is no such host" in mistake(served, "--host", "no.such.host.invalid")
+    assert "did you mean max_files" in mistake(served, "--set", "max_file=3")
+    assert "no such file or folder" in mistake(served, "--port", 0, "--cells", tmp_path / "gone")
+    monkeypatch.setenv("URNET_TOKEN", "short")
+    assert "give 16 or more" in mistake(served, "--host", "0.0.0.0", "--port", 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.db"]  # closed, nothing half written
+    (tmp_path / "bench.db").write_text("a letter, not a database " * 50, encoding="utf-8")
+    assert "not a database" in mistake(served, "--port", 0)
