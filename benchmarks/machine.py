@@ -3,13 +3,11 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from urnet.export.packages import installed
 
 
 def describe(*packages: str) -> dict[str, Any]:
@@ -18,13 +16,6 @@ def describe(*packages: str) -> dict[str, Any]:
     Args:
         packages: whose versions matter besides those of urnet and torch.
     """
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
     return {
         "processor": _processor(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -32,14 +23,32 @@ def describe(*packages: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("urnet", "torch", *packages) if installed(name)},
-        "commit": commit.stdout.strip(),
+        "versions": {name: _version(name) for name in ("urnet", "torch", *packages)},
+        "commit": _commit(),
     }
 
 
 def load() -> float | None:
     """Processes that wanted to run, on average over the last minute; not known on Windows."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    """Nothing where there is no git, or only a copy of the files."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+        ).stdout.strip()
+    except OSError:
+        return ""
 
 
 def _processor() -> str:

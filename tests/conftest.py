@@ -14,6 +14,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+    """Decoded cells are kept among the tests' own files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("URNET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def jurkat() -> Path:
     """The stain-free Jurkat montages, or a skip that says where they were looked for."""

@@ -1,5 +1,8 @@
 """The audit names every file that would make an evaluation too good or training pointless, and nothing else."""
 
+import errno
+import io
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import tifffile
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from urnet.cells import audit as audit_module
 from urnet.cells.audit import KINDS, Audit, audit_cells
 from urnet.cells.table import Cells, read_cells
 from urnet.errors import CellsError, LeakError
@@ -221,6 +225,28 @@ def test_nothing_is_changed_on_disk(folder):
     before = {f: f.read_bytes() for f in folder.root.iterdir()}
     audit_cells(cells)
     assert {f: f.read_bytes() for f in folder.root.iterdir()} == before
+
+
+def test_large_tables_give_the_same_with_their_small_versions_on_disk(folder, monkeypatch):
+    folder.add("near.tif", (cell(0) + np.random.default_rng(0).normal(0, 2, (24, 24))).astype(np.uint8))
+    folder.add("again.tif", np.rot90(cell(1)), "b")
+    in_memory = audit_cells(folder.cells())
+    assert {finding.kind for finding in in_memory.findings} == {"near-copy", "turned copy"}
+    monkeypatch.setattr(audit_module, "IN_MEMORY", 2)
+    assert audit_cells(folder.cells()) == in_memory
+
+
+def test_a_full_disk_is_named_where_the_small_versions_should_go(folder, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(audit_module, "IN_MEMORY", 2)
+    monkeypatch.setattr(tempfile, "TemporaryFile", Full)
+    with pytest.raises(
+        CellsError, match=r"no room for small versions of \d+ cells \(No space left on device\), .*TMPDIR"
+    ):
+        audit_cells(folder.cells())
 
 
 def test_progress_goes_from_nothing_to_all(folder):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
@@ -72,6 +73,23 @@ def test_paired_images_stay_aligned(flips, rotation, seed):
     torch.testing.assert_close(both[:, 1], 3 * both[:, 0] + 1)
     alone = augment(images, flips=flips, rotation=rotation, generator=seeded(seed))
     torch.testing.assert_close(both[:, :1], alone)
+
+
+@pytest.mark.parametrize("size", [7, 24, 65])
+@pytest.mark.parametrize("flips", [True, False])
+def test_a_rotation_follows_the_right_angles_as_torch_would_do_it(flips, size):
+    """Two steps that are done as one: the pixels stay those of the right angle, then of torch's own rotation."""
+    images = noise(40, 3, size, size)
+    expected, generator = images, seeded(5)
+    if flips:
+        expected = augment(expected, flips=True, rotation=False, generator=generator)
+    angle = torch.rand(40, generator=generator) * 2 * torch.pi
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(40)
+    matrix = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(40, 2, 3)
+    grid = F.affine_grid(matrix, [40, 3, size, size], align_corners=False)
+    expected = F.grid_sample(expected, grid, padding_mode="reflection", align_corners=False)
+    turned = augment(images, flips=flips, rotation=True, generator=seeded(5))
+    torch.testing.assert_close(turned, expected, atol=1e-4, rtol=0)
 
 
 def test_the_same_seed_turns_the_same_way_and_the_input_is_left_alone():

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from urnet.cells.batches import CellDataset, EpochSampler, ordered_loader, train_loader
+from urnet.images.rows import Rows
 from urnet.images.scale import Scaling
 
 
@@ -43,6 +44,20 @@ def epoch(cells: int, seed: int, number: int, **options: object) -> list[int]:
     loader = train_loader(dataset(cells), 8, seed=seed, **({"balanced": True, "per_class": None} | options))
     loader.batch_sampler.sampler.set_epoch(number)
     return [n for images, _, _ in loader for n in numbers(images)]
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16, np.float32])
+def test_cells_kept_on_a_device_are_the_same_to_the_bit(depth):
+    random = np.random.default_rng(0)
+    top = 1 if depth == np.float32 else np.iinfo(depth).max
+    counts = (random.random((9, 2, 8, 8)) * top).astype(depth)
+    scaling = Scaling(0.13 * top, 0.81 * top, np.dtype(depth).name)
+    rows = Rows(counts, np.arange(3, 9))
+    for cells in (CellDataset(counts, np.arange(9), scaling), CellDataset(rows, np.arange(6), scaling, rows, scaling)):
+        before = cells.__getitems__([4, 0, 2])
+        cells.keep_on(torch.device("cpu"))
+        assert all(torch.equal(*pair) for pair in zip(before, cells.__getitems__([4, 0, 2]), strict=True))
+    assert cells.nbytes == 2 * counts[3:].nbytes
 
 
 def test_order_depends_on_seed_and_epoch_alone():

@@ -114,7 +114,7 @@ def test_a_fixed_enhancers_output_of_the_input_can_be_the_image_to_paint(prepare
     data = prepared(f"pretrain.target={name}", columns=())
     enhancer = create_enhancer(name, 1)
     for part in (data.train, data.validation):
-        inputs = torch.from_numpy(part.scaling.apply(part.images))
+        inputs = torch.from_numpy(part.scaling.apply(part.images[:]))
         np.testing.assert_allclose(targets(part), enhancer(inputs).clamp(0, 1).numpy(), atol=1e-5)
         assert not np.allclose(targets(part), inputs.numpy(), atol=1e-3)
 

@@ -4,22 +4,30 @@ Every file concerned is named. Nothing is deleted: copies and padding are left o
 user decides about the rest.
 """
 
+import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from urnet.cells.copies import PADDING_COPIES, Fingerprint, fingerprint, near_pairs, same
+from urnet.cells.copies import PADDING_COPIES, THUMBNAIL, Fingerprint, fingerprint, same, thumbnail
+from urnet.cells.near_copies import near_pairs
 from urnet.cells.table import Cells
 from urnet.errors import CellsError, ImageError, LeakError
+from urnet.images.rows import Rows
 
 SATURATED_SHARE = 0.25
 """From this share of pixels at a crop's own brightest or darkest count on, it is called saturated.
 
 Its own, because the usual camera of 12 bits saturates at 4,095 in a file of 16.
 """
+
+IN_MEMORY = 2**16
+"""Cells up to which the small versions of all are held in memory; 4 kB each."""
 
 KINDS = (
     *("label conflict", "copy across parts", "donor across parts", "unreadable", "constant", "saturated"),
@@ -111,9 +119,18 @@ def audit_cells(cells: Cells, *, near: bool = True, progress: Callable[[float], 
     """
     progress = progress or (lambda share: None)
     seen = []
-    for index in range(len(cells)):
-        seen.append(_look(cells, index))
-        progress(0.8 * (index + 1) / len(cells))
+    with _small_versions(len(cells)) as thumbnails:
+        for index in range(len(cells)):
+            seen.append(_look(cells, index, thumbnails))
+            progress(0.8 * (index + 1) / len(cells))
+        audit = _judge(cells, seen, thumbnails if near else None, lambda share: progress(0.8 + 0.2 * share))
+    progress(1.0)
+    return audit
+
+
+def _judge(
+    cells: Cells, seen: "list[_Look]", thumbnails: np.ndarray | None, progress: Callable[[float], None]
+) -> Audit:
     # Augmented images that were written out are copies on purpose.
     augmented = cells.table.get("augmented", pd.Series("", index=cells.table.index)) != ""
     keys = [
@@ -124,16 +141,35 @@ def audit_cells(cells: Cells, *, near: bool = True, progress: Callable[[float], 
     _find_copies(cells, seen, audit)
     _find_unusable(cells, seen, audit)
     _find_donor_leaks(cells, audit)
-    if near:
+    if thumbnails is not None:
         kept = np.flatnonzero(audit.distinct & ~augmented.to_numpy())
-        _find_near_copies(cells, seen, kept, audit, lambda done: progress(0.8 + 0.2 * done / len(kept)))
+        _find_near_copies(cells, thumbnails, kept, audit, progress)
     _describe(cells, seen, audit)
     audit.findings.sort(key=lambda finding: KINDS.index(finding.kind))
-    progress(1.0)
     return audit
 
 
-@dataclass(frozen=True)
+@contextmanager
+def _small_versions(count: int) -> Iterator[np.ndarray]:
+    """Room for thumbnails, (N, 32, 32): of large tables in a file without a name, so that memory doesn't hold them."""
+    shape = (count, THUMBNAIL, THUMBNAIL)
+    if count <= IN_MEMORY:
+        yield np.zeros(shape, np.float32)
+        return
+    with tempfile.TemporaryFile() as file:
+        try:
+            for _ in range(count):  # all of it is written at once: a full disk would kill whoever writes through a map
+                file.write(bytes(4 * THUMBNAIL**2))
+            file.flush()
+        except OSError as error:
+            raise CellsError(
+                f"{tempfile.gettempdir()}: no room for small versions of {count} cells ({error.strerror}), "
+                f"{4 * THUMBNAIL**2 * count / 1e9:.1f} GB; free space there, or name another folder in TMPDIR"
+            ) from None
+        yield np.memmap(file, np.float32, "r+", shape=shape)
+
+
+@dataclass(frozen=True, slots=True)
 class _Look:
     """What is kept of one crop: its fault, "" for none, with the detail; size, depth and colour; fingerprint."""
 
@@ -144,7 +180,8 @@ class _Look:
     print: Fingerprint | None = None
 
 
-def _look(cells: Cells, index: int) -> _Look:
+def _look(cells: Cells, index: int, thumbnails: np.ndarray) -> _Look:
+    """Look at one crop, and put its small version among the others."""
     try:
         crop = cells.read(index)
     except ImageError as error:
@@ -154,11 +191,12 @@ def _look(cells: Cells, index: int) -> _Look:
     if low == high:
         fault, detail = "constant", f"every pixel is {low}"
     else:
-        share, count = max((float((crop == count).mean()), count) for count in (low, high))
+        share, count = max((np.count_nonzero(crop == count) / crop.size, count) for count in (low, high))
         if share >= SATURATED_SHARE:
             fault, detail = "saturated", f"{share:.0%} of the pixels are {count}"
+    thumbnails[index] = thumbnail(crop)
     size = f"{crop.shape[1]} x {crop.shape[0]} px {'colour' if crop.ndim == 3 else 'grey'}"
-    return _Look(fault, detail, size, str(crop.dtype), fingerprint(crop))
+    return _Look(fault, detail, sys.intern(size), sys.intern(str(crop.dtype)), fingerprint(crop))
 
 
 def _find_copies(cells: Cells, seen: list[_Look], audit: Audit) -> None:
@@ -207,12 +245,12 @@ def _find_donor_leaks(cells: Cells, audit: Audit) -> None:
 
 
 def _find_near_copies(
-    cells: Cells, seen: list[_Look], kept: np.ndarray, audit: Audit, progress: Callable[[int], None]
+    cells: Cells, thumbnails: np.ndarray, kept: np.ndarray, audit: Audit, progress: Callable[[float], None]
 ) -> None:
     table = cells.table.iloc[kept]
     paths = table["path"].to_numpy()
     parts = table["split"].to_numpy() if cells.has_split else np.full(len(kept), "")
-    for i, j, alike in near_pairs([seen[k].print for k in kept], progress):  # type: ignore[misc]
+    for i, j, alike in near_pairs(Rows(thumbnails, kept), progress):
         across = f" ({parts[i]} / {parts[j]})" if parts[i] != parts[j] else ""
         detail = f"correlation {alike:.4f}{across}: look at both; a warning only"
         audit.findings.append(Finding("near-copy", (paths[i], paths[j]), detail))

@@ -32,12 +32,19 @@ def augment(
     Returns:
         (B, C, H, H).
     """
-    if flips:
-        images = _dihedral(images, torch.randint(8, (len(images),), generator=generator))
-    if rotation and len(images):
-        angle = torch.rand(len(images), generator=generator) * (2 * math.pi)
-        images = _rotated(images, angle)
-    return images
+    which = torch.randint(8, (len(images),), generator=generator) if flips else torch.zeros(len(images), dtype=int)
+    if not rotation or not len(images):
+        return _dihedral(images, which) if flips else images
+    angle = torch.rand(len(images), generator=generator) * (2 * math.pi)
+    return _transformed(images, _RIGHT_ANGLES[which] @ _rotations(angle))
+
+
+_RIGHT_ANGLES = torch.tensor(
+    [[[c, -s], [s, c]] for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
+    + [[[-c, s], [s, c]] for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))],
+    dtype=torch.float32,
+)
+"""(8, 2, 2): where `_dihedral` takes the point (x, y) from, coordinates from -1 to 1."""
 
 
 def _dihedral(images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
@@ -50,10 +57,19 @@ def _dihedral(images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _rotated(images: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    matrix = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)  # (B, 2, 3)
-    grid = F.affine_grid(matrix.to(images), list(images.shape), align_corners=False)  # (B, H, W, 2)
+def _rotations(angle: torch.Tensor) -> torch.Tensor:
+    """(B, 2, 2) of (B,) radians."""
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+
+
+def _transformed(images: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Each image sampled where its matrix (B, 2, 2) takes the points (x, y) of the result."""
+    side = images.shape[-1]
+    axis = (2 * torch.arange(side, device=images.device, dtype=images.dtype) + 1) / side - 1  # centres of the pixels
+    columns, rows = matrix.to(images, non_blocking=True)[..., None].mul(axis).unbind(2)  # (B, 2, S)
+    # The sum of both comes five to ten times as fast as affine_grid, which multiplies matrices pixel by pixel.
+    grid = columns.mT[:, None] + rows.mT[:, :, None]  # (B, S, S, 2)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 

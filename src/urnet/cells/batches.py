@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from urnet.cells.augment import epoch_order
+from urnet.images.rows import Rows
 from urnet.images.scale import Scaling
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -26,25 +27,64 @@ class CellDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        images: np.ndarray,
+        images: np.ndarray | Rows,
         labels: np.ndarray,
         scaling: Scaling,
-        targets: np.ndarray | None = None,
+        targets: np.ndarray | Rows | None = None,
         target_scaling: Scaling | None = None,
     ):
         self.images, self.labels, self.scaling = images, labels, scaling
         self.targets, self.target_scaling = targets, target_scaling
+        self.kept: tuple[_Kept, _Kept | None] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """The cells at `indices`: (B, C, S, S), (B,), (B, C, S, S) or (B, 0)."""
+        if self.kept is not None:
+            images, targets = (kept[indices] if kept is not None else None for kept in self.kept)
+            return (
+                images,
+                torch.from_numpy(self.labels[indices]),
+                images.new_empty(len(images), 0) if targets is None else targets,
+            )
         images = torch.from_numpy(self.scaling.apply(self.images[indices]))
         labels = torch.from_numpy(self.labels[indices])
         if self.targets is None or self.target_scaling is None:
             return images, labels, images.new_empty(len(images), 0)
         return images, labels, torch.from_numpy(self.target_scaling.apply(self.targets[indices]))
+
+    @property
+    def nbytes(self) -> int:
+        """Of all raw counts."""
+        return sum(x.size * x.dtype.itemsize for x in (self.images, self.targets) if x is not None)
+
+    def keep_on(self, device: torch.device) -> None:
+        """Copy the raw counts to a device, where batches are put together from now on."""
+        paired = self.targets is not None and self.target_scaling is not None
+        self.kept = (
+            _Kept(self.images, self.scaling, device),
+            _Kept(self.targets, self.target_scaling, device) if paired else None,
+        )
+
+
+class _Kept:
+    """Raw counts (N, C, S, S) on a device; what is taken of them is scaled there as `Scaling.apply` does."""
+
+    def __init__(self, counts: np.ndarray | Rows, scaling: Scaling, device: torch.device):
+        # GPUs index few kinds of unsigned numbers: 16 bits are kept as signed ones.
+        self.wraps, self.scaling = counts.dtype == np.uint16, scaling
+        parts = counts.parts() if isinstance(counts, Rows) else [counts]
+        numbers = (torch.from_numpy(part.view(np.int16) if self.wraps else part).to(device) for part in parts)
+        self.counts = torch.cat(list(numbers))
+
+    def __getitem__(self, indices: list[int]) -> torch.Tensor:
+        rows = torch.tensor(indices).to(self.counts.device, non_blocking=True)
+        scaled = self.counts[rows].float()
+        if self.wraps:
+            scaled += 65536 * (scaled < 0)
+        return scaled.sub_(self.scaling.low).mul_(1 / (self.scaling.high - self.scaling.low)).clamp_(0, 1)
 
 
 class EpochSampler(Sampler[int]):

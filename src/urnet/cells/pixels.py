@@ -81,27 +81,45 @@ def load_pixels(
 
 @dataclass(frozen=True)
 class Look:
-    """What the headers say of a set of crops: most common longer edge in pixels, colour, and count of each depth."""
+    """What the headers say of a set of crops.
+
+    Attributes:
+        edge: most common longer edge in pixels.
+        colours: (N,) bool: which crops are in colour.
+        depths: count of each depth.
+    """
 
     edge: int
-    colour: bool
+    colours: np.ndarray
     depths: Counter[str]
 
+    @property
+    def colour(self) -> bool:
+        """Whether any crop is in colour."""
+        return bool(self.colours.any())
 
-def survey(cells: Cells) -> Look:
-    """Size, colour and depth of the crops, from the headers alone."""
+
+def survey(cells: Cells, column: str = "path") -> Look:
+    """Size, colour and depth of the crops (`path`) or paired images (one of `PAIRED`), from the headers alone.
+
+    Raises:
+        ImageError: a header cannot be read.
+    """
     edges: Counter[int] = Counter()
     depths: Counter[str] = Counter()
     headers: dict[str, Header] = {}
-    for path, tile in zip(cells.table["path"], cells.table.get("tile", [""] * len(cells)), strict=True):
+    colours = np.zeros(len(cells), bool)
+    tiles = cells.table.get("tile", [""] * len(cells))
+    for index, (path, tile) in enumerate(zip(cells.table[column], tiles, strict=True)):
         file = locate(cells.root, path).file
         if file not in headers:
             headers[file] = read_header(cells.root / file)
         header = headers[file]
         edges[int(tile) if tile != "" else max(header.height, header.width)] += 1
         depths[header.dtype] += 1
+        colours[index] = header.colour
     edge = max(edges, key=lambda edge: (edges[edge], edge))
-    return Look(edge, any(header.colour for header in headers.values()), depths)
+    return Look(edge, colours, depths)
 
 
 def resized(plane: np.ndarray, size: int) -> np.ndarray:

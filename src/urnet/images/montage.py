@@ -45,7 +45,8 @@ class Address:
 
 def locate(root: Path, address: str) -> Address:
     """The image at an address; a file whose own name looks like an address is that file."""
-    return Address(address) if is_file(root / address) else Address.parse(address)
+    place = Address.parse(address)
+    return Address(address) if place.file != address and is_file(root / address) else place
 
 
 def expand(root: Path, file: str, tile: int | None) -> list[Address]:

@@ -3,11 +3,13 @@
 A scale is never fitted to a single file: two cells that differ in brightness must still differ afterwards.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from urnet.errors import ImageError
+from urnet.images.rows import Rows
 
 PERCENTILES = (0.1, 99.9)
 ANY_DEPTH = "any"
@@ -30,7 +32,9 @@ class Scaling:
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
         """Raw counts of any shape to `float32` in [0, 1]."""
-        scaled = (pixels.astype(np.float32) - np.float32(self.low)) * np.float32(1 / (self.high - self.low))
+        scaled = pixels.astype(np.float32)
+        scaled -= np.float32(self.low)
+        scaled *= np.float32(1 / (self.high - self.low))
         return np.clip(scaled, 0.0, 1.0, out=scaled)
 
     def invert(self, scaled: np.ndarray) -> np.ndarray:
@@ -42,7 +46,7 @@ class Scaling:
         return np.clip(np.rint(counts), 0, limit).astype(self.dtype)
 
 
-def fit_scaling(images: np.ndarray, depth: str, limits: tuple[float, float] | None = None) -> Scaling:
+def fit_scaling(images: np.ndarray | Rows, depth: str, limits: tuple[float, float] | None = None) -> Scaling:
     """The scale of a set of images.
 
     Args:
@@ -60,11 +64,35 @@ def fit_scaling(images: np.ndarray, depth: str, limits: tuple[float, float] | No
         return Scaling(float(limits[0]), float(limits[1]), depth)
     if depth == "uint8":
         return Scaling(0.0, 255.0, depth)
-    if images.dtype == np.uint16:
-        below = np.cumsum(np.bincount(images.ravel(), minlength=2**16)) / images.size
-        low, high = (float(np.searchsorted(below, percentile / 100)) for percentile in PERCENTILES)
-    else:
-        low, high = (float(value) for value in np.percentile(images, PERCENTILES))
+    parts = images.parts() if isinstance(images, Rows) else [images]
+    low, high = _percentiles_of_counts(parts) if depth == "uint16" else _percentiles(parts, images.size)
     if high <= low:
         raise ImageError(f"the images are constant ({low:g} nearly everywhere); there is nothing to scale")
     return Scaling(low, high, depth)
+
+
+def _percentiles_of_counts(parts: Iterable[np.ndarray]) -> list[float]:
+    """Of 16 bits: the count that so many per cent do not exceed."""
+    counts = sum(np.bincount(part.ravel().astype(np.uint16), minlength=2**16) for part in parts)
+    below = np.cumsum(counts) / np.sum(counts)
+    return [float(np.searchsorted(below, percentile / 100)) for percentile in PERCENTILES]
+
+
+def _percentiles(parts: Iterable[np.ndarray], total: int) -> list[float]:
+    """As `np.percentile` has it, of `total` values; between the parts, only the tails are kept in memory."""
+    low_place, high_place = ((total - 1) * (percentile / 100) for percentile in PERCENTILES)
+    below, above = min(int(low_place) + 2, total), total - int(high_place)  # values in the tails
+    low = high = np.empty(0, np.float32)
+    for part in parts:
+        low, high = np.append(low, part), np.append(high, part)
+        low = np.partition(low, below - 1)[:below] if len(low) > below else low
+        high = np.partition(high, -above)[-above:] if len(high) > above else high
+    return [_between(np.sort(low), low_place), _between(np.sort(high), high_place - int(high_place))]
+
+
+def _between(values: np.ndarray, place: float) -> float:
+    """The value at a place between two, counted from the nearer one so that nothing is lost by rounding."""
+    first, share = int(place), np.float64(place - int(place))
+    before, after = values[first], values[min(first + 1, len(values) - 1)]
+    step = after - before
+    return float(after - step * (1 - share) if share >= 0.5 else before + step * share)

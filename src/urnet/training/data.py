@@ -2,16 +2,18 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from urnet.cells.augment import balanced_copies
 from urnet.cells.batches import CellDataset
-from urnet.cells.pixels import load_pixels, survey
+from urnet.cells.decoded import decoded_cells
+from urnet.cells.pixels import survey
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
+from urnet.images.rows import Rows
 from urnet.images.scale import ANY_DEPTH, Scaling, fit_scaling
 from urnet.nets import create_enhancer, list_fixed
 from urnet.recipe import Recipe
@@ -63,7 +65,8 @@ def prepare(cells: Cells, recipe: Recipe, progress: Progress | None = None) -> P
         if not len(part):
             raise CellsError(f"no cells in the {name} part, which training needs; mend the split column")
     # The whole table, so that a depth that only the test part has is not found out after hours of training.
-    look = survey(cells.where(cells.table["split"] != ""))
+    used = cells.where(cells.table["split"] != "")
+    look = survey(used)
     size, channels = recipe.input.size or look.edge, recipe.input.channels or (3 if look.colour else 1)
     if len(look.depths) > 1 and recipe.input.limits is None:
         counts = ", ".join(f"{count} {depth}" for depth, count in look.depths.most_common())
@@ -71,31 +74,31 @@ def prepare(cells: Cells, recipe: Recipe, progress: Progress | None = None) -> P
             f"images of several depths ({counts}) have no common scale; convert them to one depth, "
             "or give input.limits=[low,high] in raw counts"
         )
-    images = load_pixels(train, size, channels, progress=_counter(progress, "read training cells", len(train)))
-    held = load_pixels(
-        validation, size, channels, progress=_counter(progress, f"read {chooser} cells", len(validation))
-    )
+    # The whole table as well, so that all folds share what is decoded.
+    whole = decoded_cells(used, size, channels, progress=_counter(progress, "read cells", len(used)))
+    parts = [np.flatnonzero(used.table["split"] == name) for name in ("train", chooser)]
+    images, held = (Rows(whole, part) for part in parts)
     depth = next(iter(look.depths)) if len(look.depths) == 1 else ANY_DEPTH
-    scaling = fit_scaling(images.images, depth, recipe.input.limits)
+    scaling = fit_scaling(images, depth, recipe.input.limits)
     targets = held_targets = target_scaling = None
     if paints(recipe):
         if recipe.pretrain.target in list_fixed():
-            targets, held_targets = (_enhanced(recipe.pretrain.target, scaling.apply(x.images)) for x in (images, held))
+            targets, held_targets = (_enhanced(recipe.pretrain.target, scaling, x) for x in (images, held))
             target_scaling = Scaling(0.0, 1.0, "float32")
         else:
-            targets, held_targets, target_scaling = _paired(train, validation, size, channels, recipe.pretrain.target)
-    labels, held_images = validation.labels, held.images
+            targets, held_targets, target_scaling = _paired(used, parts, size, channels, recipe.pretrain.target)
+    labels, held_images = validation.labels, held
     if recipe.protocol == "paper":
-        held_images, labels, origin = paper_test(held_images, labels, recipe)
+        held_images, labels, origin = paper_test(held[:], labels, recipe)
         held_targets = None if held_targets is None else held_targets[origin]
     return Prepared(
         size,
         channels,
         len(cells.classes),
         scaling,
-        CellDataset(images.images, train.labels, scaling, targets, target_scaling),
+        CellDataset(images, train.labels, scaling, targets, target_scaling),
         CellDataset(held_images, labels, scaling, held_targets, target_scaling),
-        images.converted + held.converted,
+        int((look.colours[np.concatenate(parts)] != (channels == 3)).sum()),
     )
 
 
@@ -123,19 +126,18 @@ def paper_test(images: np.ndarray, labels: np.ndarray, recipe: Recipe) -> tuple[
     )
 
 
-def _enhanced(name: str, images: np.ndarray) -> np.ndarray:
-    """What a fixed enhancer makes of (N, C, S, S) in [0, 1]."""
+def _enhanced(name: str, scaling: Scaling, images: Rows) -> np.ndarray:
+    """What a fixed enhancer makes of raw counts, (N, C, S, S) in [0, 1]."""
     enhancer = create_enhancer(name, images.shape[1])
-    parts = torch.from_numpy(images).split(BATCH)
-    return np.concatenate([enhancer(part).clamp(0, 1).numpy() for part in parts])
+    parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+    return np.concatenate([enhancer(torch.from_numpy(scaling.apply(part))).clamp(0, 1).numpy() for part in parts])
 
 
-def _paired(
-    train: Cells, validation: Cells, size: int, channels: int, kind: str
-) -> tuple[np.ndarray, np.ndarray, Scaling]:
-    both = (train, validation)
+def _paired(cells: Cells, parts: list[np.ndarray], size: int, channels: int, kind: str) -> tuple[Rows, Rows, Scaling]:
+    """The paired images of two parts, given as rows of the table, and their scale."""
+    seen = cells.table.iloc[np.concatenate(parts)]
     columns = ["target"] if kind == "target" else [f"target_{kind}", "target"]
-    column = next((name for name in columns if all(part.known(name) for part in both)), None)
+    column = next((name for name in columns if name in seen and (seen[name] != "").all()), None)
     if column is None:
         raise CellsError(
             f"pretrain.target={kind} needs a paired image for every cell, named in the column "
@@ -144,10 +146,15 @@ def _paired(
         )
     if column != columns[0]:
         logger.warning("pretrain.target=%s: no column %r, so the column %r is used", kind, columns[0], column)
-    targets, held = (load_pixels(part, size, channels, column=column).images for part in both)
-    if held.dtype != targets.dtype:
-        raise CellsError(f"paired images of several depths ({targets.dtype}, {held.dtype}); convert them to one depth")
-    return targets, held, fit_scaling(targets, str(targets.dtype))
+    depths = survey(replace(cells, table=seen), column).depths
+    if len(depths) > 1:
+        found = ", ".join(sorted(depths))
+        raise CellsError(f"paired images of several depths ({found}); convert them to one depth")
+    there = (cells.table[column] != "").to_numpy()
+    whole = decoded_cells(cells.where(there), size, channels, column=column)
+    row = np.cumsum(there) - 1  # of each cell in `whole`
+    targets, held = (Rows(whole, row[part]) for part in parts)
+    return targets, held, fit_scaling(targets, next(iter(depths)))
 
 
 def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:

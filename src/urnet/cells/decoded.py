@@ -1,0 +1,210 @@
+"""Decoded cells kept on disk: what `load_pixels` makes of a table, built once and mapped into memory.
+
+An entry is one array file in the user's cache folder (`URNET_CACHE` moves it), named by a fingerprint of all that
+decides the pixels: addresses, sizes and times of the files, the network's size and colour, versions of the decoders.
+Folds of a cross-validation and runs of a benchmark share it. Where nothing can be kept, cells are decoded into memory.
+"""
+
+import errno
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+
+from urnet.cells.pixels import fit_input, load_pixels, survey
+from urnet.cells.table import Cells
+from urnet.errors import CellsError
+from urnet.files import whole_file
+from urnet.images.montage import locate
+
+LIMIT = 20 * 10**9
+"""Bytes that are kept; beyond it, entries that were not used for longest go, but never the one that is asked for."""
+
+SPARE = 10**9
+"""Bytes of the disk that are left free."""
+
+PATIENCE = 600
+"""Seconds to wait for another process that decodes the same cells, before doing it as well."""
+
+ABANDONED = 24 * 3600
+"""Seconds after which a file that was begun and not completed is nobody's."""
+
+DECODER = 1
+"""Counted up when `urnet.images.read` or `urnet.cells.pixels` come to give other pixels."""
+
+logger = logging.getLogger(__name__)
+
+
+def decoded_cells(
+    cells: Cells,
+    size: int,
+    channels: int,
+    *,
+    column: str = "path",
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """The cells of a table as raw counts, from the cache or into it.
+
+    Args:
+        cells: the table.
+        size: edge of the network's input in pixels.
+        channels: 1 or 3.
+        column: `path`, or one of `PAIRED` for the paired images.
+        progress: called with the number of crops that are there.
+
+    Returns:
+        (N, C, S, S) in the files' own depth, float32 where they have several; read only.
+
+    Raises:
+        ImageError: an image cannot be used.
+        CellsError: nothing can be kept on disk, and they do not fit into memory.
+    """
+    try:
+        images = _kept(cells, size, channels, column, progress)
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: no locks on this file system
+        logger.warning(
+            "decoded cells cannot be kept in %s (%s) and are decoded into memory; make room or allow writing there, or "
+            "name another folder in URNET_CACHE",
+            cache_folder(),
+            getattr(error, "strerror", None) or error,
+        )
+        images = None
+    if images is None:
+        try:
+            images = load_pixels(cells, size, channels, column=column, progress=progress).images
+        except MemoryError:
+            raise CellsError(
+                f"{len(cells)} cells of {size} px fit neither into memory nor on the disk of {cache_folder()}; free "
+                "space there, name another folder in URNET_CACHE, or lower input.size"
+            ) from None
+        images.flags.writeable = False
+    if progress is not None:
+        progress(len(cells))
+    return images
+
+
+def cache_folder() -> Path:
+    """Where decoded cells are kept."""
+    named = os.environ.get("URNET_CACHE")
+    return (Path(named) if named else user_cache_path("urnet", appauthor=False)) / "decoded"
+
+
+def fingerprint(cells: Cells, size: int, channels: int, column: str) -> str:
+    """What tells these pixels from all others."""
+    about = [str(DECODER), *map(version, ("pillow", "tifffile", "imagecodecs")), str(size), str(channels), column]
+    content, last, stamp = sha256("\0".join([*about, str(cells.root.resolve())]).encode()), "", ""
+    for path, tile in zip(cells.table[column], cells.table.get("tile", [""] * len(cells)), strict=True):
+        file = locate(cells.root, path).file
+        if file != last:  # the tiles of a montage follow each other
+            last, stamp = file, _stamp(cells.root / file)
+        content.update("\0".join(("", path, tile, stamp)).encode("utf-8", "surrogateescape"))
+    return content.hexdigest()[:32]
+
+
+def _stamp(file: Path) -> str:
+    try:
+        about = file.stat()
+    except (OSError, ValueError):  # it is named when it is read; ValueError: a name with a zero byte
+        return ""
+    return f"{about.st_size} {about.st_mtime_ns}"
+
+
+def _kept(
+    cells: Cells, size: int, channels: int, column: str, progress: Callable[[int], None] | None
+) -> np.ndarray | None:
+    """The entry of these cells, built where it is missing; none where their files change meanwhile."""
+    folder, key = cache_folder(), fingerprint(cells, size, channels, column)
+    path, shape = folder / f"{key}.npy", (len(cells), channels, size, size)
+    images = _mapped(path, shape)
+    if images is not None:
+        return images
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _one_at_a_time(path.with_suffix(".lock")):
+        images = _mapped(path, shape)  # made while we waited
+        if images is not None:
+            return images
+        mine = path.with_suffix(f".{os.getpid()}.npy")
+        try:
+            _build(mine, cells, size, channels, column, progress)
+            if fingerprint(cells, size, channels, column) != key:
+                logger.warning("%s: files change while they are read; decoded cells are not kept", cells.root)
+                return None
+            with suppress(PermissionError):  # Windows, where another process has the same in use
+                mine.replace(path)
+        finally:
+            mine.unlink(missing_ok=True)
+        _make_room(path)
+    return _mapped(path, shape)
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """An entry, noted as used; none where it is missing or damaged."""
+    try:
+        images = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    with suppress(OSError):  # a cache that we may read only
+        os.utime(path)
+    return images if images.shape == shape else None
+
+
+def _build(
+    path: Path, cells: Cells, size: int, channels: int, column: str, progress: Callable[[int], None] | None
+) -> None:
+    """Decode all cells into an array file, one after the other."""
+    depths = survey(cells, column).depths
+    dtype = np.dtype(next(iter(depths)) if len(depths) == 1 else np.float32)
+    shape = (len(cells), channels, size, size)
+    if shutil.disk_usage(path.parent).free < int(np.prod(shape)) * dtype.itemsize + SPARE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    # Not written through a map, where a full disk kills the process.
+    with whole_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for index in range(len(cells)):
+            crop = fit_input(cells.read(index, column), size, channels)
+            file.write(crop.astype(dtype, copy=False).tobytes())
+            if progress is not None:
+                progress(index + 1)
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait for whoever builds the same entry, so that it is decoded once; two at once would do no harm."""
+    lock = FileLock(path)
+    with suppress(Timeout):
+        lock.acquire(timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _make_room(wanted: Path) -> None:
+    """Remove what a killed process left, and what was not used for longest beyond the limit."""
+    found = []
+    for file in wanted.parent.iterdir():
+        with suppress(OSError):  # removed by another process, or on Windows in use there
+            about = file.stat()
+            if file.suffix == ".npy" and "." not in file.stem:
+                found.append((file == wanted, about.st_mtime, about.st_size, file))
+            elif time.time() - about.st_mtime > ABANDONED:
+                file.unlink()
+    total = 0
+    for _, _, size, file in sorted(found, reverse=True):  # the wanted one, then the last used
+        total += size
+        if total > LIMIT and file != wanted:
+            with suppress(OSError):
+                file.unlink()

@@ -1,0 +1,240 @@
+"""Decoded cells are decoded once, are what a fresh decoding gives, and never stand in the way."""
+
+import errno
+import os
+import pickle
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from urnet.cells import decoded
+from urnet.cells.decoded import cache_folder, decoded_cells, fingerprint
+from urnet.cells.pixels import load_pixels
+from urnet.cells.table import Cells, read_cells
+from urnet.errors import CellsError, ImageError
+from urnet.images.rows import Rows
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("URNET_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def cells(draw, tmp_path) -> Cells:
+    return read_cells(draw(tmp_path / "cells", 4))
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Which cells were decoded, in order."""
+    seen = []
+    read = Cells.read
+
+    def counted(self, index, column="path"):
+        seen.append(index)
+        return read(self, index, column)
+
+    monkeypatch.setattr(Cells, "read", counted)
+    return seen
+
+
+def entries() -> list[str]:
+    return sorted(file.name for file in cache_folder().iterdir())
+
+
+@pytest.mark.parametrize(("size", "channels"), [(24, 1), (16, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_pixels_are_those_of_a_fresh_decoding_and_decoded_once(draw, tmp_path, reads, size, channels, dtype):
+    cells = read_cells(draw(tmp_path / "deep", 4, dtype=dtype))
+    expected = load_pixels(cells, size, channels).images
+    reads.clear()
+    for _ in range(3):
+        images = decoded_cells(cells, size, channels)
+        np.testing.assert_array_equal(images, expected)
+        assert images.dtype == expected.dtype == dtype
+        assert isinstance(images, np.memmap)
+        assert not images.flags.writeable
+    assert reads == list(range(12))
+    assert entries() == [f"{fingerprint(cells, size, channels, 'path')}.npy"]
+
+
+def test_several_depths_meet_in_floating_point(draw, tmp_path, cells):
+    draw(tmp_path / "cells", 2, seed=5, dtype=np.uint16, suffix=".tif")
+    both = read_cells(tmp_path / "cells")
+    images = decoded_cells(both, 24, 1)
+    assert images.dtype == np.float32
+    np.testing.assert_array_equal(images, load_pixels(both, 24, 1).images)
+
+
+def test_progress_comes_to_its_end_either_way(cells):
+    for expected in (list(range(1, 13)), []):
+        told = []
+        decoded_cells(cells, 24, 1, progress=told.append)
+        assert told == [*expected, 12]
+
+
+@pytest.mark.parametrize(
+    "change", ["content", "time", "order", "fewer", "size", "channels", "column", "decoder", "root"]
+)
+def test_whatever_decides_the_pixels_makes_another_entry(cells, monkeypatch, tmp_path, change):
+    cells = cells.with_columns(target=cells.table["path"])
+    arguments, first = {"size": 24, "channels": 1, "column": "path"}, cells.root / cells.table["path"][3]
+    decoded_cells(cells, **arguments)
+    if change == "content":
+        Image.fromarray(255 - np.asarray(Image.open(first))).save(first)
+    elif change == "time":
+        os.utime(first, ns=(0, 10**18))
+    elif change == "order":
+        cells = Cells(cells.root, cells.table[::-1].reset_index(drop=True), cells.classes)
+    elif change == "fewer":
+        cells = cells.where(np.arange(12) != 5)
+    elif change == "decoder":
+        monkeypatch.setattr(decoded, "DECODER", "other")
+    elif change == "root":
+        cells = read_cells(shutil.copytree(cells.root, tmp_path / "elsewhere"))
+    else:
+        cells = cells.with_columns(target=cells.table["path"].to_numpy()[::-1])
+        arguments |= {"size": {"size": 16}, "channels": {"channels": 3}, "column": {"column": "target"}}[change]
+    images = decoded_cells(cells, **arguments)
+    expected = load_pixels(cells, arguments["size"], arguments["channels"], column=arguments["column"]).images
+    np.testing.assert_array_equal(images, expected)
+    assert len(entries()) == 2
+
+
+def test_files_that_change_while_they_are_read_are_not_kept(cells, monkeypatch, caplog):
+    build = decoded._build
+
+    def meanwhile(*arguments):
+        build(*arguments)
+        os.utime(cells.root / cells.table["path"][0], ns=(0, 10**18))
+
+    monkeypatch.setattr(decoded, "_build", meanwhile)
+    np.testing.assert_array_equal(decoded_cells(cells, 24, 1), load_pixels(cells, 24, 1).images)
+    assert entries() == []
+    assert "files change while they are read" in caplog.text
+
+
+def test_a_damaged_entry_is_made_anew(cells, reads):
+    decoded_cells(cells, 24, 1)
+    (entry,) = cache_folder().iterdir()
+    whole = entry.read_bytes()
+    for content in (b"", b"no array", whole[:-5], whole[:60], np.zeros(3).tobytes()):
+        entry.write_bytes(content)
+        reads.clear()
+        np.testing.assert_array_equal(decoded_cells(cells, 24, 1), load_pixels(cells, 24, 1).images)
+        assert reads[:12] == list(range(12))
+        assert entry.read_bytes() == whole
+
+
+@pytest.mark.parametrize("where", ["folder", "disk", "lock", "midway"])
+def test_where_nothing_can_be_kept_it_is_said_and_memory_does(cells, monkeypatch, caplog, tmp_path, where):
+    reason = {"folder": "", "disk": os.strerror(errno.ENOSPC), "lock": "no locks", "midway": os.strerror(errno.EIO)}[
+        where
+    ]
+    if where == "folder":
+        (tmp_path / "file").write_text("in the way")
+        monkeypatch.setenv("URNET_CACHE", str(tmp_path / "file"))
+    elif where == "disk":
+        monkeypatch.setattr(decoded, "SPARE", 10**18)
+    elif where == "lock":
+
+        def refuse(*_, **__):
+            raise NotImplementedError("no locks")
+
+        monkeypatch.setattr(decoded, "FileLock", refuse)
+    else:
+
+        def fail(*_):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(np.lib.format, "write_array_header_1_0", fail)
+    for _ in range(2):
+        images = decoded_cells(cells, 24, 1)
+        np.testing.assert_array_equal(images, load_pixels(cells, 24, 1).images)
+        assert not isinstance(images, np.memmap)
+        assert not images.flags.writeable
+    assert "decoded into memory" in caplog.text
+    assert reason in caplog.text
+    if where != "folder":
+        assert entries() == []
+
+
+def test_neither_disk_nor_memory(cells, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(decoded, "SPARE", 10**18)
+    monkeypatch.setattr(decoded, "load_pixels", full)
+    with pytest.raises(CellsError, match="12 cells of 24 px fit neither into memory nor on the disk"):
+        decoded_cells(cells, 24, 1)
+
+
+def test_a_bad_image_is_named_and_leaves_nothing(cells):
+    (cells.root / cells.table["path"][7]).write_bytes(b"no image")
+    with pytest.raises(ImageError, match=cells.table["path"][7]):
+        decoded_cells(cells, 24, 1)
+    assert entries() == []
+
+
+def test_an_interrupted_building_leaves_nothing_and_the_next_one_works(cells):
+    def interrupt(done: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decoded_cells(cells, 24, 1, progress=interrupt)
+    assert entries() == []
+    assert isinstance(decoded_cells(cells, 24, 1), np.memmap)
+
+
+def test_what_a_killed_process_left_goes_with_time(cells):
+    folder = cache_folder()
+    folder.mkdir(parents=True)
+    for name in ("0.77.npy.part", "0.lock", "1.78.npy.part"):
+        (folder / name).write_bytes(b"half")
+    os.utime(folder / "1.78.npy.part", (time.time(), time.time() - 2 * decoded.ABANDONED))
+    decoded_cells(cells, 24, 1)
+    assert {"0.77.npy.part", "0.lock"} < set(entries())
+    assert "1.78.npy.part" not in entries()
+
+
+def test_two_at_once_decode_once(cells, reads):
+    with ThreadPoolExecutor(4) as pool:
+        several = list(pool.map(lambda _: decoded_cells(cells, 24, 1), range(4)))
+    assert sorted(reads) == list(range(12))
+    for images in several:
+        np.testing.assert_array_equal(images, several[0])
+
+
+def test_beyond_the_limit_what_was_not_used_for_longest_goes(cells, monkeypatch):
+    monkeypatch.setattr(decoded, "LIMIT", 12 * (16**2 + 20**2) + 2 * 128 + 12 * 24**2)
+    made = {}
+    for age, size in ((300, 16), (200, 20), (100, 24)):
+        decoded_cells(cells, size, 1)
+        made[size] = cache_folder() / f"{fingerprint(cells, size, 1, 'path')}.npy"
+        os.utime(made[size], (time.time() - age, time.time() - age))
+    decoded_cells(cells, 16, 1)  # is used again
+    decoded_cells(cells, 22, 1)
+    assert [size for size, file in made.items() if file.exists()] == [16]
+    monkeypatch.setattr(decoded, "LIMIT", 1)
+    assert isinstance(decoded_cells(cells, 40, 1), np.memmap)
+    assert len(entries()) == 1
+
+
+def test_rows_are_read_when_asked_for_and_travel_without_their_pixels(cells):
+    whole = decoded_cells(cells, 24, 1)
+    rows = Rows(whole, np.array([7, 2, 2, 11]))
+    assert (len(rows), rows.shape, rows.size, rows.dtype) == (4, (4, 1, 24, 24), 4 * 24**2, np.uint8)
+    np.testing.assert_array_equal(rows[[3, 0]], whole[[11, 7]])
+    assert type(rows[[3, 0]]) is np.ndarray
+    np.testing.assert_array_equal(np.concatenate(list(rows.parts())), rows[:])
+    sent = pickle.dumps(rows)
+    assert len(sent) < 1000
+    np.testing.assert_array_equal(pickle.loads(sent)[:], rows[:])
+    in_memory = Rows(np.arange(24).reshape(4, 1, 2, 3), np.array([1]))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(in_memory))[:], in_memory[:])

@@ -1,0 +1,188 @@
+"""Near-copies are found in every orientation without comparing all pairs, and different cells are none."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from urnet.cells import near_copies
+from urnet.cells.copies import orientations, thumbnail
+from urnet.cells.near_copies import (
+    HASH_BITS,
+    SAME_CORRELATION,
+    correlations,
+    invariant,
+    near_pairs,
+    perceptual_hashes,
+    spectra,
+    turned_spectra,
+)
+from urnet.cells.table import Cells, read_cells
+
+
+def cell(seed: int, size: int = 40) -> np.ndarray:
+    """A blurred blob like no other, 16 bits."""
+    rng = np.random.default_rng(seed)
+    texture = gaussian_filter(rng.normal(size=(size, size)), 2.5)
+    return (700 + 150 * texture / texture.std()).clip(200, 1650).astype(np.uint16)
+
+
+def small(crops: list[np.ndarray]) -> np.ndarray:
+    return np.stack([thumbnail(crop) for crop in crops])
+
+
+def pairs_of(crops: list[np.ndarray]) -> list[tuple[int, int, float]]:
+    return near_pairs(small(crops))
+
+
+def crowd(count: int, seed: int = 0, width: float = 6) -> np.ndarray:
+    """Thumbnails of blobs that are much alike."""
+    rng = np.random.default_rng(seed)
+    texture = gaussian_filter(rng.normal(size=(count, 32, 32)), (0, width, width))
+    texture -= texture.mean((1, 2), keepdims=True)
+    return (texture / np.linalg.norm(texture, axis=(1, 2), keepdims=True)).astype(np.float32)
+
+
+def all_pairs(thumbnails: np.ndarray) -> set[tuple[int, int]]:
+    """The definition itself."""
+    i, j = np.triu_indices(len(thumbnails), 1)
+    turned = np.stack([orientations(image) for image in thumbnails], axis=1)  # (8, N, 32, 32)
+    hashes = np.stack([perceptual_hashes(spectra(side)) for side in turned], axis=1)
+    close = np.bitwise_count(hashes[i] ^ hashes[j, :1]).min(axis=1) <= HASH_BITS
+    i, j = i[close], j[close]
+    same = correlations(thumbnails[i], thumbnails[j]) >= near_copies.SAME_CORRELATION
+    return set(zip(i[same].tolist(), j[same].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("least", [0.8, 0.9, 0.98])
+@pytest.mark.parametrize("width", [3, 6])
+def test_no_pair_of_a_leaf_is_missed(monkeypatch, least, width):
+    monkeypatch.setattr(near_copies, "SAME_CORRELATION", least)
+    thumbnails = crowd(300, width=width)
+    thumbnails[250:] = crowd(50, width=width) * 0.97 + crowd(50, seed=1, width=width) * 0.15
+    thumbnails[250:] = [np.rot90(t, k) / np.linalg.norm(t) for k, t in enumerate(thumbnails[250:])]
+    expected = all_pairs(thumbnails)
+    assert len(expected) >= 40
+    assert {pair[:2] for pair in near_pairs(thumbnails)} == expected
+
+
+def test_many_crops_are_not_all_compared_and_copies_found_nevertheless(monkeypatch):
+    """The pairs looked at grow as n log n at most, and copies among them are found in all orientations."""
+    monkeypatch.setattr(near_copies, "LEAF", 128)
+    leaves: list[int] = []
+    inner = near_copies._candidates
+
+    def counted(hashes, points, leaf):
+        leaves.append(len(leaf))
+        return inner(hashes, points, leaf)
+
+    monkeypatch.setattr(near_copies, "_candidates", counted)
+    compared = {}
+    for count in (1000, 4000):
+        thumbnails = crowd(count, width=3)
+        noise = np.random.default_rng(1).normal(0, 0.003, (100, 32, 32))
+        thumbnails[-100:] = [np.rot90(t + n, k) for k, (t, n) in enumerate(zip(thumbnails[:100], noise, strict=True))]
+        leaves.clear()
+        found = {pair[:2] for pair in near_pairs(thumbnails)}
+        compared[count] = sum(size * (size - 1) // 2 for size in leaves)
+        assert len(found & {(k, count - 100 + k) for k in range(100)}) >= 98
+    assert compared[1000] < 1000**2 / 2
+    assert compared[4000] <= 4 * compared[1000] * np.log(4000) / np.log(1000)
+
+
+def test_the_same_crops_give_the_same_pairs(monkeypatch):
+    monkeypatch.setattr(near_copies, "LEAF", 64)
+    thumbnails = crowd(500)
+    thumbnails[400:] = thumbnails[:100, ::-1]
+    assert near_pairs(thumbnails) == near_pairs(thumbnails) != []
+
+
+THUMBNAILS = npst.arrays(np.float32, (3, 32, 32), elements=st.floats(-1, 1, width=32))
+
+
+@settings(deadline=None, max_examples=40)
+@given(THUMBNAILS)
+def test_points_do_not_know_orientations_and_keep_no_pair_apart(thumbnails):
+    points = invariant(spectra(thumbnails))
+    for side in range(8):
+        turned = np.stack([orientations(image)[side] for image in thumbnails])
+        np.testing.assert_allclose(turned_spectra(spectra(thumbnails))[side], spectra(turned), atol=1e-2)
+        np.testing.assert_allclose(invariant(spectra(turned)), points, atol=1e-4)
+        apart = np.linalg.norm(turned[0] - thumbnails[1:], axis=(1, 2))
+        assert (np.linalg.norm(points[0] - points[1:], axis=1) <= apart + 1e-3).all()
+
+
+def test_perceptual_hashes_are_those_of_imagehash():
+    imagehash = pytest.importorskip("imagehash")
+    thumbnails = np.random.default_rng(0).integers(0, 256, (50, 32, 32), dtype=np.uint8)
+    ours = perceptual_hashes(spectra(thumbnails.astype(np.float32)))
+    for image, bits in zip(thumbnails, ours, strict=True):
+        theirs = imagehash.phash(Image.fromarray(image)).hash.ravel()
+        np.testing.assert_array_equal(np.unpackbits(bits[None].view(np.uint8)), theirs)
+
+
+def changed(crop: np.ndarray, how: str) -> np.ndarray:
+    image = crop.astype(np.float32)
+    if how == "noise":
+        image = image + np.random.default_rng(9).normal(0, 5, crop.shape)
+    elif how == "contrast":
+        image = 600 + 0.8 * (image - 700)
+    elif how == "blur":
+        image = gaussian_filter(image, 0.7)
+    elif how == "resized":
+        image = np.asarray(Image.fromarray(image).resize((50, 50), Image.Resampling.BICUBIC))
+    return np.rint(image).clip(0, 65535).astype(np.uint16)
+
+
+@pytest.mark.parametrize("how", ["noise", "contrast", "blur", "resized"])
+@pytest.mark.parametrize("orientation", range(8))
+def test_altered_copies_are_near_copies_in_any_orientation(how, orientation):
+    crops = [cell(seed) for seed in range(12)]
+    crops.append(orientations(changed(crops[3], how))[orientation])
+    (pair,) = pairs_of(crops)
+    assert pair[:2] == (3, 12)
+    assert SAME_CORRELATION <= pair[2] <= 1 + 1e-6
+
+
+def test_different_cells_are_no_copies():
+    told = []
+    assert near_pairs(small([cell(seed) for seed in range(60)]), told.append) == []
+    assert told == sorted(told)
+    assert 0 < told[0] <= told[-1] <= 1
+    assert pairs_of([cell(0)]) == near_pairs(np.zeros((0, 32, 32), np.float32)) == []
+
+
+def test_the_most_alike_pair_comes_first():
+    crops = [cell(0), cell(1), changed(cell(1), "noise"), changed(cell(0), "blur"), cell(2)]
+    pairs = pairs_of(crops)
+    assert [pair[:2] for pair in pairs] in ([(0, 3), (1, 2)], [(1, 2), (0, 3)])
+    assert pairs[0][2] >= pairs[1][2]
+
+
+def found_share(cells: Cells, chosen: range) -> float:
+    """Share of real crops whose turned, noisy copy is found among them."""
+    rng = np.random.default_rng(0)
+    crops = [cells.read(index) for index in chosen]
+    altered = []
+    for crop in crops:
+        noise = rng.normal(0, 0.05 * crop.std(), crop.shape)
+        limit = np.iinfo(crop.dtype).max
+        turned = orientations(np.clip(crop * 0.95 + noise, 0, limit).astype(crop.dtype))
+        altered.append(turned[rng.integers(8)])
+    pairs = pairs_of([*crops, *altered])
+    wrong = [pair for pair in pairs if pair[1] != pair[0] + len(crops)]
+    assert not wrong
+    return len(pairs) / len(crops)
+
+
+def test_altered_jurkat_cells_are_found_and_different_ones_are_not(jurkat):
+    cells = read_cells(jurkat, tile=40, image="brightfield.tif")
+    s = cells.where((cells.table["label"] == "s").to_numpy())
+    assert found_share(s, range(0, 720, 4)) > 0.94
+
+
+def test_altered_pbc_cells_are_found_and_different_ones_are_not(pbc):
+    assert found_share(read_cells(pbc), range(0, 1746, 30)) > 0.94
