@@ -19,8 +19,8 @@ from urnet.cli import run
 from urnet.cli.app import spread_set
 
 COMMANDS = (
-    *("demo", "train", "evaluate", "predict", "benchmark", "compare", "stress"),
-    *("audit", "split", "destain", "phantom", "models"),
+    *("demo", "train", "evaluate", "predict", "distill", "calibrate", "differential", "export", "serve"),
+    *("benchmark", "compare", "stress", "audit", "split", "crop", "destain", "phantom", "models"),
 )
 SHORT = ("train.epochs=1", "augment.per_class=8")
 

@@ -293,3 +293,10 @@ def test_a_class_called_no_must_be_quoted():
 @pytest.mark.parametrize("given", ["train.precision=32", "train.precision='32'"])
 def test_precision_may_be_written_as_a_number(given):
     assert load_recipe("quick", [given]).train.precision == "32"
+
+
+def test_checkpointing_and_compilation_exclude_each_other():
+    with pytest.raises(
+        RecipeError, match="train: checkpointing and compile do not go together; set one of them to false"
+    ):
+        load_recipe("quick", ["train.checkpointing=true", "train.compile=true"])

@@ -169,6 +169,16 @@ class Train(Optimisation):
     """Epochs at the start in which the enhancer is kept as it is."""
     auxiliary: Annotated[float, Field(ge=0, le=10**6)] = 0.0
     """Weight of the pre-training's loss (towards `pretrain.target`) beside the cross-entropy."""
+    checkpointing: bool = False
+    """Compute the maps within each scale of the enhancer twice instead of keeping them: less memory, more time."""
+    compile: bool = False
+    """Compile the networks with torch.compile: minutes at the start, faster steps on a GPU."""
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> "Train":
+        if self.checkpointing and self.compile:
+            raise ValueError("checkpointing and compile do not go together; set one of them to false")
+        return self
 
 
 class Selection(Section):
@@ -184,6 +194,19 @@ class Selection(Section):
     """What keeping all features costs, in macro recall."""
     C: Annotated[float, Field(gt=0, le=10**6)] = 0.01
     """Inverse regularisation of the SVM."""
+
+
+class Distill(Section):
+    """Learning from a trained model: beside the label, its logits and the image that its enhancer paints."""
+
+    teacher: str | None = None
+    """Fingerprint of the teacher; `urnet distill` fills it in."""
+    temperature: Annotated[float, Field(ge=1, le=100)] = 2.0
+    """What the logits of both are divided by, so that small probabilities count."""
+    logits: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the teacher's logits in the loss; the rest is the cross-entropy with the label."""
+    image: Annotated[float, Field(ge=0, le=10**6)] = 1.0
+    """Weight of the mean squared error to the teacher's enhanced image."""
 
 
 def _labels(value: object) -> object:
@@ -218,6 +241,8 @@ class Recipe(Section):
     train: Train = Train()
     selection: Selection | None = None
     """Ant-colony feature selection and SVM after the training (Shahzad et al., 2022); none for the trained layer."""
+    distill: Distill | None = None
+    """How the run learns from a teacher (`urnet distill`; Hinton et al., 2015); none where it has no teacher."""
     protocol: Literal["honest", "paper"] = "honest"
     """honest: epoch chosen on a validation part, test part untouched. paper: chosen on the test part, optimistic."""
     seed: Seed = 0
@@ -229,6 +254,15 @@ class Recipe(Section):
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise ValueError(f"classes: label {twice[0]!r} belongs to more than one class")
+        return self
+
+    @model_validator(mode="after")
+    def _one_image_to_paint(self) -> "Recipe":
+        if self.distill is not None and self.train.auxiliary:
+            raise ValueError(
+                "train.auxiliary and distill both say what the enhancer should paint; set train.auxiliary=0, "
+                "and weigh the teacher's image by distill.image"
+            )
         return self
 
     def to_yaml(self) -> str:

@@ -287,8 +287,44 @@ def test_out_of_memory_is_one_line(shapes, tiny, tmp_path, monkeypatch):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr("urnet.nets.joint.JointModel.forward", forward)
-    with pytest.raises(TrainingError, match=r"memory is full; lower train\.batch_size or input\.size"):
+    rule = r"memory is full; lower train\.batch_size, input\.size or enhancer\.width, or set train\.checkpointing=true"
+    with pytest.raises(TrainingError, match=rule):
         train(shapes, tiny, tmp_path / "run", overrides=SHORT)
+
+
+def test_whole_batches_alone_are_compiled(shapes, tiny, tmp_path, monkeypatch):
+    sizes = []
+
+    def compiled(function, **options):
+        assert options == {"dynamic": False}
+        return lambda images: sizes.append(len(images)) or function(images)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    overrides = [*SHORT, "augment.per_class=10", "pretrain.epochs=1", "pretrain.batch_size=8"]  # 30 cells an epoch
+    plain = train(shapes, tiny, tmp_path / "plain", overrides=overrides)[0]
+    assert not sizes
+    run = train(shapes, tiny, tmp_path / "run", overrides=[*overrides, "train.compile=true"])[0]
+    assert sizes == [8] * 3 + [12, 12] * 2
+    assert equal(run, plain)
+
+
+def test_networks_that_cannot_be_compiled_are_one_line(shapes, tiny, tmp_path, monkeypatch):
+    def compiled(function, **options):
+        def fail(images):
+            raise torch._dynamo.exc.InternalTorchDynamoError("no C++\ncompiler")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    with pytest.raises(TrainingError, match=r"train\.compile=true: .*\(no C\+\+ compiler\); set it to false"):
+        train(shapes, tiny, tmp_path / "run", overrides=[*SHORT, "train.compile=true"])
+
+
+def test_enhancers_that_cannot_be_checkpointed_are_refused_before_the_run_begins(shapes, tiny, tmp_path):
+    overrides = ["enhancer.name=unetpp", "train.checkpointing=true"]
+    with pytest.raises(RecipeError, match=r"checkpointing=true: enhancer unetpp .*unet, resunet and urnet"):
+        train(shapes, tiny, tmp_path / "run", overrides=overrides)
+    assert not (tmp_path / "run").exists()
 
 
 def test_protocol_paper_chooses_by_accuracy_on_the_balanced_test_part(shapes, tiny, tmp_path):

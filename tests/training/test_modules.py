@@ -10,7 +10,7 @@ from torch import nn
 from urnet.errors import TrainingError
 from urnet.nets import build_joint, create_enhancer
 from urnet.recipe import Augment, Pretrain, Train
-from urnet.training.modules import JointModule, PretrainModule, inverse_frequency, one_cycle
+from urnet.training.modules import LOOK, JointModule, PretrainModule, inverse_frequency, one_cycle
 
 
 class Trainer:
@@ -199,3 +199,14 @@ def test_a_frozen_enhancer_does_not_move_nor_do_its_running_means(settings, epoc
     after = module.model.enhancer.state_dict()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert (moved == []) if frozen else any("running_mean" in name for name in moved)
+
+
+def test_a_gpu_is_asked_for_the_loss_now_and_then_and_nothing_is_forgotten(monkeypatch):
+    module = joint()
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    for index, value in enumerate((0.5, math.nan, 0.3), start=1):
+        module.checked(torch.tensor(value), index)
+    with pytest.raises(TrainingError, match="the loss became nan"):
+        module.checked(torch.tensor(0.2), LOOK)
+    with pytest.raises(TrainingError, match="the loss became nan"):
+        module.on_train_epoch_end()

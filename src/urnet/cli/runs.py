@@ -1,7 +1,7 @@
 """Commands about one model: train it, evaluate it, use it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -68,8 +68,34 @@ def train(
         )
     for run in runs:
         out.print(f"trained: {run.folder}")
-    quoted = f'"{folder}"' if " " in str(folder) else folder
-    out.print(f"next: urnet evaluate {quoted}")
+    out.print(f"next: urnet evaluate {quoted(folder)}")
+    return 0
+
+
+@app.command()
+def distill(
+    run: Annotated[Path, typer.Argument(help="Run folder of the teacher.")],
+    student: Annotated[str, typer.Option(help="Recipe of the student: a shipped one or a YAML file.")] = "urnet-small",
+    folder: Annotated[Path | None, typer.Option("--out", help="New run folder; RUN-STUDENT when not given.")] = None,
+    overrides: SetOption = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the training; the recipe's when not given.", min=0, max=SEED_MAX)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+) -> int:
+    """Train a small student that learns from a run, on the run's cells and split."""
+    from urnet.progress import Bars
+    from urnet.recipe import load_recipe
+
+    load_recipe(student, overrides or ())  # a mistake is said before torch is loaded, which takes seconds
+    from urnet.training.distill import distill as distill_run
+
+    with Bars(out) as bars:
+        done = distill_run(run, student, folder, overrides=overrides or (), seed=seed, resume=resume, watcher=bars)
+    out.print(f"trained: {done.folder}")
+    out.print(
+        f"next: urnet evaluate {quoted(done.folder)} and urnet compare {quoted(run)} {quoted(done.folder)} --out …"
+    )
     return 0
 
 
@@ -213,6 +239,11 @@ def export(
     return 0
 
 
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return f'"{path}"' if " " in str(path) else str(path)
+
+
 def _show_sample(sample: "Sample") -> None:
     """One sample's differential."""
     from rich.table import Table
@@ -235,6 +266,8 @@ def _show(evaluation: "Evaluation") -> None:
     """The table of an evaluation, the differential, and where the report is."""
     from rich.table import Table
 
+    from urnet.pages import with_interval
+
     metrics = evaluation.metrics
     table = Table(
         title=f"{metrics['part']}: {metrics['n']} cells, protocol {metrics['protocol']}", box=None, pad_edge=False
@@ -243,17 +276,17 @@ def _show(evaluation: "Evaluation") -> None:
     for column in ("recall", "precision", "F1", "cells"):
         table.add_column(column, justify="right")
     for name, figures in metrics["per_class"].items():
-        cells = [_percent(figures[key]) for key in ("recall", "precision", "f1")]
+        cells = [with_interval(figures[key]) for key in ("recall", "precision", "f1")]
         table.add_row(name, *cells, str(figures["support"]))
-    table.add_row("average", *(_percent(metrics[f"macro_{key}"]) for key in ("recall", "precision", "f1")), "")
-    table.add_row("accuracy", _percent(metrics["accuracy"]), "", "", str(metrics["n"]))
+    table.add_row("average", *(with_interval(metrics[f"macro_{key}"]) for key in ("recall", "precision", "f1")), "")
+    table.add_row("accuracy", with_interval(metrics["accuracy"]), "", "", str(metrics["n"]))
     out.print(table)
     out.print(f"95 % intervals over {metrics['intervals']['groups']} {metrics['intervals']['unit']}s")
     differential = Table(title="differential, % of cells", box=None, pad_edge=False)
     for column in ("class", "counted", "true"):
         differential.add_column(column, justify="left" if column == "class" else "right")
     for name, share in metrics["differential"].items():
-        differential.add_row(name, _interval(share["predicted_percent"], 1), f"{share['true_percent']:.1f}")
+        differential.add_row(name, with_interval(share["predicted_percent"], 1), f"{share['true_percent']:.1f}")
     out.print(differential)
     for fold in metrics["folds"] or []:
         out.print(f"fold {fold['fold']}: macro recall {100 * fold['macro_recall']:.1f}, {fold['n']} cells")
@@ -262,18 +295,3 @@ def _show(evaluation: "Evaluation") -> None:
     for warning in metrics["warnings"]:
         out.print(f"note: {warning}")
     out.print(f"report: {evaluation.report}")
-
-
-def _percent(figure: dict[str, Any]) -> str:
-    return _interval(figure, 100)
-
-
-def _interval(figure: dict[str, Any], scale: float) -> str:
-    """`83.3 (80.1–86.0)`."""
-    if figure["value"] is None:
-        return "–"
-    text = f"{scale * figure['value']:.1f}"
-    if figure["interval"] is None:
-        return text
-    low, high = figure["interval"]
-    return f"{text} ({scale * low:.1f}–{scale * high:.1f})"

@@ -34,14 +34,17 @@ from urnet.fields.cropping import Cropping
 from urnet.files import whole_file
 from urnet.nets.joint import JointModel, build_joint
 from urnet.recipe import Pretrain, Recipe, Train, load_recipe
+from urnet.training.allocator import give_back_memory
 from urnet.training.calibrate import calibrate_model
 from urnet.training.checkpoints import Keeper, WholeFileIO, cut_history, read_checkpoint
 from urnet.training.data import Prepared, prepare
 from urnet.training.losses import build_enhancement_loss
-from urnet.training.modules import JointModule, PretrainModule, inverse_frequency
+from urnet.training.modules import JointModule, PretrainModule, inverse_frequency, lay_out
 from urnet.training.quiet import quietly
 from urnet.training.run import Run, class_order, refuse_existing, refuse_within
+from urnet.training.teacher import DistillModule, seen_by_both
 
+LESS_MEMORY = "train.batch_size, input.size or enhancer.width, or set train.checkpointing=true"
 DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
@@ -99,6 +102,11 @@ def train(
         raise RecipeError(f"overrides {', '.join(overrides)} with a recipe object; use recipe.changed(…) for it")
     if seed is not None:
         recipe = recipe.changed(seed=seed)
+    if recipe.distill is not None:
+        raise RecipeError(
+            f"recipe {recipe.name} has a section distill: it learns from a trained run. Use `urnet distill RUN "
+            f"--student {recipe.name}` (or the recipe's file), or train it without a teacher by --set distill=null"
+        )
     if not isinstance(cells, Cells):
         refuse_within(Path(out), Path(cells))
         cells = read_cells(
@@ -120,7 +128,7 @@ def train(
         return found
 
     if recipe.split.folds is None or recipe.split.fold is not None:
-        return [_train_one(cells, audited, recipe, out, resume, devices, allow_leaks, watcher)]
+        return [train_one(cells, audited, recipe, out, resume, devices, allow_leaks, watcher)]
     if not resume and _rank() == 0:
         refuse_existing(out)
     runs = []
@@ -128,28 +136,37 @@ def train(
         if watcher is not None:
             watcher.say(f"fold {fold} of {recipe.split.folds}")
         one = recipe.changed(split={"fold": fold})
-        runs.append(_train_one(cells, audited, one, out / f"fold{fold}", resume, devices, allow_leaks, watcher))
+        runs.append(train_one(cells, audited, one, out / f"fold{fold}", resume, devices, allow_leaks, watcher))
     return runs
 
 
-def _train_one(
+def train_one(
     cells: Cells,
-    audit: Callable[[], Audit],
+    audit: Callable[[], Audit] | None,
     recipe: Recipe,
     out: Path,
-    resume: bool,
-    devices: int,
-    allow_leaks: bool,
-    watcher: Watcher | None,
+    resume: bool = False,
+    devices: int = 1,
+    allow_leaks: bool = False,
+    watcher: Watcher | None = None,
+    teacher: Model | None = None,
 ) -> Run:
-    """Everything that can be wrong with cells and recipe shows itself before the run folder is begun."""
+    """Train one run; everything that can be wrong with cells and recipe shows itself before its folder is begun.
+
+    Args:
+        cells: undivided, or divided already where there is no audit.
+        audit: makes that of the cells.
+        recipe, out, resume, devices, allow_leaks, watcher: as in `train`.
+        teacher: what the run learns from, as `recipe.distill` says.
+    """
     run = Run(out)
     new = not (resume and run.recipe_path.is_file())
     if _rank() > 0:
         cells = run.wait().cells()
     elif new:
         run.refuse_existing()
-        cells = _divided(cells, audit(), recipe, allow_leaks, watcher)
+        if audit is not None:
+            cells = _divided(cells, audit(), recipe, allow_leaks, watcher)
     else:
         cells = _continued(run, cells, recipe)
     if run.finished:
@@ -171,6 +188,8 @@ def _train_one(
         weights=recipe.classifier.weights,
         beside=recipe.classifier.input == "both",
     )
+    if recipe.train.checkpointing:
+        _checkpoint(model, recipe)
     _check_step(model, data, recipe)
     learns = any(True for _ in model.enhancer.parameters())
     if recipe.pretrain.epochs and not learns and watcher is not None:
@@ -180,7 +199,8 @@ def _train_one(
     with _plain_errors(run):
         if recipe.pretrain.epochs and learns:
             _pretrain(run, model, data, recipe, devices, watcher)
-        epoch = _train_jointly(run, model, data, recipe, devices, watcher)
+        module, seen = _joint_module(model, data, recipe, teacher, cells)
+        epoch = _train_jointly(run, module, data, seen, recipe, devices, watcher)
         if _rank() == 0:
             if recipe.selection is not None:
                 _select(run, model, data, recipe, watcher)
@@ -191,6 +211,17 @@ def _train_one(
                 trained.calibration = calibrate_model(trained, cells, progress=watcher.doing if watcher else None)
             trained.save(run.model)
     return run
+
+
+def _checkpoint(model: JointModel, recipe: Recipe) -> None:
+    """Have the enhancer compute its maps anew for the gradients."""
+    body = getattr(model.enhancer, "body", None)
+    if not hasattr(body, "checkpointing"):
+        raise RecipeError(
+            f"train.checkpointing=true: enhancer {recipe.enhancer.name} cannot do that, only unet, resunet and urnet "
+            "can; set it to false, and lower train.batch_size where memory is short"
+        )
+    body.checkpointing = True
 
 
 def _check_step(model: JointModel, data: Prepared, recipe: Recipe) -> None:
@@ -255,21 +286,37 @@ def _pretrain(
     model.enhancer.load_state_dict(_below("enhancer.", state))
 
 
-def _train_jointly(
-    run: Run, model: JointModel, data: Prepared, recipe: Recipe, devices: int, watcher: Watcher | None
-) -> int:
-    """Train enhancer and classifier, leave the model with its best epoch's weights, and return that epoch."""
+def _joint_module(
+    model: JointModel, data: Prepared, recipe: Recipe, teacher: Model | None, cells: Cells
+) -> tuple[JointModule, CellDataset]:
+    """What trains enhancer and classifier, and the training part as it sees it."""
     weights = None
     if recipe.train.balance == "weights":
         weights = inverse_frequency(torch.from_numpy(np.bincount(data.train.labels, minlength=data.classes)))
+    fixed = (recipe.train, recipe.augment, recipe.seed, data.classes, weights)
+    if teacher is not None and recipe.distill is not None:
+        module = DistillModule(teacher.joint, recipe.distill, model, nn.MSELoss(), *fixed)
+        return module, seen_by_both(teacher, data, cells)
     # Without the term, its networks and their weights are not asked for.
     loss = _loss(data, recipe) if recipe.train.auxiliary else nn.Identity()
-    module = JointModule(model, loss, recipe.train, recipe.augment, recipe.seed, data.classes, weights)
+    return JointModule(model, loss, *fixed), data.train
+
+
+def _train_jointly(
+    run: Run,
+    module: JointModule,
+    data: Prepared,
+    seen: CellDataset,
+    recipe: Recipe,
+    devices: int,
+    watcher: Watcher | None,
+) -> int:
+    """Train enhancer and classifier, leave the model with its best epoch's weights, and return that epoch."""
     monitor = "validation_macro_recall" if recipe.protocol == "honest" else "validation_accuracy"
     keeper = Keeper(run.checkpoints, run.history_path, "train", monitor, larger=True)
-    _fit(run, module, keeper, data.train, data.validation, recipe, recipe.train, devices, watcher)
+    _fit(run, module, keeper, seen, data.validation, recipe, recipe.train, devices, watcher)
     best = read_checkpoint(keeper.best_path)
-    model.load_state_dict(_below("model.", best["state_dict"]))
+    module.model.load_state_dict(_below("model.", best["state_dict"]))
     return int(best["epoch"]) + 1
 
 
@@ -301,7 +348,7 @@ def _select(run: Run, model: JointModel, data: Prepared, recipe: Recipe, watcher
 
 def _fit(
     run: Run,
-    module: L.LightningModule,
+    module: PretrainModule | JointModule,
     keeper: Keeper,
     data: CellDataset,
     held: CellDataset | None,
@@ -321,6 +368,8 @@ def _fit(
     if watcher is not None:
         callbacks.append(watcher.epoch_bar(keeper.stage, settings.epochs))
     joint = isinstance(settings, Train)
+    module.compiling, module.checkpointing = recipe.train.compile, recipe.train.checkpointing
+    lay_out(module, torch.channels_last)
     with quietly():
         trainer = L.Trainer(
             accelerator="auto",
@@ -350,6 +399,8 @@ def _fit(
             ckpt_path=resumed,
             weights_only=True,
         )
+    lay_out(module, torch.contiguous_format)
+    give_back_memory()
 
 
 def _bundle(model: JointModel, data: Prepared, recipe: Recipe, classes: tuple[str, ...], epoch: int) -> Model:
@@ -400,7 +451,7 @@ def _plain_errors(run: Run) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGINT)
     kept = f"{run.folder} keeps every whole epoch; the same command with --resume goes on from there"
     full = f"the disk is full while writing {run.folder}; free space. {kept}"
-    memory = f"memory is full; lower train.batch_size or input.size. {kept}"
+    memory = f"memory is full; lower {LESS_MEMORY}. {kept}"
     try:
         yield
     except (SystemExit, KeyboardInterrupt):
@@ -417,6 +468,11 @@ def _plain_errors(run: Run) -> Iterator[None]:
     except RuntimeError as error:
         if _OUT_OF_MEMORY.search(str(error)):
             raise TrainingError(memory) from None
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"train.compile=true: torch cannot compile the networks here ({reason}); set it to false. {kept}"
+            ) from None
         raise
     except ProcessRaisedException as error:
         # A spawned process hands its error over as the text of a traceback, which ends in the error's own line.

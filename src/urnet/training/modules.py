@@ -1,6 +1,7 @@
 """The two trainings as Lightning modules: the enhancer towards an image, both networks towards the label."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,14 @@ from torch import nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from urnet.cells.augment import augment
-from urnet.cells.batches import Batch
+from urnet.cells.batches import Batch, CellDataset
 from urnet.errors import TrainingError
 from urnet.nets.joint import JointModel
 from urnet.recipe import Augment, Optimisation, Pretrain, Train
+from urnet.training.allocator import keep_freed_memory
+
+LOOK = 50
+"""Batches after which a GPU is asked whether the loss still is a number."""
 
 
 class _Training(L.LightningModule):
@@ -24,6 +29,36 @@ class _Training(L.LightningModule):
         super().__init__()
         self.settings, self.geometry, self.seed = settings, geometry, seed
         self.rate = settings.lr
+        self.compiling = self.checkpointing = False
+        self.compiled: Callable[[torch.Tensor], Any] | None = None
+        self.watched: torch.Tensor | None = None  # the newest loss, or the first that was no number
+
+    def setup(self, stage: str) -> None:
+        """In every process."""
+        keep_freed_memory(not self.checkpointing)
+
+    def on_train_start(self) -> None:
+        """Keep the cells on the GPU, where they fit beside the training."""
+        for dataset in self._datasets():
+            if self.device.type == "cuda" and 4 * dataset.nbytes <= torch.cuda.mem_get_info(self.device)[0]:
+                dataset.keep_on(self.device)
+
+    def on_train_end(self) -> None:
+        """What comes after the training goes on with the CPU."""
+        for dataset in self._datasets():
+            dataset.kept = None
+
+    def _datasets(self) -> list[CellDataset]:
+        loaders = (self.trainer.train_dataloader, self.trainer.val_dataloaders)
+        return [loader.dataset for loader in loaders if loader is not None]
+
+    def applied(self, network: Callable[[torch.Tensor], Any], images: torch.Tensor) -> Any:
+        """`network(images)`; compiled where the recipe says so and the batch is a whole one."""
+        if not (self.compiling and self.training and len(images) == self.settings.batch_size):
+            return network(images)
+        if self.compiled is None:
+            self.compiled = torch.compile(network, dynamic=False)
+        return self.compiled(images)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment training batches where they are.
@@ -31,37 +66,47 @@ class _Training(L.LightningModule):
         Augmentation, and dropout after it, depend on seed and step alone, so that a resumed run repeats them.
         """
         if not self.trainer.training:
-            return batch
+            images, labels, targets = batch
+            return in_layout(images), labels, targets
         torch.manual_seed((self.seed * 1_000_003 + self.trainer.global_step) * 1_009 + self.global_rank)
         images, labels, targets = batch
         channels = images.shape[1]
         both = torch.cat([images, targets], dim=1) if targets.ndim == 4 else images  # (B, C or 2C, S, S)
         both = augment(both, flips=self.geometry.flips, rotation=self.geometry.rotation)
-        return both[:, :channels], labels, both[:, channels:] if targets.ndim == 4 else targets
+        return in_layout(both[:, :channels]), labels, both[:, channels:] if targets.ndim == 4 else targets
 
-    def checked(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss, if it is a number.
+    def checked(self, loss: torch.Tensor, index: int = 0) -> torch.Tensor:
+        """The loss, if it is a number. A GPU, which would have to be waited for, is only asked every `LOOK` batches.
+
+        Args:
+            loss: of a batch.
+            index: of the batch in its epoch.
 
         Raises:
-            TrainingError: it is not.
+            TrainingError: it is not, or one since the last look was not.
         """
-        if not torch.isfinite(loss):
+        now = loss.detach()
+        self.watched = now if self.watched is None else torch.where(self.watched.isfinite(), now, self.watched)
+        if not now.is_cuda or index % LOOK == 0:
+            self._look()
+        return loss
+
+    def _look(self) -> None:
+        if self.watched is not None and not self.watched.isfinite():
             raise TrainingError(
-                f"the loss became {loss.item()} in epoch {self.current_epoch + 1}; the last whole epoch is kept. "
-                f"Start again with a smaller learning rate (now {self.settings.lr:g}), for instance a tenth, "
+                f"the loss became {self.watched.item()} in epoch {self.current_epoch + 1}; the last whole epoch is "
+                f"kept. Start again with a smaller learning rate (now {self.settings.lr:g}), for instance a tenth, "
                 "or with train.precision=32"
             )
-        return loss
 
     def optimiser(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
         """SGD or AdamW over parameter groups, with the schedule."""
         s = self.settings
+        shared = {"lr": s.lr, "weight_decay": s.weight_decay, "fused": True}
         if s.optimizer == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                groups, lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay
-            )
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=s.momentum, **shared)
         else:
-            optimizer = torch.optim.AdamW(groups, lr=s.lr, betas=(s.momentum, 0.999), weight_decay=s.weight_decay)
+            optimizer = torch.optim.AdamW(groups, betas=(s.momentum, 0.999), **shared)
         if s.schedule == "constant":
             return {"optimizer": optimizer}
         steps = int(self.trainer.estimated_stepping_batches)
@@ -73,7 +118,8 @@ class _Training(L.LightningModule):
         self.rate = optimizer.param_groups[-1]["lr"]
 
     def on_train_epoch_end(self) -> None:
-        """Log the rate of the epoch's last step; the schedule has moved on."""
+        """Log the rate of the epoch's last step; the schedule has moved on. Nothing is kept of an epoch that failed."""
+        self._look()
         self.log("lr", self.rate)
 
 
@@ -94,17 +140,17 @@ class PretrainModule(_Training):
         self.loss = loss
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        return self.loss(self.enhancer(batch[0]), painted_towards(batch))
+        return self.loss(self.applied(self.enhancer, batch[0]), painted_towards(batch))
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """One step."""
-        loss = self.checked(self._loss(batch))
+        loss = self.checked(self._loss(batch), index)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[0]), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Loss on the validation part."""
-        self.log("validation_loss", self.checked(self._loss(batch)), batch_size=len(batch[0]))
+        self.log("validation_loss", self.checked(self._loss(batch), index), batch_size=len(batch[0]))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """All parameters at one rate; a loss may have some of its own."""
@@ -150,20 +196,24 @@ class JointModule(_Training):
             model.enhancer.requires_grad_(False)
         self.register_buffer("class_weights", class_weights)
         # Every process validates the whole part, so nothing is summed across them.
-        self.confusion = MulticlassConfusionMatrix(classes, sync_on_compute=False)
+        self.confusion = MulticlassConfusionMatrix(classes, sync_on_compute=False, validate_args=False)
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """One step."""
         images, labels, _ = batch
-        logits, enhanced = self.model.look(images)  # (B, K), (B, C, H, W)
-        loss = F.cross_entropy(logits, labels, weight=self.class_weights)
-        if self.settings.auxiliary:
-            loss = loss + self.settings.auxiliary * self.loss(enhanced, painted_towards(batch))
-        self.checked(loss)
+        logits, enhanced = self.applied(self.model.look, images)  # (B, K), (B, C, H, W)
+        loss = self.checked(self.objective(batch, logits, enhanced), index)
         accuracy = (logits.argmax(dim=1) == labels).float().mean()
         size = len(labels)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("train_accuracy", accuracy, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        return loss
+
+    def objective(self, batch: Batch, logits: torch.Tensor, enhanced: torch.Tensor) -> torch.Tensor:
+        """What is minimised, of a batch's logits (B, K) and enhanced images (B, C, H, W)."""
+        loss = F.cross_entropy(logits, batch[1], weight=self.class_weights)
+        if self.settings.auxiliary:
+            loss = loss + self.settings.auxiliary * self.loss(enhanced, painted_towards(batch))
         return loss
 
     @property
@@ -187,7 +237,7 @@ class JointModule(_Training):
         images, labels, _ = batch
         logits = self.model(images)
         self.confusion.update(logits, labels)
-        self.log("validation_loss", self.checked(F.cross_entropy(logits, labels)), batch_size=len(labels))
+        self.log("validation_loss", self.checked(F.cross_entropy(logits, labels), index), batch_size=len(labels))
 
     def on_validation_epoch_end(self) -> None:
         """Accuracy, and the mean recall of the classes that the part has."""
@@ -204,6 +254,18 @@ class JointModule(_Training):
         enhancer = [p for p in (*self.model.enhancer.parameters(), *self.loss.parameters()) if p.requires_grad]
         groups = [{"params": enhancer, "lr": rate}] if enhancer else []
         return self.optimiser([*groups, {"params": self.model.classifier.parameters(), "lr": self.settings.lr}])
+
+
+def in_layout(images: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) with the channels of a pixel beside each other in memory, which convolutions are faster on."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def lay_out(module: nn.Module, layout: torch.memory_format) -> None:
+    """Put the kernels of 2D convolutions into a memory layout, and leave what has other dimensions."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
 
 
 def inverse_frequency(counts: torch.Tensor) -> torch.Tensor:
