@@ -1,9 +1,15 @@
 """A small trained model behind an app, spoken to in memory."""
 
+import os
+import re
 import shutil
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -48,3 +54,88 @@ def send():
         return client.post(to, files=[("files", part) for part in parts], **more)
 
     return send
+
+
+@pytest.fixture(scope="module")
+def bench_at(served, shapes, tmp_path_factory):
+    """Address of `urnet serve` in a process of its own, with cells to be labelled and a database of this module's."""
+    folder = tmp_path_factory.mktemp("bench")
+    main = [sys.executable, "-c", "from urnet.cli import main; main()", "serve"]
+    arguments = [served, "--cells", shapes, "--database", folder / "bench.db", "--port", "0", "--engine", "onnx"]
+    log = folder / "log.txt"
+    with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(
+            [*main, *map(str, arguments)], stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+    try:
+        until = time.monotonic() + 120
+        while not (address := _ready(log.read_text(encoding="utf-8"))):
+            assert process.poll() is None, log.read_text(encoding="utf-8")
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        yield address
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in log.read_text(encoding="utf-8")
+
+
+def _ready(log: str) -> str | None:
+    found = re.search(r"http://[^\s]+", log)
+    try:
+        return found[0] if found and httpx.get(f"{found[0]}/readyz").status_code == 200 else None
+    except httpx.TransportError:
+        return None
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def look(browser, bench_at):
+    """Opens pages as a person does: `look("/label", width=400, scheme="dark")`; no error may show in the console."""
+    contexts, wrong = [], []
+
+    def look(path="/", *, width=1280, height=900, scheme="light", context=None):
+        if context is None:
+            context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+            contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        own = (bench_at, "data:", "blob:")
+        page.on("request", lambda request: None if request.url.startswith(own) else wrong.append(request.url))
+        page.goto(bench_at + path)
+        page.wait_for_selector("h1")
+        return page
+
+    yield look
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+@pytest.fixture(scope="session")
+def axe():
+    """Says what of a page axe-core finds serious: `assert axe(page) == []`."""
+    package = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
+
+    def axe(page):
+        found = package.Axe().run(page).response["violations"]
+        return [
+            (one["id"], [node["html"][:150] for node in one["nodes"]][:3])
+            for one in found
+            if one["impact"] in ("serious", "critical")
+        ]
+
+    return axe

@@ -1,14 +1,21 @@
 """Fields of view sent to the API: cut, classified and counted as the command line does it."""
 
+import io
 import json
+import time
 
 import pandas as pd
 import pytest
 import tifffile
+from PIL import Image
+from starlette.testclient import TestClient
 
 from urnet.differential.run import count_cells
 from urnet.fields.crop import Cropping, crop_fields
 from urnet.images.phantom import draw_field
+from urnet.serve.app import create_app
+from urnet.serve.bench import Bench
+from urnet.serve.settings import Settings
 from urnet.training.fit import train
 
 EDGE = 32
@@ -56,3 +63,23 @@ def test_fields_are_counted_as_on_the_command_line(run, fields, serving, send, t
     assert any("took part in this run's training" in note for note in told["notes"])
     assert damaged.status_code == 422
     assert "a.tif" in damaged.json()["detail"]
+
+
+def test_the_page_says_where_each_cell_of_a_field_lies(run, fields):
+    pages = pytest.importorskip("urnet.serve.pages", reason="NiceGUI is not installed")
+    app = create_app(Bench.open(run.folder, Settings(decoders=1), "onnx"), pages=pages.add_pages)
+    with TestClient(app, base_url="http://localhost") as client:
+        at = f"/bench/classify/{client.post('/bench/classify').json()['key']}"
+        for field in sorted(fields.iterdir()):
+            client.post(f"{at}/files", files=[("files", (f"my {field.name}", field.read_bytes()))])
+        assert client.post(f"{at}/start").json() == {"files": 4}
+        until = time.monotonic() + 60
+        while "Not all images" in (report := client.get(f"{at}/report.html")).text or report.status_code == 404:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        told = pd.read_csv(io.StringIO(client.get(f"{at}/predictions.csv").text))
+        assert sorted(told["field"].unique()) == [f"my {field.name}" for field in sorted(fields.iterdir())]
+        assert told["x"].between(-EDGE, 420 + EDGE).all()
+        picture = Image.open(io.BytesIO(client.get(f"{at}/field/0.png").content))
+        assert picture.size == (420, 420)
+        assert client.get(f"{at}/0/blue-red.png").headers["content-type"] == "image/png"

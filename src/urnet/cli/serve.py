@@ -27,13 +27,24 @@ def serve(
     """Serve a model on this machine: a web page, and an API for instruments."""
     from urnet.export.packages import need
 
-    need(("fastapi", "uvicorn", "multipart", "sqlalchemy"), "urnet serve")
+    need(("fastapi", "uvicorn", "multipart", "sqlalchemy", "nicegui"), "urnet serve")
     from urnet.serve.settings import read_settings
 
     settings = read_settings(overrides or ())
+    from urnet.serve.pages import add_pages
     from urnet.serve.server import serve as serve_model
 
-    serve_model(run, settings, cells=cells, host=host, port=port, database=database, engine=engine, say=_say)
+    serve_model(
+        run,
+        settings,
+        pages=add_pages,
+        cells=cells,
+        host=host,
+        port=port,
+        database=database,
+        engine=engine,
+        say=_say,
+    )
     return 0
 
 

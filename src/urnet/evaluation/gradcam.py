@@ -77,12 +77,13 @@ def _check_layout(model: nn.Module, layer: nn.Module, image: Tensor) -> None:
         )
 
 
-def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
-    """Lay a map over its image, blue (0) to red (1), as in the paper's Fig. 3b.
+def overlay(image: np.ndarray, cam: np.ndarray, colours: str | None = None) -> np.ndarray:
+    """Lay a map over its image, blue (0) to red (1) as in the paper's Fig. 3b, or in other colours.
 
     Args:
         image: (H, W) or (H, W, 3), in [0, 1]; what lies outside is clipped.
         cam: (H, W), in [0, 1].
+        colours: one of matplotlib's colour maps; the paper's where not given.
 
     Returns:
         (H, W, 3) uint8.
@@ -98,8 +99,8 @@ def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
         raise ValueError(f"image {image.shape} and map {cam.shape}: expected the same height and width")
     grey = image.ndim == 2 or image.shape[2] == 1
     pixels = np.clip(np.repeat(image.reshape(*cam.shape, 1), 3, axis=2) if grey else image, 0, 1)  # (H, W, 3)
-    colours = matplotlib.colormaps[CAM](np.clip(cam, 0, 1))[..., :3]
-    return np.rint(255 * ((1 - OPACITY) * pixels + OPACITY * colours)).astype(np.uint8)
+    painted = matplotlib.colormaps[colours or CAM](np.clip(cam, 0, 1))[..., :3]
+    return np.rint(255 * ((1 - OPACITY) * pixels + OPACITY * painted)).astype(np.uint8)
 
 
 @contextmanager

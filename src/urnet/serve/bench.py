@@ -25,6 +25,8 @@ from urnet.serve.store import Store
 from urnet.serve.uploads import Cell, Decoders, Upload
 from urnet.training.run import Run
 
+NOT_CALIBRATED = "the model is not calibrated, so its counts cannot be corrected; run `urnet calibrate` on it"
+
 PART = 16
 """Images that one request has with the decoders or the network at a time, of one file."""
 
@@ -74,6 +76,53 @@ class Counted:
     notes: list[str]
     failed: list[Answer]
     fields: bool
+
+
+@dataclass(frozen=True)
+class FieldSeen:
+    """A field of view whose cells were cut out.
+
+    Attributes:
+        name: what the client calls its file.
+        picture: the field in even light, reduced, as PNG.
+        height, width: of the field, px.
+    """
+
+    name: str
+    picture: Path
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell lies.
+
+    Attributes:
+        field: number of its field.
+        x, y: of its middle, px of the field.
+    """
+
+    field: int
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is to be classified of what was sent.
+
+    Attributes:
+        sources: files of crops, or the folder of cells that were cut out of fields.
+        notes: on the fields.
+        fields: what is known of each; none where the files are crops.
+        places: where each cell lies, in the order of the cells' folder.
+    """
+
+    sources: list[Upload]
+    notes: list[str] = field(default_factory=list)
+    fields: list[FieldSeen] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
 
 
 class Bench:
@@ -174,59 +223,104 @@ class Bench:
             CellsError: no image could be used.
             ImageError: a field cannot be read.
         """
-        calibration = self.model.calibration
-        if calibration is None:
-            raise RunError(
-                "the model is not calibrated, so its counts cannot be corrected; run `urnet calibrate` on it"
-            )
-        usable = [upload for upload in uploads if upload.path is not None]
-        cut = {"fields": False}
-        if usable:
-            cut = await self.decoders.cut(folder, folder.parent / "cells", usable)
-        notes, sources = list(cut.get("notes", ())), uploads
-        if cut["fields"]:
-            refused = [upload for upload in uploads if upload.path is None]
-            sources = [*refused, *[Upload("cells", folder.parent / "cells")] * (cut["cells"] > 0)]
+        if self.model.calibration is None:
+            raise RunError(NOT_CALIBRATED)
+        cut = await self.cut(folder, uploads)
         answers: list[Answer] = []
-        async with aclosing(self.classify(sources, keys=True)) as files:
+        async with aclosing(self.classify(cut.sources, keys=True)) as files:
             async for part in files:
                 answers += [answer for answer in part if not answer.is_padding]
         good = [answer for answer in answers if not answer.error]
         failed = [answer for answer in answers if answer.error]
-        if failed and not good and not cut["fields"]:
+        if failed and not good and not cut.fields:
             raise CellsError(f"none of the {len(failed)} image(s) could be used; the first: {failed[0].reason}")
-        notes += await self._seen_in_training(good)
-        if failed:
-            notes.append(f"{len(failed)} image(s) could not be used and belong to no sample.")
-        probabilities = np.array([[answer.row[f"p_{c}"] for c in self.model.classes] for answer in good], np.float64)
-        rejected = [answer.row["rejected"] for answer in good]
-        known = calibration.reference
+        notes = [*cut.notes, *await self.notes_on(answers)]
+        return Counted(await asyncio.to_thread(self.sample, name, good), notes, failed, bool(cut.fields))
 
-        def count() -> Sample:
-            return count_sample(name, probabilities, rejected, known.confusion, self.model.classes, reference=known)
+    async def cut(self, folder: Path, uploads: Sequence[Upload]) -> Cut:
+        """Cut the cells out of fields, where the files are fields and no crops, into a folder `cells` beside theirs.
 
-        return Counted(await asyncio.to_thread(count), notes, failed, cut["fields"])
+        Args:
+            folder: where the files lie.
+            uploads: the files.
 
-    async def _seen_in_training(self, answers: Sequence[Answer]) -> list[str]:
-        if self._trained_on is None or not answers:
-            return []
-        seen = await asyncio.shield(asyncio.wrap_future(self._trained_on))
-        return seen_among([answer.key for answer in answers], seen, calibration=True)
+        Raises:
+            ImageError: a field cannot be read.
+        """
+        names = {upload.path.name: upload.name for upload in uploads if upload.path is not None}
+        told: dict[str, Any] = {"fields": False}
+        out = folder.parent / "cells"
+        if names:
+            told = await self.decoders.cut(folder, out, [upload for upload in uploads if upload.path is not None])
+        if not told["fields"]:
+            return Cut(list(uploads))
+        refused = [upload for upload in uploads if upload.path is None]
+        numbers = {one["name"]: number for number, one in enumerate(told["seen"])}
+        return Cut(
+            [*refused, *[Upload("cells", out)] * (told["cells"] > 0)],
+            told["notes"],
+            [
+                FieldSeen(names.get(one["name"], one["name"]), out / one["picture"], one["height"], one["width"])
+                for one in told["seen"]
+            ],
+            [Place(numbers[name], float(x), float(y)) for name, x, y in told["places"]],
+        )
 
-    async def _classify_file(self, upload: Upload, keys: bool) -> list[Answer]:
-        """All images of one file, a part at a time."""
+    async def notes_on(self, answers: Sequence[Answer]) -> list[str]:
+        """What the user should know of images, padding left out: that training saw them, that some cannot be used."""
+        notes, keys = [], [answer.key for answer in answers if not answer.error]
+        if self._trained_on is not None and keys:
+            seen = await asyncio.shield(asyncio.wrap_future(self._trained_on))
+            notes += seen_among(keys, seen, calibration=True)
+        if failed := sum(bool(answer.error) for answer in answers):
+            notes.append(f"{failed} image(s) could not be used and belong to no sample.")
+        return notes
+
+    def sample(self, name: str, answers: Sequence[Answer]) -> Sample:
+        """The counts of usable images, by a calibrated model.
+
+        Args:
+            name: of the sample.
+            answers: for its images, those without an error.
+
+        Raises:
+            RunError: the model is not calibrated.
+        """
+        if self.model.calibration is None:
+            raise RunError(NOT_CALIBRATED)
+        known, classes = self.model.calibration.reference, self.model.classes
+        probabilities = np.array([[answer.row[f"p_{c}"] for c in classes] for answer in answers], np.float64)
+        rejected = [answer.row["rejected"] for answer in answers]
+        return count_sample(name, probabilities, rejected, known.confusion, classes, reference=known)
+
+    async def classify_file(self, upload: Upload, *, keys: bool = False) -> AsyncIterator[list[Answer]]:
+        """Classify the images of one file, as `urnet predict` does.
+
+        Args:
+            upload: the file, or a folder of cells that `cut` made.
+            keys: whether to say what each image shares with its copies.
+
+        Yields:
+            The answers for its images, in order, as they are there. One that names no image says that the rest of the
+            file cannot be read.
+        """
         if upload.path is None:
-            return [Answer(upload.name, error=upload.error)]
-        answers: list[Answer] = []
+            yield [Answer(upload.name, error=upload.error)]
+            return
         start, there = 0, 1
         while start < there:
             try:
                 there, cells = await self.decoders.read(upload, start, start + PART, keys=keys)
             except ImageError as error:
-                return [*answers, Answer(upload.name, error=str(error))]
-            answers += await self._classify_cells(cells)
+                yield [Answer(upload.name, error=str(error))]
+                return
+            yield await self._classify_cells(cells)
             start += PART
-        return answers
+
+    async def _classify_file(self, upload: Upload, keys: bool) -> list[Answer]:
+        """All images of one file."""
+        async with aclosing(self.classify_file(upload, keys=keys)) as parts:
+            return [answer async for part in parts for answer in part]
 
     async def _classify_cells(self, cells: Sequence[Cell]) -> list[Answer]:
         good = [cell for cell in cells if cell.crop is not None]

@@ -29,6 +29,9 @@ from urnet.read_ahead import read_cells
 
 PADDING_MARK = "padding"
 
+FIELDS = "fields"
+"""Folder among the cells that were cut out of fields, with a small picture of each field."""
+
 
 def work(connection: Connection, config: ModelConfig, cropping: str | None, limits: dict[str, int]) -> None:
     """Answer orders until the pipe is closed.
@@ -102,7 +105,14 @@ class _Decoder:
         if not holds_fields(folder, self.config.tile, self.cropping):
             return {"fields": False}
         cropped = crop_fields(folder, out, self.cropping, again=True)
-        return {"fields": True, "notes": cropped.notes, "cells": len(cropped.table)}
+        (out / FIELDS).mkdir()
+        seen = []
+        for number, one in enumerate(cropped.fields):
+            picture = f"{FIELDS}/{number:06d}.png"
+            _write_grey(out / picture, one.preview)
+            seen.append({"name": one.row.field, "picture": picture, "height": one.info.height, "width": one.info.width})
+        places = cropped.table[["field", "x", "y"]].to_numpy().tolist()
+        return {"fields": True, "notes": cropped.notes, "cells": len(cropped.table), "seen": seen, "places": places}
 
     def _open(self, path: Path) -> tuple[Cells, set[int]]:
         if path.is_file():
@@ -127,6 +137,15 @@ class _Decoder:
                     deep = tif.pages[most] is not None
         if deep:
             raise ImageError(f"{path}: more than the {most} pages that the server allows in one file")
+
+
+def _write_grey(path: Path, pixels: np.ndarray) -> None:
+    """Pixels of any range as a PNG of 8 bits."""
+    from PIL import Image
+
+    low, high = np.percentile(pixels, (0.1, 99.9))
+    scaled = (pixels - low) / max(high - low, 1e-9)
+    Image.fromarray(np.rint(255 * scaled.clip(0, 1)).astype(np.uint8)).save(path)
 
 
 def _bound_memory(more: int) -> None:

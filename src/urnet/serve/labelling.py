@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, and_, exists, func, insert, not_, select, update
+from sqlalchemy import Connection, and_, bindparam, exists, func, insert, not_, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from urnet import __version__
@@ -110,8 +110,10 @@ class Labelling:
         """Let cells be asked for in this order; those not named come after."""
         with self.store.writing() as db:
             db.execute(update(cells).where(cells.c.queue == queue).values(place=func.abs(cells.c.place) + len(paths)))
-            for place, path in enumerate(paths):
-                db.execute(update(cells).where(cells.c.queue == queue, cells.c.path == path).values(place=float(place)))
+            if paths:
+                moved = update(cells).where(cells.c.queue == queue, cells.c.path == bindparam("at"))
+                places = [{"at": path, "to": float(place)} for place, path in enumerate(paths)]
+                db.execute(moved.values(place=bindparam("to")), places)
 
     def claim(
         self, queue: str, who: str, count: int = 1, *, second: bool = False, seconds: float = CLAIM_SECONDS

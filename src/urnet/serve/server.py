@@ -8,7 +8,9 @@ from contextlib import closing
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
+from urnet.cells.copies import padding_tiles
 from urnet.cells.table import TABLE_NAME, find_images, read_cells
 from urnet.errors import RunError
 from urnet.serve.access import SHORTEST_TOKEN, is_loopback, new_token
@@ -27,6 +29,7 @@ def serve(
     run: Path,
     settings: Settings,
     *,
+    pages: Callable[[FastAPI, Bench], None] | None = None,
     cells: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -39,6 +42,7 @@ def serve(
     Args:
         run: run folder or bundle.
         settings: the limits.
+        pages: adds the pages for people; without it only instruments are answered.
         cells: the cells to be labelled.
         host: name or address to listen on.
         port: to listen on; 0 for any that is free.
@@ -56,7 +60,7 @@ def serve(
         bench = Bench.open(run, settings, engine, store=store, cells=cells)
         if cells is not None:
             fill_queue(store, cells, bench)
-        app = create_app(bench, token=token)
+        app = create_app(bench, token=token, pages=pages)
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -82,7 +86,7 @@ def serve(
 
 
 def fill_queue(store: Store, cells: Path, bench: Bench) -> str:
-    """Put the cells of a table or folder into the labelling queue of that name; the name.
+    """Put the cells of a table or folder into the labelling queue of that name, without padding; the name.
 
     Raises:
         CellsError: no cells there.
@@ -94,7 +98,8 @@ def fill_queue(store: Store, cells: Path, bench: Bench) -> str:
     else:
         found = find_images([cells], config.tile, config.image)
     name = cells.resolve().as_posix()
-    rows = found.table.to_dict("records")
+    padding = padding_tiles(found)
+    rows = [row for index, row in enumerate(found.table.to_dict("records")) if index not in padding]
     store.labelling.add_cells(name, [row | {"path": (found.root.resolve() / row["path"]).as_posix()} for row in rows])
     return name
 

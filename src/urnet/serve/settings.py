@@ -40,6 +40,12 @@ class Settings(BaseModel):
     """Time for the cells of the fields of one request to be found and cut out."""
     decode_memory: int = Field(2**30, ge=2**26, le=2**40)
     """Bytes that decoding may take in each process, where the system can bound it (Linux)."""
+    sample_files: int = Field(20_000, ge=1, le=1_000_000)
+    """Files of one sample on the page, which sends them in several requests."""
+    sample_bytes: int = Field(2**31, ge=1024, le=2**40)
+    """Bytes of them together."""
+    sample_images: int = Field(200_000, ge=1, le=10_000_000)
+    """Images in them together."""
     attempts: int = Field(10, ge=1, le=1000)
     """Wrong tokens from one address within `lockout_seconds` until it has to wait."""
     lockout_seconds: float = Field(60, gt=0, le=86_400)

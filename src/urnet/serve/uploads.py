@@ -76,7 +76,7 @@ def put_aside(files: Iterable[tuple[str, BinaryIO]]) -> Iterator[tuple[Path, lis
     with tempfile.TemporaryDirectory(prefix="urnet-", ignore_cleanup_errors=True) as name:
         folder = Path(name) / "files"
         folder.mkdir()
-        yield folder, [_put(folder, number, shown(given), content) for number, (given, content) in enumerate(files)]
+        yield folder, [put(folder, number, given, content) for number, (given, content) in enumerate(files)]
 
 
 def shown(name: str) -> str:
@@ -86,7 +86,16 @@ def shown(name: str) -> str:
     return clean[:LONGEST_NAME] or "unnamed"
 
 
-def _put(folder: Path, number: int, name: str, content: BinaryIO) -> Upload:
+def put(folder: Path, number: int, given: str, content: BinaryIO) -> Upload:
+    """Write one file into a folder; what is no image by its first bytes is refused.
+
+    Args:
+        folder: where.
+        number: of the file, which becomes its name.
+        given: what the client calls it.
+        content: of the file.
+    """
+    name = shown(given)
     path = folder / f"{number:06d}"
     with path.open("wb") as file:
         shutil.copyfileobj(content, file)
@@ -159,7 +168,8 @@ class Decoders:
         """Cut fields into a new cells folder.
 
         Returns:
-            `fields`: whether they are any, rather than crops; if so `notes` and the number of `cells`.
+            `fields`: whether they are any, rather than crops; if so `notes`, the number of `cells`, what is `seen` of
+            each field, and the `places` of the cells.
 
         Raises:
             ImageError: one cannot be read, or finding its cells takes too long.

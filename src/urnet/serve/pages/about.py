@@ -1,0 +1,50 @@
+"""About the model: its card, what it is meant for, and what it cannot do."""
+
+import asyncio
+from functools import cache
+
+from fastapi import FastAPI
+from nicegui import ui
+
+from urnet import __version__
+from urnet.export.card import RESEARCH, model_card
+from urnet.serve.bench import Bench
+from urnet.serve.pages.frame import frame, text
+from urnet.training.run import Run
+
+USE = """Enhances and classifies crops of single white blood cells without stain, and counts them, for research on such
+methods. Look at the rejected cells and at the prediction sets, not only at the classes. No decision on a person's
+health may rest on it."""
+
+CARD_SECONDS = 60.0
+"""For the card to be written the first time, which reads the run's table of cells."""
+
+
+def add(app: FastAPI, bench: Bench) -> None:
+    """Add the page."""
+
+    @cache
+    def card() -> str:
+        run = Run(bench.run)
+        told = model_card(bench.model, run if run.recipe_path.is_file() else None, USE)
+        return told.split("\n\n", 2)[2]  # the page says its heading and "research use only" itself
+
+    @ui.page("/about", response_timeout=CARD_SECONDS)
+    async def about() -> None:
+        told = await asyncio.to_thread(card)
+        with frame("About the model", "/about"):
+            with ui.element("div").classes("notice warn").props("role=note"):
+                text("p", RESEARCH)
+            with ui.element("dl").classes("facts"):
+                for name, value in (
+                    ("Model", bench.model.config.name),
+                    ("Digest", bench.digest),
+                    ("Engine", bench.engine),
+                    ("urnet", __version__),
+                    ("Calibrated", "yes" if bench.model.calibration is not None else "no"),
+                    ("Cuts fields", "yes" if bench.model.cropping is not None else "no"),
+                ):
+                    with ui.element("div"):
+                        text("dt", name)
+                        text("dd", value)
+            ui.markdown(told, extras=["tables"]).classes("card-text")

@@ -1,0 +1,93 @@
+"""The differential beside the cells: shares with their intervals, what was rejected, what to beware of."""
+
+from nicegui import ui
+
+from urnet.pages import NEVER
+from urnet.serve.bench import NOT_CALIBRATED
+from urnet.serve.pages.classification import Classification
+from urnet.serve.pages.frame import text
+
+
+def counts(mine: Classification | None) -> None:
+    """What is counted so far."""
+    if mine is None or not mine.seen:
+        text("p", "Counted as cells arrive: the share of each class with its 95 % interval.").classes("soft")
+        return
+    sample = mine.counted
+    if sample is None:
+        _raw(mine)
+        return
+    told = sample.to_json()
+    with ui.element("dl").classes("facts"):
+        for name, value in (
+            ("Cells", f"{sample.cells:,}"),
+            ("Counted", f"{sample.accepted:,}"),
+            ("Rejected", f"{told['rejected_percent']:.1f} %"),
+        ):
+            with ui.element("div"):
+                text("dt", name)
+                text("dd", value)
+    with ui.element("table").classes("shares"):
+        text("caption", "Share of each class, corrected for the classifier's confusion").classes("unseen")
+        _head("Class", "%", "95 % interval", "Counted")
+        with ui.element("tbody"):
+            for name, one in told["classes"].items():
+                low, high = one["interval"]
+                value = one["percent"]
+                with ui.element("tr"):
+                    text("th", name).props("scope=row")
+                    text("td", NEVER if value is None else f"{value:.1f}").classes("n value")
+                    with ui.element("td").classes("wide"):
+                        text("span", NEVER if low is None else f"{low:.1f} to {high:.1f}").classes("interval")
+                        if value is not None and low is not None:
+                            _bar(value, low, high)
+                    text("td", f"{one['count']:,}").classes("n")
+    if sample.rejected:
+        with ui.element("table").classes("shares"):
+            text("caption", "Rejected cells by reason").classes("unseen")
+            _head("Rejected because", "Cells")
+            with ui.element("tbody"):
+                for reason, number in sample.rejected.items():
+                    with ui.element("tr"):
+                        text("th", reason).props("scope=row")
+                        text("td", f"{number:,}").classes("n")
+    if mine.is_running:
+        text("p", "Figures change until all cells are there.").classes("soft small")
+    else:
+        _notes([*sample.warnings, *mine.notes])
+
+
+def _raw(mine: Classification) -> None:
+    """Counts that nothing corrects."""
+    if not mine.can_count:
+        _notes([NOT_CALIBRATED[:1].upper() + NOT_CALIBRATED[1:] + "."])
+    with ui.element("table").classes("shares"):
+        _head("Class", "Called")
+        with ui.element("tbody"):
+            found = mine.raw_counts()
+            for name in mine.bench.model.classes:
+                with ui.element("tr"):
+                    text("th", name).props("scope=row")
+                    text("td", f"{found[name]:,}").classes("n")
+    _notes(mine.notes)
+
+
+def _head(first: str, *others: str) -> None:
+    with ui.element("thead"), ui.element("tr"):
+        text("th", first).props("scope=col")
+        for name in others:
+            text("th", name).props("scope=col").classes("" if "interval" in name else "n")
+
+
+def _bar(value: float, low: float, high: float) -> None:
+    with ui.element("span").classes("bar").props("aria-hidden=true") as bar:
+        ui.element("i")
+        ui.element("b")
+    bar.style(f"--low:{low:.2f}%;--wide:{high - low:.2f}%;--at:{value:.2f}%")
+
+
+def _notes(notes: list[str]) -> None:
+    if notes:
+        with ui.element("div").classes("notice warn").props("role=note"), ui.element("ul"):
+            for note in notes:
+                text("li", note)

@@ -1,0 +1,386 @@
+"""Review: predictions of a sample, what people correct in them, and the differential that comes of it."""
+
+import asyncio
+import io
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import FastAPI
+from fastapi.responses import Response
+from nicegui import ui
+
+from urnet.errors import StoreError
+from urnet.serve.bench import Bench
+from urnet.serve.kept import NOT_A_CELL
+from urnet.serve.pages.frame import button, frame, text, who
+from urnet.serve.pages.keys import board, class_keys, key_button, keys_switch, on_press
+from urnet.serve.pages.sessions import this_session
+from urnet.serve.pages.work import CACHED, NO_PICTURE, facts, notice, table, work_styles
+from urnet.serve.problems import Refused
+from urnet.serve.review import Review, Reviewed
+from urnet.serve.reviewed import KeptPictures, corrected_differential
+from urnet.serve.store import Store
+
+TILES = 60
+"""Cells on one page."""
+
+CONFIRM, TAKE_BACK = "c", "u"
+
+SHOWN: dict[str, Callable[[Reviewed], bool]] = {
+    "All": lambda row: True,
+    "Nobody looked at": lambda row: row.corrected is None,
+    "Looked at": lambda row: row.corrected is not None,
+    "Corrected": lambda row: row.corrected not in (None, row.predicted),
+    "Rejected by the model": lambda row: bool(row.told.get("rejected")),
+}
+UNSURE, AS_KEPT = "Least sure first", "As kept"
+
+_WALK = """(event) => {
+    if (!event.key.startsWith("Arrow")) return;
+    const tiles = [...event.currentTarget.querySelectorAll("button")];
+    const here = tiles.findIndex((tile) => tile.ariaPressed === "true");  // the focus may follow a moment later
+    if (here < 0) return;
+    const top = tiles[0].getBoundingClientRect().top;
+    const across = Math.max(1, tiles.filter((tile) => Math.abs(tile.getBoundingClientRect().top - top) < 2).length);
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across }[event.key];
+    const next = tiles[here + step];
+    event.preventDefault();
+    if (next) { next.focus(); next.click(); }
+}"""
+
+_FOLLOW = """
+if (document.activeElement.closest(".sheet")) document.querySelector(".tile[aria-pressed=true]")?.focus();
+"""
+
+
+def add(app: FastAPI, bench: Bench) -> None:
+    """Add the page, its pictures and its table."""
+    pictures = KeptPictures(bench)
+
+    @app.get("/review/image/{digest}", include_in_schema=False)
+    async def image(digest: str) -> Response:
+        content = await pictures.of(digest)
+        if content is None:
+            return Response(NO_PICTURE, media_type="image/svg+xml", headers={"Cache-Control": "no-store"})
+        return Response(content, media_type="image/png", headers=CACHED)
+
+    @app.get("/review/cells.zip", include_in_schema=False)
+    async def exported(sample: str) -> Response:
+        store = bench.store
+        if store is None or sample not in await asyncio.to_thread(store.review.samples):
+            raise Refused(HTTPStatus.NOT_FOUND, f"no predictions of a sample {sample[:100]!r} are kept")
+        content = await asyncio.to_thread(_exported, store.review, sample)
+        about = {"Content-Disposition": 'attachment; filename="cells.zip"', "Cache-Control": "no-store"}
+        return Response(content, media_type="application/zip", headers=about)
+
+    @ui.page("/review")
+    async def review(sample: str = "") -> None:
+        work_styles()
+        with frame("Review", "/review"):
+            if bench.store is None:
+                notice("Nothing is kept here. Start the server with --database.")
+                return
+            samples = await asyncio.to_thread(bench.store.review.samples)
+            if not samples:
+                notice("No predictions are kept yet. Classify a sample, and keep it for review.")
+                return
+            desk = Desk(bench, bench.store, samples, sample)
+            desk.build()
+        await ui.context.client.connected()
+        await desk.load()
+
+
+@dataclass
+class Place:
+    """Where a reviewer is; kept for the browser's session, so that a page that was lost comes back there.
+
+    Attributes:
+        sample: which sample.
+        which: which of its cells, of `SHOWN`.
+        order: of them.
+        page: of the sheet, from 0.
+        chosen: number of the prediction.
+    """
+
+    sample: str = ""
+    which: str = "All"
+    order: str = UNSURE
+    page: int = 0
+    chosen: int | None = None
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Desk:
+    """The page of one reviewer."""
+
+    def __init__(self, bench: Bench, store: Store, samples: list[str], sample: str):
+        self.bench, self.review, self.samples = bench, store.review, samples
+        self.session = this_session()
+        kept = self.session.kept.get("review")
+        place = self.place = replace(kept) if isinstance(kept, Place) else Place()  # two windows go their own ways
+        wanted = next((name for name in (sample, place.sample) if name in samples), samples[0])
+        if wanted != place.sample:
+            place.sample, place.page, place.chosen = wanted, 0, None
+        self.keys = class_keys(bench.model.classes)
+        self.rows: dict[int, Reviewed] = {}
+        self.shown: list[int] = []
+        self.tiles: dict[int, ui.element] = {}
+        self.busy = asyncio.Lock()
+
+    def build(self) -> None:
+        """Make the page's parts."""
+        with ui.element("div").classes("filters"):
+            _select("Sample", self.samples, self.place.sample, self._other_sample)
+            _select("Show", list(SHOWN), self.place.which, self._other_filter)
+            _select("Order", [UNSURE, AS_KEPT], self.place.order, self._other_order)
+        self.board = board([*self.keys, CONFIRM, TAKE_BACK])
+        with self.board, ui.element("div").classes("review"):
+            with ui.element("section").classes("cells") as cells:
+                cells.props["aria-label"] = "Cells"
+                self.note = text("p", "").classes("small soft")
+                self.sheet = ui.element("ul").classes("sheet").on("keydown", js_handler=_WALK)
+                with ui.element("div").classes("pages"):
+                    self.back = button("Previous", lambda: self._turn(-1))
+                    self.where = text("span", "").classes("small")
+                    self.forth = button("Next", lambda: self._turn(1))
+            with ui.element("section").classes("one panel") as one:
+                one.props["aria-label"] = "The cell"
+                self.one = ui.element("div").classes("told")
+                self.said = text("p", "").props("role=status").classes("said")
+                with ui.element("div").props('role=group aria-label="What it is"').classes("keys"):
+                    for key, label in self.keys.items():
+                        key_button(key, "Not a cell" if label == NOT_A_CELL else label)
+                with ui.element("div").props('role=group aria-label="Other"').classes("keys"):
+                    key_button(CONFIRM, "As predicted")
+                    key_button(TAKE_BACK, "Take back")
+                keys_switch()
+            with ui.element("section").classes("counts"):
+                text("h2", "Differential after review")
+                self.counts = ui.element("div")
+                text("h2", "Take along")
+                self.download = text("a", "Crops and cells table, to train on (ZIP)").props("download=cells.zip")
+                text("p", "Holds the cells whose images are kept, under what they are called now.").classes(
+                    "small soft"
+                )
+        on_press(self.pressed)
+
+    async def load(self) -> None:
+        """Read the sample, and show it."""
+        rows = await asyncio.to_thread(self.review.reviewed, self.place.sample)
+        self.rows = {row.id: row for row in rows}
+        self.download.props["href"] = f"/review/cells.zip?sample={quote(self.place.sample, safe='')}"
+        self.download.update()
+        self._arrange()
+        self._show_counts()
+
+    async def pressed(self, key: str, at: str) -> None:
+        """A key or its button, meant for the cell that was shown then."""
+        if self.busy.locked() or self.place.chosen is None or at != str(self.place.chosen):
+            return
+        async with self.busy:
+            name = this_session().name or await who()
+            if not name:
+                self.said.set_text("Say your name, above right: a correction names who gave it.")
+                return
+            row = self.rows[self.place.chosen]
+            try:
+                if key == TAKE_BACK:
+                    await asyncio.to_thread(self.review.uncorrect, row.id)
+                    self.rows[row.id] = replace(row, corrected=None, who=None)
+                    said = f"Taken back: {row.predicted}, as predicted."
+                else:
+                    label = row.predicted if key == CONFIRM else self.keys[key]
+                    await asyncio.to_thread(self.review.correct, row.id, name, label)
+                    self.rows[row.id] = replace(row, corrected=label, who=name)
+                    said = f"Kept: {label}."
+            except StoreError as error:
+                self.said.set_text(str(error))
+                return
+            self._fill_tile(row.id)
+            self._show_counts()
+            if key == TAKE_BACK:
+                self._choose(row.id)
+            else:
+                self._choose(self._after(row.id), focus=True)
+            self.said.set_text(said)
+
+    def _after(self, number: int) -> int:
+        """The next cell of this page of the sheet; the last one is followed by itself."""
+        here = list(self.tiles)
+        return here[min(here.index(number) + 1, len(here) - 1)]
+
+    def _arrange(self) -> None:
+        """Which cells are shown, in which order."""
+        kept = [row for row in self.rows.values() if SHOWN[self.place.which](row)]
+        if self.place.order == UNSURE:
+            kept.sort(key=_probability)
+        self.shown = [row.id for row in kept]
+        self.place.page = min(self.place.page, max(0, len(kept) - 1) // TILES)
+        self._show_sheet()
+
+    def _show_sheet(self) -> None:
+        here = self.shown[self.place.page * TILES : (self.place.page + 1) * TILES]
+        self.sheet.clear()
+        self.tiles = {}
+        with self.sheet:
+            for number in here:
+                with ui.element("li"):
+                    tile = ui.element("button").props("type=button tabindex=-1 aria-pressed=false").classes("tile")
+                    tile.on("click", lambda number=number: self._choose(number))
+                    self.tiles[number] = tile
+                self._fill_tile(number)
+        whole = max(1, -(-len(self.shown) // TILES))
+        self.where.set_text(f"Page {self.place.page + 1} of {whole}")
+        for made, off in ((self.back, self.place.page == 0), (self.forth, self.place.page + 1 >= whole)):
+            made.props["disabled"] = off
+            made.update()
+        self.note.set_text(f"{len(self.shown):,} of {len(self.rows):,} cells")
+        first = here[0] if here else None
+        self._choose(self.place.chosen if self.place.chosen in here else first)
+
+    def _fill_tile(self, number: int) -> None:
+        row, tile = self.rows[number], self.tiles[number]
+        tile.clear()
+        with tile:
+            _image(row)
+            if row.corrected is None:
+                text("span", row.predicted).classes("mark")
+            elif row.corrected == row.predicted:
+                text("span", row.predicted).classes("mark")
+                text("span", f"confirmed, {row.who}").classes("soft")
+            else:
+                text("span", row.corrected).classes("mark")
+                with ui.element("span"):
+                    text("span", "was ").classes("unseen")
+                    text("s", row.predicted).classes("was")
+                    text("span", f", {row.who}").classes("soft")
+            if row.corrected is None:
+                rejected = row.told.get("rejected")
+                text("span", f"rejected: {rejected}" if rejected else f"p = {_probability(row):.2f}").classes("soft")
+
+    def _choose(self, number: int | None, *, focus: bool = False) -> None:
+        for known, tile in self.tiles.items():
+            if known in (number, self.place.chosen):
+                tile.props["aria-pressed"] = "true" if known == number else "false"
+                tile.props["tabindex"] = "0" if known == number else "-1"
+                tile.update()
+        self.place.chosen = number
+        self.session.kept["review"] = replace(self.place)
+        self.board.props["data-at"] = "" if number is None else str(number)
+        self.board.update()
+        self.said.set_text("")
+        self.one.clear()
+        with self.one:
+            if number is None:
+                text("p", "No cell to show.")
+                return
+            _show_one(self.rows[number])
+        if focus:  # but not away from a button that was pressed
+            ui.run_javascript(_FOLLOW)
+
+    def _show_counts(self) -> None:
+        shares = corrected_differential(list(self.rows.values()), self.bench.model.classes)
+        rows = [
+            (
+                one.label,
+                f"{one.predicted:,}",
+                f"{one.counted:,}",
+                "–" if one.share is None else f"{100 * one.share:.1f}",
+                "–" if one.interval is None else f"{100 * one.interval[0]:.1f}–{100 * one.interval[1]:.1f}",
+            )
+            for one in shares
+        ]
+        looked = sum(row.corrected is not None for row in self.rows.values())
+        self.counts.clear()
+        with self.counts:
+            table(("Class", "Predicted", "Now", "%", "95 % interval"), rows, "Differential after review")
+            text(
+                "p",
+                f"{looked:,} of {len(self.rows):,} cells were looked at; the others count as the model called them, "
+                "not corrected for its confusion. The interval is that of drawing these cells alone (Wilson).",
+            ).classes("small soft")
+
+    def _turn(self, step: int) -> None:
+        if 0 <= (self.place.page + step) * TILES < len(self.shown):
+            self.place.page += step
+            self._show_sheet()
+
+    async def _other_sample(self, event: Any) -> None:
+        if event.args in self.samples:
+            self.place.sample, self.place.page, self.place.chosen = event.args, 0, None
+            await self.load()
+
+    async def _other_filter(self, event: Any) -> None:
+        if event.args in SHOWN:
+            self.place.which, self.place.page = event.args, 0
+            await self.load()
+
+    async def _other_order(self, event: Any) -> None:
+        self.place.order, self.place.page = UNSURE if event.args == UNSURE else AS_KEPT, 0
+        await self.load()
+
+
+def _select(name: str, values: list[str], chosen: str, changed: Callable[..., Any]) -> None:
+    with ui.element("label"):
+        text("span", name)
+        with ui.element("select") as made:
+            for value in values:
+                option = text("option", value)
+                option.props["value"] = value
+                if value == chosen:
+                    option.props("selected")
+        made.on("change", changed, js_handler="(event) => emit(event.target.value)")
+
+
+def _image(row: Reviewed, alt: str = "") -> None:
+    if row.image is None:
+        text("span", "image not kept").classes("no-image small soft")
+        return
+    made = ui.element("img").props("loading=lazy")
+    made.props["src"] = f"/review/image/{row.image}"
+    made.props["alt"] = alt
+
+
+def _show_one(row: Reviewed) -> None:
+    with ui.element("div").classes("picture"):
+        _image(row, f"Cell {row.path}")
+    with ui.element("div"):
+        _show_told(row)
+
+
+def _show_told(row: Reviewed) -> None:
+    text("p", row.path).classes("path small soft")
+    told = {"Predicted": row.predicted, "Probability": f"{_probability(row):.3f}"}
+    if row.told.get("set"):
+        told["Cannot be ruled out"] = str(row.told["set"]).replace("|", ", ")
+    if row.told.get("rejected"):
+        told["Rejected"] = str(row.told["rejected"])
+    if row.corrected is not None:
+        told["Called now"] = f"{row.corrected}, by {row.who}"
+    facts(told)
+    text("p", f"Model {row.model[:8]}, urnet {row.version}, {row.at[:16].replace('T', ' ')} UTC").classes("small soft")
+
+
+def _probability(row: Reviewed) -> float:
+    """Of the class that the model named."""
+    value = row.told.get(f"p_{row.predicted}")
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _exported(review: Review, sample: str) -> bytes:
+    content = io.BytesIO()
+    with tempfile.TemporaryDirectory(prefix="urnet-") as name:
+        folder = Path(name)
+        review.export_reviewed(sample, folder)
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
+            for file in sorted(folder.iterdir()):
+                archive.write(file, file.name)
+    return content.getvalue()

@@ -1,0 +1,109 @@
+"""What the server keeps for each browser, so that a lost connection or a closed page comes back where it was."""
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from nicegui import ui
+from starlette.datastructures import MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+COOKIE = "urnet-bench"
+MOST = 200
+"""Sessions that are kept; beyond, those that were not used for the longest time are forgotten."""
+
+SECONDS = 7 * 86_400.0
+"""How long one is kept that nobody uses."""
+
+
+class Closable(Protocol):
+    """What a page keeps between two visits."""
+
+    def close(self) -> None:
+        """Let go of it: the session is forgotten. Called in the server's loop, which must not be held up."""
+
+
+@dataclass
+class Session:
+    """One browser.
+
+    Attributes:
+        key: what its cookie holds.
+        name: of the person in front of it; "" until it was asked for.
+        kept: what pages keep, by their names.
+        used: when it was last used, by the clock.
+    """
+
+    key: str
+    name: str = ""
+    kept: dict[str, Closable] = field(default_factory=dict)
+    used: float = 0.0
+
+    def close(self) -> None:
+        """Let go of all that is kept."""
+        for one in self.kept.values():
+            one.close()
+        self.kept.clear()
+
+
+class Sessions:
+    """Gives each browser a session, under a random key of ours: one that a client made up is not taken.
+
+    Args:
+        app: what stands behind; it finds the session in the scope.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic):
+        self.app, self.clock = app, clock
+        self.sessions: dict[str, Session] = {}  # the one used last at the end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        if scope["type"] == "lifespan":
+            return await self.app(scope, self._until_the_end(receive), send)
+        if scope["type"] != "http" or scope["path"].startswith(("/v1/", "/_nicegui")):
+            return await self.app(scope, receive, send)
+        headers = dict(scope["headers"])
+        given = cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE, "")
+        session = scope["urnet.session"] = self.sessions.pop(given, None) or Session(secrets.token_urlsafe(24))
+        session.used = self.clock()
+        self.sessions[session.key] = session
+        self._forget()
+
+        async def with_cookie(message: Message) -> None:
+            if message["type"] == "http.response.start" and session.key != given:
+                secure = "; Secure" if scope["scheme"] == "https" else ""
+                cookie = f"{COOKIE}={session.key}; Path=/; HttpOnly; SameSite=Strict{secure}"
+                MutableHeaders(scope=message).append("set-cookie", cookie)
+            await send(message)
+
+        await self.app(scope, receive, with_cookie)
+
+    def _until_the_end(self, receive: Receive) -> Receive:
+        """Lets go of all sessions before what they work with is stopped."""
+
+        async def receiving() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                for session in self.sessions.values():
+                    session.close()
+            return message
+
+        return receiving
+
+    def _forget(self) -> None:
+        while self.sessions:
+            oldest = next(iter(self.sessions.values()))
+            if len(self.sessions) <= MOST and self.clock() - oldest.used < SECONDS:
+                return
+            del self.sessions[oldest.key]
+            oldest.close()
+
+
+def this_session() -> Session:
+    """The session of the browser that shows this page."""
+    return ui.context.client.request.scope["urnet.session"]

@@ -1,0 +1,139 @@
+"""The page about the model, and what all pages share: frame, name, errors, access."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+PAGES = ("/", "/about")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280, 2560])
+@pytest.mark.parametrize("path", PAGES)
+def test_pages_are_legible_at_every_width_in_light_and_dark(look, axe, path, width, scheme):
+    page = look(path, width=width, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (max(map(int, re.findall(r"\d+", ground)[:3])) < 80) == (scheme == "dark")
+    assert axe(page) == []
+
+
+def test_it_shows_the_model_card_with_its_limits(look, served):
+    page = look("/about")
+    told = page.inner_text("main")
+    assert "not a medical device, not for diagnosis" in told
+    assert "bar, disc, ring" in told
+    assert "was not tested unless the table says so" in told
+    assert page.locator(".card-text table td").count() >= 9
+    assert page.locator("nav a[aria-current=page]").inner_text() == "About"
+
+
+def test_everything_comes_from_the_server_itself(bench_at):
+    html = httpx.get(f"{bench_at}/", headers={"accept": "text/html"}).text
+    assert not re.findall(r"(?:src|href)=[\"']https?://", html)
+
+
+def test_the_keyboard_reaches_the_content_and_the_pages(look):
+    page = look("/about")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.tagName") == "MAIN"
+    page = look("/about")
+    for _ in range(2):
+        page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Classify"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Choose files")
+
+
+def test_a_name_is_asked_for_in_a_dialog_and_kept(look, axe):
+    page = look("/about")
+    page.click("text=No name yet")
+    page.wait_for_selector("dialog[open]")
+    assert page.evaluate("document.activeElement.tagName") == "INPUT"
+    assert axe(page) == []
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    page.click("text=No name yet")
+    page.wait_for_selector("dialog[open]")
+    page.keyboard.type("  Ada <b>Lovelace</b> ")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("header >> text=Ada <b>Lovelace</b>")
+    page.goto(page.url.replace("/about", "/"))
+    page.wait_for_selector("header >> text=Ada <b>Lovelace</b>")
+
+
+def test_what_is_not_there_is_said_to_people_and_to_programs(bench_at):
+    page = httpx.get(f"{bench_at}/nowhere", headers={"accept": "text/html"})
+    assert page.status_code == 404
+    assert "There is no such page" in page.text
+    told = httpx.get(f"{bench_at}/v1/nowhere")
+    assert told.status_code == 404
+    assert told.headers["content-type"] == "application/problem+json"
+    wrong = httpx.get(f"{bench_at}/v1/predict")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert httpx.get(f"{bench_at}/openapi.json").json()["info"]["title"] == "urnet"
+
+
+def test_pages_of_other_sites_get_nowhere(bench_at):
+    port = bench_at.rpartition(":")[2]
+    assert httpx.get(f"{bench_at}/", headers={"host": f"evil.example:{port}"}).status_code == 403
+    posted = httpx.post(f"{bench_at}/bench/classify", headers={"origin": "http://evil.example"})
+    assert posted.status_code == 403
+    sockets = f"{bench_at}/_nicegui_ws/socket.io/?EIO=4&transport=polling"
+    assert httpx.get(sockets, headers={"origin": "http://evil.example"}).status_code == 403
+
+
+def test_a_cookie_that_a_client_made_up_is_not_taken(bench_at):
+    answer = httpx.get(f"{bench_at}/about", headers={"accept": "text/html", "cookie": "urnet-bench=mine"})
+    given = answer.cookies["urnet-bench"]
+    assert given != "mine"
+    assert len(given) > 20
+    assert "HttpOnly" in answer.headers["set-cookie"]
+    assert "SameSite=Strict" in answer.headers["set-cookie"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no SIGTERM on this system")
+def test_on_other_hosts_the_token_opens_the_pages_and_a_server_with_an_open_page_stops(browser, served, tmp_path):
+    main = [sys.executable, "-c", "from urnet.cli import main; main()", "serve", served, "--host", "0.0.0.0"]
+    arguments = ["--port", "0", "--database", tmp_path / "bench.db", "--engine", "onnx"]
+    token = "a-token-of-this-test"
+    process = subprocess.Popen(
+        [*map(str, [*main, *arguments])],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "URNET_TOKEN": token},
+    )
+    try:
+        address = ""
+        for line in process.stdout:
+            address = address or (re.findall(r"http://\S+", line) or [""])[0]
+            if "Ctrl+C" in line:
+                break
+        page = browser.new_page()
+        wrong = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(address.replace("0.0.0.0", "127.0.0.1"), timeout=60_000)
+        assert page.url.endswith("/login")
+        page.fill("#token", token)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=Choose files")
+        page.click("text=No name yet")  # goes through the websocket
+        page.wait_for_selector("dialog[open]")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert wrong == []
+        page.close()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()

@@ -1,0 +1,209 @@
+"""Classify, as people use it: files in, cells and counts out, pictures of a cell, and work that is stopped."""
+
+import csv
+import io
+import re
+
+import httpx
+import pandas as pd
+import pytest
+
+from urnet.bundle import Model
+from urnet.predict import predict_files
+
+DONE = "image(s) classified"
+
+
+@pytest.fixture
+def few(shapes):
+    return [shapes / kind / f"00{n}.png" for n in range(3) for kind in ("bar", "disc", "ring")]
+
+
+@pytest.fixture
+def sent(look, few, tmp_path):
+    """Opens the page and has some files classified, one of which is damaged."""
+
+    def sent(**how):
+        damaged = tmp_path / "damaged.png"
+        damaged.write_bytes(few[0].read_bytes()[:200])
+        page = look("/", **how)
+        page.fill("#sample", "Donor 7")
+        page.set_input_files("#files", [*few, damaged])
+        page.wait_for_selector(f".status >> text={DONE}")
+        page.wait_for_function("document.querySelectorAll('.cells button').length === 10")
+        return page
+
+    return sent
+
+
+def test_files_become_cells_with_classes_and_a_differential(sent, few, served, tmp_path):
+    page = sent()
+    assert page.inner_text(".status p") == "Donor 7: 9 image(s) classified, 1 not usable"
+    first = page.inner_text(".cells li >> nth=0")
+    assert re.search(r"(bar|disc|ring)\s*\d+\.\d %", first)
+    assert "damaged or incomplete" in page.inner_text(".cells li >> nth=9")
+    shares = page.inner_text(".side")
+    assert "95 % interval" in shares
+    assert "1 image(s) could not be used" in shares
+    with page.expect_download() as got:
+        page.click("text=Download CSV")
+    rows = list(csv.DictReader(io.StringIO(got.value.path().read_text(encoding="utf-8"))))
+    predict_files(Model.load(served), few, tmp_path / "told.csv", engine="onnx")
+    told = pd.read_csv(tmp_path / "told.csv", dtype=str, keep_default_na=False).to_dict("records")
+    assert {tuple(row.values())[1:-1] for row in rows if not row["error"]} == {tuple(r.values())[1:-1] for r in told}
+    with page.expect_download() as got:
+        page.click("text=Download the sample report")
+    assert "Donor 7" in got.value.path().read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1280, "light"), (2560, "light")])
+def test_cells_and_their_details_are_accessible(sent, axe, width, scheme):
+    page = sent(width=width, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert axe(page) == []
+    page.click(".cells button >> nth=1")
+    page.wait_for_selector(".cell-view[open] .pictures img")
+    page.wait_for_function("[...document.querySelectorAll('.cell-view img')].every(i => i.complete && i.naturalWidth)")
+    box = page.locator(".cell-view").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+    assert axe(page) == []
+
+
+def test_a_cell_is_shown_raw_enhanced_and_under_grad_cam_by_the_keyboard_alone(sent):
+    page = sent()
+    page.focus(".cells button >> nth=0")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".cell-view[open] .pictures img")
+    assert page.inner_text("#cell-title") == "000.png"
+    assert "Classes that cannot be ruled out" in page.inner_text(".cell-view")
+    assert len(re.findall(r"\d+\.\d %", page.inner_text("#cell-probabilities + table"))) == 3
+    page.wait_for_function("[...document.querySelectorAll('.cell-view img')].every(i => i.complete && i.naturalWidth)")
+    assert page.locator(".cell-view img[src$='viridis.png']").count() == 1
+    page.focus(".cell-view input[type=range]")
+    page.keyboard.press("End")
+    assert page.evaluate("document.querySelector('.cell-view').style.getPropertyValue('--cut')") == "100%"
+    page.focus(".cell-view input[value=viridis]")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector(".cell-view img[src$='blue-red.png']")
+    page.focus(".cell-view button >> nth=1")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#cell-title:has-text('000.png')")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#cell-title:has-text('001.png')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".cell-view", state="hidden")
+    assert page.evaluate("document.activeElement.closest('.cells') !== null")
+
+
+def test_cells_are_chosen_by_class_and_put_in_order(sent):
+    page = sent()
+    page.select_option(".choice select >> nth=0", "not usable")
+    page.wait_for_function("document.querySelectorAll('.cells button').length === 1")
+    page.select_option(".choice select >> nth=0", "all")
+    page.select_option(".choice select >> nth=1", "least sure first")
+    page.wait_for_timeout(1000)
+    shares = [float(one) for one in re.findall(r"(\d+\.\d) %", page.inner_text(".cells"))]
+    assert len(shares) == 9
+    assert shares == sorted(shares)
+
+
+def test_a_page_that_comes_back_finds_its_work_and_other_browsers_do_not(sent, browser, bench_at):
+    page = sent()
+    page.click(".cells button >> nth=4")
+    page.wait_for_selector(".cell-view[open]")
+    title, picture = page.inner_text("#cell-title"), page.get_attribute(".pictures img >> nth=0", "src")
+    page.reload()
+    page.wait_for_selector(".cell-view[open]")
+    assert page.inner_text("#cell-title") == title
+    assert page.locator(".cells button").count() == 10
+    assert httpx.get(bench_at + picture).status_code == 404
+    other = browser.new_page()
+    other.goto(bench_at)
+    other.wait_for_selector("text=Choose files")
+    assert other.locator(".cells button").count() == 0
+    other.close()
+
+
+def test_work_can_be_cancelled_and_what_is_there_stays(look, shapes):
+    page = look("/")
+    page.set_input_files("#files", sorted(shapes.glob("*/*.png")) * 10)
+    page.wait_for_selector("button:has-text('Cancel'):visible")
+    page.focus("button:has-text('Cancel')")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".status >> text=cancelled")
+    page.wait_for_timeout(600)
+    told = page.inner_text(".status p")
+    page.wait_for_timeout(600)
+    assert page.inner_text(".status p") == told
+    assert page.locator("progress:visible").count() == 0
+
+
+def test_a_folder_is_taken_without_what_is_no_image(look, shapes, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number, source in enumerate(sorted(shapes.glob("*/*.png"))[::12]):
+        (folder / f"{number}.png").write_bytes(source.read_bytes())
+    (folder / "notes.txt").write_text("no image", encoding="utf-8")
+    page = look("/")
+    page.set_input_files("#folder", folder)
+    page.wait_for_selector(f".status >> text=5 {DONE}")
+    assert page.inner_text("#sending-text") == "5 files sent; 1 other file left out"
+
+
+DROP = """async (address) => {
+    const transfer = new DataTransfer();
+    for (const name of ['a.png', 'b.png']) {
+        const content = await (await fetch(address)).blob();
+        transfer.items.add(new File([content], name, { type: 'image/png' }));
+    }
+    document.getElementById('drop').dispatchEvent(new DragEvent('drop', { dataTransfer: transfer, bubbles: true }));
+}"""
+
+
+def test_files_can_be_dropped(sent):
+    page = sent()
+    page.evaluate(DROP, page.get_attribute(".cells img >> nth=0", "src"))
+    page.wait_for_selector(f".status >> text=Donor 7: 2 {DONE}")
+
+
+def test_a_connection_that_was_lost_comes_back(sent):
+    page = sent()
+    page.evaluate("window.socket.io.engine.close()")
+    page.click(".cells button >> nth=2")
+    page.wait_for_selector(".cell-view[open] .pictures img")
+
+
+def test_what_cannot_be_classified_is_said(look, tmp_path):
+    page = look("/")
+    page.set_input_files("#files", [])
+    (tmp_path / "letter.txt").write_text("no image", encoding="utf-8")
+    page.set_input_files("#files", tmp_path / "letter.txt")
+    page.wait_for_selector("[role=alert] >> text=None of these files is a PNG, JPEG, BMP or TIFF")
+    (tmp_path / "letter.png").write_text("no image", encoding="utf-8")
+    page.set_input_files("#files", tmp_path / "letter.png")
+    page.wait_for_selector(".status >> text=0 image(s) classified, 1 not usable")
+
+
+def test_addresses_of_what_is_not_there_are_refused(bench_at):
+    with httpx.Client(base_url=bench_at) as client:
+        key = client.post("/bench/classify").json()["key"]
+        at = f"/bench/classify/{key}"
+        assert client.get(f"{at}/0/raw.png").status_code == 404
+        assert client.get(f"{at}/field/0.png").status_code == 404
+        assert client.get(f"{at}/report.html").status_code == 404
+        assert client.post(f"{at}/files").status_code == 422
+        assert client.post("/bench/classify/other/files", files=[("files", ("a.png", b"x"))]).status_code == 404
+        assert client.get(f"{at}/%2e%2e/raw.png").status_code == 404
+        assert client.get(f"{at}/0/../../etc.png").status_code == 404
+        assert client.post(f"{at}/files", files=[("files", ("../../a.png", b"x"))]).json() == {"files": 1}
+        client.post("/bench/classify")
+        assert client.post(f"{at}/start").status_code == 404
+
+
+def test_predictions_are_kept_for_review(sent):
+    page = sent()
+    page.click("text=Keep for review")
+    page.wait_for_selector("text=9 predictions kept for review")

@@ -1,0 +1,128 @@
+"""Labelling as people do it, by keys alone or with the mouse."""
+
+import csv
+import io
+import re
+
+import pytest
+
+from urnet.serve.pages.keys import class_keys
+
+
+def begin(look, name, **more):
+    page = look("/label", **more)
+    page.get_by_label("Name", exact=True).fill(name)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".picture img")
+    return page
+
+
+def at(page) -> str:
+    return page.locator("[data-keys]").get_attribute("data-at")
+
+
+def press(page, key) -> None:
+    before = at(page)
+    page.keyboard.press(key)
+    page.wait_for_function("before => document.querySelector('[data-keys]').dataset.at !== before", arg=before)
+
+
+def exported(page, bench_at) -> dict[str, str]:
+    table = csv.DictReader(io.StringIO(page.request.get(f"{bench_at}/label/cells.csv").text()))
+    return {row["path"]: row["label"] for row in table}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280, 2560])
+def test_it_is_legible_at_every_width(look, axe, width, scheme):
+    page = begin(look, "Zoe", width=width, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.get_by_role("button", name="bar").get_attribute("aria-keyshortcuts") == "1"
+    assert axe(page) == []
+
+
+def test_labels_are_given_by_keys_taken_back_and_go_into_a_table(look, bench_at):
+    page = begin(look, "Ada")
+    said = page.get_by_role("status")
+    first = at(page)
+    press(page, "2")
+    assert said.inner_text() == "Labelled disc. Next cell."
+    second = at(page)
+    press(page, "s")
+    press(page, "n")
+    assert said.inner_text() == "Labelled not a cell. Next cell."
+    assert list(exported(page, bench_at).values()) == ["disc"]
+    press(page, "u")
+    press(page, "u")
+    assert at(page) == second
+    press(page, "u")
+    assert at(page) == first
+    assert exported(page, bench_at) == {}
+    press(page, "1")
+    page.reload()
+    page.wait_for_selector(".picture img")
+    assert at(page) == second
+    page.get_by_role("button", name="ring").click()
+    page.wait_for_function("was => document.querySelector('[data-keys]').dataset.at !== was", arg=second)
+    assert sorted(exported(page, bench_at).values()) == ["bar", "ring"]
+    page.wait_for_function("document.querySelector('.state').innerText.includes('2 by you')")
+
+
+def test_keys_can_be_turned_off_and_do_nothing_in_fields(look):
+    page = begin(look, "Eve")
+    before = at(page)
+    page.get_by_label("Keys work").uncheck()
+    page.keyboard.press("1")
+    page.wait_for_timeout(400)
+    assert at(page) == before
+    page.get_by_label("Keys work").check()
+    press(page, "1")
+
+
+def test_a_lost_connection_comes_back_where_it_was(look):
+    page = begin(look, "Flo")
+    press(page, "1")
+    before = at(page)
+    page.evaluate("window.socket.io.engine.close()")
+    page.wait_for_function("!window.socket.connected")
+    page.wait_for_function("window.socket.connected")
+    assert at(page) == before
+    press(page, "2")
+    press(page, "u")
+    assert at(page) == before
+
+
+def test_two_never_get_the_same_cell_and_see_how_far_they_agree(look, browser):
+    one, two = begin(look, "Ida"), begin(look, "Ben")
+    mine = set()
+    for key in ("1", "2", "1", "2"):
+        assert at(one) != at(two)
+        mine |= {at(one)}
+        press(one, key)
+    new = at(two)
+    two.get_by_label("Read by one other").check()
+    two.wait_for_function("was => document.querySelector('[data-keys]').dataset.at !== was", arg=new)
+    while mine:  # others may have labelled cells that come before
+        mine -= {at(two)}
+        press(two, "1")
+    two.wait_for_function("document.querySelector('.state').innerText.includes('Ben, Ida')")
+    row = two.locator(".state tbody tr", has_text="Ben, Ida")
+    assert row.count() == 1
+    assert re.search(r"\d+%", row.inner_text())
+
+
+def test_a_cell_and_a_table_are_asked_for_by_number_only(look, bench_at):
+    page = look("/label")
+    page.wait_for_selector("dialog[open]")
+    page.keyboard.press("Escape")
+    page.wait_for_function("document.querySelector('[role=status]').innerText.startsWith('Say your name')")
+    for address in ("/label/cell/x/99999/crop", "/label/cell/x/1/..%2f..%2fetc", "/label/cell/x/a/crop"):
+        assert page.request.get(bench_at + address).status in (404, 422)
+
+
+def test_each_class_has_a_key_of_its_own():
+    keys = class_keys([f"class {k}" for k in range(15)])
+    assert len(keys) == 16
+    assert keys["1"] == "class 0"
+    assert not set(keys) & set("csu")
+    assert keys["n"] == "not a cell"

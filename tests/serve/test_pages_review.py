@@ -1,0 +1,158 @@
+"""Corrections as people make them, by keys alone or with the mouse, and the differential that comes of them."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from urnet.cells.table import read_cells
+from urnet.serve.kept import NOT_A_CELL
+from urnet.serve.review import Reviewed
+from urnet.serve.reviewed import corrected_differential
+from urnet.serve.store import Store
+
+
+@pytest.fixture(scope="module")
+def samples(bench_at, shapes, tmp_path_factory):
+    """Two samples in the server's database."""
+    found = tmp_path_factory.getbasetemp().glob("bench*/bench.db")
+    store = Store(max(found, key=lambda path: path.stat().st_ctime))  # other modules had theirs before
+    for name, count in (("S1", 7), ("Slide 2 <b>&ü", 70)):
+        rows = []
+        for k in range(count):
+            label = ("bar", "disc", "ring")[k % 3]
+            kept = store.review.keep_image((shapes / label / f"{k % 20:03d}.png").read_bytes(), ".png")
+            told = {"p_bar": 0.1, "p_disc": 0.1, "p_ring": 0.1, f"p_{label}": 0.5 + k / 200}
+            rejected = "unlike any class" if k == 5 else ""
+            rows.append({"path": f"{k:03d}.png", "predicted": label, "image": kept, "rejected": rejected, **told})
+        store.review.add_predictions(name, rows, model="m" * 32)
+    yield store
+    store.close()
+
+
+def open_sample(look, sample="", **more):
+    page = look(f"/review?sample={sample}", **more)
+    page.wait_for_selector(".tile img")
+    return page
+
+
+def name(page, who) -> None:
+    page.get_by_label("Name", exact=True).fill(who)
+    page.keyboard.press("Enter")
+
+
+def said(page, words) -> None:
+    page.wait_for_function("w => document.querySelector('[role=status]').innerText.startsWith(w)", arg=words)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280, 2560])
+def test_it_is_legible_at_every_width(look, axe, samples, width, scheme):
+    page = open_sample(look, width=width, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator(".tile").count() == 60
+    assert axe(page) == []
+
+
+def test_cells_are_corrected_by_keys_alone(look, samples):
+    page = open_sample(look, "S1")
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.className").startswith("tile"):
+            break
+    page.keyboard.press("3")
+    name(page, "Ada")
+    said(page, "Kept: ring")
+    assert page.evaluate("document.activeElement.className").startswith("tile")
+    page.keyboard.press("c")
+    said(page, "Kept: disc")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelectorAll('.tile')[3].ariaPressed === 'true'")
+    page.keyboard.press("n")
+    said(page, "Kept: not a cell")
+    seen = {row.path: (row.corrected, row.who) for row in samples.review.reviewed("S1")}
+    assert seen["000.png"] == ("ring", "Ada")
+    assert seen["001.png"] == ("disc", "Ada")
+    assert seen["002.png"] == (None, None)
+    assert seen["003.png"] == (NOT_A_CELL, "Ada")
+    table = page.locator(".counts table").inner_text().split()
+    assert table[table.index("bar") : table.index("bar") + 3] == ["bar", "3", "1"]
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function("document.querySelectorAll('.tile')[3].ariaPressed === 'true'")
+    page.keyboard.press("u")
+    said(page, "Taken back: bar")
+    assert samples.review.reviewed("S1")[3].corrected is None
+
+
+def test_a_correction_with_the_mouse_and_where_one_was_after_a_reload(look, samples):
+    page = open_sample(look, "S1")
+    page.get_by_label("Sample").select_option("Slide 2 <b>&ü")
+    page.wait_for_function("document.querySelectorAll('.tile').length === 60")
+    page.get_by_role("button", name="Next").click()
+    page.wait_for_function("document.querySelectorAll('.tile').length === 10")
+    page.locator(".tile").nth(4).click()
+    page.wait_for_function("document.querySelectorAll('.tile')[4].ariaPressed === 'true'")
+    page.get_by_role("button", name="bar", exact=True).click()
+    name(page, "Ben")
+    said(page, "Kept: bar")
+    page.get_by_label("Show").select_option("Looked at")
+    page.wait_for_function("document.querySelectorAll('.tile').length === 1")
+    assert page.locator(".one").inner_text().count("by Ben") == 1
+    page.goto(page.url.partition("?")[0])
+    page.wait_for_function("document.querySelectorAll('.tile').length === 1")
+    assert page.get_by_label("Sample").input_value() == "Slide 2 <b>&ü"
+
+
+def test_what_was_reviewed_is_taken_along_to_train_on(look, samples, bench_at, tmp_path):
+    page = open_sample(look, "S1")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Crops and cells table").click()
+    with zipfile.ZipFile(io.BytesIO(download.value.path().read_bytes())) as archive:
+        archive.extractall(tmp_path)
+    cells = read_cells(tmp_path)
+    assert len(cells) == 7
+    assert "ring" in cells.table["label"].tolist()
+    assert cells.read(0).shape == (24, 24)
+    answer = page.request.get(f"{bench_at}/review/cells.zip?sample=..%2F..%2Fetc")
+    assert (answer.status, answer.json()["title"]) == (404, "Not Found")
+
+
+def test_pictures_are_named_by_their_digest_only(look, samples, bench_at):
+    page = open_sample(look, "S1")
+    digest = samples.review.reviewed("S1")[0].image
+    answer = page.request.get(f"{bench_at}/review/image/{digest}")
+    assert Image.open(io.BytesIO(answer.body())).size == (24, 24)
+    for other in ("0" * 64, "..%2Fbench.db"):
+        answer = page.request.get(f"{bench_at}/review/image/{other}")
+        assert answer.status == 404 or answer.headers["content-type"].startswith("image/svg")
+
+
+def reviewed(number, predicted, corrected=None, rejected=""):
+    told = {"rejected": rejected}
+    who = None if corrected is None else "Ada"
+    return Reviewed(number, f"{number}.png", None, predicted, told, "m", "0.1", "2026", corrected, who)
+
+
+def test_the_differential_counts_what_people_said_before_what_the_model_said():
+    rows = [
+        reviewed(1, "disc"),
+        reviewed(2, "disc", "bar"),
+        reviewed(3, "disc", NOT_A_CELL),
+        reviewed(4, "bar", rejected="blurred"),
+        reviewed(5, "bar", "bar", rejected="blurred"),
+        reviewed(6, "bar", "blast"),
+    ]
+    shares = {one.label: one for one in corrected_differential(rows, ("bar", "disc", "ring"))}
+    assert {name: (one.predicted, one.counted) for name, one in shares.items()} == {
+        "bar": (1, 2),
+        "disc": (3, 1),
+        "ring": (0, 0),
+        "blast": (0, 1),
+    }
+    z, n, p = 1.959964, 4, 0.5  # Wilson 1927, eq. 4
+    middle, half = (p + z**2 / 2 / n) / (1 + z**2 / n), z * np.sqrt(p / 2 / n + z**2 / 4 / n**2) / (1 + z**2 / n)
+    assert shares["bar"].interval == pytest.approx((middle - half, middle + half))
+    assert shares["ring"].share == 0
+    assert corrected_differential([], ("bar",))[0].interval is None

@@ -1,0 +1,137 @@
+"""Runs beside the served one: live, finished, two compared; and nothing but runs is ever shown."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from urnet.errors import RunError
+from urnet.evaluation.evaluate import evaluate
+from urnet.serve.pages.curves import chart, line, ticks
+from urnet.serve.runs import ago, compare_tests, history_rows, recipe_differences, runs_beside
+from urnet.training.run import Run
+
+
+@pytest.fixture(scope="module")
+def beside(served):
+    """Runs beside the served one: `twin`, evaluated as the served one is; `going`, whose third epoch is not written."""
+    twin, going, strange = (served.parent / name for name in ("twin", "going", ".hidden"))
+    evaluate(served)
+    shutil.copytree(served, twin)
+    recipe = (twin / "recipe.yaml").read_text(encoding="utf-8")
+    (twin / "recipe.yaml").write_text(recipe.replace("epochs: 4", "epochs: 5"), encoding="utf-8")
+    shutil.copytree(served, going, ignore=shutil.ignore_patterns("model", "evaluation"))
+    history = (served / "history.csv").read_text(encoding="utf-8").splitlines()
+    (going / "history.csv").write_text("\n".join(history[:3]) + "\n", encoding="utf-8")
+    shutil.copytree(going, strange)
+    yield served.parent
+    for folder in (twin, going, strange, served / "evaluation"):
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280, 2560])
+def test_it_is_legible_at_every_width(look, axe, beside, width, scheme):
+    for address in ("/runs?run=twin", "/runs?run=run&beside=twin"):
+        page = look(address, width=width, scheme=scheme)
+        page.wait_for_selector("svg.chart")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert axe(page) == []
+
+
+def test_curves_grow_while_a_run_goes_on(look, beside):
+    page = look("/runs?run=going")
+    page.wait_for_selector("svg.chart")
+    assert "in epoch 2" in page.locator("svg.chart").first.get_attribute("aria-label")
+    assert "unfinished" in page.locator("[role=status]").inner_text()
+    history = (beside / "run" / "history.csv").read_text(encoding="utf-8").splitlines()
+    with (beside / "going" / "history.csv").open("a", encoding="utf-8") as file:
+        file.write(history[3] + "\n")
+    page.wait_for_function("document.querySelector('svg.chart').ariaLabel.includes('in epoch 3')")
+
+
+def test_a_run_its_report_and_another_one_beside_it_by_keys(look, beside):
+    page = look("/runs")
+    assert page.locator("[aria-current=true]").inner_text().startswith("run")
+    assert "served" in page.locator("[aria-current=true]").inner_text()
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="Report of run").focus()
+        page.keyboard.press("Enter")
+    report = opened.value
+    report.wait_for_selector("h1")
+    assert report.url.endswith("/runs/report?run=run&part=test")
+    page.get_by_label("run with").select_option("twin")
+    page.get_by_role("button", name="Compare").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/runs?run=run&beside=twin")
+    page.wait_for_selector("table")
+    assert "train.epochs" in page.locator("main").inner_text()
+    assert "can be chance" in page.locator("main").inner_text()
+
+
+def test_no_path_of_a_request_reaches_the_file_system(look, beside, bench_at, tmp_path):
+    page = look("/runs?run=..%2F..%2F..&beside=%2Fetc")
+    assert page.locator("[aria-current=true]").inner_text().startswith("run")
+    shutil.copytree(beside / "run", tmp_path / "elsewhere")
+    for run in ("../../etc", str(tmp_path / "elsewhere"), "../run", ".hidden", "run/evaluation"):
+        for part in ("test", "../evaluation/test"):
+            answer = page.request.get(f"{bench_at}/runs/report", params={"run": run, "part": part})
+            assert answer.status == 404, (run, part)
+    assert page.request.get(f"{bench_at}/runs/report", params={"run": "run", "part": "../test"}).status == 404
+    answer = page.request.get(f"{bench_at}/runs/report", params={"run": "run", "part": "test"})
+    assert answer.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+
+
+def test_runs_and_folds_are_listed_whatever_was_served_of_them(beside, tmp_path):
+    names = {"run", "twin", "going"}
+    assert set(runs_beside(beside / "run")) == names
+    assert set(runs_beside(beside / "run" / "model")) == names
+    for fold in ("fold0", "fold1"):
+        shutil.copytree(beside / "going", tmp_path / "runs" / "cv" / fold)
+    (tmp_path / "runs" / "no run").mkdir()
+    assert set(runs_beside(tmp_path / "runs" / "cv" / "fold0")) == {"cv/fold0", "cv/fold1"}
+    assert runs_beside(tmp_path / "gone" / "run") == {}
+    assert not runs_beside(beside / "run")["going"].finished
+
+
+def test_a_history_that_is_being_written_is_read_up_to_there(beside, tmp_path):
+    shutil.copytree(beside / "going", tmp_path / "run")
+    run = Run(tmp_path / "run")
+    whole = len(run.history())
+    with run.history_path.open("a", encoding="utf-8") as file:
+        file.write("train,4,0.1")
+    assert len(history_rows(run)) in (whole, whole + 1)
+    with run.history_path.open("a", encoding="utf-8") as file:
+        file.write(",0.x")
+    assert len(history_rows(run)) == whole
+    run.history_path.write_text("a letter\n", encoding="utf-8")
+    with pytest.raises(RunError, match="not the history"):
+        history_rows(run)
+
+
+def test_two_runs_are_compared_on_the_cells_that_both_tested(beside, tmp_path):
+    found = runs_beside(beside / "run")
+    table = compare_tests(found["run"], found["twin"])
+    assert table["difference"].tolist()[:2] == [0, 0]
+    assert recipe_differences(found["run"].run, found["twin"].run) == [("train.epochs", "4", "5")]
+    with pytest.raises(RunError, match="going: has no figures of its test part"):
+        compare_tests(found["run"], found["going"])
+
+
+def test_curves_say_what_they_show_and_leave_out_what_is_no_number():
+    lines = [
+        line("training", [1, 2, 3], [0.5, np.nan, 0.1]),
+        line("<b>", [1], [0.1], 2, 1),
+        line("none", [1], [np.nan]),
+    ]
+    drawn = chart(lines, 'Loss "of" it')
+    assert drawn.count("<polyline") == 2
+    assert "<b>" not in drawn
+    assert "training 0.1 in epoch 3" in drawn
+    assert "none" not in drawn.replace("fill", "")
+    assert chart([lines[2]], "Loss") == ""
+    assert chart([line("flat", [1, 2], [0.3, 0.3])], "Loss")
+    assert ticks(0.13, 0.94, 4)[0] <= 0.13
+    assert ticks(0.13, 0.94, 4)[-1] >= 0.94
+    assert ticks(1, 40, 5, whole=True) == [10, 20, 30, 40]
+    assert [ago(5), ago(300), ago(7300), ago(200_000)] == ["5 s", "5 min", "2 h", "2 d"]
