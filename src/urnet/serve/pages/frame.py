@@ -130,7 +130,8 @@ async def _ask_name() -> None:
     try:
         await answered.wait()
     finally:
-        dialog.delete()
+        if not dialog.client.is_deleted:  # else the page was left with the question open
+            dialog.delete()
 
 
 @ui.refreshable
