@@ -6,8 +6,8 @@
 
 Both train the same network (UR-Net before ResNet101, random weights, SGD) on the same phantom crops. Ours is
 `urnet.train` itself, from the folder: audit, split, decoding, Lightning, augmentation; the plain one is
-`plain/training.py`. Each run is a process of its own. On CPUs the kinds take turns, and the time of a step is a median, by the clock and of processor time
-(which others on the machine disturb less):
+`plain/training.py`. Each run is a process of its own. On CPUs the kinds take turns, and the time of a step is a median,
+by the clock and of processor time, which others on the machine disturb less:
 
 - speed: paper size with the enhancer's width as it is (64) and narrow (16).
 - memory: peak of the process, paper size, batches of 8, without and with `train.checkpointing`.
@@ -158,7 +158,7 @@ def speed(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
                 place = {"folder": str(folder / "large"), "out": str(folder / f"{width}-{turn}")}
                 told.append(start(kind, options | place))
         medians = {
-            kind: [statistics.median(sum((one[key] for one in told), [])) for key in ("seconds", "processor")]
+            kind: [statistics.median(step for one in told for step in one[key]) for key in ("seconds", "processor")]
             for kind, told in turns.items()
         }
         for kind, (seconds, processor) in medians.items():

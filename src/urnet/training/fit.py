@@ -34,7 +34,6 @@ from urnet.fields.cropping import Cropping
 from urnet.files import whole_file
 from urnet.nets.joint import JointModel, build_joint
 from urnet.recipe import Pretrain, Recipe, Train, load_recipe
-from urnet.training.allocator import give_back_memory
 from urnet.training.calibrate import calibrate_model
 from urnet.training.checkpoints import Keeper, WholeFileIO, cut_history, read_checkpoint
 from urnet.training.data import Prepared, prepare
@@ -400,7 +399,6 @@ def _fit(
             weights_only=True,
         )
     lay_out(module, torch.contiguous_format)
-    give_back_memory()
 
 
 def _bundle(model: JointModel, data: Prepared, recipe: Recipe, classes: tuple[str, ...], epoch: int) -> Model:

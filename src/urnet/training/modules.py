@@ -16,7 +16,7 @@ from urnet.cells.batches import Batch, CellDataset
 from urnet.errors import TrainingError
 from urnet.nets.joint import JointModel
 from urnet.recipe import Augment, Optimisation, Pretrain, Train
-from urnet.training.allocator import keep_freed_memory
+from urnet.training.allocator import return_large_blocks
 
 LOOK = 50
 """Batches after which a GPU is asked whether the loss still is a number."""
@@ -35,7 +35,8 @@ class _Training(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """In every process."""
-        keep_freed_memory(not self.checkpointing)
+        if self.checkpointing:
+            return_large_blocks()
 
     def on_train_start(self) -> None:
         """Keep the cells on the GPU, where they fit beside the training."""
