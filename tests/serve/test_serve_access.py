@@ -122,3 +122,10 @@ def test_what_loopback_is():
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.4", "bench.lab", "localhost.lab", "")))
     assert len(new_token()) > 40
     assert new_token() != new_token()
+
+
+def test_the_cookie_of_an_earlier_server_locks_nobody_out(guarded):
+    guarded.cookies.set(COOKIE, "0" * 64)
+    for _ in range(20):
+        assert guarded.get("/v1/model").status_code == 401
+    assert guarded.post("/login", data={"token": TOKEN}, follow_redirects=False).status_code == 303

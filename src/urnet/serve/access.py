@@ -125,7 +125,7 @@ class Access:
             return None
         if _same(cookie, session(self.token)):
             return None
-        if shown or cookie:
+        if shown:  # a cookie left by an earlier server is no attempt, and nobody guesses one
             self.attempts.failed(address)
         if scope["type"] == "http" and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
             return RedirectResponse("/login", HTTPStatus.SEE_OTHER)
