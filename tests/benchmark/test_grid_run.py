@@ -181,6 +181,15 @@ class Interrupting(Silence):
         return Stop() if self.left == 0 else Callback()
 
 
+@pytest.fixture
+def terminal():
+    """Ctrl-C as in a terminal; tests in the background of a shell inherit an ignored one."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("terminal")
 def test_an_interrupted_benchmark_goes_on_as_if_it_had_never_stopped(begun, tmp_path, go_on):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt, match="the same command goes on with what is missing"):

@@ -165,6 +165,7 @@ DROP = """async (address) => {
 
 def test_files_can_be_dropped(sent):
     page = sent()
+    page.wait_for_load_state("networkidle")  # pictures that are still asked for go away with their sample
     page.evaluate(DROP, page.get_attribute(".cells img >> nth=0", "src"))
     page.wait_for_selector(f".status >> text=Donor 7: 2 {DONE}")
 
