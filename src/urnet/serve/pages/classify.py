@@ -1,10 +1,8 @@
 """Classify: files in, cells with classes out, and the differential as it fills in."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 from fastapi import FastAPI
 from nicegui import ui
@@ -13,7 +11,7 @@ from urnet.serve.bench import Bench
 from urnet.serve.pages.cell_view import CellDialog
 from urnet.serve.pages.classification import Classification, Seen
 from urnet.serve.pages.counts import counts
-from urnet.serve.pages.frame import button, frame, text
+from urnet.serve.pages.frame import button, frame, select, text
 from urnet.serve.pages.sending import KEPT, routes
 from urnet.serve.pages.sessions import Session, this_session
 
@@ -226,8 +224,8 @@ class _Page:
     def _choice(self) -> None:
         calibrated = [REJECTED, SEVERAL] if self.bench.model.calibration is not None else []
         with ui.element("div").classes("line choice"):
-            _select("Show", [ALL, *self.bench.model.classes, *calibrated, FAILED], self.view.chosen, self._choose)
-            _select("Order", [AS_SENT, DOUBTFUL], self.view.order, self._order)
+            select("Show", [ALL, *self.bench.model.classes, *calibrated, FAILED], self.view.chosen, self._choose)
+            select("Order", [AS_SENT, DOUBTFUL], self.view.order, self._order)
             self.range = text("p", "Cells appear here as they are classified.").classes("soft grow")
             with ui.element("div").classes("turn"):
                 self.turns = [
@@ -291,18 +289,6 @@ class _Page:
     def _turn(self, step: int) -> None:
         self.view.page = max(0, self.view.page + step)
         self._show_cells()
-
-
-def _select(label: str, options: list[str], value: str, on_change: Callable[[str], Any]) -> None:
-    with ui.element("label"):
-        text("span", f"{label} ")
-        with ui.element("select") as made:
-            for option in options:
-                entry = text("option", option)
-                entry.props["value"] = option
-                if option == value:
-                    entry.props("selected")
-    made.on("change", lambda event: on_change(str(event.args)), js_handler="(event) => emit(event.target.value)")
 
 
 def _download(label: str, to: str) -> None:

@@ -85,6 +85,26 @@ def button(label: str, on_click: Callable[..., Any], *, kind: str = "") -> TextE
     return text("button", label).props("type=button").classes(f"button {kind}").on("click", on_click)
 
 
+def select(label: str, options: list[str], value: str, on_change: Callable[[str], Any]) -> None:
+    """One of several.
+
+    Args:
+        label: what is chosen.
+        options: what there is.
+        value: what is chosen now.
+        on_change: called with what is chosen then, as the browser says it: it may be none of the options.
+    """
+    with ui.element("label"):
+        text("span", f"{label} ")
+        with ui.element("select") as made:
+            for option in options:
+                entry = text("option", option)
+                entry.props["value"] = option
+                if option == value:
+                    entry.props("selected")
+    made.on("change", lambda event: on_change(str(event.args)), js_handler="(event) => emit(event.target.value)")
+
+
 async def who() -> str:
     """The name of the person in front of this browser, asked for once; "" where they closed the question."""
     session = this_session()

@@ -16,10 +16,11 @@ from urnet.errors import StoreError, UrnetError
 from urnet.serve.bench import Bench
 from urnet.serve.kept import NOT_A_CELL, SKIPPED
 from urnet.serve.labelling import Labelling, QueuedCell
+from urnet.serve.pages.answers import CACHED, saved_as
 from urnet.serve.pages.frame import button, frame, text, who
 from urnet.serve.pages.keys import board, class_keys, key_button, keys_switch, on_press
 from urnet.serve.pages.sessions import this_session
-from urnet.serve.pages.work import CACHED, NO_PICTURE, facts, meter, notice, table, work_styles
+from urnet.serve.pages.work import NO_PICTURE, facts, meter, notice, table, work_styles
 from urnet.serve.problems import Refused
 from urnet.serve.ranking import Ranking
 from urnet.serve.waiting import Waiting, path_of
@@ -87,8 +88,7 @@ def add(app: FastAPI, bench: Bench) -> None:
         if found is None:
             raise Refused(HTTPStatus.NOT_FOUND, "this server was started without --cells")
         content = await asyncio.to_thread(_exported, found.labelling, found.waiting.name)
-        about = {"Content-Disposition": 'attachment; filename="cells.csv"', "Cache-Control": "no-store"}
-        return Response(content, media_type="text/csv; charset=utf-8", headers=about)
+        return saved_as("cells.csv", content, "text/csv; charset=utf-8")
 
     @ui.page("/label")
     async def label() -> None:

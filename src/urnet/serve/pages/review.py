@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI
@@ -18,10 +17,11 @@ from nicegui import ui
 from urnet.errors import StoreError
 from urnet.serve.bench import Bench
 from urnet.serve.kept import NOT_A_CELL
-from urnet.serve.pages.frame import button, frame, text, who
+from urnet.serve.pages.answers import CACHED, saved_as
+from urnet.serve.pages.frame import button, frame, select, text, who
 from urnet.serve.pages.keys import board, class_keys, key_button, keys_switch, on_press
 from urnet.serve.pages.sessions import this_session
-from urnet.serve.pages.work import CACHED, NO_PICTURE, facts, notice, table, work_styles
+from urnet.serve.pages.work import NO_PICTURE, facts, notice, table, work_styles
 from urnet.serve.problems import Refused
 from urnet.serve.review import Review, Reviewed
 from urnet.serve.reviewed import KeptPictures, corrected_differential
@@ -76,8 +76,7 @@ def add(app: FastAPI, bench: Bench) -> None:
         if store is None or sample not in await asyncio.to_thread(store.review.samples):
             raise Refused(HTTPStatus.NOT_FOUND, f"no predictions of a sample {sample[:100]!r} are kept")
         content = await asyncio.to_thread(_exported, store.review, sample)
-        about = {"Content-Disposition": 'attachment; filename="cells.zip"', "Cache-Control": "no-store"}
-        return Response(content, media_type="application/zip", headers=about)
+        return saved_as("cells.zip", content, "application/zip")
 
     @ui.page("/review")
     async def review(sample: str = "") -> None:
@@ -138,9 +137,9 @@ class Desk:
     def build(self) -> None:
         """Make the page's parts."""
         with ui.element("div").classes("filters"):
-            _select("Sample", self.samples, self.place.sample, self._other_sample)
-            _select("Show", list(SHOWN), self.place.which, self._other_filter)
-            _select("Order", [UNSURE, AS_KEPT], self.place.order, self._other_order)
+            select("Sample", self.samples, self.place.sample, self._other_sample)
+            select("Show", list(SHOWN), self.place.which, self._other_filter)
+            select("Order", [UNSURE, AS_KEPT], self.place.order, self._other_order)
         self.board = board([*self.keys, CONFIRM, TAKE_BACK])
         with self.board, ui.element("div").classes("review"):
             with ui.element("section").classes("cells") as cells:
@@ -313,31 +312,19 @@ class Desk:
             self.place.page += step
             self._show_sheet()
 
-    async def _other_sample(self, event: Any) -> None:
-        if event.args in self.samples:
-            self.place.sample, self.place.page, self.place.chosen = event.args, 0, None
+    async def _other_sample(self, sample: str) -> None:
+        if sample in self.samples:
+            self.place.sample, self.place.page, self.place.chosen = sample, 0, None
             await self.load()
 
-    async def _other_filter(self, event: Any) -> None:
-        if event.args in SHOWN:
-            self.place.which, self.place.page = event.args, 0
+    async def _other_filter(self, which: str) -> None:
+        if which in SHOWN:
+            self.place.which, self.place.page = which, 0
             await self.load()
 
-    async def _other_order(self, event: Any) -> None:
-        self.place.order, self.place.page = UNSURE if event.args == UNSURE else AS_KEPT, 0
+    async def _other_order(self, order: str) -> None:
+        self.place.order, self.place.page = UNSURE if order == UNSURE else AS_KEPT, 0
         await self.load()
-
-
-def _select(name: str, values: list[str], chosen: str, changed: Callable[..., Any]) -> None:
-    with ui.element("label"):
-        text("span", name)
-        with ui.element("select") as made:
-            for value in values:
-                option = text("option", value)
-                option.props["value"] = value
-                if value == chosen:
-                    option.props("selected")
-        made.on("change", changed, js_handler="(event) => emit(event.target.value)")
 
 
 def _image(row: Reviewed, alt: str = "") -> None:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import FileResponse, Response
 
 from urnet.serve.bench import Bench
+from urnet.serve.pages.answers import CACHED, saved_as
 from urnet.serve.pages.classification import AT_ONCE, Classification
 from urnet.serve.pages.sessions import Session
 from urnet.serve.problems import Refused
@@ -18,8 +19,6 @@ from urnet.serve.uploads import shown
 KEPT = "classify"
 MAPS = {"viridis": "viridis", "blue-red": "jet"}
 """Colours of Grad-CAM: legible to everybody, and as the paper has them."""
-
-KEEP = {"Cache-Control": "private, max-age=86400, immutable"}
 
 
 def routes(bench: Bench) -> APIRouter:
@@ -74,18 +73,18 @@ def routes(bench: Bench) -> APIRouter:
         fields = _mine(request, key).cut.fields
         if not 0 <= number < len(fields):
             raise Refused(HTTPStatus.NOT_FOUND, f"field {number}: there is none of this number")
-        return FileResponse(fields[number].picture, media_type="image/png", headers=KEEP)
+        return FileResponse(fields[number].picture, media_type="image/png", headers=CACHED)
 
     @router.get("/{key}/predictions.csv")
     async def predictions(request: Request, key: str) -> Response:
-        return _download(_mine(request, key).to_csv(), "predictions.csv", "text/csv")
+        return saved_as("predictions.csv", _encoded(_mine(request, key).to_csv()), "text/csv")
 
     @router.get("/{key}/report.html")
     async def report(request: Request, key: str) -> Response:
         page = _mine(request, key).report()
         if page is None:
             raise Refused(HTTPStatus.NOT_FOUND, "nothing is counted yet, or the model is not calibrated")
-        return _download(page, "report.html", "text/html")
+        return saved_as("report.html", _encoded(page), "text/html")
 
     return router
 
@@ -103,9 +102,9 @@ def _png(pixels: np.ndarray) -> Response:
 
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return Response(file.getvalue(), media_type="image/png", headers=KEEP)
+    return Response(file.getvalue(), media_type="image/png", headers=CACHED)
 
 
-def _download(content: str, name: str, kind: str) -> Response:
-    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
-    return Response(content.encode("utf-8", "backslashreplace"), media_type=kind, headers=headers)
+def _encoded(content: str) -> bytes:
+    """Names of files may hold what is no text."""
+    return content.encode("utf-8", "backslashreplace")

@@ -8,9 +8,6 @@ from nicegui import ui
 
 from urnet.serve.pages.frame import text
 
-CACHED = {"Cache-Control": "private, max-age=86400, immutable"}
-"""Of pictures whose address names them for good."""
-
 NO_PICTURE = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100"><rect width="100" height="100" fill="#888"/>'
     '<text x="50" y="54" text-anchor="middle" font-size="11" font-family="sans-serif">no picture</text></svg>'
