@@ -1,13 +1,19 @@
 """Activation checkpointing: the same numbers from less that is kept."""
 
+import copy
+from contextlib import nullcontext
+
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from urnet.nets import create_enhancer
-from urnet.nets.recompute import recomputed
+from urnet.nets import create_classifier, create_enhancer, list_enhancers
+from urnet.nets.joint import build_joint
+from urnet.nets.recompute import recomputed, recomputes, recomputing, statistics_kept
+from urnet.nets.registry import enhancer_options
+
+FUSED = {"backbones": ["resnet10t", "test_byobnet"], "width": 4}
 
 
 class Convolutions(TorchDispatchMode):
@@ -20,30 +26,107 @@ class Convolutions(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def trained(checkpointing: bool, name: str, **options) -> dict[str, torch.Tensor]:
-    """Weights and statistics after three steps."""
+def trained(network: nn.Module, images: torch.Tensor, checkpointing: bool) -> dict[str, torch.Tensor]:
+    """Weights, statistics and last gradients after three steps."""
+    network = copy.deepcopy(network).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    torch.manual_seed(1)
+    with recomputing(network) if checkpointing else nullcontext():
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = network(images).square().mean()
+            with statistics_kept(network) if checkpointing else nullcontext():
+                loss.backward()
+            optimizer.step()
+    gradients = {f"gradient of {name}": tensor.grad for name, tensor in network.named_parameters()}
+    return network.state_dict() | {name: tensor for name, tensor in gradients.items() if tensor is not None}
+
+
+def differing(network: nn.Module, images: torch.Tensor) -> list[str]:
+    """What checkpointing changes."""
+    kept, again = (trained(network, images, checkpointing) for checkpointing in (False, True))
+    assert kept.keys() == again.keys()
+    return [name for name, tensor in kept.items() if not torch.equal(tensor, again[name])]
+
+
+def narrow(name: str, **options) -> nn.Module:
     torch.manual_seed(0)
-    enhancer = create_enhancer(name, 1, width=4, **options)
-    enhancer.body.checkpointing = checkpointing
-    optimizer = torch.optim.SGD(enhancer.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(3):
-        images = torch.rand(3, 1, 20, 20)
-        optimizer.zero_grad()
-        F.mse_loss(enhancer(images), images).backward()
-        optimizer.step()
-    return enhancer.state_dict()
+    return create_enhancer(name, 1, **options | ({"width": 4} if "width" in enhancer_options(name) else {}))
+
+
+ENHANCERS = [name for name in list_enhancers() if recomputes(narrow(name))]
+
+
+def test_the_large_enhancers_compute_their_maps_again():
+    assert {"unet", "unetpp", "resunet", "urnet"} <= set(ENHANCERS)
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("unet", {}), ("resunet", {}), ("urnet", {}), ("urnet", {"padded": False})]
+    ("name", "options"),
+    [*((name, {}) for name in ENHANCERS), ("urnet", {"padded": False}), ("unetpp", {"deep_supervision": True})],
 )
 def test_weights_and_statistics_are_the_same_to_the_bit(name, options):
-    kept, again = (trained(checkpointing, name, **options) for checkpointing in (False, True))
-    assert all(torch.equal(tensor, again[key]) for key, tensor in kept.items())
+    assert differing(narrow(name, **options), torch.rand(3, 1, 20, 20)) == []
 
 
-def test_the_scales_are_computed_twice_with_gradients_and_once_without():
-    enhancer = create_enhancer("urnet", 1, width=4)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet10t", {"drop_rate": 0.3, "drop_path_rate": 0.3}),
+        ("mobilenetv2_100", {"drop_rate": 0.3}),
+        ("densenet121", {}),
+        ("test_byobnet", {}),
+    ],
+)
+def test_classifiers_with_batch_norm_and_dropout_are_the_same_to_the_bit(name, options):
+    torch.manual_seed(0)
+    classifier = create_classifier(name, 3, options=options)
+    images = torch.rand(2, 3, 48, 48)  # without gradients of their own, as behind no enhancer
+    assert recomputes(classifier)
+    assert differing(classifier, images) == []
+
+
+def test_both_networks_together_are_the_same_to_the_bit():
+    torch.manual_seed(0)
+    joint = build_joint("unetpp", "shahzad2022", 3, 1, enhancer_options={"width": 4}, classifier_options=FUSED)
+    with recomputing(joint) as count:
+        assert count == 3  # the enhancer and two backbones
+    assert differing(joint, torch.rand(2, 1, 32, 32)) == []
+
+
+def test_what_timm_recomputes_would_be_followed_twice_by_batch_norm():
+    classifier = create_classifier("resnet10t", 3).train()
+    norm = classifier.get_submodule("layer2.0.bn1")
+    for kept, batches in ((True, 1), (False, 3)):
+        with recomputing(classifier):
+            loss = classifier(torch.rand(2, 3, 32, 32)).sum()
+            with statistics_kept(classifier) if kept else nullcontext():
+                loss.backward()
+        assert norm.num_batches_tracked == batches
+        assert norm.momentum == 0.1
+
+
+def test_networks_are_as_before_when_the_context_closes():
+    joint = build_joint("unetpp", "resnet10t", 3, 1, enhancer_options={"width": 4})
+    called = []
+    joint.classifier.layer1.register_forward_hook(lambda *_: called.append(True))
+    with recomputing(joint):
+        joint(torch.rand(2, 1, 32, 32))
+    assert called == []
+    joint(torch.rand(2, 1, 32, 32))
+    assert called == [True]
+    assert not joint.enhancer.body.checkpointing
+
+
+def test_some_networks_cannot():
+    assert not recomputes(create_classifier("vgg11", 3))
+    assert not recomputes(create_enhancer("none", 1))
+    assert not recomputes(create_enhancer("clahe", 1))
+
+
+@pytest.mark.parametrize(("name", "heads"), [("urnet", 1), ("unetpp", 1), ("unetpp", 4)])
+def test_the_parts_are_computed_twice_with_gradients_and_once_without(name, heads):
+    enhancer = narrow(name, **({"deep_supervision": True} if heads > 1 else {}))
     images = torch.rand(2, 1, 32, 32)
     counts = {}
     for checkpointing in (False, True):
@@ -54,24 +137,36 @@ def test_the_scales_are_computed_twice_with_gradients_and_once_without():
             enhancer(images)
         counts[checkpointing] = with_gradients.count, without.count
     layers = sum(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in enhancer.modules())
-    assert counts == {False: (layers, layers), True: (2 * layers - 1, layers)}  # the head is not computed again
+    assert counts == {False: (layers, layers), True: (2 * layers - heads, layers)}  # heads are not computed again
 
 
-def test_less_is_kept():
-    enhancer = create_enhancer("urnet", 1, width=4)
-    kept = {}
-    for checkpointing in (False, True):
-        enhancer.body.checkpointing = checkpointing
-        sizes: dict[int, int] = {}
+def kept_bytes(network: nn.Module, images: torch.Tensor) -> int:
+    """What a forward pass keeps for the gradients."""
+    sizes: dict[int, int] = {}
 
-        def pack(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            enhancer(torch.rand(2, 1, 64, 64))
-        kept[checkpointing] = sum(sizes.values())
-    assert kept[True] < 0.4 * kept[False]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        network(images)
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("name", ["urnet", "unetpp"])
+def test_less_is_kept_of_an_enhancer(name):
+    enhancer, images = narrow(name), torch.rand(2, 1, 64, 64)
+    before = kept_bytes(enhancer, images)
+    with recomputing(enhancer):
+        assert kept_bytes(enhancer, images) < 0.4 * before
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_100"])
+def test_less_is_kept_of_a_classifier(name):
+    classifier, images = create_classifier(name, 3).train(), torch.rand(2, 3, 96, 96)
+    before = kept_bytes(classifier, images)
+    with recomputing(classifier):
+        assert kept_bytes(classifier, images) < 0.4 * before
 
 
 def test_statistics_are_as_before_where_the_second_computation_fails():

@@ -51,7 +51,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         y = self.convs(x)
-        return self.activation(y + centre_crop(self.shortcut(x), y.shape[-2:]))
+        y += centre_crop(self.shortcut(x), y.shape[-2:])  # in place: batch norm does not need what it gave
+        return self.activation(y)
 
 
 class MaxPool(nn.MaxPool2d):

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from urnet.nets.enhancer import Enhancer, reflect_pad
+from urnet.nets.recompute import Recomputing
 from urnet.nets.registry import register_enhancer
 
 FilterSize = Annotated[int, Field(ge=2, le=31)]
@@ -57,7 +58,7 @@ class FilterNet(nn.Module):
         return self.unchanged + self.head(features).unflatten(1, self.unchanged.shape)  # (B, k, k)
 
 
-class DynamicFilter(nn.Module):
+class DynamicFilter(Recomputing):
     """One filter an image, or one for all of them.
 
     Args:
@@ -76,15 +77,15 @@ class DynamicFilter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         y = luminance(x)
-        return x + convolve(y, self.filters(y)) - y  # adds the same to R, G and B, so that Cb and Cr stay
+        return x + self.part(convolve, y, self.filters(y)) - y  # adds the same to R, G and B, so that Cb and Cr stay
 
     def filters(self, y: Tensor) -> Tensor:
         """Give the filters of luminances (B, 1, H, W): (B, k, k)."""
         if not self.static:
-            return self.predict(y)
+            return self.part(self.predict, y)
         if not self.training:
             return self.mean.expand(y.shape[0], -1, -1)
-        mean = self.predict(y).mean(dim=0)  # (k, k)
+        mean = self.part(self.predict, y).mean(dim=0)  # (k, k)
         self.mean.lerp_(mean.detach().to(self.mean.dtype), 0.05)
         return mean.expand(y.shape[0], -1, -1)
 

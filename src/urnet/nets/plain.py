@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from urnet.nets.enhancer import Enhancer
+from urnet.nets.recompute import Recomputing
 from urnet.nets.registry import Width, register_enhancer
 
 Depth = Annotated[int, Field(ge=1, le=100)]
@@ -21,7 +22,7 @@ Fold = Literal[1, 2, 4, 8]
 """Side in px of the blocks that become channels."""
 
 
-class Plain(nn.Module):
+class Plain(Recomputing):
     """3×3 convolutions that keep the size, each with batch norm and ReLU; a linear 1×1 convolution at the end.
 
     Args:
@@ -40,12 +41,21 @@ class Plain(nn.Module):
             before = width if i else channels * fold**2
             layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
+        self.step = 3 * math.isqrt(depth)  # layers of a part: as many maps are kept between parts as within one
         self.head = nn.Conv2d(width, channels * fold**2, 1)
         self.unfold = nn.PixelShuffle(fold)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
-        return self.unfold(self.head(self.layers(self.fold(x))))
+        x = self.fold(x)
+        for start in range(0, len(self.layers), self.step):
+            x = self.part(partial(self._some, start), x)  # (B, width, H/fold, W/fold)
+        return self.unfold(self.head(x))
+
+    def _some(self, start: int, x: Tensor) -> Tensor:
+        for i in range(start, min(start + self.step, len(self.layers))):
+            x = self.layers[i](x)
+        return x
 
 
 @register_enhancer

@@ -9,17 +9,20 @@ Ours: any size (mirrored outwards to a multiple of 16 px), grey images, and He's
 this network restores the range that weights drawn otherwise lose in its twenty layers.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from urnet.nets.enhancer import Enhancer
+from urnet.nets.recompute import Recomputing
 from urnet.nets.registry import Width, register_enhancer
 
 SLOPE = 0.2
 """Of every LeakyReLU."""
 
 
-class RSGUNet(nn.Module):
+class RSGUNet(Recomputing):
     """Six scales: a stem to 1/2 of the size, a way down to 1/32 where only means are left, a way up from 1/16.
 
     Args:
@@ -48,19 +51,27 @@ class RSGUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W), between -0.06 and 1.1."""
-        stem = x = self.stem(x)  # (B, w, H/2, W/2)
+        stem = x = self.part(self.stem, x)  # (B, w, H/2, W/2)
         skips = []
         for i in range(4):
-            x = self.encoder[i](x)  # (B, 2ⁱw, H/2ⁱ⁺¹, W/2ⁱ⁺¹)
+            x = self.part(partial(self._descend, i), x)  # (B, 2ⁱw, H/2ⁱ⁺¹, W/2ⁱ⁺¹)
             skips.append(x)
-            x = self.down[i](x)
-        image = self.dense(self.deepest(x).mean(dim=(2, 3)))  # (B, 8w)
-        tiled = image[:, :, None, None].expand_as(skips[3])  # (B, 8w, H/16, W/16)
-        x = self.bridge(torch.cat([skips[3], tiled], dim=1))
+        x = self.part(self._look_at_all, x)  # (B, 8w, H/16, W/16)
         for i in reversed(range(3)):
-            x = self.decoder[i](torch.cat([self.up[i](x), skips[i]], dim=1))  # (B, 2ⁱw, H/2ⁱ⁺¹, W/2ⁱ⁺¹)
+            x = self.part(partial(self._ascend, i), x, skips[i])  # (B, 2ⁱw, H/2ⁱ⁺¹, W/2ⁱ⁺¹)
         x = self.head(self.last_up(stem * x))  # (B, C, H, W)
         return torch.tanh(x) * 0.58 + 0.52
+
+    def _descend(self, i: int, x: Tensor) -> Tensor:
+        return self.encoder[i](self.down[i - 1](x) if i else x)
+
+    def _look_at_all(self, x: Tensor) -> Tensor:
+        image = self.dense(self.deepest(self.down[3](x)).mean(dim=(2, 3)))  # (B, 8w)
+        tiled = image[:, :, None, None].expand_as(x)  # (B, 8w, H/16, W/16)
+        return self.bridge(torch.cat([x, tiled], dim=1))
+
+    def _ascend(self, i: int, x: Tensor, across: Tensor) -> Tensor:
+        return self.decoder[i](torch.cat([self.up[i](x), across], dim=1))
 
 
 class _Conv(nn.Sequential):

@@ -4,16 +4,15 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from urnet.nets.blocks import DoubleConv, MaxPool, concatenate
 from urnet.nets.enhancer import Enhancer
-from urnet.nets.recompute import recomputed
+from urnet.nets.recompute import Recomputing
 from urnet.nets.registry import Width, register_enhancer
 
 
-class UNet(nn.Module):
+class UNet(Recomputing):
     """Five scales of width·(1, 2, 4, 8, 16) channels, a way down, a way up, and skips between them.
 
     Sizes that 16 does not divide are rounded up on the way down, and the upsampled map is cropped to its skip.
@@ -47,17 +46,16 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(nn.ConvTranspose2d(lower, upper, 2, stride=2) for upper, lower in pairs)
         self.decoder = nn.ModuleList(block(2 * upper, upper) for upper, _ in pairs)
         self.head = nn.Conv2d(width, channels, 1)
-        self.checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W); smaller where the blocks are built without padding."""
-        x = self._scale(self.encoder[0], x)  # (B, w, H, W)
+        x = self.part(self.encoder[0], x)  # (B, w, H, W)
         outputs = [x]
         for i in range(4):
-            x = self._scale(partial(self._descend, i), x)  # (B, 2ⁱ⁺¹w, H/2ⁱ⁺¹, W/2ⁱ⁺¹)
+            x = self.part(partial(self._descend, i), x)  # (B, 2ⁱ⁺¹w, H/2ⁱ⁺¹, W/2ⁱ⁺¹)
             outputs.append(x)
         for i in reversed(range(4)):
-            x = self._scale(partial(self._ascend, i), outputs[i], x)  # (B, 2ⁱw, H/2ⁱ, W/2ⁱ)
+            x = self.part(partial(self._ascend, i), outputs[i], x)  # (B, 2ⁱw, H/2ⁱ, W/2ⁱ)
         return self.head(x)
 
     def _descend(self, i: int, x: Tensor) -> Tensor:
@@ -65,11 +63,6 @@ class UNet(nn.Module):
 
     def _ascend(self, i: int, across: Tensor, x: Tensor) -> Tensor:
         return self.decoder[i](concatenate(self.skip[i](across), self.up[i](self.attention[i](x))))
-
-    def _scale(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """One scale; with `checkpointing`, what is within it is computed again for the gradients."""
-        again = self.checkpointing and torch.is_grad_enabled()
-        return recomputed(self, function, *inputs) if again else function(*inputs)
 
 
 @register_enhancer

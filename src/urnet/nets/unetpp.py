@@ -1,14 +1,17 @@
 """UNet++ (Zhou et al., DLMIA 2018, https://arxiv.org/abs/1807.10165): the skips are dense blocks of their own."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from urnet.nets.blocks import DoubleConv, MaxPool, concatenate
 from urnet.nets.enhancer import Enhancer
+from urnet.nets.recompute import Recomputing
 from urnet.nets.registry import Width, register_enhancer
 
 
-class UNetPlusPlus(nn.Module):
+class UNetPlusPlus(Recomputing):
     """Nodes X(i,j) at scale i: X(i,0) is the encoder, X(i,j) joins X(i,0..j-1) and the upsampled X(i+1,j-1).
 
     Args:
@@ -36,13 +39,18 @@ class UNetPlusPlus(nn.Module):
         """Map (B, C, H, W) to (B, C, H, W)."""
         rows: list[list[Tensor]] = []  # rows[i][j] is X(i,j), (B, 2ⁱw, H/2ⁱ, W/2ⁱ)
         for i in range(5):
-            rows.append([self.nodes[f"{i}_0"](x if i == 0 else self.down[i - 1](rows[i - 1][0]))])
+            rows.append([self.part(partial(self._descend, i), x if i == 0 else rows[i - 1][0])])
         for j in range(1, 5):
             for i in range(5 - j):
-                up = self.up[f"{i}_{j}"](rows[i + 1][j - 1])
-                rows[i].append(self.nodes[f"{i}_{j}"](concatenate(*rows[i], up)))
+                rows[i].append(self.part(partial(self._join, i, j), rows[i + 1][j - 1], *rows[i]))
         outputs = [head(node) for head, node in zip(self.head, rows[0][-len(self.head) :], strict=True)]
         return torch.stack(outputs).mean(dim=0)  # (B, C, H, W)
+
+    def _descend(self, i: int, x: Tensor) -> Tensor:
+        return self.nodes[f"{i}_0"](x if i == 0 else self.down[i - 1](x))
+
+    def _join(self, i: int, j: int, below: Tensor, *across: Tensor) -> Tensor:
+        return self.nodes[f"{i}_{j}"](concatenate(*across, self.up[f"{i}_{j}"](below)))
 
 
 @register_enhancer
