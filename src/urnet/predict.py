@@ -21,6 +21,7 @@ import numpy as np
 from urnet.bundle import Model
 from urnet.calibration.calibration import COVERAGE
 from urnet.cells.copies import padding_tiles
+from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import Cells, find_images
 from urnet.errors import RecipeError, RunError
 from urnet.export.engine import SAMPLE, BatchSize, Engine, check_engine, choose_engine
@@ -139,7 +140,7 @@ def predict_files(
     check_engine(engine)
     if cam is not None:
         _check_cam(model)
-    cells = find_images(paths, model.config.tile, model.config.image)
+    cells = known_crops(find_images(paths, model.config.tile, model.config.image))
     task = _Task(model, cells, padding_tiles(cells), coverage, enhanced, cam)
     outcomes, engines = Counter[str](), Counter[str]()
 

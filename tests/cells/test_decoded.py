@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from urnet.cells import decoded
-from urnet.cells.decoded import cache_folder, decoded_cells, fingerprint
+from urnet.cells import cache, decoded
+from urnet.cells.cache import cache_folder, fingerprint
+from urnet.cells.decoded import decoded_cells
 from urnet.cells.pixels import load_pixels
 from urnet.cells.table import Cells, read_cells
 from urnet.errors import CellsError, ImageError
@@ -94,7 +95,7 @@ def test_whatever_decides_the_pixels_makes_another_entry(cells, monkeypatch, tmp
     elif change == "fewer":
         cells = cells.where(np.arange(12) != 5)
     elif change == "decoder":
-        monkeypatch.setattr(decoded, "DECODER", "other")
+        monkeypatch.setattr(cache, "DECODER", "other")
     elif change == "root":
         cells = read_cells(shutil.copytree(cells.root, tmp_path / "elsewhere"))
     else:
@@ -197,7 +198,7 @@ def test_what_a_killed_process_left_goes_with_time(cells):
     folder.mkdir(parents=True)
     for name in ("0.77.npy.part", "0.lock", "1.78.npy.part"):
         (folder / name).write_bytes(b"half")
-    os.utime(folder / "1.78.npy.part", (time.time(), time.time() - 2 * decoded.ABANDONED))
+    os.utime(folder / "1.78.npy.part", (time.time(), time.time() - 2 * cache.ABANDONED))
     decoded_cells(cells, 24, 1)
     assert {"0.77.npy.part", "0.lock"} < set(entries())
     assert "1.78.npy.part" not in entries()
@@ -212,7 +213,7 @@ def test_two_at_once_decode_once(cells, reads):
 
 
 def test_beyond_the_limit_what_was_not_used_for_longest_goes(cells, monkeypatch):
-    monkeypatch.setattr(decoded, "LIMIT", 12 * (16**2 + 20**2) + 2 * 128 + 12 * 24**2)
+    monkeypatch.setattr(cache, "LIMIT", 12 * (16**2 + 20**2) + 2 * 128 + 12 * 24**2)
     made = {}
     for age, size in ((300, 16), (200, 20), (100, 24)):
         decoded_cells(cells, size, 1)
@@ -221,7 +222,7 @@ def test_beyond_the_limit_what_was_not_used_for_longest_goes(cells, monkeypatch)
     decoded_cells(cells, 16, 1)  # is used again
     decoded_cells(cells, 22, 1)
     assert [size for size, file in made.items() if file.exists()] == [16]
-    monkeypatch.setattr(decoded, "LIMIT", 1)
+    monkeypatch.setattr(cache, "LIMIT", 1)
     assert isinstance(decoded_cells(cells, 40, 1), np.memmap)
     assert len(entries()) == 1
 

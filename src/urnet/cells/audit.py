@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.cells.copies import PADDING_COPIES, THUMBNAIL, Fingerprint, fingerprint, same, thumbnail
+from urnet.cells.kept_crops import keeping
 from urnet.cells.near_copies import near_pairs
 from urnet.cells.table import Cells
 from urnet.errors import CellsError, ImageError, LeakError
@@ -110,7 +111,7 @@ class Audit:
 
 
 def audit_cells(cells: Cells, *, near: bool = True, progress: Callable[[float], None] | None = None) -> Audit:
-    """Read every cell once and compare it with all others.
+    """Read every cell once and compare it with all others; the crops are kept for those who read them next.
 
     Args:
         cells: labelled cells, with or without a split.
@@ -120,9 +121,10 @@ def audit_cells(cells: Cells, *, near: bool = True, progress: Callable[[float], 
     progress = progress or (lambda share: None)
     seen = []
     with _small_versions(len(cells)) as thumbnails:
-        for index in range(len(cells)):
-            seen.append(_look(cells, index, thumbnails))
-            progress(0.8 * (index + 1) / len(cells))
+        with keeping(cells) as read:
+            for index in range(len(cells)):
+                seen.append(_look(read, index, thumbnails))
+                progress(0.8 * (index + 1) / len(cells))
         audit = _judge(cells, seen, thumbnails if near else None, lambda share: progress(0.8 + 0.2 * share))
     progress(1.0)
     return audit
@@ -180,10 +182,10 @@ class _Look:
     print: Fingerprint | None = None
 
 
-def _look(cells: Cells, index: int, thumbnails: np.ndarray) -> _Look:
+def _look(read: Callable[[int], np.ndarray], index: int, thumbnails: np.ndarray) -> _Look:
     """Look at one crop, and put its small version among the others."""
     try:
-        crop = cells.read(index)
+        crop = read(index)
     except ImageError as error:
         return _Look("unreadable", str(error))
     fault, detail = "", ""

@@ -1,45 +1,28 @@
 """Decoded cells kept on disk: what `load_pixels` makes of a table, built once and mapped into memory.
 
-An entry is one array file in the user's cache folder (`URNET_CACHE` moves it), named by a fingerprint of all that
-decides the pixels: addresses, sizes and times of the files, the network's size and colour, versions of the decoders.
-Folds of a cross-validation and runs of a benchmark share it. Where nothing can be kept, cells are decoded into memory.
+An entry of the cache is one array file. Folds of a cross-validation and runs of a benchmark share it. Where nothing can
+be kept, cells are decoded into memory.
 """
 
 import errno
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
-from platformdirs import user_cache_path
 
+from urnet.cells.cache import SPARE, cache_folder, fingerprint, make_room, used
 from urnet.cells.pixels import fit_input, load_pixels, survey
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
 from urnet.files import whole_file
-from urnet.images.montage import locate
-
-LIMIT = 20 * 10**9
-"""Bytes that are kept; beyond it, entries that were not used for longest go, but never the one that is asked for."""
-
-SPARE = 10**9
-"""Bytes of the disk that are left free."""
 
 PATIENCE = 600
 """Seconds to wait for another process that decodes the same cells, before doing it as well."""
-
-ABANDONED = 24 * 3600
-"""Seconds after which a file that was begun and not completed is nobody's."""
-
-DECODER = 1
-"""Counted up when `urnet.images.read` or `urnet.cells.pixels` come to give other pixels."""
 
 logger = logging.getLogger(__name__)
 
@@ -92,32 +75,6 @@ def decoded_cells(
     return images
 
 
-def cache_folder() -> Path:
-    """Where decoded cells are kept."""
-    named = os.environ.get("URNET_CACHE")
-    return (Path(named) if named else user_cache_path("urnet", appauthor=False)) / "decoded"
-
-
-def fingerprint(cells: Cells, size: int, channels: int, column: str) -> str:
-    """What tells these pixels from all others."""
-    about = [str(DECODER), *map(version, ("pillow", "tifffile", "imagecodecs")), str(size), str(channels), column]
-    content, last, stamp = sha256("\0".join([*about, str(cells.root.resolve())]).encode()), "", ""
-    for path, tile in zip(cells.table[column], cells.table.get("tile", [""] * len(cells)), strict=True):
-        file = locate(cells.root, path).file
-        if file != last:  # the tiles of a montage follow each other
-            last, stamp = file, _stamp(cells.root / file)
-        content.update("\0".join(("", path, tile, stamp)).encode("utf-8", "surrogateescape"))
-    return content.hexdigest()[:32]
-
-
-def _stamp(file: Path) -> str:
-    try:
-        about = file.stat()
-    except (OSError, ValueError):  # it is named when it is read; ValueError: a name with a zero byte
-        return ""
-    return f"{about.st_size} {about.st_mtime_ns}"
-
-
 def _kept(
     cells: Cells, size: int, channels: int, column: str, progress: Callable[[int], None] | None
 ) -> np.ndarray | None:
@@ -142,7 +99,7 @@ def _kept(
                 mine.replace(path)
         finally:
             mine.unlink(missing_ok=True)
-        _make_room(path)
+        make_room(path)
     return _mapped(path, shape)
 
 
@@ -152,8 +109,7 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
         images = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
-    with suppress(OSError):  # a cache that we may read only
-        os.utime(path)
+    used(path)
     return images if images.shape == shape else None
 
 
@@ -190,21 +146,3 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         lock.release()
-
-
-def _make_room(wanted: Path) -> None:
-    """Remove what a killed process left, and what was not used for longest beyond the limit."""
-    found = []
-    for file in wanted.parent.iterdir():
-        with suppress(OSError):  # removed by another process, or on Windows in use there
-            about = file.stat()
-            if file.suffix == ".npy" and "." not in file.stem:
-                found.append((file == wanted, about.st_mtime, about.st_size, file))
-            elif time.time() - about.st_mtime > ABANDONED:
-                file.unlink()
-    total = 0
-    for _, _, size, file in sorted(found, reverse=True):  # the wanted one, then the last used
-        total += size
-        if total > LIMIT and file != wanted:
-            with suppress(OSError):
-                file.unlink()

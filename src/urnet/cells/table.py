@@ -10,8 +10,9 @@ file's path (a tile's address).
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,9 @@ from urnet.files import files_below
 from urnet.images.montage import Address, expand, locate, read_crop
 from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
 from urnet.tables import read_table
+
+if TYPE_CHECKING:
+    from urnet.cells.kept_crops import Crops
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +53,13 @@ class Cells:
         root: folder that the paths are relative to.
         table: one row a cell, columns as in the module's docstring; text columns hold "" where nothing is known.
         classes: the labels in the order of the network's outputs.
+        kept: the crops as the cache has them, which are then not decoded; see `urnet.cells.kept_crops`.
     """
 
     root: Path
     table: pd.DataFrame
     classes: tuple[str, ...] = ()
+    kept: "Crops | None" = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -84,18 +90,25 @@ class Cells:
 
     def where(self, mask: "pd.Series | np.ndarray") -> "Cells":
         """The cells for which a mask holds, in order."""
-        return replace(self, table=self.table.loc[np.asarray(mask)].reset_index(drop=True))
+        rows = np.asarray(mask)
+        table = self.table.loc[rows].reset_index(drop=True)
+        return replace(self, table=table, kept=self.kept and self.kept.of(table, rows))
 
     def with_columns(self, **columns: object) -> "Cells":
         """A copy with columns added or replaced."""
-        return replace(self, table=self.table.assign(**columns))
+        table = self.table.assign(**columns)
+        same = columns.keys().isdisjoint(("path", "tile"))
+        return replace(self, table=table, kept=self.kept.of(table) if self.kept and same else None)
 
     def read(self, index: int, column: str = "path") -> np.ndarray:
-        """Decode one cell's image (`path`) or a paired image (one of `PAIRED`), in raw counts.
+        """One cell's image (`path`) or a paired image (one of `PAIRED`), in raw counts.
 
         Raises:
             ImageError: the file cannot be read.
         """
+        kept = self.kept.read(self, index) if self.kept is not None and column == "path" else None
+        if kept is not None:
+            return kept
         # Value by value: a whole row takes several times as long as a small crop.
         tile = self.table["tile"].iat[index] if "tile" in self.table else ""
         return read_crop(self.root, self.table[column].iat[index], int(tile) if tile != "" else None)

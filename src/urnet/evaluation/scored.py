@@ -13,6 +13,7 @@ from urnet.bundle import Model
 from urnet.calibration.temperature import probabilities as softmax
 from urnet.cells.audit import audit_cells, tally
 from urnet.cells.copies import copy_key
+from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import PARTS, Cells, find_images, read_cells
 from urnet.errors import CellsError, ImageError, RunError, UrnetError
 from urnet.training.data import paper_test
@@ -143,7 +144,7 @@ def other_cells(
     if left_out:
         warnings.append(f"{len(left_out)} image(s) are not counted: {tally(left_out)} (see `urnet audit`).")
     keys = [key for key, kept in zip(audit.keys, audit.distinct, strict=True) if kept]
-    cells = cells.where(audit.distinct)
+    cells = known_crops(cells).where(audit.distinct)
     if not len(cells):
         raise CellsError(f"{path}: no usable cells; see `urnet audit`")
     warnings += _seen(run, keys)
@@ -162,7 +163,7 @@ def seen_in_training(run: Run, path: Path, *, calibration: bool = False) -> list
         CellsError: no images there.
     """
     config = Model.load(run.folder, calibrated=False).config
-    cells, keys = find_images([path], config.tile, config.image), []
+    cells, keys = known_crops(find_images([path], config.tile, config.image)), []
     for index in range(len(cells)):
         with suppress(ImageError):
             keys.append(copy_key(cells.read(index)))

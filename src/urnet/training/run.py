@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from urnet.bundle import CONFIG_NAME, Model
+from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import PARTS, TABLE_NAME, Cells, read_cells
 from urnet.errors import RunError
 from urnet.fields.cropping import SETTINGS_NAME
@@ -140,7 +141,7 @@ class Run:
         cells = read_cells(self.cells_path)
         if not cells.has_split:
             raise RunError(f"{self.cells_path}: names no parts (column 'split'); restore the file")
-        return Cells(cells.root, cells.table, class_order(self.recipe(), cells))
+        return known_crops(Cells(cells.root, cells.table, class_order(self.recipe(), cells)))
 
     def has_cells(self, cells: Cells) -> bool:
         """Whether these are the cells that the run was begun with: the same files under the same labels."""

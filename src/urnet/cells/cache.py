@@ -1,0 +1,92 @@
+"""The folder in which decoded cells are kept: where it is, by what an entry is found again, and what goes.
+
+It is the user's cache folder (`URNET_CACHE` moves it). An entry is one file, named by a fingerprint of all that decides
+the pixels: addresses, sizes and times of the files, size and colour that they are kept at, versions of the decoders.
+A run's table, which names the same files from another folder, finds the same entry.
+"""
+
+import os
+import time
+from contextlib import suppress
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from urnet.cells.table import Cells
+from urnet.images.montage import locate
+
+LIMIT = 20 * 10**9
+"""Bytes that are kept; beyond it, entries that were not used for longest go, but never the one that is asked for."""
+
+SPARE = 10**9
+"""Bytes of the disk that are left free."""
+
+ABANDONED = 24 * 3600
+"""Seconds after which a file that was begun and not completed is nobody's."""
+
+DECODER = 1
+"""Counted up when `urnet.images.read` or `urnet.cells.pixels` come to give other pixels."""
+
+SUFFIXES = (".npy", ".crops")
+"""Of entries: cells as a network takes them (`decoded`), and as they are in their files (`kept_crops`)."""
+
+
+def cache_folder() -> Path:
+    """Where decoded cells are kept."""
+    named = os.environ.get("URNET_CACHE")
+    return (Path(named) if named else user_cache_path("urnet", appauthor=False)) / "decoded"
+
+
+def fingerprint(cells: Cells, size: int | None, channels: int | None, column: str) -> str:
+    """What tells these pixels from all others.
+
+    Args:
+        cells: the table.
+        size: edge that the cells are kept at; none for crops as they are in their files.
+        channels: that they are kept in; likewise.
+        column: `path`, or one of `PAIRED`.
+    """
+    about = [str(DECODER), *map(version, ("pillow", "tifffile", "imagecodecs")), str(size), str(channels), column]
+    content, last, stamp = sha256("\0".join(about).encode()), "", ""
+    root = cells.root.resolve()
+    for path, tile in zip(cells.table[column], cells.table.get("tile", [""] * len(cells)), strict=True):
+        file = locate(cells.root, path).file
+        if file != last:  # the tiles of a montage follow each other
+            last, stamp = file, _stamp(cells.root / file)
+        address = os.path.normpath(root / path)
+        content.update("\0".join(("", address, tile, stamp)).encode("utf-8", "surrogateescape"))
+    return content.hexdigest()[:32]
+
+
+def used(entry: Path) -> None:
+    """Note that an entry is in use; of a cache that may only be read, nothing."""
+    with suppress(OSError):
+        os.utime(entry)
+
+
+def make_room(wanted: Path) -> None:
+    """Remove what a killed process left, and what was not used for longest beyond the limit."""
+    found = []
+    for file in wanted.parent.iterdir():
+        with suppress(OSError):  # removed by another process, or on Windows in use there
+            about = file.stat()
+            if file.suffix in SUFFIXES and "." not in file.stem:
+                found.append((file == wanted, about.st_mtime, about.st_size, file))
+            elif time.time() - about.st_mtime > ABANDONED:
+                file.unlink()
+    total = 0
+    for _, _, size, file in sorted(found, reverse=True):  # the wanted one, then the last used
+        total += size
+        if total > LIMIT and file != wanted:
+            with suppress(OSError):
+                file.unlink()
+
+
+def _stamp(file: Path) -> str:
+    try:
+        about = file.stat()
+    except (OSError, ValueError):  # it is named when it is read; ValueError: a name with a zero byte
+        return ""
+    return f"{about.st_size} {about.st_mtime_ns}"

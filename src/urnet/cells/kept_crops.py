@@ -1,0 +1,203 @@
+"""Crops of a table kept as they are in their files, so that whoever reads it again decodes none of them.
+
+The audit, which looks at every cell before anybody else does, keeps what it decodes (`keeping`). Training, calibration
+and evaluation have the table's crops from there (`known_crops`), and decode what is not kept: crops that cannot be
+used, with the same error as ever, and all of a table whose crops take more room than `LARGEST`.
+
+An entry of the cache is one file: the crops' bytes, one crop after the other, then where each one is.
+"""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from urnet.cells.cache import LIMIT, SPARE, cache_folder, fingerprint, make_room, used
+from urnet.cells.table import Cells
+
+LARGEST = LIMIT // 4
+"""Bytes of one table's crops that are kept: a few large tables should not drive out all others."""
+
+_DEPTHS = tuple(map(np.dtype, ("uint8", "uint16", "float32")))
+_SIZES = (0, *(depth.itemsize for depth in _DEPTHS))
+_PLACE = np.dtype([("start", "<i8"), ("height", "<i4"), ("width", "<i4"), ("channels", "<i4"), ("bytes", "<i4")])
+"""Of one crop; no channels for grey, all zeros for a crop that is not kept. `bytes` are those of a count."""
+
+
+class Crops:
+    """The crops of a table in one mapped file.
+
+    Args:
+        path: the file.
+        cells: the table that it was made of.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is damaged.
+    """
+
+    def __init__(self, path: Path, cells: Cells):
+        self.path, self.root, self.table = path, cells.root, cells.table
+        self.rows = np.arange(len(cells))
+        self.bytes, self.places = _mapped(path, len(cells))
+
+    def of(self, table: pd.DataFrame, rows: np.ndarray | slice = slice(None)) -> "Crops":
+        """The crops of some rows, which another table holds."""
+        some = object.__new__(Crops)
+        some.__dict__.update(self.__dict__)
+        some.table, some.rows = table, self.rows[rows]
+        return some
+
+    def read(self, cells: Cells, index: int) -> np.ndarray | None:
+        """One crop, as decoding gives it; none where it is not kept, or the table is another one.
+
+        Args:
+            cells: the table as it is now.
+            index: of the cell.
+        """
+        if cells.table is not self.table or cells.root != self.root:
+            return None
+        start, height, width, channels, size = self.places[self.rows[index]].item()
+        shape = (height, width, channels) if channels else (height, width)
+        if size == 0:
+            return None
+        depth = next(depth for depth in _DEPTHS if depth.itemsize == size)
+        return self.bytes[start : start + math.prod(shape) * size].copy().view(depth).reshape(shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process maps the file itself; pickling its content would copy it."""
+        return self.__dict__ | {"bytes": None, "places": len(self.places)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        try:
+            self.bytes, self.places = _mapped(self.path, state["places"])
+        except (OSError, ValueError):  # removed meanwhile: nothing is kept
+            self.bytes, self.places = np.zeros(0, np.uint8), np.zeros(state["places"], _PLACE)
+
+
+def known_crops(cells: Cells) -> Cells:
+    """The same cells, which read their crops from the cache where they are kept in it; nothing is decoded for that."""
+    return cells if cells.kept is not None else _known(cells, _entry(cells))
+
+
+@contextmanager
+def keeping(cells: Cells) -> Iterator[Callable[[int], np.ndarray]]:
+    """Read the cells of a table, and keep their crops if all are read and there is room for them.
+
+    Whether they can be kept changes nothing for the reader.
+
+    Args:
+        cells: the table.
+
+    Yields:
+        What reads the cell at an index, as `Cells.read` does.
+    """
+    entry = _entry(cells)
+    known = _known(cells, entry)
+    if known.kept is not None or not len(cells):
+        yield known.read
+        return
+    draft = _Draft(cells, entry)
+    try:
+        yield draft.read
+        draft.finish()
+    finally:
+        draft.discard()
+
+
+class _Draft:
+    """An entry that is being written. After any trouble, as a full disk, it only reads."""
+
+    def __init__(self, cells: Cells, entry: Path):
+        self.cells, self.entry = cells, entry
+        self.places, self.seen, self.end = np.zeros(len(cells), _PLACE), np.zeros(len(cells), bool), 0
+        self.file: Any = None  # one of tempfile's, with a name
+        self.given_up = False
+
+    def read(self, index: int) -> np.ndarray:
+        again, self.seen[index] = self.seen[index], True
+        crop = self.cells.read(index)
+        if not (again or self.given_up or crop.dtype not in _DEPTHS):
+            try:
+                self._write(index, crop)
+            except OSError:
+                self.discard()
+        return crop
+
+    def _write(self, index: int, crop: np.ndarray) -> None:
+        if self.file is None:
+            self._begin(crop.nbytes * len(self.cells))
+        if self.given_up or self.end + crop.nbytes > LARGEST:
+            return self.discard()
+        self.file.write(crop.tobytes())
+        height, width, *channels = crop.shape
+        self.places[index] = (self.end, height, width, *(channels or [0]), crop.itemsize)
+        self.end += crop.nbytes
+
+    def _begin(self, expected: int) -> None:
+        """Open the file, if crops like the first one have room."""
+        folder = self.entry.parent
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if expected > LARGEST or shutil.disk_usage(folder).free < expected + SPARE:
+            self.given_up = True
+        else:
+            self.file = tempfile.NamedTemporaryFile("wb", dir=folder, suffix=".part", delete=False)  # noqa: SIM115
+
+    def finish(self) -> None:
+        """Give the file its name, if it holds all cells and these have not changed meanwhile."""
+        if self.file is None or not self.seen.all() or _entry(self.cells) != self.entry:
+            return
+        with suppress(OSError):  # PermissionError on Windows, where another process has the same in use
+            self.file.write(self.places.tobytes())
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            Path(self.file.name).replace(self.entry)
+            make_room(self.entry)
+
+    def discard(self) -> None:
+        """Remove what is not finished, and keep nothing more."""
+        self.given_up = True
+        if self.file is not None:
+            with suppress(OSError):
+                self.file.close()
+            with suppress(OSError):
+                Path(self.file.name).unlink()
+            self.file = None
+
+
+def _entry(cells: Cells) -> Path:
+    return cache_folder() / f"{fingerprint(cells, None, None, 'path')}.crops"
+
+
+def _known(cells: Cells, entry: Path) -> Cells:
+    try:
+        crops = Crops(entry, cells)
+    except (OSError, ValueError):
+        return cells
+    used(entry)
+    return replace(cells, kept=crops)
+
+
+def _mapped(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of all crops, and their places, (count,)."""
+    content = np.asarray(np.memmap(path, np.uint8, "r"))
+    end = len(content) - _PLACE.itemsize * count
+    if end < 0:
+        raise ValueError("too short")
+    places = content[end:].copy().view(_PLACE)
+    counts = places["height"].astype(np.int64) * places["width"] * np.maximum(1, places["channels"])
+    ends = places["start"] + counts * places["bytes"]
+    negative = any((places[name] < 0).any() for name in places.dtype.names)
+    if negative or not np.isin(places["bytes"], _SIZES).all() or ends.max(initial=0) != end:
+        raise ValueError("crops and places do not fit together")
+    return content[:end], places

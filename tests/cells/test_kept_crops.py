@@ -1,0 +1,216 @@
+"""Crops that the audit kept are what decoding gives, and whatever cannot be kept is decoded as ever."""
+
+import errno
+import os
+import pickle
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from PIL import Image
+
+from urnet.cells import kept_crops
+from urnet.cells.audit import audit_cells
+from urnet.cells.cache import cache_folder
+from urnet.cells.decoded import decoded_cells
+from urnet.cells.kept_crops import keeping, known_crops
+from urnet.cells.table import Cells, read_cells
+from urnet.errors import ImageError
+from urnet.images import montage
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("URNET_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def cells(tmp_path) -> Cells:
+    """A table of every kind of crop: sizes, depths, colour, pages and tiles; one of them constant."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    for name, shape, dtype in (("grey", (24, 30), "u1"), ("colour", (20, 20, 3), "u1"), ("deep", (24, 24), "u2")):
+        Image.fromarray(rng.integers(0, 255, shape, dtype)).save(folder / f"{name}.png")
+    tifffile.imwrite(folder / "float.tif", rng.normal(size=(17, 19)).astype(np.float32))
+    tifffile.imwrite(
+        folder / "stack.tif", rng.integers(0, 4000, (3, 16, 16), "u2"), byteorder=">", photometric="minisblack"
+    )
+    tifffile.imwrite(folder / "montage.tif", rng.integers(0, 255, (32, 48), "u1"))
+    Image.fromarray(np.full((24, 24), 7, np.uint8)).save(folder / "constant.png")
+    names = ("grey.png", "colour.png", "deep.png", "float.tif", "stack.tif", "montage.tif", "constant.png")
+    tiles = ("", "", "", "", "", "16", "")
+    pd.DataFrame({"path": names, "label": "a", "tile": tiles}).to_csv(folder / "cells.csv", index=False)
+    return read_cells(folder)
+
+
+@pytest.fixture
+def decodings(monkeypatch) -> Counter:
+    """How often each file was decoded."""
+    seen: Counter = Counter()
+    read = montage.read_image
+
+    def counted(path, page=0):
+        seen[path.name, page] += 1
+        return read(path, page)
+
+    monkeypatch.setattr(montage, "read_image", counted)
+    montage._read_montage.cache_clear()
+    return seen
+
+
+def entries() -> list[str]:
+    return sorted(file.name for file in cache_folder().glob("*")) if cache_folder().is_dir() else []
+
+
+def crops(cells: Cells) -> list[np.ndarray]:
+    return [cells.read(index) for index in range(len(cells))]
+
+
+def same(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
+    return all(
+        a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def test_an_audit_keeps_the_very_crops_and_says_the_same_when_it_reads_them(cells, decodings):
+    expected = crops(cells)
+    decodings.clear()
+    montage._read_montage.cache_clear()
+    first = audit_cells(cells)
+    assert set(decodings.values()) == {1}
+    assert len(decodings) == 9
+    assert len(entries()) == 1
+    again, known = audit_cells(cells), known_crops(cells)
+    assert same(crops(known), expected)
+    assert again == first
+    assert decodings.total() == 9
+
+
+def test_other_views_of_the_table_find_their_own_crops(cells, decodings):
+    audit_cells(cells)
+    expected = crops(cells)
+    decodings.clear()
+    known = known_crops(cells)
+    mask = np.arange(len(cells)) % 3 == 1
+    chosen = [crop for crop, wanted in zip(expected, mask, strict=True) if wanted]
+    assert same(crops(known.where(mask)), chosen)
+    assert same(crops(known.with_columns(split="test").part("test").where(mask)), chosen)
+    assert same(crops(pickle.loads(pickle.dumps(known.where(mask)))), chosen)
+    assert len(pickle.dumps(known)) < 10_000
+    assert not decodings
+    backwards = known.table[::-1].reset_index(drop=True)
+    assert same(crops(replace(known, table=backwards)), expected[::-1])
+    assert same(crops(known.with_columns(path=list(backwards["path"]), tile=list(backwards["tile"]))), expected[::-1])
+    assert decodings
+
+
+def test_a_copy_of_the_table_elsewhere_finds_the_same_crops(cells, tmp_path, decodings):
+    audit_cells(cells)
+    decodings.clear()
+    cells.write(tmp_path / "run" / "cells.csv")
+    moved = read_cells(tmp_path / "run" / "cells.csv")
+    assert moved.table["path"][0] == "../cells/grey.png"
+    assert same(crops(known_crops(moved)), crops(known_crops(cells)))
+    assert not decodings
+    other = read_cells(shutil.copytree(cells.root, tmp_path / "copied"))
+    assert known_crops(other).kept is None
+    assert same(crops(replace(known_crops(cells), root=other.root)), crops(other))
+
+
+def test_what_cannot_be_read_has_its_error_each_time(cells):
+    (cells.root / "deep.png").write_bytes(b"no image")
+    messages = []
+    for _ in range(2):
+        audit = audit_cells(cells)
+        messages.append([finding.detail for finding in audit.findings if finding.kind == "unreadable"])
+    assert len(messages[0]) == 1
+    assert messages[0] == messages[1]
+    known = known_crops(cells)
+    assert known.kept is not None
+    with pytest.raises(ImageError) as ours:
+        known.read(2)
+    with pytest.raises(ImageError) as theirs:
+        cells.read(2)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_files_that_change_are_decoded_again(cells, monkeypatch, decodings):
+    audit_cells(cells)
+    os.utime(cells.root / "grey.png", ns=(0, 10**18))
+    assert known_crops(cells).kept is None
+    (cells.root / "grey.png").write_bytes((cells.root / "colour.png").read_bytes())
+    with keeping(cells) as read:
+        for index in range(len(cells)):
+            read(index)
+        os.utime(cells.root / "grey.png", ns=(0, 10**18))
+    assert known_crops(cells).kept is None
+    assert len(entries()) == 1
+
+
+@pytest.mark.parametrize("reason", ["large", "disk", "folder", "stopped", "write", "part"])
+def test_where_nothing_can_be_kept_the_reader_does_not_notice(cells, monkeypatch, tmp_path, reason):
+    expected = crops(cells)
+    if reason == "large":
+        monkeypatch.setattr(kept_crops, "LARGEST", sum(crop.nbytes for crop in expected) - 1)
+    elif reason == "disk":
+        monkeypatch.setattr(kept_crops, "SPARE", 10**18)
+    elif reason == "folder":
+        (tmp_path / "file").write_text("in the way")
+        monkeypatch.setenv("URNET_CACHE", str(tmp_path / "file"))
+    elif reason == "write":
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(kept_crops.os, "fsync", full)
+    seen = []
+    try:
+        with keeping(cells) as read:
+            for index in range(len(cells)):
+                seen.append(read(index))
+                if reason == "stopped" and index == 4:
+                    raise KeyboardInterrupt
+                if reason == "part" and index == len(cells) - 2:
+                    break
+    except KeyboardInterrupt:
+        assert reason == "stopped"
+    assert same(seen, expected[: len(seen)])
+    assert entries() == []
+    assert known_crops(cells).kept is None
+
+
+def test_a_damaged_entry_is_no_entry_and_is_made_anew(cells):
+    audit_cells(cells)
+    (entry,) = cache_folder().iterdir()
+    whole = entry.read_bytes()
+    for content in (b"", b"short", whole[:-1], whole[8:], whole[:-24] + bytes(24), whole[:-1] + b"\xff"):
+        entry.write_bytes(content)
+        assert known_crops(cells).kept is None
+        audit_cells(cells)
+        assert entry.read_bytes() == whole
+
+
+def test_what_was_removed_meanwhile_is_decoded(cells):
+    audit_cells(cells)
+    known = known_crops(cells)
+    expected, sent = crops(known), pickle.dumps(known)
+    (entry,) = cache_folder().iterdir()
+    entry.unlink()
+    assert same(crops(pickle.loads(sent)), expected)
+
+
+def test_cells_for_a_network_are_made_of_kept_crops(draw, tmp_path, decodings):
+    cells = read_cells(draw(tmp_path / "shapes", 4))
+    expected = decoded_cells(cells, 16, 3).copy()
+    shutil.rmtree(cache_folder())
+    decodings.clear()
+    audit_cells(cells)
+    np.testing.assert_array_equal(decoded_cells(known_crops(cells), 16, 3), expected)
+    assert set(decodings.values()) <= {1, 3}  # three folders have files of the same names
+    assert decodings.total() == 12

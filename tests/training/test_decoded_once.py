@@ -1,0 +1,89 @@
+"""From the audit to the last evaluation each cell of a table is decoded once; a folder of images leaves nothing."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from urnet.cells.audit import audit_cells
+from urnet.cells.cache import cache_folder
+from urnet.cells.simulate import write_phantom
+from urnet.cells.table import read_cells
+from urnet.errors import ImageError
+from urnet.evaluation.evaluate import evaluate
+from urnet.images import montage
+from urnet.predict import predict_files
+from urnet.training.calibrate import calibrate
+from urnet.training.fit import train
+
+SHORT = ["train.epochs=1", "augment.per_class=16"]
+
+
+@pytest.fixture(scope="module")
+def used(tiny, tmp_path_factory):
+    """A phantom whose crops the network sees smaller, a run over it, and how often each file was decoded for that."""
+    folder = tmp_path_factory.mktemp("once")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("URNET_CACHE", str(folder / "cache"))
+        decodings: Counter[str] = Counter()
+        read = montage.read_image
+
+        def counted(path: Path, page: int = 0):
+            decodings[Path(path).resolve().relative_to(folder.resolve()).as_posix()] += 1
+            return read(path, page)
+
+        patch.setattr(montage, "read_image", counted)
+        write_phantom(folder / "phantom", 45, size=32, donors=9)
+        decodings.clear()
+        (run,) = train(folder / "phantom", tiny, folder / "run", overrides=SHORT)
+        yield folder, run, decodings
+
+
+def test_training_calibration_evaluation_and_audits_decode_each_cell_once(used):
+    folder, run, decodings = used
+    cells = read_cells(folder / "phantom")
+    calibrate(run)
+    evaluate(run)
+    evaluate(run, split="validation", out=folder / "validation")
+    evaluate(run, folder / "phantom", out=folder / "whole")
+    audit_cells(cells)
+    train(cells, run.recipe(), folder / "again")
+    predict_files(run.load_model(), [run.cells_path], folder / "table.csv")
+    phantom = (folder / "phantom").resolve()
+    expected = [(phantom / path).relative_to(folder.resolve()).as_posix() for path in cells.table["path"]]
+    assert decodings == Counter(expected)
+
+
+def test_a_folder_of_images_is_decoded_and_not_kept(used, draw):
+    folder, run, decodings = used
+    before, images = sorted(cache_folder().iterdir()), draw(folder / "images", 2)
+    decodings.clear()
+    predict_files(run.load_model(), [images], folder / "images.csv")
+    assert {name for name in decodings if name.startswith("images/")} == set(decodings)
+    assert len(decodings) == 6
+    assert sorted(cache_folder().iterdir()) == before
+
+
+def test_without_the_cache_all_is_the_same(used):
+    folder, run, decodings = used
+    evaluate(run, out=folder / "with")
+    calibrate(run)
+    kept = (run.model / "calibration.json").read_bytes(), (run.model / "calibration.safetensors").read_bytes()
+    shutil.rmtree(cache_folder())
+    decodings.clear()
+    evaluate(run, out=folder / "without")
+    calibrate(run)
+    assert decodings
+    assert kept == ((run.model / "calibration.json").read_bytes(), (run.model / "calibration.safetensors").read_bytes())
+    for name in ("predictions.csv", "metrics.json"):
+        assert (folder / "with" / name).read_bytes() == (folder / "without" / name).read_bytes()
+
+
+def test_a_file_damaged_after_training_is_named_as_without_the_cache(used):
+    folder, run, _ = used
+    audit_cells(read_cells(folder / "phantom"))
+    damaged = run.cells().part("test").table["path"][0]
+    (run.folder / damaged).write_bytes(b"no image")
+    with pytest.raises(ImageError, match=Path(damaged).name):
+        evaluate(run, out=folder / "damaged")
