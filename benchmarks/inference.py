@@ -2,24 +2,31 @@
 
     python benchmarks/inference.py net4 --images 12 --repeats 3 --out inference-net4.json
     python benchmarks/inference.py quick --images 2000 --repeats 3 --out inference-quick.json
+    python benchmarks/inference.py quick --images 100000 --memory --out inference-memory.json
 
-Both read the same phantom crops and the same network (random weights, no calibration) and write the same table; ours
-also has the enhanced images and the features. Each run is a process of its own, the kinds take turns, and what counts
-are medians: of the time from the loaded network to the written table, by the clock and of processor time (which others
-on the machine disturb less), and of the whole process. The graph is exported, and compared with PyTorch, once before;
-that is timed by itself. In the end, the rate of float32 matrix products (2048 ×
-2048) on the same threads, and what part of it each kind reaches in useful operations (2 × MAC).
+Both read the same phantom crops (beyond 2,000, copies of them) and the same network (random weights, no calibration)
+and write the same table; ours also has the enhanced images and the features. Each run is a process of its own, the
+kinds take turns, and what counts are medians: of the time from the loaded network to the written table, by the clock
+and of processor time (which others on the machine disturb less), and of the whole process. The graph is exported, and
+compared with PyTorch, once before; that is timed by itself. In the end, the rate of float32 matrix products
+(2048 × 2048) on the same threads, and what part of it each kind reaches in useful operations (2 × MAC).
+
+With `--memory`, `urnet predict` alone, by the engine that it chooses: the peak of its memory after 1,000, 10,000, …
+images of one large folder. A first process dies after a tenth, without a word to anybody; a second one goes on from
+its rows. Memory is only known on Linux.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,6 +46,9 @@ MODELS = {
     "quick": (40, 1, {"name": "urnet", "width": 8, "residual": True}, {"name": "resnet10t", "output_stride": 8}, 48),
 }
 PLAIN = Path(__file__).parent / "plain" / "inference.py"
+DRAWN = 2000
+DIED = 9
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "check": False}
 
 
 def main() -> None:
@@ -49,8 +59,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--engines", nargs="+", default=["torch", "onnx", *["openvino"] * installed("openvino")])
     parser.add_argument("--threads", type=int, help="of the networks, in all kinds; PyTorch's own choice by default")
+    parser.add_argument("--memory", action="store_true", help="of urnet predict alone, in the course of a large folder")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)  # what the processes are started with
+    parser.add_argument("--run", nargs=5, help=argparse.SUPPRESS)  # what the processes are started with
     arguments = parser.parse_args()
     if arguments.run:
         return predict(*arguments.run)
@@ -58,6 +69,10 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
         os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # for the processes
     about = describe("timm", "onnxruntime", "openvino") | {"load": [load()]}
+    if arguments.memory:
+        figures = {"model": arguments.model, "images": arguments.images, **memory(arguments.model, arguments.images)}
+        about["load"].append(load())
+        return keep(about | figures, arguments.out)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         macs = make(arguments.model, arguments.images, folder)
@@ -84,19 +99,46 @@ def main() -> None:
         )
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format))
     print(f"matrix products: {rate:.0f} GFLOP/s; load {about['load']} on {about['cores']} cores")
-    if arguments.out is not None:
-        figures = {"model": arguments.model, "images": arguments.images, "gmac": macs / 1e9, "products_gflops": rate}
-        content = json.dumps(about | figures | {"medians": rows, "turns": turns}, indent=2)
-        arguments.out.write_text(content + "\n", encoding="utf-8")
+    figures = {"model": arguments.model, "images": arguments.images, "gmac": macs / 1e9, "products_gflops": rate}
+    keep(about | figures | {"medians": rows, "turns": turns}, arguments.out)
+
+
+def keep(figures: dict[str, Any], out: Path | None) -> None:
+    """Write the figures, if asked to."""
+    if out is not None:
+        out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def memory(name: str, images: int) -> dict[str, Any]:
+    """Peak memory in the course of a folder, in the process that dies after a tenth and in the one that goes on."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        make(name, images, folder)
+        told = [run("auto", folder, "memory", stop) for stop in (images // 10, 0)]
+        table = pd.read_csv(folder / "auto-memory.csv", usecols=["path", "error"], keep_default_na=False)
+    assert len(table) == table["path"].nunique() == images
+    assert not table["error"].any()
+    rows = [
+        {"process": which, **mark}
+        for which, one in zip(("first", "second"), told, strict=True)
+        for mark in one["marks"]
+    ]
+    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.1f}".format))
+    seconds = sum(one["seconds"] for one in told)
+    rate, by = images / seconds, ", ".join(told[1]["engines"])
+    print(f"{told[1]['resumed']:,} rows were there already; {rate:.0f} images a second by {by}")
+    print(f"longest silence of the progress bar: {max(one['silence'] for one in told):.1f} s")
+    return {"processes": told}
 
 
 def make(name: str, images: int, folder: Path) -> int:
     """Write phantom crops and a bundle; multiply-accumulates an image."""
     size, channels, enhancer, classifier, edge = MODELS[name]
-    write_phantom(folder / "phantom", max(images, 12), size=edge, donors=4)
+    write_phantom(folder / "phantom", min(max(images, 12), DRAWN), size=edge, donors=4)
     (folder / "crops").mkdir()
-    for number, file in enumerate(sorted((folder / "phantom" / "cells").rglob("*.png"))[:images]):
-        file.rename(folder / "crops" / f"{number:06d}.png")
+    drawn = sorted((folder / "phantom" / "cells").rglob("*.png"))
+    for number in range(images):
+        shutil.copyfile(drawn[number % len(drawn)], folder / "crops" / f"{number:06d}.png")
     torch.manual_seed(0)
     config = ModelConfig(name, CLASSES, size, channels, Scaling(0.0, 255.0, "uint8"), enhancer, classifier)
     model = Model(config, config.build())
@@ -104,22 +146,61 @@ def make(name: str, images: int, folder: Path) -> int:
     return count_macs(model.joint, size, channels)
 
 
-def run(kind: str, folder: Path, turn: str) -> dict[str, float]:
-    """One process; what it says, and how long it took as a whole."""
-    command = [sys.executable, str(PLAIN)] if kind == "plain" else [sys.executable, __file__, "net4", "--run", kind]
+def run(kind: str, folder: Path, turn: str, stop: int = 0) -> dict[str, Any]:
+    """One process, which may stop itself; what it says, and how long it took as a whole."""
     places = [str(folder / place) for place in ("bundle", "crops", f"{kind}-{turn}.csv")]
+    ours = [sys.executable, __file__, "net4", "--run", kind, *places, str(stop)]
     begun = time.perf_counter()
-    told = subprocess.run([*command, *places], capture_output=True, text=True, check=True)
+    told = subprocess.run([sys.executable, str(PLAIN), *places] if kind == "plain" else ours, **PIPES)
+    if told.returncode != (DIED if stop else 0):
+        raise RuntimeError(told.stderr)
     return json.loads(told.stdout.splitlines()[-1]) | {"process": time.perf_counter() - begun, "load": load()}
 
 
-def predict(engine: str, bundle: str, crops: str, out: str) -> None:
+def predict(engine: str, bundle: str, crops: str, out: str, stop: str) -> None:
     """Our side, in its process."""
     model = Model.load(bundle)
     begun, worked = time.perf_counter(), sum(os.times()[:4])
-    done = predict_files(model, [crops], Path(out), engine=engine)
-    seconds, worked = time.perf_counter() - begun, sum(os.times()[:4]) - worked
-    print(json.dumps({"seconds": seconds, "processor": worked, "images": done.images, "engines": done.engines}))
+    course = Course(begun, int(stop))
+    done = predict_files(model, [crops], Path(out), engine=engine, progress=course)
+    worked = sum(os.times()[:4]) - worked
+    print(json.dumps(course.told() | {"processor": worked, "engines": done.engines, "resumed": done.resumed}))
+
+
+class Course:
+    """What is seen of a prediction while it goes on: peak memory, the longest silence; and its sudden end."""
+
+    def __init__(self, begun: float, stop: int):
+        self.begun, self.last, self.stop, self.silence = begun, begun, stop, 0.0
+        self.next = 1000
+        self.marks = [self._mark(0, begun)]
+
+    def __call__(self, done: int, total: int) -> None:
+        """The progress of `predict_files`."""
+        now = time.perf_counter()
+        self.silence, self.last = max(self.silence, now - self.last), now
+        stops = 0 < self.stop <= done
+        if done >= self.next or done == total or stops:
+            self.marks.append(self._mark(done, now))
+        while done >= self.next:
+            self.next *= 10
+        if stops:
+            print(json.dumps(self.told()), flush=True)
+            os._exit(DIED)
+
+    def _mark(self, done: int, now: float) -> dict[str, float | None]:
+        return {"images": done, "peak_mb": peak(), "seconds": now - self.begun}
+
+    def told(self) -> dict[str, Any]:
+        """For the parent."""
+        return {"seconds": time.perf_counter() - self.begun, "silence": self.silence, "marks": self.marks}
+
+
+def peak() -> float | None:
+    """The most that this process had in memory so far, in megabytes."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii").splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def median(turns: list[dict[str, dict[str, float]]], kind: str, key: str) -> float:

@@ -149,27 +149,30 @@ class Report:
 
 
 def speed(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
-    """Images a second at paper size, wide and narrow, in turns."""
+    """Images a second at paper size, wide and narrow, in turns; bf16 where the processor has instructions for it."""
+    variants: dict[str, tuple[str, dict[str, Any]]] = {"plain": ("plain", {}), "ours": ("ours", {})}
+    if torch.cpu._is_avx512_bf16_supported():
+        variants["ours, bf16"] = ("ours", {"precision": "bf16"})
     for width in arguments.widths:
         options = PAPER | {"width": width, "steps": arguments.steps + 2, "warm": 2, "threads": arguments.threads}
-        turns: dict[str, list[dict[str, Any]]] = {"plain": [], "ours": []}
+        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
         for turn in range(arguments.repeats):
-            for kind, told in turns.items():
-                place = {"folder": str(folder / "large"), "out": str(folder / f"{width}-{turn}")}
-                told.append(start(kind, options | place))
+            for name, (kind, more) in variants.items():
+                place = {"folder": str(folder / "large"), "out": str(folder / f"{width}-{turn}-{len(more)}")}
+                turns[name].append(start(kind, options | place | more))
         medians = {
-            kind: [statistics.median(step for one in told for step in one[key]) for key in ("seconds", "processor")]
-            for kind, told in turns.items()
+            name: [statistics.median(step for one in told for step in one[key]) for key in ("seconds", "processor")]
+            for name, told in turns.items()
         }
-        for kind, (seconds, processor) in medians.items():
+        for name, (seconds, processor) in medians.items():
             report.add(
                 "speed",
-                f"{kind}, width {width}",
+                f"{name}, width {width}",
                 images_a_second=options["batch"] / seconds,
                 ratio=medians["plain"][0] / seconds,
                 processor_seconds_an_image=processor / options["batch"],
                 ratio_processor=medians["plain"][1] / processor,
-                turns=turns[kind],
+                turns=turns[name],
             )
 
 

@@ -170,7 +170,7 @@ class Train(Optimisation):
     auxiliary: Annotated[float, Field(ge=0, le=10**6)] = 0.0
     """Weight of the pre-training's loss (towards `pretrain.target`) beside the cross-entropy."""
     checkpointing: bool = False
-    """Compute the maps within each scale of the enhancer twice instead of keeping them: less memory, more time."""
+    """Compute the maps within parts of both networks twice instead of keeping them: less memory, more time."""
     compile: bool = False
     """Compile the networks with torch.compile: minutes at the start, faster steps on a GPU."""
 

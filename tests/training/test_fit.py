@@ -320,11 +320,25 @@ def test_networks_that_cannot_be_compiled_are_one_line(shapes, tiny, tmp_path, m
         train(shapes, tiny, tmp_path / "run", overrides=[*SHORT, "train.compile=true"])
 
 
-def test_enhancers_that_cannot_be_checkpointed_are_refused_before_the_run_begins(shapes, tiny, tmp_path):
-    overrides = ["enhancer.name=unetpp", "train.checkpointing=true"]
-    with pytest.raises(RecipeError, match=r"checkpointing=true: enhancer unetpp .*unet, resunet and urnet"):
+def test_networks_that_cannot_be_checkpointed_are_refused_before_the_run_begins(shapes, tiny, tmp_path, monkeypatch):
+    overrides = ["enhancer={name: none}", "classifier.name=vgg11", "train.checkpointing=true"]
+    with pytest.raises(RecipeError, match=r"checkpointing=true: .*none and classifier vgg11 .*; set it to false"):
         train(shapes, tiny, tmp_path / "run", overrides=overrides)
+    monkeypatch.setattr("urnet.training.recomputation.recomputes", lambda network: hasattr(network, "get_classifier"))
+    with pytest.raises(RecipeError, match=r"checkpointing=true: enhancer urnet cannot do that; set it to false"):
+        train(shapes, tiny, tmp_path / "run", overrides=["train.checkpointing=true"])
     assert not (tmp_path / "run").exists()
+
+
+def test_checkpointing_changes_neither_weights_nor_calibration(shapes, tiny, tmp_path):
+    overrides = [*SHORT, "enhancer.name=unetpp", "classifier={name: resnet10t, pretrained: false}"]
+    for name in ("false", "true"):
+        train(shapes, tiny, tmp_path / name, overrides=[*overrides, f"train.checkpointing={name}"])
+    kept = sorted(file.name for file in (tmp_path / "true" / "model").iterdir())
+    assert len(kept) == 4
+    for file in kept:
+        with_it, without = ((tmp_path / name / "model" / file).read_bytes() for name in ("true", "false"))
+        assert with_it == without, file
 
 
 def test_protocol_paper_chooses_by_accuracy_on_the_balanced_test_part(shapes, tiny, tmp_path):

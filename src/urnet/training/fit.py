@@ -3,14 +3,9 @@
 Read top to bottom, this is what `urnet train` does.
 """
 
-import copy
-import errno
 import json
 import os
-import re
-import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,12 +17,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException
 
 from urnet.bundle import Model, ModelConfig
 from urnet.cells.audit import Audit, audit_cells, describe_donors, tally
 from urnet.cells.batches import CellDataset, ordered_loader, train_loader
 from urnet.cells.divide import divide
+from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import Cells, read_cells
 from urnet.errors import RecipeError, RunError, TrainingError
 from urnet.fields.cropping import Cropping
@@ -37,15 +32,13 @@ from urnet.recipe import Pretrain, Recipe, Train, load_recipe
 from urnet.training.calibrate import calibrate_model
 from urnet.training.checkpoints import Keeper, WholeFileIO, cut_history, read_checkpoint
 from urnet.training.data import Prepared, prepare
+from urnet.training.failures import check_step, plain_errors
 from urnet.training.losses import build_enhancement_loss
 from urnet.training.modules import JointModule, PretrainModule, inverse_frequency, lay_out
 from urnet.training.quiet import quietly
+from urnet.training.recomputation import Recomputation, check_recomputation
 from urnet.training.run import Run, class_order, refuse_existing, refuse_within
 from urnet.training.teacher import DistillModule, seen_by_both
-
-LESS_MEMORY = "train.batch_size, input.size or enhancer.width, or set train.checkpointing=true"
-DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
 class Watcher(Protocol):
@@ -172,6 +165,7 @@ def train_one(
         if watcher is not None:
             watcher.say(f"{run.folder} is finished already")
         return run
+    cells = known_crops(cells)
     data = prepare(cells, recipe, watcher.doing if watcher else None)
     if data.converted and watcher is not None:
         watcher.say(f"{data.converted} image(s) converted between grey and colour")
@@ -188,14 +182,14 @@ def train_one(
         beside=recipe.classifier.input == "both",
     )
     if recipe.train.checkpointing:
-        _checkpoint(model, recipe)
-    _check_step(model, data, recipe)
+        check_recomputation(model, recipe)
+    check_step(model, data, recipe)
     learns = any(True for _ in model.enhancer.parameters())
     if recipe.pretrain.epochs and not learns and watcher is not None:
         watcher.say(f"enhancer {recipe.enhancer.name} has nothing to learn; there is no pre-training")
     if new and _rank() == 0:
         Run.create(out, recipe, cells)
-    with _plain_errors(run):
+    with plain_errors(run):
         if recipe.pretrain.epochs and learns:
             _pretrain(run, model, data, recipe, devices, watcher)
         module, seen = _joint_module(model, data, recipe, teacher, cells)
@@ -210,35 +204,6 @@ def train_one(
                 trained.calibration = calibrate_model(trained, cells, progress=watcher.doing if watcher else None)
             trained.save(run.model)
     return run
-
-
-def _checkpoint(model: JointModel, recipe: Recipe) -> None:
-    """Have the enhancer compute its maps anew for the gradients."""
-    body = getattr(model.enhancer, "body", None)
-    if not hasattr(body, "checkpointing"):
-        raise RecipeError(
-            f"train.checkpointing=true: enhancer {recipe.enhancer.name} cannot do that, only unet, resunet and urnet "
-            "can; set it to false, and lower train.batch_size where memory is short"
-        )
-    body.checkpointing = True
-
-
-def _check_step(model: JointModel, data: Prepared, recipe: Recipe) -> None:
-    """Find out with a black image whether the networks take such images, and batch norm such batches."""
-    alone = recipe.train.batch_size == 1
-    probe = copy.deepcopy(model) if alone else model.eval()
-    try:
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-            probe(torch.zeros(1, data.channels, data.size, data.size))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        if _OUT_OF_MEMORY.search(str(error)):
-            raise TrainingError("memory is full with a single image; lower input.size or enhancer.width") from None
-        raise RecipeError(
-            f"classifier.name={recipe.classifier.name} cannot be trained on images of {data.size} x {data.size} px"
-            f"{' with train.batch_size=1' if alone else ''} ({' '.join(str(error).split())[:160]}); "
-            f"change input.size{', train.batch_size' if alone else ''} or the classifier"
-        ) from None
-    model.train()
 
 
 def _divided(cells: Cells, audit: Audit, recipe: Recipe, allow_leaks: bool, watcher: Watcher | None) -> Cells:
@@ -366,6 +331,8 @@ def _fit(
     callbacks: list[Callback] = [keeper]
     if watcher is not None:
         callbacks.append(watcher.epoch_bar(keeper.stage, settings.epochs))
+    if recipe.train.checkpointing:
+        callbacks.append(Recomputation())
     joint = isinstance(settings, Train)
     module.compiling, module.checkpointing = recipe.train.compile, recipe.train.checkpointing
     lay_out(module, torch.channels_last)
@@ -441,44 +408,3 @@ def _precision(wanted: str) -> str:
     if wanted == "auto":
         wanted = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32"
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[wanted]
-
-
-@contextmanager
-def _plain_errors(run: Run) -> Iterator[None]:
-    """What can happen during hours of training, said in one line, with what is kept."""
-    handler = signal.getsignal(signal.SIGINT)
-    kept = f"{run.folder} keeps every whole epoch; the same command with --resume goes on from there"
-    full = f"the disk is full while writing {run.folder}; free space. {kept}"
-    memory = f"memory is full; lower {LESS_MEMORY}. {kept}"
-    try:
-        yield
-    except (SystemExit, KeyboardInterrupt):
-        # Lightning ends a process on Ctrl-C and leaves the signal ignored.
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt(f"interrupted; {kept}") from None
-    except MemoryError:
-        raise TrainingError(memory) from None
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        raise TrainingError(full) from None
-    except RuntimeError as error:
-        if _OUT_OF_MEMORY.search(str(error)):
-            raise TrainingError(memory) from None
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            reason = " ".join(str(error).split())[:200]
-            raise TrainingError(
-                f"train.compile=true: torch cannot compile the networks here ({reason}); set it to false. {kept}"
-            ) from None
-        raise
-    except ProcessRaisedException as error:
-        # A spawned process hands its error over as the text of a traceback, which ends in the error's own line.
-        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-        if kind.startswith("urnet.errors."):
-            raise TrainingError(message) from None
-        if kind == "OSError" and any(message.startswith(f"[Errno {number}]") for number in DISK_FULL):
-            raise TrainingError(full) from None
-        if kind == "MemoryError" or _OUT_OF_MEMORY.search(message):
-            raise TrainingError(memory) from None
-        raise
