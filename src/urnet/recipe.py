@@ -162,7 +162,7 @@ class Train(Optimisation):
     balance: Literal["sampling", "weights", "none"] = "sampling"
     """Against imbalance: equal draws of each class, class weights in the loss, or nothing."""
     precision: Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_text)] = "auto"
-    """Arithmetic, of the pre-training too; auto is bf16 where the device has it, else 32."""
+    """Arithmetic, of the pre-training too; auto is bf16 on a GPU that has it, else 32."""
     enhancer_lr: Annotated[float, Field(ge=0, le=10)] | None = None
     """Learning rate of the enhancer where it differs from the classifier's; 0 keeps it as pre-training left it."""
     frozen: Annotated[int, Field(ge=0, le=10**6)] = 0

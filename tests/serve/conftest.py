@@ -56,28 +56,42 @@ def send():
     return send
 
 
+@pytest.fixture(scope="session")
+def serving_at():
+    """Starts `urnet serve` in a process of its own: `with serving_at(run, folder) as address`; its log lies there."""
+
+    @contextmanager
+    def serving_at(run, folder, *arguments, **environment):
+        main = [sys.executable, "-c", "from urnet.cli import main; main()", "serve"]
+        arguments = [run, "--database", folder / "bench.db", "--port", "0", "--engine", "onnx", *arguments]
+        log = folder / "log.txt"
+        with log.open("w", encoding="utf-8") as out:
+            process = subprocess.Popen(
+                [*main, *map(str, arguments)],
+                stdout=out,
+                stderr=out,
+                env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            )
+        try:
+            until = time.monotonic() + 120
+            while not (address := _ready(log.read_text(encoding="utf-8"))):
+                assert process.poll() is None, log.read_text(encoding="utf-8")
+                assert time.monotonic() < until
+                time.sleep(0.1)
+            yield address
+        finally:
+            process.kill()
+            process.wait()
+        assert "Traceback" not in log.read_text(encoding="utf-8")
+
+    return serving_at
+
+
 @pytest.fixture(scope="module")
-def bench_at(served, shapes, tmp_path_factory):
-    """Address of `urnet serve` in a process of its own, with cells to be labelled and a database of this module's."""
-    folder = tmp_path_factory.mktemp("bench")
-    main = [sys.executable, "-c", "from urnet.cli import main; main()", "serve"]
-    arguments = [served, "--cells", shapes, "--database", folder / "bench.db", "--port", "0", "--engine", "onnx"]
-    log = folder / "log.txt"
-    with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(
-            [*main, *map(str, arguments)], stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-    try:
-        until = time.monotonic() + 120
-        while not (address := _ready(log.read_text(encoding="utf-8"))):
-            assert process.poll() is None, log.read_text(encoding="utf-8")
-            assert time.monotonic() < until
-            time.sleep(0.1)
+def bench_at(serving_at, served, shapes, tmp_path_factory):
+    """Address of a server with cells to be labelled and a database of this module's."""
+    with serving_at(served, tmp_path_factory.mktemp("bench"), "--cells", shapes) as address:
         yield address
-    finally:
-        process.kill()
-        process.wait()
-    assert "Traceback" not in log.read_text(encoding="utf-8")
 
 
 def _ready(log: str) -> str | None:

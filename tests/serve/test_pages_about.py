@@ -72,6 +72,31 @@ def test_a_name_is_asked_for_in_a_dialog_and_kept(look, axe):
     page.wait_for_selector("header >> text=Ada <b>Lovelace</b>")
 
 
+def test_a_name_is_proposed_again_when_the_server_has_started_anew(browser, serving_at, served, tmp_path):
+    page = browser.new_page()
+    with serving_at(served, tmp_path) as address:
+        page.goto(f"{address}/about")
+        page.click("text=No name yet")
+        page.wait_for_selector("dialog[open]")
+        assert page.input_value("dialog input") == ""
+        page.keyboard.type("Ada Lovelace")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("header >> text=Ada Lovelace")
+    with serving_at(served, tmp_path, "--port", address.rpartition(":")[2]):
+        page.goto(f"{address}/about")
+        page.click("text=No name yet")  # nobody is taken for who sat here before
+        page.wait_for_selector("dialog[open]")
+        page.wait_for_function("document.querySelector('dialog input').value === 'Ada Lovelace'")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("header >> text=Ada Lovelace")
+        page.click("text=Ada Lovelace")
+        page.wait_for_selector("dialog[open]")
+        page.keyboard.type("Ben")  # in the place of the one that is proposed
+        page.keyboard.press("Enter")
+        page.wait_for_selector("header >> text='Ben'")
+    page.close()
+
+
 def test_what_is_not_there_is_said_to_people_and_to_programs(bench_at):
     page = httpx.get(f"{bench_at}/nowhere", headers={"accept": "text/html"})
     assert page.status_code == 404

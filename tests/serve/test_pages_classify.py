@@ -165,9 +165,18 @@ DROP = """async (address) => {
 
 def test_files_can_be_dropped(sent):
     page = sent()
-    page.wait_for_load_state("networkidle")  # pictures that are still asked for go away with their sample
     page.evaluate(DROP, page.get_attribute(".cells img >> nth=0", "src"))
     page.wait_for_selector(f".status >> text=Donor 7: 2 {DONE}")
+
+
+def test_pictures_of_a_sample_that_is_replaced_are_no_longer_asked_for(look, shapes):
+    page = look("/", height=4000)
+    files = sorted(shapes.glob("*/*.png"))
+    for _ in range(3):
+        page.set_input_files("#files", files)
+        page.wait_for_function("document.querySelectorAll('.cells img').length > 30")
+    page.wait_for_selector(f".status >> text={len(files)} {DONE}")
+    page.wait_for_function("[...document.querySelectorAll('.cells img')].every(i => i.complete && i.naturalWidth)")
 
 
 def test_a_connection_that_was_lost_comes_back(sent):

@@ -1,14 +1,20 @@
 """Runs beside the served one: live, finished, two compared; and nothing but runs is ever shown."""
 
 import shutil
+import socket
+import threading
 
 import numpy as np
 import pytest
+import uvicorn
 
 from urnet.errors import RunError
 from urnet.evaluation.evaluate import evaluate
+from urnet.serve.app import create_app
+from urnet.serve.bench import Bench
 from urnet.serve.pages.curves import chart, line, ticks
 from urnet.serve.runs import ago, compare_tests, history_rows, recipe_differences, runs_beside
+from urnet.serve.settings import Settings
 from urnet.training.run import Run
 
 
@@ -64,9 +70,58 @@ def test_a_run_its_report_and_another_one_beside_it_by_keys(look, beside):
     page.get_by_role("button", name="Compare").focus()
     page.keyboard.press("Enter")
     page.wait_for_url("**/runs?run=run&beside=twin")
-    page.wait_for_selector("table")
+    page.wait_for_selector("td:has-text('can be chance')")
     assert "train.epochs" in page.locator("main").inner_text()
-    assert "can be chance" in page.locator("main").inner_text()
+
+
+@pytest.fixture
+def slowly(monkeypatch, served, beside):
+    """Address of a server in this process whose comparisons end when they are let go, and what lets them."""
+    pages = pytest.importorskip("urnet.serve.pages", reason="NiceGUI is not installed")
+    from urnet.serve.pages import comparison
+
+    go = threading.Event()
+
+    def compare(*runs):
+        assert go.wait(60)
+        return compare_tests(*runs)
+
+    monkeypatch.setattr(comparison, "compare_tests", compare)
+    bench = Bench.open(served, Settings(decoders=1), "onnx")
+    server = uvicorn.Server(uvicorn.Config(create_app(bench, pages=pages.add_pages), log_config=None))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", go
+        go.set()
+        server.should_exit = True
+        thread.join()
+
+
+def test_a_comparison_shows_that_it_goes_on_can_be_cancelled_and_outlives_its_page(slowly, browser, axe):
+    address, go = slowly
+    page = browser.new_page()
+    page.goto(f"{address}/runs?run=run&beside=twin")
+    page.wait_for_selector("svg.chart")
+    page.wait_for_selector("[role=status] >> text=Comparing the two on their test part.")
+    page.wait_for_function("window.did_handshake")
+    assert page.locator("progress:indeterminate").count() == 1
+    assert axe(page) == []
+    page.get_by_role("button", name="Cancel").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[role=status] >> text=The comparison was cancelled.")
+    assert page.locator("progress").count() == 0
+    page.reload()
+    page.get_by_role("button", name="Compare again").click()
+    page.wait_for_selector("progress:indeterminate")
+    page.reload()
+    page.wait_for_selector("progress:indeterminate")
+    go.set()
+    page.wait_for_selector("[role=status] >> text=Compared.")
+    page.wait_for_selector("td:has-text('can be chance')")
+    page.goto(f"{address}/runs?run=run&beside=going")
+    page.wait_for_selector("text=going: has no figures of its test part")
+    page.close()
 
 
 def test_no_path_of_a_request_reaches_the_file_system(look, beside, bench_at, tmp_path):

@@ -65,6 +65,57 @@ def test_fields_are_counted_as_on_the_command_line(run, fields, serving, send, t
     assert "a.tif" in damaged.json()["detail"]
 
 
+@pytest.fixture(scope="module")
+def some_damaged(fields):
+    """Four fields by what a client calls them, of which two cannot be read: one at its start, one at its end only."""
+    sent = {f"my {field.name}": field.read_bytes() for field in sorted(fields.iterdir())}
+    file = io.BytesIO()
+    Image.fromarray(tifffile.imread(fields / "d1.tif")).save(file, "PNG")
+    sent["my d1.tif"] = file.getvalue()[:-30_000]
+    sent["my d2.tif"] = bytes(100) + sent["my d2.tif"]
+    return sent
+
+
+@pytest.fixture(scope="module")
+def bench_at(serving_at, run, tmp_path_factory):
+    """Address of a server whose model cuts fields."""
+    with serving_at(run.folder, tmp_path_factory.mktemp("bench")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def whole(fields, tmp_path_factory):
+    """The two fields of `some_damaged` that can be read."""
+    folder = tmp_path_factory.mktemp("whole") / "fields"
+    folder.mkdir()
+    for name in ("d0.tif", "d3.tif"):
+        (folder / name).write_bytes((fields / name).read_bytes())
+    return folder
+
+
+def test_damaged_fields_are_named_and_left_out_only_where_that_was_asked_for(
+    run, some_damaged, whole, serving, send, tmp_path
+):
+    with serving(run.folder) as client:
+        refused = send(client, *some_damaged.items(), to="/v1/differential")
+        told = send(client, *some_damaged.items(), to="/v1/differential", data={"sample": "fields", "partial": "true"})
+        alone = send(client, ("a.tif", some_damaged["my d1.tif"]), to="/v1/differential", data={"partial": "true"})
+    assert refused.status_code == 422
+    assert "2 of the 4 files cannot be read" in refused.json()["detail"]
+    reasons = refused.json()["files"]
+    assert [one["file"] for one in reasons] == ["my d1.tif", "my d2.tif"]
+    assert [one["error"].split(":")[0] for one in reasons] == ["my d1.tif", "my d2.tif"]
+    assert told.status_code == 200, told.text
+    told = told.json()
+    assert told["failed"] == reasons
+    assert "2 of the 4 files are counted; my d1.tif, my d2.tif cannot be read." in told["notes"]
+    counted = count_cells(run.folder, whole, tmp_path / "out", engine="onnx")
+    written = json.loads((counted.folder / "differential.json").read_text(encoding="utf-8"))["samples"][0]
+    assert {key: told[key] for key in written} == written
+    assert alone.status_code == 422
+    assert "a.tif" in alone.json()["detail"]
+
+
 def test_the_page_says_where_each_cell_of_a_field_lies(run, fields):
     pages = pytest.importorskip("urnet.serve.pages", reason="NiceGUI is not installed")
     app = create_app(Bench.open(run.folder, Settings(decoders=1), "onnx"), pages=pages.add_pages)
@@ -83,3 +134,35 @@ def test_the_page_says_where_each_cell_of_a_field_lies(run, fields):
         picture = Image.open(io.BytesIO(client.get(f"{at}/field/0.png").content))
         assert picture.size == (420, 420)
         assert client.get(f"{at}/0/blue-red.png").headers["content-type"] == "image/png"
+
+
+def test_the_page_asks_whether_to_count_without_the_damaged_fields(look, axe, some_damaged, whole, run, tmp_path):
+    sent = tmp_path / "sent"
+    sent.mkdir()
+    for name, content in some_damaged.items():
+        (sent / name).write_bytes(content)
+    page = look("/")
+    page.fill("#sample", "fields")
+    page.set_input_files("#files", sorted(sent.iterdir()))
+    page.wait_for_selector(".status >> text=image(s) classified, 2 not usable", timeout=60_000)
+    side = page.locator(".side")
+    assert "2 of the 4 files cannot be read:" in side.inner_text()
+    assert "my d1.tif: " in side.inner_text()
+    assert "interval" not in side.inner_text()
+    assert page.locator("text=Download the sample report").count() == 0
+    assert page.locator("text=Keep for review").count() == 0
+    assert page.locator(".cells .failed").count() == 2
+    assert axe(page) == []
+    page.get_by_role("button", name="Count the other 2 file(s)").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".side >> text=95 % interval")
+    page.reload()
+    assert side.locator("dl div").first.inner_text().split("\n") == ["Files", "2 of 4"]
+    assert "2 of the 4 files are counted; my d1.tif, my d2.tif cannot be read." in side.inner_text()
+    with page.expect_download() as got:
+        page.click("text=Download the sample report")
+    assert "2 of the 4 files are counted" in got.value.path().read_text(encoding="utf-8")
+    counted = count_cells(run.folder, whole, tmp_path / "out", engine="onnx")
+    written = json.loads((counted.folder / "differential.json").read_text(encoding="utf-8"))["samples"][0]
+    shares = [f"{one['percent']:.1f}" for one in written["classes"].values()]
+    assert page.locator(".side .shares >> nth=0").locator("td.value").all_inner_texts() == shares

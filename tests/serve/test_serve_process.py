@@ -87,8 +87,11 @@ def test_a_server_finishes_what_runs_when_it_is_told_to_stop(served, shapes, tmp
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
 def test_kill_9_under_load_leaves_nothing_behind_and_the_next_start_works_with_a_token(served, shapes, tmp_path):
-    arguments = (served, "--database", tmp_path / "bench.db")
-    with server(*arguments) as (process, address, _), ThreadPoolExecutor(4) as pool:
+    arguments, temporary = (served, "--database", tmp_path / "bench.db"), tmp_path / "temporary"
+    temporary.mkdir()
+    env = {"TMPDIR": str(temporary)}
+    with server(*arguments, env=env) as (process, address, _), ThreadPoolExecutor(4) as pool:
+        send_to_page(address, shapes / "disc" / "000.png")
         going = threading.Event()
 
         def load():
@@ -109,11 +112,21 @@ def test_kill_9_under_load_leaves_nothing_behind_and_the_next_start_works_with_a
         while any(is_alive(child) for child in children):
             assert time.monotonic() < until
             time.sleep(0.05)
-    with server(*arguments, "--host", "0.0.0.0") as (_, address, lines):
+    assert len(list(temporary.rglob("000000.png"))) >= 1
+    with server(*arguments, "--host", "0.0.0.0", env=env) as (_, address, lines):
+        assert list(temporary.rglob("000000.png")) == []
+        assert len([path for path in temporary.glob("urnet-*") if path.is_dir()]) == 1
         token = next(line.removeprefix("token: ") for line in lines if line.startswith("token: "))
         address, file = address.replace("0.0.0.0", "127.0.0.1"), shapes / "disc" / "000.png"
         assert post(address, file).status_code == 401
         assert post(address, file, headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+def send_to_page(address: str, file: Path) -> None:
+    with httpx.Client(base_url=address) as browser:
+        key = browser.post("/bench/classify").json()["key"]
+        sent = browser.post(f"/bench/classify/{key}/files", files=[("files", (file.name, file.read_bytes()))])
+        assert sent.json() == {"files": 1}
 
 
 def children_of(pid: int) -> list[int]:

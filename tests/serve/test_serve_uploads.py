@@ -14,6 +14,7 @@ from PIL import Image
 
 from urnet.errors import ImageError
 from urnet.images.read import read_image
+from urnet.serve.scratch import Scratch
 from urnet.serve.uploads import put_aside, shown
 
 
@@ -204,8 +205,11 @@ def test_decoding_takes_no_more_memory_than_allowed(serving, send):
 )
 def test_names_of_clients_are_only_shown(given, told):
     assert shown(given) == told
-    with put_aside([(given, io.BytesIO(whole_images()["cell.png"]))]) as (folder, uploads):
-        assert [path.name for path in folder.iterdir()] == ["000000.png"]
-        assert uploads[0].path == folder / "000000.png"
+    scratch = Scratch(2**20)
+    scratch.start()
+    with put_aside(scratch, [(given, io.BytesIO(whole_images()["cell.png"]))]) as (aside, uploads):
+        assert [path.name for path in aside.files.iterdir()] == ["000000.png"]
+        assert uploads[0].path == aside.files / "000000.png"
         assert uploads[0].name == told
-    assert not folder.exists()
+    assert not aside.root.exists()
+    scratch.stop()

@@ -1,5 +1,6 @@
 """Whether images are fields of view, or crops that are cut out already."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def holds_fields(source: Path, tile: int | None, cropping: Cropping | None) -> b
         return True
     if cropping is None or tile is not None:
         return False
+    return larger_than_crops(files, cropping)
+
+
+def larger_than_crops(files: Iterable[Path], cropping: Cropping) -> bool:
+    """Whether images are too large to be crops, by the first of them that can be read.
+
+    Args:
+        files: the images.
+        cropping: how the crops were cut.
+    """
     for file in files:
         with suppress(ImageError):  # a damaged one says nothing; whoever reads it reports it
             info = describe_field(file)

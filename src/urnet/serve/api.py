@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from http import HTTPStatus
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, UploadFile
@@ -12,8 +11,9 @@ from pydantic import BaseModel, ConfigDict
 
 from urnet import __version__
 from urnet.calibration.calibration import COVERAGE
-from urnet.serve.bench import Answer, Bench, Counted
+from urnet.serve.bench import Answer, Bench, Counted, UnreadableError
 from urnet.serve.problems import FileProblem, Refused, answers
+from urnet.serve.scratch import Aside
 from urnet.serve.uploads import Upload, put_aside
 
 EVERYWHERE = answers(401, 403, 429)
@@ -174,13 +174,18 @@ def routes(bench: Bench) -> APIRouter:
     async def differential(
         files: Files,
         sample: Annotated[str, Form(description="Name of the sample.", max_length=200)] = "sample",
+        partial: Annotated[bool, Form(description="Count the other fields of view where some cannot be read.")] = False,
     ) -> Differential:
         """Count the cells of one sample, as `urnet differential` does, from fields of view or from crops."""
-        async with _received(bench, files) as (folder, uploads):
+        async with _received(bench, files) as (aside, uploads):
             refused = [FileProblem(file=upload.name, error=upload.error) for upload in uploads if upload.error]
             if len(refused) == len(uploads):
                 _refuse_all(refused)
-            return _differential(bench, await bench.count(sample, folder, uploads))
+            try:
+                return _differential(bench, await bench.count(sample, aside, uploads, partial=partial))
+            except UnreadableError as error:
+                lost = [FileProblem(file=one.path, error=one.error) for one in error.lost]
+                raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), files=lost) from None
 
     @router.get("/v1/model", responses=EVERYWHERE, tags=["server"])
     async def model() -> About:
@@ -203,7 +208,7 @@ def routes(bench: Bench) -> APIRouter:
 
 
 @asynccontextmanager
-async def _received(bench: Bench, files: list[UploadFile]) -> AsyncIterator[tuple[Path, list[Upload]]]:
+async def _received(bench: Bench, files: list[UploadFile]) -> AsyncIterator[tuple[Aside, list[Upload]]]:
     """The files of a request, put aside for as long as it may take."""
     settings = bench.settings
     if len(files) > settings.max_files:
@@ -215,7 +220,7 @@ async def _received(bench: Bench, files: list[UploadFile]) -> AsyncIterator[tupl
     try:
         async with asyncio.timeout(settings.request_seconds):
             named = [(file.filename or "", file.file) for file in files]
-            yield await asyncio.to_thread(stack.enter_context, put_aside(named))
+            yield await asyncio.to_thread(stack.enter_context, put_aside(bench.scratch, named))
     except TimeoutError:
         raise Refused(
             HTTPStatus.SERVICE_UNAVAILABLE,

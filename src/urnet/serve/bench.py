@@ -1,8 +1,9 @@
 """What the API and the pages call: classify what was sent, count it, with the functions of the command line."""
 
 import asyncio
+import re
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from urnet.evaluation.scored import seen_among, training_keys
 from urnet.export.engine import Engine, choose_engine
 from urnet.predict import PADDING
 from urnet.serve.batching import Network
+from urnet.serve.scratch import Aside, Scratch, size_of
 from urnet.serve.settings import Settings
 from urnet.serve.store import Store
 from urnet.serve.uploads import Cell, Decoders, Upload
@@ -29,6 +31,9 @@ NOT_CALIBRATED = "the model is not calibrated, so its counts cannot be corrected
 
 PART = 16
 """Images that one request has with the decoders or the network at a time, of one file."""
+
+NAMED = 3
+"""Files that a note names; of others it says how many."""
 
 FILES = 8
 """Files of one request that are worked on side by side."""
@@ -59,6 +64,22 @@ class Answer:
     def is_padding(self) -> bool:
         """Whether it is a tile that fills up a montage, and no image."""
         return self.error == PADDING
+
+
+class UnreadableError(ImageError):
+    """Fields of a sample cannot be read, and nobody said that the others are to be counted without them.
+
+    Args:
+        lost: what cannot be read, and why.
+        files: number of files in all.
+    """
+
+    def __init__(self, lost: "Sequence[Answer]", files: int):
+        super().__init__(
+            f"{len(lost)} of the {files} files cannot be read, and a count over the others is not that of the sample: "
+            f"mend or leave out these, or ask for a partial count; the first: {lost[0].reason}"
+        )
+        self.lost = lost
 
 
 @dataclass(frozen=True)
@@ -117,12 +138,14 @@ class Cut:
         notes: on the fields.
         fields: what is known of each; none where the files are crops.
         places: where each cell lies, in the order of the cells' folder.
+        lost: what cannot be read of fields.
     """
 
     sources: list[Upload]
     notes: list[str] = field(default_factory=list)
     fields: list[FieldSeen] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
+    lost: list[Answer] = field(default_factory=list)
 
 
 class Bench:
@@ -150,6 +173,7 @@ class Bench:
         self.digest = model.digest()
         self.network = Network(engine)
         self.decoders = Decoders(model, settings)
+        self.scratch = Scratch(settings.upload_bytes)
         self._trained_on: Future[set[str] | None] | None = None
 
     @classmethod
@@ -168,7 +192,8 @@ class Bench:
         return self.network.engine.name
 
     def start(self) -> None:
-        """Start the decoders and the network's thread."""
+        """Start the decoders and the network's thread, and make room for what will be sent."""
+        self.scratch.start()
         self.decoders.start()
         self.network.start()
         if self.model.calibration is not None and Run(self.run).recipe_path.is_file():
@@ -182,6 +207,7 @@ class Bench:
         self.decoders.stop()
         if self.store is not None:
             self.store.close()
+        self.scratch.stop()
 
     @property
     def is_ready(self) -> bool:
@@ -210,60 +236,70 @@ class Bench:
             for task in running:
                 task.cancel()
 
-    async def count(self, name: str, folder: Path, uploads: Sequence[Upload]) -> Counted:
+    async def count(self, name: str, aside: Aside, uploads: Sequence[Upload], *, partial: bool = False) -> Counted:
         """Count the cells of one sample, as `urnet differential` does.
 
         Args:
             name: of the sample.
-            folder: where the files lie.
+            aside: where the files lie.
             uploads: fields of view, or crops.
+            partial: count the other fields where some cannot be read.
 
         Raises:
             RunError: the model is not calibrated.
             CellsError: no image could be used.
-            ImageError: a field cannot be read.
+            UnreadableError: a field cannot be read.
+            ImageError: the fields cannot be cut.
+            FullError: there is no room for their cells.
         """
         if self.model.calibration is None:
             raise RunError(NOT_CALIBRATED)
-        cut = await self.cut(folder, uploads)
+        cut = await self.cut(aside, uploads)
+        if cut.fields and cut.lost and not partial:
+            raise UnreadableError(cut.lost, len(uploads))
         answers: list[Answer] = []
         async with aclosing(self.classify(cut.sources, keys=True)) as files:
             async for part in files:
                 answers += [answer for answer in part if not answer.is_padding]
         good = [answer for answer in answers if not answer.error]
-        failed = [answer for answer in answers if answer.error]
+        failed = [*cut.lost, *[answer for answer in answers if answer.error]]
         if failed and not good and not cut.fields:
             raise CellsError(f"none of the {len(failed)} image(s) could be used; the first: {failed[0].reason}")
         notes = [*cut.notes, *await self.notes_on(answers)]
         return Counted(await asyncio.to_thread(self.sample, name, good), notes, failed, bool(cut.fields))
 
-    async def cut(self, folder: Path, uploads: Sequence[Upload]) -> Cut:
+    async def cut(self, aside: Aside, uploads: Sequence[Upload]) -> Cut:
         """Cut the cells out of fields, where the files are fields and no crops, into a folder `cells` beside theirs.
 
         Args:
-            folder: where the files lie.
+            aside: where the files lie.
             uploads: the files.
 
         Raises:
-            ImageError: a field cannot be read.
+            ImageError: they cannot be cut.
+            FullError: there is no room for the cells.
         """
         names = {upload.path.name: upload.name for upload in uploads if upload.path is not None}
         told: dict[str, Any] = {"fields": False}
-        out = folder.parent / "cells"
+        out = aside.root / "cells"
         if names:
-            told = await self.decoders.cut(folder, out, [upload for upload in uploads if upload.path is not None])
+            told = await self.decoders.cut(aside.files, out, [upload for upload in uploads if upload.path is not None])
         if not told["fields"]:
             return Cut(list(uploads))
-        refused = [upload for upload in uploads if upload.path is None]
+        aside.take(await asyncio.to_thread(size_of, out))
+        unreadable = told["unreadable"]
+        whys = [(one.name, one.error if one.path is None else unreadable.get(one.path.name, "")) for one in uploads]
+        lost = [Answer(name, error=why) for name, why in whys if why]
         numbers = {one["name"]: number for number, one in enumerate(told["seen"])}
         return Cut(
-            [*refused, *[Upload("cells", out)] * (told["cells"] > 0)],
-            told["notes"],
+            [Upload("cells", out)] * (told["cells"] > 0),
+            [*_without(lost, len(uploads)), *[_said_of(names, note) for note in told["notes"]]],
             [
                 FieldSeen(names.get(one["name"], one["name"]), out / one["picture"], one["height"], one["width"])
                 for one in told["seen"]
             ],
             [Place(numbers[name], float(x), float(y)) for name, x, y in told["places"]],
+            lost,
         )
 
     async def notes_on(self, answers: Sequence[Answer]) -> list[str]:
@@ -339,6 +375,20 @@ class Bench:
             Answer(cell.path, error=cell.error) if cell.error else Answer(cell.path, next(rows), key=cell.key)
             for cell in cells
         ]
+
+
+def _without(lost: Sequence[Answer], files: int) -> list[str]:
+    """A note on which files a count leaves out."""
+    if not lost:
+        return []
+    named = ", ".join(answer.path for answer in lost[:NAMED])
+    more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+    return [f"{files - len(lost)} of the {files} files are counted; {named}{more} cannot be read."]
+
+
+def _said_of(names: Mapping[str, str], note: str) -> str:
+    """What was said of files under names of ours, said of the client's."""
+    return re.sub("|".join(map(re.escape, names)), lambda ours: names[ours[0]], note)
 
 
 def _as_written(value: Any) -> Any:

@@ -6,7 +6,7 @@ pickle to send. Torch is never loaded here.
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from multiprocessing.connection import Connection
@@ -21,13 +21,21 @@ from urnet.bundle_config import ModelConfig
 from urnet.cells.copies import copy_key, padding_tiles
 from urnet.cells.table import Cells, find_images
 from urnet.errors import ImageError, UrnetError
+from urnet.fields.again import with_what_is_there
 from urnet.fields.crop import crop_fields
 from urnet.fields.cropping import Cropping
-from urnet.fields.kind import holds_fields
+from urnet.fields.kind import larger_than_crops
+from urnet.fields.read import open_field
+from urnet.fields.table import TABLE_NAME as FIELD_TABLE
+from urnet.fields.table import find_fields
 from urnet.images.read import TIFF_STARTS, decoding, first_bytes, read_header
 from urnet.read_ahead import read_cells
+from urnet.serve.kept import write_csv
 
 PADDING_MARK = "padding"
+
+BAND = 1024
+"""Rows of a field that are decoded at a time, to see whether it can be."""
 
 FIELDS = "fields"
 """Folder among the cells that were cut out of fields, with a small picture of each field."""
@@ -61,15 +69,20 @@ def _answer(decoder: "_Decoder", order: dict[str, Any]) -> Iterator[bytes]:
             told = decoder.cut(Path(order["folder"]), Path(order["out"]))
         else:
             told, crops = decoder.read(Path(order["path"]), order["start"], order["stop"], order["keys"])
-    except UrnetError as error:
-        told = {"error": str(error)}
-    except MemoryError:
-        told = {"error": f"{order.get('path', 'a file')}: decoding it takes more memory than the server allows"}
     except Exception as error:
-        told = {"error": f"{order.get('path', 'a file')}: cannot be decoded ({type(error).__name__})"}
+        told = {"error": _reason(error, order.get("path", "a file"))}
     yield json.dumps(told | {"crops": [[str(crop.dtype), *crop.shape] for crop in crops]}).encode()
     for crop in crops:
         yield np.ascontiguousarray(crop).tobytes()
+
+
+def _reason(error: Exception, name: str) -> str:
+    """Why a file cannot be read, for whoever sent it."""
+    if isinstance(error, UrnetError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"{name}: decoding it takes more memory than the server allows"
+    return f"{name}: cannot be decoded ({type(error).__name__})"
 
 
 class _Decoder:
@@ -97,14 +110,22 @@ class _Decoder:
         return {"cells": len(cells), "rows": rows}, crops
 
     def cut(self, folder: Path, out: Path) -> dict[str, Any]:
-        """Cut fields into cells, where these files are fields."""
-        if self.cropping is None:
+        """Cut fields into cells, where these files are fields; those that cannot be read are left out, and told."""
+        if self.cropping is None or self.config.tile is not None:
             return {"fields": False}
-        for path in sorted(folder.iterdir()):
-            self._refuse_deep(path)
-        if not holds_fields(folder, self.config.tile, self.cropping):
+        files = sorted(folder.iterdir())
+        unreadable = _failing(self._refuse_deep, files)
+        if not larger_than_crops([path for path in files if path.name not in unreadable], self.cropping):
             return {"fields": False}
-        cropped = crop_fields(folder, out, self.cropping, again=True)
+        unreadable |= _failing(self._read_through, [path for path in files if path.name not in unreadable])
+        left = [path.name for path in files if path.name not in unreadable]
+        told = {"fields": True, "unreadable": unreadable, "notes": [], "cells": 0, "seen": [], "places": []}
+        if not left:
+            return told
+        table = folder.with_name(FIELD_TABLE)
+        rows = [[name, f"{folder.name}/{name}"] for name in left]
+        write_csv(table, ("field", "brightfield"), rows)
+        cropped = crop_fields(table, out, self.cropping, again=True)
         (out / FIELDS).mkdir()
         seen = []
         for number, one in enumerate(cropped.fields):
@@ -112,7 +133,7 @@ class _Decoder:
             _write_grey(out / picture, one.preview)
             seen.append({"name": one.row.field, "picture": picture, "height": one.info.height, "width": one.info.width})
         places = cropped.table[["field", "x", "y"]].to_numpy().tolist()
-        return {"fields": True, "notes": cropped.notes, "cells": len(cropped.table), "seen": seen, "places": places}
+        return told | {"notes": cropped.notes, "cells": len(cropped.table), "seen": seen, "places": places}
 
     def _open(self, path: Path) -> tuple[Cells, set[int]]:
         if path.is_file():
@@ -128,6 +149,24 @@ class _Decoder:
             raise ImageError(f"{path}: more than the {self.limits['images']} images that the server allows in one file")
         return cells, padding_tiles(cells)
 
+    def _read_through(self, path: Path) -> None:
+        """Decode a field and its nuclei to the end, as cutting will.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        how = self.cropping
+        assert how is not None
+        nuclei = None if how.nuclei else how.nuclei_channel  # else it is of a partner, and none is ever sent
+        _, (row,) = find_fields(path, nuclei_channel=nuclei, channel=how.channel, z=how.z, scene=how.scene)
+        row = with_what_is_there(row, how)
+        for file, channel in ((row.brightfield, row.channel), (row.nuclei, row.nuclei_channel)):
+            if file is not None:
+                with open_field(file, channel=channel, z=row.z, scene=row.scene) as field:
+                    height, width = field.info.height, field.info.width
+                    for top in range(0, height, BAND):
+                        field.read(top, 0, min(BAND, height - top), width)
+
     def _refuse_deep(self, path: Path) -> None:
         """Look no further than the pages that are allowed: a chain of directories may have no end."""
         most, deep = self.limits["images"], False
@@ -137,6 +176,17 @@ class _Decoder:
                     deep = tif.pages[most] is not None
         if deep:
             raise ImageError(f"{path}: more than the {most} pages that the server allows in one file")
+
+
+def _failing(check: Callable[[Path], None], files: Iterable[Path]) -> dict[str, str]:
+    """Why files fail at a check, by their names."""
+    reasons = {}
+    for path in files:
+        try:
+            check(path)
+        except Exception as error:
+            reasons[path.name] = _reason(error, str(path))
+    return reasons
 
 
 def _write_grey(path: Path, pixels: np.ndarray) -> None:

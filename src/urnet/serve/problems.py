@@ -14,10 +14,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from urnet.errors import UrnetError
+from urnet.serve.scratch import FullError
 
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+
+FULL_SECONDS = 30
+"""After which it is worth trying again where the server holds as much as it may."""
 
 
 class FileProblem(BaseModel):
@@ -90,6 +94,7 @@ def install(app: FastAPI) -> None:
     """Let every error of an app be answered so."""
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(FullError, _full)
     app.add_exception_handler(UrnetError, _mistaken)
     app.add_exception_handler(Exception, _failed)
 
@@ -108,6 +113,11 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     found = [f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in error.errors()]
     detail = "; ".join(found) + "; send the images as multipart/form-data, each in a field 'files'"
     return problem(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, detail)
+
+
+async def _full(request: Request, error: Exception) -> JSONResponse:
+    about = {"Retry-After": str(FULL_SECONDS)}
+    return problem(request.scope, HTTPStatus.TOO_MANY_REQUESTS, str(error), headers=about)
 
 
 async def _mistaken(request: Request, error: Exception) -> JSONResponse:

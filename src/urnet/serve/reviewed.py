@@ -91,7 +91,7 @@ class KeptPictures:
         content = None if store is None else await asyncio.to_thread(store.review.image, digest)
         if content is None:
             return None
-        with put_aside([(digest, io.BytesIO(content))]) as (_, uploads):
+        with put_aside(self.bench.scratch, [(digest, io.BytesIO(content))]) as (_, uploads):
             try:
                 _, cells = await self.bench.decoders.read(uploads[0], 0, 1) if uploads[0].path else (0, [])
             except UrnetError:

@@ -57,6 +57,11 @@ class ListedRun:
         """Whether training came to its end."""
         return self.run.finished
 
+    @property
+    def predictions(self) -> Path:
+        """What it said of its test part, where it was evaluated."""
+        return self.run.folder / "evaluation" / "test" / "predictions.csv"
+
     def state(self) -> str:
         """In words."""
         if self.finished:
@@ -141,12 +146,11 @@ def compare_tests(first: ListedRun, second: ListedRun) -> pd.DataFrame:
     """
     predictions, classes = {}, []
     for one in (first, second):
-        table = one.run.folder / "evaluation" / "test" / "predictions.csv"
         known = next((found.metrics.get("classes") for found in one.figures() if found.split == "test"), None)
-        if known is None or not table.is_file():
+        if known is None or not one.predictions.is_file():
             raise RunError(f"{one.name}: has no figures of its test part; run `urnet evaluate` on it")
         text = dict.fromkeys(("path", "label", "predicted", "source", "donor"), str)
-        rows = pd.read_csv(table, dtype=text, keep_default_na=False, encoding="utf-8")
+        rows = pd.read_csv(one.predictions, dtype=text, keep_default_na=False, encoding="utf-8")
         here = one.run.folder.resolve()
         predictions[one.name] = rows.assign(path=[os.path.normpath(here / path) for path in rows["path"]])
         classes.append(tuple(known))

@@ -29,6 +29,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import QueuePool
 
 from urnet.errors import StoreError
+from urnet.serve.network_drive import network_drive
 
 SCHEMA = 1
 APPLICATION = 0x75726E74  # "urnt": tells our files from other SQLite files
@@ -110,10 +111,16 @@ def open_database(path: Path) -> Engine:
     """Open the file, or make it where there is none.
 
     Raises:
-        StoreError: no such file of ours, one of a newer program, one that cannot be upgraded, written or locked.
+        StoreError: no such file of ours, one of a newer program, one that cannot be upgraded, written or locked, or one
+            on a network drive.
     """
     if not path.parent.is_dir():
         raise StoreError(f"{path}: there is no folder {path.parent}; make it, or choose another place")
+    if kind := network_drive(path):
+        raise StoreError(
+            f"{path}: lies on a network drive ({kind}), where SQLite may lose labels; choose a --database on a disk of "
+            "this machine, and copy it to the drive when the server has stopped"
+        )
     engine = _engine(path)
     try:
         with saying(path):

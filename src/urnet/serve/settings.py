@@ -46,6 +46,8 @@ class Settings(BaseModel):
     """Bytes of them together."""
     sample_images: int = Field(200_000, ge=1, le=10_000_000)
     """Images in them together."""
+    upload_bytes: int = Field(2**33, ge=1024, le=2**44)
+    """Bytes of all that was sent and is still kept, by all together, and of cells cut out of it."""
     attempts: int = Field(10, ge=1, le=1000)
     """Wrong tokens from one address within `lockout_seconds` until it has to wait."""
     lockout_seconds: float = Field(60, gt=0, le=86_400)

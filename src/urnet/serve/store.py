@@ -26,7 +26,8 @@ class Store:
         review: predictions and their corrections.
 
     Raises:
-        StoreError: no such file of ours, one of a newer program, one that cannot be upgraded, written or locked.
+        StoreError: no such file of ours, one of a newer program, one that cannot be upgraded, written or locked, or one
+            on a network drive.
     """
 
     def __init__(self, path: Path):

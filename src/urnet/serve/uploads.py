@@ -1,15 +1,15 @@
 """What was sent: put aside under names of our own, decoded by processes that are bounded and can be ended."""
 
 import asyncio
+import io
 import json
 import multiprocessing
 import queue
 import shutil
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +23,7 @@ from urnet.fields.cropping import SETTINGS_NAME
 from urnet.images.read import TIFF_STARTS, first_bytes
 from urnet.predict import PADDING
 from urnet.serve.decoding import PADDING_MARK, work
+from urnet.serve.scratch import Aside, Scratch
 from urnet.serve.settings import Settings
 
 STARTING = 60.0
@@ -67,16 +68,18 @@ class Cell:
 
 
 @contextmanager
-def put_aside(files: Iterable[tuple[str, BinaryIO]]) -> Iterator[tuple[Path, list[Upload]]]:
+def put_aside(scratch: Scratch, files: Iterable[tuple[str, BinaryIO]]) -> Iterator[tuple[Aside, list[Upload]]]:
     """Write files into a folder that goes away again; what is no image by its first bytes is refused.
 
     Args:
+        scratch: where.
         files: what the client calls each, and its content.
+
+    Raises:
+        FullError: there is no room for them.
     """
-    with tempfile.TemporaryDirectory(prefix="urnet-", ignore_cleanup_errors=True) as name:
-        folder = Path(name) / "files"
-        folder.mkdir()
-        yield folder, [put(folder, number, given, content) for number, (given, content) in enumerate(files)]
+    with closing(Aside(scratch)) as aside:
+        yield aside, [put(aside, number, given, content) for number, (given, content) in enumerate(files)]
 
 
 def shown(name: str) -> str:
@@ -86,17 +89,22 @@ def shown(name: str) -> str:
     return clean[:LONGEST_NAME] or "unnamed"
 
 
-def put(folder: Path, number: int, given: str, content: BinaryIO) -> Upload:
-    """Write one file into a folder; what is no image by its first bytes is refused.
+def put(aside: Aside, number: int, given: str, content: BinaryIO) -> Upload:
+    """Put one file aside; what is no image by its first bytes is refused.
 
     Args:
-        folder: where.
+        aside: where.
         number: of the file, which becomes its name.
         given: what the client calls it.
         content: of the file.
+
+    Raises:
+        FullError: there is no room for it.
     """
     name = shown(given)
-    path = folder / f"{number:06d}"
+    path = aside.files / f"{number:06d}"
+    aside.take(content.seek(0, io.SEEK_END))
+    content.seek(0)
     with path.open("wb") as file:
         shutil.copyfileobj(content, file)
     try:
@@ -169,13 +177,16 @@ class Decoders:
 
         Returns:
             `fields`: whether they are any, rather than crops; if so `notes`, the number of `cells`, what is `seen` of
-            each field, and the `places` of the cells.
+            each field, the `places` of the cells, and why files are `unreadable`, by their names here.
 
         Raises:
-            ImageError: one cannot be read, or finding its cells takes too long.
+            ImageError: they cannot be cut, or finding their cells takes too long.
         """
         order = {"do": "cut", "folder": str(folder), "out": str(out)}
         told, _ = await self._ask(order, self.settings.field_seconds, *uploads)
+        if told["fields"]:
+            by_name = {upload.path.name: upload for upload in uploads if upload.path is not None}
+            told["unreadable"] = {name: _renamed(why, by_name[name]) for name, why in told["unreadable"].items()}
         return told
 
     async def _ask(

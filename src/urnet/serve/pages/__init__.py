@@ -27,7 +27,7 @@ def add_pages(app: FastAPI, bench: Bench) -> None:
     for page in (classify, label, review, runs, about):
         page.add(app, bench)
     answer_missing(app)
-    app.add_middleware(Sessions)
+    app.add_middleware(Sessions, scratch=bench.scratch)
     ui.run_with(
         app,
         title="urnet",

@@ -9,17 +9,13 @@ import csv
 import errno
 import io
 import logging
-import shutil
-import tempfile
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from http import HTTPStatus
-from pathlib import Path
 from secrets import token_urlsafe
 from typing import BinaryIO, Literal
 
@@ -32,6 +28,7 @@ from urnet.differential.sample import Sample
 from urnet.errors import CellsError, ImageError, RecipeError, UrnetError
 from urnet.serve.bench import FILES, Answer, Bench, Cut, Place
 from urnet.serve.problems import Refused
+from urnet.serve.scratch import Aside
 from urnet.serve.uploads import Upload, put
 
 logger = logging.getLogger(__name__)
@@ -48,7 +45,7 @@ AT_ONCE = 4
 UNFINISHED = "Not all images of this sample were classified when this was written."
 
 Kind = Literal["raw", "enhanced", "heat"]
-State = Literal["receiving", "waiting", "cutting", "classifying", "done", "cancelled", "failed"]
+State = Literal["receiving", "waiting", "cutting", "classifying", "done", "cancelled", "failed", "closed"]
 RUNNING: tuple[State, ...] = ("waiting", "cutting", "classifying")
 
 
@@ -98,6 +95,7 @@ class Classification:
         uploads: the files.
         seen: their images.
         counted: the differential of those; while more come, it may lack the latest. None without a calibrated model.
+        partial: whether fields that can be read are to be counted without those that cannot.
         reviewing: what became of keeping the predictions for review; "" where nobody asked for it.
         changes: grows whenever something has changed.
     """
@@ -112,12 +110,11 @@ class Classification:
         self.notes: list[str] = []
         self.counted: Sample | None = None
         self.cut = Cut([])
+        self.partial = False
         self.files_done = self.changes = 0
         self._bytes = 0
         self._of_field: Counter[int] = Counter()
-        self._root = Path(tempfile.mkdtemp(prefix="urnet-page-"))
-        self._folder = self._root / "files"
-        self._folder.mkdir()
+        self._aside = Aside(bench.scratch)
         self._task: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._counted_at = -COUNT_SECONDS
@@ -128,8 +125,8 @@ class Classification:
         for task in (self._task, self._keeping):
             if task is not None:
                 task.cancel()
-        self.state = "cancelled"
-        asyncio.get_running_loop().run_in_executor(None, partial(shutil.rmtree, self._root, ignore_errors=True))
+        self.state = "closed"
+        asyncio.get_running_loop().run_in_executor(None, self._aside.close)
 
     def add(self, files: Sequence[tuple[str, BinaryIO]]) -> None:
         """Take some files.
@@ -139,6 +136,7 @@ class Classification:
 
         Raises:
             Refused: that would be too many or too much, or the work has begun.
+            FullError: the server holds as much as it may.
         """
         settings = self.bench.settings
         if self.state != "receiving":
@@ -158,7 +156,7 @@ class Classification:
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"more than the {settings.sample_bytes:,} bytes that one sample may have; send several samples",
                 )
-            self.uploads.append(put(self._folder, len(self.uploads), name, content))
+            self.uploads.append(put(self._aside, len(self.uploads), name, content))
         self.changes += 1
 
     def start(self) -> None:
@@ -166,6 +164,13 @@ class Classification:
         if self.state == "receiving" and self.uploads:
             self._go("waiting")
             self._task = asyncio.create_task(self._work())
+
+    def count_readable(self) -> None:
+        """Count the fields that can be read without those that cannot; whoever sent them wants it so."""
+        self.partial = True
+        self.changes += 1
+        if not self.is_running:
+            self._task = asyncio.create_task(self._count())
 
     def cancel(self) -> None:
         """Stop; what is there stays."""
@@ -183,6 +188,11 @@ class Classification:
     def can_count(self) -> bool:
         """Whether counts can be corrected."""
         return self.bench.model.calibration is not None
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether nothing is counted until a person says that it is to be counted without what cannot be read."""
+        return bool(self.cut.fields and self.cut.lost) and not self.partial
 
     def raw_counts(self) -> Counter[str]:
         """How many images were called what, rejected ones left out."""
@@ -212,14 +222,13 @@ class Classification:
             return None
         config = self.bench.model.config
         files = f"{len(self.uploads)} file(s) sent to the bench"
-        notes = self.notes if self.state == "done" else [UNFINISHED]
         about = {
             "run": self.bench.run.name,
             "source": files,
             "model": f"{config.name}, seed {config.seed}",
             "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
             "simulated": "",
-            "notes": notes,
+            "notes": self.notes,
             "version": __version__,
         }
         return report_page(sample, about)
@@ -302,13 +311,17 @@ class Classification:
             async with self.turn:
                 if self.can_count:
                     self._go("cutting")
-                    self.cut = await self.bench.cut(self._folder, self.uploads)
+                    self.cut = await self.bench.cut(self._aside, self.uploads)
                 else:
                     self.cut = Cut(self.uploads)
+                self.notes = [*self.cut.notes, UNFINISHED]
+                for lost in self.cut.lost:
+                    self._take(Upload(lost.path, None, lost.error), 0, [lost])
                 self._go("classifying")
                 await self._classify(self.cut.sources)
                 await self._count()
-                self.notes = [*self.cut.notes, *await self.bench.notes_on([one.answer for one in self.seen])]
+                classified = self.seen[len(self.cut.lost) :]
+                self.notes = [*self.cut.notes, *await self.bench.notes_on([one.answer for one in classified])]
                 self._go("done")
         except UrnetError as error:
             self.error = str(error)
@@ -358,7 +371,7 @@ class Classification:
 
     async def _count(self) -> None:
         good = [one.answer for one in self.seen if not one.answer.error]
-        if good and self.can_count:
+        if good and self.can_count and not self.is_undecided:
             self.counted = await asyncio.to_thread(self.bench.sample, self.name, good)
             self._counted_at = time.monotonic()
             self.changes += 1

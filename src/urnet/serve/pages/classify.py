@@ -213,7 +213,7 @@ class _Page:
             _download("Download the sample report", f"/bench/classify/{mine.key}/report.html")
         if mine.reviewing:
             text("span", mine.reviewing).classes("soft")
-        elif self.bench.store is not None:
+        elif self.bench.store is not None and not mine.is_undecided:
             button("Keep for review", mine.keep)
 
     @ui.refreshable_method
@@ -300,7 +300,9 @@ def _share(mine: Classification) -> tuple[int, int]:
     """What is done, of how much; of 0 where nobody knows."""
     if mine.state != "classifying":
         return 0, 0
-    return (len(mine.seen), len(mine.cut.places)) if mine.cut.places else (mine.files_done, len(mine.cut.sources))
+    if mine.cut.places:
+        return len(mine.seen) - len(mine.cut.lost), len(mine.cut.places)
+    return mine.files_done, len(mine.cut.sources)
 
 
 def _progress(mine: Classification) -> str:

@@ -5,7 +5,10 @@ from nicegui import ui
 from urnet.pages import NEVER
 from urnet.serve.bench import NOT_CALIBRATED
 from urnet.serve.pages.classification import Classification
-from urnet.serve.pages.frame import text
+from urnet.serve.pages.frame import button, text
+
+NAMED = 10
+"""Files that cannot be read which are named one by one."""
 
 
 def counts(mine: Classification | None) -> None:
@@ -13,17 +16,24 @@ def counts(mine: Classification | None) -> None:
     if mine is None or not mine.seen:
         text("p", "Counted as cells arrive: the share of each class with its 95 % interval.").classes("soft")
         return
+    if mine.is_undecided:
+        _choice(mine)
+        return
     sample = mine.counted
     if sample is None:
         _raw(mine)
         return
     told = sample.to_json()
+    figures = [
+        ("Cells", f"{sample.cells:,}"),
+        ("Counted", f"{sample.accepted:,}"),
+        ("Rejected", f"{told['rejected_percent']:.1f} %"),
+    ]
+    if mine.cut.lost:
+        files = len(mine.uploads)
+        figures.insert(0, ("Files", f"{files - len(mine.cut.lost):,} of {files:,}"))
     with ui.element("dl").classes("facts"):
-        for name, value in (
-            ("Cells", f"{sample.cells:,}"),
-            ("Counted", f"{sample.accepted:,}"),
-            ("Rejected", f"{told['rejected_percent']:.1f} %"),
-        ):
+        for name, value in figures:
             with ui.element("div"):
                 text("dt", name)
                 text("dd", value)
@@ -69,7 +79,21 @@ def _raw(mine: Classification) -> None:
                 with ui.element("tr"):
                     text("th", name).props("scope=row")
                     text("td", f"{found[name]:,}").classes("n")
-    _notes(mine.notes)
+    _notes([] if mine.is_running else mine.notes)
+
+
+def _choice(mine: Classification) -> None:
+    """What cannot be read, and whether to count without it."""
+    lost, files = mine.cut.lost, len(mine.uploads)
+    with ui.element("div").classes("notice warn").props("role=note"):
+        text("p", f"{len(lost):,} of the {files:,} files cannot be read:")
+        with ui.element("ul"):
+            for one in lost[:NAMED]:
+                text("li", one.reason)
+            if len(lost) > NAMED:
+                text("li", f"and {len(lost) - NAMED:,} more, among the cells that are not usable")
+        text("p", "A count over the others is not the count of this sample. Send it again when they are mended, or:")
+        button(f"Count the other {files - len(lost):,} file(s)", mine.count_readable)
 
 
 def _head(first: str, *others: str) -> None:

@@ -18,6 +18,13 @@ PAGES = (("Classify", "/"), ("Label", "/label"), ("Review", "/review"), ("Runs",
 
 LONGEST_NAME = 100
 
+REMEMBER = "try { localStorage.setItem('urnet-name', name); } catch {}"
+PROPOSE = """
+    try { field.value ||= localStorage.getItem('urnet-name') || ''; } catch {}
+    field.select();
+"""
+"""The browser keeps the name for after the server has started anew; one that keeps nothing is asked again."""
+
 
 def the_bench() -> Bench:
     """What the pages serve."""
@@ -139,14 +146,20 @@ async def _ask_name() -> None:
     form.on(
         "submit",
         enter,
-        js_handler="""(event) => {
+        js_handler=f"""(event) => {{
             event.preventDefault();
-            emit(event.target.querySelector('input').value);
+            const name = event.target.querySelector('input').value;
+            {REMEMBER}
+            emit(name);
             event.target.closest('dialog').close();
-        }""",
+        }}""",
     )
     dialog.on("close", answered.set, js_handler="() => emit()")
-    ui.run_javascript(f"getHtmlElement('{dialog.html_id}').showModal()")
+    ui.run_javascript(f"""
+        const dialog = getHtmlElement('{dialog.html_id}'), field = dialog.querySelector('input');
+        dialog.showModal();
+        {PROPOSE}
+    """)
     try:
         await answered.wait()
     finally:

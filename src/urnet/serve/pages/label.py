@@ -2,10 +2,10 @@
 
 import asyncio
 import secrets
-import tempfile
+from contextlib import closing
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from fastapi import FastAPI
@@ -23,6 +23,7 @@ from urnet.serve.pages.sessions import this_session
 from urnet.serve.pages.work import NO_PICTURE, facts, meter, notice, table, work_styles
 from urnet.serve.problems import Refused
 from urnet.serve.ranking import Ranking
+from urnet.serve.scratch import Aside, Scratch
 from urnet.serve.waiting import Waiting, path_of
 
 CLAIMED = 8
@@ -87,7 +88,7 @@ def add(app: FastAPI, bench: Bench) -> None:
         found = await queue()
         if found is None:
             raise Refused(HTTPStatus.NOT_FOUND, "this server was started without --cells")
-        content = await asyncio.to_thread(_exported, found.labelling, found.waiting.name)
+        content = await asyncio.to_thread(_exported, found.labelling, found.waiting.name, bench.scratch)
         return saved_as("cells.csv", content, "text/csv; charset=utf-8")
 
     @ui.page("/label")
@@ -385,8 +386,8 @@ def _kappa(kappa: float | None) -> str:
     return "–" if kappa is None else f"{kappa:.2f}"
 
 
-def _exported(labelling: Labelling, name: str) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="urnet-") as folder:
-        out = Path(folder) / "cells.csv"
+def _exported(labelling: Labelling, name: str, scratch: Scratch) -> bytes:
+    with closing(Aside(scratch)) as aside:
+        out = aside.files / "cells.csv"
         labelling.export_labels(name, out)
         return out.read_bytes()

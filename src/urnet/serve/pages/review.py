@@ -2,12 +2,11 @@
 
 import asyncio
 import io
-import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from pathlib import Path
 from urllib.parse import quote
 
 from fastapi import FastAPI
@@ -25,6 +24,7 @@ from urnet.serve.pages.work import NO_PICTURE, facts, notice, table, work_styles
 from urnet.serve.problems import Refused
 from urnet.serve.review import Review, Reviewed
 from urnet.serve.reviewed import KeptPictures, corrected_differential
+from urnet.serve.scratch import Aside, Scratch
 from urnet.serve.store import Store
 
 TILES = 60
@@ -75,7 +75,7 @@ def add(app: FastAPI, bench: Bench) -> None:
         store = bench.store
         if store is None or sample not in await asyncio.to_thread(store.review.samples):
             raise Refused(HTTPStatus.NOT_FOUND, f"no predictions of a sample {sample[:100]!r} are kept")
-        content = await asyncio.to_thread(_exported, store.review, sample)
+        content = await asyncio.to_thread(_exported, store.review, sample, bench.scratch)
         return saved_as("cells.zip", content, "application/zip")
 
     @ui.page("/review")
@@ -362,12 +362,11 @@ def _probability(row: Reviewed) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _exported(review: Review, sample: str) -> bytes:
+def _exported(review: Review, sample: str, scratch: Scratch) -> bytes:
     content = io.BytesIO()
-    with tempfile.TemporaryDirectory(prefix="urnet-") as name:
-        folder = Path(name)
-        review.export_reviewed(sample, folder)
+    with closing(Aside(scratch)) as aside:
+        review.export_reviewed(sample, aside.files)
         with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
-            for file in sorted(folder.iterdir()):
+            for file in sorted(aside.files.iterdir()):
                 archive.write(file, file.name)
     return content.getvalue()

@@ -14,19 +14,12 @@ from nicegui import ui
 from urnet.errors import UrnetError
 from urnet.pages import NEVER, with_interval
 from urnet.serve.bench import Bench
+from urnet.serve.pages.comparison import NAMES, Differences
 from urnet.serve.pages.curves import Line, chart, line
 from urnet.serve.pages.frame import frame, link, text
 from urnet.serve.pages.work import facts, notice, table, work_styles
 from urnet.serve.problems import Refused
-from urnet.serve.runs import (
-    Figures,
-    ListedRun,
-    best_epoch,
-    compare_tests,
-    history_rows,
-    recipe_differences,
-    runs_beside,
-)
+from urnet.serve.runs import Figures, ListedRun, best_epoch, history_rows, recipe_differences, runs_beside
 
 LIVE = 2.0
 """Seconds between two looks at a run."""
@@ -40,7 +33,6 @@ SHARES = (
     ("validation", "validation_accuracy"),
     ("macro recall", "validation_macro_recall"),
 )
-NAMES = {"accuracy": "Accuracy", "macro_recall": "Macro recall"}
 
 
 def add(app: FastAPI, bench: Bench) -> None:
@@ -232,28 +224,7 @@ async def _two(first: ListedRun, second: ListedRun) -> None:
             ]
             _chart(f"{title} in validation" if column != "validation_loss" else title, lines)
     text("h2", "On the test part")
-    try:
-        differences = await asyncio.to_thread(compare_tests, first, second)
-    except UrnetError as error:
-        notice(str(error))
-    else:
-        one = differences.iloc[0]
-        text(
-            "p",
-            f"{second.name} minus {first.name}, in points, on the {one['cells']:,} cells that both tested; paired 95 % "
-            "intervals. Where the interval holds 0, the difference can be chance. One training of each says nothing of "
-            "other trainings.",
-        ).classes("small soft")
-        rows = [
-            (
-                NAMES.get(row["metric"], str(row["metric"]).replace("recall_", "Recall, ", 1)),
-                _points(row["difference"]),
-                f"{_points(row['low'])} to {_points(row['high'])}",
-                "can be chance" if row["chance"] else "differs",
-            )
-            for _, row in differences.iterrows()
-        ]
-        table(("Figure", "Difference", "95 % interval", "Verdict"), rows, "Differences on the test part")
+    Differences(first, second)
     text("h2", "Recipes")
     if changed:
         table(("Key", first.name, second.name), changed, "Keys in which the recipes differ", figures=9)
@@ -272,7 +243,3 @@ def _address(**asked: str) -> str:
 
 def _number(value: float) -> str:
     return NEVER if pd.isna(value) else f"{value:.4g}"
-
-
-def _points(value: float) -> str:
-    return NEVER if pd.isna(value) else f"{100 * value:+.1f}"

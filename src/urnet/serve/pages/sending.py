@@ -7,16 +7,19 @@ from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import APIRouter, File, Form, Request, UploadFile
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import Response
 
+from urnet.errors import ImageError
 from urnet.serve.bench import Bench
 from urnet.serve.pages.answers import CACHED, saved_as
 from urnet.serve.pages.classification import AT_ONCE, Classification
 from urnet.serve.pages.sessions import Session
 from urnet.serve.problems import Refused
+from urnet.serve.scratch import FullError
 from urnet.serve.uploads import shown
 
 KEPT = "classify"
+REPLACED = "this sample is gone; another one was begun since"
 MAPS = {"viridis": "viridis", "blue-red": "jet"}
 """Colours of Grad-CAM: legible to everybody, and as the paper has them."""
 
@@ -42,6 +45,12 @@ def routes(bench: Bench) -> APIRouter:
             await asyncio.to_thread(mine.add, [(file.filename or "", file.file) for file in files])
         except FileNotFoundError:
             raise Refused(HTTPStatus.CONFLICT, "this sample was given up; begin a new one") from None
+        except FullError:  # nobody can do anything with the part that had room
+            kept = request.scope["urnet.session"].kept
+            if kept.get(KEPT) is mine:
+                del kept[KEPT]
+            mine.close()
+            raise
         return {"files": len(mine.uploads)}
 
     @router.post("/{key}/start")
@@ -57,8 +66,13 @@ def routes(bench: Bench) -> APIRouter:
         mine = _mine(request, key)
         if not 0 <= number < len(mine.seen):
             raise Refused(HTTPStatus.NOT_FOUND, f"image {number}: there is none of this number")
-        raw = await mine.picture(number, "raw")
-        pixels = raw if what == "raw" else await mine.picture(number, "heat" if what in MAPS else "enhanced")
+        try:
+            raw = await mine.picture(number, "raw")
+            pixels = raw if what == "raw" else await mine.picture(number, "heat" if what in MAPS else "enhanced")
+        except ImageError:
+            if mine.state == "closed":
+                raise Refused(HTTPStatus.GONE, REPLACED) from None
+            raise
         if raw is None or pixels is None:
             raise Refused(HTTPStatus.NOT_FOUND, f"image {number}: there is no such picture of it")
         if what in MAPS:
@@ -73,7 +87,11 @@ def routes(bench: Bench) -> APIRouter:
         fields = _mine(request, key).cut.fields
         if not 0 <= number < len(fields):
             raise Refused(HTTPStatus.NOT_FOUND, f"field {number}: there is none of this number")
-        return FileResponse(fields[number].picture, media_type="image/png", headers=CACHED)
+        try:
+            content = await asyncio.to_thread(fields[number].picture.read_bytes)
+        except FileNotFoundError:
+            raise Refused(HTTPStatus.GONE, REPLACED) from None
+        return Response(content, media_type="image/png", headers=CACHED)
 
     @router.get("/{key}/predictions.csv")
     async def predictions(request: Request, key: str) -> Response:

@@ -11,12 +11,17 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from urnet.serve.scratch import Scratch
+
 COOKIE = "urnet-bench"
 MOST = 200
 """Sessions that are kept; beyond, those that were not used for the longest time are forgotten."""
 
 SECONDS = 7 * 86_400.0
 """How long one is kept that nobody uses."""
+
+SCARCE_SECONDS = 3600.0
+"""The same where more than half of the room for what was sent is taken: others need it, instruments too."""
 
 
 class Closable(Protocol):
@@ -54,11 +59,12 @@ class Sessions:
 
     Args:
         app: what stands behind; it finds the session in the scope.
+        scratch: where what was sent lies.
         clock: seconds that only grow.
     """
 
-    def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic):
-        self.app, self.clock = app, clock
+    def __init__(self, app: ASGIApp, scratch: Scratch, clock: Callable[[], float] = time.monotonic):
+        self.app, self.scratch, self.clock = app, scratch, clock
         self.sessions: dict[str, Session] = {}  # the one used last at the end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,6 +72,7 @@ class Sessions:
         if scope["type"] == "lifespan":
             return await self.app(scope, self._until_the_end(receive), send)
         if scope["type"] != "http" or scope["path"].startswith(("/v1/", "/_nicegui")):
+            self._forget()
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
         given = cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE, "")
@@ -96,9 +103,10 @@ class Sessions:
         return receiving
 
     def _forget(self) -> None:
+        seconds = SCARCE_SECONDS if self.scratch.is_scarce else SECONDS
         while self.sessions:
             oldest = next(iter(self.sessions.values()))
-            if len(self.sessions) <= MOST and self.clock() - oldest.used < SECONDS:
+            if len(self.sessions) <= MOST and self.clock() - oldest.used < seconds:
                 return
             del self.sessions[oldest.key]
             oldest.close()

@@ -32,6 +32,13 @@
     at("sending-text").hidden = wrong;
   }
 
+  // Pictures that are not there yet go with the sample that they are of: asked for later, they would be missed.
+  function hidePictures() {
+    const hidden = [...document.querySelectorAll(".cells img, .pictures img")].map((image) => [image, image.getAttribute("src")]);
+    for (const [image] of hidden) image.removeAttribute("src");
+    return () => hidden.forEach(([image, source]) => image.setAttribute("src", source));
+  }
+
   async function send(found) {
     if (stop) return;
     const files = found.filter((file) => IMAGE.test(file.name) && !file.name.startsWith("."));
@@ -45,7 +52,11 @@
     try {
       const form = new FormData();
       form.append("sample", at("sample").value);
-      const { key } = await post("", form);
+      const show = hidePictures();
+      const { key } = await post("", form).catch((error) => {
+        show();
+        throw error;
+      });
       for (const parcel of parcels(files)) {
         say(`Sending ${sent.toLocaleString()} of ${files.length.toLocaleString()} files${left}`);
         at("sending-bar").value = sent / files.length;

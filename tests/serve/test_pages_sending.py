@@ -1,0 +1,103 @@
+"""What the script of the page asks for: room for files that all browsers share, pictures of a sample that is there."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from starlette.testclient import TestClient
+
+from urnet.serve.app import create_app
+from urnet.serve.bench import Bench
+from urnet.serve.settings import Settings
+
+
+@pytest.fixture
+def page(served):
+    """The app with its pages: `with page(sample_files=3) as (browser, bench)`."""
+    pages = pytest.importorskip("urnet.serve.pages", reason="NiceGUI is not installed")
+
+    @contextmanager
+    def page(**limits):
+        bench = Bench.open(served, Settings(decoders=1, **limits), "onnx")
+        with TestClient(create_app(bench, pages=pages.add_pages), base_url="http://localhost") as browser:
+            yield browser, bench
+
+    return page
+
+
+def begin(browser) -> str:
+    return f"/bench/classify/{browser.post('/bench/classify').json()['key']}"
+
+
+def put(browser, at, content, files=1):
+    return browser.post(f"{at}/files", files=[("files", ("a.png", content))] * files)
+
+
+def empty(bench) -> None:
+    until = time.monotonic() + 20
+    while bench.scratch.used:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_browsers_share_the_room_and_a_new_sample_gives_back_that_of_the_old_one(page, shapes):
+    content = (shapes / "disc" / "000.png").read_bytes() + bytes(2000)
+    with page(upload_bytes=3 * len(content)) as (one, bench):
+        two = TestClient(one.app, base_url="http://localhost")
+        first, second = begin(one), begin(two)
+        assert put(one, first, content, 2).json() == {"files": 2}
+        refused = put(two, second, content, 2)
+        assert refused.status_code == 429
+        assert "ask who runs it" in refused.json()["detail"]
+        assert put(two, second, content).status_code == 404  # what had room does not stay
+        begin(one)
+        empty(bench)
+        assert put(two, begin(two), content, 3).json() == {"files": 3}
+
+
+def test_samples_that_nobody_looks_at_make_room_for_instruments(page, shapes, send, monkeypatch):
+    from urnet.serve.pages import sessions
+
+    file = shapes / "disc" / "000.png"
+    content = file.read_bytes() + bytes(2000)
+    with page(upload_bytes=3 * len(content)) as (browser, bench):
+        at = begin(browser)
+        put(browser, at, content, 3)
+        instrument = TestClient(browser.app, base_url="http://localhost")
+        assert send(instrument, file).status_code == 429
+        assert browser.get(f"{at}/predictions.csv").status_code == 200
+        monkeypatch.setattr(sessions, "SCARCE_SECONDS", 0.0)
+        send(instrument, file)
+        empty(bench)
+        assert send(instrument, file).status_code == 200
+
+
+def test_a_picture_whose_sample_was_replaced_meanwhile_is_gone(page, shapes, monkeypatch):
+    with page() as (browser, bench), ThreadPoolExecutor(1) as aside:
+        at = begin(browser)
+        put(browser, at, (shapes / "disc" / "000.png").read_bytes())
+        browser.post(f"{at}/start")
+        until = time.monotonic() + 20
+        while browser.get(f"{at}/0/raw.png").status_code != 200:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        read, asked, replaced = bench.decoders.read, threading.Event(), threading.Event()
+
+        async def late(upload, *span, **how):
+            asked.set()
+            while not replaced.is_set() or upload.path.exists():
+                await asyncio.sleep(0.01)
+            return await read(upload, *span, **how)
+
+        monkeypatch.setattr(bench.decoders, "read", late)
+        waiting = aside.submit(browser.get, f"{at}/0/enhanced.png")
+        assert asked.wait(20)
+        begin(browser)
+        replaced.set()
+        answer = waiting.result()
+        assert answer.status_code == 410
+        assert "another one was begun since" in answer.json()["detail"]
+        assert browser.get(f"{at}/0/enhanced.png").status_code == 404

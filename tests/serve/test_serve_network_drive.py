@@ -1,0 +1,82 @@
+"""Where the database must not lie, by what the system tells of its drives."""
+
+import ctypes
+import sys
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
+
+import pytest
+
+from urnet.errors import StoreError
+from urnet.serve import network_drive as module
+from urnet.serve.network_drive import network_drive
+from urnet.serve.store import Store
+
+MOUNTS = """\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+23 22 0:5 / /home rw,relatime shared:2 master:3 - nfs4 server:/home rw,vers=4.2
+24 23 8:2 / /home/ada/local rw - xfs /dev/sdb1 rw
+25 22 0:6 / /mnt/lab\\040data rw - cifs //server/lab rw
+26 22 0:7 / /mnt/c rw - 9p C:\\134 rw
+27 22 0:8 / /mnt/far rw - fuse.sshfs ada@far: rw
+28 22 0:9 / /mnt/twice rw - nfs server:/a rw
+29 22 0:10 / /mnt/twice rw - tmpfs tmpfs rw
+30 22 0:11 / /mnt/stick rw - fuseblk /dev/sdc1 rw
+a line that is none
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows tells it otherwise")
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/srv/bench.db", None),
+        ("/home/ada/bench.db", "nfs4"),
+        ("/home/ada/local/bench.db", None),
+        ("/home/ada/localities/bench.db", "nfs4"),
+        ("/mnt/lab data/day 1/bench.db", "cifs"),
+        ("/mnt/c/Users/ada/bench.db", "9p"),
+        ("/mnt/far/bench.db", "fuse.sshfs"),
+        ("/mnt/twice/bench.db", None),
+        ("/mnt/stick/bench.db", None),
+    ],
+)
+def test_the_deepest_mount_says_what_a_file_lies_on(tmp_path, monkeypatch, path, kind):
+    (tmp_path / "mountinfo").write_text(MOUNTS, encoding="utf-8")
+    monkeypatch.setattr(module, "MOUNTS", tmp_path / "mountinfo")
+    assert network_drive(Path(path)) == kind
+
+
+def test_where_nothing_is_told_nothing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOUNTS", tmp_path / "gone")
+    assert network_drive(tmp_path / "bench.db") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "found", "kind"),
+    [
+        ("C:\\data\\bench.db", 3, None),
+        ("Z:\\data\\bench.db", 4, "share under a letter"),
+        ("\\\\server\\lab\\bench.db", 4, "share"),
+        ("\\\\?\\C:\\data\\bench.db", 3, None),
+    ],
+)
+def test_windows_tells_drives_by_their_letters(monkeypatch, path, found, kind):
+    windows = SimpleNamespace(kernel32=SimpleNamespace(GetDriveTypeW=lambda root: found))
+    monkeypatch.setattr(ctypes, "windll", windows, raising=False)
+    assert module._of_windows(PureWindowsPath(path)) == kind
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows tells it otherwise")
+def test_a_database_on_a_network_drive_is_refused_in_one_line_and_not_made(tmp_path, monkeypatch):
+    drive = tmp_path / "drive"
+    drive.mkdir()
+    (tmp_path / "link").symlink_to(drive)
+    told = tmp_path / "mountinfo"
+    told.write_text(f"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n23 22 0:5 / {drive} rw - nfs4 s:/ rw\n", encoding="utf-8")
+    monkeypatch.setattr(module, "MOUNTS", told)
+    for path in (drive / "bench.db", tmp_path / "link" / "bench.db"):
+        with pytest.raises(StoreError, match=r"network drive \(nfs4\).*choose a --database on a disk of this machine"):
+            Store(path)
+    assert list(drive.iterdir()) == []
+    Store(tmp_path / "bench.db").close()
