@@ -161,7 +161,7 @@ def predict(engine: str, bundle: str, crops: str, out: str, stop: str) -> None:
     """Our side, in its process."""
     model = Model.load(bundle)
     begun, worked = time.perf_counter(), sum(os.times()[:4])
-    course = Course(begun, int(stop))
+    course = Course(begun, sum(1 for _ in Path(crops).iterdir()), int(stop))
     done = predict_files(model, [crops], Path(out), engine=engine, progress=course)
     worked = sum(os.times()[:4]) - worked
     print(json.dumps(course.told() | {"processor": worked, "engines": done.engines, "resumed": done.resumed}))
@@ -170,17 +170,18 @@ def predict(engine: str, bundle: str, crops: str, out: str, stop: str) -> None:
 class Course:
     """What is seen of a prediction while it goes on: peak memory, the longest silence; and its sudden end."""
 
-    def __init__(self, begun: float, stop: int):
-        self.begun, self.last, self.stop, self.silence = begun, begun, stop, 0.0
+    def __init__(self, begun: float, images: int, stop: int):
+        self.begun, self.last, self.images, self.stop, self.silence = begun, begun, images, stop, 0.0
         self.next = 1000
         self.marks = [self._mark(0, begun)]
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, what: str, share: float) -> None:
         """The progress of `predict_files`."""
         now = time.perf_counter()
         self.silence, self.last = max(self.silence, now - self.last), now
+        done = round(share * self.images) if what == "classify" else 0
         stops = 0 < self.stop <= done
-        if done >= self.next or done == total or stops:
+        if done >= self.next or done == self.images or stops:
             self.marks.append(self._mark(done, now))
         while done >= self.next:
             self.next *= 10

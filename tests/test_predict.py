@@ -33,7 +33,7 @@ def test_files_folders_and_tables_are_classified(model, shapes, tmp_path):
         model,
         [shapes / "bar" / "000.png", shapes / "disc", table],
         tmp_path / "neu ü" / "predictions.csv",
-        progress=lambda n, of: steps.append((n, of)),
+        progress=lambda what, share: steps.append((what, share)),
     )
     result = read(tmp_path / "neu ü" / "predictions.csv")
     assert result.columns.tolist() == [
@@ -44,7 +44,8 @@ def test_files_folders_and_tables_are_classified(model, shapes, tmp_path):
     assert len(result) == done.images == sum(done.counts.values()) + done.rejected == 23
     assert done.rejected == (result["rejected"] != "").sum() < 5
     assert done.failed == 0
-    assert steps[-1] == (23, 23)
+    assert list(dict.fromkeys(what for what, _ in steps)) == ["find images", "prepare the networks", "classify"]
+    assert steps[-1] == ("classify", 1.0)
     direct = model.predict(result["path"])
     assert direct["predicted"].tolist() == result["predicted"].tolist()
     assert np.allclose(direct["p_disc"], result["p_disc"].astype(float), atol=1e-6)
@@ -243,10 +244,10 @@ def test_the_same_rows_come_whatever_the_batch(model, shapes, tmp_path, monkeypa
 
 
 def stopped(model, paths, out, after, **options) -> None:
-    """A prediction that is killed once so many rows are written."""
+    """A prediction that is killed once such a share of the rows is written."""
 
-    def stop(done, of):
-        if done >= after:
+    def stop(what, share):
+        if what == "classify" and share >= after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -258,15 +259,16 @@ def test_what_was_interrupted_goes_on_to_the_same_rows_and_pictures(model, shape
     paths = [tmp_path / "bad.png", shapes]
     whole = predict_files(model, paths, tmp_path / "whole.csv", enhanced=tmp_path / "e1")
     out, folder = tmp_path / "parts.csv", tmp_path / "e2"
-    stopped(model, paths, out, 16, enhanced=folder)
+    stopped(model, paths, out, 0.25, enhanced=folder)
     assert not out.exists()
     begun = len((tmp_path / "parts.csv.part").read_text(encoding="utf-8").splitlines()) - 1
     assert 16 <= begun < 61
     steps = []
-    done = predict_files(model, paths, out, enhanced=folder, progress=lambda n, of: steps.append(n))
+    done = predict_files(model, paths, out, enhanced=folder, progress=lambda what, share: steps.append((what, share)))
     assert done.resumed == begun
-    assert steps[0] > begun
-    assert steps[-1] == 61
+    shares = [share for what, share in steps if what == "classify"]
+    assert shares[0] > begun / 61
+    assert shares[-1] == 1.0
     assert (done.counts, done.failed, done.rejected) == (whole.counts, whole.failed, whole.rejected)
     assert out.read_text(encoding="utf-8").replace("/e2/", "/e1/") == (tmp_path / "whole.csv").read_text(
         encoding="utf-8"
@@ -278,7 +280,7 @@ def test_what_was_interrupted_goes_on_to_the_same_rows_and_pictures(model, shape
 
 def test_what_was_interrupted_goes_on_with_nothing_else(model, draw, tmp_path):
     cells, out = draw(tmp_path / "cells", 20), tmp_path / "p.csv"
-    stopped(model, [cells], out, 16)
+    stopped(model, [cells], out, 0.25)
     part = (tmp_path / "p.csv.part").read_bytes()
     plain = Model(model.config, model.joint)
     with pytest.raises(RunError, match=r"p\.csv\.part: .*other model; repeat the command"):
@@ -297,7 +299,7 @@ def test_what_was_interrupted_goes_on_with_nothing_else(model, draw, tmp_path):
 
 
 def test_a_prediction_that_only_lacks_its_name_gets_it(model, shapes, tmp_path):
-    stopped(model, [shapes], tmp_path / "p.csv", 60)
+    stopped(model, [shapes], tmp_path / "p.csv", 1.0)
     done = predict_files(model, [shapes], tmp_path / "p.csv")
     assert (done.resumed, done.images, sum(done.counts.values()) + done.rejected) == (60, 60, 60)
     assert len(read(tmp_path / "p.csv")) == 60

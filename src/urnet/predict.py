@@ -101,7 +101,7 @@ def predict_files(
     enhanced: Path | None = None,
     cam: Path | None = None,
     coverage: float = COVERAGE,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str, float], None] | None = None,
 ) -> Predicted:
     """Classify files, folders or tables into a CSV: `path`, `predicted`, `p_<class>`, `engine`, `error`.
 
@@ -121,7 +121,7 @@ def predict_files(
         enhanced: folder for the enhanced images, in the raw counts' own range; named in the column `enhanced`.
         cam: folder for Grad-CAM over the raw image, for the predicted class; named in the column `cam`.
         coverage: of the sets: the share of each class's cells whose set holds it, between 0 and 1.
-        progress: called with the number of images done and of all.
+        progress: called with a stage and the share done.
 
     Raises:
         CellsError: a path does not exist or holds no images.
@@ -140,7 +140,10 @@ def predict_files(
     check_engine(engine)
     if cam is not None:
         _check_cam(model)
+    progress = progress or (lambda what, share: None)
+    progress("find images", 0.0)
     cells = known_crops(find_images(paths, model.config.tile, model.config.image))
+    progress("find images", 1.0)
     task = _Task(model, cells, padding_tiles(cells), coverage, enhanced, cam)
     outcomes, engines = Counter[str](), Counter[str]()
 
@@ -170,10 +173,12 @@ def _outcome(row: Mapping[str, str]) -> str:
     return "rejected" if row.get("rejected") else f"class {row['predicted']}"
 
 
-def _fill(task: _Task, name: str, table: GrowingTable, progress: Callable[[int, int], None] | None) -> None:
+def _fill(task: _Task, name: str, table: GrowingTable, progress: Callable[[str, float], None]) -> None:
     """Classify what has no row yet."""
     cells, start = task.cells, table.done
+    progress("prepare the networks", 0.0)
     engine = choose_engine(task.model, name, _sample(task, start), len(cells))
+    progress("prepare the networks", 1.0)
     size = BatchSize(engine.sizes)
 
     def write(rows: list[dict[str, str]], finish: Callable[[], None]) -> None:
@@ -182,8 +187,7 @@ def _fill(task: _Task, name: str, table: GrowingTable, progress: Callable[[int, 
 
     def written(writing: Future[None]) -> None:
         writing.result()
-        if progress is not None:
-            progress(table.done, len(cells))
+        progress("classify", table.done / len(cells))
 
     with (
         closing(read_ahead(task.model, cells, start, AHEAD * max(engine.sizes), task.padding)) as reader,

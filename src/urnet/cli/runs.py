@@ -139,7 +139,7 @@ def predict(
             engine=engine,
             enhanced=enhanced,
             cam=cam,
-            progress=lambda n, of: bars.doing("classify", n / of),
+            progress=bars.doing,
         )
     out.print(", ".join(f"{name} {count}" for name, count in done.counts.items()))
     classified = done.images - done.failed - done.left_out

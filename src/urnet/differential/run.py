@@ -138,9 +138,7 @@ def _classify(
         nothing = pd.DataFrame(columns=["path", "predicted", *model.columns, "engine", "error"])
         nothing.to_csv(path, index=False, lineterminator="\n")
         return nothing.assign(donor="", simulated=""), 0
-    done = predict_files(
-        model, [cells], path, engine=engine, coverage=coverage, progress=lambda n, of: say("classify", n / of)
-    )
+    done = predict_files(model, [cells], path, engine=engine, coverage=coverage, progress=say)
     with path.open(**how) as file:  # not by pandas, which takes no name that is no Unicode
         table = pd.DataFrame(list(csv.DictReader(file)))
     if cropped is not None:  # the folder gets its name when all of it is there
