@@ -5,13 +5,15 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from starlette.testclient import TestClient
 
 from urnet.serve.app import create_app
-from urnet.serve.bench import Bench
+from urnet.serve.bench import Answer, Bench, Cut, FieldSeen, Place
 from urnet.serve.settings import Settings
+from urnet.serve.uploads import Upload
 
 
 @pytest.fixture
@@ -73,6 +75,55 @@ def test_samples_that_nobody_looks_at_make_room_for_instruments(page, shapes, se
         send(instrument, file)
         empty(bench)
         assert send(instrument, file).status_code == 200
+
+
+def test_a_count_that_is_asked_for_at_the_very_end_is_made(page, tmp_path):
+    with page() as (_, bench):
+        from urnet.serve.pages.classification import Classification
+
+        went = asyncio.run(count_late(Classification, bench.scratch, tmp_path))
+    assert went == ("done", 1)
+
+
+async def count_late(classification, scratch, folder) -> tuple:
+    """One cell of one field is classified, another field is lost; the count is asked for while notes are made."""
+    making, asked = asyncio.Event(), asyncio.Event()
+
+    async def cut(*_):
+        return Cut(
+            [Upload("cells", folder)], [], [FieldSeen("a", folder, 9, 9)], [Place(0, 1, 1)], [Answer("b", error="b")]
+        )
+
+    async def classify_file(*_, **__):
+        yield [Answer("0.png")]
+
+    async def notes_on(_):
+        making.set()
+        await asked.wait()
+        return []
+
+    mine = classification(
+        SimpleNamespace(
+            scratch=scratch,
+            settings=Settings(),
+            model=SimpleNamespace(calibration=True),
+            cut=cut,
+            classify_file=classify_file,
+            notes_on=notes_on,
+            sample=lambda name, answers: len(answers),
+        ),
+        asyncio.Semaphore(1),
+    )
+    mine.uploads = [Upload("a", folder), Upload("b", folder)]
+    mine.start()
+    await making.wait()
+    mine.count_readable()
+    asked.set()
+    while mine.is_running:
+        await asyncio.sleep(0.01)
+    went = mine.state, mine.counted
+    mine.close()
+    return went
 
 
 def test_a_picture_whose_sample_was_replaced_meanwhile_is_gone(page, shapes, monkeypatch):

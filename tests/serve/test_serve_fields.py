@@ -1,8 +1,10 @@
 """Fields of view sent to the API: cut, classified and counted as the command line does it."""
 
+import asyncio
 import io
 import json
 import time
+from contextlib import closing
 
 import pandas as pd
 import pytest
@@ -15,7 +17,9 @@ from urnet.fields.crop import Cropping, crop_fields
 from urnet.images.phantom import draw_field
 from urnet.serve.app import create_app
 from urnet.serve.bench import Bench
+from urnet.serve.scratch import Aside, FullError, size_of
 from urnet.serve.settings import Settings
+from urnet.serve.uploads import put
 from urnet.training.fit import train
 
 EDGE = 32
@@ -114,6 +118,15 @@ def test_damaged_fields_are_named_and_left_out_only_where_that_was_asked_for(
     assert {key: told[key] for key in written} == written
     assert alone.status_code == 422
     assert "a.tif" in alone.json()["detail"]
+
+
+def test_cells_for_which_there_is_no_room_do_not_stay(run, fields, serving):
+    content = (fields / "d0.tif").read_bytes()
+    with serving(run.folder, upload_bytes=len(content) + 1024) as client, closing(Aside(client.bench.scratch)) as aside:
+        sent = put(aside, 0, "d0.tif", io.BytesIO(content))
+        with pytest.raises(FullError):
+            asyncio.run(client.bench.cut(aside, [sent]))
+        assert size_of(aside.root) < len(content) + 1024
 
 
 def test_the_page_says_where_each_cell_of_a_field_lies(run, fields):

@@ -1,16 +1,20 @@
 """Where what was sent lies: gone when it is not needed or its server is dead, and never more than is allowed."""
 
+import asyncio
 import io
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from urnet.serve.scratch import Aside, FullError, Scratch, size_of
-from urnet.serve.uploads import put_aside
+from urnet.serve.settings import Settings
+from urnet.serve.uploads import Decoders, put_aside
 
 OWNER = """
 import sys, time
@@ -84,6 +88,33 @@ def test_all_together_hold_no_more_than_allowed_and_give_it_back(place):
         scratch.root.rmdir()  # as systems tidy up
         with closing(Aside(scratch)) as aside:
             assert aside.files.is_dir()
+
+
+def test_cells_that_are_still_cut_for_who_gave_up_meanwhile_are_deleted(place, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+
+    def ask(process, order, seconds):
+        begun.set()
+        assert go.wait(20)
+        out = Path(order["out"])
+        out.mkdir(parents=True)
+        (out / "cells.csv").write_bytes(b"path")
+        return {"fields": False}, []
+
+    monkeypatch.setattr("urnet.serve.uploads._Process.ask", ask)
+    decoders = Decoders(SimpleNamespace(cropping=None, config=None), Settings(decoders=1))
+
+    async def give_up(aside: Aside) -> None:
+        cutting = asyncio.create_task(decoders.cut(aside, aside.root / "cells", []))
+        await asyncio.to_thread(begun.wait, 20)
+        cutting.cancel()
+        aside.close()
+        go.set()
+
+    with started(100) as scratch:
+        asyncio.run(give_up(Aside(scratch)))
+        decoders.stop()
+        assert list(scratch.root.iterdir()) == []
 
 
 def test_an_instrument_is_told_to_wait_where_the_server_is_full(serving, send, shapes):

@@ -1,11 +1,14 @@
 """What is sent: bounded, never trusted; damaged in every way it is answered with a reason, and the server stays up."""
 
+import asyncio
 import io
 import pickle
+import re
 import struct
 import zipfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +17,9 @@ from PIL import Image
 
 from urnet.errors import ImageError
 from urnet.images.read import read_image
-from urnet.serve.scratch import Scratch
-from urnet.serve.uploads import put_aside, shown
+from urnet.serve.scratch import Aside, Scratch
+from urnet.serve.settings import Settings
+from urnet.serve.uploads import Decoders, Upload, put_aside, shown
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -212,4 +216,22 @@ def test_names_of_clients_are_only_shown(given, told):
         assert uploads[0].path == aside.files / "000000.png"
         assert uploads[0].name == told
     assert not aside.root.exists()
+    scratch.stop()
+
+
+def test_what_is_said_of_our_files_is_said_of_those_that_were_sent_however_they_are_called(tmp_path, monkeypatch):
+    sent = [Upload(f"{number + 1:06d}.tif", tmp_path / f"{number:06d}.tif") for number in range(3)]
+    said = f"000000.tif, 000001.tif: no; {tmp_path / '000002.tif'} too. No cells in 000001.tif."
+    told = "000001.tif, 000002.tif: no; 000003.tif too. No cells in 000002.tif."
+    decoders, scratch = Decoders(SimpleNamespace(cropping=None, config=None), Settings(decoders=1)), Scratch(1)
+
+    def cut(answer: dict) -> dict:
+        monkeypatch.setattr("urnet.serve.uploads._Process.ask", lambda *_: (answer, []))
+        return asyncio.run(decoders.cut(Aside(scratch), tmp_path, sent))
+
+    scratch.start()
+    with pytest.raises(ImageError, match=f"^{re.escape(told)}$"):
+        cut({"error": said})
+    assert cut({"fields": True, "unreadable": {"000001.tif": said}, "notes": [said]})["notes"] == [told]
+    decoders.stop()
     scratch.stop()

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from urnet.evaluation.evaluate import evaluate
 from urnet.nets import build_joint
 from urnet.nets.joint import JointModel
 from urnet.recipe import load_recipe
-from urnet.training import checkpoints
+from urnet.training import allocator, checkpoints
 from urnet.training.fit import train
 
 SHORT = ("train.epochs=2", "augment.per_class=8")
@@ -290,6 +291,28 @@ def test_out_of_memory_is_one_line(shapes, tiny, tmp_path, monkeypatch):
     rule = r"memory is full; lower train\.batch_size, input\.size or enhancer\.width, or set train\.checkpointing=true"
     with pytest.raises(TrainingError, match=rule):
         train(shapes, tiny, tmp_path / "run", overrides=SHORT)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_memory_is_handed_out_as_usual_after_a_training_also_after_one_that_failed(
+    shapes, tiny, tmp_path, monkeypatch, fails
+):
+    told, during, look = {}, {}, JointModel.look
+
+    def looked(self, x):
+        if not during:  # what calibrates looks too, after the training
+            during.update(told)
+        if fails and len(x) > 1:
+            raise MemoryError
+        return look(self, x)
+
+    monkeypatch.setattr(allocator, "_set", told.__setitem__)
+    monkeypatch.setattr("urnet.nets.joint.JointModel.look", looked)
+    with pytest.raises(TrainingError) if fails else nullcontext():
+        train(shapes, tiny, tmp_path / "run", overrides=["train.epochs=1", "augment.per_class=8"])
+    after = dict(told)
+    allocator.as_usual()
+    assert after == told != during
 
 
 def test_whole_batches_alone_are_compiled(shapes, tiny, tmp_path, monkeypatch):

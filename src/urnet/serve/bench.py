@@ -1,9 +1,9 @@
 """What the API and the pages call: classify what was sent, count it, with the functions of the command line."""
 
 import asyncio
-import re
+import shutil
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from urnet.evaluation.scored import seen_among, training_keys
 from urnet.export.engine import Engine, choose_engine
 from urnet.predict import PADDING
 from urnet.serve.batching import Network
-from urnet.serve.scratch import Aside, Scratch, size_of
+from urnet.serve.scratch import Aside, FullError, Scratch, size_of
 from urnet.serve.settings import Settings
 from urnet.serve.store import Store
 from urnet.serve.uploads import Cell, Decoders, Upload
@@ -283,17 +283,22 @@ class Bench:
         told: dict[str, Any] = {"fields": False}
         out = aside.root / "cells"
         if names:
-            told = await self.decoders.cut(aside.files, out, [upload for upload in uploads if upload.path is not None])
+            told = await self.decoders.cut(aside, out, [upload for upload in uploads if upload.path is not None])
         if not told["fields"]:
             return Cut(list(uploads))
-        aside.take(await asyncio.to_thread(size_of, out))
+        size = await asyncio.to_thread(size_of, out)
+        try:
+            aside.take(size)
+        except FullError:  # what is not counted must not lie there
+            await asyncio.to_thread(shutil.rmtree, out, ignore_errors=True)
+            raise
         unreadable = told["unreadable"]
         whys = [(one.name, one.error if one.path is None else unreadable.get(one.path.name, "")) for one in uploads]
         lost = [Answer(name, error=why) for name, why in whys if why]
         numbers = {one["name"]: number for number, one in enumerate(told["seen"])}
         return Cut(
             [Upload("cells", out)] * (told["cells"] > 0),
-            [*_without(lost, len(uploads)), *[_said_of(names, note) for note in told["notes"]]],
+            [*_without(lost, len(uploads)), *told["notes"]],
             [
                 FieldSeen(names.get(one["name"], one["name"]), out / one["picture"], one["height"], one["width"])
                 for one in told["seen"]
@@ -384,11 +389,6 @@ def _without(lost: Sequence[Answer], files: int) -> list[str]:
     named = ", ".join(answer.path for answer in lost[:NAMED])
     more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
     return [f"{files - len(lost)} of the {files} files are counted; {named}{more} cannot be read."]
-
-
-def _said_of(names: Mapping[str, str], note: str) -> str:
-    """What was said of files under names of ours, said of the client's."""
-    return re.sub("|".join(map(re.escape, names)), lambda ours: names[ours[0]], note)
 
 
 def _as_written(value: Any) -> Any:

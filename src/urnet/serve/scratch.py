@@ -9,6 +9,8 @@ import secrets
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -103,6 +105,17 @@ class Aside:
                 raise FileNotFoundError(f"{self.root}: given up")
             self.scratch.take(size)
             self._size += size
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """While another process writes into it, which goes on where this is closed: what it wrote is deleted then."""
+        try:
+            yield
+        finally:
+            with self._taking:
+                closed = self._closed
+            if closed:
+                shutil.rmtree(self.root, ignore_errors=True)
 
     def close(self) -> None:
         """Delete it."""

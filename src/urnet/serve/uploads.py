@@ -5,11 +5,12 @@ import io
 import json
 import multiprocessing
 import queue
+import re
 import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -172,8 +173,13 @@ class Decoders:
             cells.append(Cell(_renamed(row["path"], upload), crop, error, seen, row.get("key", "")))
         return told["cells"], cells
 
-    async def cut(self, folder: Path, out: Path, uploads: Sequence[Upload]) -> dict[str, Any]:
+    async def cut(self, aside: Aside, out: Path, uploads: Sequence[Upload]) -> dict[str, Any]:
         """Cut fields into a new cells folder.
+
+        Args:
+            aside: where the files lie.
+            out: the folder, in `aside`.
+            uploads: the files.
 
         Returns:
             `fields`: whether they are any, rather than crops; if so `notes`, the number of `cells`, what is `seen` of
@@ -182,36 +188,38 @@ class Decoders:
         Raises:
             ImageError: they cannot be cut, or finding their cells takes too long.
         """
-        order = {"do": "cut", "folder": str(folder), "out": str(out)}
-        told, _ = await self._ask(order, self.settings.field_seconds, *uploads)
+        order = {"do": "cut", "folder": str(aside.files), "out": str(out)}
+        told, _ = await self._ask(order, self.settings.field_seconds, *uploads, aside=aside)
         if told["fields"]:
             by_name = {upload.path.name: upload for upload in uploads if upload.path is not None}
             told["unreadable"] = {name: _renamed(why, by_name[name]) for name, why in told["unreadable"].items()}
+            told["notes"] = [_renamed(note, *uploads) for note in told["notes"]]
         return told
 
     async def _ask(
-        self, order: dict[str, Any], seconds: float, *uploads: Upload
+        self, order: dict[str, Any], seconds: float, *uploads: Upload, aside: Aside | None = None
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
         def ask() -> tuple[dict[str, Any], list[np.ndarray]]:
             process = self.idle.get()
             try:
-                return process.ask(order, seconds)
+                with aside.writing() if aside is not None else nullcontext():
+                    return process.ask(order, seconds)
             finally:
                 self.idle.put(process)
 
         told, crops = await asyncio.get_running_loop().run_in_executor(self.threads, ask)
         if "error" in told:
-            error = told["error"]
-            for upload in uploads:
-                error = _renamed(error, upload)
+            error = _renamed(told["error"], *uploads)
             raise ImageError(error.replace("a file", uploads[0].name, 1) if error.startswith("a file:") else error)
         return told, crops
 
 
-def _renamed(text: str, upload: Upload) -> str:
-    """What was said of a path of ours, said of the client's file."""
-    assert upload.path is not None
-    return text.replace(upload.path.as_posix(), upload.name).replace(str(upload.path), upload.name)
+def _renamed(text: str, *uploads: Upload) -> str:
+    """What was said of files of ours, which lie in one folder, said of the client's: at once, as names may be alike."""
+    names = {upload.path.name: upload.name for upload in uploads if upload.path is not None}
+    folder = next(upload.path.parent for upload in uploads if upload.path is not None)
+    above = "|".join(map(re.escape, (str(folder), folder.as_posix())))
+    return re.sub(rf"(?:(?:{above})[\\/])?(\w+(?:\.\w+)*)", lambda ours: names.get(ours[1], ours[0]), text)
 
 
 class _Process:

@@ -29,6 +29,7 @@ from urnet.fields.cropping import Cropping
 from urnet.files import whole_file
 from urnet.nets.joint import JointModel, build_joint
 from urnet.recipe import Pretrain, Recipe, Train, load_recipe
+from urnet.training.allocator import as_usual
 from urnet.training.calibrate import calibrate_model
 from urnet.training.checkpoints import Keeper, WholeFileIO, cut_history, read_checkpoint
 from urnet.training.data import Prepared, prepare
@@ -352,19 +353,22 @@ def _fit(
             log_every_n_steps=1,
             use_distributed_sampler=False,
         )
-        trainer.fit(
-            module,
-            train_loader(
-                data,
-                settings.batch_size,
-                balanced=settings.balance == "sampling" if joint else True,
-                per_class=recipe.augment.per_class,
-                seed=recipe.seed,
-            ),
-            ordered_loader(held, settings.batch_size) if held is not None else None,
-            ckpt_path=resumed,
-            weights_only=True,
-        )
+        try:
+            trainer.fit(
+                module,
+                train_loader(
+                    data,
+                    settings.batch_size,
+                    balanced=settings.balance == "sampling" if joint else True,
+                    per_class=recipe.augment.per_class,
+                    seed=recipe.seed,
+                ),
+                ordered_loader(held, settings.batch_size) if held is not None else None,
+                ckpt_path=resumed,
+                weights_only=True,
+            )
+        finally:  # what comes after has other needs; Lightning's own hook is not called after an error
+            as_usual()
     lay_out(module, torch.contiguous_format)
 
 

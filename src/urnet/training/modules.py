@@ -16,7 +16,7 @@ from urnet.cells.batches import Batch, CellDataset
 from urnet.errors import TrainingError
 from urnet.nets.joint import JointModel
 from urnet.recipe import Augment, Optimisation, Pretrain, Train
-from urnet.training.allocator import as_usual, keep_large_blocks, return_large_blocks
+from urnet.training.allocator import keep_large_blocks, return_large_blocks
 
 LOOK = 50
 """Batches after which a GPU is asked whether the loss still is a number."""
@@ -39,10 +39,6 @@ class _Training(L.LightningModule):
             return_large_blocks()
         elif self.trainer.strategy.root_device.type == "cpu":
             keep_large_blocks()
-
-    def teardown(self, stage: str) -> None:
-        """What comes after the training has other needs."""
-        as_usual()
 
     def on_train_start(self) -> None:
         """Keep the cells on the GPU, where they fit beside the training."""

@@ -322,6 +322,8 @@ class Classification:
                 await self._count()
                 classified = self.seen[len(self.cut.lost) :]
                 self.notes = [*self.cut.notes, *await self.bench.notes_on([one.answer for one in classified])]
+                if self.counted is None:  # `count_readable` may have been called since
+                    await self._count()
                 self._go("done")
         except UrnetError as error:
             self.error = str(error)
