@@ -81,8 +81,8 @@ def test_all_together_hold_no_more_than_allowed_and_give_it_back(place):
             first.close()
             second.take(60)
         assert scratch.used == 0
-        with pytest.raises(FullError), put_aside(scratch, [("a.png", io.BytesIO(b"a" * 101))]):
-            pass
+        with closing(Aside(scratch)) as aside, pytest.raises(FullError):
+            put_aside(aside, [("a.png", io.BytesIO(b"a" * 101))])
         assert scratch.used == 0
         assert list(scratch.root.iterdir()) == []
         scratch.root.rmdir()  # as systems tidy up

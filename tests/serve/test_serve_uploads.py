@@ -7,6 +7,7 @@ import re
 import struct
 import zipfile
 import zlib
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -211,7 +212,8 @@ def test_names_of_clients_are_only_shown(given, told):
     assert shown(given) == told
     scratch = Scratch(2**20)
     scratch.start()
-    with put_aside(scratch, [(given, io.BytesIO(whole_images()["cell.png"]))]) as (aside, uploads):
+    with closing(Aside(scratch)) as aside:
+        uploads = put_aside(aside, [(given, io.BytesIO(whole_images()["cell.png"]))])
         assert [path.name for path in aside.files.iterdir()] == ["000000.png"]
         assert uploads[0].path == aside.files / "000000.png"
         assert uploads[0].name == told

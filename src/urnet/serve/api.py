@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
@@ -216,11 +216,11 @@ async def _received(bench: Bench, files: list[UploadFile]) -> AsyncIterator[tupl
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             f"{len(files)} files, but {settings.max_files} are allowed in one request; send several requests",
         )
-    stack = ExitStack()
+    aside = await asyncio.to_thread(Aside, bench.scratch)
     try:
         async with asyncio.timeout(settings.request_seconds):
             named = [(file.filename or "", file.file) for file in files]
-            yield await asyncio.to_thread(stack.enter_context, put_aside(bench.scratch, named))
+            yield aside, await asyncio.to_thread(put_aside, aside, named)
     except TimeoutError:
         raise Refused(
             HTTPStatus.SERVICE_UNAVAILABLE,
@@ -228,7 +228,7 @@ async def _received(bench: Bench, files: list[UploadFile]) -> AsyncIterator[tupl
             retry_after=bench.network.seconds_for(len(files)),
         ) from None
     finally:
-        await asyncio.to_thread(stack.close)
+        await asyncio.to_thread(aside.close)
 
 
 def _refuse_all(problems: list[FileProblem]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import io
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from urnet.evaluation.style import image_png
 from urnet.serve.bench import Bench
 from urnet.serve.kept import NOT_A_CELL, SKIPPED
 from urnet.serve.review import Reviewed
+from urnet.serve.scratch import Aside
 from urnet.serve.uploads import put_aside
 
 PICTURES = 500
@@ -91,8 +93,9 @@ class KeptPictures:
         content = None if store is None else await asyncio.to_thread(store.review.image, digest)
         if content is None:
             return None
-        with put_aside(self.bench.scratch, [(digest, io.BytesIO(content))]) as (_, uploads):
+        with closing(Aside(self.bench.scratch)) as aside:
             try:
+                uploads = put_aside(aside, [(digest, io.BytesIO(content))])
                 _, cells = await self.bench.decoders.read(uploads[0], 0, 1) if uploads[0].path else (0, [])
             except UrnetError:
                 return None

@@ -47,7 +47,8 @@ class Scratch:
         """Remove it."""
         shutil.rmtree(self.root, ignore_errors=True)
         self._owned.release()
-        _lock_of(self.root).unlink(missing_ok=True)
+        if not self.root.exists():  # what Windows has open stays, and the next server to start removes it
+            _lock_of(self.root).unlink(missing_ok=True)
 
     @property
     def is_scarce(self) -> bool:

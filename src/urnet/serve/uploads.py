@@ -8,9 +8,9 @@ import queue
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,7 +24,7 @@ from urnet.fields.cropping import SETTINGS_NAME
 from urnet.images.read import TIFF_STARTS, first_bytes
 from urnet.predict import PADDING
 from urnet.serve.decoding import PADDING_MARK, work
-from urnet.serve.scratch import Aside, Scratch
+from urnet.serve.scratch import Aside
 from urnet.serve.settings import Settings
 
 STARTING = 60.0
@@ -68,19 +68,17 @@ class Cell:
     key: str = ""
 
 
-@contextmanager
-def put_aside(scratch: Scratch, files: Iterable[tuple[str, BinaryIO]]) -> Iterator[tuple[Aside, list[Upload]]]:
-    """Write files into a folder that goes away again; what is no image by its first bytes is refused.
+def put_aside(aside: Aside, files: Iterable[tuple[str, BinaryIO]]) -> list[Upload]:
+    """Write files into a folder of ours; what is no image by its first bytes is refused.
 
     Args:
-        scratch: where.
+        aside: the folder.
         files: what the client calls each, and its content.
 
     Raises:
         FullError: there is no room for them.
     """
-    with closing(Aside(scratch)) as aside:
-        yield aside, [put(aside, number, given, content) for number, (given, content) in enumerate(files)]
+    return [put(aside, number, given, content) for number, (given, content) in enumerate(files)]
 
 
 def shown(name: str) -> str:
