@@ -45,6 +45,20 @@ def client(serving):
         yield client
 
 
+@pytest.fixture
+def pages():
+    """What adds the pages to an app in this process, where NiceGUI has one app of its own for all that come and go."""
+    added = pytest.importorskip("urnet.serve.pages", reason="NiceGUI is not installed").add_pages
+
+    def pages(app, bench) -> None:
+        from nicegui import core
+
+        core.app.middleware_stack = None  # as before it first started
+        added(app, bench)
+
+    return pages
+
+
 @pytest.fixture(scope="session")
 def send():
     """Sends files, as paths or as (name, content)."""

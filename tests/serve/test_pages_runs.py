@@ -75,9 +75,8 @@ def test_a_run_its_report_and_another_one_beside_it_by_keys(look, beside):
 
 
 @pytest.fixture
-def slowly(monkeypatch, served, beside):
+def slowly(monkeypatch, served, beside, pages):
     """Address of a server in this process whose comparisons end when they are let go, and what lets them."""
-    pages = pytest.importorskip("urnet.serve.pages", reason="NiceGUI is not installed")
     from urnet.serve.pages import comparison
 
     go = threading.Event()
@@ -88,7 +87,7 @@ def slowly(monkeypatch, served, beside):
 
     monkeypatch.setattr(comparison, "compare_tests", compare)
     bench = Bench.open(served, Settings(decoders=1), "onnx")
-    server = uvicorn.Server(uvicorn.Config(create_app(bench, pages=pages.add_pages), log_config=None))
+    server = uvicorn.Server(uvicorn.Config(create_app(bench, pages=pages), log_config=None))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -17,14 +17,13 @@ from urnet.serve.uploads import Upload
 
 
 @pytest.fixture
-def page(served):
+def page(served, pages):
     """The app with its pages: `with page(sample_files=3) as (browser, bench)`."""
-    pages = pytest.importorskip("urnet.serve.pages", reason="NiceGUI is not installed")
 
     @contextmanager
     def page(**limits):
         bench = Bench.open(served, Settings(decoders=1, **limits), "onnx")
-        with TestClient(create_app(bench, pages=pages.add_pages), base_url="http://localhost") as browser:
+        with TestClient(create_app(bench, pages=pages), base_url="http://localhost") as browser:
             yield browser, bench
 
     return page

@@ -129,9 +129,8 @@ def test_cells_for_which_there_is_no_room_do_not_stay(run, fields, serving):
         assert size_of(aside.root) < len(content) + 1024
 
 
-def test_the_page_says_where_each_cell_of_a_field_lies(run, fields):
-    pages = pytest.importorskip("urnet.serve.pages", reason="NiceGUI is not installed")
-    app = create_app(Bench.open(run.folder, Settings(decoders=1), "onnx"), pages=pages.add_pages)
+def test_the_page_says_where_each_cell_of_a_field_lies(run, fields, pages):
+    app = create_app(Bench.open(run.folder, Settings(decoders=1), "onnx"), pages=pages)
     with TestClient(app, base_url="http://localhost") as client:
         at = f"/bench/classify/{client.post('/bench/classify').json()['key']}"
         for field in sorted(fields.iterdir()):
