@@ -1,5 +1,6 @@
 """The command: what it prints, how it ends, and one line for every mistake."""
 
+import errno
 import hashlib
 import json
 import os
@@ -614,3 +615,12 @@ def test_what_is_not_there_is_said_in_one_line(arguments, message, tmp_path, mon
     assert message in error
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_said_with_what_to_do(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("urnet.cells.simulate.write_phantom", full)
+    assert run(["phantom", "--out", str(tmp_path / "p")]) == 2
+    assert "the disk is full; make room on it, or choose another place" in capsys.readouterr().err

@@ -300,3 +300,12 @@ def test_checkpointing_and_compilation_exclude_each_other():
         RecipeError, match="train: checkpointing and compile do not go together; set one of them to false"
     ):
         load_recipe("quick", ["train.checkpointing=true", "train.compile=true"])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_another_classifier_does_not_inherit_options(order):
+    changes = ["classifier.name=densenet121", "classifier.options={drop_rate: 0.1}"]
+    assert load_recipe("quick", changes[:1]).classifier.options == {}
+    assert load_recipe("quick", changes[::order]).classifier.options == {"drop_rate": 0.1}
+    assert load_recipe("quick", ["classifier.name=resnet10t"]).classifier.options == {"output_stride": 8}
+    assert load_recipe("quick").overridden(changes[:1]).classifier.options == {}

@@ -7,6 +7,7 @@ A recipe is read from a shipped name (`net1` … `net4`, `quick`, …) or a YAML
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import reduce
 from importlib import resources
 from pathlib import Path
 from types import NoneType
@@ -307,12 +308,22 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def _overridden(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    changes = []
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"--set {override}: give key=value, for instance train.epochs=20")
-        data = _merged(data, _nested(key.strip().split("."), _parse(value, f"--set {override}")))
-    return data
+        changes.append(_nested(key.strip().split("."), _parse(value, f"--set {override}")))
+    return reduce(_merged, changes, _without_options(data, [change.get("classifier") for change in changes]))
+
+
+def _without_options(data: dict[str, Any], changes: Iterable[Any]) -> dict[str, Any]:
+    """A recipe without the options of its classifier where changes name another one, which may not know them."""
+    has = data.get("classifier")
+    names = {change["name"] for change in changes if isinstance(change, dict) and isinstance(change.get("name"), str)}
+    if not isinstance(has, dict) or names <= {has.get("name")}:
+        return data
+    return data | {"classifier": {key: value for key, value in has.items() if key != "options"}}
 
 
 def _find(name: str) -> tuple[str, str]:

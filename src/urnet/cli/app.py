@@ -1,5 +1,6 @@
 """What all commands share: how they are run, how the user's mistakes are said, arguments that several take."""
 
+import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,13 +61,24 @@ def run(arguments: list[str]) -> int:
     except MemoryError:
         return complain("memory is full; use fewer or smaller images, a smaller batch or a narrower network", 2)
     except OSError as error:
-        advice = "; allow it, or choose another place" if isinstance(error, PermissionError) else ""
-        return complain(f"{error.filename}: {error.strerror}{advice}" if error.filename else error, 2)
+        advice = _ADVICE.get(error.errno or 0, "")
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        return complain(f"{reason}{advice}", 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # wrong usage; typer does not export the class that all of these share
             context = getattr(error, "ctx", None)
             return complain(f"{error.format_message()} (see {context.command_path if context else 'urnet'} --help)", 2)
         raise
+
+
+_ADVICE = {
+    errno.EACCES: "; allow it, or choose another place",
+    errno.EPERM: "; allow it, or choose another place",
+    errno.EROFS: "; choose a place that can be written",
+    errno.ENOTDIR: "; a part of this path is a file: choose another place",
+    errno.ENOSPC: ": the disk is full; make room on it, or choose another place",
+}
+"""What to do about errors of the system."""
 
 
 def complain(reason: object, code: int) -> int:

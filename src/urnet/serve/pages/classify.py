@@ -106,6 +106,7 @@ class _Page:
         self.bench, self.session = bench, session
         self.view = session.kept.setdefault("classify-view", View())
         self.last: tuple[str, int] = ("", -1)
+        self.asks: str | None = None
         self.ended = ""
         self.shown: list[int] = []
         self._send()
@@ -146,7 +147,10 @@ class _Page:
             self.grid.clear()
         self.last = (mine.key, mine.changes)
         self._show_progress()
-        self.differential.refresh()
+        asks = mine.key if mine.seen and mine.is_undecided else None
+        if asks is None or asks != self.asks:  # a question that stands is left alone, for whoever is about to answer
+            self.differential.refresh()
+        self.asks = asks
         self._show_cells()
 
     def _show_progress(self) -> None:
