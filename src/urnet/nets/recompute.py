@@ -2,13 +2,13 @@
 
 T. Chen et al., "Training deep nets with sublinear memory cost", 2016, https://arxiv.org/abs/1604.06174.
 
-Enhancers have parts of their own (`Recomputing`), networks of timm their blocks. A batch norm in timm's blocks would
-follow each batch twice, forwards and when the block is computed again; so the running statistics are kept as they are
-during the whole backward pass (`statistics_kept`), in which nothing is seen for the first time.
+Enhancers have parts of their own (`Recomputing`), networks of timm their blocks. A batch norm in them would follow each
+batch twice, forwards and when its part is computed again; so the running statistics are kept as they are during the
+whole backward pass (`statistics_kept`), in which nothing is seen for the first time.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -22,23 +22,9 @@ class Recomputing(nn.Module):
 
     def part(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Give `function(*inputs)`, a part of this network that draws no random numbers."""
-        again = self.checkpointing and torch.is_grad_enabled()
-        return recomputed(self, function, *inputs) if again else function(*inputs)
-
-
-def recomputed(module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Give `function(*inputs)` without keeping what is between.
-
-    Args:
-        module: Holds the batch norms that `function` uses; they follow a batch once, although they see it twice.
-        function: A part of a network that draws no random numbers.
-        inputs: What is kept.
-    """
-
-    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), statistics_kept(module)
-
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return function(*inputs)
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextmanager
@@ -49,8 +35,7 @@ def recomputing(network: nn.Module) -> Iterator[int]:
     hooks on the stage, which calibration and Grad-CAM set, are never called.
 
     Args:
-        network: An enhancer, a classifier, or both joined. A backward pass through a classifier needs
-            `statistics_kept`.
+        network: An enhancer, a classifier, or both joined. A backward pass through it needs `statistics_kept`.
 
     Yields:
         How many networks in it do that; of timm's, VGG does not.
