@@ -14,6 +14,7 @@ by the clock and of processor time, which others on the machine disturb less:
 - losses: 50 steps of a small network from the same weights over the same batches, without augmentation; and how far the
   plain script is from itself where pixels are moved by 1e-7. `tests/training/test_parity.py` compares without rounding.
 - processes: two of one thread each (DDP, gloo) against one of one thread.
+- compile: `train.compile` and `train.checkpointing`, each and together, paper size; only where asked for.
 
 On a GPU: the rate of bf16 matrix products; the plain script with and without TF32; what each of our measures adds, in a
 loop over augmented batches; `urnet.train`. Useful operations are three times the forward pass's (2 × MAC) for a step.
@@ -124,7 +125,7 @@ def main() -> None:
         folder = Path(name)
         if arguments.device == "cuda":
             return on_gpu(folder, report, time.monotonic() + arguments.seconds)
-        if "speed" in arguments.parts or "memory" in arguments.parts:
+        if not {"speed", "memory", "compile"}.isdisjoint(arguments.parts):
             write_phantom(folder / "large", 60, size=200, donors=5)
         for part in arguments.parts:
             PARTS[part](folder, report, arguments)
@@ -218,7 +219,21 @@ def processes(folder: Path, report: Report, arguments: argparse.Namespace) -> No
         report.add("processes", f"{devices} of one thread", images_a_second=rate, ratio=rate / rates[1])
 
 
-PARTS = {"speed": speed, "memory": memory, "losses": losses, "processes": processes}
+def compiled(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
+    """What compiling changes, alone and with checkpointing, at paper size."""
+    options = PAPER | {"steps": arguments.steps + 2, "warm": 2, "threads": arguments.threads}
+    variants = ([], ["compile"], ["checkpointing"], ["checkpointing", "compile"])
+    base = None
+    for switched in variants:
+        place = {"folder": str(folder / "large"), "out": str(folder / "-".join(["c", *switched]))}
+        told = start("ours", options | place | dict.fromkeys(switched, True))
+        rate = options["batch"] / statistics.median(told["seconds"])
+        base = base or rate
+        name = ", ".join(["ours", *switched])
+        report.add("compile", name, images_a_second=rate, ratio=rate / base, peak_mib=told["peak_mib"])
+
+
+PARTS = {"speed": speed, "memory": memory, "losses": losses, "processes": processes, "compile": compiled}
 
 
 # ---- on a GPU

@@ -295,13 +295,6 @@ def test_precision_may_be_written_as_a_number(given):
     assert load_recipe("quick", [given]).train.precision == "32"
 
 
-def test_checkpointing_and_compilation_exclude_each_other():
-    with pytest.raises(
-        RecipeError, match="train: checkpointing and compile do not go together; set one of them to false"
-    ):
-        load_recipe("quick", ["train.checkpointing=true", "train.compile=true"])
-
-
 @pytest.mark.parametrize("order", [1, -1])
 def test_another_classifier_does_not_inherit_options(order):
     changes = ["classifier.name=densenet121", "classifier.options={drop_rate: 0.1}"]

@@ -26,15 +26,19 @@ class Convolutions(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def trained(network: nn.Module, images: torch.Tensor, checkpointing: bool) -> dict[str, torch.Tensor]:
+def trained(
+    network: nn.Module, images: torch.Tensor, checkpointing: bool, compiled: bool = False
+) -> dict[str, torch.Tensor]:
     """Weights, statistics and last gradients after three steps."""
     network = copy.deepcopy(network).train()
+    torch._dynamo.reset()
+    forward = torch.compile(network, dynamic=False, backend="aot_eager_decomp_partition") if compiled else network
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     torch.manual_seed(1)
     with recomputing(network) if checkpointing else nullcontext():
         for _ in range(3):
             optimizer.zero_grad()
-            loss = network(images).square().mean()
+            loss = forward(images).square().mean()
             with statistics_kept(network) if checkpointing else nullcontext():
                 loss.backward()
             optimizer.step()
@@ -92,6 +96,14 @@ def test_both_networks_together_are_the_same_to_the_bit():
     with recomputing(joint) as count:
         assert count == 3  # the enhancer and two backbones
     assert differing(joint, torch.rand(2, 1, 32, 32)) == []
+
+
+def test_a_compiled_network_computes_its_maps_again_too():
+    network, images = narrow("urnet").double(), torch.rand(4, 1, 16, 16, dtype=torch.float64)
+    plain, again = trained(network, images, False), trained(network, images, True, compiled=True)
+    assert plain.keys() == again.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(again[name], tensor, msg=name)
 
 
 def test_what_timm_recomputes_would_be_followed_twice_by_batch_norm():
