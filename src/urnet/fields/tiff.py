@@ -106,7 +106,7 @@ class TiffSource:
     ) -> list[Scene]:
         first = series.keyframe
         depth, colour = tiff_kind(self.path, first, MAX_SAMPLES)
-        sizes = dict(zip(series.get_axes(squeeze=False), series.get_shape(squeeze=False), strict=True))
+        sizes = dict(zip(series.axes, series.shape, strict=True))
         lead = {axis: n for axis, n in sizes.items() if axis not in "YXS" and n > 1}
         samples = first.samplesperpixel
         unknown = [axis for axis in lead if axis not in "CZT"]
