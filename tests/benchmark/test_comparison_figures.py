@@ -209,6 +209,14 @@ def test_the_interval_of_a_mean_allows_for_cells_that_are_alike():
     assert twice == pytest.approx((mean, half))
 
 
+def test_a_difference_without_an_interval_is_a_cross_and_has_no_verdict():
+    frames = {name: entry(name, name, skill).predictions.assign(source="one") for name, skill in (("a", 0.5), ("b", 1))}
+    figure = figures.differences_figure(paired_differences(frames, [("a", "b")], CLASSES, replicates=50))
+    assert "no interval" in texts(figure)
+    assert not {"counts", "could be chance"} & set(texts(figure))
+    assert np.isnan(figures._mean(np.ones(3), pd.DataFrame({"source": ["one"] * 3}))[1])
+
+
 def test_differences_are_filled_where_they_count():
     entries = {"a": entry("a", "A", 0.5), "b": entry("b", "B", 1.0), "c": entry("c", "C", 0.52)}
     frames = {name: one.predictions for name, one in entries.items()}

@@ -1,15 +1,17 @@
 """Tables of a comparison: their figures, what failed, pairs to compare, and that every format survives odd names."""
 
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from urnet.benchmark.differences import differences_table
 from urnet.benchmark.entry import Entry
 from urnet.benchmark.render import TableData, to_html, to_latex, to_markdown
-from urnet.benchmark.tables import comparisons, differences_table, results_frame, table_data
+from urnet.benchmark.tables import comparisons, results_frame, table_data
 from urnet.evaluation.metrics import interval_groups, score
 from urnet.evaluation.paired import paired_differences
 from urnet.recipe import load_recipe
@@ -138,6 +140,31 @@ def test_differences_are_worded():
     assert not any("trained once" in note for note in data.notes)
     single = [entry("net1", 0.6, statuses=("done",)), entry("net4", 0.9, statuses=("done",), seed=3)]
     assert any("trained once" in note for note in differences_table(compared("table3", single)).notes)
+
+
+def alone(one: Entry) -> Entry:
+    """The same row with all its cells of a single source."""
+    table = one.predictions.assign(source="one.tif")
+    groups, description = interval_groups(None, table["source"].tolist())
+    truth = pd.Categorical(table["label"], CLASSES).codes.astype(int)
+    shares = table[[f"p_{label}" for label in CLASSES]].to_numpy()
+    metrics = score(truth, shares, CLASSES, groups, replicates=100) | {"intervals": description}
+    return replace(one, predictions=table, metrics=metrics)
+
+
+def test_one_source_gives_no_interval_and_no_verdict_in_any_format():
+    entries = [alone(entry("net4", 0.9)), alone(entry("net1", 0.6, seed=5))]
+    differences = compared("ablation", entries)
+    data = differences_table(differences)
+    assert {tuple(row[2:]) for row in data.rows if len(row) > 1} == {("no interval: one group", "–", "–")}
+    against = table_data("ablation", entries, differences)["ablation"]
+    assert all(cell.endswith("(no interval)") for cell in against.rows[1][2::2])
+    for table in (data, against, *table_data("table3", entries).values()):
+        for write in (to_markdown, to_latex, to_html):
+            text = write(table)
+            assert "one source image" in text or "one donor or source image" in text
+            for wrong in ("chance:", "could be chance", "°", "circ", "95", "0.0 to 0.0", "too narrow", "nan", "NaN"):
+                assert wrong not in text, (wrong, text)
 
 
 def test_pairs_to_compare():

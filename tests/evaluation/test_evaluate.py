@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from urnet.differential.estimate import adjusted_count
 from urnet.errors import CellsError, ImageError, RunError
 from urnet.evaluation.evaluate import evaluate
 from urnet.images.read import read_image
@@ -96,8 +97,19 @@ def test_a_run_from_before_calibration_is_evaluated_without(run):
     (run / "model" / "calibration.json").unlink()
     result = evaluate(run)
     assert result.metrics["calibration"] is None
+    assert "the model is not calibrated" in result.metrics["differential_note"]
     assert "How far to trust single cells" not in result.report.read_text(encoding="utf-8")
     assert "set" not in pd.read_csv(result.folder / "predictions.csv")
+
+
+def test_the_differential_says_why_it_is_not_corrected(evaluation, trained):
+    """The correction that these cells gave would give back what they are."""
+    note = evaluation.metrics["differential_note"]
+    assert note.startswith("Counted, not corrected: the correction was measured on these very cells")
+    assert note in evaluation.report.read_text(encoding="utf-8")
+    confusion = trained.load_model().calibration.confusion
+    shares = adjusted_count(confusion[:, :-1].sum(axis=0), confusion)
+    assert shares == pytest.approx([one["true_percent"] / 100 for one in evaluation.metrics["differential"].values()])
 
 
 def test_the_report_is_one_file_that_needs_no_other(evaluation):
@@ -147,6 +159,7 @@ def test_other_cells_without_a_split_are_used_whole(trained, draw, tmp_path):
     result = evaluate(trained, other, out=tmp_path / "out")
     assert result.metrics["n"] == 27
     assert result.metrics["part"] == "other"
+    assert "as urnet differential does it" in result.metrics["differential_note"]
     assert not any("training" in warning for warning in result.metrics["warnings"])
 
 

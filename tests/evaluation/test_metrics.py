@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from urnet.errors import CellsError
-from urnet.evaluation.metrics import interval_groups, score
+from urnet.evaluation.metrics import described, interval_groups, score
 
 CLASSES = ["granulocyte", "lymphocyte", "monocyte"]
 FIGURES = ("recall", "precision", "f1")
@@ -140,7 +140,21 @@ def test_one_group_has_no_intervals():
     found = score(*cells(50), CLASSES, ["only"] * 50, replicates=20)
     assert found["accuracy"]["interval"] is None
     assert found["macro_f1"]["interval"] is None
-    assert "one group" in found["notes"][0]
+    assert found["expected_calibration_error"]["interval"] is None
+
+
+@pytest.mark.parametrize("donors", [None, ["d1"] * 9])
+def test_one_group_is_said_to_give_no_intervals(donors):
+    _, told = interval_groups(donors, ["a.png"] * 9)
+    assert told["note"].startswith("No figure has an interval: all cells come from one source image")
+    assert described(told) == "no intervals: all cells come from one source image"
+    assert described(interval_groups(None, list("ab"))[1]) == "95 % intervals over 2 source images"
+
+
+def test_a_calibration_error_that_is_the_same_in_every_group_has_no_interval():
+    truth, probabilities = np.array([0, 1] * 10), np.tile([[0.75, 0.25], [0.25, 0.75]], (10, 1))
+    found = score(truth, probabilities, ["a", "b"], np.arange(20) // 2, replicates=50)
+    assert found["expected_calibration_error"] == {"value": pytest.approx(0.25), "interval": None}
 
 
 def test_class_of_one_donor_has_no_interval_of_its_recall():

@@ -165,11 +165,39 @@ def test_class_without_cells_or_with_one_group_has_no_interval():
     found = paired_differences(runs, [("a", "b")], CLASSES)
     alone, absent = figure(found, "recall_lymphocyte"), figure(found, "recall_monocyte")
     assert alone["difference"] == 1
-    assert np.isnan(alone["low"])
-    assert alone["chance"]
     assert np.isnan(absent["difference"])
-    assert absent["chance"]
+    for row, note in ((alone, "no interval: one group"), (absent, "no cells")):
+        assert row[["low", "high", "low_simultaneous", "high_simultaneous", "p", "p_holm"]].isna().all()
+        assert pd.isna(row["chance"])
+        assert row["note"] == note
+    assert not figure(found, "accuracy")["note"]
     assert figure(found, "macro_recall")["difference"] == pytest.approx((b[:50].mean() - a[:50].mean() + 1) / 2)
+
+
+@pytest.mark.parametrize("better", [False, True])
+@pytest.mark.parametrize("folds", [1, 5])
+def test_a_single_source_gives_no_interval_and_no_verdict_whatever_the_difference_is(better, folds):
+    truth, rng = cells()
+    right = rng.random(300) < 0.7
+    runs = {"a": run(right, truth, folds=folds), "b": run(right | better, truth, folds=folds)}
+    found = paired_differences(
+        {name: frame.assign(source="one field") for name, frame in runs.items()}, [("a", "b")], CLASSES, replicates=50
+    )
+    assert (found["difference"] > 0).all() == better
+    assert found[["low", "high", "low_simultaneous", "high_simultaneous", "p", "p_holm"]].isna().all(axis=None)
+    assert found["chance"].isna().all()
+    assert set(found["note"]) == {"no interval: one group"}
+    assert found.to_csv(index=False).count("no interval: one group") == 5
+
+
+def test_a_difference_that_is_the_same_in_every_group_has_no_interval():
+    truth, right = np.array([0, 1] * 20), np.array([True, False] * 20)
+    pair = {"a": run(right, truth, folds=1), "b": run(~right | right, truth, folds=1)}
+    pair = {name: frame.assign(source=[f"field{i // 2}" for i in range(40)]) for name, frame in pair.items()}
+    accuracy = figure(paired_differences(pair, [("a", "b")], CLASSES, replicates=50), "accuracy")
+    assert accuracy["difference"] == 0.5
+    assert accuracy["note"] == "no interval: all groups alike"
+    assert pd.isna(accuracy["chance"])
 
 
 def test_other_cells_are_refused():

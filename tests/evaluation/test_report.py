@@ -156,7 +156,11 @@ def test_part_of_one_group_has_no_intervals(facts):
     groups, intervals = interval_groups(None, ["one.png"] * 40)
     metrics = score(np.array([0, 1, 2, 1] * 10), np.eye(3)[[0, 1, 2, 0] * 10], NAMES, groups, replicates=10)
     page = render(Report(**facts | {"metrics": metrics, "intervals": intervals}))
-    assert "over 1 source image<" in page
+    assert "none: one source image<" in page
+    assert "No figure has an interval: all cells come from one source image" in page
+    assert "95 % interval" not in page
+    assert "bootstrap" not in page
+    assert "too narrow" not in page
     parse(page)
 
 

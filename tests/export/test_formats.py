@@ -40,7 +40,7 @@ def evaluated(run, tmp_path) -> Path:
         "per_class": dict.fromkeys(("bar", "disc", "ring"), figures),
         "n": 12,
         "epoch": Model.load(copy).config.epoch,
-        "intervals": {"unit": "source image", "groups": 12, "note": "few to draw from"},
+        "intervals": {"unit": "source image", "groups": 12, "level": 0.95, "note": "few to draw from"},
         "warnings": ["2 images are left out"],
     }
     place = copy / "evaluation" / "test"

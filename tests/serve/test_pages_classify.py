@@ -70,6 +70,30 @@ def test_cells_and_their_details_are_accessible(sent, axe, width, scheme):
     assert axe(page) == []
 
 
+WHOLE_WORDS = """(selector) => [...document.querySelectorAll(selector)].every((one) => {
+    one.textContent = 'segmented neutrophilic granulocyte';
+    const text = one.firstChild, range = document.createRange();
+    return [[0, 9], [10, 22], [23, 34]].every(([from, to]) => {
+        range.setStart(text, from);
+        range.setEnd(text, to);
+        return range.getClientRects().length === 1;
+    });
+})"""
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_names_of_classes_break_between_words_only(sent, look, width):
+    page = sent(width=width)
+    assert page.evaluate(WHOLE_WORDS, ".side .shares tbody th")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.click("text=Keep for review")
+    page.wait_for_selector("text=predictions kept for review")
+    page = look("/review", context=page.context)
+    page.wait_for_selector(".tile span")
+    assert page.evaluate(WHOLE_WORDS, ".tile span")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_a_cell_is_shown_raw_enhanced_and_under_grad_cam_by_the_keyboard_alone(sent):
     page = sent()
     page.focus(".cells button >> nth=0")
@@ -77,7 +101,9 @@ def test_a_cell_is_shown_raw_enhanced_and_under_grad_cam_by_the_keyboard_alone(s
     page.keyboard.press("Enter")
     page.wait_for_selector(".cell-view[open] .pictures img")
     assert page.inner_text("#cell-title") == "000.png"
-    assert "Classes that cannot be ruled out" in page.inner_text(".cell-view")
+    said = "The true class is among them for at least 90 % of cells like those calibrated on."
+    assert "Classes that cannot be ruled out (prediction set): " in page.inner_text(".cell-view")
+    assert said in page.inner_text(".cell-view")
     assert len(re.findall(r"\d+\.\d %", page.inner_text("#cell-probabilities + table"))) == 3
     page.wait_for_function("[...document.querySelectorAll('.cell-view img')].every(i => i.complete && i.naturalWidth)")
     assert page.locator(".cell-view img[src$='viridis.png']").count() == 1

@@ -1,10 +1,14 @@
 """Runs beside the served one: live, finished, two compared; and nothing but runs is ever shown."""
 
+import asyncio
+import json
 import shutil
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 import pytest
 import uvicorn
 
@@ -70,8 +74,62 @@ def test_a_run_its_report_and_another_one_beside_it_by_keys(look, beside):
     page.get_by_role("button", name="Compare").focus()
     page.keyboard.press("Enter")
     page.wait_for_url("**/runs?run=run&beside=twin")
-    page.wait_for_selector("td:has-text('can be chance')")
+    page.wait_for_selector("td:has-text('could be chance')")
     assert "train.epochs" in page.locator("main").inner_text()
+
+
+def in_view(page, cell) -> bool:
+    box = cell.bounding_box()
+    return box["x"] >= 0 and box["x"] + box["width"] <= page.viewport_size["width"]
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_one_source_has_neither_interval_nor_verdict_and_both_columns_are_in_view(look, beside, width):
+    for name in ("slide", "slide-b"):
+        shutil.copytree(beside / "run", beside / name)
+        part = beside / name / "evaluation" / "test"
+        rows = pd.read_csv(part / "predictions.csv", dtype=str, keep_default_na=False)
+        rows.assign(source="slide").to_csv(part / "predictions.csv", index=False)
+        metrics = json.loads((part / "metrics.json").read_text(encoding="utf-8"))
+        metrics["intervals"] |= {"unit": "source image", "groups": 1}
+        (part / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    try:
+        page = look("/runs?run=slide&beside=slide-b", width=width)
+        page.wait_for_selector("text=No interval (one group)")
+        shown = page.get_by_role("region", name="Differences on the test part")
+        rows = [row.locator("td").all() for row in shown.locator("tbody tr").all()]
+        assert len(rows) == 5
+        assert [[cell.inner_text() for cell in row[1:]] for row in rows] == [["no interval: one group", "–"]] * 5
+        assert all(in_view(page, cell) for row in rows for cell in row)
+        assert "chance." not in shown.inner_text()
+        page = look("/runs?run=slide", width=width)
+        page.wait_for_selector("text=12 cells, no intervals: all cells come from one source image.")
+    finally:
+        for name in ("slide", "slide-b"):
+            shutil.rmtree(beside / name)
+
+
+def test_comparisons_keep_no_thread_from_others(monkeypatch, beside):
+    from urnet.serve.pages import comparison
+
+    go, found = threading.Event(), runs_beside(beside / "run")
+    monkeypatch.setattr(comparison, "compare_tests", lambda *runs: go.wait(60))
+
+    async def many() -> str:
+        with ThreadPoolExecutor(2) as threads:
+            made = [comparison.Comparison(found["run"], found["twin"], threads) for _ in range(50)]
+            await asyncio.sleep(0.1)
+            try:
+                return await asyncio.wait_for(asyncio.to_thread(str, "a picture"), 10)
+            finally:
+                busy = [one.is_busy for one in made]
+                [one.cancel() for one in made]
+                go.set()
+                assert all(busy)
+                assert not any(one.is_busy for one in made)
+
+    with ThreadPoolExecutor(1) as aside:  # the browser's driver runs a loop in this thread
+        assert aside.submit(lambda: asyncio.run(many())).result() == "a picture"
 
 
 @pytest.fixture
@@ -117,7 +175,7 @@ def test_a_comparison_shows_that_it_goes_on_can_be_cancelled_and_outlives_its_pa
     page.wait_for_selector("progress:indeterminate")
     go.set()
     page.wait_for_selector("[role=status] >> text=Compared.")
-    page.wait_for_selector("td:has-text('can be chance')")
+    page.wait_for_selector("td:has-text('could be chance')")
     page.goto(f"{address}/runs?run=run&beside=going")
     page.wait_for_selector("text=going: has no figures of its test part")
     page.close()

@@ -76,6 +76,70 @@ def test_samples_that_nobody_looks_at_make_room_for_instruments(page, shapes, se
         assert send(instrument, file).status_code == 200
 
 
+class Work:
+    """What a page keeps, at work or not."""
+
+    is_busy, closed = False, False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_session_at_work_is_not_forgotten_however_scarce_the_room_is():
+    pytest.importorskip("nicegui", reason="NiceGUI is not installed")
+    from urnet.serve.pages.sessions import COOKIE, MOST, SCARCE_SECONDS, Sessions
+
+    async def app(scope, receive, send):
+        scope["urnet.session"].kept.setdefault("work", Work())
+
+    now, scratch = [0.0], SimpleNamespace(is_scarce=True)
+    sessions = Sessions(app, scratch, lambda: now[0])
+
+    def visit(path="/", key=""):
+        scope = {"type": "http", "scheme": "http", "path": path, "headers": [(b"cookie", f"{COOKIE}={key}".encode())]}
+        asyncio.run(sessions(scope, None, None))
+        return scope.get("urnet.session")
+
+    running, idle = visit(), visit()
+    work, other = running.kept["work"], idle.kept["work"]
+    work.is_busy = True
+    now[0] = SCARCE_SECONDS + 1
+    visit()
+    assert (work.closed, other.closed) == (False, True)
+    assert visit(key=running.key) is running
+    for _ in range(MOST + 10):
+        visit()
+    assert not work.closed
+    assert len(sessions.sessions) == MOST
+    work.is_busy = False
+    visit()
+    assert work.closed
+    assert running.key not in sessions.sessions
+
+
+def test_a_sample_is_at_work_until_it_is_counted(page, shapes):
+    with page() as (browser, _):
+        at = begin(browser)
+        put(browser, at, (shapes / "disc" / "000.png").read_bytes())
+        found = next(one for one in sessions_of(browser).sessions.values())
+        assert not found.is_busy
+        browser.post(f"{at}/start")
+        assert found.is_busy
+        until = time.monotonic() + 20
+        while found.is_busy:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert browser.get(f"{at}/predictions.csv").text.count("disc") >= 1
+
+
+def sessions_of(browser):
+    """The middleware within the app that keeps the sessions."""
+    layer = browser.app.middleware_stack
+    while not hasattr(layer, "sessions"):
+        layer = layer.app
+    return layer
+
+
 def test_a_count_that_is_asked_for_at_the_very_end_is_made(page, tmp_path):
     with page() as (_, bench):
         from urnet.serve.pages.classification import Classification

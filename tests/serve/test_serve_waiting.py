@@ -14,7 +14,7 @@ from urnet.serve import waiting as waiting_module
 from urnet.serve.bench import Bench
 from urnet.serve.informative import informative_order, projected, uncertainty
 from urnet.serve.ranking import Ranking
-from urnet.serve.server import fill_queue
+from urnet.serve.server import read_queue
 from urnet.serve.settings import Settings
 from urnet.serve.store import Store
 from urnet.serve.waiting import Waiting, upcoming
@@ -73,7 +73,8 @@ def test_the_model_orders_the_queue_and_can_be_stopped(served, shapes, tmp_path,
     monkeypatch.setattr(ranking_module, "PART", 4)
     store = Store(tmp_path / "bench.db")
     bench = Bench.open(served, Settings(decoders=1), "onnx", store=store, cells=shapes)
-    name = fill_queue(store, shapes, bench)
+    name, rows = read_queue(shapes, bench.model)
+    store.labelling.add_cells(name, rows)
     before = upcoming(store, name, 100)
 
     async def work() -> Ranking:

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from urnet.benchmark.entry import Entry
 from urnet.evaluation.galleries import cam_legend, group_heads, shared_limits, show_image
 from urnet.evaluation.metrics import interval_groups
+from urnet.evaluation.paired import NO_INTERVAL
 from urnet.evaluation.style import BLUE, FAINT, INK, MATRIX, ORANGE, SHADES, cut, line_looks, new_figure, styled, wrap
 
 WIDE = 7.2  # inches
@@ -203,7 +204,8 @@ def cam_share_figure(entries: Sequence[Entry]) -> Figure:
         mean, half = _mean(shares, rows)
         axes.plot(np.quantile(shares, [0.25, 0.75]), [y, y], color=SHADES[2], linewidth=7, solid_capstyle="butt",
                   label="half of the cells", zorder=2)  # fmt: skip
-        axes.plot([mean - half, mean + half], [y, y], color=BLUE, linewidth=2, label="95 % interval", zorder=3)
+        if not np.isnan(half):
+            axes.plot([mean - half, mean + half], [y, y], color=BLUE, linewidth=2, label="95 % interval", zorder=3)
         axes.scatter(mean, y, s=30, color=BLUE, label="mean", zorder=4)
         if "cam_chance" in rows:
             chance = 100 * rows["cam_chance"].astype(float).mean()
@@ -216,6 +218,8 @@ def cam_share_figure(entries: Sequence[Entry]) -> Figure:
 @styled
 def differences_figure(differences: pd.DataFrame, titles: Mapping[str, str] | None = None) -> Figure:
     """Forest plot of paired differences: filled where the simultaneous interval leaves zero out, hollow where not.
+
+    A cross is a difference without an interval, of which nobody knows.
 
     Args:
         differences: From `urnet.evaluation.paired.paired_differences`.
@@ -301,7 +305,7 @@ def _matrix(axes: Axes, matrix: np.ndarray, size: float) -> None:
 
 
 def _mean(values: np.ndarray, rows: pd.DataFrame) -> tuple[float, float]:
-    """The mean, and half the width of its 95 % interval, allowing for cells of one donor or image being alike.
+    """The mean, and half the width of its 95 % interval (NaN of one group), allowing for cells of a group being alike.
 
     The interval is the normal one with a cluster-robust standard error (Cameron and Miller, J. Hum. Resour. 50, 2015,
     section II).
@@ -310,7 +314,7 @@ def _mean(values: np.ndarray, rows: pd.DataFrame) -> tuple[float, float]:
     groups, description = interval_groups(donors, rows["source"].tolist())
     G, mean = description["groups"], float(values.mean())
     if G < 2:
-        return mean, 0.0
+        return mean, np.nan
     sums = np.bincount(groups, values - mean)
     return mean, float(Z * np.sqrt(G / (G - 1) * np.sum(sums**2)) / len(values))
 
@@ -318,10 +322,14 @@ def _mean(values: np.ndarray, rows: pd.DataFrame) -> tuple[float, float]:
 def _difference(axes: Axes, y: int, row: pd.Series) -> None:
     if np.isnan(row["difference"]):
         return
+    if row["note"]:
+        axes.scatter(
+            100 * row["difference"], y, s=26, marker="x", color=FAINT, linewidth=1.4, label=NO_INTERVAL, zorder=3
+        )
+        return
     counts = not row["chance"]
     colour, label = (BLUE, "counts") if counts else (FAINT, "could be chance")
-    if not np.isnan(row["low_simultaneous"]):
-        axes.plot([100 * row["low_simultaneous"], 100 * row["high_simultaneous"]], [y, y], color=colour, linewidth=1.8)
+    axes.plot([100 * row["low_simultaneous"], 100 * row["high_simultaneous"]], [y, y], color=colour, linewidth=1.8)
     face = colour if counts else "white"
     axes.scatter(
         100 * row["difference"], y, s=26, facecolor=face, edgecolor=colour, linewidth=1.4, label=label, zorder=3

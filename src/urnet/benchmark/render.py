@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 CHANCE = "°"
 """Mark of a difference that could be chance."""
 
+SIMULATED_NOTE = "Simulated images ({}): what is shown need not hold for images from a microscope."
+
 
 @dataclass(frozen=True)
 class TableData:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.benchmark import figures, published, tables
+from urnet.benchmark.differences import differences_table
 from urnet.benchmark.entry import Entry
 from urnet.benchmark.render import TableData, to_html, to_latex, to_markdown
 from urnet.evaluation.evaluate import OPTIMISTIC, VERSIONS, picture
@@ -82,12 +83,12 @@ def write_comparison(
     written = tables.table_data(table, entries, differences if len(differences) else None, simulated=simulated)
     page.sections += [Section(data.title, table=to_html(data)) for data in written.values()]
     if len(differences):
-        written["differences"] = tables.differences_table(differences, titles, simulated=simulated)
+        written["differences"] = differences_table(differences, titles, simulated=simulated)
         page.sections.append(
             Section(
                 "Differences",
-                "Paired over the same cells. A difference counts where its simultaneous interval leaves zero out; any "
-                "other could be chance.",
+                "Paired over the same cells. A difference counts where its simultaneous interval leaves zero out; one "
+                "whose interval holds zero could be chance; of one without an interval nobody knows.",
                 to_html(written["differences"]),
                 [
                     (
@@ -192,7 +193,10 @@ def _figures(
     def add(title: str, caption: str, figure: object) -> None:
         drawn.append((title, caption, to_png(figure)))
 
-    caption = "Dots with 95 % intervals; the cross is the paper's figure, on its own cells."
+    intervals = any(entry.metrics["accuracy"]["interval"] for entry in done)
+    caption = (
+        f"Dots {'with 95 %' if intervals else 'without'} intervals; the cross is the paper's figure, on its own cells."
+    )
     add("Accuracy", caption, figures.accuracy_figure(done, published.accuracies(table)))
     add("Confusion matrices", "Rows are true classes; all folds together.", figures.confusion_figure(done))
     if len(done) <= CURVES:

@@ -12,9 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from urnet.benchmark.differences import interval, metric_title, points, unknown
 from urnet.benchmark.entry import Entry
 from urnet.benchmark.published import Published, accuracies, class_key, published
-from urnet.benchmark.render import CHANCE, TableData, line
+from urnet.benchmark.render import CHANCE, SIMULATED_NOTE, TableData, line
+from urnet.evaluation.paired import NO_INTERVAL
 from urnet.pages import NEVER, with_interval
 
 Kind = Literal["table2", "table3", "table4", "ablation", "compare"]
@@ -35,11 +37,6 @@ PAPER_NOTE = (
 )
 RECOMPUTED_NOTE = (
     "Not read but computed here from the paper's recalls and precisions: accuracy, F1 of lymphocytes and mean F1 of"
-)
-SIMULATED_NOTE = "Simulated images ({}): what is shown need not hold for images from a microscope."
-ONE_TRAINING = (
-    "Each model was trained once, and another training would have given another difference: the intervals leave that "
-    "out, so they are too narrow. Several folds or seeds take it in."
 )
 PROTOCOLS = {
     "honest": "Protocol honest: the epoch is chosen on a validation part, the test part is untouched.",
@@ -98,51 +95,6 @@ def comparisons(table: Kind, names: Sequence[str]) -> list[tuple[str, str]]:
     return [(a, b) for a, b in dict.fromkeys(pairs) if a != b and a in names and b in names]
 
 
-def differences_table(
-    differences: pd.DataFrame,
-    titles: Mapping[str, str] | None = None,
-    metrics: Sequence[str] | None = None,
-    *,
-    simulated: str = "",
-) -> TableData:
-    """What `paired_differences` found, in points, a group of rows a metric.
-
-    Args:
-        differences: from `paired_differences`.
-        titles: what to print for the names of runs.
-        metrics: those to show; all when not given.
-        simulated: how the images were simulated; "" for real ones.
-    """
-    titles = titles or {}
-    rows: list[list[str]] = []
-    for metric, group in differences.groupby("metric", sort=False):
-        if metrics is not None and metric not in metrics:
-            continue
-        rows.append([_metric_title(str(metric))])
-        for row in group.to_dict("records"):
-            name = f"{titles.get(row['second'], row['second'])} against {titles.get(row['first'], row['first'])}"
-            verdict = "could be chance" if row["chance"] else ("higher" if row["difference"] > 0 else "lower")
-            interval = _ends(row["low_simultaneous"], row["high_simultaneous"])
-            p = NEVER if math.isnan(row["p_holm"]) else f"{row['p_holm']:.3f}"
-            rows.append([name, _points(row["difference"]), interval, p, verdict])
-    notes = []
-    if len(differences):
-        pairs = len(differences[["first", "second"]].drop_duplicates())
-        counts = ", ".join(_range(differences[what], what) for what in ("cells", "folds", "seeds"))
-        drawn = " or ".join(dict.fromkeys(differences["resampled"]))
-        notes = [
-            f"Paired on the same cells ({counts}); {drawn} drawn with replacement.",
-            f"Corrected for {pairs} comparison{'s' * (pairs > 1)}, per metric: the intervals hold for all at once "
-            "(Bonferroni), p is adjusted by Holm's method. A difference whose interval holds zero could be chance.",
-        ]
-        if ((differences["folds"] == 1) & (differences["seeds"] == 1)).any():
-            notes.append(ONE_TRAINING)
-    if simulated:
-        notes.append(SIMULATED_NOTE.format(simulated))
-    header = ["Difference", "Points", "Simultaneous interval", "p (Holm)", "Verdict"]
-    return TableData("Paired differences", [header], rows, notes)
-
-
 def optimism_table(honest: Sequence[Entry], optimistic: Sequence[Entry]) -> TableData | None:
     """Macro recall of the same rows under both protocols; none where no row is complete under both.
 
@@ -156,7 +108,7 @@ def optimism_table(honest: Sequence[Entry], optimistic: Sequence[Entry]) -> Tabl
         theirs = paper.get(entry.name)
         if entry.complete and entry.metrics and theirs:
             pair = [metrics["macro_recall"] for metrics in (entry.metrics, theirs)]
-            rows.append([entry.title, *map(with_interval, pair), _points(pair[1]["value"] - pair[0]["value"])])
+            rows.append([entry.title, *map(with_interval, pair), points(pair[1]["value"] - pair[0]["value"])])
     if not rows:
         return None
     header = ["Model", "Macro recall, honest, %", "Macro recall, paper, %", "Gain, points"]
@@ -291,10 +243,10 @@ def _against_baseline(table: Kind, entries: Sequence[Entry], differences: pd.Dat
 
     first = _first_columns(entries)
     if found:
-        upper = [*[""] * len(first), *(text for metric in metrics for text in (_metric_title(metric), ""))]
+        upper = [*[""] * len(first), *(text for metric in metrics for text in (metric_title(metric), ""))]
         header = [upper, [*first, *["%", f"to {baseline.title}, points"] * len(metrics)]]
     else:
-        header = [[*first, *(f"{_metric_title(metric)}, %" for metric in metrics)]]
+        header = [[*first, *(f"{metric_title(metric)}, %" for metric in metrics)]]
     rows = []
     for entry, cells in _rows(entries):
         if entry.metrics is not None:
@@ -305,10 +257,13 @@ def _against_baseline(table: Kind, entries: Sequence[Entry], differences: pd.Dat
         rows.append(cells)
     notes = _notes(entries)
     if found:
-        notes.append(
-            f"Differences to {baseline.title} with intervals that hold for all comparisons at once; {CHANCE} could be "
-            "chance: the interval holds zero."
-        )
+        shown = [row for (name, metric), row in found.items() if metric in metrics and name != baseline.name]
+        if any(not row["note"] for row in shown):
+            notes.append(
+                f"Differences to {baseline.title} with intervals that hold for all comparisons at once; {CHANCE} could "
+                "be chance: the interval holds zero."
+            )
+        notes += unknown(row["note"] for row in shown)
     if rarest is not None:
         notes.append(f"{rarest} is the rarest class.")
     return TableData(TITLES[table], header, rows, notes)
@@ -354,15 +309,20 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     if described and described[0].metrics:
         runs, intervals = described[0].runs, described[0].metrics["intervals"]
         runs = runs[runs["status"] == "done"]
+        if intervals["groups"] < 2:
+            return [*notes, intervals["note"], *_failures(entries)]
         pooled = " and ".join(f"{n} {what}{'s' * (n > 1)}" for what in ("fold", "seed") for n in [runs[what].nunique()])
         level = f"{100 * intervals['level']:g}"
         notes.append(f"In brackets: {level} % intervals over {pooled} together. {intervals['note']}")
-    for entry in entries:
-        for run in entry.runs[entry.runs["status"] == "failed"].to_dict("records") if entry.metrics else []:
-            notes.append(
-                f"{entry.title}, seed {run['seed']}, fold {run['fold']} failed: {line(run['error'])}".rstrip(".") + "."
-            )
-    return notes
+    return [*notes, *_failures(entries)]
+
+
+def _failures(entries: Sequence[Entry]) -> list[str]:
+    return [
+        f"{entry.title}, seed {run['seed']}, fold {run['fold']} failed: {line(run['error'])}".rstrip(".") + "."
+        for entry in entries
+        for run in (entry.runs[entry.runs["status"] == "failed"].to_dict("records") if entry.metrics else [])
+    ]
 
 
 def _paper_notes(table: Kind, entries: Sequence[Entry]) -> list[str]:
@@ -384,23 +344,12 @@ def _percent(share: float | None) -> str:
     return NEVER if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
-def _points(share: float) -> str:
-    """A signed difference in points; what rounds to zero has no sign."""
-    if math.isnan(share):
-        return NEVER
-    text = f"{100 * share:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def _ends(low: float, high: float) -> str:
-    return NEVER if math.isnan(low) else f"{_points(low)} to {_points(high)}"
-
-
 def _difference(row: Mapping[str, Any] | None) -> str:
     if row is None or math.isnan(row["difference"]):
         return NEVER
-    interval = _ends(row["low_simultaneous"], row["high_simultaneous"])
-    return _points(row["difference"]) + (f" ({interval})" if interval != NEVER else "") + CHANCE * bool(row["chance"])
+    if row["note"]:
+        return f"{points(row['difference'])} ({NO_INTERVAL})"
+    return f"{points(row['difference'])} ({interval(row, '_simultaneous')})" + CHANCE * bool(row["chance"])
 
 
 def _short(number: float, decimals: int = 1) -> str:
@@ -408,13 +357,3 @@ def _short(number: float, decimals: int = 1) -> str:
     if math.isnan(number):
         return NEVER
     return f"{number:,.{decimals}f}" if number >= 10 else f"{number:.{decimals + 1}f}"
-
-
-def _range(counts: pd.Series, what: str) -> str:
-    low, high = int(counts.min()), int(counts.max())
-    return f"{low:,} {what if low != 1 else what[:-1]}" if low == high else f"{low:,} to {high:,} {what}"
-
-
-def _metric_title(metric: str) -> str:
-    known = {"accuracy": "Accuracy", "macro_recall": "Macro recall"}
-    return known.get(metric) or f"Recall of {metric.removeprefix('recall_')}"

@@ -12,6 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 
 
+def holds_truth(coverage: float) -> str:
+    """What a prediction set promises, in words.
+
+    Args:
+        coverage: that was asked for.
+    """
+    return f"the true class is among them for at least {100 * coverage:g} % of cells like those calibrated on"
+
+
 def class_scores(probabilities: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
     """What held-out cells say against their own class.
 

@@ -127,6 +127,8 @@ def predict(
 ) -> int:
     """Classify images; exit code 1 if some could not be read (their rows say why)."""
     from urnet.bundle import Model
+    from urnet.calibration.calibration import COVERAGE
+    from urnet.calibration.conformal import holds_truth
     from urnet.predict import predict_files
     from urnet.progress import Bars
 
@@ -150,6 +152,8 @@ def predict(
         out.print(f"{done.resumed} of them were there already, of a prediction that was interrupted")
     if done.rejected:
         out.print(f"{done.rejected} show no countable cell and belong to no class; the column 'rejected' says why")
+    if model.calibration is not None:
+        out.print(f"column 'set': the classes that cannot be ruled out; {holds_truth(COVERAGE)}")
     if done.left_out:
         out.print(f"{done.left_out} tiles are padding of their archive and are not counted")
     if done.failed:
@@ -184,8 +188,8 @@ def calibrate(
     out.print(f"{rejected} of {cells} cells of the {done.reference_part} part are rejected")
     if table is not None:
         for row in table.to_dict("records"):
-            share = f"{100 * row['rejected']:.1f} % ({100 * row['rejected_low']:.1f}–{100 * row['rejected_high']:.1f})"
-            known = f"AUROC {row['auroc']:.3f} ({row['auroc_low']:.3f}–{row['auroc_high']:.3f}), "
+            share = f"{100 * row['rejected']:.1f} %{_ends(100 * row['rejected_low'], 100 * row['rejected_high'], 1)}"
+            known = f"AUROC {row['auroc']:.3f}{_ends(row['auroc_low'], row['auroc_high'], 3)}, "
             name = row["label"] or f"the run's own {done.reference_part} part"
             out.print(f"{name}: {known if row['label'] else ''}rejected {share} of {row['cells']}")
     return 0
@@ -244,6 +248,11 @@ def quoted(path: Path) -> str:
     return f'"{path}"' if " " in str(path) else str(path)
 
 
+def _ends(low: float, high: float, decimals: int) -> str:
+    """An interval behind a figure, in brackets."""
+    return " (no interval)" if low != low else f" ({low:.{decimals}f}–{high:.{decimals}f})"
+
+
 def _show_sample(sample: "Sample") -> None:
     """One sample's differential."""
     from rich.table import Table
@@ -266,6 +275,7 @@ def _show(evaluation: "Evaluation") -> None:
     """The table of an evaluation, the differential, and where the report is."""
     from rich.table import Table
 
+    from urnet.evaluation.metrics import described
     from urnet.pages import with_interval
 
     metrics = evaluation.metrics
@@ -281,13 +291,14 @@ def _show(evaluation: "Evaluation") -> None:
     table.add_row("average", *(with_interval(metrics[f"macro_{key}"]) for key in ("recall", "precision", "f1")), "")
     table.add_row("accuracy", with_interval(metrics["accuracy"]), "", "", str(metrics["n"]))
     out.print(table)
-    out.print(f"95 % intervals over {metrics['intervals']['groups']} {metrics['intervals']['unit']}s")
+    out.print(described(metrics["intervals"]))
     differential = Table(title="differential, % of cells", box=None, pad_edge=False)
     for column in ("class", "counted", "true"):
         differential.add_column(column, justify="left" if column == "class" else "right")
     for name, share in metrics["differential"].items():
         differential.add_row(name, with_interval(share["predicted_percent"], 1), f"{share['true_percent']:.1f}")
     out.print(differential)
+    out.print(metrics["differential_note"])
     for fold in metrics["folds"] or []:
         out.print(f"fold {fold['fold']}: macro recall {100 * fold['macro_recall']:.1f}, {fold['n']} cells")
     if metrics["simulated"]:

@@ -94,7 +94,8 @@ def evaluate(
         if len(runs) > 1:
             pooled = f"{len(runs)} folds are pooled: every cell was tested once, by a model that had not seen it."
             warnings = [pooled, *warnings]
-    return _write(runs, scored, target or folder / "evaluation" / name, name, warnings, progress)
+    note = _not_corrected(scored[0].model, name if cells is None else "")
+    return _write(runs, scored, target or folder / "evaluation" / name, name, warnings, note, progress)
 
 
 def named(folders: Sequence[Path]) -> dict[str, Path]:
@@ -140,7 +141,13 @@ def runs_of(folder: Path, split: str = "test") -> list[Run]:
 
 
 def _write(
-    runs: list[Run], scored: list[Scored], folder: Path, name: str, warnings: list[str], progress: Progress | None
+    runs: list[Run],
+    scored: list[Scored],
+    folder: Path,
+    name: str,
+    warnings: list[str],
+    note: str,
+    progress: Progress | None,
 ) -> Evaluation:
     run, model, recipe = runs[0], scored[0].model, runs[0].recipe()
     table = pd.concat([one.cells.table for one in scored], ignore_index=True)
@@ -172,6 +179,7 @@ def _write(
         "split_seed": recipe.split.seed,
         "epoch": [one.model.config.epoch for one in scored] if len(scored) > 1 else model.config.epoch,
         "intervals": description,
+        "differential_note": note,
         "simulated": simulated,
         "folds": _by_fold(scored) if len(scored) > 1 else None,
         "calibration": trust_metrics(scored, groups),
@@ -208,6 +216,15 @@ def _write(
     if progress is not None:
         progress("draw", 1.0)
     return Evaluation(folder, metrics)
+
+
+def _not_corrected(model: Model, part: str) -> str:
+    """Why the differential is not the one that `urnet differential` would state; the part is one of the run's own."""
+    if model.calibration is None:
+        return "Counted, not corrected: the model is not calibrated."
+    if part == model.calibration.reference_part:
+        return "Counted, not corrected: the correction was measured on these very cells and would give the true shares."
+    return "Counted, not corrected for the classifier's confusion, as urnet differential does it."
 
 
 def _counts(runs: list[Run], scored: list[Scored]) -> pd.DataFrame:

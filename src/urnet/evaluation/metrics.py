@@ -25,7 +25,7 @@ What is undefined is None, never a made-up number:
   interval.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ FEWEST_DONORS = 8
 FEW_GROUPS = 20
 MEANS = ("macro_recall", "macro_precision", "macro_f1")
 BLOCK = 4_000_000  # weights held at a time: 32 MB
+NO_INTERVALS = "No figure has an interval: all cells come from one {}, and from a single one nothing can be drawn."
 
 
 def score(
@@ -138,7 +139,7 @@ def interval_groups(
 
     Returns:
         The groups, (N,) integers, and their description for `metrics.json`: `unit` ("donor" or "source image"),
-        `groups`, `replicates`, `level` and `note`, a sentence on what the intervals cover.
+        `groups`, `replicates`, `level` and `note`, a sentence on what the intervals cover, or why there are none.
     """
     known = pd.Series(donors if donors is not None else [None] * len(sources), dtype=object)
     known = known.mask(known.eq(""))
@@ -156,7 +157,9 @@ def interval_groups(
             why = f"This part holds {number} donor{'s' * (number > 1)}, fewer than the {FEWEST_DONORS} needed"
         note = f"{why}, so source images were drawn: the intervals leave out differences between donors."
     count = len(np.unique(codes))
-    if count < FEW_GROUPS:
+    if count < 2:
+        note = NO_INTERVALS.format(unit)
+    elif count < FEW_GROUPS:
         note += f" With only {count} to draw from, they are somewhat too narrow."
     return codes, {"unit": unit, "groups": count, "replicates": replicates, "level": level, "note": note}
 
@@ -175,6 +178,17 @@ def calibration_bins(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.n
     right = probabilities.argmax(axis=1) == truth
     bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
     return confidence, right, bins
+
+
+def described(intervals: Mapping[str, Any]) -> str:
+    """What the intervals are, in a few words: `95 % intervals over 40 source images`.
+
+    Args:
+        intervals: the description from `interval_groups`.
+    """
+    if intervals["groups"] < 2:
+        return f"no intervals: all cells come from one {intervals['unit']}"
+    return f"{100 * intervals['level']:g} % intervals over {intervals['groups']:,} {intervals['unit']}s"
 
 
 def _check(truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], groups: Sequence[Any]) -> None:
@@ -293,6 +307,8 @@ def _calibration_error(value: float, draws: np.ndarray, groups: int, level: floa
     if groups < 2:
         return {"value": float(value), "interval": None}
     low, high = 2 * value - np.quantile(draws, [(1 + level) / 2, (1 - level) / 2])
+    if low == high:
+        return {"value": float(value), "interval": None}
     return {"value": float(value), "interval": [float(max(0.0, min(low, value))), float(max(high, value))]}
 
 
@@ -303,8 +319,6 @@ def _percent(figure: dict[str, Any]) -> dict[str, Any]:
 
 def _notes(confusion: np.ndarray, classes: Sequence[str], true_in: np.ndarray, G: int) -> list[str]:
     notes = []
-    if G < 2:
-        notes.append("All cells belong to one group, so no figure has an interval.")
     for k, name in enumerate(classes):
         if not confusion[k].any():
             notes.append(f"{name}: no true cells in this part; its figures are undefined and left out of the means.")

@@ -29,6 +29,9 @@ So five folds give intervals on the safe side, up to 1.6 times as wide as needed
 counts the cells' part of the noise more than once, with several seeds more so) and somewhat too narrow where the
 trainings' part is much larger than the cells', since five draws cannot show the tails. One training of each run says
 nothing of other trainings: its intervals are far too narrow for the question which recipe is better.
+
+From a single donor or source image nothing can be drawn, so a difference that rests on one has no interval, and whether
+it is chance is not known, however many folds and seeds there are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,10 +47,14 @@ from urnet.evaluation.metrics import LEVEL, REPLICATES, interval_groups, resampl
 
 COLUMNS = (
     "first", "second", "metric", "difference", "low", "high", "low_simultaneous", "high_simultaneous",
-    "p", "p_holm", "chance", "cells", "groups", "folds", "seeds", "resampled",
+    "p", "p_holm", "chance", "note", "cells", "groups", "folds", "seeds", "resampled",
 )  # fmt: skip
 CELL = ["path", "fold", "copy"]
 SAME = 1e-12  # draws closer than this differ by rounding alone
+
+NO_INTERVAL = "no interval"
+ONE_GROUP, ALIKE, NO_CELLS = f"{NO_INTERVAL}: one group", f"{NO_INTERVAL}: all groups alike", "no cells"
+"""Why nobody knows whether a difference is chance."""
 
 
 def paired_differences(
@@ -77,9 +84,10 @@ def paired_differences(
     Returns:
         A row a pair and metric (`accuracy`, `macro_recall`, `recall_<class>`). `difference` and interval ends are
         fractions. `p` is two-sided, (1 + draws on the far side of zero)/(1 + draws), doubled. `chance` says that the
-        simultaneous interval holds zero or is undefined: a class without cells has no difference, and one whose cells
-        lie in a single group, or that differs alike in every draw, has no interval (NaN). `resampled` says what was
-        drawn: "sources", "donors and folds", "sources and folds and seeds", ….
+        simultaneous interval holds zero; it is missing where there is no interval (NaN), and `note` says why:
+        `ONE_GROUP` where all cells (of the class) lie in a single group, `ALIKE` where every draw gives the same
+        difference, `NO_CELLS` where the class has none and so no difference either. `resampled` says what was drawn:
+        "sources", "donors and folds", "sources and folds and seeds", ….
 
     Raises:
         CellsError: the two runs of a pair were tested on different cells, or a label is none of `classes`.
@@ -97,9 +105,12 @@ def paired_differences(
     simultaneous = 1 - (1 - level) / max(1, len(compared))
     for first, second, matched in compared:
         value, draws = _differences(matched, len(classes), replicates, seed)
+        rests_on = [matched.groups, matched.groups, *matched.groups_of(len(classes))]
         for k, metric in enumerate(("accuracy", "macro_recall", *(f"recall_{name}" for name in classes))):
-            low, high, p = _interval(value[k], draws[:, k], level)
-            wide_low, wide_high, _ = _interval(value[k], draws[:, k], simultaneous)
+            drawn = draws[:, k] if rests_on[k] > 1 else draws[:0, k]
+            low, high, p = _interval(value[k], drawn, level)
+            wide_low, wide_high, _ = _interval(value[k], drawn, simultaneous)
+            unknown = bool(np.isnan(low))
             rows.append(
                 {
                     "first": first,
@@ -111,7 +122,8 @@ def paired_differences(
                     "low_simultaneous": wide_low,
                     "high_simultaneous": wide_high,
                     "p": p,
-                    "chance": not (wide_low > 0 or wide_high < 0),
+                    "chance": pd.NA if unknown else not (wide_low > 0 or wide_high < 0),
+                    "note": _why(value[k], rests_on[k]) if unknown else "",
                     "cells": matched.cells,
                     "groups": matched.groups,
                     "folds": matched.folds,
@@ -121,7 +133,7 @@ def paired_differences(
             )
     table = pd.DataFrame(rows, columns=[column for column in COLUMNS if column != "p_holm"])
     table["p_holm"] = table.groupby("metric", sort=False)["p"].transform(_holm)
-    return table[list(COLUMNS)]
+    return table[list(COLUMNS)].astype({"chance": "boolean"})
 
 
 @dataclass(frozen=True)
@@ -147,6 +159,10 @@ class _Matched:
     folds: int
     seeds: int
     resampled: str
+
+    def groups_of(self, K: int) -> list[int]:
+        """In how many groups the cells of each of the K classes lie."""
+        return [len(np.unique(self.group[self.truth == k])) for k in range(K)]
 
 
 def _match(
@@ -258,6 +274,11 @@ def _interval(value: float, draws: np.ndarray, level: float) -> tuple[float, flo
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     far = min((draws <= 0).sum(), (draws >= 0).sum())
     return float(low), float(high), min(1.0, 2 * (1 + far) / (1 + len(draws)))
+
+
+def _why(value: float, groups: int) -> str:
+    """Why a difference that rests on so many groups has no interval."""
+    return NO_CELLS if np.isnan(value) else ONE_GROUP if groups < 2 else ALIKE
 
 
 def _holm(p: pd.Series) -> np.ndarray:

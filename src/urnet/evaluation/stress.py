@@ -108,9 +108,10 @@ class Stress:
 
     Attributes:
         folder: holds `stress.csv`, `donors.csv` where donors are known, `figures/`, `report.html`.
-        table: a row a run, perturbation and severity: `run, perturbation, severity, unit, cells, resampled`, then
-            `accuracy`, `macro_recall` and `recall_<class>`, each followed by the ends of its 95 % interval, `…_low` and
-            `…_high`, from drawing donors or source images (`resampled`) with replacement.
+        table: a row a run, perturbation and severity: `run, perturbation, severity, unit, cells, resampled,
+            groups`, then `accuracy`, `macro_recall` and `recall_<class>`, each followed by the ends of its 95 %
+            interval, `…_low` and `…_high`, from drawing donors or source images (`resampled`, so many `groups`) with
+            replacement; empty where there is one alone.
         donors: a row a run and donor, of the images as they were taken: `run, donor, cells`, `accuracy`,
             `macro_recall`, `recall_<class>`; empty where no donor is known.
         warnings: what the reader should know.
@@ -246,7 +247,7 @@ def _curves(
         probabilities = np.concatenate([_probabilities(one, name, severity, span) for one in scored])
         metrics = score(truth, probabilities, list(classes), groups, replicates=REPLICATES)
         row = {"perturbation": name, "severity": severity, "unit": PERTURBATIONS[name].unit, "cells": len(truth)}
-        row["resampled"] = drawn["unit"]
+        row["resampled"], row["groups"] = drawn["unit"], drawn["groups"]
         figures = {"accuracy": metrics["accuracy"], "macro_recall": metrics["macro_recall"]}
         figures |= {f"recall_{label}": metrics["per_class"][label]["recall"] for label in classes}
         for key, figure in figures.items():

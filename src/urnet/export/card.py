@@ -7,6 +7,7 @@ from urnet import __version__
 from urnet.calibration.calibration import COVERAGE
 from urnet.cells.table import PARTS
 from urnet.errors import UrnetError
+from urnet.evaluation.metrics import described
 from urnet.pages import with_interval
 
 if TYPE_CHECKING:
@@ -125,8 +126,11 @@ def _validation(model: "Model", metrics: dict[str, Any] | None) -> str:
     rows += [f"| **macro average** | {shares} | {metrics['n']} |"]
     intervals = metrics["intervals"]
     text = [
-        f"On the run's own test part, {metrics['n']} cells; accuracy {with_interval(metrics['accuracy'])} %. In "
-        f"brackets 95 % intervals over {intervals['groups']} {intervals['unit']}s.",
+        f"On the run's own test part, {metrics['n']} cells; accuracy {with_interval(metrics['accuracy'])} %. "
+        f"In brackets {described(intervals)}."
+        if intervals["groups"] > 1
+        else f"On the run's own test part, {metrics['n']} cells; accuracy {with_interval(metrics['accuracy'])} %; "
+        f"{described(intervals)}.",
         "\n".join(rows),
     ]
     notes = [intervals.get("note", ""), *metrics["warnings"]]

@@ -35,6 +35,9 @@ PART = 16
 NAMED = 3
 """Files that a note names; of others it says how many."""
 
+COMPARISONS = 2
+"""Pairs of runs that are compared at a time, in threads of their own: pictures and answers do not wait for them."""
+
 FILES = 8
 """Files of one request that are worked on side by side."""
 
@@ -174,6 +177,7 @@ class Bench:
         self.network = Network(engine)
         self.decoders = Decoders(model, settings)
         self.scratch = Scratch(settings.upload_bytes)
+        self.comparing = ThreadPoolExecutor(COMPARISONS, "comparing")
         self._trained_on: Future[set[str] | None] | None = None
 
     @classmethod
@@ -203,6 +207,7 @@ class Bench:
 
     def stop(self) -> None:
         """Finish what runs, and end."""
+        self.comparing.shutdown(cancel_futures=True)
         self.network.stop()
         self.decoders.stop()
         if self.store is not None:

@@ -4,12 +4,14 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
+from urnet.bundle import Model
 from urnet.cells.copies import padding_tiles
 from urnet.cells.table import TABLE_NAME, find_images, read_cells
 from urnet.errors import RunError
@@ -56,10 +58,13 @@ def serve(
         StoreError: the database cannot be used.
     """
     token = None if is_loopback(host) else _token()
-    with _listen(host, port) as listening, closing(Store(database)) as store:
-        bench = Bench.open(run, settings, engine, store=store, cells=cells)
-        if cells is not None:
-            fill_queue(store, cells, bench)
+    with ExitStack() as opened:
+        listening = opened.enter_context(_listen(host, port))
+        bench = Bench.open(run, settings, engine, cells=cells)
+        queue = None if cells is None else read_queue(cells, bench.model)
+        store = bench.store = opened.enter_context(closing(Store(database)))  # last: a start that fails leaves none
+        if queue is not None:
+            store.labelling.add_cells(*queue)
         app = create_app(bench, token=token, pages=pages)
         config = uvicorn.Config(
             app,
@@ -85,13 +90,13 @@ def serve(
             signal.signal(signal.SIGTERM, before)
 
 
-def fill_queue(store: Store, cells: Path, bench: Bench) -> str:
-    """Put the cells of a table or folder into the labelling queue of that name, without padding; the name.
+def read_queue(cells: Path, model: Model) -> tuple[str, list[dict[str, Any]]]:
+    """The name of the labelling queue for the cells of a table or folder, and its rows, without padding.
 
     Raises:
         CellsError: no cells there.
     """
-    config = bench.model.config
+    config = model.config
     has_table = cells.suffix.lower() == ".csv" or (cells / TABLE_NAME).is_file()
     if has_table:
         found = read_cells(cells, tile=config.tile, image=config.image, labelled=False)
@@ -100,8 +105,7 @@ def fill_queue(store: Store, cells: Path, bench: Bench) -> str:
     name = cells.resolve().as_posix()
     padding = padding_tiles(found)
     rows = [row for index, row in enumerate(found.table.to_dict("records")) if index not in padding]
-    store.labelling.add_cells(name, [row | {"path": (found.root.resolve() / row["path"]).as_posix()} for row in rows])
-    return name
+    return name, [row | {"path": (found.root.resolve() / row["path"]).as_posix()} for row in rows]
 
 
 def _token() -> str:

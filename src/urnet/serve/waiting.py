@@ -75,7 +75,7 @@ class Waiting:
 
     @classmethod
     def open(cls, run: Path, path: Path, model: Model) -> "Waiting":
-        """The cells of a table or folder, as `fill_queue` puts them into the queue of that name.
+        """The cells of a table or folder, as `read_queue` gives them to the labelling queue.
 
         Args:
             run: run folder of the model; its recipe says which files of class folders are paired images.

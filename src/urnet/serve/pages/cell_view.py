@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from nicegui import ui
 
+from urnet.calibration.calibration import COVERAGE
+from urnet.calibration.conformal import holds_truth
 from urnet.serve.bench import Bench
 from urnet.serve.pages.classification import Classification, Seen
 from urnet.serve.pages.frame import button, text
@@ -104,8 +106,10 @@ class CellDialog:
                 text("strong", f"rejected: {one.rejected}").classes("wrong")
                 text("span", ", so it is not counted")
         if self.bench.model.calibration is not None:
-            names = ", ".join(one.set) if one.set else "none"
-            text("p", f"Classes that cannot be ruled out (prediction set, 90 % coverage): {names}").classes("soft")
+            with ui.element("p").classes("soft"):
+                text("span", "Classes that cannot be ruled out (prediction set): ")
+                text("b", ", ".join(one.set) or "none")
+            text("p", f"{holds_truth(COVERAGE).capitalize()}.").classes("soft small")
 
     def _heat(self, address: str) -> None:
         with ui.element("figure"):

@@ -27,6 +27,7 @@ from urnet.differential.report import page as report_page
 from urnet.differential.sample import Sample
 from urnet.errors import CellsError, ImageError, RecipeError, UrnetError
 from urnet.serve.bench import FILES, Answer, Bench, Cut, Place
+from urnet.serve.pages.sessions import Closable
 from urnet.serve.problems import Refused
 from urnet.serve.scratch import Aside
 from urnet.serve.uploads import Upload, put
@@ -80,7 +81,7 @@ class Seen:
         return [name for name in self.answer.row.get("set", "").split("|") if name]
 
 
-class Classification:
+class Classification(Closable):
     """Files of one sample on their way from the browser to the differential.
 
     Args:
@@ -183,6 +184,11 @@ class Classification:
     def is_running(self) -> bool:
         """Whether more is to come."""
         return self.state in RUNNING
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether work goes on, a count or the keeping for review too."""
+        return any(task is not None and not task.done() for task in (self._task, self._keeping))
 
     @property
     def can_count(self) -> bool:

@@ -13,7 +13,7 @@ from urnet.serve.pages.classification import Classification, Seen
 from urnet.serve.pages.counts import counts
 from urnet.serve.pages.frame import button, frame, select, text
 from urnet.serve.pages.sending import KEPT, routes
-from urnet.serve.pages.sessions import Session, this_session
+from urnet.serve.pages.sessions import Closable, Session, this_session
 
 PAGE = 96
 """Cells that are shown at once."""
@@ -34,7 +34,7 @@ AS_SENT, DOUBTFUL = "as sent", "least sure first"
 
 
 @dataclass
-class View:
+class View(Closable):
     """What a browser looks at.
 
     Attributes:
@@ -52,9 +52,6 @@ class View:
     page: int = 0
     cell: int | None = None
     colours: str = "viridis"
-
-    def close(self) -> None:
-        """Nothing is held."""
 
     def cells(self, mine: Classification) -> list[Seen]:
         """The cells that are chosen, in order."""

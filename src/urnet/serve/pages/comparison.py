@@ -5,15 +5,16 @@ A comparison belongs to the browser's session: a page that comes back finds it u
 
 import asyncio
 import logging
+from concurrent.futures import Executor
 from typing import Literal
 
 import pandas as pd
 from nicegui import ui
 
+from urnet.benchmark.differences import UNKNOWN, interval, points, verdict
 from urnet.errors import UrnetError
-from urnet.pages import NEVER
 from urnet.serve.pages.frame import button, text
-from urnet.serve.pages.sessions import this_session
+from urnet.serve.pages.sessions import Closable, this_session
 from urnet.serve.pages.work import meter, notice, table
 from urnet.serve.runs import ListedRun, compare_tests
 
@@ -33,12 +34,13 @@ SPOKEN = {
 """What the page says of how far it is."""
 
 
-class Comparison:
+class Comparison(Closable):
     """The difference of two runs, being computed.
 
     Args:
         first: one.
         second: the other.
+        threads: where it is computed; others than those that pictures and answers wait for.
 
     Attributes:
         state: how far it is.
@@ -46,17 +48,22 @@ class Comparison:
         error: why it failed.
     """
 
-    def __init__(self, first: ListedRun, second: ListedRun):
+    def __init__(self, first: ListedRun, second: ListedRun, threads: Executor):
         self.first, self.second = first, second
         self.state: Literal["running", "done", "cancelled", "failed"] = "running"
         self.differences: pd.DataFrame | None = None
         self.error = ""
         self._of = _stamps(first, second)
-        self._task = asyncio.create_task(self._compute())
+        self._task = asyncio.create_task(self._compute(threads))
 
     def is_of(self, first: ListedRun, second: ListedRun) -> bool:
         """Whether it is that of these two, with what they predict now."""
         return self.state != "failed" and self._of == _stamps(first, second)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is being computed."""
+        return self.state == "running"
 
     def cancel(self) -> None:
         """Wait for it no longer; what a thread has begun of it ends by itself."""
@@ -68,9 +75,10 @@ class Comparison:
         """Cancel it: the session is forgotten, or compares two others."""
         self.cancel()
 
-    async def _compute(self) -> None:
+    async def _compute(self, threads: Executor) -> None:
         try:
-            self.differences = await asyncio.to_thread(compare_tests, self.first, self.second)
+            computed = asyncio.get_running_loop().run_in_executor(threads, compare_tests, self.first, self.second)
+            self.differences = await computed
             self.state = "done"
         except UrnetError as error:
             self.error, self.state = str(error), "failed"
@@ -85,10 +93,11 @@ class Differences:
     Args:
         first: one.
         second: the other.
+        threads: where they are compared.
     """
 
-    def __init__(self, first: ListedRun, second: ListedRun):
-        self.first, self.second, self.session = first, second, this_session()
+    def __init__(self, first: ListedRun, second: ListedRun, threads: Executor):
+        self.first, self.second, self.threads, self.session = first, second, threads, this_session()
         self.mine = self._kept() or self._begin()
         self.shown = self.mine.state
         self.words = text("p", SPOKEN[self.shown]).props("role=status").classes("small soft")
@@ -124,7 +133,7 @@ class Differences:
         before = self.session.kept.get(KEPT)
         if before is not None:
             before.close()
-        made = self.session.kept[KEPT] = Comparison(self.first, self.second)
+        made = self.session.kept[KEPT] = Comparison(self.first, self.second, self.threads)
         return made
 
     def _cancel(self) -> None:
@@ -137,27 +146,25 @@ class Differences:
 
 
 def _table(differences: pd.DataFrame, first: str, second: str) -> None:
-    one = differences.iloc[0]
-    text(
-        "p",
-        f"{second} minus {first}, in points, on the {one['cells']:,} cells that both tested; paired 95 % intervals. "
-        "Where the interval holds 0, the difference can be chance. One training of each says nothing of other "
-        "trainings.",
-    ).classes("small soft")
+    one, notes = differences.iloc[0], set(differences["note"])
+    about = f"{second} minus {first}, in points, on the {one['cells']:,} cells that both tested."
+    if "" in notes:
+        about += " Paired 95 % intervals: where one holds 0, the difference could be chance."
+        about += " One training of each says nothing of other trainings."
+    text("p", about).classes("small soft")
+    for note in notes & UNKNOWN.keys():
+        notice(UNKNOWN[note])
     rows = [
         (
             NAMES.get(row["metric"], str(row["metric"]).replace("recall_", "Recall, ", 1)),
-            _points(row["difference"]),
-            f"{_points(row['low'])} to {_points(row['high'])}",
-            "can be chance" if row["chance"] else "differs",
+            points(row["difference"]),
+            interval(row),
+            verdict(row),
         )
         for _, row in differences.iterrows()
     ]
-    table(("Figure", "Difference", "95 % interval", "Verdict"), rows, "Differences on the test part")
-
-
-def _points(value: float) -> str:
-    return NEVER if pd.isna(value) else f"{100 * value:+.1f}"
+    head = ("Figure", "Difference", "95 % interval", "Verdict")
+    table(head, rows, "Differences on the test part")
 
 
 def _stamps(*runs: ListedRun) -> list[tuple[str, float]]:

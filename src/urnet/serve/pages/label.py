@@ -19,7 +19,7 @@ from urnet.serve.labelling import Labelling, QueuedCell
 from urnet.serve.pages.answers import CACHED, saved_as
 from urnet.serve.pages.frame import button, frame, text, who
 from urnet.serve.pages.keys import board, class_keys, key_button, keys_switch, on_press
-from urnet.serve.pages.sessions import this_session
+from urnet.serve.pages.sessions import Closable, this_session
 from urnet.serve.pages.work import NO_PICTURE, facts, meter, notice, table, work_styles
 from urnet.serve.problems import Refused
 from urnet.serve.ranking import Ranking
@@ -111,7 +111,7 @@ def add(app: FastAPI, bench: Bench) -> None:
 
 
 @dataclass
-class Place:
+class Place(Closable):
     """What a labeller chose; kept for the browser's session. The cells themselves are claimed in the store.
 
     Attributes:
@@ -119,9 +119,6 @@ class Place:
     """
 
     second: bool = False
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 class Desk:

@@ -19,7 +19,7 @@ from urnet.serve.kept import NOT_A_CELL
 from urnet.serve.pages.answers import CACHED, saved_as
 from urnet.serve.pages.frame import button, frame, select, text, who
 from urnet.serve.pages.keys import board, class_keys, key_button, keys_switch, on_press
-from urnet.serve.pages.sessions import this_session
+from urnet.serve.pages.sessions import Closable, this_session
 from urnet.serve.pages.work import NO_PICTURE, facts, notice, table, work_styles
 from urnet.serve.problems import Refused
 from urnet.serve.review import Review, Reviewed
@@ -96,7 +96,7 @@ def add(app: FastAPI, bench: Bench) -> None:
 
 
 @dataclass
-class Place:
+class Place(Closable):
     """Where a reviewer is; kept for the browser's session, so that a page that was lost comes back there.
 
     Attributes:
@@ -112,9 +112,6 @@ class Place:
     order: str = UNSURE
     page: int = 0
     chosen: int | None = None
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 class Desk:

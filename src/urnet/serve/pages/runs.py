@@ -1,6 +1,8 @@
 """Runs: curves of those beside the served one, live while they go on, their figures and reports, two compared."""
 
 import asyncio
+from collections.abc import Mapping
+from concurrent.futures import Executor
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from fastapi.responses import Response
 from nicegui import ui
 
 from urnet.errors import UrnetError
+from urnet.evaluation.metrics import described
 from urnet.pages import NEVER, with_interval
 from urnet.serve.bench import Bench
 from urnet.serve.pages.comparison import NAMES, Differences
@@ -66,7 +69,7 @@ def add(app: FastAPI, bench: Bench) -> None:
                     if other is None:
                         await _one(bench.run, chosen, found)
                     else:
-                        await _two(chosen, other)
+                        await _two(chosen, other, bench.comparing)
 
 
 def _list(found: dict[str, ListedRun], chosen: ListedRun, served: Path) -> None:
@@ -189,12 +192,12 @@ def _figures(chosen: ListedRun, found: list[Figures]) -> None:
         name = "Test part" if one.split == "test" else one.split
         text("h3", name)
         metrics = one.metrics
-        note = f"{metrics.get('n', 0):,} cells, with 95 % intervals"
+        note = f"{metrics.get('n', 0):,} cells, {described(metrics['intervals'])}"
         note += "; protocol paper, optimistic" if metrics.get("protocol") == "paper" else ""
         text("p", f"{note}.").classes("small soft")
-        rows = [(NAMES[key], with_interval(metrics[key]), "", "") for key in NAMES]
+        rows = [(NAMES[key], _figure(metrics[key]), "", "") for key in NAMES]
         rows += [
-            (f"Recall, {label}", with_interval(row["recall"]), with_interval(row["precision"]), f"{row['support']:,}")
+            (f"Recall, {label}", _figure(row["recall"]), _figure(row["precision"]), f"{row['support']:,}")
             for label, row in metrics["per_class"].items()
         ]
         table(("Figure", "%", "Precision, %", "Cells"), rows, f"Figures, {name}")
@@ -205,7 +208,7 @@ def _figures(chosen: ListedRun, found: list[Figures]) -> None:
                 to.props("target=_blank rel=noopener")
 
 
-async def _two(first: ListedRun, second: ListedRun) -> None:
+async def _two(first: ListedRun, second: ListedRun, threads: Executor) -> None:
     text("h2", f"{first.name} and {second.name}")
     with ui.element("p"):
         link(f"Back to {first.name}", _address(run=first.name))
@@ -224,7 +227,7 @@ async def _two(first: ListedRun, second: ListedRun) -> None:
             ]
             _chart(f"{title} in validation" if column != "validation_loss" else title, lines)
     text("h2", "On the test part")
-    Differences(first, second)
+    Differences(first, second, threads)
     text("h2", "Recipes")
     if changed:
         table(("Key", first.name, second.name), changed, "Keys in which the recipes differ", figures=9)
@@ -239,6 +242,11 @@ def _is_served(one: ListedRun, served: Path) -> bool:
 
 def _address(**asked: str) -> str:
     return "/runs?" + urlencode(asked)
+
+
+def _figure(figure: Mapping[str, Any]) -> str:
+    """A figure whose interval stays on one line."""
+    return with_interval(figure).replace("–", "\N{WORD JOINER}–\N{WORD JOINER}")
 
 
 def _number(value: float) -> str:

@@ -4,7 +4,6 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from nicegui import ui
 from starlette.datastructures import MutableHeaders
@@ -15,7 +14,7 @@ from urnet.serve.scratch import Scratch
 
 COOKIE = "urnet-bench"
 MOST = 200
-"""Sessions that are kept; beyond, those that were not used for the longest time are forgotten."""
+"""Sessions that are kept; beyond, those that were not used for the longest time are forgotten, if they are idle."""
 
 SECONDS = 7 * 86_400.0
 """How long one is kept that nobody uses."""
@@ -24,8 +23,13 @@ SCARCE_SECONDS = 3600.0
 """The same where more than half of the room for what was sent is taken: others need it, instruments too."""
 
 
-class Closable(Protocol):
+class Closable:
     """What a page keeps between two visits."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something of it goes on, so that the session is not forgotten meanwhile."""
+        return False
 
     def close(self) -> None:
         """Let go of it: the session is forgotten. Called in the server's loop, which must not be held up."""
@@ -46,6 +50,11 @@ class Session:
     name: str = ""
     kept: dict[str, Closable] = field(default_factory=dict)
     used: float = 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether work of it goes on."""
+        return any(one.is_busy for one in self.kept.values())
 
     def close(self) -> None:
         """Let go of all that is kept."""
@@ -72,14 +81,14 @@ class Sessions:
         if scope["type"] == "lifespan":
             return await self.app(scope, self._until_the_end(receive), send)
         if scope["type"] != "http" or scope["path"].startswith(("/v1/", "/_nicegui")):
-            self._forget()
+            self._forget(None)
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
         given = cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE, "")
         session = scope["urnet.session"] = self.sessions.pop(given, None) or Session(secrets.token_urlsafe(24))
         session.used = self.clock()
         self.sessions[session.key] = session
-        self._forget()
+        self._forget(session)
 
         async def with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start" and session.key != given:
@@ -102,14 +111,15 @@ class Sessions:
 
         return receiving
 
-    def _forget(self) -> None:
-        seconds = SCARCE_SECONDS if self.scratch.is_scarce else SECONDS
-        while self.sessions:
-            oldest = next(iter(self.sessions.values()))
-            if len(self.sessions) <= MOST and self.clock() - oldest.used < seconds:
+    def _forget(self, current: Session | None) -> None:
+        """Forget the sessions that nobody uses, but none at work: what it needs goes when that is done."""
+        seconds, now = SCARCE_SECONDS if self.scratch.is_scarce else SECONDS, self.clock()
+        for oldest in list(self.sessions.values()):
+            if len(self.sessions) <= MOST and now - oldest.used < seconds:
                 return
-            del self.sessions[oldest.key]
-            oldest.close()
+            if oldest is not current and not oldest.is_busy:
+                del self.sessions[oldest.key]
+                oldest.close()
 
 
 def this_session() -> Session:
