@@ -308,3 +308,42 @@ def test_a_prediction_that_only_lacks_its_name_gets_it(model, shapes, tmp_path):
 def test_an_unknown_engine_is_refused_before_the_work(model, tmp_path):
     with pytest.raises(RunError, match="engine 'tpu' is unknown"):
         predict_files(model, [tmp_path / "gone"], tmp_path / "p.csv", engine="tpu")
+
+
+def test_why_images_failed_is_told_the_commonest_first(model, draw, tmp_path):
+    cells = draw(tmp_path / "cells", 1, classes=("disc",)) / "disc"
+    for number in range(4):
+        (cells / f"empty{number}.png").write_bytes(b"")
+    for number in range(2):
+        (cells / f"key {number}.tif").write_bytes(b"II*\0garbage")
+    (cells / "text: a.png").write_text("not an image", encoding="utf-8")
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(cells / "small.png")
+    done = predict_files(model, [cells], tmp_path / "p.csv")
+    assert list(done.reasons.items())[:2] == [("the file is empty (0 bytes)", 4), ("damaged or incomplete image", 2)]
+    assert done.complaint == (
+        "8 of 9 image(s) could not be used: 4 x the file is empty (0 bytes) | 2 x damaged or incomplete image | 1 x "
+        f"{list(done.reasons)[2]} | 1 more reason(s); the column 'error' says which"
+    )
+    for file in cells.iterdir():
+        file.write_bytes(b"")
+    done = predict_files(model, [cells], tmp_path / "none.csv")
+    assert done.complaint == (
+        "none of the 9 image(s) could be used: the file is empty (0 bytes); the column 'error' says which"
+    )
+
+
+@pytest.mark.parametrize("which", ["enhanced", "cam"])
+def test_pictures_are_not_written_among_the_images(model, draw, tmp_path, which):
+    cells = draw(tmp_path / "cells", 1)
+    with pytest.raises(RunError, match=r"lies in the folder of the images .*; choose another place"):
+        predict_files(model, [cells / "disc", cells], tmp_path / "p.csv", **{which: cells / "disc" / "pictures"})
+    assert [path.name for path in tmp_path.iterdir()] == ["cells"]
+
+
+def test_a_link_that_leads_nowhere_has_its_row(model, draw, tmp_path):
+    cells = draw(tmp_path / "cells", 1, classes=("disc",)) / "disc"
+    try:
+        (cells / "gone.png").symlink_to("nowhere.png")
+    except OSError:
+        pytest.skip("links are not allowed here")
+    assert predict_files(model, [cells], tmp_path / "p.csv").reasons == {"no such file": 1}

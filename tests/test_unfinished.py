@@ -1,6 +1,7 @@
 """Tables that grow row by row, and what becomes of them when they are interrupted."""
 
 import csv
+import os
 
 import pytest
 from filelock import FileLock
@@ -105,3 +106,23 @@ def test_a_table_that_exists_is_not_touched(tmp_path):
         fill(tmp_path / "t.csv", ROWS)
     assert (tmp_path / "t.csv").read_text(encoding="utf-8") == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+@pytest.mark.parametrize("name", ["x" * 244 + ".csv", "x" * 240 + ".csv"])
+def test_errors_name_the_table_and_no_file_beside_it(tmp_path, name):
+    with pytest.raises(OSError, match="too long") as told:
+        fill(tmp_path / name, ROWS)
+    assert told.value.filename == str(tmp_path / name)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError) as told:
+        fill(tmp_path / "file" / "t.csv", ROWS)
+    assert told.value.filename == str(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not hold the superuser")
+def test_a_folder_that_cannot_be_written_is_said_of_the_table(tmp_path):
+    (tmp_path / "kept").mkdir(mode=0o500)
+    with pytest.raises(PermissionError) as told:
+        fill(tmp_path / "kept" / "t.csv", ROWS)
+    assert told.value.filename == str(tmp_path / "kept" / "t.csv")

@@ -1,5 +1,6 @@
 """Files: written whole or not at all, so that a killed process leaves the old as it was; and looked for in folders."""
 
+import errno
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -8,6 +9,29 @@ from pathlib import Path
 from typing import BinaryIO
 
 from urnet.errors import CellsError
+
+
+@contextmanager
+def blamed_on(path: Path) -> Iterator[None]:
+    """Let errors of the system name what the user asked for, and no file that is written beside it meanwhile.
+
+    Args:
+        path: what was asked for.
+
+    Raises:
+        OSError: as in the context, about `path`; or about the part of it that is a file and should be a folder.
+        IsADirectoryError: as in the context: a folder of the user's stands where a file is to be written.
+    """
+    try:
+        yield
+    except IsADirectoryError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        file = next((above for above in path.parents if above.is_file()), None)
+        number, place = (error.errno, path) if file is None else (errno.ENOTDIR, file)
+        raise OSError(number, os.strerror(number), str(place)) from None
 
 
 @contextmanager
@@ -21,9 +45,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         OSError: it cannot be written; what was there before is untouched and the attempt is removed.
     """
     part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with blamed_on(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = part.open("wb")
     try:
-        with part.open("wb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -49,13 +75,15 @@ def whole_folder(out: Path) -> Iterator[Path]:
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CellsError(f"{out}: exists already and is not an empty folder; nothing is overwritten, give another name")
-    full = out.resolve()
-    staging = full.with_name(f".{full.name}.unfinished")
-    if staging.exists():
+    full, staging = out.resolve(), staging_of(out)
+    with blamed_on(out):
+        left = staging.exists()
+        if not left:
+            staging.mkdir(parents=True)
+    if left:
         raise CellsError(
             f"{staging}: left by a run that was killed, or another is writing to {out} now; remove it if none is"
         )
-    staging.mkdir(parents=True)
     try:
         yield staging
         if out.exists():
@@ -66,8 +94,16 @@ def whole_folder(out: Path) -> Iterator[Path]:
         raise
 
 
+def staging_of(out: Path) -> Path:
+    """Where `whole_folder` fills a folder."""
+    full = out.resolve()
+    return full.with_name(f".{full.name}.unfinished")
+
+
 def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """Files of some kinds in a folder and below it, in the same order on every system; hidden ones are passed over.
+
+    Links that lead nowhere are among them: whoever reads them says so, where a count would lack them without a word.
 
     Args:
         folder: where to look.
@@ -84,5 +120,10 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
     for place, folders, names in os.walk(folder, onerror=stop):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(place, name) for name in names if not name.startswith(".")]
-    chosen = (file for file in found if file.suffix.lower() in suffixes and file.is_file())
+    chosen = (file for file in found if file.suffix.lower() in suffixes and (file.is_file() or _leads_nowhere(file)))
     return sorted(chosen, key=lambda file: file.relative_to(folder).as_posix())
+
+
+def _leads_nowhere(file: Path) -> bool:
+    """Whether it is a link to what is not there, or to itself."""
+    return file.is_symlink() and not file.exists()

@@ -22,16 +22,20 @@ from urnet.bundle import Model
 from urnet.calibration.calibration import COVERAGE
 from urnet.cells.copies import padding_tiles
 from urnet.cells.kept_crops import known_crops
-from urnet.cells.table import Cells, find_images
+from urnet.cells.table import TABLE_NAME, Cells, find_images
 from urnet.errors import RecipeError, RunError
 from urnet.export.engine import SAMPLE, BatchSize, Engine, check_engine, choose_engine
-from urnet.images.montage import locate
-from urnet.images.read import SUFFIXES
+from urnet.images.montage import Address, locate
+from urnet.images.read import SUFFIXES, is_file
+from urnet.progress import Progress
 from urnet.read_ahead import Read, read_ahead, read_cells
 from urnet.training.run import refuse_existing
 from urnet.unfinished import GrowingTable, growing_table, interrupted
 
 PADDING = "padding of the archive: an identical tile stands there a dozen times or more"
+REASONS = 3
+"""Reasons that are told of why images could not be used; of others it says how many."""
+
 AHEAD = 2
 """Batches of the largest size that may be waiting for the network."""
 
@@ -48,6 +52,7 @@ class Predicted:
         left_out: tiles that are an archive's padding, not cells.
         engines: images that each engine classified.
         resumed: rows that were there already, of a prediction that was interrupted.
+        reasons: why images could not be used, with how many each, the commonest first.
     """
 
     images: int
@@ -57,6 +62,15 @@ class Predicted:
     left_out: int
     engines: dict[str, int] = field(default_factory=dict)
     resumed: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def complaint(self) -> str:
+        """How many images could not be used, and why."""
+        usable = self.images - self.left_out
+        found = f"none of the {usable}" if self.failed == usable else f"{self.failed} of {usable}"
+        verb = "could" if self.failed == usable else "could not"
+        return f"{found} image(s) {verb} be used: {told_reasons(self.reasons)}; the column 'error' says which"
 
 
 @dataclass(frozen=True)
@@ -101,7 +115,7 @@ def predict_files(
     enhanced: Path | None = None,
     cam: Path | None = None,
     coverage: float = COVERAGE,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Predicted:
     """Classify files, folders or tables into a CSV: `path`, `predicted`, `p_<class>`, `engine`, `error`.
 
@@ -125,12 +139,15 @@ def predict_files(
 
     Raises:
         CellsError: a path does not exist or holds no images.
-        RunError: `out`, `enhanced` or `cam` exists already; rows of an interrupted prediction are there that was of
-            something else; the engine is unknown, not installed or not exact; or the coverage is not between 0 and 1.
+        RunError: `out`, `enhanced` or `cam` exists already; pictures would lie among the images; rows of an interrupted
+            prediction are there that was of something else; the engine is unknown, not installed or not exact; or the
+            coverage is not between 0 and 1.
         RecipeError: Grad-CAM is asked for, and the classifier has no feature maps.
     """
     refuse_existing(out, file=True)
+    paths = list(paths)
     for folder in filter(None, (enhanced, cam)):
+        _refuse_among_images(folder, paths)
         if not interrupted(out):
             refuse_existing(folder)
     if out in (enhanced, cam):
@@ -145,10 +162,12 @@ def predict_files(
     cells = known_crops(find_images(paths, model.config.tile, model.config.image))
     progress("find images", 1.0)
     task = _Task(model, cells, padding_tiles(cells), coverage, enhanced, cam)
-    outcomes, engines = Counter[str](), Counter[str]()
+    outcomes, engines, reasons = Counter[str](), Counter[str](), Counter[str]()
 
     def tally(row: Mapping[str, str]) -> None:
-        outcomes[_outcome(row)] += 1
+        outcomes[(outcome := _outcome(row))] += 1
+        if outcome == "failed":
+            reasons[_reason(row)] += 1
         engines.update([row["engine"]] if row.get("engine") else ())
 
     with growing_table(out, task.columns, cells.table["path"].tolist(), task.about, tally) as table:
@@ -163,7 +182,32 @@ def predict_files(
         left_out=outcomes["left out"],
         engines=dict(engines),
         resumed=resumed,
+        reasons=dict(reasons.most_common()),
     )
+
+
+def told_reasons(reasons: Mapping[str, int]) -> str:
+    """Why images could not be used, in words: the only reason, or the commonest with their numbers.
+
+    Args:
+        reasons: with how many images each, the commonest first.
+    """
+    if len(reasons) == 1:
+        return next(iter(reasons))
+    told = [f"{count} x {reason}" for reason, count in islice(reasons.items(), REASONS)]
+    more = len(reasons) - len(told)
+    return " | ".join([*told, *([f"{more} more reason(s)"] if more else [])])
+
+
+def _refuse_among_images(folder: Path, paths: Iterable[Path | str]) -> None:
+    """Pictures are not written into a folder that is searched, where they would be images the next time."""
+    for path in map(Path, paths):
+        searched = path.is_dir() and not is_file(path / TABLE_NAME)
+        if searched and folder.resolve().is_relative_to(path.resolve()):
+            raise RunError(
+                f"{folder}: lies in the folder of the images {path}, and its pictures would be classified the next "
+                "time; choose another place"
+            )
 
 
 def _outcome(row: Mapping[str, str]) -> str:
@@ -173,7 +217,14 @@ def _outcome(row: Mapping[str, str]) -> str:
     return "rejected" if row.get("rejected") else f"class {row['predicted']}"
 
 
-def _fill(task: _Task, name: str, table: GrowingTable, progress: Callable[[str, float], None]) -> None:
+def _reason(row: Mapping[str, str]) -> str:
+    """Why an image failed, without its name."""
+    error, path = row["error"], row["path"]
+    names = (Path(path).name, Path(Address.parse(path).file).name)
+    return next((rest for name in names if (rest := error.partition(f"{name}: ")[2])), error)
+
+
+def _fill(task: _Task, name: str, table: GrowingTable, progress: Progress) -> None:
     """Classify what has no row yet."""
     cells, start = task.cells, table.done
     progress("prepare the networks", 0.0)

@@ -1,13 +1,17 @@
 """Progress of a command on the terminal; nothing but remarks where the output goes to a file."""
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
+
+Progress = Callable[[str, float], None]
+"""Is told what is being done, and the share of it that is done, 0 to 1."""
 
 
 class Bars:
@@ -19,7 +23,7 @@ class Bars:
 
     def __init__(self, console: Console):
         self.console = console
-        self.progress: Progress | None = None
+        self.progress: rich.progress.Progress | None = None
         self.tasks: dict[str, Any] = {}
         self.remarks = _Remarks(self)
 
@@ -36,9 +40,9 @@ class Bars:
         if not self.console.is_terminal:
             return
         if self.progress is None:
-            self.progress = Progress(
-                TextColumn("{task.description:<22}"), BarColumn(), TimeElapsedColumn(), console=self.console
-            )
+            kind = rich.progress
+            columns = (kind.TextColumn("{task.description:<22}"), kind.BarColumn(), kind.TimeElapsedColumn())
+            self.progress = kind.Progress(*columns, console=self.console)
             self.progress.start()
         if what not in self.tasks:
             self.tasks[what] = self.progress.add_task(what, total=1.0)

@@ -15,7 +15,7 @@ from typing import TextIO
 from filelock import FileLock, Timeout
 
 from urnet.errors import RunError
-from urnet.files import whole_file
+from urnet.files import blamed_on, whole_file
 
 Row = Mapping[str, str]
 
@@ -67,7 +67,8 @@ def growing_table(
         RunError: the table exists, another process is writing it, or what was interrupted was about something else.
     """
     part, sidecar = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with blamed_on(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     with _alone(out.with_name(f"{out.name}.lock"), out):
         if out.exists():
             raise RunError(f"{out}: exists already; choose another --out, or remove it yourself")
@@ -76,7 +77,7 @@ def growing_table(
             done = _keep_whole_rows(part, columns, paths, each)
         else:
             done = -1
-            with whole_file(sidecar) as file:
+            with blamed_on(out), whole_file(sidecar) as file:
                 file.write(json.dumps(dict(about), indent=2).encode())
         table = None
         try:
@@ -102,8 +103,11 @@ def interrupted(out: Path) -> bool:
 @contextmanager
 def _alone(lock: Path, out: Path) -> Iterator[None]:
     held = FileLock(lock)
+    with blamed_on(out):
+        lock.open("a").close()  # what forbids it is said here, where the lock would wait for it to pass
     try:
-        held.acquire(timeout=0)
+        with blamed_on(out):
+            held.acquire(timeout=0)
     except Timeout:
         raise RunError(f"{out}: another process is writing it now; wait for it, or choose another --out") from None
     try:

@@ -284,3 +284,22 @@ def test_a_jpeg_saved_again_is_a_near_copy(pbc, tmp_path):
     with Image.open(tmp_path / "x" / "2.jpg") as image:
         image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "x" / "again.jpg", quality=70)
     assert kinds(audit_cells(read_cells(tmp_path))) == [("near-copy", ("x/2.jpg", "x/again.jpg"))]
+
+
+def test_hundreds_of_findings_are_printed_as_the_first_ten_and_their_number(draw, tmp_path, capsys):
+    from urnet.cli.app import run
+
+    folder = draw(tmp_path / "cells", 30, classes=("bar", "disc"))
+    for number in range(25):
+        Image.fromarray(np.full((24, 24), number, np.uint8)).save(folder / "bar" / f"flat{number:02d}.png")
+    for number in range(14):
+        Image.fromarray(np.eye(24, dtype=np.uint8)).save(folder / "disc" / f"same{number:02d}.png")
+    assert run(["audit", str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert said.count("constant: every pixel is") == 10
+    assert "constant: … and 15 more, 25 in all; --out FILE.csv lists them all" in said
+    assert "  … and 4 more files; --out FILE.csv lists them all" in said
+    assert said.splitlines()[-1].startswith("27 finding(s): 25 constant, 1 padding, 1 near-copy")
+    assert run(["audit", str(folder), "--out", str(tmp_path / "all.csv")]) == 1
+    assert f"constant: … and 15 more, 25 in all; see {tmp_path / 'all.csv'}" in capsys.readouterr().out
+    assert (tmp_path / "all.csv").read_text(encoding="utf-8").count("constant") == 25

@@ -239,3 +239,17 @@ def test_rows_are_read_when_asked_for_and_travel_without_their_pixels(cells):
     np.testing.assert_array_equal(pickle.loads(sent)[:], rows[:])
     in_memory = Rows(np.arange(24).reshape(4, 1, 2, 3), np.array([1]))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(in_memory))[:], in_memory[:])
+
+
+@pytest.mark.parametrize("where", [200, -5, -1])
+def test_pixels_that_the_disk_has_damaged_are_not_trained_on(cells, reads, where):
+    expected = decoded_cells(cells, 24, 1).copy()
+    (entry,) = cache_folder().iterdir()
+    whole = entry.read_bytes()
+    content = bytearray(whole)
+    content[where] ^= 1
+    entry.write_bytes(content)
+    reads.clear()
+    np.testing.assert_array_equal(decoded_cells(cells, 24, 1), expected)
+    assert reads == list(range(12))
+    assert entry.read_bytes() == whole

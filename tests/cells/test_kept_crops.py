@@ -231,3 +231,18 @@ def test_cells_for_a_network_are_made_of_kept_crops(draw, tmp_path, decodings):
     np.testing.assert_array_equal(decoded_cells(known_crops(cells), 16, 3), expected)
     assert set(decodings.values()) <= {1, 3}  # three folders have files of the same names
     assert decodings.total() == 12
+
+
+def test_a_crop_that_the_disk_has_damaged_is_decoded_again(cells, decodings):
+    expected = crops(cells)
+    audit_cells(cells)
+    (entry,) = cache_folder().iterdir()
+    content = bytearray(entry.read_bytes())
+    place = known_crops(cells).kept.places[1]
+    content[place["start"] + 5] ^= 1
+    entry.write_bytes(content)
+    decodings.clear()
+    known = known_crops(cells)
+    assert known.kept is not None
+    assert same(crops(known), expected)
+    assert list(decodings) == [("colour.png", 0)]

@@ -403,3 +403,31 @@ def test_a_misspelt_column_is_not_passed_over(tmp_path, found, meant):
     (tmp_path / "cells.csv").write_text(f"path,label,{found}\na.png,x,1\n", encoding="utf-8")
     with pytest.raises(CellsError, match=f"column '{found}' looks like '{meant}' misspelt"):
         read_cells(tmp_path)
+
+
+def test_a_table_of_patients_is_refused_for_training_and_read_for_prediction(folder, caplog):
+    path = write(folder, "path,label,patient\na/1.png,x,7\n")
+    with pytest.raises(CellsError, match="column 'patient' seems to name donors, but there is no column 'donor'"):
+        read_cells(path)
+    assert list(find_images([path]).table["donor"]) == [""]
+    assert "column 'patient' is not used; rename it to donor" in caplog.text
+
+
+def test_columns_of_other_people_are_named_and_our_own_are_not(folder, caplog):
+    read_cells(write(folder, "path,label,magnification,donor\na/1.png,x,40,7\n"))
+    assert "columns not used: magnification" in caplog.text
+    caplog.clear()
+    theirs = (
+        "predicted,p_x,p_y,rejected,set,source,donor,engine,error,labelled_by,labelled_at,corrected_by,model,x_case"
+    )
+    read_cells(write(folder, f"path,label,{theirs}\na/1.png,x,{','.join('1' for _ in theirs.split(','))}\n"))
+    find_images([write(folder, "path,label,magnification\na/1.png,x,40\n")])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("content", ["an image", b"no image \xff", b""])
+def test_an_image_is_no_table(tmp_path, content):
+    path = tmp_path / "cell.png"
+    save(path) if content == "an image" else path.write_bytes(content)
+    with pytest.raises(CellsError, match=r"cell\.png: an image, no table of cells; give a cells table \(CSV\), or"):
+        read_cells(path)

@@ -127,6 +127,23 @@ def test_classes_that_nothing_tells_apart_have_intervals_that_say_nothing(table)
     assert (ends[:, 1] - ends[:, 0] > 0.7).sum() >= 2
 
 
+@pytest.mark.parametrize(
+    ("counts", "table"),
+    [
+        ([4995, 5, 0, 0], [[4, 1, 0, 0, 0], [1, 11, 1, 2, 1], [1, 1, 10, 0, 2], [3, 1, 0, 7, 2]]),
+        (
+            [12, 0, 3375, 1613],
+            [[1114, 29, 31, 26, 29], [58, 2425, 78, 62, 68], [19, 18, 616, 14, 19], [21, 11, 19, 644, 10]],
+        ),
+    ],
+)
+def test_counts_that_no_composition_explains_are_not_known_exactly(counts, table):
+    ends, estimate = adjusted_interval(np.array(counts), np.array(table)), adjusted_count(counts, table)
+    assert (ends[:, 1] - ends[:, 0] > 1e-4).all()
+    assert ((ends[:, 0] <= estimate) & (estimate <= ends[:, 1])).all()
+    assert ((ends >= 0) & (ends <= 1)).all()
+
+
 def test_three_cells_say_little_and_none_nothing():
     few = adjusted_interval(np.array([2, 0, 1]), np.rint(200 * RATES))
     assert (few[:, 1] - few[:, 0] > 0.4).all()

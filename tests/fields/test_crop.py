@@ -1,6 +1,7 @@
 """Fields into crops: where they lie, what their table says, and what is refused."""
 
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -266,7 +267,67 @@ def test_fields_of_two_depths_are_noticed(scene, tmp_path):
 def test_the_report_of_a_blank_field_says_that_nothing_is_there(tmp_path):
     write(tmp_path / "in" / "a.tif", np.full((300, 300), 900, np.uint16))
     done = crop_fields(tmp_path / "in", tmp_path / "out", Cropping(size=EDGE))
-    assert done.notes == ["No cells were found in any field."]
+    assert len(done.notes) == 1
+    assert done.notes[0].startswith("No cells were found in any field. Look at the fields in the report: ")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "None was found." in page
     assert "Labels and proposals" not in page
+
+
+def test_crops_are_not_taken_for_fields(cropped, scene, tmp_path):
+    crops = cropped.folder / "cells"
+    with pytest.raises(CellsError, match=r"48 x 48 px, out of which crops of 48 px.*`urnet predict` take such"):
+        crop_fields(crops, tmp_path / "out", Cropping(size=EDGE))
+    with pytest.raises(CellsError, match="look like crops of single cells already"):
+        crop_fields(next(crops.rglob("*.tif")), tmp_path / "out", Cropping(size=EDGE))
+    assert not (tmp_path / "out").exists()
+    write(tmp_path / "small" / "a.tif", scene.brightfield[:60, :60])
+    (tmp_path / "small" / "fields.csv").write_text("field\na.tif\n", encoding="utf-8")  # who says so must know
+    assert crop_fields(tmp_path / "small", tmp_path / "out", Cropping(size=EDGE)).folder == tmp_path / "out"
+
+
+@pytest.fixture
+def six(scene, tmp_path):
+    """Six fields, enough for their light to be estimated; the third is to be lost."""
+    for number in range(6):
+        write(tmp_path / "six" / f"{number}.tif", np.roll(scene.brightfield, 60 * number, axis=1))
+    return tmp_path / "six"
+
+
+@pytest.mark.parametrize("where", ["describe_field", "measure_light", "detect"])
+def test_a_field_that_is_left_out_leaves_the_others_as_without_it(cropped, six, tmp_path, monkeypatch, where):
+    from urnet.fields import crop
+
+    how, at, lost = Cropping.load(cropped.folder / "crop.json"), [], []
+
+    @contextmanager
+    def attempt(row):
+        at.append(row.field)
+        try:
+            yield
+        except Exception as error:
+            lost.append((row.field, str(error)))
+
+    does = getattr(crop, where)
+
+    def fails(*arguments, **more):
+        if at[-1] == "2.tif":
+            raise RuntimeError("no decoder expects this")
+        return does(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(crop, where, fails)
+        done = crop_fields(six, tmp_path / "done", how, again=True, attempt=attempt)
+        if where != "measure_light":  # of one field it is not measured
+            with pytest.raises(ImageError, match="none of the fields can be used"):
+                crop_fields(six / "2.tif", tmp_path / "none", how, again=True, attempt=attempt)
+    assert set(lost) == {("2.tif", "no decoder expects this")}
+    assert not (done.folder / "cells" / "2").exists()
+    assert not (tmp_path / "none").exists()
+    if where == "detect":  # its light was measured, and there is nothing wrong with that
+        assert [one.row.field for one in done.fields] == ["0.tif", "1.tif", "3.tif", "4.tif", "5.tif"]
+        return
+    (six / "2.tif").unlink()
+    without = crop_fields(six, tmp_path / "without", how, again=True)
+    assert done.table.equals(without.table)
+    assert done.cropping.illumination.to_json() == without.cropping.illumination.to_json()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from urnet.errors import CellsError
-from urnet.fields.table import FieldRow, find_fields
+from urnet.fields.table import FieldRow, find_fields, refuse_contradictions
 
 
 @pytest.fixture
@@ -152,4 +152,43 @@ def test_tables_that_cannot_be(touch, text, words):
     root = touch("a.tif")
     (root / "fields.csv").write_text(text, encoding="utf-8")
     with pytest.raises(CellsError, match=words):
+        find_fields(root)
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "message"),
+    [
+        ("nuclei,x_dapi.tif", {"nuclei": "*_nuclei.tif"}, r"fields\.csv: its column 'nuclei' .*--nuclei \*_nuclei"),
+        ("nuclei_channel,DAPI", {"nuclei_channel": "Hoechst"}, "--nuclei-channel Hoechst says otherwise"),
+        ("channel,BF", {"channel": "0"}, "--channel 0 says otherwise"),
+        ("z,3", {"z": "max"}, "leave the option out, or empty the column"),
+        ("scene,A1", {"scene": "B1"}, "'scene' names that of every field"),
+    ],
+)
+def test_an_option_that_the_table_contradicts_is_refused(touch, column, options, message):
+    root = touch("a.tif", "x_dapi.tif", "a_nuclei.tif")
+    name, value = column.split(",")
+    (root / "fields.csv").write_text(f"field,{name}\na.tif,{value}\n", encoding="utf-8")
+    for place in (root, root / "fields.csv"):
+        with pytest.raises(CellsError, match=message):
+            refuse_contradictions(place, **options)
+    refuse_contradictions(root, **dict.fromkeys(options))
+    refuse_contradictions(root / "a.tif", **options)
+    (root / "fields.csv").write_text(f"field,{name}\na.tif,{value}\nb.tif,\n", encoding="utf-8")
+    refuse_contradictions(root, **options)  # it says what the table leaves open
+
+
+def test_an_option_that_says_what_the_table_says_is_none_too_many(touch):
+    root = touch("d/a.tif", "d/a_nuclei.tif")
+    (root / "fields.csv").write_text("field,nuclei,z\nd/a.tif,d/a_nuclei.tif,max\n", encoding="utf-8")
+    refuse_contradictions(root, nuclei="*_nuclei.tif", z="max")
+
+
+def test_a_link_that_leads_nowhere_is_no_field_that_is_passed_over(touch):
+    root = touch("a.tif")
+    try:
+        (root / "b.tif").symlink_to("nowhere.tif")
+    except OSError:
+        pytest.skip("links are not allowed here")
+    with pytest.raises(CellsError, match=r"the field b\.tif is a link that leads nowhere; mend or remove it"):
         find_fields(root)

@@ -59,6 +59,17 @@ def test_browsers_share_the_room_and_a_new_sample_gives_back_that_of_the_old_one
         assert put(two, begin(two), content, 3).json() == {"files": 3}
 
 
+def test_the_pixel_size_of_fields_comes_with_their_sample(page, shapes):
+    with page() as (browser, _):
+        key = browser.post("/bench/classify", data={"sample": "a", "pixel_size_um": "0.25"}).json()["key"]
+        put(browser, f"/bench/classify/{key}", (shapes / "disc" / "000.png").read_bytes(), 2)
+        (session,) = sessions_of(browser).sessions.values()
+        assert [upload.pixel_um for upload in session.kept["classify"].uploads] == [0.25, 0.25]
+        refused = browser.post("/bench/classify", data={"pixel_size_um": "-1"})
+    assert refused.status_code == 422
+    assert refused.json()["detail"] == "pixel_size_um: Input should be greater than 0"
+
+
 def test_samples_that_nobody_looks_at_make_room_for_instruments(page, shapes, send, monkeypatch):
     from urnet.serve.pages import sessions
 

@@ -60,6 +60,12 @@ def test_the_differential_is_that_of_the_command_line(client, served, send, shap
     assert not told["fields"]
 
 
+def test_a_pixel_size_that_crops_do_not_need_is_said(client, send, shapes):
+    told = send(client, shapes / "disc" / "000.png", to="/v1/differential", data={"pixel_size_um": "0.3"})
+    assert told.status_code == 200, told.text
+    assert any(note.startswith("pixel_size_um was not used") for note in told.json()["notes"])
+
+
 def test_a_file_that_cannot_be_used_says_so_among_the_others(client, send, shapes):
     answer = send(client, ("../../etc/pass\u200bwd", b"no image"), shapes / "disc" / "000.png")
     assert answer.status_code == 200

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import shutil
 import time
 from contextlib import closing
 
@@ -14,9 +15,11 @@ from starlette.testclient import TestClient
 
 from urnet.differential.run import count_cells
 from urnet.fields.crop import Cropping, crop_fields
+from urnet.fields.read import Field
 from urnet.images.phantom import draw_field
 from urnet.serve.app import create_app
 from urnet.serve.bench import Bench
+from urnet.serve.decoding import _Decoder, _Lost
 from urnet.serve.scratch import Aside, FullError, size_of
 from urnet.serve.settings import Settings
 from urnet.serve.uploads import put
@@ -118,6 +121,101 @@ def test_damaged_fields_are_named_and_left_out_only_where_that_was_asked_for(
     assert {key: told[key] for key in written} == written
     assert alone.status_code == 422
     assert "a.tif" in alone.json()["detail"]
+
+
+class Killing:
+    """A pipe whose process is killed as soon as it says at which file it is."""
+
+    def __init__(self, pipe, process, name):
+        self.pipe, self.process, self.name, self.over = pipe, process, name, False
+
+    def recv_bytes(self):
+        if self.over:
+            raise EOFError
+        told = self.pipe.recv_bytes()
+        if json.loads(told) == {"at": self.name}:
+            self.process.kill()
+            self.over = True
+        return told
+
+    def poll(self, seconds):
+        return self.over or self.pipe.poll(seconds)
+
+    def __getattr__(self, name):
+        return getattr(self.pipe, name)
+
+
+def test_a_field_at_which_decoding_dies_is_lost_alone(run, fields, serving, send, tmp_path):
+    sent = sorted(fields.iterdir())
+    with serving(run.folder) as client:
+
+        def ask(**data):
+            (process,) = client.bench.decoders.processes
+            process.pipe = Killing(process.pipe, process.process, "000002.tif")
+            return send(client, *sent, to="/v1/differential", data=data)
+
+        refused, told = ask(), ask(sample="fields", partial="true")
+    assert refused.status_code == 422
+    assert [one["file"] for one in refused.json()["files"]] == ["d2.tif"]
+    assert refused.json()["files"][0]["error"].startswith("d2.tif: decoding it ended the process that did so")
+    assert told.status_code == 200, told.text
+    told = told.json()
+    assert told["failed"] == refused.json()["files"]
+    (tmp_path / "fields").mkdir()
+    for field in (sent[0], sent[1], sent[3]):
+        (tmp_path / "fields" / field.name).write_bytes(field.read_bytes())
+    counted = count_cells(run.folder, tmp_path / "fields", tmp_path / "out", engine="onnx")
+    written = json.loads((counted.folder / "differential.json").read_text(encoding="utf-8"))["samples"][0]
+    assert {key: told[key] for key in written} == written
+
+
+def test_a_field_is_opened_for_its_pixels_once(run, fields, tmp_path, monkeypatch):
+    shutil.copytree(fields, tmp_path / "files")
+    model, opened = run.load_model(), []
+    made = Field.__init__
+
+    def make(self, source, *arguments):
+        opened.append(source.path.name)
+        made(self, source, *arguments)
+
+    monkeypatch.setattr(Field, "__init__", make)
+    decoder = _Decoder(model.config, model.cropping, {"pixels": 10**8, "images": 10, "memory": 2**30})
+    at = []
+    told = decoder.cut(tmp_path / "files", tmp_path / "cells", {}, _Lost(at.append, {}))
+    assert told["cells"] > 30
+    assert sorted(opened) == [field.name for field in sorted(fields.iterdir())]
+    assert set(at) == set(opened)
+
+
+@pytest.fixture(scope="module")
+def measured(run, tmp_path_factory):
+    """The run as if its fields had known their pixel size."""
+    folder = shutil.copytree(run.folder, tmp_path_factory.mktemp("measured") / "run")
+    for path in folder.rglob("crop.json"):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(told | {"pixel_um": 0.25}), encoding="utf-8")
+    return folder
+
+
+def test_a_pixel_size_that_the_files_do_not_say_is_sent_with_them(run, measured, fields, serving, send):
+    sent = [(f"my {field.name}", field.read_bytes()) for field in sorted(fields.iterdir())]
+    with serving(measured) as client:
+        unknown = send(client, *sent[:2], to="/v1/differential")
+        known = send(client, *sent, to="/v1/differential", data={"pixel_size_um": "0.25"})
+        wrong = send(client, *sent[:1], to="/v1/differential", data={"pixel_size_um": "500"})
+        bad = send(client, *sent[:1], to="/v1/differential", data={"pixel_size_um": "0"})
+    assert unknown.status_code == 422
+    assert unknown.json()["detail"] == (
+        "my d0.tif, my d1.tif: the pixel size is not known, but the model was trained on crops of 0.25 µm a pixel; "
+        "give it with the files (pixel_size_um), or save the fields with it, as OME-TIFF"
+    )
+    assert known.status_code == 200, known.text
+    with serving(run.folder) as client:
+        assert known.json()["classes"] == send(client, *sent, to="/v1/differential").json()["classes"]
+    assert wrong.status_code == 422
+    assert "my d0.tif: crops of 8 µm would show" in wrong.json()["detail"]
+    assert bad.status_code == 422
+    assert bad.json()["detail"] == "pixel_size_um: Input should be greater than 0"
 
 
 def test_cells_for_which_there_is_no_room_do_not_stay(run, fields, serving):

@@ -192,3 +192,58 @@ def test_a_damaged_checkpoint_is_named(short, shapes, tiny):
     with pytest.raises(RunError, match=r"last\.ckpt: the checkpoint is damaged"):
         train(shapes, tiny, short.folder, overrides=SHORT, resume=True)
     assert read_checkpoint(short.checkpoints / "best.ckpt")["state_dict"]
+
+
+@pytest.fixture
+def begun(draw, tiny, tmp_path):
+    """A run over cells of its own, with paired images, that has still to write its bundle; its cells."""
+    import pandas as pd
+
+    folder = draw(tmp_path / "cells", 20)
+    draw(tmp_path / "cells" / "paired", 20, seed=1)
+    paths = [f"{label}/{number:03d}.png" for label in ("bar", "disc", "ring") for number in range(20)]
+    rows = [{"path": path, "label": path.split("/")[0], "target": f"paired/{path}"} for path in paths]
+    pd.DataFrame(rows).to_csv(folder / "cells.csv", index=False)
+    run = train(folder, tiny, tmp_path / "run", overrides=PAINTING)[0]
+    (run.model / "config.json").unlink()
+    return run, folder
+
+
+PAINTING = (*SHORT, "pretrain.epochs=1", "pretrain.target=target")
+
+
+def upside_down(path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    Image.fromarray(np.asarray(Image.open(path))[::-1]).save(path)
+
+
+@pytest.mark.parametrize("place", ["", "paired/"])
+def test_resume_refuses_other_pixels_under_the_same_names_and_says_where(begun, tiny, place):
+    run, folder = begun
+    history = run.history_path.read_bytes()
+    used = [row.split(",")[0] for row in run.cells_path.read_text(encoding="utf-8").splitlines()[1:]]
+    names = [path.removeprefix("../cells/") for path in used][:5]
+    for name in names:
+        upside_down(folder / place / name)
+    with pytest.raises(RunError, match=rf"5 image\(s\) have other pixels .*{place}{names[0]}.* and 2 more") as caught:
+        train(folder, tiny, run.folder, overrides=PAINTING, resume=True)
+    assert "put the files back as they were, or train into a new --out" in str(caught.value)
+    for name in names:
+        upside_down(folder / place / name)
+    train(folder, tiny, run.folder, overrides=PAINTING, resume=True)
+    assert run.finished
+    assert run.history_path.read_bytes() == history
+
+
+def test_a_run_of_before_there_were_hashes_resumes(begun, tiny):
+    import pandas as pd
+
+    run, folder = begun
+    table = pd.read_csv(run.cells_path, dtype=str, keep_default_na=False)
+    assert {"content", "target_content"} <= set(table)
+    table.drop(columns=["content", "target_content"]).to_csv(run.cells_path, index=False)
+    upside_down(folder / "bar" / "000.png")
+    train(folder, tiny, run.folder, overrides=PAINTING, resume=True)
+    assert run.finished

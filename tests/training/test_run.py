@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from urnet.cells.table import read_cells
-from urnet.errors import RunError
+from urnet.errors import CellsError, RunError
 from urnet.recipe import load_recipe
 from urnet.training.run import Run, class_order, refuse_existing
 
@@ -76,3 +76,19 @@ def test_nothing_that_exists_is_overwritten(tmp_path, divided, tiny):
 def test_waiting_for_the_first_process_ends(tmp_path):
     with pytest.raises(RunError, match="the first process did not begin the run"):
         Run(tmp_path / "run").wait(seconds=0.3)
+
+
+def test_cells_that_were_moved_away_are_said_with_what_to_do(draw, tiny, tmp_path):
+    folder = draw(tmp_path / "cells", 4)
+    cells = read_cells(folder)
+    run = Run.create(tmp_path / "run", load_recipe(tiny), cells.with_columns(split=["train", "validation"] * 6))
+    folder.rename(tmp_path / "elsewhere")
+    gone = tmp_path.resolve() / "cells" / "bar" / "000.png"
+    with pytest.raises(CellsError, match=r"12 image\(s\) of this run's cells do not exist where they were") as caught:
+        run.cells()
+    assert str(gone) in str(caught.value)
+    assert "put the cells back there" in str(caught.value)
+    table = run.cells_path.read_text(encoding="utf-8")
+    run.cells_path.write_text(table.replace("../cells/", "../elsewhere/"), encoding="utf-8")
+    assert len(run.cells()) == 12
+    assert run.changed_images() == []

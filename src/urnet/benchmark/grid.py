@@ -9,7 +9,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from urnet.cells.divide import divide
 from urnet.cells.table import TABLE_NAME, Cells
 from urnet.errors import RunError, UrnetError
 from urnet.files import whole_file
+from urnet.progress import Progress
 from urnet.recipe import Recipe
 
 FORMAT = 1
@@ -65,7 +66,7 @@ def digest(recipe: Recipe) -> str:
 
 
 @contextmanager
-def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Callable[[str, float], None]) -> Iterator[Grid]:
+def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) -> Iterator[Grid]:
     """The grid of a folder, begun or gone on with; no other benchmark can have it meanwhile.
 
     Args:

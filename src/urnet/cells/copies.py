@@ -42,7 +42,14 @@ def orientations(image: np.ndarray) -> list[np.ndarray]:
 
 def fingerprint(crop: np.ndarray) -> Fingerprint:
     """Hashes of one raw crop of any depth, (H, W) or (H, W, 3)."""
-    return Fingerprint(_pixel_hash(crop), copy_key(crop))
+    return Fingerprint(pixel_hash(crop), copy_key(crop))
+
+
+def pixel_hash(pixels: np.ndarray) -> str:
+    """Hash of one raw crop's pixels, shape and depth, 32 letters."""
+    digest = hashlib.blake2b(f"{pixels.shape}{pixels.dtype}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()
 
 
 def copy_key(crop: np.ndarray) -> str:
@@ -54,7 +61,7 @@ def copy_key(crop: np.ndarray) -> str:
     turned = orientations(crop)
     first_rows = [pixels[0].tobytes() for pixels in turned]
     least = min(first_rows)
-    return min(_pixel_hash(pixels) for pixels, row in zip(turned, first_rows, strict=True) if row == least)
+    return min(pixel_hash(pixels) for pixels, row in zip(turned, first_rows, strict=True) if row == least)
 
 
 def same(keys: Iterable[str]) -> list[np.ndarray]:
@@ -73,7 +80,7 @@ def padding_tiles(cells: Cells) -> set[int]:
         if place.row is None:
             continue
         try:
-            keys.append(f"{place.file} {_pixel_hash(cells.read(index))}")
+            keys.append(f"{place.file} {pixel_hash(cells.read(index))}")
         except ImageError:
             continue
         tiles.append(index)
@@ -88,9 +95,3 @@ def thumbnail(crop: np.ndarray) -> np.ndarray:
     small = small - small.mean()
     norm = np.linalg.norm(small)
     return small / norm if norm and crop.min() < crop.max() else np.zeros_like(small)
-
-
-def _pixel_hash(pixels: np.ndarray) -> str:
-    digest = hashlib.blake2b(f"{pixels.shape}{pixels.dtype}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels))
-    return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Decoded cells kept on disk: what `load_pixels` makes of a table, built once and mapped into memory.
 
-An entry of the cache is one array file. Folds of a cross-validation and runs of a benchmark share it. Where nothing can
+An entry of the cache is one array file, with a checksum behind the array: what the disk has damaged is decoded again,
+and not trained on. Folds of a cross-validation and runs of a benchmark share it. Where nothing can
 be kept, cells are decoded into memory.
 """
 
@@ -8,6 +9,7 @@ import errno
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +22,9 @@ from urnet.cells.pixels import fit_input, load_pixels, survey
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
 from urnet.files import whole_file
+
+_CHECKSUM = 4
+"""Bytes of an entry's checksum, the CRC-32 of all its images."""
 
 PATIENCE = 600
 """Seconds to wait for another process that decodes the same cells, before doing it as well."""
@@ -107,10 +112,16 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """An entry, noted as used; none where it is missing or damaged."""
     try:
         images = np.load(path, mmap_mode="r")
+        with path.open("rb") as file:
+            file.seek(-_CHECKSUM, os.SEEK_END)
+            checksum = int.from_bytes(file.read(), "little")
+            whole = file.tell() == images.offset + images.nbytes + _CHECKSUM
     except (OSError, ValueError, EOFError):
         return None
+    if images.shape != shape or not whole or zlib.crc32(images) != checksum:
+        return None
     used(path)
-    return images if images.shape == shape else None
+    return images
 
 
 def _build(
@@ -126,11 +137,14 @@ def _build(
     # Not written through a map, where a full disk kills the process.
     with whole_file(path) as file:
         np.lib.format.write_array_header_1_0(file, header)
+        checksum = 0
         for index in range(len(cells)):
-            crop = fit_input(cells.read(index, column), size, channels)
-            file.write(crop.astype(dtype, copy=False).tobytes())
+            crop = fit_input(cells.read(index, column), size, channels).astype(dtype, copy=False).tobytes()
+            checksum = zlib.crc32(crop, checksum)
+            file.write(crop)
             if progress is not None:
                 progress(index + 1)
+        file.write(checksum.to_bytes(_CHECKSUM, "little"))
 
 
 @contextmanager

@@ -4,13 +4,15 @@ The audit, which looks at every cell before anybody else does, keeps what it dec
 and evaluation have the table's crops from there (`known_crops`), and decode what is not kept: crops that cannot be
 used, with the same error as ever, and all of a table whose crops take more room than `LARGEST`.
 
-An entry of the cache is one file: the crops' bytes, one crop after the other, then where each one is.
+An entry of the cache is one file: the crops' bytes, one crop after the other, then where each one is, with a checksum
+of its bytes: a crop that the disk has damaged is decoded again.
 """
 
 import math
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -28,8 +30,11 @@ LARGEST = LIMIT // 4
 
 _DEPTHS = tuple(map(np.dtype, ("uint8", "uint16", "float32")))
 _SIZES = (0, *(depth.itemsize for depth in _DEPTHS))
-_PLACE = np.dtype([("start", "<i8"), ("height", "<i4"), ("width", "<i4"), ("channels", "<i4"), ("bytes", "<i4")])
-"""Of one crop; no channels for grey, all zeros for a crop that is not kept. `bytes` are those of a count."""
+_PLACE = np.dtype(
+    [("start", "<i8"), ("checksum", "<u4"), ("height", "<i4"), ("width", "<i4"), ("channels", "<i4"), ("bytes", "<i4")]
+)
+"""Of one crop; no channels for grey, all zeros for a crop that is not kept. `bytes` are those of a count, `checksum`
+is the CRC-32 of all of the crop's."""
 
 
 class Crops:
@@ -57,7 +62,7 @@ class Crops:
         return some
 
     def read(self, cells: Cells, index: int) -> np.ndarray | None:
-        """One crop, as decoding gives it; none where it is not kept, or the table is another one.
+        """One crop, as decoding gives it; none where it is not kept, is damaged, or the table is another one.
 
         Args:
             cells: the table as it is now.
@@ -65,12 +70,13 @@ class Crops:
         """
         if cells.table is not self.table or cells.root != self.root:
             return None
-        start, height, width, channels, size = self.places[self.rows[index]].item()
+        start, checksum, height, width, channels, size = self.places[self.rows[index]].item()
         shape = (height, width, channels) if channels else (height, width)
         if size == 0:
             return None
         depth = next(depth for depth in _DEPTHS if depth.itemsize == size)
-        return self.bytes[start : start + math.prod(shape) * size].copy().view(depth).reshape(shape)
+        crop = self.bytes[start : start + math.prod(shape) * size].copy()
+        return crop.view(depth).reshape(shape) if zlib.crc32(crop) == checksum else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process maps the file itself; pickling its content would copy it."""
@@ -138,9 +144,10 @@ class _Draft:
             self._begin(crop.nbytes * len(self.cells))
         if self.given_up or self.end + crop.nbytes > LARGEST:
             return self.discard()
-        self.file.write(crop.tobytes())
+        content = crop.tobytes()
+        self.file.write(content)
         height, width, *channels = crop.shape
-        self.places[index] = (self.end, height, width, *(channels or [0]), crop.itemsize)
+        self.places[index] = (self.end, zlib.crc32(content), height, width, *(channels or [0]), crop.itemsize)
         self.end += crop.nbytes
 
     def _begin(self, expected: int) -> None:

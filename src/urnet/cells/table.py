@@ -2,7 +2,8 @@
 
 Columns: `path` and `label`, and where known `donor`, `field`, `x`, `y`, `split`, `source`, `target`, `target_nuclei`,
 `target_stain`, `target_clean`, `tile`, `fold`, `augmented`, `simulated`, `left_out`; of cells cut out of fields also
-`mask`, `proposed`, `confidence`, `scale`, `diameter`, `focus`, `touching`, `edge`. Paths are relative to the table,
+`mask`, `proposed`, `confidence`, `scale`, `diameter`, `focus`, `touching`, `edge`; of a run's cells `content` and
+`target_content`, see `urnet.cells.contents`. Paths are relative to the table,
 with forward slashes. `source` says which original image a cell comes from; where the table does not give it, it is the
 file's path (a tile's address).
 """
@@ -37,12 +38,35 @@ PATHS = ("path", *PAIRED, "mask")
 CROPPED = ("proposed", "confidence", "scale", "diameter", "focus", "touching", "edge")
 """Columns that say what was seen of a cell when it was cut out of its field; nothing is trained on them."""
 
+CONTENTS = {"path": "content", **{column: f"{column}_content" for column in PAIRED}}
+"""Columns that say what the pixels of an image were when a run was begun, by the column that names the image."""
+
 COLUMNS = (
     *("path", "label", "donor", "field", "x", "y", "split", "source", *PAIRED, "mask"),
-    *("tile", "fold", "augmented", "simulated", "left_out", *CROPPED),
+    *("tile", "fold", "augmented", "simulated", "left_out", *CROPPED, *CONTENTS.values()),
 )
+
+_PASSED_OVER = (
+    *("x_*", "predicted", "p_*", "rejected", "set", "enhanced", "cam", "engine", "error"),
+    *("labelled_by", "labelled_at", "corrected_by", "model", "kind", "finding", "detail"),
+)
+"""Other columns of the tables that commands and the bench write, and those that a user was told to call `x_…`."""
+
 PARTS = ("train", "validation", "test")
 TABLE_NAME = "cells.csv"
+
+
+class MissingFilesError(CellsError):
+    """Files that a table names are not where it says.
+
+    Args:
+        message: what is missing, in words.
+        files: all of them, as the table names them.
+    """
+
+    def __init__(self, message: str, files: Sequence[str]):
+        super().__init__(message)
+        self.files = tuple(files)
 
 
 @dataclass(frozen=True)
@@ -154,15 +178,19 @@ def read_cells(
     path = Path(path)
     if path.is_dir():
         table_path = path / TABLE_NAME
-        root, table = (path, _read_csv(table_path)) if table_path.is_file() else (path, _scan(path, image, target))
+        there = table_path.is_file()
+        root, table = path, _read_csv(table_path, labelled) if there else _scan(path, image, target)
     elif path.is_file():
-        root, table = path.parent, _read_csv(path)
+        if path.suffix.lower() in SUFFIXES:
+            raise CellsError(
+                f"{path}: an image, no table of cells; give a cells table (CSV), or a folder that holds a folder of "
+                "images for each class"
+            )
+        root, table = path.parent, _read_csv(path, labelled)
     else:
         raise CellsError(
             f"{path}: no such file or folder; give a cells table (CSV) or a folder with a folder per class"
         )
-    if labelled and "label" not in table:
-        raise CellsError(f"{path}: the table has no column 'label'; its columns are {', '.join(table.columns)}")
     if labelled:
         table = _without_waiting(path, table)
     _check_rows(path, table, labelled)
@@ -215,10 +243,18 @@ def find_images(paths: Iterable[Path | str], tile: int | None = None, image: str
     return Cells(Path(), pd.DataFrame(rows, columns=["path", *_TOLD]).fillna(""))
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path, labelled: bool) -> pd.DataFrame:
     """All columns that we know, as text; the index holds the line of each cell in the file."""
-    serious = set(COLUMNS) - set(CROPPED)
-    return read_table(path, COLUMNS, needed=("path",), paths=PATHS, rows="cells", confusable=serious)
+    return read_table(
+        path,
+        COLUMNS,
+        needed=("path", "label") if labelled else ("path",),
+        paths=PATHS,
+        rows="cells",
+        confusable=set(COLUMNS) - {*CROPPED, *CONTENTS.values()},
+        leaks=labelled,
+        passed_over=_PASSED_OVER if labelled else None,
+    )
 
 
 def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
@@ -332,9 +368,10 @@ def _check_files(root: Path, table: pd.DataFrame) -> None:
         missing = sorted(f for f in files if not (root / f).is_file())
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise CellsError(
+            raise MissingFilesError(
                 f"{root}: {len(missing)} file(s) named in column '{column}' do not exist: "
-                f"{', '.join(missing[:3])}{more}; paths are relative to the table"
+                f"{', '.join(missing[:3])}{more}; paths are relative to the table",
+                missing,
             )
 
 

@@ -1,13 +1,15 @@
 """Commands about cells: look them over, divide them, simulate them."""
 
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from urnet.cli.app import CellsArgument, RecipeOption, SetOption, app, out, read
+from urnet.cli.app import CellsArgument, RecipeOption, SetOption, app, complain, out, read
 
 if TYPE_CHECKING:
+    from urnet.cells.audit import Audit
     from urnet.cells.table import Cells
 
 
@@ -68,6 +70,8 @@ def crop(
     for note in done.notes:
         out.print(f"note: {note}")
     out.print(f"report: {folder / 'report.html'}")
+    if not len(done.table):
+        return complain("no cell was found; the note above says what to look at", 1)
     return 0
 
 
@@ -93,10 +97,7 @@ def audit(
         found = audit_cells(read(cells, settings), progress=lambda share: bars.doing("audit", share))
     for note in found.notes:
         out.print(note)
-    for finding in found.findings:
-        out.print(f"{finding.kind}: {finding.detail}")
-        for path in finding.paths:
-            out.print(f"  {path}")
+    _show_findings(found, f"see {table}" if table is not None else "--out FILE.csv lists them all")
     if table is not None:
         table.parent.mkdir(parents=True, exist_ok=True)
         found.to_frame().to_csv(table, index=False, encoding="utf-8")
@@ -126,8 +127,8 @@ def split(
     refuse_existing(folder)
     refuse_within(folder, cells)
     settings = load_recipe(recipe, overrides or ())
-    table = read(cells, settings)
     with Bars(out) as bars:
+        table = read(cells, settings)
         found = audit_cells(table, near=False, progress=lambda share: bars.doing("audit", share))
     divided = divide(table, settings, found)
     if augment_to is not None:
@@ -186,6 +187,24 @@ def phantom(
         )
     out.print(f"phantom cells: {folder}")
     return 0
+
+
+MOST_SHOWN = 10
+"""Findings of a kind that are printed, and files of a finding."""
+
+
+def _show_findings(found: "Audit", elsewhere: str) -> None:
+    """The findings kind by kind, the first ones of each; `elsewhere` says where all are."""
+    for kind, findings in groupby(found.findings, lambda finding: finding.kind):
+        same = list(findings)
+        for finding in same[:MOST_SHOWN]:
+            out.print(f"{kind}: {finding.detail}")
+            for path in finding.paths[:MOST_SHOWN]:
+                out.print(f"  {path}")
+            if len(finding.paths) > MOST_SHOWN:
+                out.print(f"  … and {len(finding.paths) - MOST_SHOWN} more files; {elsewhere}")
+        if len(same) > MOST_SHOWN:
+            out.print(f"{kind}: … and {len(same) - MOST_SHOWN} more, {len(same)} in all; {elsewhere}")
 
 
 def _show_parts(cells: "Cells") -> None:

@@ -157,7 +157,7 @@ def predict(
     if done.left_out:
         out.print(f"{done.left_out} tiles are padding of their archive and are not counted")
     if done.failed:
-        return complain(f"{done.failed} image(s) could not be used; the column 'error' says why", 1)
+        return complain(done.complaint, 1)
     return 0
 
 

@@ -215,7 +215,12 @@ def em_interval(
 
 
 def invert(test: ShareTest, estimate: np.ndarray, level: float = LEVEL) -> np.ndarray:
-    """(K, 2) ends of the shares that a test does not refuse; the estimate (K,) is always between them."""
+    """(K, 2) ends of the shares that a test does not refuse; the estimate (K,) is always between them.
+
+    A test can refuse all shares, the estimate too: no composition explains the sample. What it leaves would then look
+    like certainty, so the interval reaches from the estimate to the share without bounds, and by the chance of both
+    beyond.
+    """
     classes = test.classes
     every = np.arange(classes)
     # Closer together near 0 and 1, as the spread of a share is smaller there.
@@ -234,7 +239,15 @@ def invert(test: ShareTest, estimate: np.ndarray, level: float = LEVEL) -> np.nd
             np.stack([finer[side][every, (at[:, side] - 1).clip(min=0)], finer[side][every, at[:, side]]], axis=1)
             for side in (0, 1)
         )
-    return np.stack([low[:, 1], high[:, 1]], axis=1)
+    ends = np.stack([low[:, 1], high[:, 1]], axis=1)
+    refused = ~_kept(test, estimate[:, None].clip(0, 1), level)[:, 0]
+    if refused.any():
+        parts = test.parts(estimate.clip(0, 1), every)
+        reach = ndtri(0.5 + level / 2) * np.sqrt(parts.counting + parts.calibration)
+        least, most = (at(estimate, parts.estimate) for at in (np.minimum, np.maximum))
+        wide = np.stack([np.minimum(ends[:, 0], least - reach), np.maximum(ends[:, 1], most + reach)], axis=1)
+        ends = np.where(refused[:, None], wide.clip(0, 1), ends)
+    return ends
 
 
 def acceptance_region(share: np.ndarray, spread: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
@@ -260,7 +273,7 @@ def acceptance_region(share: np.ndarray, spread: np.ndarray, level: float = LEVE
 def _ends(share: np.ndarray, spread: np.ndarray, critical: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Estimates at which the likelihood ratio reaches critical²; beyond 0 and 1 the best share is 0 or 1."""
     reach = spread * critical
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         below = np.where(share > 0, (share**2 - reach**2) / (2 * share), -np.inf)
         above = np.where(share < 1, (1 - share**2 + reach**2) / (2 * (1 - share)), np.inf)
     return np.where(share >= reach, share - reach, below), np.where(share + reach <= 1, share + reach, above)

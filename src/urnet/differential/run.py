@@ -1,7 +1,6 @@
 """From fields, or from cells that are cut out already, to a differential count: `urnet differential`."""
 
 import csv
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,10 +17,9 @@ from urnet.fields.crop import Cropped, crop_fields
 from urnet.fields.kind import holds_fields
 from urnet.fields.table import FieldRow, refuse_among_fields
 from urnet.files import whole_folder
-from urnet.predict import PADDING, predict_files
+from urnet.predict import PADDING, predict_files, told_reasons
+from urnet.progress import Progress
 from urnet.training.run import Run, refuse_existing
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -94,15 +92,18 @@ def count_cells(
             cells = folder / "cells"
             cropped = crop_fields(source, cells, model.cropping, again=True, progress=progress)
             notes += cropped.notes
-        table, failed = _classify(model, cells, cropped, folder, out, coverage, engine, say)
+        table, reasons = _classify(model, cells, cropped, folder, out, coverage, engine, say)
+        failed = sum(reasons.values())
         if len(table) and failed == len(table):
-            first = table["error"].iloc[0]
-            raise CellsError(f"{source}: none of its {failed} image(s) could be used; the first: {first}")
+            raise CellsError(f"{source}: none of its {failed} image(s) could be used: {told_reasons(reasons)}")
         if len(table) and Run(run).recipe_path.is_file():  # a bundle by itself no longer knows its cells
             say("compare with the training", 0.0)
             notes += seen_in_training(Run(run), cells, calibration=True)
         if failed:
-            notes.append(f"{failed} image(s) could not be used and belong to no sample; predictions.csv says why.")
+            notes.append(
+                f"{failed} image(s) could not be used and belong to no sample: {told_reasons(reasons)}; "
+                "predictions.csv says which."
+            )
         samples = _count(model, table, cropped, source.stem)
         report = write_reports(
             samples,
@@ -130,14 +131,14 @@ def _classify(
     coverage: float,
     engine: str,
     say: Progress,
-) -> tuple[pd.DataFrame, int]:
-    """Write `predictions.csv`; its rows with their `donor` and `simulated`, and how many images could not be used."""
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Write `predictions.csv`; its rows with their `donor` and `simulated`, and why images could not be used."""
     path = folder / "predictions.csv"
     how = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     if cropped is not None and not len(cropped.table):
         nothing = pd.DataFrame(columns=["path", "predicted", *model.columns, "engine", "error"])
         nothing.to_csv(path, index=False, lineterminator="\n")
-        return nothing.assign(donor="", simulated=""), 0
+        return nothing.assign(donor="", simulated=""), {}
     done = predict_files(model, [cells], path, engine=engine, coverage=coverage, progress=say)
     with path.open(**how) as file:  # not by pandas, which takes no name that is no Unicode
         table = pd.DataFrame(list(csv.DictReader(file)))
@@ -149,7 +150,7 @@ def _classify(
             table.to_csv(file, index=False, lineterminator="\n")
     told = find_images([cells], model.config.tile, model.config.image).table
     table = table.assign(donor=told["donor"], simulated=told["simulated"])
-    return table[table["error"] != PADDING], done.failed
+    return table[table["error"] != PADDING], done.reasons
 
 
 def _count(model: Model, table: pd.DataFrame, cropped: Cropped | None, alone: str) -> list[Sample]:

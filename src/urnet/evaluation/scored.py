@@ -1,6 +1,5 @@
 """Cells, and what a trained model makes of them: the run's own parts, or cells that it does not know."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +15,11 @@ from urnet.cells.copies import copy_key
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import PARTS, Cells, find_images, read_cells
 from urnet.errors import CellsError, ImageError, RunError, UrnetError
+from urnet.progress import Progress
 from urnet.training.data import paper_test
 from urnet.training.run import Run, refuse_existing
 
 BATCH = 64
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from urnet.export.as_torch import open_torch, to_torch
 from urnet.export.packages import need
 from urnet.export.parity import Parity, Run, check
 from urnet.files import whole_file, whole_folder
+from urnet.progress import Progress
 from urnet.training.run import Run as RunFolder
 from urnet.training.run import refuse_existing
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 CELLS = 64
 """As many cells are compared, where there are as many."""
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

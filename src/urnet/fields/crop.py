@@ -6,8 +6,9 @@ the cells, cut them out, say what is known of each, and write a folder that trai
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,17 +22,19 @@ from urnet.fields.again import with_what_is_there, without_absent_nuclei
 from urnet.fields.cropping import SETTINGS_NAME, Cropping, settle_pixel_size
 from urnet.fields.cut import cut, grey, preview, write_image
 from urnet.fields.detect import Found, detect
-from urnet.fields.illumination import Illumination, estimate_flat, given_flat
+from urnet.fields.illumination import Illumination, flat_through, given_flat, measure_light
+from urnet.fields.kind import refuse_crops
 from urnet.fields.labels import label_notes, labels_of, read_labels
 from urnet.fields.matching import Agreement
 from urnet.fields.nuclei import nuclear_features
 from urnet.fields.propose import feature_table, fit_proposer, propose
-from urnet.fields.read import Field, FieldInfo, describe_field, open_field
+from urnet.fields.read import FieldInfo, describe_field, open_field
 from urnet.fields.registration import Shift, register
-from urnet.fields.table import FieldRow, find_fields, refuse_among_fields
+from urnet.fields.table import FieldRow, find_fields, refuse_among_fields, refuse_contradictions
 from urnet.fields.view import View
 from urnet.files import whole_folder
 from urnet.images.quality import quality
+from urnet.progress import Progress
 
 BATCH = 5
 """Fields from which new light is estimated in front of a trained model; with fewer, the training's is used."""
@@ -42,10 +45,17 @@ MOST_SHIFT = 0.05
 OTHER_SHAPE = 0.05
 """How far the ratio of a field's edges may be from that of the image of an empty spot, as a logarithm."""
 
+CHECK = (
+    "Look at the fields in the report: are they the brightfield (--channel), at a z where cells show a rim (--z), of "
+    "the right pixel size, and do --diameter and --roundness allow these cells?"
+)
+"""What to look at where nothing was found."""
+
 WINDOW = 2048
 """Edge of the middle part of a field from which the shift of its nuclei is measured, px."""
 
-Progress = Callable[[str, float], None]
+Attempt = Callable[[FieldRow], AbstractContextManager[Any]]
+"""Holds what is done with one field. Where it lets an error pass, that field is left out and the others go on."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ def crop_fields(
     flat: Path | None = None,
     dark: Path | None = None,
     again: bool = False,
+    attempt: Attempt | None = None,
     progress: Progress | None = None,
 ) -> Cropped:
     """Cut fields into cells.
@@ -114,13 +125,17 @@ def crop_fields(
         dark: image without light.
         again: the settings are those of a training's crops and stand as they are: the same pixel size is asked for,
             the light of few fields is corrected as it was then, and nobody waits for labels.
+        attempt: is asked before each piece of work on one field, and may leave that field out; without it, the first
+            that cannot be read ends it all.
         progress: called with what is done and the share of it.
 
     Raises:
-        CellsError: no fields, settings that contradict the files, or `out` holds something.
-        ImageError: a field cannot be read, or its nuclei do not belong to it.
+        CellsError: no fields, settings that contradict the files, images that look like crops already, or `out` holds
+            something.
+        ImageError: a field cannot be read, or its nuclei do not belong to it; or `attempt` left out all of them.
     """
     say = progress or (lambda what, share: None)
+    attempting = attempt or (lambda row: nullcontext())
     asked = cropping or Cropping()
     if dark is not None and flat is None:
         raise CellsError(f"--dark {dark} without --flat; a dark image corrects nothing by itself")
@@ -130,6 +145,9 @@ def crop_fields(
     notes: list[str] = []
     if again:
         asked, notes = without_absent_nuclei(asked, fields)
+    else:
+        names = ("nuclei", "nuclei_channel", "channel", "z", "scene")
+        refuse_contradictions(fields, **{name: getattr(asked, name) for name in names})
     root, rows = find_fields(
         fields,
         nuclei=asked.nuclei,
@@ -139,31 +157,47 @@ def crop_fields(
         scene=asked.scene,
     )
     rows = [_named_by_folder(row, root, folder_names) for row in rows]
-    if again:
-        rows = [with_what_is_there(row, asked) for row in rows]
-    infos = [describe_field(row.brightfield, row.scene) for row in rows]
-    pixels = [row.pixel_um or info.pixel_um for row, info in zip(rows, infos, strict=True)]
-    how, said = settle_pixel_size(asked, rows, pixels, again)
+    infos: dict[FieldRow, FieldInfo] = {}
+    for row in rows:
+        with attempting(row):
+            known = with_what_is_there(row, asked) if again else row
+            infos[known] = describe_field(known.brightfield, known.scene)
+    rows = _left(list(infos), fields)
+    pixels = {row: row.pixel_um or info.pixel_um for row, info in infos.items()}
+    how, said = settle_pixel_size(asked, rows, list(pixels.values()), again)
     notes += said
-    truth = read_labels(labels, rows, infos) if labels is not None else None
+    if not again:
+        refuse_crops(fields, how, infos, pixels)
+    truth = read_labels(labels, rows, list(infos.values())) if labels is not None else None
     with whole_folder(out) as folder:
         if flat is not None:
             how = replace(how, light="given", illumination=given_flat(flat, dark))
         elif how.light == "estimated" and not (again and len(rows) < BATCH and how.illumination is not None):
             say("estimate light", 0.0)
-            how = replace(how, illumination=estimate_flat(_opened(rows)))
+            measured = {}
+            for row in rows:
+                with attempting(row), open_field(row.brightfield, channel=row.channel, z=row.z, scene=row.scene) as one:
+                    measured[row] = measure_light(one)
+            rows = _left(list(measured), fields)
+            if not (again and len(rows) < BATCH and how.illumination is not None):  # as where the others were not sent
+                how = replace(how, illumination=flat_through(list(measured.values())))
         if how.light == "given" and how.illumination is not None:
-            _check_light(how.illumination, rows, infos)
+            _check_light(how.illumination, {row: infos[row] for row in rows})
         if how.illumination is not None:  # as it will be stored, so that the same fields give the same crops again
             how = replace(how, illumination=Illumination.from_json(how.illumination.to_json()))
         table, nuclear, done, stems = [], [], [], set()
-        for number, (row, pixel) in enumerate(zip(rows, pixels, strict=True)):
-            stem = _free_stem(row.field, stems)
-            cells, features, result = _crop_field(folder, stem, row, pixel, how, truth)
-            table += cells
-            nuclear += features
-            done.append(result)
+        for number, row in enumerate(rows):
+            stem, finished = _free_stem(row.field, stems), len(done)
+            with attempting(row):
+                cells, features, result = _crop_field(folder, stem, row, pixels[row], how, truth)
+                table += cells
+                nuclear += features
+                done.append(result)
+            if len(done) == finished:
+                for kind in ("cells", "masks", "nuclei"):
+                    shutil.rmtree(folder / kind / stem, ignore_errors=True)
             say("crop fields", (number + 1) / len(rows))
+        _left(done, fields)
         proposed = _propose(table, nuclear)
         notes += [] if again else proposed
         frame = pd.DataFrame(table, columns=list(_COLUMNS))
@@ -207,16 +241,17 @@ def _free_stem(field: str, taken: set[str]) -> str:
     return stem
 
 
-def _opened(rows: Iterable[FieldRow]) -> Iterator[Field]:
-    for row in rows:
-        with open_field(row.brightfield, channel=row.channel, z=row.z, scene=row.scene) as opened:
-            yield opened
+def _left(those: list[Any], fields: Path) -> list[Any]:
+    """Fields that an attempt did not leave out, or an error where it left out all of them."""
+    if not those:
+        raise ImageError(f"{fields}: none of the fields can be used")
+    return those
 
 
-def _check_light(light: Illumination, rows: Sequence[FieldRow], infos: Sequence[FieldInfo]) -> None:
+def _check_light(light: Illumination, infos: Mapping[FieldRow, FieldInfo]) -> None:
     """Images of an empty spot are stretched over a field of another binning, but not over another camera area."""
     height, width = light.flat.shape
-    for row, info in zip(rows, infos, strict=True):
+    for row, info in infos.items():
         if abs(math.log(info.width / info.height * height / width)) > OTHER_SHAPE:
             raise ImageError(
                 f"{row.brightfield} is {info.width} x {info.height} px, and the image of an empty spot has another "
@@ -337,7 +372,7 @@ def _notes(table: pd.DataFrame, fields: Sequence[CroppedField], again: bool) -> 
     if len(depths) > 1:
         notes.append(f"Fields are {' and '.join(depths)}: their counts do not compare, and crops keep them.")
     if not len(table):
-        notes.append("No cells were found in any field.")
+        notes.append("No cells were found in any field." + ("" if again else f" {CHECK}"))
     elif empty:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         notes.append(f"No cells were found in {', '.join(empty[:3])}{more}.")

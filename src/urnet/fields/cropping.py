@@ -17,8 +17,23 @@ FORMAT = 1
 SIZES = (16, 2048)
 """Least and greatest edge of a crop, px."""
 
+LARGER = 1.5
+"""An image this many times larger than the crops that are cut out of fields is a field and no crop."""
+
 SPAN = (8, 4096)
 """Least and greatest edge of what a crop shows, px of its field."""
+
+
+class PixelSizeError(CellsError):
+    """Fields do not know their pixel size, and micrometres are asked for.
+
+    Args:
+        found: which fields, and who asks.
+    """
+
+    def __init__(self, found: str):
+        super().__init__(f"{found}; give it in a field table (column pixel_size_um)")
+        self.found = found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +112,12 @@ class Cropping:
 def settle_pixel_size(
     asked: Cropping, rows: Sequence[FieldRow], pixels: Sequence[float | None], again: bool
 ) -> tuple[Cropping, list[str]]:
-    """The one pixel size of all crops, and what there is to say about it."""
+    """The one pixel size of all crops, and what there is to say about it.
+
+    Raises:
+        PixelSizeError: a field does not know its own where micrometres are asked for.
+        CellsError: crops would show too little or too much of a field.
+    """
     unknown = [row.field for row, pixel in zip(rows, pixels, strict=True) if pixel is None]
     named = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
     micrometres = asked.width_um is not None or asked.diameter_um is not None or (again and asked.pixel_um is not None)
@@ -107,9 +127,7 @@ def settle_pixel_size(
             if again and asked.pixel_um is not None
             else "micrometres are asked for"
         )
-        raise CellsError(
-            f"{named}: the pixel size is not known, but {why}; give it in a field table (column pixel_size_um)"
-        )
+        raise PixelSizeError(f"{named}: the pixel size is not known, but {why}")
     if again:
         _check_span(asked, rows, pixels)
         return asked, []

@@ -13,7 +13,7 @@ no polynomial.
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,20 +146,36 @@ def estimate_flat(fields: Iterable[Field]) -> Illumination:
         ImageError: a field cannot be read.
         ValueError: no fields.
     """
-    blocks, textures = [], []
-    for field in fields:
-        block, texture = (_at_least(grid, GRID) for grid in _blocks(field, GRID, GRID))
-        level = np.median(block)
-        if level > 0:
-            blocks.append(block / level)
-            textures.append(texture / level)
-        else:
-            blocks.append(np.ones_like(block))
-            textures.append(np.ones_like(block))
-    if not blocks:
+    return flat_through([measure_light(field) for field in fields])
+
+
+def measure_light(field: Field) -> np.ndarray:
+    """What an estimate of the light takes from one field, (2, GRID, GRID): its blocks' brightness and texture.
+
+    Args:
+        field: open; it is read once, band by band. Colours are averaged.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    block, texture = (_at_least(grid, GRID) for grid in _blocks(field, GRID, GRID))
+    level = np.median(block)
+    return np.stack([block, texture]) / level if level > 0 else np.ones((2, *block.shape))
+
+
+def flat_through(measured: Sequence[np.ndarray]) -> Illumination:
+    """The light of fields that were measured.
+
+    Args:
+        measured: what `measure_light` took from each.
+
+    Raises:
+        ValueError: no fields.
+    """
+    if not measured:
         raise ValueError("no fields to estimate the light from")
-    stack = np.stack(blocks)  # (fields, GRID, GRID)
-    flat = _fit(stack, np.stack(textures))
+    stack, textures = np.stack(measured, axis=1)  # (fields, GRID, GRID) each
+    flat = _fit(stack, textures)
     if len(stack) >= MANY:
         rest = np.median(stack / flat, axis=0)
         flat = flat * gaussian_filter(rest, 1.0, mode="nearest")

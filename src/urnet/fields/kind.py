@@ -1,21 +1,19 @@
 """Whether images are fields of view, or crops that are cut out already."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from urnet.cells.table import TABLE_NAME as CELLS_TABLE
 from urnet.errors import CellsError, ImageError
-from urnet.fields.cropping import Cropping
+from urnet.fields.cropping import LARGER, Cropping
 from urnet.fields.microscopy import SUFFIXES as MICROSCOPY_SUFFIXES
-from urnet.fields.read import FIELD_SUFFIXES, describe_field
+from urnet.fields.read import FIELD_SUFFIXES, FieldInfo, describe_field
 from urnet.fields.table import TABLE_NAME as FIELD_TABLE
+from urnet.fields.table import FieldRow
 from urnet.files import files_below
 from urnet.images.read import is_file
 from urnet.tables import read_table
-
-LARGER = 1.5
-"""An image this many times larger than a model's crops is a field and no crop."""
 
 
 def holds_fields(source: Path, tile: int | None, cropping: Cropping | None) -> bool:
@@ -59,6 +57,45 @@ def larger_than_crops(files: Iterable[Path], cropping: Cropping) -> bool:
     """
     for file in files:
         with suppress(ImageError):  # a damaged one says nothing; whoever reads it reports it
-            info = describe_field(file)
-            return max(info.height, info.width) > LARGER * cropping.size
+            return is_larger_than_crops(file, cropping)
     return False
+
+
+def is_larger_than_crops(file: Path, cropping: Cropping) -> bool:
+    """Whether an image is too large to be a crop.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    info = describe_field(file)
+    return max(info.height, info.width) > LARGER * cropping.size
+
+
+def refuse_crops(
+    fields: Path, how: Cropping, infos: Mapping[FieldRow, FieldInfo], pixels: Mapping[FieldRow, float | None]
+) -> None:
+    """Images that are hardly larger than the crops to be cut out of them are no fields, unless a table says so.
+
+    Args:
+        fields: an image, a folder of images, or a field table.
+        how: with which size they are to be cut.
+        infos: what each file holds.
+        pixels: µm a pixel, where it is known.
+
+    Raises:
+        CellsError: all of them are so small.
+    """
+    if fields.suffix.lower() == ".csv" or is_file(fields / FIELD_TABLE):
+        return
+    for row, info in infos.items():
+        pixel = pixels[row]
+        zoom = 1.0 if pixel is None or how.pixel_um is None else how.pixel_um / pixel
+        if max(info.height, info.width) > LARGER * how.size * zoom:
+            return
+    widest = max(infos.values(), key=lambda info: max(info.height, info.width))
+    raise CellsError(
+        f"{fields}: {len(infos)} image(s) of at most {widest.width} x {widest.height} px, out of which crops of "
+        f"{how.size} px would be cut: they look like crops of single cells already, and `urnet train` and "
+        "`urnet predict` take such as they are; if they are fields, give a smaller --size, or name them in a field "
+        "table (CSV)"
+    )

@@ -125,6 +125,34 @@ def find_fields(
     return folder, settled
 
 
+def refuse_contradictions(root: Path, **options: str | None) -> None:
+    """Options only fill what a field table leaves open: one that it contradicts in every row would do nothing.
+
+    Args:
+        root: as for `find_fields`.
+        options: `nuclei` (a pattern), `nuclei_channel`, `channel`, `z` and `scene`, as they were given.
+
+    Raises:
+        CellsError: one of them is named otherwise by the table for every field.
+    """
+    table = root / TABLE_NAME if root.is_dir() else root
+    if table.suffix.lower() != ".csv" or not is_file(table):
+        return
+    rows = _from_table(table)
+    for name, given in options.items():
+        if given is None or not rows or not all(row.get(name) for row in rows):
+            continue
+        if name == "nuclei":
+            same = all(Path(os.path.normpath(row[name])) == partner_of(row["brightfield"], given) for row in rows)
+        else:
+            same = all(row[name].strip() == given.strip() for row in rows)
+        if not same:
+            raise CellsError(
+                f"{table}: its column {name!r} names that of every field, and --{name.replace('_', '-')} {given} says "
+                f"otherwise; leave the option out, or empty the column where the option is to hold"
+            )
+
+
 def refuse_among_fields(out: Path, fields: Path) -> None:
     """Crops are not written among the fields, where they would be fields the next time.
 
@@ -236,5 +264,7 @@ def _check_there(root: Path, files: list[tuple[str, Path]], what: str) -> None:
         raise CellsError(
             f"{root}: the {what} of {name}, {file}, is missing{more}; add it, or correct the table or the pattern"
             if what != "field"
+            else f"{root}: the field {name} is a link that leads nowhere{more}; mend or remove it"
+            if file.is_symlink()
             else f"{root}: the field {name} is missing at {file}{more}; paths are relative to the table"
         )

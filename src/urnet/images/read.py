@@ -6,6 +6,7 @@ up, inverted grey (TIFF "min is white") is turned the right way.
 """
 
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -192,8 +193,9 @@ def decoding(path: Path) -> Iterator[None]:
     except UnidentifiedImageError:
         raise ImageError(f"{path}: damaged or incomplete image (its header cannot be read)") from None
     except Exception as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ImageError(f"{path}: damaged or incomplete image ({reason})") from None
+        reason = " ".join(str(error).split())[:160]
+        told = f" ({reason})" if re.search("[a-z]{2}", reason) else ""  # a key that is missing says nothing to anyone
+        raise ImageError(f"{path}: damaged or incomplete image{told}") from None
 
 
 def _allowed(path: Path, header: Header) -> Header:
@@ -278,7 +280,9 @@ def check_finite(path: Path, pixels: np.ndarray) -> None:
     """
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         count = int((~np.isfinite(pixels)).sum())
-        raise ImageError(f"{path}: {count} of {pixels.size} values are NaN or infinite; mask or fill them first")
+        raise ImageError(
+            f"{path}: {count} of {pixels.size} values are NaN or infinite as 32-bit numbers; mask or fill them first"
+        )
 
 
 def _tiff_header(path: Path, page: tifffile.TiffPage, pages: int) -> Header:

@@ -24,6 +24,18 @@ Files = Annotated[
     File(min_length=1, description="Images: PNG, JPEG, BMP or TIFF, of 8 bits, 16 bits or float, at their own depth."),
 ]
 
+PixelSize = Annotated[
+    float | None,
+    Form(
+        gt=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="µm a pixel of the fields of view, all of them; stands before what the files say.",
+    ),
+]
+
+UNUSED_PIXEL_SIZE = "pixel_size_um was not used: these are crops, which are classified as they are."
+
 
 class Prediction(BaseModel):
     """What is said of one image: a class, or why it could not be used."""
@@ -175,14 +187,17 @@ def routes(bench: Bench) -> APIRouter:
         files: Files,
         sample: Annotated[str, Form(description="Name of the sample.", max_length=200)] = "sample",
         partial: Annotated[bool, Form(description="Count the other fields of view where some cannot be read.")] = False,
+        pixel_size_um: PixelSize = None,
     ) -> Differential:
         """Count the cells of one sample, as `urnet differential` does, from fields of view or from crops."""
-        async with _received(bench, files) as (aside, uploads):
+        async with _received(bench, files, pixel_um=pixel_size_um) as (aside, uploads):
             refused = [FileProblem(file=upload.name, error=upload.error) for upload in uploads if upload.error]
             if len(refused) == len(uploads):
                 _refuse_all(refused)
             try:
-                return _differential(bench, await bench.count(sample, aside, uploads, partial=partial))
+                counted = await bench.count(sample, aside, uploads, partial=partial)
+                unused = pixel_size_um is not None and not counted.fields
+                return _differential(bench, counted, [UNUSED_PIXEL_SIZE] if unused else [])
             except UnreadableError as error:
                 lost = [FileProblem(file=one.path, error=one.error) for one in error.lost]
                 raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), files=lost) from None
@@ -208,7 +223,9 @@ def routes(bench: Bench) -> APIRouter:
 
 
 @asynccontextmanager
-async def _received(bench: Bench, files: list[UploadFile]) -> AsyncIterator[tuple[Aside, list[Upload]]]:
+async def _received(
+    bench: Bench, files: list[UploadFile], *, pixel_um: float | None = None
+) -> AsyncIterator[tuple[Aside, list[Upload]]]:
     """The files of a request, put aside for as long as it may take."""
     settings = bench.settings
     if len(files) > settings.max_files:
@@ -220,7 +237,7 @@ async def _received(bench: Bench, files: list[UploadFile]) -> AsyncIterator[tupl
     try:
         async with asyncio.timeout(settings.request_seconds):
             named = [(file.filename or "", file.file) for file in files]
-            yield aside, await asyncio.to_thread(put_aside, aside, named)
+            yield aside, await asyncio.to_thread(put_aside, aside, named, pixel_um=pixel_um)
     except TimeoutError:
         raise Refused(
             HTTPStatus.SERVICE_UNAVAILABLE,
@@ -255,12 +272,12 @@ def _prediction(bench: Bench, file: str, answer: Answer) -> Prediction:
     )
 
 
-def _differential(bench: Bench, counted: Counted) -> Differential:
+def _differential(bench: Bench, counted: Counted, notes: list[str]) -> Differential:
     return Differential(
         model=bench.digest,
         engine=bench.engine,
         fields=counted.fields,
-        notes=counted.notes,
+        notes=[*counted.notes, *notes],
         failed=[FileProblem(file=answer.path, error=answer.error) for answer in counted.failed],
         **counted.sample.to_json(),
     )

@@ -268,7 +268,7 @@ class Bench:
                 answers += [answer for answer in part if not answer.is_padding]
         good = [answer for answer in answers if not answer.error]
         failed = [*cut.lost, *[answer for answer in answers if answer.error]]
-        if failed and not good and not cut.fields:
+        if failed and not good and (cut.sources or not cut.fields):
             raise CellsError(f"none of the {len(failed)} image(s) could be used; the first: {failed[0].reason}")
         notes = [*cut.notes, *await self.notes_on(answers)]
         return Counted(await asyncio.to_thread(self.sample, name, good), notes, failed, bool(cut.fields))

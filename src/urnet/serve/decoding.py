@@ -5,9 +5,10 @@ pickle to send. Torch is never loaded here.
 """
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,21 +22,16 @@ from urnet.bundle_config import ModelConfig
 from urnet.cells.copies import copy_key, padding_tiles
 from urnet.cells.table import Cells, find_images
 from urnet.errors import ImageError, UrnetError
-from urnet.fields.again import with_what_is_there
 from urnet.fields.crop import crop_fields
-from urnet.fields.cropping import Cropping
-from urnet.fields.kind import larger_than_crops
-from urnet.fields.read import open_field
+from urnet.fields.cropping import Cropping, PixelSizeError
+from urnet.fields.kind import is_larger_than_crops
 from urnet.fields.table import TABLE_NAME as FIELD_TABLE
-from urnet.fields.table import find_fields
+from urnet.files import staging_of
 from urnet.images.read import TIFF_STARTS, decoding, first_bytes, read_header
 from urnet.read_ahead import read_cells
 from urnet.serve.kept import write_csv
 
 PADDING_MARK = "padding"
-
-BAND = 1024
-"""Rows of a field that are decoded at a time, to see whether it can be."""
 
 FIELDS = "fields"
 """Folder among the cells that were cut out of fields, with a small picture of each field."""
@@ -55,18 +51,23 @@ def work(connection: Connection, config: ModelConfig, cropping: str | None, limi
     _bound_memory(limits["memory"])
     with suppress(EOFError, BrokenPipeError):
         connection.send_bytes(b"{}")
+
+        def say(name: str) -> None:
+            connection.send_bytes(json.dumps({"at": name}).encode())
+
         while True:
             order = json.loads(connection.recv_bytes())
-            for part in _answer(decoder, order):
+            for part in _answer(decoder, order, say):
                 connection.send_bytes(part)
 
 
-def _answer(decoder: "_Decoder", order: dict[str, Any]) -> Iterator[bytes]:
-    """JSON, and after it the crops that it names."""
+def _answer(decoder: "_Decoder", order: dict[str, Any], say: Callable[[str], None]) -> Iterator[bytes]:
+    """JSON, and after it the crops that it names; at which file cutting is, is said at once."""
     crops: list[np.ndarray] = []
     try:
         if order["do"] == "cut":
-            told = decoder.cut(Path(order["folder"]), Path(order["out"]))
+            lost = _Lost(say, order["fatal"])
+            told = decoder.cut(Path(order["folder"]), Path(order["out"]), order["pixels"], lost)
         else:
             told, crops = decoder.read(Path(order["path"]), order["start"], order["stop"], order["keys"])
     except Exception as error:
@@ -78,11 +79,37 @@ def _answer(decoder: "_Decoder", order: dict[str, Any]) -> Iterator[bytes]:
 
 def _reason(error: Exception, name: str) -> str:
     """Why a file cannot be read, for whoever sent it."""
+    if isinstance(error, PixelSizeError):
+        return f"{error.found}; give it with the files (pixel_size_um), or save the fields with it, as OME-TIFF"
     if isinstance(error, UrnetError):
         return str(error)
     if isinstance(error, MemoryError):
         return f"{name}: decoding it takes more memory than the server allows"
     return f"{name}: cannot be decoded ({type(error).__name__})"
+
+
+class _Lost:
+    """Files that cannot be used, and why; whatever goes wrong with one of them leaves the others as they are.
+
+    Args:
+        say: is told at which file the work is, so that somebody knows if this process dies of it.
+        reasons: of those at which processes died, by their names.
+    """
+
+    def __init__(self, say: Callable[[str], None], reasons: dict[str, str]):
+        self.say, self.reasons = say, dict(reasons)
+
+    @contextmanager
+    def __call__(self, path: Path) -> Iterator[None]:
+        self.say(path.name)
+        try:
+            yield
+        except Exception as error:
+            self.reasons[path.name] = _reason(error, str(path))
+
+    def without(self, files: Iterable[Path]) -> list[Path]:
+        """The files that are not lost."""
+        return [path for path in files if path.name not in self.reasons]
 
 
 class _Decoder:
@@ -109,23 +136,31 @@ class _Decoder:
             rows.append(row)
         return {"cells": len(cells), "rows": rows}, crops
 
-    def cut(self, folder: Path, out: Path) -> dict[str, Any]:
+    def cut(self, folder: Path, out: Path, pixels: dict[str, float], lost: _Lost) -> dict[str, Any]:
         """Cut fields into cells, where these files are fields; those that cannot be read are left out, and told."""
         if self.cropping is None or self.config.tile is not None:
             return {"fields": False}
         files = sorted(folder.iterdir())
-        unreadable = _failing(self._refuse_deep, files)
-        if not larger_than_crops([path for path in files if path.name not in unreadable], self.cropping):
+        larger = None
+        for path in lost.without(files):
+            with lost(path):
+                self._refuse_deep(path)
+                larger = is_larger_than_crops(path, self.cropping) if larger is None else larger
+        if not larger:
             return {"fields": False}
-        unreadable |= _failing(self._read_through, [path for path in files if path.name not in unreadable])
-        left = [path.name for path in files if path.name not in unreadable]
-        told = {"fields": True, "unreadable": unreadable, "notes": [], "cells": 0, "seen": [], "places": []}
-        if not left:
+        told = {"fields": True, "unreadable": lost.reasons, "notes": [], "cells": 0, "seen": [], "places": []}
+        if not (left := lost.without(files)):
             return told
         table = folder.with_name(FIELD_TABLE)
-        rows = [[name, f"{folder.name}/{name}"] for name in left]
-        write_csv(table, ("field", "brightfield"), rows)
-        cropped = crop_fields(table, out, self.cropping, again=True)
+        rows = [[path.name, f"{folder.name}/{path.name}", str(pixels.get(path.name, ""))] for path in left]
+        write_csv(table, ("field", "brightfield", "pixel_size_um"), rows)
+        shutil.rmtree(staging_of(out), ignore_errors=True)  # of a process that died
+        try:
+            cropped = crop_fields(table, out, self.cropping, again=True, attempt=lambda row: lost(row.brightfield))
+        except ImageError:
+            if lost.without(files):
+                raise
+            return told
         (out / FIELDS).mkdir()
         seen = []
         for number, one in enumerate(cropped.fields):
@@ -149,24 +184,6 @@ class _Decoder:
             raise ImageError(f"{path}: more than the {self.limits['images']} images that the server allows in one file")
         return cells, padding_tiles(cells)
 
-    def _read_through(self, path: Path) -> None:
-        """Decode a field and its nuclei to the end, as cutting will.
-
-        Raises:
-            ImageError: it cannot be read.
-        """
-        how = self.cropping
-        assert how is not None
-        nuclei = None if how.nuclei else how.nuclei_channel  # else it is of a partner, and none is ever sent
-        _, (row,) = find_fields(path, nuclei_channel=nuclei, channel=how.channel, z=how.z, scene=how.scene)
-        row = with_what_is_there(row, how)
-        for file, channel in ((row.brightfield, row.channel), (row.nuclei, row.nuclei_channel)):
-            if file is not None:
-                with open_field(file, channel=channel, z=row.z, scene=row.scene) as field:
-                    height, width = field.info.height, field.info.width
-                    for top in range(0, height, BAND):
-                        field.read(top, 0, min(BAND, height - top), width)
-
     def _refuse_deep(self, path: Path) -> None:
         """Look no further than the pages that are allowed: a chain of directories may have no end."""
         most, deep = self.limits["images"], False
@@ -176,17 +193,6 @@ class _Decoder:
                     deep = tif.pages[most] is not None
         if deep:
             raise ImageError(f"{path}: more than the {most} pages that the server allows in one file")
-
-
-def _failing(check: Callable[[Path], None], files: Iterable[Path]) -> dict[str, str]:
-    """Why files fail at a check, by their names."""
-    reasons = {}
-    for path in files:
-        try:
-            check(path)
-        except Exception as error:
-            reasons[path.name] = _reason(error, str(path))
-    return reasons
 
 
 def _write_grey(path: Path, pixels: np.ndarray) -> None:

@@ -111,7 +111,9 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found = [f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in error.errors()]
-    detail = "; ".join(found) + "; send the images as multipart/form-data, each in a field 'files'"
+    detail = "; ".join(found)
+    if any("files" in one["loc"] or len(one["loc"]) < 2 for one in error.errors()):
+        detail += "; send the images as multipart/form-data, each in a field 'files'"
     return problem(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, detail)
 
 

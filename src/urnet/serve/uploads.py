@@ -7,11 +7,12 @@ import multiprocessing
 import queue
 import re
 import shutil
+import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,11 +43,13 @@ class Upload:
         name: what the client calls it, only ever shown.
         path: where it lies, under a name of ours; none where it was refused.
         error: why it was.
+        pixel_um: µm per px, where who sent it said so; of fields of view.
     """
 
     name: str
     path: Path | None
     error: str = ""
+    pixel_um: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,19 @@ class Cell:
     key: str = ""
 
 
-def put_aside(aside: Aside, files: Iterable[tuple[str, BinaryIO]]) -> list[Upload]:
+def put_aside(aside: Aside, files: Iterable[tuple[str, BinaryIO]], *, pixel_um: float | None = None) -> list[Upload]:
     """Write files into a folder of ours; what is no image by its first bytes is refused.
 
     Args:
         aside: the folder.
         files: what the client calls each, and its content.
+        pixel_um: µm per px of all of them, where the client says so.
 
     Raises:
         FullError: there is no room for them.
     """
-    return [put(aside, number, given, content) for number, (given, content) in enumerate(files)]
+    uploads = [put(aside, number, given, content) for number, (given, content) in enumerate(files)]
+    return [replace(upload, pixel_um=pixel_um) for upload in uploads]
 
 
 def shown(name: str) -> str:
@@ -160,8 +165,10 @@ class Decoders:
         Raises:
             ImageError: it cannot be read at all.
         """
+        seconds = self.settings.decode_seconds
         order = {"do": "read", "path": str(upload.path), "start": start, "stop": stop, "keys": keys}
-        told, crops = await self._ask(order, self.settings.decode_seconds, upload)
+        told, crops = await self._ask(order | {"seconds": seconds}, seconds)
+        _refuse(told, upload)
         left = iter(crops)
         cells = []
         for row in told["rows"]:
@@ -172,7 +179,7 @@ class Decoders:
         return told["cells"], cells
 
     async def cut(self, aside: Aside, out: Path, uploads: Sequence[Upload]) -> dict[str, Any]:
-        """Cut fields into a new cells folder.
+        """Cut fields into a new cells folder. One at which a process dies is left out, and another process goes on.
 
         Args:
             aside: where the files lie.
@@ -186,16 +193,25 @@ class Decoders:
         Raises:
             ImageError: they cannot be cut, or finding their cells takes too long.
         """
-        order = {"do": "cut", "folder": str(aside.files), "out": str(out)}
-        told, _ = await self._ask(order, self.settings.field_seconds, *uploads, aside=aside)
+        by_name = {upload.path.name: upload for upload in uploads if upload.path is not None}
+        pixels = {name: upload.pixel_um for name, upload in by_name.items() if upload.pixel_um is not None}
+        fatal: dict[str, str] = {}
+        seconds = self.settings.field_seconds
+        order = {"do": "cut", "folder": str(aside.files), "out": str(out), "pixels": pixels, "fatal": fatal}
+        order["seconds"], until = seconds, time.monotonic() + seconds
+        while True:
+            told, _ = await self._ask(order, until - time.monotonic(), aside=aside)
+            if (name := told.get("died_at")) not in by_name or name in fatal:
+                break
+            fatal[name] = told["error"]
+        _refuse(told, *uploads)
         if told["fields"]:
-            by_name = {upload.path.name: upload for upload in uploads if upload.path is not None}
             told["unreadable"] = {name: _renamed(why, by_name[name]) for name, why in told["unreadable"].items()}
             told["notes"] = [_renamed(note, *uploads) for note in told["notes"]]
         return told
 
     async def _ask(
-        self, order: dict[str, Any], seconds: float, *uploads: Upload, aside: Aside | None = None
+        self, order: dict[str, Any], seconds: float, *, aside: Aside | None = None
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
         def ask() -> tuple[dict[str, Any], list[np.ndarray]]:
             process = self.idle.get()
@@ -205,11 +221,18 @@ class Decoders:
             finally:
                 self.idle.put(process)
 
-        told, crops = await asyncio.get_running_loop().run_in_executor(self.threads, ask)
-        if "error" in told:
-            error = _renamed(told["error"], *uploads)
-            raise ImageError(error.replace("a file", uploads[0].name, 1) if error.startswith("a file:") else error)
-        return told, crops
+        return await asyncio.get_running_loop().run_in_executor(self.threads, ask)
+
+
+def _refuse(told: Mapping[str, Any], *uploads: Upload) -> None:
+    """Raise what went wrong with all that was asked for.
+
+    Raises:
+        ImageError: it did.
+    """
+    if "error" in told:
+        error = _renamed(told["error"], *uploads)
+        raise ImageError(error.replace("a file", uploads[0].name, 1) if error.startswith("a file:") else error)
 
 
 def _renamed(text: str, *uploads: Upload) -> str:
@@ -218,6 +241,14 @@ def _renamed(text: str, *uploads: Upload) -> str:
     folder = next(upload.path.parent for upload in uploads if upload.path is not None)
     above = "|".join(map(re.escape, (str(folder), folder.as_posix())))
     return re.sub(rf"(?:(?:{above})[\\/])?(\w+(?:\.\w+)*)", lambda ours: names.get(ours[1], ours[0]), text)
+
+
+def _late(order: dict[str, Any], name: str) -> str:
+    """What is said where a process does not answer in time."""
+    allowed = f"longer than the {order['seconds']:g} s that the server allows"
+    if order["do"] == "read":
+        return f"{name}: decoding it takes {allowed}"
+    return f"finding the cells of these files takes {allowed} (field_seconds), and was at {name}; send fewer at a time"
 
 
 class _Process:
@@ -240,21 +271,27 @@ class _Process:
         self.pipe.recv_bytes()
 
     def ask(self, order: dict[str, Any], seconds: float) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """What a process answers; where it died, also at which file it was (`died_at`), if it had said so."""
         name = order.get("path", "a file")
+        told: dict[str, Any] = {}
         try:
             if self.pipe is None or not self.process.is_alive():
                 self.end()
                 self.start()
             assert self.pipe is not None
             self.pipe.send_bytes(json.dumps(order).encode())
-            if not self.pipe.poll(seconds):
-                self.end()
-                return {"error": f"{name}: decoding it takes longer than the {seconds:g} s that the server allows"}, []
-            told = json.loads(self.pipe.recv_bytes())
+            until = time.monotonic() + seconds
+            while not told or "at" in told:
+                if not self.pipe.poll(max(0.0, until - time.monotonic())):
+                    self.end()
+                    return {"error": _late(order, told.get("at", name))}, []
+                told = json.loads(self.pipe.recv_bytes())
             return told, [self._crop(kind, shape) for kind, *shape in told["crops"]]
         except (EOFError, OSError):
             self.end()
-            return {"error": f"{name}: decoding it ended the process that did so; the file is damaged or too large"}, []
+            at = told.get("at")
+            error = f"{at or name}: decoding it ended the process that did so; the file is damaged or too large"
+            return {"error": error, "died_at": at}, []
 
     def _crop(self, kind: str, shape: Sequence[int]) -> np.ndarray:
         assert self.pipe is not None

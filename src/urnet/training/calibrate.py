@@ -17,14 +17,13 @@ from urnet.calibration.rejection import FALSE_REJECTION, fit_rejection
 from urnet.calibration.temperature import fit_temperature, probabilities
 from urnet.cells.table import Cells
 from urnet.errors import CellsError, RunError
+from urnet.progress import Progress
 from urnet.training.run import Run
 
 TRAIN_CELLS = 2000
 """Cells of the training part that are looked at; a distribution needs no more."""
 
 _AT_ONCE = 256
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

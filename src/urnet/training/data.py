@@ -16,13 +16,12 @@ from urnet.errors import CellsError
 from urnet.images.rows import Rows
 from urnet.images.scale import ANY_DEPTH, Scaling, fit_scaling
 from urnet.nets import create_enhancer, list_fixed
+from urnet.progress import Progress
 from urnet.recipe import Recipe
 
 BATCH = 64
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 import copy
 import errno
+import logging
+import math
 import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch.multiprocessing import ProcessRaisedException
 
@@ -18,6 +21,11 @@ from urnet.training.run import Run
 
 LESS_MEMORY = "train.batch_size, input.size or enhancer.width, or set train.checkpointing=true"
 DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+ONE_IN_TWENTY = 1.645
+"""Standard deviations of a normal distribution that it exceeds one time in twenty."""
+
+logger = logging.getLogger(__name__)
+
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -42,6 +50,47 @@ def check_step(model: JointModel, data: Prepared, recipe: Recipe) -> None:
             f"change input.size{', train.batch_size' if alone else ''} or the classifier"
         ) from None
     model.train()
+
+
+def warn_at_chance(run: Run, epoch: int, labels: np.ndarray, recipe: Recipe) -> None:
+    """Say so where the chosen epoch tells the classes no better apart than guessing could.
+
+    Whoever guesses without looking has a macro recall of 1/K on average, whatever he prefers: always the most frequent
+    class, or all alike. Guessing all alike, the recall of a class of n_k cells is a binomial share, so the macro recall
+    varies by sqrt(Σ (1/K)(1 - 1/K) / n_k) / K, and is above 1/K by `ONE_IN_TWENTY` such deviations one time in twenty.
+    A recall up to there is said to be chance's. That the epoch is the best of several isn't counted, so that the note
+    comes rather too seldom.
+
+    Args:
+        run: with its history.
+        epoch: the chosen one, from 1.
+        labels: (N,) of the cells that it was chosen on.
+        recipe: of the run.
+    """
+    history = run.history()
+    figures = history["validation_macro_recall"][(history["stage"] == "train") & (history["epoch"] == epoch)]
+    counts = np.bincount(labels)
+    chance = 1 / np.count_nonzero(counts)
+    deviation = chance * math.sqrt(chance * (1 - chance) * float((1 / counts[counts > 0]).sum()))
+    reach = min(1.0, chance + ONE_IN_TWENTY * deviation)
+    if figures.empty or not figures.iloc[-1] <= reach:
+        return
+    part = "test" if recipe.protocol == "paper" else "validation"
+    logger.warning(
+        "%s: the chosen epoch (%d) has a macro recall of %.1f %% on the %d cells of the %s part, no better than "
+        "guessing: chance gives %.1f %%, and up to %.1f %% by luck. Look whether images and labels belong together; "
+        "then try more epochs or another learning rate (train.epochs=%d, train.lr=%g now), and where cells are few, "
+        "more of them",
+        run.folder,
+        epoch,
+        100 * figures.iloc[-1],
+        len(labels),
+        part,
+        100 * chance,
+        100 * reach,
+        recipe.train.epochs,
+        recipe.train.lr,
+    )
 
 
 @contextmanager

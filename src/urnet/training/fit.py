@@ -33,7 +33,7 @@ from urnet.training.allocator import as_usual
 from urnet.training.calibrate import calibrate_model
 from urnet.training.checkpoints import Keeper, WholeFileIO, cut_history, read_checkpoint
 from urnet.training.data import Prepared, prepare
-from urnet.training.failures import check_step, plain_errors
+from urnet.training.failures import check_step, plain_errors, warn_at_chance
 from urnet.training.losses import build_enhancement_loss
 from urnet.training.modules import JointModule, PretrainModule, inverse_frequency, lay_out
 from urnet.training.quiet import quietly
@@ -161,7 +161,7 @@ def train_one(
         if audit is not None:
             cells = _divided(cells, audit(), recipe, allow_leaks, watcher)
     else:
-        cells = _continued(run, cells, recipe)
+        cells = _continued(run, cells, recipe, watcher)
     if run.finished:
         if watcher is not None:
             watcher.say(f"{run.folder} is finished already")
@@ -189,13 +189,14 @@ def train_one(
     if recipe.pretrain.epochs and not learns and watcher is not None:
         watcher.say(f"enhancer {recipe.enhancer.name} has nothing to learn; there is no pre-training")
     if new and _rank() == 0:
-        Run.create(out, recipe, cells)
+        Run.create(out, recipe, cells, (lambda share: watcher.doing("hash cells", share)) if watcher else None)
     with plain_errors(run):
         if recipe.pretrain.epochs and learns:
             _pretrain(run, model, data, recipe, devices, watcher)
         module, seen = _joint_module(model, data, recipe, teacher, cells)
         epoch = _train_jointly(run, module, data, seen, recipe, devices, watcher)
         if _rank() == 0:
+            warn_at_chance(run, epoch, data.validation.labels, recipe)
             if recipe.selection is not None:
                 _select(run, model, data, recipe, watcher)
             trained = _bundle(model, data, recipe, cells.classes, epoch)
@@ -215,7 +216,7 @@ def _divided(cells: Cells, audit: Audit, recipe: Recipe, allow_leaks: bool, watc
     return replace(divided, classes=class_order(recipe, divided))
 
 
-def _continued(run: Run, cells: Cells, recipe: Recipe) -> Cells:
+def _continued(run: Run, cells: Cells, recipe: Recipe, watcher: Watcher | None) -> Cells:
     """The cells of an interrupted run, after a check that it is the same experiment."""
     if run.recipe() != recipe:
         raise RunError(
@@ -223,6 +224,14 @@ def _continued(run: Run, cells: Cells, recipe: Recipe) -> Cells:
         )
     if not run.has_cells(cells):
         raise RunError(f"{run.folder}: the run was begun with other cells; resume with the same, or take a new --out")
+    changed = run.changed_images((lambda share: watcher.doing("compare cells", share)) if watcher else None)
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise RunError(
+            f"{run.folder}: {len(changed)} image(s) have other pixels than when the run was begun: "
+            f"{', '.join(changed[:3])}{more} (from the run's folder). A run goes on with the very pixels that it began "
+            "with; put the files back as they were, or train into a new --out"
+        )
     return run.cells()
 
 
@@ -339,7 +348,7 @@ def _fit(
     lay_out(module, torch.channels_last)
     with quietly():
         trainer = L.Trainer(
-            accelerator="auto",
+            accelerator="cuda" if torch.cuda.is_available() else "cpu",  # as prediction; Apple's GPUs are untried
             devices=devices,
             strategy=_strategy(devices),
             precision=_precision(recipe.train.precision),

@@ -1,22 +1,24 @@
 """The run folder: what training leaves, and what evaluation, prediction and resumption read.
 
 recipe.yaml   as it was resolved       history.csv   a row an epoch
-cells.csv     with the split used      checkpoints/  best.ckpt, last.ckpt, and the same of pretrain/
-crop.json     of cells out of fields
+cells.csv     with the split used,     checkpoints/  best.ckpt, last.ckpt, and the same of pretrain/
+              hashes of the pixels     crop.json     of cells out of fields
 model/        the bundle               evaluation/   one folder a part
 """
 
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from urnet.bundle import CONFIG_NAME, Model
+from urnet.cells.contents import changed, with_contents
 from urnet.cells.kept_crops import known_crops
-from urnet.cells.table import PARTS, TABLE_NAME, Cells, read_cells
+from urnet.cells.table import PAIRED, PARTS, TABLE_NAME, Cells, MissingFilesError, read_cells
 from urnet.errors import RunError
 from urnet.fields.cropping import SETTINGS_NAME
 from urnet.files import whole_file
@@ -84,14 +86,24 @@ class Run:
         return (self.model / CONFIG_NAME).is_file()
 
     @classmethod
-    def create(cls, folder: Path, recipe: Recipe, cells: Cells) -> "Run":
+    def create(
+        cls, folder: Path, recipe: Recipe, cells: Cells, progress: Callable[[float], None] | None = None
+    ) -> "Run":
         """Begin a run folder; the recipe is what makes it one, and comes last.
+
+        Args:
+            folder: new.
+            recipe: as it was resolved.
+            cells: with their parts.
+            progress: called with the share of the images that have been hashed, 0 to 1.
 
         Raises:
             RunError: the folder exists and is not empty.
+            ImageError: an image cannot be read.
         """
         run = cls(Path(folder))
         run.refuse_existing()
+        cells = with_contents(cells, _trained_on(cells, recipe), progress)
         with whole_file(run.recipe_path) as file:
             file.write(recipe.to_yaml().encode())
             file.flush()
@@ -138,7 +150,17 @@ class Run:
             RunError: the table has lost its parts.
             CellsError: it is no table, or its images are not there.
         """
-        cells = read_cells(self.cells_path)
+        try:
+            cells = read_cells(self.cells_path)
+        except MissingFilesError as error:
+            place = os.path.normpath(self.folder.resolve() / error.files[0])
+            raise MissingFilesError(
+                f"{self.folder}: {len(error.files)} image(s) of this run's cells do not exist where they were, as "
+                f"{place}. A run keeps no images of its own, and finds them by the paths in its {TABLE_NAME}, relative "
+                "to the run's folder: put the cells back there (or a link to where they are now), move the run's "
+                "folder the same way, or correct these paths",
+                error.files,
+            ) from None
         if not cells.has_split:
             raise RunError(f"{self.cells_path}: names no parts (column 'split'); restore the file")
         return known_crops(Cells(cells.root, cells.table, class_order(self.recipe(), cells)))
@@ -149,6 +171,13 @@ class Run:
         return sorted(zip(_places(mine), mine.table["label"], strict=True)) == sorted(
             zip(_places(cells), cells.table["label"], strict=True)
         )
+
+    def changed_images(self, progress: Callable[[float], None] | None = None) -> list[str]:
+        """Images, paired ones too, whose pixels are other ones than when the run was begun, as `cells.csv` names them.
+
+        None are known of runs that kept no hashes.
+        """
+        return changed(self.cells(), progress)
 
     def counts(self) -> pd.DataFrame:
         """Number of cells by class (rows) and part (columns), from the table alone."""
@@ -237,6 +266,16 @@ def refuse_within(path: Path, cells: Path) -> None:
 def class_order(recipe: Recipe, cells: Cells) -> tuple[str, ...]:
     """The classes in the order of the network's outputs: the recipe's, else the alphabet's."""
     return tuple(recipe.classes or sorted(set(cells.table["label"])))
+
+
+def _trained_on(cells: Cells, recipe: Recipe) -> list[str]:
+    """The columns whose images a training looks at."""
+    from urnet.training.data import paints  # torch
+
+    kind = recipe.pretrain.target
+    wanted = ("target",) if kind == "target" else (f"target_{kind}", "target")
+    painted = paints(recipe) and (kind == "target" or f"target_{kind}" in PAIRED)
+    return ["path", *(column for column in wanted if painted and column in cells.table)]
 
 
 def _places(cells: Cells) -> list[str]:

@@ -13,7 +13,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from http import HTTPStatus
 from secrets import token_urlsafe
@@ -88,6 +88,7 @@ class Classification(Closable):
         bench: what classifies.
         turn: lets so many work at once.
         sample: name of the sample.
+        pixel_um: µm per px of its fields of view, where their files do not say it or are wrong.
 
     Attributes:
         key: names it in addresses.
@@ -101,8 +102,8 @@ class Classification(Closable):
         changes: grows whenever something has changed.
     """
 
-    def __init__(self, bench: Bench, turn: asyncio.Semaphore, sample: str = "sample"):
-        self.bench, self.turn, self.name = bench, turn, sample
+    def __init__(self, bench: Bench, turn: asyncio.Semaphore, sample: str = "sample", pixel_um: float | None = None):
+        self.bench, self.turn, self.name, self.pixel_um = bench, turn, sample, pixel_um
         self.key = token_urlsafe(12)
         self.state: State = "receiving"
         self.error = self.reviewing = ""
@@ -157,7 +158,8 @@ class Classification(Closable):
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"more than the {settings.sample_bytes:,} bytes that one sample may have; send several samples",
                 )
-            self.uploads.append(put(self._aside, len(self.uploads), name, content))
+            upload = put(self._aside, len(self.uploads), name, content)
+            self.uploads.append(replace(upload, pixel_um=self.pixel_um))
         self.changes += 1
 
     def start(self) -> None:

@@ -186,6 +186,11 @@ class _Page:
                     text("label", "Name of the sample").props("for=sample")
                     sample = ui.element("input").props("id=sample type=text maxlength=100 autocomplete=off")
                     sample.props["placeholder"] = "sample"
+                if cuts:
+                    with ui.element("div"):
+                        text("label", "Pixel size of fields, µm").props("for=pixel-size")
+                        pixel = ui.element("input").props("id=pixel-size type=number min=0.001 max=1000 step=any")
+                        pixel.props["placeholder"] = "as the files say"
                 for which, label in (("files", "Choose files"), ("folder", "Choose a folder")):
                     text("button", label).props(f"type=button id=choose-{which}").classes(
                         "button main" if which == "files" else "button"

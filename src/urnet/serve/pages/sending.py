@@ -10,6 +10,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import Response
 
 from urnet.errors import ImageError
+from urnet.serve.api import PixelSize
 from urnet.serve.bench import Bench
 from urnet.serve.pages.answers import CACHED, saved_as
 from urnet.serve.pages.classification import AT_ONCE, Classification
@@ -30,12 +31,14 @@ def routes(bench: Bench) -> APIRouter:
     turn = asyncio.Semaphore(AT_ONCE)
 
     @router.post("")
-    async def begin(request: Request, sample: Annotated[str, Form(max_length=200)] = "") -> dict[str, str]:
+    async def begin(
+        request: Request, sample: Annotated[str, Form(max_length=200)] = "", pixel_size_um: PixelSize = None
+    ) -> dict[str, str]:
         session: Session = request.scope["urnet.session"]
         before = session.kept.pop(KEPT, None)
         if before is not None:
             before.close()
-        made = session.kept[KEPT] = Classification(bench, turn, shown(sample.strip() or "sample"))
+        made = session.kept[KEPT] = Classification(bench, turn, shown(sample.strip() or "sample"), pixel_size_um)
         return {"key": made.key}
 
     @router.post("/{key}/files")

@@ -52,6 +52,7 @@
     try {
       const form = new FormData();
       form.append("sample", at("sample").value);
+      if (at("pixel-size")?.value) form.append("pixel_size_um", at("pixel-size").value);
       const show = hidePictures();
       const { key } = await post("", form).catch((error) => {
         show();

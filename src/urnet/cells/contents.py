@@ -1,0 +1,61 @@
+"""What the pixels of cells are, a hash each, so that a training that goes on notices when they have become others.
+
+The hash is that of the audit's copies, of what is decoded: a file that is moved, or written anew with the same pixels,
+keeps it.
+"""
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+
+from urnet.cells.copies import pixel_hash
+from urnet.cells.table import CONTENTS, Cells
+from urnet.errors import ImageError
+
+
+def with_contents(cells: Cells, columns: Collection[str], progress: Callable[[float], None] | None = None) -> Cells:
+    """The cells with the hashes of the images that are trained on; older ones go.
+
+    Args:
+        cells: with a split; cells that are in no part have no hashes.
+        columns: which images: `path`, and those of `PAIRED` that are painted.
+        progress: called with the share done, 0 to 1.
+
+    Raises:
+        ImageError: an image cannot be read.
+    """
+    used = np.flatnonzero(cells.table["split"] != "")
+    hashes = {name: np.full(len(cells), "", dtype=object) for name in CONTENTS.values() if name in cells.table}
+    for number, column in enumerate(columns):
+        found = hashes[CONTENTS[column]] = np.full(len(cells), "", dtype=object)
+        for done, index in enumerate(used, 1):
+            if cells.table[column].iat[index] != "":
+                found[index] = pixel_hash(cells.read(int(index), column))
+            if progress is not None:
+                progress((number + done / len(used)) / len(columns))
+    return cells.with_columns(**hashes)
+
+
+def changed(cells: Cells, progress: Callable[[float], None] | None = None) -> list[str]:
+    """Images whose pixels are no longer those of their hashes, as the table names them; none where it has no hashes.
+
+    Args:
+        cells: from `with_contents`, perhaps read from a file again.
+        progress: called with the share done, 0 to 1.
+    """
+    named = [(column, name) for column, name in CONTENTS.items() if name in cells.table]
+    found = []
+    for number, (column, name) in enumerate(named):
+        for index, (image, before) in enumerate(zip(cells.table[column], cells.table[name], strict=True)):
+            if before != "" and _now(cells, index, column) != before:
+                found.append(image)
+            if progress is not None:
+                progress((number + (index + 1) / len(cells)) / len(named))
+    return list(dict.fromkeys(found))
+
+
+def _now(cells: Cells, index: int, column: str) -> str:
+    try:
+        return pixel_hash(cells.read(index, column))
+    except ImageError:
+        return "not readable"

@@ -1,0 +1,79 @@
+"""Hashes of the pixels: they follow the content and nothing else."""
+
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from urnet.cells.contents import changed, with_contents
+from urnet.cells.table import Cells, read_cells
+
+
+@pytest.fixture
+def cells(draw, tmp_path) -> Cells:
+    folder = draw(tmp_path / "cells", 4)
+    found = read_cells(folder)
+    table = found.table.assign(split=["train", "validation", "test", ""] * 3, target=list(found.table["path"][::-1]))
+    (folder / "cells.csv").write_text(table.to_csv(index=False), encoding="utf-8")
+    return read_cells(folder)
+
+
+def invert(path) -> None:
+    """Other pixels in a file of the same size and times, as far as these can be set."""
+    about = path.stat()
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+def again(cells: Cells) -> Cells:
+    cells.write(cells.root / "again" / "cells.csv")
+    return read_cells(cells.root / "again")
+
+
+def test_nothing_changes_where_nothing_does(cells):
+    known = again(with_contents(cells, ["path", "target"]))
+    assert changed(known) == []
+    assert (known.table["content"] == "").tolist() == [False, False, False, True] * 3
+    for path in cells.root.rglob("*.png"):
+        Image.open(path).save(path, compress_level=1)
+    assert changed(known) == []
+    moved = shutil.copytree(cells.root, cells.root.with_name("moved"))
+    assert changed(read_cells(moved / "again")) == []
+
+
+def test_other_pixels_are_found_in_parts_and_among_paired_images_that_are_trained_on(cells):
+    paths = cells.table["path"]
+    alone, both = (again(with_contents(cells, columns)) for columns in (["path"], ["path", "target"]))
+    invert(cells.root / paths[3])  # in no part; the target of the cell in row 8
+    assert changed(alone) == []
+    both = with_contents(cells, ["path", "target"])
+    assert changed(both) == []
+    invert(cells.root / paths[3])
+    assert changed(both) == [paths[3]]
+    (cells.root / paths[4]).write_bytes(b"no image")
+    assert changed(both) == [paths[4], paths[3]]
+
+
+def test_hashes_of_an_older_run_go(cells):
+    both = with_contents(cells, ["path", "target"])
+    fresh = with_contents(both, ["path"])
+    assert (fresh.table["target_content"] == "").all()
+    pd.testing.assert_series_equal(fresh.table["content"], both.table["content"])
+
+
+def test_a_table_without_hashes_has_nothing_to_be_compared_with(cells):
+    invert(cells.root / cells.table["path"][0])
+    assert changed(cells) == []
+
+
+def test_progress_comes_to_its_end(cells):
+    told: list[float] = []
+    known = with_contents(cells, ["path", "target"], told.append)
+    assert told == sorted(told)
+    assert told[-1] == 1
+    told.clear()
+    changed(known, told.append)
+    assert told[-1] == 1
