@@ -126,7 +126,8 @@ def test_unreadable_images_are_skipped_and_the_exit_code_says_so(urnet, trained,
     code, out, err = urnet("predict", trained.folder, cells, "--out", tmp_path / "p.csv")
     assert code == 1
     assert "6 of 7 images classified" in out
-    assert err == "urnet: 1 of 7 image(s) could not be used: the file is empty (0 bytes); the column 'error' says which\n"
+    why = "1 of 7 image(s) could not be used: the file is empty (0 bytes)"
+    assert err == f"urnet: {why}; the column 'error' says which\n"
     assert len(pd.read_csv(tmp_path / "p.csv")) == 7
 
 
