@@ -50,6 +50,17 @@ def with_interval(figure: Mapping[str, Any], scale: float = 100) -> str:
     return f"{text} ({scale * low:.1f}–{scale * high:.1f})"
 
 
+def described(intervals: Mapping[str, Any]) -> str:
+    """What the intervals are, in a few words: `95 % intervals over 40 source images`.
+
+    Args:
+        intervals: their description from `urnet.evaluation.metrics.interval_groups`.
+    """
+    if intervals["groups"] < 2:
+        return f"no intervals: all cells come from one {intervals['unit']}"
+    return f"{100 * intervals['level']:g} % intervals over {intervals['groups']:,} {intervals['unit']}s"
+
+
 def _png(picture: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
 

@@ -124,12 +124,14 @@ def _look_at_others(
     """What is not read: donors under another name are refused, or named; other columns are named."""
     others = [name for name in dict.fromkeys(table) if name and name not in columns]
     others = [name for name in others if table[[name]].map(str.strip).any(axis=None)]
-    donor = _other_name(others, columns, "donor") if "donor" in columns and "donor" not in table else None
+    named = "donor" in table and table[["donor"]].map(str.strip).any(axis=None)
+    donor = _other_name(others, columns, "donor") if "donor" in columns and not named else None
     if donor is not None and leaks:
         raise CellsError(
-            f"{path}: column {donor!r} seems to name donors, but there is no column 'donor', by which the cells of one "
-            f"person are kept in one part; rename it to donor, or remove it (rename it to x_{donor} if it is something "
-            "else)"
+            f"{path}: column {donor!r} seems to name donors, but the column 'donor', by which the cells of one person "
+            f"are kept in one part, is {'empty' if 'donor' in table else 'missing'}; rename it to donor"
+            f"{', in place of the empty one' * ('donor' in table)}, or remove it (rename it to x_{donor} if it is "
+            "something else)"
         )
     if donor is not None:
         logger.warning("%s: column %r is not used; rename it to donor if it says whose cells these are", path, donor)

@@ -407,10 +407,17 @@ def test_a_misspelt_column_is_not_passed_over(tmp_path, found, meant):
 
 def test_a_table_of_patients_is_refused_for_training_and_read_for_prediction(folder, caplog):
     path = write(folder, "path,label,patient\na/1.png,x,7\n")
-    with pytest.raises(CellsError, match="column 'patient' seems to name donors, but there is no column 'donor'"):
+    with pytest.raises(CellsError, match=r"column 'patient' seems to name donors, .* is missing; rename it to donor"):
         read_cells(path)
     assert list(find_images([path]).table["donor"]) == [""]
     assert "column 'patient' is not used; rename it to donor" in caplog.text
+
+
+def test_an_empty_column_of_donors_is_as_none(folder):
+    path = write(folder, "path,label,donor,patient\na/1.png,x, ,7\n")
+    with pytest.raises(CellsError, match="is empty; rename it to donor, in place of the empty one, or remove it"):
+        read_cells(path)
+    assert list(read_cells(write(folder, "path,label,donor,patient\na/1.png,x,d1,7\n")).table["donor"]) == ["d1"]
 
 
 def test_columns_of_other_people_are_named_and_our_own_are_not(folder, caplog):

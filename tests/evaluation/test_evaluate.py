@@ -159,7 +159,7 @@ def test_other_cells_without_a_split_are_used_whole(trained, draw, tmp_path):
     result = evaluate(trained, other, out=tmp_path / "out")
     assert result.metrics["n"] == 27
     assert result.metrics["part"] == "other"
-    assert "as urnet differential does it" in result.metrics["differential_note"]
+    assert "urnet differential corrects it" in result.metrics["differential_note"]
     assert not any("training" in warning for warning in result.metrics["warnings"])
 
 

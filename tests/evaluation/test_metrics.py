@@ -7,7 +7,8 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from urnet.errors import CellsError
-from urnet.evaluation.metrics import described, interval_groups, score
+from urnet.evaluation.metrics import interval_groups, score
+from urnet.pages import described
 
 CLASSES = ["granulocyte", "lymphocyte", "monocyte"]
 FIGURES = ("recall", "precision", "f1")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from urnet.errors import ImageError
-from urnet.fields.illumination import NO_CORRECTION, Illumination, estimate_flat, given_flat
+from urnet.fields.illumination import NO_CORRECTION, Illumination, flat_through, given_flat, measure_light
 from urnet.fields.read import open_field
 from urnet.images.phantom import draw_field
 
@@ -35,12 +35,11 @@ def batch(tmp_path_factory):
 
 
 def estimated(paths) -> Illumination:
-    def fields():
-        for path in paths:
-            with open_field(path) as field:
-                yield field
-
-    return estimate_flat(fields())
+    measured = []
+    for path in paths:
+        with open_field(path) as field:
+            measured.append(measure_light(field))
+    return flat_through(measured)
 
 
 def unevenness(image: np.ndarray) -> float:
@@ -120,7 +119,7 @@ def test_blank_fields_have_even_light(tmp_path, level):
     light = estimated([tmp_path / "f.tif"])
     np.testing.assert_allclose(light.flat, 1, atol=1e-4)
     with pytest.raises(ValueError, match="no fields"):
-        estimate_flat([])
+        flat_through([])
 
 
 @settings(deadline=None, max_examples=30)

@@ -109,6 +109,18 @@ def test_one_source_has_neither_interval_nor_verdict_and_both_columns_are_in_vie
             shutil.rmtree(beside / name)
 
 
+def test_figures_that_do_not_say_what_their_intervals_are_are_left_out(beside):
+    part = beside / "run" / "evaluation" / "test" / "metrics.json"
+    whole = part.read_text(encoding="utf-8")
+    run = runs_beside(beside / "run")["run"]
+    assert [one.split for one in run.figures()] == ["test"]
+    try:
+        part.write_text(json.dumps(json.loads(whole) | {"intervals": None}), encoding="utf-8")
+        assert run.figures() == []
+    finally:
+        part.write_text(whole, encoding="utf-8")
+
+
 def test_comparisons_keep_no_thread_from_others(monkeypatch, beside):
     from urnet.serve.pages import comparison
 

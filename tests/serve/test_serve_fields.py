@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from urnet.differential.run import count_cells
 from urnet.fields.crop import Cropping, crop_fields
 from urnet.fields.read import Field
+from urnet.files import staging_of
 from urnet.images.phantom import draw_field
 from urnet.serve.app import create_app
 from urnet.serve.bench import Bench
@@ -185,6 +186,19 @@ def test_a_field_is_opened_for_its_pixels_once(run, fields, tmp_path, monkeypatc
     assert told["cells"] > 30
     assert sorted(opened) == [field.name for field in sorted(fields.iterdir())]
     assert set(at) == set(opened)
+
+
+def test_what_a_process_that_died_has_left_is_in_nobodys_way(run, fields, tmp_path):
+    shutil.copytree(fields, tmp_path / "files")
+    model, out = run.load_model(), tmp_path / "cells"
+    decoder = _Decoder(model.config, model.cropping, {"pixels": 10**8, "images": 10, "memory": 2**30})
+    whole = decoder.cut(tmp_path / "files", out, {}, _Lost(lambda name: None, {}))
+    (staging_of(out) / "cells").mkdir(parents=True)
+    again = decoder.cut(tmp_path / "files", out, {}, _Lost(lambda name: None, {"d2.tif": "died"}))
+    assert again["unreadable"] == {"d2.tif": "died"}
+    assert [one["name"] for one in again["seen"]] == ["d0.tif", "d1.tif", "d3.tif"]
+    assert 0 < again["cells"] < whole["cells"]
+    assert not staging_of(out).exists()
 
 
 @pytest.fixture(scope="module")

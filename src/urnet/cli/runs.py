@@ -275,8 +275,7 @@ def _show(evaluation: "Evaluation") -> None:
     """The table of an evaluation, the differential, and where the report is."""
     from rich.table import Table
 
-    from urnet.evaluation.metrics import described
-    from urnet.pages import with_interval
+    from urnet.pages import described, with_interval
 
     metrics = evaluation.metrics
     table = Table(

@@ -224,7 +224,7 @@ def _not_corrected(model: Model, part: str) -> str:
         return "Counted, not corrected: the model is not calibrated."
     if part == model.calibration.reference_part:
         return "Counted, not corrected: the correction was measured on these very cells and would give the true shares."
-    return "Counted, not corrected for the classifier's confusion, as urnet differential does it."
+    return "Counted, not corrected for the classifier's confusion; urnet differential corrects it."
 
 
 def _counts(runs: list[Run], scored: list[Scored]) -> pd.DataFrame:

@@ -25,7 +25,7 @@ What is undefined is None, never a made-up number:
   interval.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -178,17 +178,6 @@ def calibration_bins(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.n
     right = probabilities.argmax(axis=1) == truth
     bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
     return confidence, right, bins
-
-
-def described(intervals: Mapping[str, Any]) -> str:
-    """What the intervals are, in a few words: `95 % intervals over 40 source images`.
-
-    Args:
-        intervals: the description from `interval_groups`.
-    """
-    if intervals["groups"] < 2:
-        return f"no intervals: all cells come from one {intervals['unit']}"
-    return f"{100 * intervals['level']:g} % intervals over {intervals['groups']:,} {intervals['unit']}s"
 
 
 def _check(truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], groups: Sequence[Any]) -> None:

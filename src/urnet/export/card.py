@@ -7,8 +7,7 @@ from urnet import __version__
 from urnet.calibration.calibration import COVERAGE
 from urnet.cells.table import PARTS
 from urnet.errors import UrnetError
-from urnet.evaluation.metrics import described
-from urnet.pages import with_interval
+from urnet.pages import described, with_interval
 
 if TYPE_CHECKING:
     from urnet.bundle import Model

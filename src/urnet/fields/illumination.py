@@ -13,7 +13,7 @@ no polynomial.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,22 +133,6 @@ NO_CORRECTION = Illumination("none", np.ones((1, 1), np.float32))
 """Leaves fields as they are."""
 
 
-def estimate_flat(fields: Iterable[Field]) -> Illumination:
-    """Estimate the light of fields taken at one microscope in one session.
-
-    Args:
-        fields: open fields, of any sizes; each is read once, band by band. Colours are averaged.
-
-    Returns:
-        The flat; all 1 where the fields have no light in them.
-
-    Raises:
-        ImageError: a field cannot be read.
-        ValueError: no fields.
-    """
-    return flat_through([measure_light(field) for field in fields])
-
-
 def measure_light(field: Field) -> np.ndarray:
     """What an estimate of the light takes from one field, (2, GRID, GRID): its blocks' brightness and texture.
 
@@ -164,10 +148,13 @@ def measure_light(field: Field) -> np.ndarray:
 
 
 def flat_through(measured: Sequence[np.ndarray]) -> Illumination:
-    """The light of fields that were measured.
+    """Estimate the light of fields taken at one microscope in one session.
 
     Args:
-        measured: what `measure_light` took from each.
+        measured: what `measure_light` took from each; the fields can be of any sizes.
+
+    Returns:
+        The flat; all 1 where the fields have no light in them.
 
     Raises:
         ValueError: no fields.

@@ -154,7 +154,8 @@ class _Decoder:
         table = folder.with_name(FIELD_TABLE)
         rows = [[path.name, f"{folder.name}/{path.name}", str(pixels.get(path.name, ""))] for path in left]
         write_csv(table, ("field", "brightfield", "pixel_size_um"), rows)
-        shutil.rmtree(staging_of(out), ignore_errors=True)  # of a process that died
+        for left_behind in (staging_of(out), out):  # by a process that died
+            shutil.rmtree(left_behind, ignore_errors=True)
         try:
             cropped = crop_fields(table, out, self.cropping, again=True, attempt=lambda row: lost(row.brightfield))
         except ImageError:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from urnet.errors import RunError
 from urnet.evaluation.paired import paired_differences
+from urnet.pages import described
 from urnet.training.run import HISTORY_COLUMNS, Run
 
 MOST = 500
@@ -77,6 +78,7 @@ class ListedRun:
             try:
                 metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
                 metrics["macro_recall"]["value"], metrics["accuracy"]["value"], metrics["per_class"]
+                described(metrics["intervals"])
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             report = folder / "report.html"

@@ -14,8 +14,7 @@ from fastapi.responses import Response
 from nicegui import ui
 
 from urnet.errors import UrnetError
-from urnet.evaluation.metrics import described
-from urnet.pages import NEVER, with_interval
+from urnet.pages import NEVER, described, with_interval
 from urnet.serve.bench import Bench
 from urnet.serve.pages.comparison import NAMES, Differences
 from urnet.serve.pages.curves import Line, chart, line
