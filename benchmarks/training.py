@@ -120,6 +120,8 @@ def main() -> None:
     if arguments.run:
         kind, options = arguments.run
         return CHILDREN[kind](json.loads(options))
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)  # what is described
     report = Report(arguments.json, describe("timm", "lightning"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

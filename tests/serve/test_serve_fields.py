@@ -1,11 +1,14 @@
 """Fields of view sent to the API: cut, classified and counted as the command line does it."""
 
 import asyncio
+import errno
 import io
 import json
+import os
 import shutil
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -199,6 +202,15 @@ def test_what_a_process_that_died_has_left_is_in_nobodys_way(run, fields, tmp_pa
     assert [one["name"] for one in again["seen"]] == ["d0.tif", "d1.tif", "d3.tif"]
     assert 0 < again["cells"] < whole["cells"]
     assert not staging_of(out).exists()
+
+
+def test_a_full_disk_is_blamed_on_no_field():
+    lost = _Lost(lambda name: None, {})
+    with pytest.raises(OSError, match="No space left"), lost(Path("d0.tif")):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with lost(Path("d1.tif")):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    assert list(lost.reasons) == ["d1.tif"]
 
 
 @pytest.fixture(scope="module")
