@@ -173,7 +173,7 @@ class Train(Optimisation):
     checkpointing: bool = False
     """Compute the maps within parts of both networks twice instead of keeping them: less memory, more time."""
     compile: bool = False
-    """Compile the networks with torch.compile: minutes at the start, for long trainings on GPUs; little gain on a CPU."""
+    """Compile the networks with torch.compile: minutes at the start, for long trainings on GPUs; CPUs gain little."""
 
 
 class Selection(Section):
