@@ -3,6 +3,13 @@
 Every message says what was found, what the rule is and what to do, and names the file or the key.
 """
 
+from collections.abc import Sequence
+
+
+def first_few(names: Sequence[str], most: int = 3) -> str:
+    """Names in a message: `a, b, c and 2 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
 
 class UrnetError(Exception):
     """Base of all errors that a user can mend; the command prints the message and exits 2."""

@@ -11,6 +11,8 @@ import tifffile
 from urnet.cells.table import read_cells
 from urnet.errors import CellsError, ImageError, RunError
 from urnet.fields.crop import Cropping, crop_fields
+from urnet.fields.cropping import settle_pixel_size
+from urnet.fields.table import FieldRow
 from urnet.images.phantom import CROP_UM, draw_field
 
 EDGE = 48
@@ -129,6 +131,16 @@ def test_fields_of_two_objectives_are_brought_to_one_pixel_size(tmp_path):
     assert by_field["high.tif"] == pytest.approx(by_field["low.tif"], rel=0.25), "the same cells in micrometres"
     cells = read_cells(done.folder, labelled=False)
     assert {cells.read(index).shape for index in range(len(cells))} == {(40, 40)}
+
+
+def test_fields_of_unknown_pixel_size_are_taken_to_be_like_the_others(tmp_path):
+    names = "abcde"
+    rows = [FieldRow(field=f"{name}.tif", brightfield=tmp_path / f"{name}.tif") for name in names]
+    how, notes = settle_pixel_size(Cropping(size=EDGE), rows, [0.25, None, None, None, None], again=False)
+    assert how.pixel_um == 0.25
+    assert notes == ["b.tif, c.tif, d.tif and 1 more: pixel size unknown, taken to be 0.25 µm like the others'."]
+    _, notes = settle_pixel_size(Cropping(size=EDGE), rows[:2], [0.25, None], again=False)
+    assert notes == ["b.tif: pixel size unknown, taken to be 0.25 µm like the others'."]
 
 
 def test_micrometres_need_a_pixel_size(scene, tmp_path):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from urnet.errors import CellsError, ImageError
+from urnet.errors import CellsError, ImageError, first_few
 from urnet.files import files_below
 from urnet.images.montage import Address, expand, locate, read_crop
 from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
@@ -367,10 +367,9 @@ def _check_files(root: Path, table: pd.DataFrame) -> None:
         files = {locate(root, path).file for path in table[column] if path}
         missing = sorted(f for f in files if not (root / f).is_file())
         if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise MissingFilesError(
                 f"{root}: {len(missing)} file(s) named in column '{column}' do not exist: "
-                f"{', '.join(missing[:3])}{more}; paths are relative to the table",
+                f"{first_few(missing)}; paths are relative to the table",
                 missing,
             )
 

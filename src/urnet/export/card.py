@@ -124,12 +124,10 @@ def _validation(model: "Model", metrics: dict[str, Any] | None) -> str:
     shares = " | ".join(with_interval(metrics[f"macro_{key}"]) for key in ("recall", "precision", "f1"))
     rows += [f"| **macro average** | {shares} | {metrics['n']} |"]
     intervals = metrics["intervals"]
+    joined = ". In brackets" if intervals["groups"] > 1 else ";"
     text = [
-        f"On the run's own test part, {metrics['n']} cells; accuracy {with_interval(metrics['accuracy'])} %. "
-        f"In brackets {described(intervals)}."
-        if intervals["groups"] > 1
-        else f"On the run's own test part, {metrics['n']} cells; accuracy {with_interval(metrics['accuracy'])} %; "
-        f"{described(intervals)}.",
+        f"On the run's own test part, {metrics['n']} cells; accuracy {with_interval(metrics['accuracy'])} %"
+        f"{joined} {described(intervals)}.",
         "\n".join(rows),
     ]
     notes = [intervals.get("note", ""), *metrics["warnings"]]

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.cells.table import TABLE_NAME
-from urnet.errors import CellsError, ImageError
+from urnet.errors import CellsError, ImageError, first_few
 from urnet.fields.again import with_what_is_there, without_absent_nuclei
 from urnet.fields.cropping import SETTINGS_NAME, Cropping, settle_pixel_size
 from urnet.fields.cut import cut, grey, preview, write_image
@@ -169,17 +169,21 @@ def crop_fields(
     if not again:
         refuse_crops(fields, how, infos, pixels)
     truth = read_labels(labels, rows, list(infos.values())) if labels is not None else None
+
+    def as_trained() -> bool:  # also where leaving fields out has made them few
+        return again and len(rows) < BATCH and how.illumination is not None
+
     with whole_folder(out) as folder:
         if flat is not None:
             how = replace(how, light="given", illumination=given_flat(flat, dark))
-        elif how.light == "estimated" and not (again and len(rows) < BATCH and how.illumination is not None):
+        elif how.light == "estimated" and not as_trained():
             say("estimate light", 0.0)
             measured = {}
             for row in rows:
                 with attempting(row), open_field(row.brightfield, channel=row.channel, z=row.z, scene=row.scene) as one:
                     measured[row] = measure_light(one)
             rows = _left(list(measured), fields)
-            if not (again and len(rows) < BATCH and how.illumination is not None):  # as where the others were not sent
+            if not as_trained():
                 how = replace(how, illumination=flat_through(list(measured.values())))
         if how.light == "given" and how.illumination is not None:
             _check_light(how.illumination, {row: infos[row] for row in rows})
@@ -374,8 +378,7 @@ def _notes(table: pd.DataFrame, fields: Sequence[CroppedField], again: bool) -> 
     if not len(table):
         notes.append("No cells were found in any field." + ("" if again else f" {CHECK}"))
     elif empty:
-        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
-        notes.append(f"No cells were found in {', '.join(empty[:3])}{more}.")
+        notes.append(f"No cells were found in {first_few(empty)}.")
     labelled = int((table["label"] != "").sum())
     if labelled < len(table) and not again:
         proposed = int((table["proposed"] != "").sum())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from urnet import __version__
-from urnet.errors import CellsError, RunError
+from urnet.errors import CellsError, RunError, first_few
 from urnet.fields.illumination import Illumination
 from urnet.fields.table import FieldRow
 
@@ -119,7 +119,6 @@ def settle_pixel_size(
         CellsError: crops would show too little or too much of a field.
     """
     unknown = [row.field for row, pixel in zip(rows, pixels, strict=True) if pixel is None]
-    named = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
     micrometres = asked.width_um is not None or asked.diameter_um is not None or (again and asked.pixel_um is not None)
     if unknown and micrometres:
         why = (
@@ -127,7 +126,7 @@ def settle_pixel_size(
             if again and asked.pixel_um is not None
             else "micrometres are asked for"
         )
-        raise PixelSizeError(f"{named}: the pixel size is not known, but {why}")
+        raise PixelSizeError(f"{first_few(unknown)}: the pixel size is not known, but {why}")
     if again:
         _check_span(asked, rows, pixels)
         return asked, []
@@ -144,7 +143,7 @@ def settle_pixel_size(
     if len(known) > 1:
         notes.append(f"Fields have {len(known)} pixel sizes; all crops are resampled to {chosen:.4g} µm.")
     if unknown:
-        notes.append(f"{named}: pixel size unknown, taken to be {chosen:.4g} µm like the others'.")
+        notes.append(f"{first_few(unknown)}: pixel size unknown, taken to be {chosen:.4g} µm like the others'.")
     settled = replace(asked, pixel_um=chosen)
     _check_span(settled, rows, pixels)
     return settled, notes

@@ -67,8 +67,12 @@ def is_larger_than_crops(file: Path, cropping: Cropping) -> bool:
     Raises:
         ImageError: it cannot be read.
     """
-    info = describe_field(file)
-    return max(info.height, info.width) > LARGER * cropping.size
+    return _edge(describe_field(file)) > LARGER * cropping.size
+
+
+def _edge(info: FieldInfo) -> int:
+    """The longer one, px."""
+    return max(info.height, info.width)
 
 
 def refuse_crops(
@@ -90,9 +94,9 @@ def refuse_crops(
     for row, info in infos.items():
         pixel = pixels[row]
         zoom = 1.0 if pixel is None or how.pixel_um is None else how.pixel_um / pixel
-        if max(info.height, info.width) > LARGER * how.size * zoom:
+        if _edge(info) > LARGER * how.size * zoom:
             return
-    widest = max(infos.values(), key=lambda info: max(info.height, info.width))
+    widest = max(infos.values(), key=_edge)
     raise CellsError(
         f"{fields}: {len(infos)} image(s) of at most {widest.width} x {widest.height} px, out of which crops of "
         f"{how.size} px would be cut: they look like crops of single cells already, and `urnet train` and "

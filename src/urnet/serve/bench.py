@@ -16,7 +16,7 @@ import pandas as pd
 from urnet.bundle import Model
 from urnet.calibration.calibration import COVERAGE
 from urnet.differential.sample import Sample, count_sample
-from urnet.errors import CellsError, ImageError, RunError
+from urnet.errors import CellsError, ImageError, RunError, first_few
 from urnet.evaluation.scored import seen_among, training_keys
 from urnet.export.engine import Engine, choose_engine
 from urnet.predict import PADDING
@@ -31,9 +31,6 @@ NOT_CALIBRATED = "the model is not calibrated, so its counts cannot be corrected
 
 PART = 16
 """Images that one request has with the decoders or the network at a time, of one file."""
-
-NAMED = 3
-"""Files that a note names; of others it says how many."""
 
 COMPARISONS = 2
 """Pairs of runs that are compared at a time, in threads of their own: pictures and answers do not wait for them."""
@@ -391,9 +388,8 @@ def _without(lost: Sequence[Answer], files: int) -> list[str]:
     """A note on which files a count leaves out."""
     if not lost:
         return []
-    named = ", ".join(answer.path for answer in lost[:NAMED])
-    more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
-    return [f"{files - len(lost)} of the {files} files are counted; {named}{more} cannot be read."]
+    named = first_few([answer.path for answer in lost])
+    return [f"{files - len(lost)} of the {files} files are counted; {named} cannot be read."]
 
 
 def _as_written(value: Any) -> Any:

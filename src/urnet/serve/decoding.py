@@ -4,7 +4,6 @@ It takes orders as JSON over a pipe and answers with JSON and bytes, so that eve
 pickle to send. Torch is never loaded here.
 """
 
-import errno
 import json
 import shutil
 import signal
@@ -31,6 +30,7 @@ from urnet.files import staging_of
 from urnet.images.read import TIFF_STARTS, decoding, first_bytes, read_header
 from urnet.read_ahead import read_cells
 from urnet.serve.kept import write_csv
+from urnet.serve.scratch import DISK_FULL, is_disk_full
 
 PADDING_MARK = "padding"
 
@@ -84,16 +84,11 @@ def _reason(error: Exception, name: str) -> str:
         return f"{error.found}; give it with the files (pixel_size_um), or save the fields with it, as OME-TIFF"
     if isinstance(error, UrnetError):
         return str(error)
-    if _is_full(error):
-        return "the server's disk is full; ask who runs it to make room"
+    if is_disk_full(error):
+        return DISK_FULL
     if isinstance(error, MemoryError):
         return f"{name}: decoding it takes more memory than the server allows"
     return f"{name}: cannot be decoded ({type(error).__name__})"
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether there is no room on the disk, which is no fault of a file."""
-    return isinstance(error, OSError) and error.errno == errno.ENOSPC
 
 
 class _Lost:
@@ -113,7 +108,7 @@ class _Lost:
         try:
             yield
         except Exception as error:
-            if _is_full(error):
+            if is_disk_full(error):
                 raise
             self.reasons[path.name] = _reason(error, str(path))
 

@@ -1,6 +1,5 @@
 """Errors as problem details (RFC 9457): what was found, the rule, what to do, and the request that it was."""
 
-import errno
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -14,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from urnet.errors import UrnetError
-from urnet.serve.scratch import FullError
+from urnet.serve.scratch import DISK_FULL, FullError, is_disk_full
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +126,8 @@ async def _mistaken(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return problem(request.scope, HTTPStatus.INSUFFICIENT_STORAGE, "the server's disk is full; tell who runs it")
+    if is_disk_full(error):
+        return problem(request.scope, HTTPStatus.INSUFFICIENT_STORAGE, DISK_FULL)
     request_id = request.scope.get("urnet.request_id", "")
     logger.error("request %s failed", request_id, exc_info=error)
     return problem(

@@ -4,6 +4,7 @@ A server that is killed leaves its folder behind, and the next one to start remo
 folder for as long as it lives, which the system lets go of whatever ended it: a folder whose lock is free has no owner.
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -18,6 +19,14 @@ from filelock import FileLock
 from urnet.errors import UrnetError
 
 PREFIX = "urnet-serve-"
+
+
+DISK_FULL = "the server's disk is full; tell who runs it"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether there is no room on the disk, which is no fault of what was sent."""
+    return isinstance(error, OSError) and error.errno == errno.ENOSPC
 
 
 class FullError(UrnetError):

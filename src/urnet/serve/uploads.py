@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -82,8 +82,7 @@ def put_aside(aside: Aside, files: Iterable[tuple[str, BinaryIO]], *, pixel_um: 
     Raises:
         FullError: there is no room for them.
     """
-    uploads = [put(aside, number, given, content) for number, (given, content) in enumerate(files)]
-    return [replace(upload, pixel_um=pixel_um) for upload in uploads]
+    return [put(aside, number, given, content, pixel_um) for number, (given, content) in enumerate(files)]
 
 
 def shown(name: str) -> str:
@@ -93,7 +92,7 @@ def shown(name: str) -> str:
     return clean[:LONGEST_NAME] or "unnamed"
 
 
-def put(aside: Aside, number: int, given: str, content: BinaryIO) -> Upload:
+def put(aside: Aside, number: int, given: str, content: BinaryIO, pixel_um: float | None = None) -> Upload:
     """Put one file aside; what is no image by its first bytes is refused.
 
     Args:
@@ -101,6 +100,7 @@ def put(aside: Aside, number: int, given: str, content: BinaryIO) -> Upload:
         number: of the file, which becomes its name.
         given: what the client calls it.
         content: of the file.
+        pixel_um: µm per px, where the client says so.
 
     Raises:
         FullError: there is no room for it.
@@ -115,9 +115,9 @@ def put(aside: Aside, number: int, given: str, content: BinaryIO) -> Upload:
         start = first_bytes(path)
     except ImageError as error:
         path.unlink()
-        return Upload(name, None, str(error).replace(str(path), name))
+        return Upload(name, None, str(error).replace(str(path), name), pixel_um)
     suffix = next(suffix for first, suffix in _SUFFIXES.items() if start.startswith(first))
-    return Upload(name, path.rename(path.with_suffix(suffix)))
+    return Upload(name, path.rename(path.with_suffix(suffix)), pixel_um=pixel_um)
 
 
 class Decoders:

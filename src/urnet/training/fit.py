@@ -24,7 +24,7 @@ from urnet.cells.batches import CellDataset, ordered_loader, train_loader
 from urnet.cells.divide import divide
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import Cells, read_cells
-from urnet.errors import RecipeError, RunError, TrainingError
+from urnet.errors import RecipeError, RunError, TrainingError, first_few
 from urnet.fields.cropping import Cropping
 from urnet.files import whole_file
 from urnet.nets.joint import JointModel, build_joint
@@ -226,10 +226,9 @@ def _continued(run: Run, cells: Cells, recipe: Recipe, watcher: Watcher | None) 
         raise RunError(f"{run.folder}: the run was begun with other cells; resume with the same, or take a new --out")
     changed = run.changed_images((lambda share: watcher.doing("compare cells", share)) if watcher else None)
     if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise RunError(
             f"{run.folder}: {len(changed)} image(s) have other pixels than when the run was begun: "
-            f"{', '.join(changed[:3])}{more} (from the run's folder). A run goes on with the very pixels that it began "
+            f"{first_few(changed)} (from the run's folder). A run goes on with the very pixels that it began "
             "with; put the files back as they were, or train into a new --out"
         )
     return run.cells()

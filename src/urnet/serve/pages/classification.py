@@ -6,14 +6,13 @@ that comes back finds it as it is.
 
 import asyncio
 import csv
-import errno
 import io
 import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from secrets import token_urlsafe
@@ -29,7 +28,7 @@ from urnet.errors import CellsError, ImageError, RecipeError, UrnetError
 from urnet.serve.bench import FILES, Answer, Bench, Cut, Place
 from urnet.serve.pages.sessions import Closable
 from urnet.serve.problems import Refused
-from urnet.serve.scratch import Aside
+from urnet.serve.scratch import DISK_FULL, Aside, is_disk_full
 from urnet.serve.uploads import Upload, put
 
 logger = logging.getLogger(__name__)
@@ -158,8 +157,7 @@ class Classification(Closable):
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"more than the {settings.sample_bytes:,} bytes that one sample may have; send several samples",
                 )
-            upload = put(self._aside, len(self.uploads), name, content)
-            self.uploads.append(replace(upload, pixel_um=self.pixel_um))
+            self.uploads.append(put(self._aside, len(self.uploads), name, content, self.pixel_um))
         self.changes += 1
 
     def start(self) -> None:
@@ -338,8 +336,7 @@ class Classification(Closable):
             self._go("failed")
         except Exception as error:  # nobody waits for this task: what is not said here is never said
             logger.exception("sample %s of the page failed", self.key)
-            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-            self.error = "the server's disk is full; tell who runs it" if full else "the server's log says why"
+            self.error = DISK_FULL if is_disk_full(error) else "the server's log says why"
             self._go("failed")
 
     async def _classify(self, sources: Sequence[Upload]) -> None:
