@@ -1,10 +1,35 @@
 """Shared by all tests: the real data's place, and one torch thread a worker."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+DATA = SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def raises_code():
+    """Expect an error of a code: `with raises_code("cells.leak") as caught`."""
+    from urnet.errors import UrnetError
+
+    @contextmanager
+    def raises_code(code: str):
+        with pytest.raises(UrnetError) as caught:
+            yield caught
+        assert caught.value.code == code, f"{caught.value.code}: {caught.value}"
+
+    return raises_code
+
+
+@pytest.fixture(scope="session")
+def cases() -> Path:
+    """Small files that went wrong in other programs, or a skip that says where they were looked for."""
+    folder = SHARED / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"cases absent: {folder}")
+    return folder
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,36 +12,67 @@ def first_few(names: Sequence[str], most: int = 3) -> str:
 
 
 class UrnetError(Exception):
-    """Base of all errors that a user can mend; the command prints the message and exits 2."""
+    """Base of all errors that a user can mend; the command prints the message and exits 2.
+
+    Attributes:
+        code: stable name of the kind of error, such as `images.unreadable`, which tests and API clients match.
+
+    Args:
+        message: what was found, the rule, and what to do.
+        code: a more exact code than that of the class.
+    """
+
+    code = "error"
+
+    def __init__(self, message: str, *, code: str | None = None):
+        super().__init__(message)
+        if code is not None:
+            self.code = code
 
 
 class ImageError(UrnetError):
     """A file cannot be read as an image, or its pixels cannot be used."""
 
+    code = "images.unusable"
+
 
 class CellsError(UrnetError):
     """A cells table is incomplete, contradicts itself or is too small for what was asked."""
+
+    code = "cells.invalid"
 
 
 class LeakError(CellsError):
     """The same cell or donor stands in two parts of a given split."""
 
+    code = "cells.leak"
+
 
 class RecipeError(UrnetError):
     """A recipe names an unknown key, or gives a key a value outside its range."""
+
+    code = "recipe.invalid"
 
 
 class WeightsError(UrnetError):
     """Weights are missing, unsafe to load or do not fit the network."""
 
+    code = "weights.unusable"
+
 
 class RunError(UrnetError):
     """A run folder is missing a part, exists already or belongs to other classes."""
+
+    code = "run.unusable"
 
 
 class TrainingError(UrnetError):
     """Training stopped: the loss is no number, the disk or the memory is full."""
 
+    code = "training.failed"
+
 
 class StoreError(UrnetError):
     """Kept labels and corrections cannot be read or written."""
+
+    code = "store.unusable"
