@@ -1,18 +1,134 @@
-"""Tables as people save them: CSV with commas, semicolons or tabs, in UTF-8 with or without a mark at its start."""
+"""Read tables that people made, and write and read tables of our own, as CSV.
+
+People save CSV with commas, semicolons or tabs, in UTF-8 with or without a byte order mark. Ours have commas. They are
+opened in spreadsheets, so a text that a spreadsheet would run as a formula is written with an apostrophe before it.
+Every reader here takes that apostrophe away again.
+"""
 
 import csv
+import gzip
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TextIO
 
 import pandas as pd
 
 from urnet.errors import CellsError
+from urnet.files import whole_file
 
 logger = logging.getLogger(__name__)
+
+_FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b])")
+"""Start of a text that a spreadsheet runs as a formula, also with full-width or small signs (OWASP, CSV injection).
+
+The apostrophes before it make the rule reversible: a text that looks escaped already is escaped once more.
+"""
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NAMES_SEPARATOR = re.compile('"?sep=([,;\\t])"?\\s*', re.IGNORECASE)
+_QUOTED = re.compile(r'[",;\t\r\n]|^\s|\s$')
+
+
+def spreadsheet_safe(text: str) -> str:
+    """Escape a text that a spreadsheet would run as a formula, with an apostrophe; `from_spreadsheet` undoes it.
+
+    Args:
+        text: any text. Numbers such as `-0.5` are no formulas and stay as they are.
+    """
+    return f"'{text}" if _is_formula(text) else text
+
+
+def from_spreadsheet(text: str) -> str:
+    """Undo `spreadsheet_safe`: remove one apostrophe, where it stands before what would be a formula."""
+    return text[1:] if text.startswith("'") and _is_formula(text[1:]) else text
+
+
+def _is_formula(text: str) -> bool:
+    return _FORMULA.match(text) is not None and _NUMBER.fullmatch(text) is None
+
+
+def csv_line(values: Iterable[object]) -> str:
+    """One line of a CSV, with its end: texts are escaped for spreadsheets, None and NaN become empty cells."""
+    cells = [_cell(value) for value in values]
+    return (",".join(cells) or '""' * len(cells)) + "\n"
+
+
+def _cell(value: object) -> str:
+    if value is None or value is pd.NA or value != value:
+        return ""
+    text = spreadsheet_safe(value) if isinstance(value, str) else str(value)
+    return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]) -> str:
+    """A whole table as CSV.
+
+    Args:
+        columns: names of the columns.
+        rows: the values of each row, in order or by column; a column that a row lacks is empty.
+    """
+    values = ([row.get(name) for name in columns] if isinstance(row, Mapping) else row for row in rows)
+    return "".join(map(csv_line, (columns, *values)))
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]) -> None:
+    """Write a CSV whole or not at all; one that ends in `.gz` is compressed.
+
+    Letters that are no Unicode, as Linux allows them in file names, are written as `\\udc..`.
+
+    Args:
+        path: the file; replaced where it exists.
+        columns: names of the columns.
+        rows: as for `csv_text`.
+
+    Raises:
+        OSError: the file cannot be written; an older one is unchanged.
+    """
+    content = csv_text(columns, rows).encode("utf-8", errors="backslashreplace")
+    with whole_file(path) as file:
+        file.write(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+
+
+def write_frame(path: Path, table: pd.DataFrame) -> None:
+    """Write a data frame, without its index, as `write_csv` does."""
+    write_csv(path, list(table), table.itertuples(index=False, name=None))
+
+
+_DAMAGED = "{}: not a whole table that urnet wrote ({}); restore the file, or make it again"
+
+
+def read_written(path: Path, text: Collection[str] | None = None) -> pd.DataFrame:
+    """Read a CSV that this program wrote, compressed or not.
+
+    Args:
+        path: the file.
+        text: columns that hold text; all when not given. The others become numbers, NaN where a cell is empty, if all
+            their cells are numbers.
+
+    Raises:
+        OSError: the file cannot be read.
+        CellsError: no table of ours: no header, or a line of another length.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        try:
+            lines = [[from_spreadsheet(cell) for cell in fields] for fields in csv.reader(file, strict=True) if fields]
+        except (csv.Error, EOFError) as error:
+            raise CellsError(_DAMAGED.format(path, error), code="tables.damaged") from None
+    if not lines or any(len(fields) != len(lines[0]) for fields in lines):
+        raise CellsError(_DAMAGED.format(path, "lines of different length"), code="tables.damaged")
+    table = pd.DataFrame(lines[1:], columns=lines[0], dtype=object)
+    for column in () if text is None else [name for name in table if name not in text]:
+        try:
+            table[column] = pd.to_numeric(table[column].replace("", None))
+        except (ValueError, TypeError):  # text, such as the column `set`
+            continue
+    return table
+
 
 OTHER_NAMES = {
     "donor": re.compile(
@@ -65,10 +181,13 @@ def read_table(
     _refuse_binary(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next((line for line in file if line.strip()), "")
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(",;\t", key=header.count), strict=True)
-            lines = [(reader.line_num, fields) for fields in reader if any(field.strip() for field in fields)]
+            separator, above = _separator(file, columns)
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            lines = [
+                (above + reader.line_num, [from_spreadsheet(field) for field in fields])
+                for fields in reader
+                if any(field.strip() for field in fields)
+            ]
     except FileNotFoundError:
         raise CellsError(f"{path}: no such table") from None
     except UnicodeDecodeError:
@@ -104,6 +223,32 @@ def read_table(
         text = table[column].str
         table[column] = text.replace("\\", "/", regex=False) if column in paths else text.strip()
     return table
+
+
+def _separator(file: TextIO, columns: Collection[str]) -> tuple[str, int]:
+    """Find what separates the cells of a table; afterwards the file stands at its header line.
+
+    Spreadsheets may name the separator in a first line `sep=;`. Otherwise it is the one that gives the most column
+    names that are known, then the most columns: signs within a quoted name do not count.
+
+    Returns:
+        The separator, and the number of lines before the header line.
+    """
+    first = _NAMES_SEPARATOR.fullmatch(file.readline())
+    if first:
+        return first[1], 1
+
+    def fits(separator: str) -> tuple[int, int]:
+        file.seek(0)
+        try:
+            names = next((row for row in csv.reader(file, delimiter=separator) if any(map(str.strip, row))), [])
+        except csv.Error:
+            return -1, 0
+        return sum(name.strip() in columns for name in names), len(names)
+
+    best = max(",;\t", key=fits)
+    file.seek(0)
+    return best, 0
 
 
 def _refuse_misspelt(path: Path, names: list[str], columns: Collection[str], confusable: Collection[str]) -> None:

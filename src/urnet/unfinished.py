@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from urnet.errors import RunError
 from urnet.files import blamed_on, whole_file
+from urnet.tables import csv_line, from_spreadsheet
 
 Row = Mapping[str, str]
 
@@ -34,12 +35,11 @@ class GrowingTable:
     """
 
     def __init__(self, file: TextIO, columns: Sequence[str], done: int, each: Callable[[Row], None]):
-        self.file, self.done, self.each = file, done, each
-        self.writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        self.file, self.columns, self.done, self.each = file, columns, done, each
 
     def write(self, rows: Sequence[Row]) -> None:
         """Add rows; they are on their way to the disk when this returns."""
-        self.writer.writerows(rows)
+        self.file.writelines(csv_line(row.get(name) for name in self.columns) for row in rows)
         self.file.flush()
         self.done += len(rows)
         for row in rows:
@@ -84,7 +84,7 @@ def growing_table(
             with part.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 table = GrowingTable(file, columns, max(done, 0), each)
                 if done < 0:
-                    table.writer.writeheader()
+                    file.write(csv_line(columns))
                 yield table
         except BaseException:
             if (table.done if table else max(done, 0)) == 0:  # nothing to go on from
@@ -142,6 +142,7 @@ def _keep_whole_rows(part: Path, columns: Sequence[str], paths: Sequence[str], e
         for fields in csv.reader(lines):
             if not lines.whole or len(fields) != len(columns):
                 break
+            fields = [from_spreadsheet(field) for field in fields]
             row = dict(zip(columns, fields, strict=True))
             if fields != list(columns) if rows < 0 else rows >= len(paths) or row["path"] != paths[rows]:
                 raise RunError(f"{part}: line {lines.count} is not of this prediction; move or remove the file")

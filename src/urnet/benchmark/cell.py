@@ -23,6 +23,7 @@ from urnet.cells.table import Cells
 from urnet.errors import RecipeError
 from urnet.files import whole_file
 from urnet.recipe import Recipe
+from urnet.tables import read_written, write_frame
 from urnet.training.run import Run
 
 EXAMPLES_PER_CLASS = 2
@@ -70,10 +71,8 @@ class GridCell:
 
     def predictions(self) -> pd.DataFrame:
         """The predictions of a cell that is done, with `seed` and `fold`."""
-        text = dict.fromkeys(("path", "label", "predicted", "source", "donor"), str)
-        table = pd.read_csv(
-            self.predictions_path, dtype=text, keep_default_na=False, na_values={"cam_share": [""], "cam_chance": [""]}
-        )
+        text = ("path", "label", "predicted", "source", "donor")
+        table = read_written(self.predictions_path, text)
         return table.assign(seed=self.recipe.seed, fold=self.recipe.split.fold or 0)
 
     def examples(self) -> dict[str, np.ndarray]:
@@ -154,8 +153,7 @@ def score_cell(cell: GridCell, train_seconds: float | None = None) -> None:
         cams = None
     if not cell.recipe.split.fold:
         examples = _examples(scored, cams)
-    with whole_file(cell.predictions_path) as file:
-        rows.to_csv(file, index=False, encoding="utf-8", lineterminator="\n", compression="gzip")
+    write_frame(cell.predictions_path, rows)
     if examples:
         with whole_file(cell.examples_path) as file:
             np.savez_compressed(file, **examples)

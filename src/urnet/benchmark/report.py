@@ -18,6 +18,7 @@ from urnet.evaluation.paired import paired_differences
 from urnet.evaluation.report import environment
 from urnet.evaluation.style import to_png
 from urnet.files import whole_file
+from urnet.tables import write_frame
 
 CURVES = 8
 """More entries than this make no legible curves."""
@@ -132,10 +133,9 @@ def _write(
             stem = "".join(letter if letter.isalnum() else "-" for letter in title.lower()).strip("-")
             with whole_file(folder / "figures" / f"{stem}.png") as file:
                 file.write(png)
-    csv = tables.results_frame(entries, name, table).to_csv(index=False, lineterminator="\n")
-    _replace(folder / "results.csv", csv)
+    write_frame(folder / "results.csv", tables.results_frame(entries, name, table))
     if len(differences):
-        _replace(folder / "differences.csv", differences.to_csv(index=False, lineterminator="\n"))
+        write_frame(folder / "differences.csv", differences)
     _replace(folder / "report.html", environment().get_template("comparison.html.j2").render(page=page))
 
 

@@ -5,7 +5,6 @@ partners of the same size under the same name in `clean/` (phase), `nuclei/` (nu
 folder appears under its name when it is complete, and not before.
 """
 
-import csv
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from urnet.errors import CellsError, ImageError
 from urnet.files import whole_folder
 from urnet.images.destain import destain
 from urnet.images.phantom import CROP_UM, FREQUENCY, draw_crop, draw_field
+from urnet.tables import write_csv
 
 SIZES = (16, 1024)
 """Least and greatest side of a simulated crop, px."""
@@ -276,10 +276,7 @@ def _write_tiff(path: Path, pixels: np.ndarray, pixel_um: float) -> None:
 
 def _write_csv(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     rows = list(rows)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, list(rows[0]), rows)
 
 
 def _write_readme(folder: Path, *lines: str) -> None:

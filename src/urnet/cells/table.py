@@ -22,7 +22,7 @@ from urnet.errors import CellsError, ImageError, first_few
 from urnet.files import files_below
 from urnet.images.montage import Address, expand, locate, read_crop
 from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
-from urnet.tables import read_table
+from urnet.tables import read_table, write_frame
 
 if TYPE_CHECKING:
     from urnet.cells.kept_crops import Crops
@@ -144,8 +144,7 @@ class Cells:
             moved = {c: [_rebase(self.root, path.parent, p) for p in table[c]] for c in PATHS if c in table}
             table = table.assign(**moved)
         kept = [c for c in table if c in ("path", "label") or (table[c] != "").any()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table[kept].to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
+        write_frame(path, table[kept])
 
 
 _TOLD = ("tile", "donor", "field", "x", "y", "simulated", "touching", "edge")

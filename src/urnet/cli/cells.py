@@ -88,6 +88,7 @@ def audit(
     from urnet.cells.audit import audit_cells, tally
     from urnet.progress import Bars
     from urnet.recipe import load_recipe
+    from urnet.tables import write_frame
     from urnet.training.run import refuse_existing
 
     if table is not None:
@@ -99,8 +100,7 @@ def audit(
         out.print(note)
     _show_findings(found, f"see {table}" if table is not None else "--out FILE.csv lists them all")
     if table is not None:
-        table.parent.mkdir(parents=True, exist_ok=True)
-        found.to_frame().to_csv(table, index=False, encoding="utf-8")
+        write_frame(table, found.to_frame())
     kinds = [finding.kind for finding in found.findings]
     out.print(f"{len(kinds)} finding(s): {tally(kinds)}" if kinds else "clean")
     return 1 if kinds else 0

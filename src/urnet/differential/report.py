@@ -15,6 +15,7 @@ import pandas as pd
 import urnet
 from urnet.differential.sample import Sample
 from urnet.pages import NEVER, environment
+from urnet.tables import write_frame
 
 PAGES = "samples"
 
@@ -61,8 +62,7 @@ def write_reports(
     }
     # A file name that is not valid Unicode, as Linux allows, must not stop the report.
     how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
-    with (out / "differential.csv").open("w", **how) as file:
-        table(samples).to_csv(file, index=False, lineterminator="\n")
+    write_frame(out / "differential.csv", table(samples))
     whole = about | {"samples": [sample.to_json() for sample in samples]}
     (out / "differential.json").write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", **how)
     first = out / "report.html"

@@ -1,6 +1,5 @@
 """From fields, or from cells that are cut out already, to a differential count: `urnet differential`."""
 
-import csv
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from urnet.fields.table import FieldRow, refuse_among_fields
 from urnet.files import whole_folder
 from urnet.predict import PADDING, predict_files, told_reasons
 from urnet.progress import Progress
+from urnet.tables import csv_text, read_written, write_frame
 from urnet.training.run import Run, refuse_existing
 
 
@@ -134,20 +134,18 @@ def _classify(
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Write `predictions.csv`; its rows with their `donor` and `simulated`, and why images could not be used."""
     path = folder / "predictions.csv"
-    how = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     if cropped is not None and not len(cropped.table):
         nothing = pd.DataFrame(columns=["path", "predicted", *model.columns, "engine", "error"])
-        nothing.to_csv(path, index=False, lineterminator="\n")
+        write_frame(path, nothing)
         return nothing.assign(donor="", simulated=""), {}
     done = predict_files(model, [cells], path, engine=engine, coverage=coverage, progress=say)
-    with path.open(**how) as file:  # not by pandas, which takes no name that is no Unicode
-        table = pd.DataFrame(list(csv.DictReader(file)))
+    table = read_written(path)
     if cropped is not None:  # the folder gets its name when all of it is there
         for column in ("path", "error"):
             for shown in (Path.as_posix, str):
                 table[column] = table[column].str.replace(shown(folder), shown(out), regex=False)
-        with path.open("w", **how) as file:
-            table.to_csv(file, index=False, lineterminator="\n")
+        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            file.write(csv_text(list(table), table.itertuples(index=False, name=None)))
     told = find_images([cells], model.config.tile, model.config.image).table
     table = table.assign(donor=told["donor"], simulated=told["simulated"])
     return table[table["error"] != PADDING], done.reasons

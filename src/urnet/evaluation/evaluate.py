@@ -26,6 +26,7 @@ from urnet.evaluation.report import Report, write_report
 from urnet.evaluation.scored import Progress, Scored, other_cells, own_part
 from urnet.evaluation.style import image_png, to_png
 from urnet.evaluation.trust import trust_metrics
+from urnet.tables import write_frame
 from urnet.training.run import Run, refuse_existing
 
 OPTIMISTIC = (
@@ -193,7 +194,7 @@ def _write(
     predictions = pd.concat([one.predictions() for one in scored], ignore_index=True)
     if len(scored) > 1:
         predictions["fold"] = np.repeat(np.arange(len(scored)), [len(one.truth) for one in scored])
-    predictions.to_csv(folder / "predictions.csv", index=False, encoding="utf-8", lineterminator="\n")
+    write_frame(folder / "predictions.csv", predictions)
     for file, _, _, png in pictures:
         (folder / "figures" / f"{file}.png").write_bytes(png)
     report = Report(

@@ -36,6 +36,7 @@ from urnet.evaluation.report import environment
 from urnet.evaluation.scored import BATCH, Progress, Scored, other_cells, own_part
 from urnet.evaluation.style import to_png
 from urnet.images.optics import BACKGROUND, REFERENCE, Imaging, brightfield
+from urnet.tables import write_frame
 from urnet.training.run import Run, refuse_existing, refuse_within
 
 REPLICATES = 500
@@ -320,8 +321,8 @@ def _write(result: Stress, classes: Sequence[str], dataset: str, simulated: str)
         (result.folder / "figures" / f"{file}.png").write_bytes(png)
     for name, table in (("stress", result.table), ("donors", result.donors)):
         if len(table):
-            path = result.folder / f"{name}.csv"
-            table.to_csv(path, index=False, float_format="%.6g", encoding="utf-8", lineterminator="\n")
+            rounded = table.map(lambda value: float(f"{value:.6g}") if isinstance(value, float) else value)
+            write_frame(result.folder / f"{name}.csv", rounded)
     (result.folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 

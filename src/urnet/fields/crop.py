@@ -35,6 +35,7 @@ from urnet.fields.view import View
 from urnet.files import whole_folder
 from urnet.images.quality import quality
 from urnet.progress import Progress
+from urnet.tables import write_frame
 
 BATCH = 5
 """Fields from which new light is estimated in front of a trained model; with fewer, the training's is used."""
@@ -206,7 +207,7 @@ def crop_fields(
         notes += [] if again else proposed
         frame = pd.DataFrame(table, columns=list(_COLUMNS))
         kept = [column for column in _COLUMNS if column in ("path", "label") or (frame[column] != "").any()]
-        frame[kept].to_csv(folder / TABLE_NAME, index=False, encoding="utf-8", lineterminator="\n")
+        write_frame(folder / TABLE_NAME, frame[kept])
         how.save(folder / SETTINGS_NAME)
         if truth is not None:
             notes += label_notes(truth, [one.agreement for one in done if one.agreement is not None])

@@ -18,6 +18,7 @@ import pandas as pd
 from urnet.errors import RunError
 from urnet.evaluation.paired import paired_differences
 from urnet.pages import described
+from urnet.tables import read_written
 from urnet.training.run import HISTORY_COLUMNS, Run
 
 MOST = 500
@@ -151,8 +152,7 @@ def compare_tests(first: ListedRun, second: ListedRun) -> pd.DataFrame:
         known = next((found.metrics.get("classes") for found in one.figures() if found.split == "test"), None)
         if known is None or not one.predictions.is_file():
             raise RunError(f"{one.name}: has no figures of its test part; run `urnet evaluate` on it")
-        text = dict.fromkeys(("path", "label", "predicted", "source", "donor"), str)
-        rows = pd.read_csv(one.predictions, dtype=text, keep_default_na=False, encoding="utf-8")
+        rows = read_written(one.predictions, ("path", "label", "predicted", "source", "donor"))
         here = one.run.folder.resolve()
         predictions[one.name] = rows.assign(path=[os.path.normpath(here / path) for path in rows["path"]])
         classes.append(tuple(known))

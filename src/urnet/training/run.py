@@ -23,6 +23,7 @@ from urnet.errors import RunError
 from urnet.fields.cropping import SETTINGS_NAME
 from urnet.files import whole_file
 from urnet.recipe import Recipe, load_recipe
+from urnet.tables import read_table
 
 HISTORY_COLUMNS = (
     "stage",
@@ -196,7 +197,7 @@ class Run:
         return set(table["donor"][table["split"] == part]) - {""} if "donor" in table else set()
 
     def _table(self) -> pd.DataFrame:
-        return pd.read_csv(self.cells_path, dtype=str, keep_default_na=False, encoding="utf-8")
+        return read_table(self.cells_path, ("label", "split", "donor", "left_out"), confusable=(), leaks=False)
 
     def history(self) -> pd.DataFrame:
         """`stage`, `epoch`, losses and accuracies, a row an epoch; empty before the first.

@@ -5,7 +5,6 @@ that comes back finds it as it is.
 """
 
 import asyncio
-import csv
 import io
 import logging
 import time
@@ -30,6 +29,7 @@ from urnet.serve.pages.sessions import Closable
 from urnet.serve.problems import Refused
 from urnet.serve.scratch import DISK_FULL, Aside, is_disk_full
 from urnet.serve.uploads import Upload, put
+from urnet.tables import csv_text
 
 logger = logging.getLogger(__name__)
 
@@ -209,17 +209,15 @@ class Classification(Closable):
         """The answers as `urnet predict` writes them; of cells of fields also where they lie."""
         columns = ["path", "predicted", *self.bench.model.columns, "engine", "error"]
         columns += ["field", "x", "y"] if self.cut.fields else []
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
+        rows = []
         for one in self.seen:
             row = {key: f"{value:.6f}" if type(value) is float else value for key, value in one.answer.row.items()}
             row |= {"path": one.answer.path, "error": one.answer.error}
             row["engine"] = "" if one.answer.error else self.bench.engine
             if one.place is not None:
                 row |= {"field": self.cut.fields[one.place.field].name, "x": one.place.x, "y": one.place.y}
-            writer.writerow(row)
-        return text.getvalue()
+            rows.append(row)
+        return csv_text(columns, rows)
 
     def report(self) -> str | None:
         """The sample's page, as `urnet differential` writes it; none where nothing can be counted."""
