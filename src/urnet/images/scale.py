@@ -1,6 +1,7 @@
-"""The one scale that takes a data set's raw counts to [0, 1], fitted on the training part and kept with the model.
+"""The scaling of a data set's raw counts to [0, 1], fitted to the training part and stored with the model.
 
-A scale is never fitted to a single file: two cells that differ in brightness must still differ afterwards.
+It is never fitted to a single file: two cells that differ in brightness must still differ afterwards. It is never the
+range of the data type either: unstained cells use a small part of that.
 """
 
 from collections.abc import Iterable
@@ -12,6 +13,8 @@ from urnet.errors import ImageError
 from urnet.images.rows import Rows
 
 PERCENTILES = (0.1, 99.9)
+MARGIN = 0.02
+"""Share of the range between the percentiles that is added on each side."""
 ANY_DEPTH = "any"
 """Depth of a scale with given limits over images of several depths."""
 
@@ -47,39 +50,57 @@ class Scaling:
 
 
 def fit_scaling(images: np.ndarray | Rows, depth: str, limits: tuple[float, float] | None = None) -> Scaling:
-    """The scale of a set of images.
+    """Fit the scaling of a set of images, by the same rule for every depth.
+
+    `low` and `high` are the percentiles 0.1 and 99.9 over all pixels and channels, with a margin of 2 % of the range
+    between them on each side. The margin ends at the lowest and the highest count of the images, so that saturated pixels
+    become exactly 0 or 1.
 
     Args:
         images: raw counts, any shape.
         depth: of the files that they came from: `uint8`, `uint16`, `float32`, or `any`.
         limits: given (low, high) in raw counts, used as they are.
 
-    Returns:
-        (0, 255) for 8 bits, otherwise percentiles 0.1 and 99.9 over all pixels.
-
     Raises:
         ImageError: the images are constant.
     """
     if limits is not None:
         return Scaling(float(limits[0]), float(limits[1]), depth)
-    if depth == "uint8":
-        return Scaling(0.0, 255.0, depth)
+    lowest, low, high, highest = _distribution(images, depth)
+    margin = MARGIN * (high - low)
+    return Scaling(max(lowest, low - margin), min(highest, high + margin), depth)
+
+
+def fit_scaling_0_1_0(images: np.ndarray | Rows, depth: str, limits: tuple[float, float] | None = None) -> Scaling:
+    """Fit the scaling as version 0.1.0 did, for its interrupted runs: (0, 255) for 8 bits, else without a margin."""
+    if limits is None:
+        limits = (0, 255) if depth == "uint8" else _distribution(images, depth)[1:3]
+    return fit_scaling(images, depth, limits)
+
+
+def _distribution(images: np.ndarray | Rows, depth: str) -> tuple[float, float, float, float]:
+    """Give the lowest count, both percentiles, and the highest count."""
     parts = images.parts() if isinstance(images, Rows) else [images]
-    low, high = _percentiles_of_counts(parts) if depth == "uint16" else _percentiles(parts, images.size)
+    counted = depth in ("uint8", "uint16")
+    lowest, low, high, highest = _percentiles_of_counts(parts) if counted else _percentiles(parts, images.size)
     if high <= low:
-        raise ImageError(f"the images are constant ({low:g} nearly everywhere); there is nothing to scale")
-    return Scaling(low, high, depth)
+        raise ImageError(
+            f"the images are constant ({low:g} nearly everywhere); there is nothing to scale", code="images.constant"
+        )
+    return lowest, low, high, highest
 
 
-def _percentiles_of_counts(parts: Iterable[np.ndarray]) -> list[float]:
-    """Of 16 bits: the count that so many per cent do not exceed."""
+def _percentiles_of_counts(parts: Iterable[np.ndarray]) -> tuple[float, float, float, float]:
+    """Of 8 or 16 bits: the lowest count, the counts that so many per cent do not exceed, and the highest count."""
     counts = sum(np.bincount(part.ravel().astype(np.uint16), minlength=2**16) for part in parts)
     below = np.cumsum(counts) / np.sum(counts)
-    return [float(np.searchsorted(below, percentile / 100)) for percentile in PERCENTILES]
+    there = np.flatnonzero(counts)
+    low, high = (float(np.searchsorted(below, percentile / 100)) for percentile in PERCENTILES)
+    return float(there[0]), low, high, float(there[-1])
 
 
-def _percentiles(parts: Iterable[np.ndarray], total: int) -> list[float]:
-    """As `np.percentile` has it, of `total` values; between the parts, only the tails are kept in memory."""
+def _percentiles(parts: Iterable[np.ndarray], total: int) -> tuple[float, float, float, float]:
+    """Give the minimum, `np.percentile` of `total` values, and the maximum, with only the tails in memory."""
     low_place, high_place = ((total - 1) * (percentile / 100) for percentile in PERCENTILES)
     below, above = min(int(low_place) + 2, total), total - int(high_place)  # values in the tails
     low = high = np.empty(0, np.float32)
@@ -87,7 +108,8 @@ def _percentiles(parts: Iterable[np.ndarray], total: int) -> list[float]:
         low, high = np.append(low, part), np.append(high, part)
         low = np.partition(low, below - 1)[:below] if len(low) > below else low
         high = np.partition(high, -above)[-above:] if len(high) > above else high
-    return [_between(np.sort(low), low_place), _between(np.sort(high), high_place - int(high_place))]
+    low, high = np.sort(low), np.sort(high)
+    return float(low[0]), _between(low, low_place), _between(high, high_place - int(high_place)), float(high[-1])
 
 
 def _between(values: np.ndarray, place: float) -> float:

@@ -21,6 +21,9 @@ _NO_OPTIONS = {
     "features_only": "a classifier gives logits",
 }
 
+HEAD_STD = 0.01
+"""Standard deviation of a new last layer's weights."""
+
 _own: dict[str, Callable[..., nn.Module]] = {}
 
 
@@ -28,7 +31,8 @@ def register_classifier(constructor: Callable[..., nn.Module]) -> Callable[..., 
     """Make a classifier that timm does not have known to `create_classifier` under the constructor's own name.
 
     It is called with the number of classes and, by keyword, `pretrained`, `weights` and `options`. What it builds
-    offers of timm's interface what is used here: `pretrained_cfg`, `feature_info` and `get_classifier()`.
+    offers of timm's interface what is used here: `pretrained_cfg`, `feature_info` and `get_classifier()`. Its last layer
+    starts by `initialise_head`, before weights are loaded.
     """
     _own[constructor.__name__] = constructor
     return constructor
@@ -62,7 +66,8 @@ def create_classifier(
             classifier.
 
     Returns:
-        The network, (B, 3, H, W) → logits (B, K).
+        The network, (B, 3, H, W) → logits (B, K). Its last layer starts by `initialise_head`, unless the weights include
+        one for K classes.
 
     Raises:
         RecipeError: timm has no network of that name, or the network does not take the options.
@@ -84,11 +89,52 @@ def create_classifier(
             f"timm cannot build classifier {name!r} with options {options}: {error!r}; "
             "leave the option out, or see the network's arguments in timm's documentation"
         ) from error
+    if weights is None and pretrained:
+        model = _from_hub(name, classes, options)
+        if classes != model.pretrained_cfg["num_classes"]:  # else the last layer is pretrained as well
+            initialise_head(model, classes)
+        return model
+    initialise_head(model, classes)
     if weights is not None:
         load_weights(model, weights)
-    elif pretrained:
-        model = _from_hub(name, classes, options)
     return model
+
+
+def initialise_head(model: nn.Module, classes: int) -> None:
+    """Start the last layer with small weights and zero bias, so that the first loss is about ln K.
+
+    timm starts each family in its own way. The EfficientNets and MobileNetV2 start uniformly in ±1/√K, which gives logits
+    with a standard deviation of 6 and a first loss of 5 to 8.
+
+    Args:
+        model: Classifier of timm, or one with timm's `get_classifier()`.
+        classes: Number of classes, K; a network without a last layer (0) stays as it is.
+    """
+    for layer in head_layers(model):
+        if classes and getattr(layer, "out_features", getattr(layer, "out_channels", None)) == classes:
+            nn.init.normal_(layer.weight, std=HEAD_STD)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def head_layers(model: nn.Module) -> list[nn.Module]:
+    """Give the layers that make logits of features: one, or of distilled networks several.
+
+    Each is the last linear layer, or where there is none the last convolution, of what timm calls the classifier. Where
+    that has no layers, it is the last one of the whole network.
+    """
+    heads = model.get_classifier()
+    heads = list(heads) if isinstance(heads, tuple | list | nn.ModuleList) else [heads]
+    found = [layer for head in heads if isinstance(head, nn.Module) and (layer := _last_layer(head)) is not None]
+    return found or [layer for layer in [_last_layer(model)] if layer is not None]
+
+
+def _last_layer(module: nn.Module) -> nn.Module | None:
+    layers = list(module.modules())
+    for kind in (nn.Linear, nn.Conv2d):
+        if found := [layer for layer in layers if isinstance(layer, kind)]:
+            return found[-1]
+    return None
 
 
 def _from_hub(name: str, classes: int, options: dict[str, Any]) -> nn.Module:

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from urnet.nets.classifiers import head_layers
 from urnet.nets.joint import JointModel
 
 
@@ -38,18 +39,8 @@ def _caught_means(layer: nn.Module, channels: int) -> Iterator[list[Tensor]]:
 
 
 def last_layer(classifier: nn.Module) -> nn.Module:
-    """Give the layer that makes logits of features: the last linear one, or the last convolution where there is none.
-
-    It is looked for in what timm calls the classifier, and where that is no layer, in the whole network.
-    """
-    head = classifier.get_classifier()
-    for part in (head if isinstance(head, nn.Module) else nn.Identity(), classifier):
-        layers = list(part.modules())
-        for kind in (nn.Linear, nn.Conv2d):
-            found = [layer for layer in layers if isinstance(layer, kind)]
-            if found:
-                return found[-1]
-    return classifier
+    """Give the layer that makes logits of features (of several, the last); a network without one gives itself."""
+    return [classifier, *head_layers(classifier)][-1]
 
 
 def look_at_features(model: JointModel, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:

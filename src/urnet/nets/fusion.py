@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from urnet.errors import RecipeError, WeightsError
 from urnet.nets.blocks import MaxPool, ResidualBlock
-from urnet.nets.classifiers import create_classifier, normalisation, register_classifier
+from urnet.nets.classifiers import create_classifier, initialise_head, normalisation, register_classifier
 from urnet.nets.weights import PACKAGED, PACKAGED_CLASSIFIER, load_weights
 
 ADDITIVE = "additive"
@@ -135,6 +135,7 @@ def shahzad2022(
         )
     backbones = {name: _backbone(name, pretrained and weights is None, weights) for name in found.backbones}
     model = FusedClassifier(backbones, AdditiveNet(found.width), classes)
+    initialise_head(model, classes)
     if weights is not None and str(weights) != PACKAGED:
         load_weights(model, weights)
     return model
