@@ -19,6 +19,7 @@ import tifffile
 from PIL import Image, UnidentifiedImageError
 
 from urnet.errors import ImageError
+from urnet.images.tiff_pages import list_pages, open_tiff, page_at
 
 MAX_PIXELS = 10**8
 """Largest crop, montage or page that is decoded, in pixels."""
@@ -55,6 +56,40 @@ class Header:
     colour: bool
 
 
+@dataclass(frozen=True)
+class PageSurvey:
+    """How much there is to decode in a file.
+
+    Attributes:
+        pages: number of pages.
+        largest_pixels: pixels of the largest page.
+        total_pixels: pixels of all pages; pages that share their strips are decoded each, and counted each.
+    """
+
+    pages: int
+    largest_pixels: int
+    total_pixels: int
+
+
+def survey_pages(path: Path) -> PageSurvey:
+    """Number and sizes of all pages of an image file, from its headers alone.
+
+    Time and memory are proportional to the number of pages, of which a TIFF has at most `tiff_pages.MAX_PAGES`.
+
+    Args:
+        path: PNG, JPEG, BMP or TIFF file.
+
+    Raises:
+        ImageError: not such an image, damaged, or a chain of pages that is a loop or too long.
+    """
+    if first_bytes(path).startswith(TIFF_STARTS):
+        sizes = [page.pixels for page in list_pages(path)]
+    else:
+        height, width, _, _ = size_of_single_image(path)
+        sizes = [height * width]
+    return PageSurvey(len(sizes), max(sizes), sum(sizes))
+
+
 def read_header(path: Path) -> Header:
     """Size, pages, depth and colour of an image file, without decoding it.
 
@@ -67,8 +102,9 @@ def read_header(path: Path) -> Header:
     start = first_bytes(path)
     with decoding(path):
         if start.startswith(TIFF_STARTS):
-            with tifffile.TiffFile(path) as tif:
-                return _tiff_header(path, tif.pages.first, len(tif.pages))
+            pages = list_pages(path)
+            with open_tiff(path) as tif:
+                return _tiff_header(path, page_at(tif, pages[0], 0), len(pages))
     height, width, depth, colour = size_of_single_image(path)
     return _allowed(path, Header(height, width, 1, depth, colour))
 
@@ -99,20 +135,21 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
     Raises:
         ImageError: unreadable, truncated, too large or too small, not finite, or no such page.
     """
-    header = read_header(path)
-    if not 0 <= page < header.pages:
-        raise ImageError(f"{path}: page {page} asked for, but the file has {header.pages} (counted from 0)")
     start = first_bytes(path)
-    with decoding(path):
-        if start.startswith(TIFF_STARTS):
+    if start.startswith(TIFF_STARTS):
+        with decoding(path):
             pixels = _read_tiff(path, page)
-        elif _is_16_bit_png(start):
-            import imagecodecs
+    else:
+        header = read_header(path)
+        _check_page(path, page, header.pages)
+        with decoding(path):
+            if _is_16_bit_png(start):
+                import imagecodecs
 
-            pixels = imagecodecs.png_decode(path.read_bytes())
-        else:
-            with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
-                pixels = np.asarray(image.convert("RGB" if header.colour else "L"))
+                pixels = imagecodecs.png_decode(path.read_bytes())
+            else:
+                with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
+                    pixels = np.asarray(image.convert("RGB" if header.colour else "L"))
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_EDGE:
         raise ImageError(f"{path}: {width} x {height} px; a crop needs at least {MIN_EDGE} px each way")
@@ -262,7 +299,8 @@ def tiff_values(pixels: np.ndarray, page: tifffile.TiffPage, depth: str) -> np.n
         depth: as `tiff_kind` says.
     """
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-        return (np.moveaxis(page.colormap[:, pixels], 0, -1) >> 8).astype(np.uint8)
+        places = pixels[..., 0] if pixels.ndim == 3 else pixels  # alpha stands beside the place in the palette
+        return (np.moveaxis(page.colormap[:, places.astype(np.intp)], 0, -1) >> 8).astype(np.uint8)
     if pixels.dtype.kind in "bu":
         brightest = 2**page.bitspersample - 1
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
@@ -290,13 +328,20 @@ def _tiff_header(path: Path, page: tifffile.TiffPage, pages: int) -> Header:
     return _allowed(path, Header(page.imagelength, page.imagewidth, pages, depth, colour))
 
 
+def _check_page(path: Path, page: int, pages: int) -> None:
+    if not 0 <= page < pages:
+        raise ImageError(f"{path}: page {page} asked for, but the file has {pages} (counted from 0)")
+
+
 def _read_tiff(path: Path, index: int) -> np.ndarray:
-    with tifffile.TiffFile(path) as tif:
-        page = tif.pages[index].aspage()
-        header = _tiff_header(path, page, len(tif.pages))
-        ends = [start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=True)]
-        if max(ends, default=0) > path.stat().st_size or not any(page.databytecounts):
-            raise ImageError(f"{path}: truncated: page {index} points beyond the end of the file")
+    pages = list_pages(path)
+    _check_page(path, index, len(pages))
+    about = pages[index]
+    if about.end > path.stat().st_size or not about.stored:
+        raise ImageError(f"{path}: truncated: page {index} points beyond the end of the file")
+    with open_tiff(path) as tif:
+        page = page_at(tif, about, index)
+        header = _tiff_header(path, page, len(pages))
         pixels = page.asarray()
     if pixels.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
         pixels = np.moveaxis(pixels, 0, -1)

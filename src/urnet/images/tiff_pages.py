@@ -1,0 +1,219 @@
+"""List the pages of a TIFF from its directories alone, in time proportional to their number.
+
+A TIFF is a chain of directories, one a page, each of which says where its pixels are. Nothing in a file keeps the chain
+from going round in circles, the pages from sharing pixels, or a page from claiming any size. The chain is therefore
+walked here, with bounds, before a decoder sees the file, and pages are then read at their known places.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import tifffile
+
+from urnet.errors import ImageError
+
+MAX_PAGES = 100_000
+"""Most pages of one file."""
+
+_MAX_TAGS = 4096
+"""Most tags of a page; the standard defines fewer than two hundred."""
+
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_LETTERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+
+_OTHER_FILES = dict.fromkeys(("is_ome", "is_mmstack", "is_ndtiff"), False)
+"""Formats for which tifffile opens files that it names: `urnet.fields.ome` does so, by the rule for companions."""
+
+_BY_HAND = dict.fromkeys(("is_shaped", "is_scanimage"), False)
+"""Formats whose metadata tifffile follows without a bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What one directory says of its page.
+
+    Attributes:
+        offset: of the directory in the file.
+        width: columns, px.
+        height: rows, px.
+        depth: slices of a volume in one page, else 1.
+        samples: values a pixel.
+        kind: bits, number format, photometric interpretation, compression and planar configuration.
+        reduced: whether it is marked as a smaller version of another page.
+        mask: whether it is marked as the transparency mask of another page.
+        segments: number of its strips or tiles that are listed.
+        stored: bytes of its pixels in the file.
+        end: where the last of them ends.
+        start: where its first strip or tile is.
+        description: offset and length of its description.
+    """
+
+    offset: int
+    width: int
+    height: int
+    depth: int
+    samples: int
+    kind: tuple[int, ...]
+    reduced: bool
+    mask: bool
+    segments: int
+    stored: int
+    start: int
+    end: int
+    description: tuple[int, int]
+
+    @property
+    def pixels(self) -> int:
+        """Pixels that decoding it gives."""
+        return self.width * self.height * self.depth
+
+    @property
+    def form(self) -> tuple[int, ...]:
+        """What pages have in common that are planes of one image."""
+        return (self.width, self.height, self.depth, self.samples, *self.kind)
+
+
+def list_pages(path: Path) -> tuple[Page, ...]:
+    """All pages of a TIFF in their order; the number of a page in an address is its place here.
+
+    Raises:
+        ImageError: `images.pages_damaged` where a directory lies beyond the end of the file, the chain is a loop or
+            longer than `MAX_PAGES`, or pages claim more than the file can hold.
+    """
+    try:
+        about = path.stat()
+        return _list_pages(path, about.st_mtime_ns, about.st_size)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be opened ({error.strerror})") from None
+    except (struct.error, ValueError, KeyError, OverflowError):
+        raise _damaged(path, "its list of pages cannot be read") from None
+
+
+@lru_cache(maxsize=8)
+def _list_pages(path: Path, modified: int, size: int) -> tuple[Page, ...]:
+    with path.open("rb") as file:
+        return tuple(_walk(path, file, size))
+
+
+def open_tiff(path: Path) -> tifffile.TiffFile:
+    """Open a TIFF with a decoder that opens no other file, whatever this one names."""
+    return tifffile.TiffFile(path, **_OTHER_FILES, **_BY_HAND)
+
+
+def page_at(tif: tifffile.TiffFile, page: Page, index: int) -> tifffile.TiffPage:
+    """The decoder's view of one page, without a walk along the chain."""
+    first = tif.pages.first
+    if first.offset == page.offset:
+        return first
+    tif.filehandle.seek(page.offset)
+    return tifffile.TiffPage(tif, index)
+
+
+def description_of(path: Path, page: Page, most: int) -> str:
+    """The description of a page, at most so many bytes of it."""
+    offset, length = page.description
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(min(length, most)).rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _damaged(path: Path, what: str) -> ImageError:
+    return ImageError(
+        f"{path}: truncated or damaged TIFF: {what}; copy the file again, or export it anew",
+        code="images.pages_damaged",
+    )
+
+
+def _walk(path: Path, file: BinaryIO, size: int) -> Iterator[Page]:
+    start = file.read(16).ljust(16, b"\0")
+    order = {b"II": "<", b"MM": ">"}[start[:2]]
+    big = struct.unpack(order + "H", start[2:4])[0] == 43
+    place = struct.unpack(order + ("Q" if big else "I"), start[8:16] if big else start[4:8])[0]
+    count_of, tag_of, next_of = (order + letters for letters in (("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")))
+    entry, inline = struct.calcsize(tag_of), 8 if big else 4
+    seen: set[int] = set()
+    listed = 0
+    while place:
+        number = len(seen)
+        if place in seen:
+            raise _damaged(path, f"its pages form a loop after page {number - 1}")
+        if number == MAX_PAGES:
+            raise _damaged(path, f"more than {MAX_PAGES:,} pages, the most that are read")
+        seen.add(place)
+        head = _at(file, place, struct.calcsize(count_of), size)
+        count = struct.unpack(count_of, head)[0] if head else 0
+        body = _at(file, place + len(head), count * entry + inline, size) if 0 < count <= _MAX_TAGS else b""
+        if not body:
+            raise _damaged(path, f"page {number} lies beyond its end or has no tags")
+        tags: dict[int, np.ndarray] = {}
+        description = (0, 0)
+        for code, kind, length, value in struct.iter_unpack(tag_of, body[: count * entry]):
+            if code not in _WANTED:
+                continue
+            needed = length * _SIZES.get(kind, 1)
+            far = struct.unpack(next_of, value)[0]
+            if code == 270:
+                description = (far, needed) if needed > inline and not description[1] else description
+                continue
+            if kind not in _LETTERS or code in tags:
+                continue
+            if needed > inline:
+                listed += needed
+                value = _at(file, far, needed, size) if listed <= size + 2**20 else b""  # arrays do not overlap
+                if not value:
+                    raise _damaged(path, f"page {number} lists pixels beyond its end")
+            tags[code] = np.frombuffer(value[:needed], order + _LETTERS[kind])
+        yield _page(path, number, place, tags, description, size)
+        place = struct.unpack(next_of, body[-inline:])[0]
+    if not seen:
+        raise _damaged(path, "it has no page")
+
+
+_WANTED = frozenset((254, 255, 256, 257, 258, 259, 262, 270, 273, 277, 279, 284, 324, 325, 339, 32997))
+
+
+def _page(
+    path: Path, number: int, offset: int, tags: dict[int, np.ndarray], description: tuple[int, int], size: int
+) -> Page:
+    def one(code: int, otherwise: int) -> int:
+        values = tags.get(code)
+        return otherwise if values is None or not len(values) else int(values.max())
+
+    nothing = np.zeros(0, np.uint64)
+    starts = tags.get(324, tags.get(273, nothing)).astype(np.uint64)
+    counts = tags.get(325, tags.get(279, nothing)).astype(np.uint64)
+    listed = min(len(starts), len(counts))
+    starts, counts = starts[:listed], counts[:listed]
+    filled = counts > 0
+    if (starts >= 2**63).any() or (counts >= 2**63).any():
+        raise _damaged(path, f"page {number} lists pixels beyond its end")
+    ends = (starts + counts)[filled]
+    return Page(
+        offset=offset,
+        width=one(256, 0),
+        height=one(257, 0),
+        depth=max(1, one(32997, 1)),
+        samples=one(277, 1),
+        kind=(one(258, 1), one(339, 1), one(262, -1), one(259, 1), one(284, 1)),
+        reduced=bool(one(254, 0) & 1) or one(255, 0) == 2,
+        mask=bool(one(254, 0) & 4),
+        segments=listed,
+        stored=int(np.minimum(counts, np.uint64(size)).sum()),
+        start=int(starts[filled][0]) if filled.any() else 0,
+        end=int(ends.max()) if len(ends) else 0,
+        description=description,
+    )
+
+
+def _at(file: BinaryIO, place: int, length: int, size: int) -> bytes:
+    """Bytes at a place; none of them where they are not all there."""
+    if not 0 <= place <= size - length:
+        return b""
+    file.seek(place)
+    data = file.read(length)
+    return data if len(data) == length else b""

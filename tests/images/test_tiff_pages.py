@@ -1,0 +1,127 @@
+"""Pages are counted, surveyed and read in linear time, whatever a file claims."""
+
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from urnet.images.read import read_image, survey_pages
+from urnet.images.tiff_pages import MAX_PAGES, list_pages
+
+
+def directory(next_at: int, **values: int) -> bytes:
+    """A directory of one strip, and the place of the next."""
+    tags = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "start": 273}
+    tags |= {"rows": 278, "count": 279}
+    entries = sorted((tags[name], value) for name, value in values.items())
+    data = struct.pack("<H", len(entries))
+    for code, value in entries:
+        data += struct.pack("<HHII", code, 4, 1, value)
+    return data + struct.pack("<I", next_at)
+
+
+def shared_strip(edge: int, pages: int) -> bytes:
+    """Pages that all decode the same deflated strip."""
+    strip = zlib.compress(bytes(edge * edge), 9)
+    first = 8 + len(strip) + len(strip) % 2
+    about = {"width": edge, "height": edge, "bits": 8, "compression": 8, "photometric": 1, "rows": edge}
+    one = len(directory(0, start=8, count=1, **about))
+    data = b"II*\0" + struct.pack("<I", first) + strip + bytes(len(strip) % 2)
+    for page in range(pages):
+        follows = first + (page + 1) * one if page + 1 < pages else 0
+        data += directory(follows, start=8, count=len(strip), **about)
+    return data
+
+
+def test_pages_that_share_a_strip_are_counted_each(tmp_path):
+    (tmp_path / "bomb.tif").write_bytes(shared_strip(1000, 500))
+    survey = survey_pages(tmp_path / "bomb.tif")
+    assert (survey.pages, survey.largest_pixels, survey.total_pixels) == (500, 10**6, 500 * 10**6)
+    assert not read_image(tmp_path / "bomb.tif", 499).any()
+
+
+def test_the_survey_counts_every_page_and_not_only_the_first(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "f.tif") as out:
+        for edge in (8, 100, 16):
+            out.write(np.zeros((edge, edge), np.uint8), metadata=None)
+    assert survey_pages(tmp_path / "f.tif").largest_pixels == 10**4
+    assert survey_pages(tmp_path / "f.tif").total_pixels == 8 * 8 + 10**4 + 16 * 16
+    Image.new("L", (20, 30)).save(tmp_path / "f.png")
+    assert survey_pages(tmp_path / "f.png").total_pixels == 600
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_pages_are_listed_as_the_decoder_sees_them(tmp_path, bigtiff, byteorder):
+    path = tmp_path / "f.tif"
+    with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder) as out:
+        out.write(np.zeros((30, 40, 3), np.uint8), photometric="rgb", tile=(16, 16), compression="zlib")
+        out.write(np.ones((9, 300), np.uint16), rowsperstrip=2, description="later", subfiletype=1)
+    with tifffile.TiffFile(path) as tif:
+        for ours, theirs in zip(list_pages(path), tif.pages, strict=True):
+            assert (ours.offset, ours.width, ours.height) == (theirs.offset, theirs.imagewidth, theirs.imagelength)
+            assert (ours.samples, ours.segments) == (theirs.samplesperpixel, len(theirs.dataoffsets))
+            assert ours.stored == sum(theirs.databytecounts)
+            assert ours.reduced == theirs.is_reduced
+            ends = [a + b for a, b in zip(theirs.dataoffsets, theirs.databytecounts, strict=True)]
+            assert (ours.start, ours.end) == (theirs.dataoffsets[0], max(ends))
+
+
+def chain(pages: int, last: int) -> bytes:
+    about = {"width": 8, "height": 8, "bits": 8, "compression": 1, "photometric": 1, "rows": 8}
+    one = len(directory(0, start=8, count=64, **about))
+    data = bytearray(b"II*\0" + struct.pack("<I", 72) + bytes(64))
+    for page in range(pages):
+        data += directory(72 + (page + 1) * one if page + 1 < pages else last, start=8, count=64, **about)
+    return data
+
+
+@pytest.mark.parametrize("last", [72, 72 + 102, 2**31, 2**32 - 1, 60])
+def test_a_chain_that_loops_or_leaves_the_file_is_refused(tmp_path, last, raises_code):
+    (tmp_path / "f.tif").write_bytes(chain(3, last))
+    for read in (survey_pages, read_image):
+        with raises_code("images.pages_damaged"):
+            read(tmp_path / "f.tif")
+
+
+def test_a_chain_longer_than_any_real_one_is_refused_at_once(tmp_path, raises_code):
+    (tmp_path / "f.tif").write_bytes(chain(MAX_PAGES + 1, 0))
+    started = time.process_time()
+    with raises_code("images.pages_damaged"):
+        survey_pages(tmp_path / "f.tif")
+    assert time.process_time() - started < 30
+
+
+def test_directories_that_share_a_long_list_of_strips_are_refused(tmp_path, raises_code):
+    """Each would be read and kept; without a bound, 4 MB become minutes."""
+    strips = 2**19
+    data = bytearray(b"II*\0" + struct.pack("<I", 8))
+    tags = [(256, 1, 8), (257, 1, 8), (258, 1, 8), (259, 1, 1), (262, 1, 1)]
+    one = 2 + 12 * (len(tags) + 3) + 4
+    pages = 2000
+    lists = 8 + pages * one
+    tags += [(273, strips, lists), (278, 1, 1), (279, strips, lists)]
+    for page in range(pages):
+        data += struct.pack("<H", len(tags))
+        for code, count, value in tags:
+            data += struct.pack("<HHII", code, 4, count, value)
+        data += struct.pack("<I", 8 + (page + 1) * one if page + 1 < pages else 0)
+    data += bytes(4 * strips)
+    (tmp_path / "f.tif").write_bytes(data)
+    with raises_code("images.pages_damaged"):
+        survey_pages(tmp_path / "f.tif")
+
+
+def test_pages_of_a_long_stack_are_read_in_linear_time(tmp_path):
+    stack = np.arange(4000 * 64, dtype=np.uint16).reshape(4000, 8, 8)
+    with tifffile.TiffWriter(tmp_path / "f.tif") as out:
+        for page in stack:
+            out.write(page, photometric="minisblack", metadata=None, contiguous=False)
+    started = time.process_time()
+    for page in range(4000):
+        np.testing.assert_array_equal(read_image(tmp_path / "f.tif", page), stack[page])
+    assert time.process_time() - started < 15
