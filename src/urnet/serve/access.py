@@ -1,41 +1,63 @@
-"""Who may ask: on loopback, whoever sits at this machine; anywhere else, whoever has the token.
+"""Authentication: open on loopback, by token everywhere else.
 
-On loopback a page of some other site must not be able to use the browser that shows it: its name for this address
-(DNS rebinding) shows in Host, its own in Origin. On other hosts a token is asked for, as Jupyter does.
+On loopback, pages of other sites must not use the server through the browser that shows them. Their name for this
+address (DNS rebinding) is in Host, and their own name in Origin. On other hosts a token is required, as in Jupyter.
 """
 
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import time
 from collections.abc import Callable
 from html import escape
 from http import HTTPStatus
-from urllib.parse import urlsplit
+from ipaddress import ip_address, ip_network
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
-from fastapi import APIRouter, Form, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from urnet.serve.problems import problem
+from urnet.serve.proxy import Reach, is_secure, route_path
 from urnet.serve.settings import Settings
 
-COOKIE = "urnet-session"
-OPEN = ("/healthz", "/readyz", "/login")
-"""Asked for without a token: by what watches over the server, and by the page that asks for the token."""
+LOGIN = "/login"
+OPEN = ("/healthz", "/readyz", LOGIN)
+"""Addresses that need no token: for monitoring, and for entering the token."""
+
+FORM = "application/x-www-form-urlencoded"
+LOGIN_BYTES = 4096
+"""Largest body of a login, in bytes."""
 
 SHORTEST_TOKEN = 16
 REMEMBERED = 10_000
-"""Addresses whose wrong attempts are kept; beyond, the oldest are forgotten."""
+"""Addresses whose wrong attempts are counted at a time; beyond, the oldest are forgotten."""
+
+
+def cookie_name(base: str, instance: str) -> str:
+    """Name a cookie of one server. Browsers send cookies to all ports of a host, so two servers need two names.
+
+    Args:
+        base: what the cookie is for.
+        instance: identifier of the server, stable between its starts; not secret.
+    """
+    return f"urnet-{base}-{instance}" if instance else f"urnet-{base}"
+
+
+def cookie_attributes(scope: Scope) -> dict[str, Any]:
+    """Attributes of all cookies, as `Response.set_cookie` takes them."""
+    path = scope.get("root_path") or "/"
+    return {"path": path, "httponly": True, "samesite": "strict", "secure": is_secure(scope)}
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a host's name or address."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
 
@@ -76,23 +98,29 @@ class Attempts:
 
 
 class Access:
-    """Refuses whoever may not ask.
+    """Middleware that refuses requests without the token, and requests that another site made a browser send.
 
     Args:
-        app: what stands behind.
-        token: what has to be shown; none on loopback, where Host is checked instead.
-        attempts: of those who try.
+        app: the next app.
+        token: the token; none on loopback, where Host is checked instead.
+        attempts: wrong tokens so far.
+        instance: identifier of the server in the names of its cookies.
+        reach: which other names it has.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, attempts: Attempts):
+    def __init__(
+        self, app: ASGIApp, token: str | None, attempts: Attempts, instance: str = "", reach: Reach | None = None
+    ):
         self.app, self.token, self.attempts = app, token, attempts
+        self.cookie = cookie_name("session", instance)
+        self.hosts = (reach or Reach()).allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Handle one connection, as ASGI requires."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
-        refusal = self._stranger(scope, headers) or self._without_token(scope, headers)
+        refusal = self._foreign(scope, headers) or self._unauthorized(scope, headers)
         if refusal is None:
             return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
@@ -100,35 +128,43 @@ class Access:
             return await send({"type": "websocket.close", "code": 1008})
         await refusal(scope, receive, send)
 
-    def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
-        """Refuses requests that another site made a browser send."""
+    def _foreign(self, scope: Scope, headers: Headers) -> Response | None:
+        """Refuse requests that another site made a browser send."""
         host = headers.get("host", "")
-        if self.token is None and not is_loopback(_name(host)):
-            detail = f"Host is {host!r}; this server listens on this machine only: ask for http://localhost"
+        name = _name(host)
+        if (self.token is None or self.hosts) and not is_loopback(name) and name not in self.hosts:
+            known = ", ".join(("localhost", *sorted(self.hosts)))
+            detail = (
+                f"Host is {host[:100]!r}; this server answers to {known} only. On this machine ask for "
+                "http://localhost; elsewhere start the server with --allowed-host and the name"
+            )
             return problem(scope, HTTPStatus.FORBIDDEN, detail)
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            detail = f"Origin is {origin[:100]!r}; pages of other sites may not use this server"
+            detail = (
+                f"Origin is {origin[:100]!r} and Host {host[:100]!r}; pages of other sites may not use this server. A "
+                "proxy in front of it must pass the browser's Host on"
+            )
             return problem(scope, HTTPStatus.FORBIDDEN, detail)
         return None
 
-    def _without_token(self, scope: Scope, headers: Headers) -> Response | None:
-        """Refuses requests without the token or the cookie that stands for it."""
-        if self.token is None or scope["path"] in OPEN:
+    def _unauthorized(self, scope: Scope, headers: Headers) -> Response | None:
+        """Refuse requests without the token or its cookie; who has either is let in first, whoever else has failed."""
+        if self.token is None or route_path(scope) in OPEN:
             return None
-        address = address_of(scope)
-        if wait := self.attempts.wait(address):
-            return _locked(scope, wait)
         scheme, _, shown = headers.get("authorization", "").partition(" ")
-        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
-        if _same(shown.strip(), self.token) and scheme.lower() == "bearer":
+        is_bearer = scheme.lower() == "bearer"
+        if is_bearer and _same(shown.strip(), self.token):
             return None
-        if _same(cookie, session(self.token)):
+        if _same(cookie_parser(headers.get("cookie", "")).get(self.cookie, ""), session(self.token)):
             return None
-        if shown:  # a cookie left by an earlier server is no attempt, and nobody guesses one
+        if is_bearer:  # no cookie of an earlier server, and no password for a proxy, is an attempt
+            address = address_of(scope)
+            if wait := self.attempts.wait(address):
+                return _locked(scope, wait)
             self.attempts.failed(address)
         if scope["type"] == "http" and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
-            return RedirectResponse("/login", HTTPStatus.SEE_OTHER)
+            return RedirectResponse(scope.get("root_path", "") + LOGIN, HTTPStatus.SEE_OTHER)
         detail = "the token that was printed when the server started is needed: Authorization: Bearer TOKEN"
         return problem(scope, HTTPStatus.UNAUTHORIZED, detail, headers={"WWW-Authenticate": "Bearer"})
 
@@ -139,32 +175,70 @@ def session(token: str) -> str:
 
 
 def address_of(scope: Scope) -> str:
-    """The client's address."""
-    return scope["client"][0] if scope.get("client") else ""
+    """The client's address; of IPv6 the network, since one client has all of its addresses."""
+    address = scope["client"][0] if scope.get("client") else ""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address[:100]
+    return str(ip_network((parsed, 64), strict=False)) if parsed.version == 6 else address
 
 
-def login(token: str, attempts: Attempts) -> APIRouter:
-    """The page that asks for the token once."""
+def login(token: str, attempts: Attempts, instance: str = "") -> APIRouter:
+    """The page where the token is entered once.
+
+    Args:
+        token: the token.
+        attempts: wrong tokens so far.
+        instance: identifier of the server in the name of its cookie.
+    """
     router = APIRouter(include_in_schema=False)
 
-    @router.get("/login")
-    async def ask() -> HTMLResponse:
-        return _page("")
+    @router.get(LOGIN)
+    async def ask(request: Request) -> HTMLResponse:
+        return _page(request.scope, "")
 
-    @router.post("/login")
-    async def enter(request: Request, given: str = Form("", alias="token")) -> Response:
-        address = address_of(request.scope)
-        if wait := attempts.wait(address):
-            return _locked(request.scope, wait)
+    @router.post(LOGIN)
+    async def enter(request: Request) -> Response:
+        scope, address = request.scope, address_of(request.scope)
+        wait = attempts.wait(address)
+        length = request.headers.get("content-length", "")
+        if wait and not (length.isdecimal() and int(length) <= LOGIN_BYTES):
+            return _locked(scope, wait)
+        given = await _token_of(request)
+        if given is None:
+            detail = f"the login is a form of {LOGIN_BYTES:,} bytes at most (application/x-www-form-urlencoded)"
+            return problem(scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
         if not _same(given.strip(), token):
+            if wait:
+                return _locked(scope, wait)
             attempts.failed(address)
-            return _page("That is not the token. It stands where the server was started.", HTTPStatus.UNAUTHORIZED)
-        answer = RedirectResponse("/", HTTPStatus.SEE_OTHER)
-        secure = request.url.scheme == "https"
-        answer.set_cookie(COOKIE, session(token), httponly=True, samesite="strict", secure=secure)
+            return _page(
+                scope, "This is not the token. The token is printed where the server starts.", HTTPStatus.UNAUTHORIZED
+            )
+        answer = RedirectResponse(f"{scope.get('root_path', '')}/", HTTPStatus.SEE_OTHER)
+        answer.set_cookie(cookie_name("session", instance), session(token), **cookie_attributes(scope))
         return answer
 
     return router
+
+
+async def _token_of(request: Request) -> str | None:
+    """The token in a login form; none where the body is larger than `LOGIN_BYTES`. Nothing else of the body is kept."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > LOGIN_BYTES:
+        return None
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LOGIN_BYTES:
+            return None
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
+        return ""
+    try:
+        return parse_qs(body.decode("ascii", "replace"), max_num_fields=10).get("token", [""])[0]
+    except ValueError:
+        return ""
 
 
 def _name(host: str) -> str:
@@ -186,18 +260,20 @@ def _locked(scope: Scope, wait: float) -> Response:
     return problem(scope, HTTPStatus.TOO_MANY_REQUESTS, detail, headers={"Retry-After": seconds})
 
 
-def _page(message: str, status: int = HTTPStatus.OK) -> HTMLResponse:
+def _page(scope: Scope, message: str, status: int = HTTPStatus.OK) -> HTMLResponse:
+    root_path = scope.get("root_path", "")
     return HTMLResponse(
         f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>urnet: token</title>
+<html lang="en"><head><meta charset="utf-8"><title>Sign in · urnet</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-:root {{ color-scheme: light dark }} body {{ font: 1rem/1.5 system-ui, sans-serif; margin: 15vh auto; width: 20rem }}
+:root {{ color-scheme: light dark }}
+body {{ font: 1rem/1.5 system-ui, sans-serif; margin: 15vh auto; padding: 0 1rem; max-width: 22rem }}
 input, button {{ font: inherit; width: 100%; box-sizing: border-box; padding: .5rem; margin-top: .5rem }}
 </style></head><body><main><h1>urnet</h1>
-<form method="post" action="/login"><label for="token">Token, as printed when the server was started</label>
-<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
-<button>Go on</button></form><p role="alert">{escape(message)}</p></main></body></html>
+<form method="post" action="{root_path}{LOGIN}"><label for="token">Token, as printed when the server was started</label>
+<input id="token" name="token" type="password" autocomplete="current-password" maxlength="1000" required autofocus>
+<button>Sign in</button></form><p role="alert">{escape(message)}</p></main></body></html>
 """,
         status,
     )

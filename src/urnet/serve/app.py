@@ -12,6 +12,7 @@ from urnet.serve.api import routes
 from urnet.serve.bench import Bench
 from urnet.serve.gate import Gate, RequestId
 from urnet.serve.problems import Problem, install
+from urnet.serve.proxy import ForwardedHeaders, Reach
 
 DESCRIPTION = """Classifies white blood cells without stain, and counts them. For research use only.
 
@@ -20,7 +21,12 @@ Errors are problem details (RFC 9457); every answer has an `X-Request-ID`. On an
 
 
 def create_app(
-    bench: Bench, *, token: str | None = None, pages: Callable[[FastAPI, Bench], None] | None = None
+    bench: Bench,
+    *,
+    token: str | None = None,
+    pages: Callable[[FastAPI, Bench], None] | None = None,
+    reach: Reach | None = None,
+    instance: str = "",
 ) -> FastAPI:
     """The app.
 
@@ -28,7 +34,10 @@ def create_app(
         bench: what it serves; started and stopped with the app.
         token: that has to be shown; none on loopback.
         pages: adds the pages to the app, after the API's routes.
+        reach: root path, trusted proxies and allowed hosts.
+        instance: identifier of the server in the names of its cookies.
     """
+    reach = reach or Reach()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -46,17 +55,19 @@ def create_app(
         docs_url=None,  # these pages would load scripts from elsewhere
         redoc_url=None,
     )
+    app.state.instance = instance
     install(app)
     app.include_router(routes(bench))
     attempts = Attempts(bench.settings)
     if token is not None:
-        app.include_router(login(token, attempts))
+        app.include_router(login(token, attempts, instance))
     if pages is not None:
         pages(app, bench)
     # The last one added is the first to see a request.
     app.add_middleware(Gate, settings=bench.settings, expected=bench.network.seconds_for)
-    app.add_middleware(Access, token=token, attempts=attempts)
+    app.add_middleware(Access, token=token, attempts=attempts, instance=instance, reach=reach)
     app.add_middleware(RequestId)
+    app.add_middleware(ForwardedHeaders, reach=reach)
     _describe(app)
     return app
 

@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from urnet.serve.problems import Refused, problem
+from urnet.serve.proxy import route_path
 from urnet.serve.settings import Settings
 
 _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -69,7 +70,7 @@ class Gate:
             answer = problem(scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large)
             return await answer(scope, receive, send)
         bounded = self._bounded(receive)
-        if scope["method"] != "POST" or not scope["path"].startswith("/v1/"):
+        if scope["method"] != "POST" or not route_path(scope).startswith("/v1/"):
             return await self.app(scope, bounded, send)
         if self.inside >= self.settings.max_requests:
             seconds = str(round(min(60, max(1, self.expected(self.inside)))))

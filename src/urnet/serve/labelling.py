@@ -1,4 +1,4 @@
-"""Cells that wait for labels: who gets which one next, what they say, how far people agree."""
+"""Labelling queues: hand out cells, keep labels, measure agreement between people."""
 
 import time
 from collections import Counter, defaultdict
@@ -8,19 +8,38 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, and_, bindparam, exists, func, insert, not_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, func, insert, not_, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from urnet import __version__
 from urnet.errors import StoreError
-from urnet.serve.kept import NOT_A_CELL, SKIPPED, named, now, write_csv
-from urnet.serve.schema import cells, claims, labels
+from urnet.serve.kept import NOT_A_CELL, SKIPPED, Earlier, named, now, person, write_csv
+from urnet.serve.schema import SAME_PERSON, cells, claims, labels
 
 if TYPE_CHECKING:
     from urnet.serve.store import Store
 
 CLAIM_SECONDS = 300.0
-"""How long a cell that was handed to somebody is kept from others."""
+"""How long a cell that was handed to a browser session is kept from others."""
+
+CLAIMED_CODE = "store.claimed"
+"""Code of the error that another session has claimed a cell."""
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """Who labels, and in which browser: two browsers under one name get different cells.
+
+    Attributes:
+        who: name of the person.
+        session: identifier of the browser session.
+    """
+
+    who: str
+    session: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "who", named(self.who))
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,34 @@ class QueuedCell:
     path: str
     proposed: str
     confidence: float | None
+
+
+@dataclass(frozen=True)
+class Given:
+    """What else is said of a cell that was labelled.
+
+    Attributes:
+        replaced: the same person's earlier label, taken back by this one; none where there was none.
+        others: other people whose labels stand.
+    """
+
+    replaced: Earlier | None
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TakenBack:
+    """A label that was taken back.
+
+    Attributes:
+        cell: its cell.
+        label: the label.
+        reader: the person at whose screen the cell is meanwhile; "" where it is claimed again for who took it back.
+    """
+
+    cell: QueuedCell
+    label: str
+    reader: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +123,7 @@ class Agreement:
 
 
 class Labelling:
-    """Queues of cells, each of which goes to one labeller at a time.
+    """Queues of cells, each of which goes to one browser session at a time.
 
     Args:
         store: where they are kept.
@@ -116,24 +163,25 @@ class Labelling:
                 db.execute(moved.values(place=bindparam("to")), places)
 
     def claim(
-        self, queue: str, who: str, count: int = 1, *, second: bool = False, seconds: float = CLAIM_SECONDS
+        self, queue: str, labeller: Labeller, count: int = 1, *, second: bool = False, seconds: float = CLAIM_SECONDS
     ) -> list[QueuedCell]:
-        """The next cells for a labeller, which nobody else gets as long as they are claimed.
+        """Claim the next cells for a browser session; no other session gets them as long as they are claimed.
 
-        Those that are claimed already come first, so that a page that was closed goes on where it was.
+        Those that it has claimed already come first, so that a page that was closed goes on where it was.
 
         Args:
             queue: which.
-            who: the labeller.
+            labeller: who, and in which session.
             count: how many.
-            second: cells that exactly one other person labelled, to see how far both agree, instead of new ones.
+            second: cells that exactly one other person labelled, to measure agreement, instead of new ones.
             seconds: until they are free again.
         """
-        clock, who = time.time(), named(who)
+        clock = time.time()
         valid = and_(labels.c.cell == cells.c.id, labels.c.undone.is_(None))
-        taken = exists().where(claims.c.cell == cells.c.id, claims.c.until > clock, claims.c.who != who)
-        mine = exists().where(claims.c.cell == cells.c.id, claims.c.until > clock, claims.c.who == who)
-        by_me = exists().where(valid, labels.c.who == who)
+        claimed = and_(claims.c.cell == cells.c.id, claims.c.until > clock)
+        taken = exists().where(claimed, claims.c.session != labeller.session)
+        mine = exists().where(claimed, claims.c.session == labeller.session)
+        by_me = exists().where(valid, _by(labeller))
         readings = select(func.count()).where(valid).correlate(cells).scalar_subquery()
         wanted = (
             select(cells)
@@ -142,77 +190,100 @@ class Labelling:
             .limit(count)
         )
         with self.store.writing() as db:
-            found = [QueuedCell(row.id, row.path, row.proposed, row.confidence) for row in db.execute(wanted)]
+            found = [_queued(row) for row in db.execute(wanted)]
             for cell in found:
-                claim = upsert(claims).values(cell=cell.id, who=who, until=clock + seconds)
-                db.execute(claim.on_conflict_do_update(set_={"who": who, "until": clock + seconds}))
+                self._claim(db, cell.id, labeller, clock + seconds)
         return found
 
-    def release(self, who: str) -> None:
-        """Give back all cells that a labeller has claimed."""
+    def release(self, session: str) -> None:
+        """Give back all cells that a session has claimed."""
         with self.store.writing() as db:
-            db.execute(claims.delete().where(claims.c.who == named(who)))
+            db.execute(claims.delete().where(claims.c.session == session))
 
-    def label(self, cell: int, who: str, label: str, *, model: str = "") -> None:
-        """Keep a label; one that the same person gave before is taken back.
+    def release_all(self) -> None:
+        """Give back all claimed cells: sessions end with the server, so that a new one finds none."""
+        with self.store.writing() as db:
+            db.execute(claims.delete())
+
+    def label(self, cell: int, labeller: Labeller, label: str, *, model: str = "") -> Given:
+        """Keep a label; one that the same person gave before is taken back, and its row stays.
 
         Args:
             cell: number of the cell.
-            who: gives it.
+            labeller: who gives it, and in which session.
             label: a class, `NOT_A_CELL`, or `SKIPPED`.
             model: digest of the model whose proposal was shown, if any.
 
         Raises:
-            StoreError: no such cell, or somebody else has claimed it.
+            StoreError: no such cell, or another session has claimed it.
         """
-        who, at = named(who), now()
+        at = now()
+        standing = and_(labels.c.cell == cell, labels.c.undone.is_(None))
         with self.store.writing() as db:
             if db.execute(select(cells.c.id).where(cells.c.id == cell)).first() is None:
-                raise StoreError(f"cell {cell}: there is none of this number in {self.store.path}")
-            claim = db.execute(select(claims).where(claims.c.cell == cell, claims.c.until > time.time())).first()
-            if claim is not None and claim.who != who:
-                raise StoreError(f"cell {cell}: {claim.who} is looking at it; ask for the next one")
-            mine = and_(labels.c.cell == cell, labels.c.who == who, labels.c.undone.is_(None))
-            db.execute(update(labels).where(mine).values(undone=at))
-            db.execute(insert(labels).values(cell=cell, label=label, who=who, at=at, model=model, version=__version__))
+                raise StoreError(
+                    f"cell {cell}: there is none of this number in {self.store.path}", code="store.no_cell"
+                )
+            if reader := self._reader(db, cell, labeller):
+                raise StoreError(f"cell {cell}: {reader} is looking at it; ask for the next one", code=CLAIMED_CODE)
+            before = db.execute(select(labels).where(standing).order_by(labels.c.id)).all()
+            own = [row for row in before if person(row.who) == person(labeller.who)]
+            db.execute(update(labels).where(standing, _by(labeller)).values(undone=at))
+            values = {"who": labeller.who, "session": labeller.session, "model": model, "version": __version__}
+            db.execute(insert(labels).values(cell=cell, label=label, at=at, **values))
             db.execute(claims.delete().where(claims.c.cell == cell))
+        replaced = Earlier(own[-1].label, own[-1].who, own[-1].at) if own else None
+        return Given(replaced, tuple(row.who for row in before if row not in own))
 
-    def undo(self, queue: str, who: str, *, seconds: float = CLAIM_SECONDS) -> QueuedCell | None:
-        """Take back a person's last label; its cell, claimed again, or none where there is nothing to take back."""
-        who = named(who)
+    def undo(self, queue: str, labeller: Labeller, *, seconds: float = CLAIM_SECONDS) -> TakenBack | None:
+        """Take back the last label that a person gave in this session, or in a session that has ended.
+
+        A session that has claimed cells goes on elsewhere; its labels are taken back there.
+
+        Returns:
+            The label and its cell, claimed again; none where there is nothing to take back.
+        """
+        clock = time.time()
+        open_elsewhere = exists().where(
+            claims.c.session == labels.c.session, claims.c.session != labeller.session, claims.c.until > clock
+        )
         last = (
-            select(labels.c.id.label("given"), cells)
+            select(labels.c.id.label("given"), labels.c.label, cells)
             .join(cells, labels.c.cell == cells.c.id)
-            .where(cells.c.queue == queue, labels.c.who == who, labels.c.undone.is_(None))
-            .order_by(labels.c.id.desc())
+            .where(cells.c.queue == queue, labels.c.undone.is_(None), _by(labeller), not_(open_elsewhere))
+            .order_by(labels.c.session != labeller.session, labels.c.id.desc())
         )
         with self.store.writing() as db:
             row = db.execute(last).first()
             if row is None:
                 return None
             db.execute(update(labels).where(labels.c.id == row.given).values(undone=now()))
-            claim = upsert(claims).values(cell=row.id, who=who, until=time.time() + seconds)
-            db.execute(claim.on_conflict_do_nothing())
-        return QueuedCell(row.id, row.path, row.proposed, row.confidence)
+            reader = self._reader(db, row.id, labeller)
+            if not reader:
+                self._claim(db, row.id, labeller, clock + seconds)
+        return TakenBack(_queued(row), row.label, reader)
 
     def progress(self, queue: str) -> Progress:
         """How far a queue is."""
         given = self._labels(queue)
+        names = _names(given)
         with self.store.reading() as db:
             there = self._count(db, queue)
         return Progress(
             cells=there,
             labelled=len({row.path for row in given}),
             labels=dict(Counter(row.label for row in given if row.label != SKIPPED).most_common()),
-            people=dict(Counter(row.who for row in given).most_common()),
+            people=dict(Counter(names[person(row.who)] for row in given).most_common()),
         )
 
     def agreement(self, queue: str) -> list[Agreement]:
         """Cohen's kappa (Cohen 1960) of each two labellers who labelled the same cells."""
         by_person: dict[str, dict[str, str]] = defaultdict(dict)
-        for row in self._labels(queue):
+        given = self._labels(queue)
+        names = _names(given)
+        for row in given:
             if row.label != SKIPPED:
-                by_person[row.who][row.path] = row.label
+                by_person[names[person(row.who)]][row.path] = row.label
         found = []
         for first, second in combinations(sorted(by_person), 2):
             both = sorted(by_person[first].keys() & by_person[second].keys())
@@ -248,6 +319,18 @@ class Labelling:
         write_csv(out, ("path", "label", "donor", "labelled_by", "labelled_at"), rows)
         return len(rows), apart
 
+    def _claim(self, db: Connection, cell: int, labeller: Labeller, until: float) -> None:
+        values = {"who": labeller.who, "session": labeller.session, "until": until}
+        db.execute(upsert(claims).values(cell=cell, **values).on_conflict_do_update(set_=values))
+
+    def _reader(self, db: Connection, cell: int, labeller: Labeller) -> str:
+        """Who has claimed a cell in another session; "" where nobody has."""
+        other = and_(claims.c.cell == cell, claims.c.until > time.time(), claims.c.session != labeller.session)
+        found = db.execute(select(claims.c.who).where(other)).scalar()
+        if found is None:
+            return ""
+        return f"{found} in another browser" if person(found) == person(labeller.who) else found
+
     def _count(self, db: Connection, queue: str) -> int:
         return db.execute(select(func.count()).select_from(cells).where(cells.c.queue == queue)).scalar_one()
 
@@ -261,6 +344,20 @@ class Labelling:
         )
         with self.store.reading() as db:
             return db.execute(joined).all()
+
+
+def _by(labeller: Labeller) -> ColumnElement[bool]:
+    """Whether a label was given by this person."""
+    return labels.c.who.collate(SAME_PERSON) == labeller.who
+
+
+def _names(given: Iterable[Any]) -> dict[str, str]:
+    """The name under which each person's labels are counted: as it was written last."""
+    return {person(row.who): row.who for row in given}
+
+
+def _queued(row: Any) -> QueuedCell:
+    return QueuedCell(row.id, row.path, row.proposed, row.confidence)
 
 
 def _kappa(pairs: Sequence[tuple[str, str]]) -> float | None:

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from urnet import __version__
 from urnet.errors import StoreError
 from urnet.files import whole_file
-from urnet.serve.kept import NOT_A_CELL, SKIPPED, named, now, write_csv
+from urnet.serve.kept import NOT_A_CELL, SKIPPED, Earlier, named, now, write_csv
 from urnet.serve.schema import corrections, images, predictions
 
 if TYPE_CHECKING:
@@ -114,22 +114,29 @@ class Review:
         with self.store.reading() as db:
             return list(db.execute(latest).scalars())
 
-    def correct(self, prediction: int, who: str, label: str) -> None:
-        """Keep a correction; an earlier one of the same image is taken back.
+    def correct(self, prediction: int, who: str, label: str) -> Earlier | None:
+        """Keep a correction; an earlier one of the same image is taken back, and its row stays.
+
+        Returns:
+            The earlier one, whoever gave it; none where there was none.
 
         Raises:
             StoreError: no such prediction.
         """
         with self.store.writing() as db:
             if db.execute(select(predictions.c.id).where(predictions.c.id == prediction)).first() is None:
-                raise StoreError(f"prediction {prediction}: there is none of this number in {self.store.path}")
-            self._take_back(db, prediction)
+                raise StoreError(
+                    f"prediction {prediction}: there is none of this number in {self.store.path}",
+                    code="store.no_prediction",
+                )
+            earlier = self._take_back(db, prediction)
             db.execute(insert(corrections).values(prediction=prediction, label=label, who=named(who), at=now()))
+        return earlier
 
-    def uncorrect(self, prediction: int) -> None:
-        """Take back the correction of an image."""
+    def uncorrect(self, prediction: int) -> Earlier | None:
+        """Take back the correction of an image, whoever gave it; none where there was none."""
         with self.store.writing() as db:
-            self._take_back(db, prediction)
+            return self._take_back(db, prediction)
 
     def reviewed(self, sample: str) -> list[Reviewed]:
         """A sample's predictions with their corrections, in order."""
@@ -169,6 +176,8 @@ class Review:
         write_csv(folder / "cells.csv", ("path", "label", "donor", "corrected_by", "model"), rows)
         return len(rows)
 
-    def _take_back(self, db: Connection, prediction: int) -> None:
+    def _take_back(self, db: Connection, prediction: int) -> Earlier | None:
         standing = and_(corrections.c.prediction == prediction, corrections.c.undone.is_(None))
+        row = db.execute(select(corrections).where(standing).order_by(corrections.c.id.desc())).first()
         db.execute(update(corrections).where(standing).values(undone=now()))
+        return None if row is None else Earlier(row.label, row.who, row.at)

@@ -25,21 +25,35 @@ from sqlalchemy import (
     create_engine,
     event,
 )
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from urnet.errors import StoreError
+from urnet.serve.kept import person
 from urnet.serve.network_drive import network_drive
 
-SCHEMA = 1
+SCHEMA = 2
 APPLICATION = 0x75726E74  # "urnt": tells our files from other SQLite files
-UPGRADES: dict[int, tuple[str, ...]] = {}
-"""What makes a file of each older version one of the next: statements, all in one transaction."""
+NEW_ID = "INSERT INTO identity (id) VALUES (lower(hex(randomblob(8))))"
+UPGRADES: dict[int, tuple[str, ...]] = {
+    1: (
+        "ALTER TABLE claims ADD COLUMN session TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE labels ADD COLUMN session TEXT NOT NULL DEFAULT ''",
+        "CREATE TABLE identity (id TEXT NOT NULL)",
+        NEW_ID,
+    )
+}
+"""Statements that make a file of each older version one of the next, all in one transaction."""
+
+SAME_PERSON = "SAME_PERSON"
+"""Collation under which two spellings of a person's name are equal."""
 
 BUSY_SECONDS = 15.0
 """How long one waits for another's transaction."""
 
 metadata = MetaData()
+identity = Table("identity", metadata, Column("id", Text, nullable=False))
+"""Random name of the database, in one row; not secret."""
 cells = Table(
     "cells",
     metadata,
@@ -59,6 +73,7 @@ claims = Table(
     Column("cell", ForeignKey("cells.id"), primary_key=True),
     Column("who", Text, nullable=False),
     Column("until", Float, nullable=False),
+    Column("session", Text, nullable=False, server_default=""),
 )
 labels = Table(
     "labels",
@@ -71,6 +86,7 @@ labels = Table(
     Column("model", Text, nullable=False),
     Column("version", Text, nullable=False),
     Column("undone", Text),
+    Column("session", Text, nullable=False, server_default=""),
 )
 Index("one_label_a_person", labels.c.cell, labels.c.who, unique=True, sqlite_where=labels.c.undone.is_(None))
 images = Table(
@@ -131,21 +147,28 @@ def open_database(path: Path) -> Engine:
     return engine
 
 
+ADVICE = {
+    "full": ("full", "make room on the disk"),
+    "disk i/o": ("full", "make room on the disk, and check that it works"),
+    "locked": ("locked", "another program holds it; end that, or try again"),
+    "readonly": ("readonly", "allow writing it and its folder"),
+    "unable to open": ("readonly", "allow writing in its folder"),
+    "queuepool": ("locked", "others wait for it too; try again"),
+}
+"""By a part of SQLite's message: kind of the error's code, and what to do."""
+
+
 @contextmanager
 def saying(path: Path) -> Iterator[None]:
-    """What SQLite finds wrong, as one of our errors."""
+    """Raise what SQLite finds wrong as `StoreError`."""
     try:
         yield
-    except DatabaseError as error:
-        reason = " ".join(str(error.orig).split())[:160]
-        advice = {
-            "full": "make room",
-            "locked": "another program holds it; end that",
-            "readonly": "allow writing it and its folder",
-            "unable to open": "allow writing in its folder",
-        }
-        hint = next((told for word, told in advice.items() if word in reason), "restore it, or choose another file")
-        raise StoreError(f"{path}: the database cannot be used ({reason}); {hint}") from None
+    except SQLAlchemyError as error:
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:160]
+        other = ("unusable", "restore it, or choose another file")
+        kind, hint = next((told for part, told in ADVICE.items() if part in reason.lower()), other)
+        message = f"{path}: the database cannot be used ({reason}); {hint}"
+        raise StoreError(message, code=f"store.{kind}") from None
 
 
 def _prepare(engine: Engine, path: Path) -> None:
@@ -162,6 +185,7 @@ def _prepare(engine: Engine, path: Path) -> None:
             )
         if empty:
             metadata.create_all(db)
+            db.exec_driver_sql(NEW_ID)
             db.exec_driver_sql(f"PRAGMA application_id = {APPLICATION}")
         for old in range(SCHEMA if empty else version, SCHEMA):
             if old not in UPGRADES:
@@ -171,6 +195,11 @@ def _prepare(engine: Engine, path: Path) -> None:
         db.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
 
 
+def _compare_people(one: str, other: str) -> int:
+    first, second = person(one), person(other)
+    return (first > second) - (first < second)
+
+
 def _engine(path: Path) -> Engine:
     engine = create_engine(
         f"sqlite:///{path}", poolclass=QueuePool, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
@@ -178,6 +207,7 @@ def _engine(path: Path) -> Engine:
 
     @event.listens_for(engine, "connect")
     def connect(connection: Any, record: object) -> None:
+        connection.create_collation(SAME_PERSON, _compare_people)
         connection.isolation_level = None  # transactions are begun below, those that change the schema too
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}").close()

@@ -1,5 +1,6 @@
 """`urnet serve` as a whole: load, listen, answer, stop when told to."""
 
+import hashlib
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ from urnet.errors import RunError
 from urnet.serve.access import SHORTEST_TOKEN, is_loopback, new_token
 from urnet.serve.app import create_app
 from urnet.serve.bench import Bench
+from urnet.serve.database_lock import database_lock
+from urnet.serve.proxy import Reach
 from urnet.serve.settings import Settings
 from urnet.serve.store import Store
 
@@ -37,6 +40,7 @@ def serve(
     port: int = 8000,
     database: Path = Path("bench.db"),
     engine: str = "auto",
+    reach: Reach | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve a model until the process is told to stop (Ctrl+C, SIGTERM); what runs is finished first.
@@ -50,22 +54,27 @@ def serve(
         port: to listen on; 0 for any that is free.
         database: where labels and corrections are kept.
         engine: what runs the networks.
+        reach: root path, trusted proxies and allowed hosts.
         say: told where to find the server, and the token.
 
     Raises:
         RunError: no model, no such host, the port is taken, or the token is too short.
         CellsError: no cells there.
-        StoreError: the database cannot be used.
+        StoreError: the database cannot be used, or another server that runs uses it.
     """
-    token = None if is_loopback(host) else _token()
+    reach = reach or Reach()
+    token = None if is_loopback(host) and not reach.is_behind_proxy else _token()
     with ExitStack() as opened:
         listening = opened.enter_context(_listen(host, port))
         bench = Bench.open(run, settings, engine, cells=cells)
         queue = None if cells is None else read_queue(cells, bench.model)
+        opened.enter_context(database_lock(database))
         store = bench.store = opened.enter_context(closing(Store(database)))  # last: a start that fails leaves none
+        store.labelling.release_all()
         if queue is not None:
             store.labelling.add_cells(*queue)
-        app = create_app(bench, token=token, pages=pages)
+        instance = _instance(store, port)
+        app = create_app(bench, token=token, pages=pages, reach=reach, instance=instance)
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -77,7 +86,9 @@ def serve(
         )
         server = uvicorn.Server(config)
         shown = f"[{host}]" if ":" in host else host
-        say(f"{bench.model.config.name}, engine {bench.engine}: http://{shown}:{listening.getsockname()[1]}")
+        say(
+            f"{bench.model.config.name}, engine {bench.engine}: http://{shown}:{listening.getsockname()[1]}{reach.root_path}"
+        )
         if token is not None:
             say(f"token: {token}")
         say("stop with Ctrl+C")
@@ -106,6 +117,12 @@ def read_queue(cells: Path, model: Model) -> tuple[str, list[dict[str, Any]]]:
     padding = padding_tiles(found)
     rows = [row for index, row in enumerate(found.table.to_dict("records")) if index not in padding]
     return name, [row | {"path": (found.root.resolve() / row["path"]).as_posix()} for row in rows]
+
+
+def _instance(store: Store, port: int) -> str:
+    """Identify a server among those of a machine: the same at each start, and no secret."""
+    told = f"{store.id}\n{store.path.resolve()}\n{port}"
+    return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def _token() -> str:

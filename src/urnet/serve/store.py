@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from urnet.serve.labelling import Labelling
 from urnet.serve.review import Review
-from urnet.serve.schema import open_database, saying
+from urnet.serve.schema import identity, open_database, saying
 
 
 class Store:
@@ -24,6 +24,7 @@ class Store:
     Attributes:
         labelling: queues of cells that wait for labels.
         review: predictions and their corrections.
+        id: random name of the database; not secret.
 
     Raises:
         StoreError: no such file of ours, one of a newer program, one that cannot be upgraded, written or locked, or one
@@ -35,6 +36,8 @@ class Store:
         self.engine = open_database(self.path)
         self.labelling = Labelling(self)
         self.review = Review(self)
+        with self.reading() as db:
+            self.id = db.execute(select(identity.c.id)).scalar_one()
 
     def close(self) -> None:
         """Let go of the file."""

@@ -13,7 +13,7 @@ from sqlalchemy import exists, not_, select
 
 from urnet.bundle import Model
 from urnet.cells.table import PAIRED, TABLE_NAME, Cells, find_images, read_cells
-from urnet.errors import ImageError, UrnetError
+from urnet.errors import ImageError, StoreError, UrnetError
 from urnet.evaluation.style import image_png
 from urnet.images.montage import locate
 from urnet.serve.schema import cells, claims, labels
@@ -127,7 +127,10 @@ class Waiting:
             self._ahead = asyncio.create_task(self._decode_ahead(store))
 
     async def _decode_ahead(self, store: Store) -> None:
-        coming = await asyncio.to_thread(upcoming, store, self.name, AHEAD)
+        try:
+            coming = await asyncio.to_thread(upcoming, store, self.name, AHEAD)
+        except StoreError:  # whoever asks for a cell is told; decoding ahead can wait
+            return
         paths = [path for path in coming if path in self.rows]
         for start in range(0, len(paths), CHUNK):
             await asyncio.to_thread(self._decode, paths[start : start + CHUNK])

@@ -27,7 +27,7 @@ def add_pages(app: FastAPI, bench: Bench) -> None:
     for page in (classify, label, review, runs, about):
         page.add(app, bench)
     answer_missing(app)
-    app.add_middleware(Sessions, scratch=bench.scratch)
+    app.add_middleware(Sessions, scratch=bench.scratch, instance=app.state.instance)
     ui.run_with(
         app,
         title="urnet",

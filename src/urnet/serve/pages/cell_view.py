@@ -9,7 +9,7 @@ from urnet.calibration.calibration import COVERAGE
 from urnet.calibration.conformal import holds_truth
 from urnet.serve.bench import Bench
 from urnet.serve.pages.classification import Classification, Seen
-from urnet.serve.pages.frame import button, text
+from urnet.serve.pages.frame import button, text, url
 from urnet.serve.pages.sending import MAPS
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class CellDialog:
             with ui.element("div").classes("notice warn"):
                 text("p", f"This image cannot be used: {one.answer.error}")
             return
-        address = f"/bench/classify/{mine.key}/{one.number}"
+        address = url(f"/bench/classify/{mine.key}/{one.number}")
         self._verdict(one)
         with ui.element("div").classes("pictures"):
             _picture(f"{address}/raw.png", "Raw", "as it came, on the model's scale")
@@ -190,7 +190,7 @@ def _where(mine: Classification, one: Seen) -> None:
             picture.props["aria-label"] = f"The cell in {field.name}"
             image = ui.element("image").props("x=0 y=0")
             image.props["width"], image.props["height"] = field.width, field.height
-            image.props["href"] = f"/bench/classify/{mine.key}/field/{one.place.field}.png"
+            image.props["href"] = url(f"/bench/classify/{mine.key}/field/{one.place.field}.png")
             for r, kind in ((radius, "halo"), (radius, "mark")):
                 ring = ui.element("circle").classes(kind)
                 ring.props["cx"], ring.props["cy"], ring.props["r"] = one.place.x, one.place.y, r

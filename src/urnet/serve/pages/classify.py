@@ -11,7 +11,7 @@ from urnet.serve.bench import Bench
 from urnet.serve.pages.cell_view import CellDialog
 from urnet.serve.pages.classification import Classification, Seen
 from urnet.serve.pages.counts import counts
-from urnet.serve.pages.frame import button, frame, select, text
+from urnet.serve.pages.frame import button, frame, select, text, url
 from urnet.serve.pages.sending import KEPT, routes
 from urnet.serve.pages.sessions import Closable, Session, this_session
 
@@ -274,7 +274,7 @@ class _Page:
                 text("span", one.answer.error).classes("reason")
             else:
                 picture = ui.element("img").props('alt="" width=96 height=96 loading=lazy')
-                picture.props["src"] = f"/bench/classify/{mine.key}/{one.number}/raw.png"
+                picture.props["src"] = url(f"/bench/classify/{mine.key}/{one.number}/raw.png")
                 with ui.element("span").classes("call"):
                     text("b", one.answer.row["predicted"])
                     text("span", f" {100 * probability(one):.1f} %")
@@ -299,7 +299,7 @@ class _Page:
 
 def _download(label: str, to: str) -> None:
     made = text("a", label).classes("button").props("download")
-    made.props["href"] = to
+    made.props["href"] = url(to)
 
 
 def _share(mine: Classification) -> tuple[int, int]:

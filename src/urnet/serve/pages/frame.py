@@ -12,11 +12,13 @@ from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from urnet.serve.bench import Bench
+from urnet.serve.kept import LONGEST_NAME, one_line, printable
 from urnet.serve.pages.sessions import this_session
 
 PAGES = (("Classify", "/"), ("Label", "/label"), ("Review", "/review"), ("Runs", "/runs"), ("About", "/about"))
 
-LONGEST_NAME = 100
+LONGEST_TEXT = 4000
+"""Longest text of one element, in characters: names of files and classes may be hostile."""
 
 REMEMBER = "try { localStorage.setItem('urnet-name', name); } catch {}"
 PROPOSE = """
@@ -69,15 +71,27 @@ def frame(title: str, active: str) -> Iterator[None]:
         yield
 
 
+class Text(TextElement):
+    """An element that shows bounded, printable text, in which nothing is taken for HTML."""
+
+    def _text_to_model_text(self, text: str) -> None:
+        self._text = printable(text, LONGEST_TEXT)
+
+
 def text(tag: str, content: str) -> TextElement:
-    """An element that holds text, in which nothing is taken for HTML; `set_text` changes it."""
-    return TextElement(tag=tag, text=content)
+    """An element that holds text; `set_text` changes it."""
+    return Text(tag=tag, text=content)
+
+
+def url(path: str) -> str:
+    """The URL of a path of the server, below the root path by which this browser reaches it."""
+    return ui.context.client.request.scope.get("root_path", "") + path
 
 
 def link(label: str, to: str) -> TextElement:
-    """A link within the server."""
+    """A link to a path of the server, or to a part of the page such as "#main"."""
     made = text("a", label)
-    made.props["href"] = to
+    made.props["href"] = to if to.startswith("#") else url(to)
     return made
 
 
@@ -124,7 +138,7 @@ async def _ask_name() -> None:
     session, answered = this_session(), asyncio.Event()
 
     def enter(event: Any) -> None:
-        session.name = " ".join(str(event.args).split())[:LONGEST_NAME]
+        session.name = one_line(str(event.args), LONGEST_NAME)
         _person.refresh()
         answered.set()
 

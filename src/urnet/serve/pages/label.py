@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import PurePath
@@ -14,13 +14,13 @@ from nicegui import ui
 
 from urnet.errors import StoreError, UrnetError
 from urnet.serve.bench import Bench
-from urnet.serve.kept import NOT_A_CELL, SKIPPED
-from urnet.serve.labelling import Labelling, QueuedCell
+from urnet.serve.kept import NOT_A_CELL, SKIPPED, person
+from urnet.serve.labelling import CLAIMED_CODE, Labeller, Labelling, QueuedCell
 from urnet.serve.pages.answers import CACHED, saved_as
-from urnet.serve.pages.frame import button, frame, text, who
+from urnet.serve.pages.frame import button, frame, text, url, who
 from urnet.serve.pages.keys import board, class_keys, key_button, keys_switch, on_press
 from urnet.serve.pages.sessions import Closable, this_session
-from urnet.serve.pages.work import NO_PICTURE, facts, meter, notice, table, work_styles
+from urnet.serve.pages.work import NO_PICTURE, facts, meter, notice, replaces, table, work_styles
 from urnet.serve.problems import Refused
 from urnet.serve.ranking import Ranking
 from urnet.serve.scratch import Aside, Scratch
@@ -183,7 +183,7 @@ class Desk:
         self.agreement = ui.element("div")
         text("h2", "Take along")
         download = text("a", "Cells table of what is labelled (CSV)")
-        download.props["href"] = "/label/cells.csv"
+        download.props["href"] = url("/label/cells.csv")
         download.props["download"] = "cells.csv"
         text("p", "Leaves out what is not a cell, and what two people called differently.").classes("small soft")
         keys_switch()
@@ -191,10 +191,10 @@ class Desk:
     async def begin(self) -> None:
         """Ask for the name, then for the first cell."""
         self.who = await who()
-        if not self.who:
-            self.said.set_text("Say your name, above right: a label names who gave it.")
         self.queue.ranking.start()
-        await self._claim()
+        problem = await self._claim()
+        if problem or not self.who:
+            self.said.set_text(problem or "Say your name, above right: a label names who gave it.")
         self.stale = True
         await self.refresh()
 
@@ -210,9 +210,10 @@ class Desk:
                     await self._undo()
                 elif self.claimed and at == str(self.claimed[0].id):
                     await self._label(SKIPPED if key == SKIP else self.queue.keys[key])
-            except StoreError as error:
-                self.said.set_text(str(error))
-                await self._claim()
+            except StoreError as error:  # the cell stays on the screen, unless it is somebody else's now
+                if error.code == CLAIMED_CODE:
+                    await self._claim()
+                self.said.set_text(f"{'Not taken back' if key == UNDO else 'Not kept'}: {error}")
         self.stale = True
 
     async def change_mode(self, event: Any) -> None:
@@ -220,9 +221,10 @@ class Desk:
         async with self.busy:
             self.place.second = event.args == "second"
             self.session.kept["label"] = replace(self.place)
-            if self.who:
-                await asyncio.to_thread(self.queue.labelling.release, self.who)
-            await self._claim()
+            with suppress(StoreError):  # the cells are free again in time, and claiming says what is wrong
+                await asyncio.to_thread(self.queue.labelling.release, self.session.id)
+            if problem := await self._claim():
+                self.said.set_text(problem)
 
     def toggle_ranking(self) -> None:
         """Stop the model, or let it go on."""
@@ -242,12 +244,16 @@ class Desk:
             return
         self.stale = False
         labelling, name = self.queue.labelling, self.queue.waiting.name
-        done = await asyncio.to_thread(labelling.progress, name)
-        agreed = await asyncio.to_thread(labelling.agreement, name)
+        try:
+            done = await asyncio.to_thread(labelling.progress, name)
+            agreed = await asyncio.to_thread(labelling.agreement, name)
+        except StoreError as error:
+            self.progress_note.set_text(str(error))
+            return
         self.progress.props["value"] = done.labelled
         self.progress.props["max"] = max(1, done.cells)
         self.progress.update()
-        own = done.people.get(self.who, 0)
+        own = sum(count for name, count in done.people.items() if person(name) == person(self.who))
         self.progress_note.set_text(f"{done.labelled:,} of {done.cells:,} cells; {own:,} by you")
         self.counts.clear()
         with self.counts:
@@ -269,35 +275,59 @@ class Desk:
         name = self.session.name or await who()
         if name != self.who:
             self.who = name
-            await self._claim()
+            if problem := await self._claim():
+                self.said.set_text(problem)
         return bool(name)
+
+    @property
+    def labeller(self) -> Labeller:
+        """The person and browser session that label."""
+        return Labeller(self.who, self.session.id)
 
     async def _label(self, label: str) -> None:
         cell = self.claimed[0]
         proposal = self.queue.ranking.proposals.get(cell.path)
         model = self.queue.bench.digest if proposal is not None else ""
-        await asyncio.to_thread(self.queue.labelling.label, cell.id, self.who, label, model=model)
-        await self._claim()
-        self.said.set_text(f"{'Skipped' if label == SKIPPED else f'Labelled {label}'}. {self._announced()}")
+        given = await asyncio.to_thread(self.queue.labelling.label, cell.id, self.labeller, label, model=model)
+        self.claimed = self.claimed[1:]
+        said = ["Skipped." if label == SKIPPED else f"Labelled {label}."]
+        if given.replaced is not None and given.replaced.label != label:
+            said.append(replaces(given.replaced, self.who))
+        if given.others and not self.place.second:
+            said.append(f"{', '.join(given.others)} labelled it meanwhile; all labels are kept.")
+        self.said.set_text(" ".join((*said, await self._claim() or self._announced())))
 
     async def _undo(self) -> None:
-        cell = await asyncio.to_thread(self.queue.labelling.undo, self.queue.waiting.name, self.who)
-        if cell is None:
-            self.said.set_text("There is nothing of yours to take back.")
+        taken = await asyncio.to_thread(self.queue.labelling.undo, self.queue.waiting.name, self.labeller)
+        if taken is None:
+            self.said.set_text("There is nothing of yours to take back in this browser.")
             return
-        self.claimed = [cell, *(one for one in self.claimed if one.id != cell.id)]
+        said = f"Taken back: {taken.label or 'skipped'}."
+        if taken.reader:
+            self.said.set_text(f"{said} {taken.reader} is looking at that cell now.")
+            return
+        self.claimed = [taken.cell, *(one for one in self.claimed if one.id != taken.cell.id)]
         self._show()
-        self.said.set_text(f"Taken back. {self._announced()}")
+        self.said.set_text(f"{said} {self._announced()}")
 
-    async def _claim(self) -> None:
-        """The next cells, and the first of them on the screen."""
-        labelling, name = self.queue.labelling, self.queue.waiting.name
-        if self.who:
-            self.claimed = await asyncio.to_thread(labelling.claim, name, self.who, CLAIMED, second=self.place.second)
-        else:
-            self.claimed = []
+    async def _claim(self) -> str:
+        """Claim the next cells, and show the first; where this fails, those claimed before stay.
+
+        Returns:
+            What is wrong; "" where nothing is.
+        """
+        problem = ""
+        try:
+            self.claimed = await asyncio.to_thread(self._next) if self.who else []
+        except StoreError as error:
+            problem = str(error)
         self._show()
         self.queue.waiting.look_ahead(self.queue.store)
+        return problem
+
+    def _next(self) -> list[QueuedCell]:
+        queue, second = self.queue, self.place.second
+        return queue.labelling.claim(queue.waiting.name, self.labeller, CLAIMED, second=second)
 
     def _show(self) -> None:
         cell = self.claimed[0] if self.claimed else None
@@ -340,7 +370,7 @@ class Desk:
         return "Next cell." if self.claimed else "That was the last one for now."
 
     def _url(self, cell: QueuedCell | None, what: str) -> str:
-        return "" if cell is None else f"/label/cell/{self.queue.mark}/{cell.id}/{what}"
+        return "" if cell is None else url(f"/label/cell/{self.queue.mark}/{cell.id}/{what}")
 
     def _show_ranking(self) -> None:
         ranking = self.queue.ranking

@@ -10,6 +10,7 @@ from starlette.routing import Match
 
 from urnet.serve.pages.frame import frame, link, text
 from urnet.serve.problems import problem
+from urnet.serve.proxy import route_path
 
 
 def answer_missing(app: FastAPI) -> None:
@@ -24,7 +25,7 @@ def answer_missing(app: FastAPI) -> None:
 
 
 async def _missing(request: Request, error: Exception) -> Response:
-    path = request.url.path
+    path = route_path(request.scope)
     if allowed := _methods(request):  # NiceGUI stands behind all routes, and so also gets their other methods
         detail = f"{path} takes {allowed}, not {request.method}"
         return problem(request.scope, HTTPStatus.METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed})

@@ -15,12 +15,12 @@ from nicegui import ui
 
 from urnet.errors import StoreError
 from urnet.serve.bench import Bench
-from urnet.serve.kept import NOT_A_CELL
+from urnet.serve.kept import NOT_A_CELL, person
 from urnet.serve.pages.answers import CACHED, saved_as
-from urnet.serve.pages.frame import button, frame, select, text, who
+from urnet.serve.pages.frame import button, frame, select, text, url, who
 from urnet.serve.pages.keys import board, class_keys, key_button, keys_switch, on_press
 from urnet.serve.pages.sessions import Closable, this_session
-from urnet.serve.pages.work import NO_PICTURE, facts, notice, table, work_styles
+from urnet.serve.pages.work import NO_PICTURE, facts, moment, notice, replaces, table, work_styles
 from urnet.serve.problems import Refused
 from urnet.serve.review import Review, Reviewed
 from urnet.serve.reviewed import KeptPictures, corrected_differential
@@ -85,7 +85,11 @@ def add(app: FastAPI, bench: Bench) -> None:
             if bench.store is None:
                 notice("Nothing is kept here. Start the server with --database.")
                 return
-            samples = await asyncio.to_thread(bench.store.review.samples)
+            try:
+                samples = await asyncio.to_thread(bench.store.review.samples)
+            except StoreError as error:
+                notice(str(error), warn=True)
+                return
             if not samples:
                 notice("No predictions are kept yet. Classify a sample, and keep it for review.")
                 return
@@ -170,9 +174,13 @@ class Desk:
 
     async def load(self) -> None:
         """Read the sample, and show it."""
-        rows = await asyncio.to_thread(self.review.reviewed, self.place.sample)
+        try:
+            rows = await asyncio.to_thread(self.review.reviewed, self.place.sample)
+        except StoreError as error:
+            self.note.set_text(str(error))
+            return
         self.rows = {row.id: row for row in rows}
-        self.download.props["href"] = f"/review/cells.zip?sample={quote(self.place.sample, safe='')}"
+        self.download.props["href"] = url(f"/review/cells.zip?sample={quote(self.place.sample, safe='')}")
         self.download.update()
         self._arrange()
         self._show_counts()
@@ -189,16 +197,20 @@ class Desk:
             row = self.rows[self.place.chosen]
             try:
                 if key == TAKE_BACK:
-                    await asyncio.to_thread(self.review.uncorrect, row.id)
+                    earlier = await asyncio.to_thread(self.review.uncorrect, row.id)
                     self.rows[row.id] = replace(row, corrected=None, who=None)
                     said = f"Taken back: {row.predicted}, as predicted."
+                    if earlier is not None and person(earlier.who) != person(name):
+                        said += f" {earlier.who} had called it {earlier.label}, {moment(earlier.at)}."
                 else:
                     label = row.predicted if key == CONFIRM else self.keys[key]
-                    await asyncio.to_thread(self.review.correct, row.id, name, label)
+                    earlier = await asyncio.to_thread(self.review.correct, row.id, name, label)
                     self.rows[row.id] = replace(row, corrected=label, who=name)
                     said = f"Kept: {label}."
+                    if earlier is not None and (earlier.label, person(earlier.who)) != (label, person(name)):
+                        said += f" {replaces(earlier, name)}"
             except StoreError as error:
-                self.said.set_text(str(error))
+                self.said.set_text(f"{'Not taken back' if key == TAKE_BACK else 'Not kept'}: {error}")
                 return
             self._fill_tile(row.id)
             self._show_counts()
@@ -329,7 +341,7 @@ def _image(row: Reviewed, alt: str = "") -> None:
         text("span", "image not kept").classes("no-image small soft")
         return
     made = ui.element("img").props("loading=lazy")
-    made.props["src"] = f"/review/image/{row.image}"
+    made.props["src"] = url(f"/review/image/{row.image}")
     made.props["alt"] = alt
 
 
@@ -350,7 +362,7 @@ def _show_told(row: Reviewed) -> None:
     if row.corrected is not None:
         told["Called now"] = f"{row.corrected}, by {row.who}"
     facts(told)
-    text("p", f"Model {row.model[:8]}, urnet {row.version}, {row.at[:16].replace('T', ' ')} UTC").classes("small soft")
+    text("p", f"Model {row.model[:8]}, urnet {row.version}, {moment(row.at)}").classes("small soft")
 
 
 def _probability(row: Reviewed) -> float:

@@ -18,7 +18,7 @@ from urnet.pages import NEVER, described, with_interval
 from urnet.serve.bench import Bench
 from urnet.serve.pages.comparison import NAMES, Differences
 from urnet.serve.pages.curves import Line, chart, line
-from urnet.serve.pages.frame import frame, link, text
+from urnet.serve.pages.frame import frame, link, text, url
 from urnet.serve.pages.work import facts, notice, table, work_styles
 from urnet.serve.problems import Refused
 from urnet.serve.runs import Figures, ListedRun, best_epoch, history_rows, recipe_differences, runs_beside
@@ -124,7 +124,8 @@ async def _one(served: Path, chosen: ListedRun, found: dict[str, ListedRun]) -> 
     others = [name for name in found if name != chosen.name]
     if others:
         text("h2", "Compare")
-        with ui.element("form").props("method=get action=/runs").classes("filters"):
+        with ui.element("form").props("method=get").classes("filters") as form:
+            form.props["action"] = url("/runs")
             hidden = ui.element("input").props("type=hidden name=run")
             hidden.props["value"] = chosen.name
             with ui.element("label"):
@@ -203,7 +204,7 @@ def _figures(chosen: ListedRun, found: list[Figures]) -> None:
         if one.report is not None:
             with ui.element("p"):
                 to = link(f"Report of {chosen.name}, {name.lower()} (new tab)", "")
-                to.props["href"] = "/runs/report?" + urlencode({"run": chosen.name, "part": one.split})
+                to.props["href"] = url("/runs/report?" + urlencode({"run": chosen.name, "part": one.split}))
                 to.props("target=_blank rel=noopener")
 
 

@@ -1,4 +1,4 @@
-"""What the server keeps for each browser, so that a lost connection or a closed page comes back where it was."""
+"""Browser sessions: what the server keeps for each browser, so that it finds its place again."""
 
 import secrets
 import time
@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nicegui import ui
-from starlette.datastructures import MutableHeaders
 from starlette.requests import cookie_parser
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from urnet.serve.access import cookie_attributes, cookie_name
+from urnet.serve.proxy import route_path
 from urnet.serve.scratch import Scratch
 
-COOKIE = "urnet-bench"
 MOST = 200
 """Sessions that are kept; beyond, those that were not used for the longest time are forgotten, if they are idle."""
 
@@ -40,7 +41,8 @@ class Session:
     """One browser.
 
     Attributes:
-        key: what its cookie holds.
+        key: what its cookie holds; secret.
+        id: its name in the database; not secret.
         name: of the person in front of it; "" until it was asked for.
         kept: what pages keep, by their names.
         used: when it was last used, by the clock.
@@ -50,6 +52,7 @@ class Session:
     name: str = ""
     kept: dict[str, Closable] = field(default_factory=dict)
     used: float = 0.0
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
     def is_busy(self) -> bool:
@@ -69,22 +72,24 @@ class Sessions:
     Args:
         app: what stands behind; it finds the session in the scope.
         scratch: where what was sent lies.
+        instance: identifier of the server in the name of its cookie.
         clock: seconds that only grow.
     """
 
-    def __init__(self, app: ASGIApp, scratch: Scratch, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, app: ASGIApp, scratch: Scratch, instance: str = "", clock: Callable[[], float] = time.monotonic):
         self.app, self.scratch, self.clock = app, scratch, clock
+        self.cookie = cookie_name("bench", instance)
         self.sessions: dict[str, Session] = {}  # the one used last at the end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
         if scope["type"] == "lifespan":
             return await self.app(scope, self._until_the_end(receive), send)
-        if scope["type"] != "http" or scope["path"].startswith(("/v1/", "/_nicegui")):
+        if scope["type"] != "http" or route_path(scope).startswith(("/v1/", "/_nicegui")):
             self._forget(None)
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
-        given = cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE, "")
+        given = cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(self.cookie, "")
         session = scope["urnet.session"] = self.sessions.pop(given, None) or Session(secrets.token_urlsafe(24))
         session.used = self.clock()
         self.sessions[session.key] = session
@@ -92,9 +97,10 @@ class Sessions:
 
         async def with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start" and session.key != given:
-                secure = "; Secure" if scope["scheme"] == "https" else ""
-                cookie = f"{COOKIE}={session.key}; Path=/; HttpOnly; SameSite=Strict{secure}"
-                MutableHeaders(scope=message).append("set-cookie", cookie)
+                cookie = Response()
+                cookie.set_cookie(self.cookie, session.key, **cookie_attributes(scope))
+                set_cookie = [pair for pair in cookie.raw_headers if pair[0] == b"set-cookie"]
+                message = {**message, "headers": [*message.get("headers", ()), *set_cookie]}
             await send(message)
 
         await self.app(scope, receive, with_cookie)

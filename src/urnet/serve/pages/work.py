@@ -6,6 +6,7 @@ from importlib.resources import files
 
 from nicegui import ui
 
+from urnet.serve.kept import Earlier, person
 from urnet.serve.pages.frame import text
 
 NO_PICTURE = (
@@ -25,6 +26,23 @@ def notice(message: str, *, warn: bool = False) -> ui.element:
     with ui.element("div").classes("notice warn" if warn else "notice") as made:
         text("p", message)
     return made
+
+
+def moment(at: str) -> str:
+    """A time of the database in words."""
+    return f"{at[:16].replace('T', ' ')} UTC"
+
+
+def replaces(earlier: Earlier, who: str) -> str:
+    """Say that a label replaced another.
+
+    Args:
+        earlier: the label that was replaced.
+        who: the person who replaced it.
+    """
+    whose = "your earlier label" if person(earlier.who) == person(who) else f"the label of {earlier.who},"
+    label = earlier.label or "'skipped'"
+    return f"It replaces {whose} {label} given at {moment(earlier.at)}."
 
 
 def meter(name: str) -> ui.element:
