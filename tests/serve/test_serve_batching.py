@@ -55,7 +55,7 @@ def test_each_gets_its_own_part_of_a_batch():
     assert [answer[0].ravel().tolist() for answer in answers] == [[2 * k, 2 * k + 20] for k in range(4)]
     assert run.batches == [[0, 10], [1, 11, 2, 12], [3, 13]]  # 4 at most
     assert (network.batches, network.images) == (3, 8)
-    assert network.seconds_for(100) > 0
+    assert network.backlog_seconds() == 0
 
 
 def test_what_goes_wrong_is_told_to_those_concerned_and_the_next_batch_runs():

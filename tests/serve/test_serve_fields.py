@@ -30,6 +30,7 @@ from urnet.serve.uploads import put
 from urnet.training.fit import train
 
 EDGE = 32
+LIMITS = {"pixels": 10**8, "field": 10**8, "file": 10**9, "images": 10, "memory": 2**30}
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +184,7 @@ def test_a_field_is_opened_for_its_pixels_once(run, fields, tmp_path, monkeypatc
         made(self, source, *arguments)
 
     monkeypatch.setattr(Field, "__init__", make)
-    decoder = _Decoder(model.config, model.cropping, {"pixels": 10**8, "images": 10, "memory": 2**30})
+    decoder = _Decoder(model.config, model.cropping, LIMITS)
     at = []
     told = decoder.cut(tmp_path / "files", tmp_path / "cells", {}, _Lost(at.append, {}))
     assert told["cells"] > 30
@@ -194,7 +195,7 @@ def test_a_field_is_opened_for_its_pixels_once(run, fields, tmp_path, monkeypatc
 def test_what_a_process_that_died_has_left_is_in_nobodys_way(run, fields, tmp_path):
     shutil.copytree(fields, tmp_path / "files")
     model, out = run.load_model(), tmp_path / "cells"
-    decoder = _Decoder(model.config, model.cropping, {"pixels": 10**8, "images": 10, "memory": 2**30})
+    decoder = _Decoder(model.config, model.cropping, LIMITS)
     whole = decoder.cut(tmp_path / "files", out, {}, _Lost(lambda name: None, {}))
     (staging_of(out) / "cells").mkdir(parents=True)
     again = decoder.cut(tmp_path / "files", out, {}, _Lost(lambda name: None, {"d2.tif": "died"}))

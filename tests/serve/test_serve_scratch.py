@@ -93,7 +93,7 @@ def test_all_together_hold_no_more_than_allowed_and_give_it_back(place):
 def test_cells_that_are_still_cut_for_who_gave_up_meanwhile_are_deleted(place, monkeypatch):
     begun, go = threading.Event(), threading.Event()
 
-    def ask(process, order, seconds):
+    def ask(process, order, seconds, given_up):
         begun.set()
         assert go.wait(20)
         out = Path(order["out"])

@@ -16,7 +16,7 @@ from urnet.serve.problems import FileProblem, Refused, answers
 from urnet.serve.scratch import Aside
 from urnet.serve.uploads import Upload, put_aside
 
-EVERYWHERE = answers(401, 403, 429)
+EVERYWHERE = answers(401, 403, 413, 429)
 WITH_FILES = EVERYWHERE | answers(400, 408, 413, 422, 503, 507)
 
 Files = Annotated[
@@ -126,6 +126,8 @@ class Limits(BaseModel):
     max_files: int
     max_pixels: int
     max_images: int
+    file_pixels: int
+    field_pixels: int
     request_seconds: float
 
 
@@ -200,7 +202,7 @@ def routes(bench: Bench) -> APIRouter:
                 return _differential(bench, counted, [UNUSED_PIXEL_SIZE] if unused else [])
             except UnreadableError as error:
                 lost = [FileProblem(file=one.path, error=one.error) for one in error.lost]
-                raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), files=lost) from None
+                raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), files=lost, code=error.code) from None
 
     @router.get("/v1/model", responses=EVERYWHERE, tags=["server"])
     async def model() -> About:
@@ -232,6 +234,7 @@ async def _received(
         raise Refused(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             f"{len(files)} files, but {settings.max_files} are allowed in one request; send several requests",
+            code="request.too_many_files",
         )
     aside = await asyncio.to_thread(Aside, bench.scratch)
     try:
@@ -242,7 +245,8 @@ async def _received(
         raise Refused(
             HTTPStatus.SERVICE_UNAVAILABLE,
             f"this took longer than the {settings.request_seconds:g} s that a request may take; send fewer files",
-            retry_after=bench.network.seconds_for(len(files)),
+            retry_after=bench.decoders.backlog_seconds() + bench.network.backlog_seconds(),
+            code="request.too_long",
         ) from None
     finally:
         await asyncio.to_thread(aside.close)
@@ -253,7 +257,10 @@ def _refuse_all(problems: list[FileProblem]) -> None:
         f"{problems[0].file}: {problems[0].error.removeprefix(f'{problems[0].file}: ')}" if problems else "no images"
     )
     raise Refused(
-        HTTPStatus.UNPROCESSABLE_ENTITY, f"none of the images can be used; the first: {first}", files=problems or None
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        f"none of the images can be used; the first: {first}",
+        files=problems or None,
+        code="images.none_usable",
     )
 
 

@@ -63,8 +63,8 @@ def create_app(
         app.include_router(login(token, attempts, instance))
     if pages is not None:
         pages(app, bench)
-    # The last one added is the first to see a request.
-    app.add_middleware(Gate, settings=bench.settings, expected=bench.network.seconds_for)
+    # The last one added is the first to see a request: nothing of a body is read before its sender has access.
+    app.add_middleware(Gate, settings=bench.settings)
     app.add_middleware(Access, token=token, attempts=attempts, instance=instance, reach=reach)
     app.add_middleware(RequestId)
     app.add_middleware(ForwardedHeaders, reach=reach)

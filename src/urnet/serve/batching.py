@@ -48,7 +48,7 @@ class Network:
         self.engine = engine
         self.most = max(engine.sizes)
         self.batches = self.images = 0
-        self._seconds_an_image = 0.0
+        self._seconds_a_batch = 0.0
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="network", daemon=True)
 
@@ -66,9 +66,9 @@ class Network:
         """Whether it answers."""
         return self._thread.is_alive()
 
-    def seconds_for(self, images: int) -> float:
-        """How long so many images take, by what the last ones took."""
-        return images * self._seconds_an_image
+    def backlog_seconds(self) -> float:
+        """Expected time until all waiting batches are done, in seconds, from measured durations."""
+        return self._queue.qsize() * self._seconds_a_batch
 
     async def run(self, crops: np.ndarray) -> Answers:
         """Classify and enhance, as `Engine.run`.
@@ -122,8 +122,8 @@ class Network:
         _settle(batch, lambda: self.engine.run(crops), split)
         self.batches += 1
         self.images += len(crops)
-        latest = (time.perf_counter() - begun) / len(crops)
-        self._seconds_an_image += (latest - self._seconds_an_image) * (0.1 if self.batches > 1 else 1.0)
+        latest = time.perf_counter() - begun
+        self._seconds_a_batch += (latest - self._seconds_a_batch) * (0.1 if self.batches > 1 else 1.0)
 
 
 def _settle(batch: list[_Waiting], work: Callable[[], Any], split: Callable[[Any], list[Any]]) -> None:

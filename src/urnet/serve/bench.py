@@ -21,7 +21,7 @@ from urnet.evaluation.scored import seen_among, training_keys
 from urnet.export.engine import Engine, choose_engine
 from urnet.predict import PADDING
 from urnet.serve.batching import Network
-from urnet.serve.scratch import Aside, FullError, Scratch, size_of
+from urnet.serve.scratch import Aside, FullError, Scratch, Usage, size_of
 from urnet.serve.settings import Settings
 from urnet.serve.store import Store
 from urnet.serve.uploads import Cell, Decoders, Upload
@@ -73,6 +73,8 @@ class UnreadableError(ImageError):
         lost: what cannot be read, and why.
         files: number of files in all.
     """
+
+    code = "fields.unreadable"
 
     def __init__(self, lost: "Sequence[Answer]", files: int):
         super().__init__(
@@ -299,7 +301,7 @@ class Bench:
         lost = [Answer(name, error=why) for name, why in whys if why]
         numbers = {one["name"]: number for number, one in enumerate(told["seen"])}
         return Cut(
-            [Upload("cells", out)] * (told["cells"] > 0),
+            [Upload("cells", out, usage=aside.usage)] * (told["cells"] > 0),
             [*_without(lost, len(uploads)), *told["notes"]],
             [
                 FieldSeen(names.get(one["name"], one["name"]), out / one["picture"], one["height"], one["width"])
@@ -350,10 +352,10 @@ class Bench:
         if upload.path is None:
             yield [Answer(upload.name, error=upload.error)]
             return
-        start, there = 0, 1
+        start, there, used = 0, 1, Usage()
         while start < there:
             try:
-                there, cells = await self.decoders.read(upload, start, start + PART, keys=keys)
+                there, cells = await self.decoders.read(upload, start, start + PART, keys=keys, file=used)
             except ImageError as error:
                 yield [Answer(upload.name, error=str(error))]
                 return

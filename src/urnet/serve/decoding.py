@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from urnet.fields.cropping import Cropping, PixelSizeError
 from urnet.fields.kind import is_larger_than_crops
 from urnet.fields.table import TABLE_NAME as FIELD_TABLE
 from urnet.files import staging_of
-from urnet.images.read import TIFF_STARTS, decoding, first_bytes, read_header
+from urnet.images.read import TIFF_STARTS, decoding, first_bytes, size_of_single_image
 from urnet.read_ahead import read_cells
 from urnet.serve.kept import write_csv
 from urnet.serve.scratch import DISK_FULL, is_disk_full
@@ -45,7 +46,8 @@ def work(connection: Connection, config: ModelConfig, cropping: str | None, limi
         connection: the pipe.
         config: of the model whose crops the images become.
         cropping: `crop.json` of the model, where it was trained on crops of fields.
-        limits: `pixels` and `images` of one file, bytes of `memory`.
+        limits: `pixels` of one crop, montage or page, of one `field`, of one `file` with all its pages; `images` of one
+            file; bytes of `memory`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server says when it is over
     decoder = _Decoder(config, None if cropping is None else Cropping.load(Path(cropping)), limits)
@@ -149,7 +151,7 @@ class _Decoder:
         larger = None
         for path in lost.without(files):
             with lost(path):
-                self._refuse_deep(path)
+                self._check_size(path, self.limits["field"])
                 larger = is_larger_than_crops(path, self.cropping) if larger is None else larger
         if not larger:
             return {"fields": False}
@@ -178,27 +180,51 @@ class _Decoder:
 
     def _open(self, path: Path) -> tuple[Cells, set[int]]:
         if path.is_file():
-            self._refuse_deep(path)
-            header = read_header(path)
-            if header.height * header.width > self.limits["pixels"]:
-                raise ImageError(
-                    f"{path}: {header.width} x {header.height} px is more than the {self.limits['pixels']:,} px that "
-                    "the server allows; cut it into crops first"
-                )
+            self._check_size(path, self.limits["pixels"])
         cells = find_images([path], self.config.tile, self.config.image)
         if path.is_file() and len(cells) > self.limits["images"]:
             raise ImageError(f"{path}: more than the {self.limits['images']} images that the server allows in one file")
         return cells, padding_tiles(cells)
 
-    def _refuse_deep(self, path: Path) -> None:
-        """Look no further than the pages that are allowed: a chain of directories may have no end."""
-        most, deep = self.limits["images"], False
-        with suppress(ImageError), decoding(path):  # what is damaged is said by whoever reads it
-            if first_bytes(path).startswith(TIFF_STARTS):
-                with suppress(IndexError), tifffile.TiffFile(path) as tif:
-                    deep = tif.pages[most] is not None
-        if deep:
-            raise ImageError(f"{path}: more than the {most} pages that the server allows in one file")
+    def _check_size(self, path: Path, pixels: int) -> None:
+        """Refuse a file with too many pages, or too many pixels in one of them or in all together, by its headers.
+
+        Raises:
+            ImageError: it has.
+        """
+        total, pages = 0, self.limits["images"]
+        for number, (height, width) in enumerate(_page_sizes(path)):
+            if number == pages:
+                raise ImageError(
+                    f"{path}: more than the {pages} pages that the server allows in one file; send it in parts",
+                    code="images.too_many",
+                )
+            total += height * width
+            if height * width > pixels:
+                page = f" (page {number})" if number else ""
+                raise ImageError(
+                    f"{path}: {width} x {height} px{page} is more than the {pixels:,} px that the server allows; cut "
+                    "it into crops first",
+                    code="images.too_large",
+                )
+            if total > self.limits["file"]:
+                raise ImageError(
+                    f"{path}: its pages have more than the {self.limits['file']:,} px together that the server allows "
+                    "in one file; send it in parts",
+                    code="images.too_large",
+                )
+
+
+def _page_sizes(path: Path) -> Iterator[tuple[int, int]]:
+    """Height and width of each page, from the headers; nothing of a file whose headers are damaged."""
+    with suppress(ImageError), decoding(path):  # whoever reads it says what is damaged
+        if not first_bytes(path).startswith(TIFF_STARTS):
+            yield size_of_single_image(path)[:2]
+            return
+        with suppress(IndexError), tifffile.TiffFile(path) as tif:
+            for number in count():
+                page = tif.pages[number].aspage()
+                yield page.imagelength, page.imagewidth
 
 
 def _write_grey(path: Path, pixels: np.ndarray) -> None:

@@ -1,9 +1,11 @@
-"""What stands in front of every request: its id, its size, the time it may take to arrive, and how many there are."""
+"""Middleware that limits each request: size, time and concurrency; it gives each an id and ends what nobody awaits."""
 
 import asyncio
 import re
+import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +16,9 @@ from urnet.serve.proxy import route_path
 from urnet.serve.settings import Settings
 
 _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+_WITH_FILES = re.compile(r"/v1/(predict|differential)|/bench/classify/[^/]+/files")
+"""Paths to which files are sent; a request to any other has a small body."""
 
 SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -47,68 +52,163 @@ class RequestId:
         await self.app(scope, receive, named)
 
 
+class Places:
+    """The requests with files that are being processed.
+
+    Args:
+        most: number of them at once.
+        seconds: time that each is allowed.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, most: int, seconds: float, clock: Callable[[], float] = time.monotonic):
+        self.most, self.seconds, self.clock = most, seconds, clock
+        self._since: dict[object, float] = {}
+        self._mean = 0.0
+
+    def __len__(self) -> int:
+        return len(self._since)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a further request has to wait."""
+        return len(self._since) >= self.most
+
+    def enter(self) -> object:
+        """Take a place; returns a key for `leave`."""
+        key = object()
+        self._since[key] = self.clock()
+        return key
+
+    def leave(self, key: object) -> None:
+        """Give a place back."""
+        took = self.clock() - self._since.pop(key)
+        self._mean += (took - self._mean) * (0.1 if self._mean else 1.0)
+
+    def wait_seconds(self) -> float:
+        """Expected time until a place is free, in seconds.
+
+        A request is expected to take the mean of those before it; one that has taken longer, as long again as so far.
+        None takes longer than it is allowed.
+        """
+        now, left = self.clock(), []
+        for since in self._since.values():
+            took = now - since
+            left.append(min(max(self._mean - took, took if took >= self._mean else 0.0), self.seconds - took))
+        return max(0.0, min(left, default=0.0))
+
+
 class Gate:
     """Refuses what is too large, too slow or too much, before any of it is read.
 
+    Only requests to which files belong may have a large body, and only so many of them are let in at once. The work on
+    a request of the API is cancelled when its client leaves.
+
     Args:
-        app: what stands behind.
+        app: the application behind it.
         settings: the limits.
-        expected: seconds until the next place is free, about.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, expected: Callable[[int], float]):
-        self.app, self.settings, self.expected = app, settings, expected
-        self.inside = 0
+    def __init__(self, app: ASGIApp, settings: Settings):
+        self.app, self.settings = app, settings
+        self.places = Places(settings.max_requests, settings.request_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        most = self.settings.max_bytes
+        has_files = scope["method"] == "POST" and _WITH_FILES.fullmatch(route_path(scope)) is not None
+        most = self.settings.max_bytes if has_files else self.settings.form_bytes
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length) > most:
-            answer = problem(scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large)
+            answer = problem(scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _too_large(most, has_files))
             return await answer(scope, receive, send)
-        bounded = self._bounded(receive)
-        if scope["method"] != "POST" or not route_path(scope).startswith("/v1/"):
-            return await self.app(scope, bounded, send)
-        if self.inside >= self.settings.max_requests:
-            seconds = str(round(min(60, max(1, self.expected(self.inside)))))
+        seconds = self.settings.body_seconds if has_files else self.settings.header_seconds
+        body = _Body(receive, most, seconds, _too_large(most, has_files))
+        if not has_files:
+            return await self.app(scope, body.receive, send)
+        if self.places.is_full:
+            seconds = str(max(1, round(self.places.wait_seconds() + 0.5)))
             detail = (
-                f"{self.inside} requests are being worked on, as many as the server takes at once; try again in "
-                f"{seconds} s"
+                f"{len(self.places)} requests are being worked on, as many as the server takes at once "
+                f"(max_requests); try again in {seconds} s"
             )
             answer = problem(scope, HTTPStatus.TOO_MANY_REQUESTS, detail, headers={"Retry-After": seconds})
             return await answer(scope, receive, send)
-        self.inside += 1
+        place = self.places.enter()
         try:
-            await self.app(scope, bounded, send)
+            await _while_connected(self.app, scope, body, send)
         finally:
-            self.inside -= 1
+            self.places.leave(place)
 
-    @property
-    def _too_large(self) -> str:
-        return f"the request is larger than the {self.settings.max_bytes:,} bytes allowed; send fewer files at once"
 
-    def _bounded(self, receive: Receive) -> Receive:
-        """What the client sends, until it is too much or takes too long."""
-        got, complete = 0, False
-        deadline = asyncio.get_running_loop().time() + self.settings.body_seconds
+def _too_large(most: int, has_files: bool) -> str:
+    if has_files:
+        return f"the request is larger than the {most:,} bytes allowed (max_bytes); send fewer files at once"
+    return (
+        f"the request is larger than the {most:,} bytes allowed here (form_bytes); send files to /v1/predict or "
+        "/v1/differential"
+    )
 
-        async def bounded() -> Message:
-            nonlocal got, complete
-            if complete:  # what comes now is only that the client has gone
-                return await receive()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                seconds = self.settings.body_seconds
-                raise Refused(HTTPStatus.REQUEST_TIMEOUT, f"the files did not arrive within {seconds:g} s") from None
-            complete = not message.get("more_body", False)
-            got += len(message.get("body", b""))
-            if got > self.settings.max_bytes:
-                raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large)
-            return message
 
-        return bounded
+class _Body:
+    """The body of a request, until it is too large or takes too long.
+
+    Args:
+        receive: of ASGI.
+        most: allowed size, in bytes.
+        seconds: time in which it has to arrive.
+        too_large: detail of the answer where it is larger.
+    """
+
+    def __init__(self, receive: Receive, most: int, seconds: float, too_large: str):
+        self._receive, self.most, self.seconds, self.too_large = receive, most, seconds, too_large
+        self._size = 0
+        self._deadline = asyncio.get_running_loop().time() + seconds
+        self._complete = asyncio.Event()
+
+    async def receive(self) -> Message:
+        """As ASGI has it."""
+        if self._complete.is_set():  # only a disconnect can follow
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            detail = f"the request did not arrive within {self.seconds:g} s; send less at once"
+            raise Refused(HTTPStatus.REQUEST_TIMEOUT, detail) from None
+        self._size += len(message.get("body", b""))
+        if self._size > self.most:
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.too_large)
+        if not message.get("more_body", False):
+            self._complete.set()
+        return message
+
+    async def left(self) -> None:
+        """Wait until the client has left, after its body has arrived."""
+        await self._complete.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+async def _while_connected(app: ASGIApp, scope: Scope, body: _Body, send: Send) -> None:
+    """Let an app answer a request, and cancel that if the client leaves before it has the answer."""
+    answered = False
+
+    async def noting(message: Message) -> None:
+        nonlocal answered
+        answered |= message["type"] == "http.response.body" and not message.get("more_body", False)
+        await send(message)
+
+    working = asyncio.create_task(app(scope, body.receive, noting))
+    leaving = asyncio.create_task(body.left())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if answered or working.done():
+            await working
+    finally:
+        leaving.cancel()
+        if not working.done():
+            working.cancel()
+            with suppress(asyncio.CancelledError):
+                await working

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -21,16 +22,33 @@ from urnet.errors import UrnetError
 PREFIX = "urnet-serve-"
 
 
-DISK_FULL = "the server's disk is full; tell who runs it"
+DISK_FULL = "the server's disk is full, so this was not done; tell who runs it, and try again when there is room"
+
+_FULL_NUMBERS = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether there is no room on the disk, which is no fault of what was sent."""
-    return isinstance(error, OSError) and error.errno == errno.ENOSPC
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, says that the disk is full: the client is not to blame."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL_NUMBERS:
+            return True
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class FullError(UrnetError):
-    """The server holds as much of what was sent as it may."""
+    """The server holds as many bytes of uploads as it may."""
+
+    code = "server.uploads_full"
+
+
+@dataclass
+class Usage:
+    """Decoding time that one request, sample or file has used, in seconds."""
+
+    seconds: float = 0.0
 
 
 class Scratch:
@@ -93,6 +111,7 @@ class Aside:
     Attributes:
         root: its folder.
         files: the folder in it with what was sent.
+        usage: decoding time of all its files together.
     """
 
     def __init__(self, scratch: Scratch):
@@ -100,6 +119,7 @@ class Aside:
         self.root = scratch.folder()
         self.files = self.root / "files"
         self.files.mkdir()
+        self.usage = Usage()
         self._size, self._closed = 0, False
         self._taking = threading.Lock()
 

@@ -20,6 +20,7 @@ from urnet.serve.access import SHORTEST_TOKEN, is_loopback, new_token
 from urnet.serve.app import create_app
 from urnet.serve.bench import Bench
 from urnet.serve.database_lock import database_lock
+from urnet.serve.http_protocol import connection_options
 from urnet.serve.proxy import Reach
 from urnet.serve.settings import Settings
 from urnet.serve.store import Store
@@ -83,6 +84,7 @@ def serve(
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=settings.stop_seconds,
+            **connection_options(settings),
         )
         server = uvicorn.Server(config)
         shown = f"[{host}]" if ":" in host else host

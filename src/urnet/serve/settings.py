@@ -1,4 +1,4 @@
-"""What the server allows: sizes, numbers, times. Every limit is a setting."""
+"""Limits of the server: sizes, numbers, times. Every limit is a setting."""
 
 import os
 from collections.abc import Iterable
@@ -17,41 +17,63 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     max_bytes: int = Field(64 * 2**20, ge=1024, le=2**34)
-    """Largest request, in bytes, all its files together."""
+    """Largest request with files, in bytes, all its files together."""
+    form_bytes: int = Field(8192, ge=1024, le=2**24)
+    """Largest request without files (login, forms, events of a page), in bytes."""
+    header_bytes: int = Field(32 * 2**10, ge=1024, le=2**20)
+    """Largest request line with its headers, in bytes."""
+    event_bytes: int = Field(2**20, ge=1024, le=2**27)
+    """Largest message of a page over its websocket, in bytes."""
     max_files: int = Field(200, ge=1, le=1000)
     """Files of one request."""
     max_pixels: int = Field(25_000_000, ge=64, le=MAX_PIXELS)
-    """Pixels of one image, by its header; also of a montage. Fields of view may have 100 million."""
+    """Pixels of one crop, montage or page of a TIFF, by its header."""
+    field_pixels: int = Field(MAX_PIXELS, ge=64, le=10**10)
+    """Pixels of one field of view, or of one page of its file, by its header."""
+    file_pixels: int = Field(400_000_000, ge=64, le=10**11)
+    """Pixels of one file, all its pages together, by their headers."""
     max_images: int = Field(2000, ge=1, le=100_000)
     """Images of one file: pages of a TIFF, tiles of a montage."""
+    max_connections: int = Field(512, ge=2, le=100_000)
+    """Open connections; a further one closes the connection that has waited longest without a request."""
     max_requests: int = Field(64, ge=1, le=10_000)
-    """Requests that are worked on at once; further ones are answered 429."""
-    request_seconds: float = Field(300, gt=0, le=86_400)
-    """Time for the answer to one request."""
+    """Requests with files that are processed at once; further ones are answered 429."""
+    header_seconds: float = Field(10, gt=0, le=3600)
+    """Time in seconds for a client to send the headers of a request; also the body of a request without files."""
+    idle_seconds: float = Field(5, gt=0, le=3600)
+    """Time in seconds for which a connection without a request stays open after an answer."""
     body_seconds: float = Field(60, gt=0, le=3600)
-    """Time for a client to send its files."""
+    """Time in seconds for a client to send a request with files."""
+    write_seconds: float = Field(60, gt=0, le=3600)
+    """Time in seconds for which a client may leave an answer unread."""
+    request_seconds: float = Field(300, gt=0, le=86_400)
+    """Time in seconds for the answer to one request."""
     stop_seconds: int = Field(60, ge=1, le=3600)
-    """Time for what runs to be finished when the server is told to stop."""
+    """Time in seconds to finish running requests when the server is told to stop."""
     decoders: int = Field(default_factory=lambda: min(2, os.cpu_count() or 1), ge=1, le=64)
-    """Processes that decode what was sent."""
+    """Processes that decode uploaded files."""
     decode_seconds: float = Field(10, gt=0, le=3600)
-    """Time for one piece of a file to be decoded."""
+    """Time in seconds to decode one piece of a file (16 images)."""
+    file_seconds: float = Field(30, gt=0, le=86_400)
+    """Time in seconds to decode one file, all its pieces together, or to find the cells of one field."""
     field_seconds: float = Field(120, gt=0, le=86_400)
-    """Time for the cells of the fields of one request to be found and cut out."""
+    """Time in seconds to find and cut out the cells of all fields of one request."""
     decode_memory: int = Field(2**30, ge=2**26, le=2**40)
-    """Bytes that decoding may take in each process, where the system can bound it (Linux)."""
+    """Memory of each decoding process, in bytes, where the system can limit it (Linux)."""
     sample_files: int = Field(20_000, ge=1, le=1_000_000)
     """Files of one sample on the page, which sends them in several requests."""
+    sample_seconds: float = Field(3600, gt=0, le=10**6)
+    """Time in seconds to decode the files of one sample on the page, or of one request."""
     sample_bytes: int = Field(2**31, ge=1024, le=2**40)
-    """Bytes of them together."""
+    """Bytes of one sample on the page."""
     sample_images: int = Field(200_000, ge=1, le=10_000_000)
-    """Images in them together."""
+    """Images of one sample on the page."""
     upload_bytes: int = Field(2**33, ge=1024, le=2**44)
-    """Bytes of all that was sent and is still kept, by all together, and of cells cut out of it."""
+    """Bytes of all stored uploads of all clients together, with the cells cut out of them."""
     attempts: int = Field(10, ge=1, le=1000)
     """Wrong tokens from one address within `lockout_seconds` until it has to wait."""
     lockout_seconds: float = Field(60, gt=0, le=86_400)
-    """How long an address waits after that."""
+    """Time in seconds for which an address waits after that."""
 
 
 def read_settings(overrides: Iterable[str] = ()) -> Settings:

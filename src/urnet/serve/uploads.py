@@ -7,12 +7,13 @@ import multiprocessing
 import queue
 import re
 import shutil
+import threading
 import time
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,11 +26,17 @@ from urnet.fields.cropping import SETTINGS_NAME
 from urnet.images.read import TIFF_STARTS, first_bytes
 from urnet.predict import PADDING
 from urnet.serve.decoding import PADDING_MARK, work
-from urnet.serve.scratch import Aside
+from urnet.serve.scratch import Aside, Usage
 from urnet.serve.settings import Settings
 
 STARTING = 60.0
-"""Seconds for a decoding process to start."""
+"""Time for a decoding process to start, in seconds."""
+
+LOOK = 0.1
+"""Interval at which a thread looks whether somebody still waits for its process, in seconds."""
+
+GRACE = 0.5
+"""Time that a process has to finish when nobody waits any more: a new process takes longer to start. In seconds."""
 
 LONGEST_NAME = 200
 _SUFFIXES = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"BM": ".bmp", **dict.fromkeys(TIFF_STARTS, ".tif")}
@@ -44,12 +51,14 @@ class Upload:
         path: where it lies, under a name of ours; none where it was refused.
         error: why it was.
         pixel_um: µm per px, where who sent it said so; of fields of view.
+        usage: decoding time of all files of its request or sample.
     """
 
     name: str
     path: Path | None
     error: str = ""
     pixel_um: float | None = None
+    usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,8 @@ def put_aside(aside: Aside, files: Iterable[tuple[str, BinaryIO]], *, pixel_um: 
     Raises:
         FullError: there is no room for them.
     """
-    return [put(aside, number, given, content, pixel_um) for number, (given, content) in enumerate(files)]
+    with aside.writing():
+        return [put(aside, number, given, content, pixel_um) for number, (given, content) in enumerate(files)]
 
 
 def shown(name: str) -> str:
@@ -115,13 +125,16 @@ def put(aside: Aside, number: int, given: str, content: BinaryIO, pixel_um: floa
         start = first_bytes(path)
     except ImageError as error:
         path.unlink()
-        return Upload(name, None, str(error).replace(str(path), name), pixel_um)
+        return Upload(name, None, str(error).replace(str(path), name), pixel_um, aside.usage)
     suffix = next(suffix for first, suffix in _SUFFIXES.items() if start.startswith(first))
-    return Upload(name, path.rename(path.with_suffix(suffix)), pixel_um=pixel_um)
+    return Upload(name, path.rename(path.with_suffix(suffix)), "", pixel_um, aside.usage)
 
 
 class Decoders:
-    """Processes that decode.
+    """Processes that decode uploaded files, a piece at a time.
+
+    The request or sample that has used least decoding time is served first, so that one with slow files does not hold
+    up the others. A process whose client has left is ended.
 
     Args:
         model: whose crops the images become.
@@ -132,13 +145,23 @@ class Decoders:
         cropping = None
         if model.cropping is not None and model.folder is not None:
             cropping = str(model.folder / SETTINGS_NAME)
-        limits = {"pixels": settings.max_pixels, "images": settings.max_images, "memory": settings.decode_memory}
+        limits = {
+            "pixels": settings.max_pixels,
+            "field": settings.field_pixels,
+            "file": settings.file_pixels,
+            "images": settings.max_images,
+            "memory": settings.decode_memory,
+        }
         self.settings = settings
         self.threads = ThreadPoolExecutor(settings.decoders, "decode")
         self.idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         self.processes = [_Process((model.config, cropping, limits)) for _ in range(settings.decoders)]
         for process in self.processes:
             self.idle.put(process)
+        self._lock = threading.Lock()
+        self._waiting: list[_Job] = []
+        self._running: dict[_Job, float] = {}  # and since when
+        self._mean_seconds = 0.0
 
     def start(self) -> None:
         """Start all processes, and wait until they are ready."""
@@ -150,7 +173,22 @@ class Decoders:
         for process in self.processes:
             process.end()
 
-    async def read(self, upload: Upload, start: int, stop: int, *, keys: bool = False) -> tuple[int, list[Cell]]:
+    def backlog_seconds(self) -> float:
+        """Expected time until all that waits is decoded, in seconds, from measured durations.
+
+        A piece that has taken longer than the mean so far may take all the time that it is allowed.
+        """
+        now = time.monotonic()
+        with self._lock:
+            left = len(self._waiting) * self._mean_seconds
+            for job, since in self._running.items():
+                expected = self._mean_seconds if now - since < self._mean_seconds else job.seconds
+                left += max(0.0, expected - (now - since))
+        return left / len(self.processes)
+
+    async def read(
+        self, upload: Upload, start: int, stop: int, *, keys: bool = False, file: Usage | None = None
+    ) -> tuple[int, list[Cell]]:
         """Some images of a file, or cells of a folder that `cut` wrote.
 
         Args:
@@ -158,6 +196,7 @@ class Decoders:
             start: the first image.
             stop: the one after the last.
             keys: whether to say what each shares with its copies.
+            file: decoding time of the pieces of this file so far, where all of it is to be decoded.
 
         Returns:
             How many images there are in it, and those asked for.
@@ -165,9 +204,16 @@ class Decoders:
         Raises:
             ImageError: it cannot be read at all.
         """
-        seconds = self.settings.decode_seconds
+        settings = self.settings
+        limits = [("decode_seconds", settings.decode_seconds, 0.0)]
+        if file is not None:
+            limits += [("sample_seconds", settings.sample_seconds, upload.usage.seconds)]
+            if upload.path is None or upload.path.is_file():  # cells cut out of fields are in many files
+                limits += [("file_seconds", settings.file_seconds, file.seconds)]
+        limit, allowed, used = min(limits, key=lambda one: one[1] - one[2])
         order = {"do": "read", "path": str(upload.path), "start": start, "stop": stop, "keys": keys}
-        told, crops = await self._ask(order | {"seconds": seconds}, seconds)
+        order |= {"limit": limit, "seconds": allowed}
+        told, crops = await self._ask(order, max(0.0, allowed - used), [upload.usage, *([file] if file else [])])
         _refuse(told, upload)
         left = iter(crops)
         cells = []
@@ -196,11 +242,12 @@ class Decoders:
         by_name = {upload.path.name: upload for upload in uploads if upload.path is not None}
         pixels = {name: upload.pixel_um for name, upload in by_name.items() if upload.pixel_um is not None}
         fatal: dict[str, str] = {}
-        seconds = self.settings.field_seconds
+        seconds, each = self.settings.field_seconds, self.settings.file_seconds
         order = {"do": "cut", "folder": str(aside.files), "out": str(out), "pixels": pixels, "fatal": fatal}
-        order["seconds"], until = seconds, time.monotonic() + seconds
+        order |= {"limit": "field_seconds", "seconds": seconds, "each": each}
+        used = Usage()
         while True:
-            told, _ = await self._ask(order, until - time.monotonic(), aside=aside)
+            told, _ = await self._ask(order, max(0.0, seconds - used.seconds), [aside.usage, used], aside=aside)
             if (name := told.get("died_at")) not in by_name or name in fatal:
                 break
             fatal[name] = told["error"]
@@ -211,17 +258,44 @@ class Decoders:
         return told
 
     async def _ask(
-        self, order: dict[str, Any], seconds: float, *, aside: Aside | None = None
-    ) -> tuple[dict[str, Any], list[np.ndarray]]:
-        def ask() -> tuple[dict[str, Any], list[np.ndarray]]:
-            process = self.idle.get()
-            try:
-                with aside.writing() if aside is not None else nullcontext():
-                    return process.ask(order, seconds)
-            finally:
-                self.idle.put(process)
+        self, order: dict[str, Any], seconds: float, usages: Sequence[Usage], *, aside: Aside | None = None
+    ) -> "_Told":
+        """Let the next free process answer an order; whoever is cancelled while waiting ends the work on it."""
+        job = _Job(order, seconds, usages, aside)
+        with self._lock:
+            self._waiting.append(job)
+        self.threads.submit(self._run_next)
+        try:
+            return await asyncio.wrap_future(job.future)
+        except asyncio.CancelledError:
+            job.given_up.set()
+            raise
 
-        return await asyncio.get_running_loop().run_in_executor(self.threads, ask)
+    def _run_next(self) -> None:
+        """Run the waiting job whose request has used least decoding time; of equals, the first."""
+        with self._lock:
+            job = min(self._waiting, key=lambda one: one.usages[0].seconds)
+            self._waiting.remove(job)
+        if not job.future.set_running_or_notify_cancel():
+            return
+        process, begun = self.idle.get(), time.monotonic()
+        with self._lock:
+            self._running[job] = begun
+        try:
+            with job.aside.writing() if job.aside is not None else nullcontext():
+                result = process.ask(job.order, job.seconds, job.given_up)
+        except BaseException as error:
+            job.future.set_exception(error)
+        else:
+            job.future.set_result(result)
+        finally:
+            took = time.monotonic() - begun
+            with self._lock:
+                del self._running[job]
+                self._mean_seconds += (took - self._mean_seconds) * (0.1 if self._mean_seconds else 1.0)
+                for usage in job.usages:
+                    usage.seconds += took
+            self.idle.put(process)
 
 
 def _refuse(told: Mapping[str, Any], *uploads: Upload) -> None:
@@ -244,15 +318,39 @@ def _renamed(text: str, *uploads: Upload) -> str:
 
 
 def _late(order: dict[str, Any], name: str) -> str:
-    """What is said where a process does not answer in time."""
-    allowed = f"longer than the {order['seconds']:g} s that the server allows"
+    """Message for a process that does not answer in time."""
+    allowed = f"longer than the {order['seconds']:g} s that the server allows ({order['limit']})"
     if order["do"] == "read":
         return f"{name}: decoding it takes {allowed}"
-    return f"finding the cells of these files takes {allowed} (field_seconds), and was at {name}; send fewer at a time"
+    return f"finding the cells of these files takes {allowed}, and was at {name}; send fewer at a time"
+
+
+_Told = tuple[dict[str, Any], list[np.ndarray]]
+
+
+@dataclass(eq=False)
+class _Job:
+    """An order for a decoding process.
+
+    Attributes:
+        order: sent to the process.
+        seconds: allowed time.
+        usages: charged with the time that it takes; the first is that of its request or sample.
+        aside: folder into which the process writes, if any.
+        given_up: set when nobody waits for the answer.
+        future: the answer.
+    """
+
+    order: dict[str, Any]
+    seconds: float
+    usages: Sequence[Usage]
+    aside: Aside | None
+    given_up: threading.Event = field(default_factory=threading.Event)
+    future: "Future[_Told]" = field(default_factory=Future)
 
 
 class _Process:
-    """One decoding process and its pipe; one that takes too long or dies is replaced."""
+    """One decoding process and its pipe; one that takes too long, dies or works for nobody is replaced."""
 
     def __init__(self, arguments: tuple[Any, ...]):
         self.arguments = arguments
@@ -270,8 +368,18 @@ class _Process:
             raise ImageError("the process that decodes images does not start; is the machine overloaded?")
         self.pipe.recv_bytes()
 
-    def ask(self, order: dict[str, Any], seconds: float) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """What a process answers; where it died, also at which file it was (`died_at`), if it had said so."""
+    def ask(self, order: dict[str, Any], seconds: float, given_up: threading.Event) -> _Told:
+        """Send an order and receive the answer.
+
+        Args:
+            order: its `each` limits the time for each file that the process names, in seconds.
+            seconds: allowed time for all of it.
+            given_up: set when nobody waits for the answer any more.
+
+        Returns:
+            The answer and its crops. Where the process died or was ended, `error`, and `died_at`: the file that it had
+            named last.
+        """
         name = order.get("path", "a file")
         told: dict[str, Any] = {}
         try:
@@ -282,8 +390,12 @@ class _Process:
             self.pipe.send_bytes(json.dumps(order).encode())
             until = time.monotonic() + seconds
             while not told or "at" in told:
-                if not self.pipe.poll(max(0.0, until - time.monotonic())):
+                limit = min(until, time.monotonic() + order["each"]) if "at" in told else until
+                if not self._answers(limit, given_up):
                     self.end()
+                    if "at" in told and limit < until:
+                        slow = {"do": "read", "limit": "file_seconds", "seconds": order["each"]}
+                        return {"error": _late(slow, told["at"]), "died_at": told["at"]}, []
                     return {"error": _late(order, told.get("at", name))}, []
                 told = json.loads(self.pipe.recv_bytes())
             return told, [self._crop(kind, shape) for kind, *shape in told["crops"]]
@@ -292,6 +404,17 @@ class _Process:
             at = told.get("at")
             error = f"{at or name}: decoding it ended the process that did so; the file is damaged or too large"
             return {"error": error, "died_at": at}, []
+
+    def _answers(self, until: float, given_up: threading.Event) -> bool:
+        """Whether there is an answer in time, and while somebody waits for it."""
+        assert self.pipe is not None
+        while not self.pipe.poll(min(LOOK, max(0.0, until - time.monotonic()))):
+            if given_up.is_set():
+                until = min(until, time.monotonic() + GRACE)
+                given_up = threading.Event()
+            if time.monotonic() >= until:
+                return False
+        return True
 
     def _crop(self, kind: str, shape: Sequence[int]) -> np.ndarray:
         assert self.pipe is not None

@@ -1,0 +1,98 @@
+"""Limits of connections: time for headers, idle time, unread answers, size of headers, and number of connections.
+
+uvicorn limits only the idle time after an answer. Without these limits a connection stays open for ever whose client
+never completes its headers, or does not read the answer.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from urnet.serve.settings import Settings
+
+
+def connection_options(settings: Settings) -> dict[str, Any]:
+    """Options of `uvicorn.Config` that limit the connections of one server."""
+    return {
+        "http": type("Protocol", (LimitedProtocol,), {"settings": settings, "by_age": {}}),
+        "timeout_keep_alive": settings.idle_seconds,
+        "h11_max_incomplete_event_size": settings.header_bytes,
+        "ws_max_size": settings.event_bytes,
+    }
+
+
+class LimitedProtocol(H11Protocol):
+    """HTTP/1.1 of uvicorn with limits; `connection_options` makes the class for a server.
+
+    A connection waits from its start, or from the end of an answer, until the headers of a request are complete. The
+    number of connections counts websockets too, whose dead peers uvicorn finds by pings.
+
+    Attributes:
+        settings: the limits.
+        by_age: all connections of the server without websockets; the one whose state is oldest comes first.
+    """
+
+    settings: Settings
+    by_age: dict["LimitedProtocol", None]
+
+    _header_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for headers, and make room where there are too many connections."""
+        super().connection_made(transport)
+        self._wait(self.settings.header_seconds)
+        if len(self.connections) > self.settings.max_connections:
+            waiting = next(one for one in self.by_age if one.is_waiting)  # this one, if no other
+            sending = next((one for one in self.by_age if not one.is_waiting and one.cycle.more_body), waiting)
+            (sending if waiting is self else waiting).transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._forget()
+        _cancel(self._write_timer)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read headers or a body."""
+        super().data_received(data)
+        if self.transport.get_protocol() is not self:  # it is a websocket now
+            self._forget()
+        elif not self.is_waiting:
+            _cancel(self._header_timer)
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request; what is left of the body of this one has to arrive meanwhile."""
+        self._wait(self.settings.idle_seconds + self.settings.header_seconds)
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """Allow the client some time to read the answer."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.settings.write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on when the client has read."""
+        _cancel(self._write_timer)
+        super().resume_writing()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait(self, seconds: float) -> None:
+        _cancel(self._header_timer)
+        self._header_timer = self.loop.call_later(seconds, self.transport.abort)
+        self.by_age.pop(self, None)
+        self.by_age[self] = None
+
+    def _forget(self) -> None:
+        _cancel(self._header_timer)
+        self.by_age.pop(self, None)
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
