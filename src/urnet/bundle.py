@@ -3,12 +3,13 @@
 The configuration holds all that turns an image file into a decision: input size and colour, the scale of raw counts,
 the networks, the classes. Beside it lie the model's calibration (`calibration.json`, `calibration.safetensors`) and, of
 one that was trained on crops of fields, how those were cut (`crop.json`). Training writes a bundle, everything after
-training reads one.
+training reads one. `seal.json` holds the digest of all of them.
 """
 
-import hashlib
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from urnet.bundle_config import CONFIG_NAME, ModelConfig, read_config
+from urnet.bundle_seal import Seal, check_expected, hash_json, hash_tensors, read_seal
 from urnet.calibration.calibration import COVERAGE, JSON_NAME, TENSORS_NAME, Calibration
 from urnet.calibration.temperature import probabilities as softmax
 from urnet.errors import ImageError, RecipeError, RunError
@@ -25,14 +27,21 @@ from urnet.fields.cropping import SETTINGS_NAME, Cropping
 from urnet.files import whole_file
 from urnet.images.montage import expand, read_crop
 from urnet.images.quality import quality
+from urnet.json_files import canonical, canonical_json, explain
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from urnet.cells.table import Cells
     from urnet.nets.joint import JointModel
 
 WEIGHTS_NAME = "model.safetensors"
+
+COMPANIONS = (TENSORS_NAME, JSON_NAME, SETTINGS_NAME)
+"""Files of a bundle that not every model has."""
+FILES = (WEIGHTS_NAME, *COMPANIONS, CONFIG_NAME)
+"""Files that the seal covers."""
 
 BATCH = 16
 """Images that go through the networks at once; more are hardly faster on a CPU, and take more memory."""
@@ -72,6 +81,7 @@ class Model:
         calibration: what its answers are worth; none for a model that was not calibrated.
         cropping: how the cells that it was trained on were cut out of fields; none where `urnet crop` did not do it.
         folder: the bundle that it was read from, if it was; engines keep their graphs there.
+        seal: hashes of the files that it was read from.
     """
 
     def __init__(
@@ -81,6 +91,7 @@ class Model:
         calibration: Calibration | None = None,
         cropping: Cropping | None = None,
         folder: Path | None = None,
+        seal: Seal | None = None,
     ):
         import torch
 
@@ -88,6 +99,7 @@ class Model:
         self.calibration = calibration
         self.cropping = cropping
         self.folder = folder
+        self.seal = seal
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.joint = joint.to(self.device).eval()
 
@@ -96,75 +108,80 @@ class Model:
         """Class names in the order of the outputs."""
         return self.config.classes
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the files that it was read from carried a seal, which fitted."""
+        return self.seal is not None and self.seal.stored
+
     def save(self, folder: Path) -> None:
-        """Write the bundle; the configuration last, so that it never stands without the rest."""
+        """Write the bundle with its seal; the configuration last, so that it never stands without the rest."""
         from safetensors.torch import save
 
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.joint.state_dict().items()}
         with whole_file(folder / WEIGHTS_NAME) as file:
             file.write(save(state))
-        if self.calibration is not None:
-            self.calibration.save(folder)
-        else:  # one that is there belongs to other weights
-            (folder / JSON_NAME).unlink(missing_ok=True)
-            (folder / TENSORS_NAME).unlink(missing_ok=True)
-        if self.cropping is not None:
-            self.cropping.save(folder / SETTINGS_NAME)
+        contents = self._companions()
+        for name in COMPANIONS:
+            if name in contents:
+                with whole_file(folder / name) as file:
+                    file.write(contents[name])
+            else:  # one that is there belongs to another model
+                (folder / name).unlink(missing_ok=True)
+        self._hashes(contents).write(folder)
         with whole_file(folder / CONFIG_NAME) as file:
             file.write(self.config.to_json().encode())
 
     def digest(self) -> str:
-        """What tells this model from all others, as 32 hexadecimal digits: configuration, weights and calibration."""
-        content = hashlib.sha256(self.config.to_json().encode())
-        for name, tensor in self.joint.state_dict().items():
-            content.update(name.encode())
-            content.update(tensor.detach().cpu().contiguous().numpy())
-        if self.calibration is not None:
-            for array in _answers(self.calibration):
-                content.update(np.ascontiguousarray(array))
-        return content.hexdigest()[:32]
+        """The digest of the model's files, as 32 hexadecimal digits; of a model in memory, what they would be."""
+        return (self.seal or self._hashes(self._companions())).digest
+
+    def _companions(self) -> dict[str, bytes]:
+        """The content of the files beside configuration and weights, by name."""
+        files = {} if self.calibration is None else self.calibration.to_files()
+        return files | ({} if self.cropping is None else {SETTINGS_NAME: self.cropping.to_json().encode()})
+
+    def _hashes(self, companions: dict[str, bytes]) -> Seal:
+        from safetensors.numpy import load
+
+        hashes = {
+            CONFIG_NAME: _hash_text(self.config.to_json().encode()),
+            WEIGHTS_NAME: hash_tensors(self.joint.state_dict()),
+        }
+        for name, content in companions.items():
+            hashes[name] = hash_tensors(load(content)) if name == TENSORS_NAME else _hash_text(content)
+        return Seal(hashes)
 
     @classmethod
-    def load(cls, path: Path | str, *, calibrated: bool = True) -> "Model":
-        """Read a bundle, or the bundle of a run folder.
+    def load(cls, path: Path | str, *, calibrated: bool = True, expect: str | None = None) -> "Model":
+        """Read a bundle, or the bundle of a run folder, and compare it with its seal.
 
         Args:
             path: the folder.
             calibrated: whether to read the calibration, where there is one.
+            expect: the first 8 to 32 digits of the digest that the model must have.
 
         Raises:
-            RunError: no bundle there, or one that is damaged or newer than this program.
+            RunError: no bundle there; one that is damaged, newer than this program, or whose seal is broken; or
+                another model than expected.
         """
-        folder = Path(path)
-        if (folder / "model" / CONFIG_NAME).is_file():
-            folder = folder / "model"
-        if any(folder.glob(f"fold*/model/{CONFIG_NAME}")):
-            raise RunError(
-                f"{path}: a cross-validation has a model for each fold; name one, such as {folder / 'fold0'}"
-            )
-        if not (folder / CONFIG_NAME).is_file():
-            raise RunError(
-                f"{path}: no trained model here (looked for {CONFIG_NAME} and model/{CONFIG_NAME}); "
-                "give a folder written by `urnet train`; an unfinished run goes on with --resume"
-            )
+        expected = check_expected(expect)
+        folder = find_bundle(path)
         config = read_config(folder / CONFIG_NAME)
-        try:
-            joint = config.build()
-        except (RecipeError, RuntimeError, TypeError) as error:  # RuntimeError: no memory for networks of that size
-            reason = " ".join(str(error).split())[:200]
-            raise RunError(f"{folder / CONFIG_NAME}: names no network that can be built here ({reason})") from None
-        _load_weights(joint, folder / WEIGHTS_NAME)
+        weights = _read_weights(folder / WEIGHTS_NAME)
+        seal = _check_seal(folder, weights, () if calibrated else (JSON_NAME, TENSORS_NAME))
+        if expected is not None and not seal.digest.startswith(expected):
+            raise RunError(
+                f"{folder}: this is the model {seal.digest}, and {expected} was expected; give the right model, or "
+                "compare the digest with the one that you noted",
+                code="model.unexpected",
+            )
+        joint = _build(config, weights, folder)
         cut = folder / SETTINGS_NAME
         cropping = Cropping.load(cut) if cut.is_file() else None
-        if not calibrated or not (folder / JSON_NAME).is_file():
-            return cls(config, joint, cropping=cropping, folder=folder)
-        calibration = Calibration.load(folder)
-        if calibration.classes != config.classes:
-            raise RunError(
-                f"{folder / JSON_NAME}: its classes ({', '.join(calibration.classes)}) are not the model's "
-                f"({', '.join(config.classes)}); make it again with `urnet calibrate`"
-            )
-        return cls(config, joint, calibration, cropping, folder)
+        calibration = Calibration.load(folder) if calibrated and (folder / JSON_NAME).is_file() else None
+        if calibration is not None:
+            _check_fits(calibration, config, joint, folder)
+        return cls(config, joint, calibration, cropping, folder, seal)
 
     def fit(self, crop: np.ndarray) -> np.ndarray:
         """One raw crop, (H, W) or (H, W, 3), at the network's size and colour, still in raw counts (C, S, S).
@@ -342,14 +359,6 @@ class Model:
                 yield address, partial(read_crop, Path(), address, tile)
 
 
-def _answers(calibration: Calibration) -> "Iterator[np.ndarray]":
-    """All that a calibration's answers depend on."""
-    rejection = calibration.rejection
-    yield np.array([calibration.temperature, rejection.level, *rejection.checks])
-    yield from (*calibration.scores, rejection.quantiles, rejection.tails)
-    yield from (rejection.distance.centre, *rejection.distance.whiten, rejection.distance.spread)
-
-
 def _number(name: str, text: object) -> dict[str, float]:
     """A table's entry as a measure; nothing where it is empty or no number."""
     try:
@@ -359,17 +368,154 @@ def _number(name: str, text: object) -> dict[str, float]:
     return {name: value} if math.isfinite(value) else {}
 
 
-def _load_weights(joint: "JointModel", path: Path) -> None:
+def find_bundle(path: Path | str) -> Path:
+    """The bundle that a path names: itself, or `model` in a run folder.
+
+    Raises:
+        RunError: there is none, or there are several.
+    """
+    folder = Path(path)
+    if (folder / "model" / CONFIG_NAME).is_file():
+        return folder / "model"
+    if any(folder.glob(f"fold*/model/{CONFIG_NAME}")):
+        raise RunError(f"{path}: a cross-validation has a model for each fold; name one, such as {folder / 'fold0'}")
+    if not (folder / CONFIG_NAME).is_file():
+        raise RunError(
+            f"{path}: no trained model here (looked for {CONFIG_NAME} and model/{CONFIG_NAME}); "
+            "give a folder written by `urnet train`; an unfinished run goes on with --resume"
+        )
+    return folder
+
+
+def seal_bundle(folder: Path) -> Seal:
+    """Seal a bundle as its files are now.
+
+    Args:
+        folder: the bundle.
+
+    Raises:
+        RunError: a file is missing or cannot be read.
+    """
+    seal = Seal(_hash_files(folder, _read_weights(folder / WEIGHTS_NAME)))
+    seal.write(folder)
+    return seal
+
+
+def copy_bundle(model: Model, out: Path) -> None:
+    """Copy the files of a model to another folder; the copy has the same digest, and is sealed.
+
+    Args:
+        model: read from a bundle.
+        out: the folder.
+
+    Raises:
+        RunError: the files have changed since the model was read.
+    """
+    assert model.folder is not None
+    for name in FILES:
+        if (model.folder / name).is_file():
+            with (model.folder / name).open("rb") as source, whole_file(out / name) as file:
+                shutil.copyfileobj(source, file)
+    seal_bundle(out)
+    Model.load(out, expect=model.digest())
+
+
+def _check_seal(folder: Path, weights: "Mapping[str, Tensor]", passed_over: tuple[str, ...]) -> Seal:
+    """The hashes of a bundle's files, once they are found to be those of its seal.
+
+    Raises:
+        RunError: the seal is broken or damaged.
+    """
+    stored = read_seal(folder)
+    found = _hash_files(folder, weights, passed_over)
+    if stored is not None:
+        stored.check(folder, found, passed_over)
+    return Seal(found, stored=stored is not None)
+
+
+def _hash_files(folder: Path, weights: "Mapping[str, Tensor]", passed_over: tuple[str, ...] = ()) -> dict[str, str]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    hashes = {WEIGHTS_NAME: hash_tensors(weights)}
+    for name in FILES:
+        path = folder / name
+        if name == WEIGHTS_NAME or name in passed_over or not path.is_file():
+            continue
+        try:
+            hashes[name] = hash_tensors(load_file(path)) if name == TENSORS_NAME else hash_json(canonical_json(path))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            fix = "make it again with `urnet calibrate`" if name in (JSON_NAME, TENSORS_NAME) else "restore the file"
+            raise RunError(f"{path}: the file is damaged ({explain(error)}); {fix}", code="model.damaged") from None
+    return hashes
+
+
+def _hash_text(content: bytes) -> str:
+    return hash_json(canonical(json.loads(content)))
+
+
+def _read_weights(path: Path) -> "dict[str, Tensor]":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise RunError(f"{path}: the weights are missing beside {CONFIG_NAME}; restore the file or train again")
+        raise RunError(
+            f"{path}: the weights are missing beside {CONFIG_NAME}; restore the file or train again",
+            code="model.weights_invalid",
+        )
     try:
-        state = load_file(path)
-        joint.load_state_dict(state)
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{path}: the weights cannot be loaded ({reason}); restore the file or train again") from None
-    if not all(tensor.isfinite().all() for tensor in state.values()):
-        raise RunError(f"{path}: some weights are NaN or infinite; restore the file or train again")
+        weights = load_file(path)
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{path}: the weights cannot be loaded ({explain(error)}); restore the file or train again",
+            code="model.weights_invalid",
+        ) from None
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise RunError(
+            f"{path}: some weights are NaN or infinite; restore the file or train again", code="model.weights_invalid"
+        )
+    return weights
+
+
+def _build(config: ModelConfig, weights: "Mapping[str, Tensor]", folder: Path) -> "JointModel":
+    """The networks of a configuration with the weights of a file.
+
+    Raises:
+        RunError: there are no such networks, or the weights are not theirs.
+    """
+    from urnet.nets.limits import build_for
+
+    try:
+        return build_for(config.build, weights)
+    except RunError as error:
+        raise RunError(
+            f"{folder / WEIGHTS_NAME}: the weights cannot be loaded ({error}); restore the file or train again",
+            code="model.weights_invalid",
+        ) from None
+    except (RecipeError, RuntimeError, TypeError, ValueError, MemoryError) as error:  # RuntimeError: no memory
+        raise RunError(
+            f"{folder / CONFIG_NAME}: names no network that can be built here ({explain(error)}); restore the file",
+            code="model.config_invalid",
+        ) from None
+
+
+def _check_fits(calibration: Calibration, config: ModelConfig, joint: "JointModel", folder: Path) -> None:
+    """Refuse a calibration of other classes or of a network with other features.
+
+    Raises:
+        RunError: it is one.
+    """
+    from urnet.nets.features import feature_sizes
+
+    problem = ""
+    if calibration.classes != config.classes:
+        problem = f"its classes ({', '.join(calibration.classes)}) are not the model's ({', '.join(config.classes)})"
+    else:
+        sizes = feature_sizes(joint, config.channels, config.size)
+        found = tuple(axes.shape[1] for axes in calibration.rejection.distance.whiten)
+        if sizes is not None and sizes != found:
+            problem = f"it describes features of the sizes {found}, and those of the networks are {sizes}"
+    if problem:
+        raise RunError(
+            f"{folder / JSON_NAME}: {problem}; make it again with `urnet calibrate`", code="model.calibration_invalid"
+        )

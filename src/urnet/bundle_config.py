@@ -2,22 +2,96 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter
 
 from urnet import __version__
 from urnet.errors import ImageError, RunError
-from urnet.images.read import MAX_PIXELS, MIN_EDGE
+from urnet.images.read import MIN_EDGE
 from urnet.images.scale import ANY_DEPTH, Scaling
+from urnet.json_files import Text, canonical_json, explain
 
 if TYPE_CHECKING:
     from urnet.nets.joint import JointModel
 
 FORMAT = 1
 CONFIG_NAME = "config.json"
+MOST_CLASSES = 1000
+LARGEST_SIZE = 2048
+"""Edge of the largest input, in pixels; as in recipes."""
+MOST_OPTION = 8192
+"""Largest number that an option of a network can have."""
+_FOREIGN = re.compile(r"pretrained.*|checkpoint.*|cache.*|file.*|weights.*|feature.*|model_.*|pruned|device|dtype|name")
+"""Options of timm that name files, fetch weights or make no classifier."""
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("a class is named twice")
+    return names
+
+
+def _network(options: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a name or an option that could be a file or an address.
+
+    Allowed values are numbers, truth values, short words and lists of these.
+    """
+    name = options.get("name")
+    if type(name) is not str or not re.fullmatch(r"[A-Za-z0-9_.+-]{1,100}", name):
+        raise ValueError(f"'name' is {str(name)[:80]!r}; a network's name has letters, digits and _ . + - only")
+    for key, value in options.items():
+        if key == "name":
+            continue
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", key) or _FOREIGN.fullmatch(key):
+            raise ValueError(f"{key[:80]!r} cannot be an option of a trained network")
+        if not _is_plain(value):
+            raise ValueError(
+                f"option {key!r} is {str(value)[:60]}; options are numbers up to {MOST_OPTION}, true or false, short "
+                "words without path separators, or lists of these"
+            )
+    return options
+
+
+def _is_plain(value: object, depth: int = 0) -> bool:
+    """Whether an option is harmless: it names no file and asks for no network beyond measure."""
+    if isinstance(value, list | tuple):
+        return depth < 3 and len(value) <= 64 and all(_is_plain(one, depth + 1) for one in value)
+    if isinstance(value, str):
+        return re.fullmatch(r"[A-Za-z0-9_.+-]{0,64}", value) is not None
+    return value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) <= MOST_OPTION)
+
+
+def _scaling(data: Any) -> Scaling:
+    """Read the scaling: numbers that are finite, in order, and a known data type."""
+    if isinstance(data, Scaling):
+        data = asdict(data)
+    known = {one.name: one for one in fields(Scaling)}
+    if not isinstance(data, dict) or data.keys() - known.keys():
+        raise ValueError(f"its keys are {', '.join(known)}")
+    for name, one in known.items():
+        value = data.get(name, one.default)
+        if value is MISSING:
+            raise ValueError(f"{name!r} is missing")
+        if one.type in (float, "float") and not _is_number(value):
+            raise ValueError(f"{name} is {str(value)[:40]}; it must be a finite number")
+    scaling = Scaling(**data)
+    if not scaling.high - scaling.low > 1e-12:
+        raise ValueError(f"low is {scaling.low:g} and high is {scaling.high:g}; low must be below high")
+    if scaling.dtype not in ("uint8", "uint16", "float32", ANY_DEPTH):
+        raise ValueError(f"dtype is {str(scaling.dtype)[:40]!r}; it is uint8, uint16, float32 or {ANY_DEPTH}")
+    return scaling
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= 1e12
+
+
+Network = Annotated[dict[str, Any], AfterValidator(_network)]
 
 
 @dataclass(frozen=True)
@@ -39,19 +113,25 @@ class ModelConfig:
         epoch: the epoch whose weights were kept, from 1.
     """
 
-    name: str
-    classes: tuple[str, ...]
-    size: int
-    channels: int
-    scaling: Scaling
-    enhancer: dict[str, Any]
-    classifier: dict[str, Any]
-    tile: int | None = None
-    image: str | None = None
-    protocol: str = "honest"
-    seed: int = 0
-    epoch: int = 0
-    versions: dict[str, str] = field(default_factory=lambda: {"urnet": __version__})
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    name: Text
+    classes: Annotated[
+        tuple[Annotated[Text, Field(min_length=1)], ...],
+        Field(min_length=1, max_length=MOST_CLASSES),
+        AfterValidator(_distinct),
+    ]
+    size: Annotated[int, Field(ge=MIN_EDGE, le=LARGEST_SIZE)]
+    channels: Literal[1, 3]
+    scaling: Annotated[Scaling, PlainValidator(_scaling)]
+    enhancer: Network
+    classifier: Network
+    tile: Annotated[int, Field(ge=MIN_EDGE, le=2**16)] | None = None
+    image: Text | None = None
+    protocol: Literal["honest", "paper"] = "honest"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    epoch: Annotated[int, Field(ge=0, le=10**6)] = 0
+    versions: Annotated[dict[Text, Text], Field(max_length=100)] = field(default_factory=lambda: {"urnet": __version__})
 
     def build(self) -> "JointModel":
         """The networks with fresh weights."""
@@ -99,42 +179,49 @@ def read_config(path: Path) -> ModelConfig:
     """Read `config.json`.
 
     Raises:
-        RunError: it is damaged, newer than this program, or holds values that no model has.
+        RunError: the file is damaged, newer than this program, or holds values that no model has.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        version = data.pop("format")
-        if version > FORMAT:
-            raise RunError(
-                f"{path}: written by a newer urnet (format {version}, this one reads {FORMAT}); update urnet"
-            )
-        data["scaling"] = Scaling(**data["scaling"])
-        if type(data["classes"]) is not list:
-            raise ValueError("classes is no list")
-        data["classes"] = tuple(data["classes"])
-        config = ModelConfig(**data)
-        wrong = [key for key, right in _checked(config).items() if not right]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is {str(getattr(config, wrong[0]))[:80]}")
-        return config
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return parse_config(canonical_json(path))
+    except (OSError, ValueError, RunError) as error:
+        if isinstance(error, RunError) and error.code == "model.newer":
+            raise RunError(f"{path}: {error}", code=error.code) from None
         raise RunError(
-            f"{path}: not a model configuration of urnet ({error}); train again or restore the file"
+            f"{path}: not a model configuration of urnet ({explain(error)}); restore the file, or train again",
+            code="model.config_invalid",
         ) from None
 
 
-def _checked(config: ModelConfig) -> dict[str, bool]:
-    """Whether each key that predictions depend on has a possible value."""
-    classes, size, scaling, tile = config.classes, config.size, config.scaling, config.tile
-    return {
-        "classes": len(classes) > 0 and all(type(c) is str for c in classes) and len(set(classes)) == len(classes),
-        "size": type(size) is int and size >= MIN_EDGE and size**2 <= MAX_PIXELS,
-        "channels": type(config.channels) is int and config.channels in (1, 3),
-        "scaling": math.isfinite(scaling.low)
-        and math.isfinite(scaling.high)
-        and scaling.low < scaling.high
-        and scaling.dtype in ("uint8", "uint16", "float32", ANY_DEPTH),
-        "enhancer": type(config.enhancer["name"]) is str,
-        "classifier": type(config.classifier["name"]) is str,
-        "tile": tile is None or (type(tile) is int and tile >= MIN_EDGE),
-    }
+def check_config(config: ModelConfig) -> None:
+    """Refuse a model that could not be opened again once it is trained.
+
+    Raises:
+        RunError: a value is none that a bundle may hold; the message names it (code `model.config_invalid`).
+    """
+    try:
+        parse_config(config.to_json().encode())
+    except ValueError as error:
+        raise RunError(
+            f"this model could not be opened again ({explain(error)}); change the recipe or the labels",
+            code="model.config_invalid",
+        ) from None
+
+
+def parse_config(content: bytes) -> ModelConfig:
+    """The configuration that JSON holds.
+
+    Raises:
+        ValueError: the JSON holds none; a pydantic error with the key where one is wrong.
+        RunError: written by a newer program (code `model.newer`).
+    """
+    data = json.loads(content)
+    if not isinstance(data, dict):
+        raise ValueError("no table of keys")
+    version = data.pop("format", None)
+    if type(version) is not int or version < 1:
+        raise ValueError(f"format is {str(version)[:40]}")
+    if version > FORMAT:
+        raise RunError(
+            f"written by a newer urnet (format {version}, this one reads {FORMAT}); update urnet", code="model.newer"
+        )
+    return TypeAdapter(ModelConfig).validate_json(json.dumps(data))

@@ -15,7 +15,8 @@ def reference(confusion: list[list[int]]) -> Reference:
     """Cells that give this confusion."""
     table = np.array(confusion)
     truth, said = (np.repeat(index.ravel(), table.ravel()) for index in np.indices(table.shape))
-    return Reference(0.1 + 0.8 * np.eye(len(table) + 1)[said][:, :-1], truth, said == len(table))
+    probabilities = 0.1 + 0.8 * np.eye(len(table) + 1)[said][:, :-1]
+    return Reference(probabilities / probabilities.sum(axis=1, keepdims=True), truth, said == len(table))
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,8 @@ def test_set_names_are_joined(calibration):
         ({"temperature": 0}, "temperature is 0"),
         ({"confusion": [[1, 2], [3, 4]]}, "not that of the reference"),
         ({"classes": ["a", "b", "c"]}, "scores.2"),
-        ({"checks": [["weight", 1]]}, "not in list"),
-        ({"sha256": "0"}, "not the file that it was written with"),
+        ({"checks": [["weight", 1]]}, "checks.0.0 is 'weight'"),
+        ({"sha256": "0" * 64}, "not the file that it was written with"),
     ],
 )
 def test_what_does_not_fit_is_refused(calibration, tmp_path, keys, words):

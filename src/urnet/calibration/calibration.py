@@ -5,9 +5,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from urnet.calibration import conformal
 from urnet.calibration.distance import Distance
@@ -15,6 +16,7 @@ from urnet.calibration.reference import Reference
 from urnet.calibration.rejection import CHECKS, Rejection, Row
 from urnet.errors import RunError
 from urnet.files import whole_file
+from urnet.json_files import Text, canonical_json, explain
 
 FORMAT = 1
 JSON_NAME, TENSORS_NAME = "calibration.json", "calibration.safetensors"
@@ -77,8 +79,8 @@ class Calibration:
         """
         return self.rejection.reject(rows, features)
 
-    def save(self, folder: Path) -> None:
-        """Write both files; the one that names the other comes last."""
+    def to_files(self) -> dict[str, bytes]:
+        """The content of both files, by name; the one that names the other comes last."""
         from safetensors.numpy import save
 
         rejection, distance = self.rejection, self.rejection.distance
@@ -108,64 +110,138 @@ class Calibration:
             "depths": len(distance.whiten),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-        with whole_file(folder / TENSORS_NAME) as file:
-            file.write(content)
-        with whole_file(folder / JSON_NAME) as file:
-            file.write((json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+        return {TENSORS_NAME: content, JSON_NAME: (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()}
+
+    def save(self, folder: Path) -> None:
+        """Write both files; the one that names the other comes last."""
+        for name, content in self.to_files().items():
+            with whole_file(folder / name) as file:
+                file.write(content)
 
     @classmethod
     def load(cls, folder: Path) -> "Calibration":
         """Read both files.
 
         Raises:
-            RunError: one is missing, damaged, newer than this program, or they do not belong together.
+            RunError: one is missing, damaged, newer than this program, holds impossible values, or they do not belong
+                together.
         """
         from safetensors.numpy import load
 
         path = folder / JSON_NAME
         try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            if about["format"] > FORMAT:
-                raise RunError(
-                    f"{path}: written by a newer urnet (format {about['format']}, this one reads {FORMAT}); "
-                    "update urnet"
-                )
-            content = (folder / TENSORS_NAME).read_bytes()
-            if hashlib.sha256(content).hexdigest() != about["sha256"]:
+            content = canonical_json(path)
+            about = _read_about(content)
+            packed = (folder / TENSORS_NAME).read_bytes()
+            if hashlib.sha256(packed).hexdigest() != about.sha256:
                 raise ValueError(f"{TENSORS_NAME} is not the file that it was written with")
-            return cls._from(about, load(content))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:200]
+            return _assemble(about, load(packed))
+        except RunError as error:
+            raise RunError(f"{path}: {error}", code=error.code) from None
+        except Exception as error:  # of JSON, safetensors and pydantic, without a common base
             raise RunError(
-                f"{path}: the calibration is damaged ({reason}); make it again with `urnet calibrate`"
+                f"{path}: the calibration is damaged ({explain(error)}); make it again with `urnet calibrate`",
+                code="model.calibration_invalid",
             ) from None
 
-    @classmethod
-    def _from(cls, about: dict[str, Any], tensors: dict[str, np.ndarray]) -> "Calibration":
-        order = [(check.measure, check.side) for check in CHECKS]
-        distance = Distance(
-            tensors["distance.centre"],
-            tuple(tensors[f"distance.whiten.{depth}"] for depth in range(about["depths"])),
-            tensors["distance.spread"],
+
+class _About(BaseModel):
+    """The content of `calibration.json`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: Literal[1]
+    classes: Annotated[list[Text], Field(min_length=1, max_length=1000)]
+    temperature: Annotated[float, Field(ge=0.01, le=1100)]
+    false_rejection: Annotated[float, Field(gt=0, le=0.5)]
+    level: Annotated[float, Field(gt=0, le=1)]
+    checks: Annotated[
+        list[tuple[Literal[*dict.fromkeys(check.measure for check in CHECKS)], Literal[-1, 1]]],
+        Field(min_length=1, max_length=len(CHECKS)),
+    ]
+    limits: Annotated[dict[Text, float], Field(max_length=len(CHECKS))]
+    confusion: Annotated[list[list[Annotated[int, Field(ge=0)]]], Field(max_length=1000)]
+    reference_part: Literal["test", "validation"]
+    parts: dict[Literal["train", "validation", "test"], Annotated[int, Field(ge=0)]]
+    depths: Annotated[int, Field(ge=1, le=1000)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _read_about(content: bytes) -> _About:
+    data = json.loads(content)
+    if isinstance(data, dict) and type(data.get("format")) is int and data["format"] > FORMAT:
+        raise RunError(
+            f"written by a newer urnet (format {data['format']}, this one reads {FORMAT}); update urnet",
+            code="model.newer",
         )
-        found = cls(
-            classes=tuple(about["classes"]),
-            temperature=float(about["temperature"]),
-            scores=tuple(tensors[f"scores.{k}"] for k in range(len(about["classes"]))),
-            rejection=Rejection(
-                checks=tuple(order.index((measure, side)) for measure, side in about["checks"]),
-                quantiles=tensors["rejection.quantiles"],
-                tails=tensors["rejection.tails"],
-                level=float(about["level"]),
-                distance=distance,
-            ),
-            reference=Reference(*(tensors[f"reference.{name}"] for name in ("probabilities", "truth", "rejected"))),
-            reference_part=str(about["reference_part"]),
-            parts={str(part): int(count) for part, count in about["parts"].items()},
-            false_rejection=float(about["false_rejection"]),
+    return _About.model_validate_json(content)
+
+
+def _assemble(about: _About, tensors: dict[str, np.ndarray]) -> Calibration:
+    """The calibration that both files hold.
+
+    Raises:
+        ValueError: a tensor is missing, added, of another shape or type, or holds impossible values.
+    """
+    K = len(about.classes)
+    order = [(check.measure, check.side) for check in CHECKS]
+    checks = tuple(order.index(check) for check in about.checks)
+    names = [f"scores.{k}" for k in range(K)] + [f"distance.whiten.{depth}" for depth in range(about.depths)]
+    names += ["rejection.quantiles", "rejection.tails", "distance.centre", "distance.spread"]
+    names += ["reference.probabilities", "reference.truth", "reference.rejected"]
+    for name in sorted(set(names) ^ tensors.keys()):
+        raise ValueError(f"tensor {name[:80]} is {'missing' if name in names else 'unknown'} in {TENSORS_NAME}")
+
+    def floats(name: str, *shape: int | None) -> np.ndarray:
+        """A tensor of finite numbers with a shape; None stands for any length but 0."""
+        array = tensors[name]
+        fits = array.ndim == len(shape) and all(
+            n == want or (want is None and n) for n, want in zip(array.shape, shape, strict=True)
         )
-        if not (np.isfinite(found.temperature) and found.temperature > 0):
-            raise ValueError(f"temperature is {found.temperature}")
-        if found.confusion.tolist() != about["confusion"]:
-            raise ValueError("the confusion is not that of the reference's cells")
-        return found
+        if array.dtype not in (np.float32, np.float64) or not fits or not np.isfinite(array).all():
+            raise ValueError(f"{name} is no array of finite numbers of shape {shape}: {array.dtype}, {array.shape}")
+        return array
+
+    def require(holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(what)
+
+    require(len(set(checks)) == len(checks), "a check is listed twice")
+    require(len(set(about.classes)) == K, "a class is listed twice")
+    quantiles, tails = floats("rejection.quantiles", len(checks), None), floats("rejection.tails", len(checks), 3)
+    slack = 1e-9 * np.abs(quantiles).max(axis=1, keepdims=True)
+    require(bool((np.diff(quantiles, axis=1) >= -slack).all()), "rejection.quantiles do not ascend")
+    require(bool((tails[:, 1:] > 0).all() and (tails[:, 1] <= 1).all()), "rejection.tails has a share outside 0 to 1")
+    whiten = tuple(floats(f"distance.whiten.{depth}", None, None) for depth in range(about.depths))
+    centre, spread = floats("distance.centre", None), floats("distance.spread", about.depths, 2)
+    require(sum(axes.shape[1] for axes in whiten) == len(centre), "distance.whiten and distance.centre do not fit")
+    require(bool((spread[:, 1] > 0).all()), "distance.spread has a deviation that is not above 0")
+    scores = []
+    for name in (f"scores.{k}" for k in range(K)):
+        values = floats(name, None) if tensors[name].shape != (0,) else tensors[name]
+        within = values.size == 0 or (values.min() >= -1e-6 and values.max() <= 1 + 1e-6)
+        require(within and bool((np.diff(values) >= 0).all()), f"{name} are no ascending scores from 0 to 1")
+        scores.append(values)
+    probabilities = floats("reference.probabilities", None, K)
+    truth, rejected = tensors["reference.truth"], tensors["reference.rejected"]
+    require(
+        bool((probabilities >= 0).all()) and bool(np.allclose(probabilities.sum(axis=1), 1, atol=1e-3)),
+        "reference.probabilities are no probabilities",
+    )
+    require(
+        truth.dtype == np.int64 and truth.shape == probabilities.shape[:1] and bool(((truth >= 0) & (truth < K)).all()),
+        "reference.truth are no class numbers",
+    )
+    require(rejected.dtype == bool and rejected.shape == truth.shape, "reference.rejected are no truth values")
+    found = Calibration(
+        classes=tuple(about.classes),
+        temperature=about.temperature,
+        scores=tuple(scores),
+        rejection=Rejection(checks, quantiles, tails, about.level, Distance(centre, whiten, spread)),
+        reference=Reference(probabilities, truth, rejected),
+        reference_part=about.reference_part,
+        parts=dict(about.parts),
+        false_rejection=about.false_rejection,
+    )
+    require(found.confusion.tolist() == about.confusion, "the confusion is not that of the reference's cells")
+    return found

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from urnet.errors import RunError
+
 KEPT = 0.99
 """Share of the features' variance that the principal components keep."""
 
@@ -37,7 +39,16 @@ class Distance:
         """Distances of cells with features (N, F): in standard deviations of the log distance of training cells, (N,).
 
         0 is a common training cell; the farthest depth counts.
+
+        Raises:
+            RunError: the features are not those of the network that was calibrated.
         """
+        if features.shape[1] != len(self.centre):
+            raise RunError(
+                f"the calibration describes {len(self.centre)} features, and the network has {features.shape[1]}; "
+                "make it again with `urnet calibrate`",
+                code="model.calibration_invalid",
+            )
         return ((self._logs(features) - self.spread[:, 0]) / self.spread[:, 1]).max(axis=1)
 
     def _logs(self, features: np.ndarray) -> np.ndarray:

@@ -1,27 +1,37 @@
 """How fields are cut into crops: the settings that stand beside the crops, and in the model that is trained on them."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from urnet import __version__
 from urnet.errors import CellsError, RunError, first_few
 from urnet.fields.illumination import Illumination
 from urnet.fields.table import FieldRow
+from urnet.json_files import Text, canonical_json, explain
 
 SETTINGS_NAME = "crop.json"
 FORMAT = 1
 SIZES = (16, 2048)
 """Least and greatest edge of a crop, px."""
 
+MOST_BLOCKS = 4096
+"""Greatest edge of a stored illumination, blocks."""
+
 LARGER = 1.5
 """An image this many times larger than the crops that are cut out of fields is a field and no crop."""
 
 SPAN = (8, 4096)
 """Least and greatest edge of what a crop shows, px of its field."""
+
+_COMPANION = re.compile(r"(\.\.[/\\])*((?!\.\.[/\\])[^/\\:]+[/\\])*[^/\\:]*\*[^/\\:]*")
+"""A pattern of files beside fields: folders upwards, folders downwards, a file name with the field's name in it."""
 
 
 class PixelSizeError(CellsError):
@@ -78,35 +88,85 @@ class Cropping:
         if self.diameter_um is not None and not 0 < self.diameter_um[0] < self.diameter_um[1]:
             least, most = self.diameter_um
             raise CellsError(f"diameters of {least:g} to {most:g} µm; give the least and then the greatest, above 0")
+        if self.nuclei is not None and not _COMPANION.fullmatch(self.nuclei):
+            raise CellsError(
+                f"nuclei is {self.nuclei!r}; it must be a path relative to the field, with * for the field's name in "
+                "the file's name: '*_dapi.tif' or '../dapi/*.tif'"
+            )
+
+    def to_json(self) -> str:
+        """The content of `crop.json`."""
+        light = None if self.illumination is None else self.illumination.to_json()
+        data = {"format": FORMAT, "urnet": __version__, **asdict(replace(self, illumination=None))}
+        return json.dumps(data | {"illumination": light}, indent=1, ensure_ascii=False) + "\n"
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        light = None if self.illumination is None else self.illumination.to_json()
-        text = json.dumps(
-            {"format": FORMAT, "urnet": __version__, **asdict(replace(self, illumination=None))}, indent=1
-        )
-        data = json.loads(text) | {"illumination": light}
-        path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+        path.write_text(self.to_json(), encoding="utf-8", newline="\n")
 
     @classmethod
     def load(cls, path: Path) -> "Cropping":
         """Read what `save` wrote.
 
         Raises:
-            RunError: damaged, or written by a newer program.
+            RunError: damaged, with impossible values, or written by a newer program.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data.pop("format") > FORMAT:
-                raise RunError(f"{path}: written by a newer urnet ({data['urnet']}); update urnet")
-            del data["urnet"]
-            if data["diameter_um"] is not None:
-                data["diameter_um"] = tuple(data["diameter_um"])
-            if data["illumination"] is not None:
-                data["illumination"] = Illumination.from_json(data["illumination"])
-            return cls(**data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, CellsError) as error:
-            raise RunError(f"{path}: not the settings of `urnet crop` ({error}); restore the file") from None
+            content = canonical_json(path)
+            data = json.loads(content)
+            if isinstance(data, dict) and type(data.get("format")) is int and data["format"] > FORMAT:
+                raise RunError(
+                    f"{path}: written by a newer urnet ({str(data.get('urnet'))[:40]}); update urnet",
+                    code="model.newer",
+                )
+            told = _File.model_validate_json(content)
+            light = None if told.illumination is None else Illumination.from_json(told.illumination.model_dump())
+            settings = told.model_dump(exclude={"format", "urnet", "illumination"})
+            return cls(**settings, illumination=light)
+        except (OSError, ValueError, CellsError) as error:
+            raise RunError(
+                f"{path}: not the settings of `urnet crop` ({explain(error)}); restore the file",
+                code="model.cropping_invalid",
+            ) from None
+
+
+Length = Annotated[float, Field(gt=0, le=1e6)]
+Grid = Annotated[
+    list[Annotated[list[FiniteFloat], Field(min_length=1, max_length=MOST_BLOCKS)]],
+    Field(min_length=1, max_length=MOST_BLOCKS),
+]
+
+
+class _Light(BaseModel):
+    """The illumination in `crop.json`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    method: Literal["none", "estimated", "given"]
+    flat: Grid
+    dark: Grid | None
+
+
+class _File(BaseModel):
+    """The content of `crop.json`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: Literal[1]
+    urnet: Text
+    size: Annotated[int, Field(ge=SIZES[0], le=SIZES[1])]
+    width_um: Length | None
+    pixel_um: Length | None
+    channel: Text | None
+    z: Text | None
+    scene: Text | None
+    nuclei: Text | None
+    nuclei_channel: Text | None
+    diameter_um: tuple[Length, Length] | None
+    roundness: Annotated[float, Field(ge=0, le=1)]
+    border: bool
+    light: Literal["estimated", "given", "none"]
+    illumination: _Light | None
 
 
 def settle_pixel_size(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -70,3 +71,25 @@ def look_at_features(model: JointModel, images: Tensor) -> tuple[Tensor, Tensor,
         weights = model.enhancer.view_weights()  # (V,)
         features = [torch.einsum("bvf,v->bf", x.unflatten(0, (images.shape[0], -1)), weights) for x in features]
     return logits, enhanced, features
+
+
+def feature_sizes(model: JointModel, channels: int, size: int) -> tuple[int, ...] | None:
+    """Give the number of features at each depth, computed from shapes alone.
+
+    Args:
+        model: the networks; they are not changed.
+        channels: C of the images.
+        size: edge of the images, pixels.
+
+    Returns:
+        The sizes; None for networks that cannot be followed by shapes.
+    """
+    without_memory: dict[int, Tensor] = {id(x): x.detach().to("meta") for x in model.buffers()}
+    without_memory |= {id(x): nn.Parameter(x.detach().to("meta"), False) for x in model.parameters()}
+    try:
+        skeleton = deepcopy(model, without_memory).eval()
+        with torch.inference_mode():
+            features = look_at_features(skeleton, torch.zeros(1, channels, size, size, device="meta"))[2]
+    except Exception:  # an enhancer that computes outside torch
+        return None
+    return tuple(part.shape[1] for part in features)

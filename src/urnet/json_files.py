@@ -1,0 +1,65 @@
+"""JSON files of models and cells: read with a size limit, in one canonical form, with errors in one line."""
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, ValidationError
+
+MOST_BYTES = 2**24
+"""Size limit of a JSON file."""
+
+
+def plain(text: str) -> str:
+    """Refuse text with control characters, or that UTF-8 cannot hold.
+
+    Raises:
+        ValueError: such text.
+    """
+    if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in text):
+        raise ValueError("control characters and line breaks are not allowed in it")
+    return text
+
+
+Text = Annotated[str, Field(max_length=255), AfterValidator(plain)]
+"""A name in a JSON file."""
+
+
+def canonical_json(path: Path) -> bytes:
+    """Read a JSON file of a bundle in canonical form: sorted keys, no white space, ASCII.
+
+    Raises:
+        ValueError: not JSON, nested too deeply, or too large.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES // 2**20} MiB of JSON")
+    try:
+        return canonical(json.loads(content.decode("utf-8")))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def canonical(data: Any) -> bytes:
+    """JSON data in canonical form."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+
+
+def explain(error: Exception) -> str:
+    """The first problem of a validation in one line, with its key."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    problem = error.errors(include_url=False, include_context=False)[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown key {key[:80]!r}"
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{key[:80]!r} is missing"
+    found = repr(problem["input"])
+    rule = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}: {rule}"[:200] if key else rule[:200]
+    return f"{key} is {found if len(found) <= 60 else found[:59] + '…'}: {rule[:1].lower()}{rule[1:]}"[:240]
