@@ -29,10 +29,12 @@ def serving(served):
     """Serves the run: `with serving(max_files=3) as client`; `client.bench` is what answers."""
 
     @contextmanager
-    def serving(run=served, token=None, host="localhost", **limits):
+    def serving(run=served, token=None, host="localhost", address="testclient", pages=None, **limits):
+        about = {key: limits.pop(key) for key in ("reach", "instance") if key in limits}
         bench = Bench.open(run, Settings(decoders=1, **limits), "onnx")
-        app = create_app(bench, token=token)
-        with TestClient(app, base_url=f"http://{host}", raise_server_exceptions=False) as client:
+        app = create_app(bench, token=token, pages=pages, **about)
+        client = TestClient(app, base_url=f"http://{host}", raise_server_exceptions=False, client=(address, 50000))
+        with client:
             client.bench = bench
             yield client
 
@@ -92,7 +94,7 @@ def serving_at():
                 assert process.poll() is None, log.read_text(encoding="utf-8")
                 assert time.monotonic() < until
                 time.sleep(0.1)
-            yield address
+            yield Address(address, process.pid, folder / "bench.db")
         finally:
             process.kill()
             process.wait()
@@ -106,6 +108,15 @@ def bench_at(serving_at, served, shapes, tmp_path_factory):
     """Address of a server with cells to be labelled and a database of this module's."""
     with serving_at(served, tmp_path_factory.mktemp("bench"), "--cells", shapes) as address:
         yield address
+
+
+class Address(str):
+    """Where a server listens, its process and its database."""
+
+    def __new__(cls, address, pid, database):
+        made = super().__new__(cls, address)
+        made.pid, made.database = pid, database
+        return made
 
 
 def _ready(log: str) -> str | None:
@@ -127,6 +138,34 @@ def browser():
         browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def disk_full(bench_at):
+    """Lets the server write no further into its files: `with disk_full():`."""
+    resource = pytest.importorskip("resource", reason="no limits of processes on this system")
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("no limits of other processes on this system")
+
+    @contextmanager
+    def disk_full():
+        before = resource.prlimit(bench_at.pid, resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+        try:
+            yield
+        finally:
+            resource.prlimit(bench_at.pid, resource.RLIMIT_FSIZE, before)
+
+    return disk_full
+
+
+@pytest.fixture(scope="module")
+def bench_store(bench_at):
+    """The database of the server, opened beside it."""
+    from urnet.serve.store import Store
+
+    store = Store(bench_at.database)
+    yield store
+    store.close()
 
 
 @pytest.fixture

@@ -6,7 +6,16 @@ import re
 
 import pytest
 
+from urnet.serve.kept import LONGEST_NAME
+from urnet.serve.labelling import Labeller
 from urnet.serve.pages.keys import class_keys
+
+
+@pytest.fixture(autouse=True)
+def all_cells_free(request):
+    """Give back the cells of browsers of earlier tests, which hold theirs for some minutes."""
+    if "look" in request.fixturenames:
+        request.getfixturevalue("bench_store").labelling.release_all()
 
 
 def begin(look, name, **more):
@@ -109,6 +118,92 @@ def test_two_never_get_the_same_cell_and_see_how_far_they_agree(look, browser):
     row = two.locator(".state tbody tr", has_text="Ben, Ida")
     assert row.count() == 1
     assert re.search(r"\d+%", row.inner_text())
+
+
+def tab(page, look):
+    """Another tab of a browser in which somebody has said their name."""
+    made = look("/label", context=page.context)
+    made.wait_for_selector(".picture img")
+    return made
+
+
+def test_two_browsers_under_one_name_get_different_cells(look):
+    one, two = begin(look, "Gil"), begin(look, "Gil")
+    for key in ("1", "2", "1"):
+        assert at(one) != at(two)
+        press(one, key)
+        press(two, key)
+    before = at(two)
+    two.keyboard.press("u")  # what was given in this browser, not in the other
+    two.wait_for_function("was => document.querySelector('[data-keys]').dataset.at !== was", arg=before)
+    assert two.get_by_role("status").inner_text() == "Taken back: bar. Next cell."
+
+
+def test_a_label_that_replaces_another_is_told(look):
+    one = begin(look, "Hal")
+    two = tab(one, look)
+    cell = at(one)
+    assert at(two) == cell  # tabs of one browser share their cells
+    press(one, "1")
+    press(two, "2")
+    said = two.get_by_role("status").inner_text()
+    assert re.fullmatch(
+        r"Labelled disc\. It replaces your earlier label bar given at 20..-..-.. ..:.. UTC\. Next cell\.", said
+    )
+    press(two, "u")
+    assert at(two) == cell
+
+
+def test_a_full_disk_is_told_and_the_cell_stays(look, bench_at, disk_full):
+    page = begin(look, "Kim")
+    press(page, "1")
+    cell, before = at(page), exported(page, bench_at)
+    with disk_full():
+        for key, words in (("2", "Not kept: "), ("u", "Not taken back: ")):
+            page.keyboard.press(key)
+            page.wait_for_function("w => document.querySelector('[role=status]').innerText.startsWith(w)", arg=words)
+            assert "make room" in page.get_by_role("status").inner_text()
+            assert at(page) == cell
+            assert page.locator(".picture img").first.is_visible()
+        page.get_by_label("Read by one other").check()
+        page.wait_for_function("document.querySelector('[role=status]').innerText.includes('make room')")
+        page.get_by_label("New ones").check()
+        page.wait_for_timeout(200)
+        assert at(page) == cell
+    assert exported(page, bench_at) == before
+    press(page, "2")
+    assert page.get_by_role("status").inner_text() == "Labelled disc. Next cell."
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_hostile_names_are_shown_as_text_and_cut(look, axe, bench_store, shapes, width):
+    hostile = "<img src=x onerror=alert(1)>\u202egnp\x1b[31m"
+    labelling, queue = bench_store.labelling, shapes.resolve().as_posix()
+    other = Labeller("Mal" + hostile + "x" * 1000, "elsewhere")
+    (cell,) = labelling.claim(queue, other)
+    labelling.label(cell.id, other, hostile + "x" * 20_000)
+    page = look("/label", width=width)
+    page.wait_for_selector("dialog[open]")
+    page.evaluate(
+        """(name) => {
+        document.querySelector('dialog input').value = name;
+        document.querySelector('dialog form').requestSubmit();
+    }""",
+        hostile + "y" * 500_000,
+    )
+    page.wait_for_selector(".picture img")
+    press(page, "1")
+    page.wait_for_function("document.querySelector('.state').innerText.includes('1 by you')")
+    assert page.inner_text("button.person").startswith("<img src=x onerror=alert(1)>gnp[31myyy")
+    assert len(page.inner_text("button.person")) == LONGEST_NAME
+    page.wait_for_function("document.querySelector('.state').innerText.includes('<img src=x')")
+    seen = page.inner_text("body")
+    assert "\u202e" not in seen
+    assert len(seen) < 20_000
+    assert page.locator("img[src=x]").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert axe(page) == []
+    labelling.undo(queue, other)
 
 
 def test_a_cell_and_a_table_are_asked_for_by_number_only(look, bench_at):

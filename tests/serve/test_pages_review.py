@@ -11,14 +11,12 @@ from urnet.cells.table import read_cells
 from urnet.serve.kept import NOT_A_CELL
 from urnet.serve.review import Reviewed
 from urnet.serve.reviewed import corrected_differential
-from urnet.serve.store import Store
 
 
 @pytest.fixture(scope="module")
-def samples(bench_at, shapes, tmp_path_factory):
+def samples(bench_store, shapes):
     """Two samples in the server's database."""
-    found = tmp_path_factory.getbasetemp().glob("bench*/bench.db")
-    store = Store(max(found, key=lambda path: path.stat().st_ctime))  # other modules had theirs before
+    store = bench_store
     for name, count in (("S1", 7), ("Slide 2 <b>&ü", 70)):
         rows = []
         for k in range(count):
@@ -28,8 +26,7 @@ def samples(bench_at, shapes, tmp_path_factory):
             rejected = "unlike any class" if k == 5 else ""
             rows.append({"path": f"{k:03d}.png", "predicted": label, "image": kept, "rejected": rejected, **told})
         store.review.add_predictions(name, rows, model="m" * 32)
-    yield store
-    store.close()
+    return store
 
 
 def open_sample(look, sample="", **more):
@@ -156,3 +153,60 @@ def test_the_differential_counts_what_people_said_before_what_the_model_said():
     assert shares["bar"].interval == pytest.approx((middle - half, middle + half))
     assert shares["ring"].share == 0
     assert corrected_differential([], ("bar",))[0].interval is None
+
+
+def test_a_correction_that_replaces_that_of_another_is_told(look, samples):
+    page = open_sample(look, "S1")
+    at = int(page.locator("[data-keys]").get_attribute("data-at"))
+    samples.review.correct(at, "Ben", "ring")  # after the page was read
+    page.keyboard.press("1")
+    name(page, "Ada")
+    said(page, "Kept: bar. It replaces the label of Ben, ring given at 20")
+    page.locator(".tile[aria-pressed=true]").wait_for()
+    page.locator(".tile").first.click()
+    assert int(page.locator("[data-keys]").get_attribute("data-at")) == at
+    page.keyboard.press("2")
+    said(page, "Kept: disc. It replaces your earlier label bar given at 20")
+    page.locator(".tile").first.click()
+    samples.review.correct(at, "Ben", "ring")
+    page.keyboard.press("u")
+    said(page, "Taken back:")
+    assert "Ben had called it ring" in page.get_by_role("status").inner_text()
+
+
+def test_a_full_disk_is_told_and_nothing_shown_as_kept(look, samples, disk_full):
+    page = open_sample(look, "S1")
+    page.keyboard.press("c")
+    name(page, "Eve")
+    said(page, "Kept: ")
+    at = page.locator("[data-keys]").get_attribute("data-at")
+    before = samples.review.reviewed("S1")
+    with disk_full():
+        for key, words in (("2", "Not kept: "), ("u", "Not taken back: ")):
+            page.keyboard.press(key)
+            said(page, words)
+            assert "make room" in page.get_by_role("status").inner_text()
+            assert page.locator("[data-keys]").get_attribute("data-at") == at
+    assert samples.review.reviewed("S1") == before
+    page.keyboard.press("2")
+    said(page, "Kept: disc")
+
+
+HOSTILE = "<img src=x onerror=alert(1)>\u202egnp.\x00\x1b[31m" + "x" * 20_000
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_hostile_names_are_shown_as_text_and_cut(look, axe, samples, width):
+    rows = [{"path": f"{k}{HOSTILE}", "predicted": HOSTILE, "rejected": HOSTILE, "set": HOSTILE} for k in range(2)]
+    samples.review.add_predictions(HOSTILE, [{**row, f"p_{HOSTILE}": 1.0} for row in rows], model=HOSTILE)
+    page = look("/review", width=width)
+    page.wait_for_selector(".tile")
+    page.locator("select").first.select_option(index=0)
+    page.wait_for_function("document.querySelector('.tile').innerText.includes('<img src=x')")
+    seen = page.inner_text("body")
+    assert "\u202e" not in seen
+    assert "\x1b" not in seen
+    assert len(seen) < 200_000
+    assert page.locator("img[src=x]").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert axe(page) == []

@@ -98,16 +98,17 @@ class Work:
 
 def test_a_session_at_work_is_not_forgotten_however_scarce_the_room_is():
     pytest.importorskip("nicegui", reason="NiceGUI is not installed")
-    from urnet.serve.pages.sessions import COOKIE, MOST, SCARCE_SECONDS, Sessions
+    from urnet.serve.pages.sessions import MOST, SCARCE_SECONDS, Sessions
 
     async def app(scope, receive, send):
         scope["urnet.session"].kept.setdefault("work", Work())
 
     now, scratch = [0.0], SimpleNamespace(is_scarce=True)
-    sessions = Sessions(app, scratch, lambda: now[0])
+    sessions = Sessions(app, scratch, "x", lambda: now[0])
 
     def visit(path="/", key=""):
-        scope = {"type": "http", "scheme": "http", "path": path, "headers": [(b"cookie", f"{COOKIE}={key}".encode())]}
+        cookie = (b"cookie", f"urnet-bench-x={key}".encode())
+        scope = {"type": "http", "scheme": "http", "path": path, "headers": [cookie]}
         asyncio.run(sessions(scope, None, None))
         return scope.get("urnet.session")
 

@@ -1,17 +1,18 @@
-"""Who may ask: this machine's user on loopback, whoever has the token elsewhere, and no other site's page."""
+"""Authentication: open on loopback, by token elsewhere, closed to pages of other sites."""
 
 import pytest
 from starlette.websockets import WebSocketDisconnect
 
-from urnet.serve.access import COOKIE, REMEMBERED, Attempts, is_loopback, new_token
+from urnet.serve.access import LOGIN_BYTES, REMEMBERED, Attempts, address_of, is_loopback, new_token
 from urnet.serve.settings import Settings
 
 TOKEN = "a token of the test's own"
+COOKIE = "urnet-session-1234abcd"
 
 
 @pytest.fixture(scope="module")
 def guarded(serving):
-    with serving(token=TOKEN, host="bench.lab:8000", attempts=3, lockout_seconds=3600) as client:
+    with serving(token=TOKEN, host="bench.lab:8000", attempts=3, lockout_seconds=3600, instance="1234abcd") as client:
         yield client
 
 
@@ -39,7 +40,7 @@ def test_loopback_answers_to_its_own_names(client, host):
 def test_loopback_answers_to_no_other_name(client, host):
     answer = client.get("/v1/model", headers={"Host": host})
     assert answer.status_code == 403
-    assert "this machine only" in answer.json()["detail"]
+    assert "answers to localhost only" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:9999", "https://localhost.evil"])
@@ -68,13 +69,71 @@ def test_elsewhere_the_token_is_needed(guarded, send, shapes):
     assert guarded.get("/v1/model", headers={"Authorization": "Bearer ü".encode("latin-1")}).status_code == 401
 
 
-def test_wrong_tokens_are_limited(guarded):
+def test_wrong_tokens_are_limited_and_right_ones_are_let_in(guarded):
     wrong, right = {"Authorization": "Bearer wrong"}, {"Authorization": f"Bearer {TOKEN}"}
     assert [guarded.get("/v1/model", headers=wrong).status_code for _ in range(4)] == [401, 401, 401, 429]
-    locked = guarded.get("/v1/model", headers=right)
-    assert locked.status_code == 429
+    locked = guarded.get("/v1/model", headers=wrong)
     assert 3500 < int(locked.headers["retry-after"]) <= 3601
-    assert guarded.post("/login", data={"token": TOKEN}).status_code == 429
+    assert guarded.post("/login", data={"token": "wrong"}).status_code == 429
+    # Everybody behind a proxy has the same address.
+    assert guarded.get("/v1/model", headers=right).status_code == 200
+    assert guarded.post("/login", data={"token": TOKEN}, follow_redirects=False).status_code == 303
+    assert guarded.get("/v1/model").status_code == 200
+    assert guarded.get("/v1/model", headers=wrong).status_code == 200  # signed in
+    guarded.cookies.clear()
+    assert guarded.get("/v1/model", headers=wrong).status_code == 429
+
+
+def test_a_password_for_the_proxy_is_no_attempt(guarded):
+    for _ in range(10):
+        assert guarded.get("/v1/model", headers={"Authorization": "Basic dTpw"}).status_code == 401
+    assert guarded.get("/v1/model", headers={"Authorization": "Bearer wrong"}).status_code == 401
+
+
+@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_little_of_a_login_is_read(guarded, kind, locked, monkeypatch):
+    monkeypatch.setattr("starlette.formparsers.MultiPartParser.parse", None)  # writes to the disk
+    for _ in range(3 if locked else 0):
+        guarded.get("/v1/model", headers={"Authorization": "Bearer wrong"})
+    too_large = 429 if locked else 413
+    sent = guarded.post("/login", content=bytes(LOGIN_BYTES + 1), headers={"Content-Type": kind})
+    assert sent.status_code == too_large
+    answer, parts = in_parts(guarded, "/login", kind, 5000)
+    assert answer == too_large
+    assert parts <= (0 if locked else LOGIN_BYTES // 1000 + 1)
+    small = guarded.post("/login", content=b"--x", headers={"Content-Type": kind})
+    assert small.status_code == (429 if locked else 401)
+
+
+def test_nothing_of_a_body_is_read_without_the_token(guarded):
+    assert in_parts(guarded, "/v1/predict", "multipart/form-data; boundary=x", 5000) == (401, 0)
+    assert in_parts(guarded, "/bench/classify", "application/x-www-form-urlencoded", 5000) == (401, 0)
+
+
+def in_parts(client, path, kind, size) -> tuple[int, int]:
+    """Send a body of unknown length in parts of 1000 bytes: the status, and how many parts were asked for."""
+    asked, answers = [], []
+
+    async def receive():
+        asked.append(1)
+        return {"type": "http.request", "body": bytes(1000), "more_body": len(asked) * 1000 < size}
+
+    async def send(message):
+        answers.append(message)
+
+    headers = [(b"host", b"bench.lab:8000"), (b"content-type", kind.encode())]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "scheme": "http"}
+    scope |= {"client": ("testclient", 50000), "server": ("bench.lab", 8000), "http_version": "1.1", "root_path": ""}
+    client.portal.call(client.app, {**scope, "asgi": {"version": "3.0"}}, receive, send)
+    return answers[0]["status"], len(asked)
+
+
+def test_strange_logins_are_refused(guarded):
+    for content in (b"", b"token", b"token=%ff%fe", b"&" * 3000, b"token=" + "é".encode(), b"token=a&token=b"):
+        attempts_of(guarded).wrong.clear()
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        assert guarded.post("/login", content=content, headers=headers).status_code == 401
 
 
 def test_asking_without_a_token_is_no_attempt(guarded):
@@ -93,6 +152,8 @@ def test_the_page_asks_for_the_token_once(guarded):
     cookie = entered.headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
+    assert "Path=/;" in cookie
+    assert "Secure" not in cookie
     assert TOKEN not in cookie
     assert guarded.cookies[COOKIE]
     assert guarded.get("/v1/model").status_code == 200
@@ -110,6 +171,9 @@ def test_attempts_are_forgotten_in_time_and_in_number():
     attempts.failed("a")
     assert attempts.wait("a") == 10
     assert attempts.wait("b") == 0
+    assert address_of({"client": ("2001:db8::1", 1)}) == address_of({"client": ("2001:db8::ffff:1", 2)})
+    assert address_of({"client": ("10.0.0.1", 1)}) != address_of({"client": ("10.0.0.2", 1)})
+    assert len(address_of({"client": ("x" * 10_000, 1)})) <= 100
     clock[0] = 21.5
     assert attempts.wait("a") == 0
     for number in range(REMEMBERED + 5):

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from urnet.cli import run as run_command
+from urnet.serve.labelling import Labeller
 from urnet.serve.store import Store
 
 COMMAND = [sys.executable, "-c", "from urnet.cli import main; main()", "serve"]
@@ -81,7 +82,7 @@ def test_a_server_finishes_what_runs_when_it_is_told_to_stop(served, shapes, tmp
     store = Store(tmp_path / "bench.db")
     queue = shapes.resolve().as_posix()
     assert store.labelling.progress(queue).cells == 60
-    assert Path(store.labelling.claim(queue, "Ada")[0].path).is_file()
+    assert Path(store.labelling.claim(queue, Labeller("Ada"))[0].path).is_file()
     store.close()
 
 

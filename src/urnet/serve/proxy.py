@@ -16,7 +16,18 @@ _HOST = re.compile(rf"(?:{_HOST_NAME})(?::[0-9]{{1,5}})?", re.IGNORECASE)
 
 OWN_PATHS = frozenset(
     (
-        *("_nicegui", "_nicegui_ws", "about", "bench", "healthz", "label", "login", "openapi.json", "readyz"),
+        *(
+            "_nicegui",
+            "_nicegui_ws",
+            "about",
+            "bench",
+            "favicon.ico",
+            "healthz",
+            "label",
+            "login",
+            "openapi.json",
+            "readyz",
+        ),
         *("review", "runs", "v1"),
     )
 )

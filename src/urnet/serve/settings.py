@@ -71,9 +71,9 @@ class Settings(BaseModel):
     upload_bytes: int = Field(2**33, ge=1024, le=2**44)
     """Bytes of all stored uploads of all clients together, with the cells cut out of them."""
     attempts: int = Field(10, ge=1, le=1000)
-    """Wrong tokens from one address within `lockout_seconds` until it has to wait."""
+    """Wrong tokens from one address within `lockout_seconds` until further wrong ones are answered 429."""
     lockout_seconds: float = Field(60, gt=0, le=86_400)
-    """Time in seconds for which an address waits after that."""
+    """Time in seconds for which further wrong tokens are answered 429."""
 
 
 def read_settings(overrides: Iterable[str] = ()) -> Settings:
