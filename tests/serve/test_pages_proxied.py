@@ -115,7 +115,7 @@ def use_all_pages(context, address, shapes) -> list[str]:
     page.wait_for_function("[...document.querySelectorAll('.picture img')].every(i => i.complete && i.naturalWidth)")
     look()
     with page.expect_download() as got:
-        page.click("text=Cells table of what is labelled")
+        page.click("text=Cells table of the labelled cells")
     assert "bar" in got.value.path().read_text(encoding="utf-8")
     for name in ("Runs", "About", "Classify"):
         page.click(f"nav >> text={name}")

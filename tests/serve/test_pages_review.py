@@ -161,12 +161,12 @@ def test_a_correction_that_replaces_that_of_another_is_told(look, samples):
     samples.review.correct(at, "Ben", "ring")  # after the page was read
     page.keyboard.press("1")
     name(page, "Ada")
-    said(page, "Kept: bar. It replaces the label of Ben, ring given at 20")
+    said(page, "Kept: bar. It replaces the label of Ben, ring given at ")
     page.locator(".tile[aria-pressed=true]").wait_for()
     page.locator(".tile").first.click()
     assert int(page.locator("[data-keys]").get_attribute("data-at")) == at
     page.keyboard.press("2")
-    said(page, "Kept: disc. It replaces your earlier label bar given at 20")
+    said(page, "Kept: disc. It replaces your earlier label bar given at ")
     page.locator(".tile").first.click()
     samples.review.correct(at, "Ben", "ring")
     page.keyboard.press("u")

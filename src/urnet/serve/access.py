@@ -9,8 +9,10 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable
+from functools import cache
 from html import escape
 from http import HTTPStatus
+from importlib.resources import files
 from ipaddress import ip_address, ip_network
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -260,16 +262,27 @@ def _locked(scope: Scope, wait: float) -> Response:
     return problem(scope, HTTPStatus.TOO_MANY_REQUESTS, detail, headers={"Retry-After": seconds})
 
 
+@cache
+def _styles() -> str:
+    return files("urnet").joinpath("templates", "style.css").read_text(encoding="utf-8")
+
+
 def _page(scope: Scope, message: str, status: int = HTTPStatus.OK) -> HTMLResponse:
     root_path = scope.get("root_path", "")
     return HTMLResponse(
         f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Sign in · urnet</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-:root {{ color-scheme: light dark }}
-body {{ font: 1rem/1.5 system-ui, sans-serif; margin: 15vh auto; padding: 0 1rem; max-width: 22rem }}
-input, button {{ font: inherit; width: 100%; box-sizing: border-box; padding: .5rem; margin-top: .5rem }}
+<style>{_styles()}
+body {{ display: grid; place-items: start center; padding: 15vh 1rem 1rem }}
+main {{ background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1.25rem 1.5rem 1.5rem }}
+main {{ width: 100%; max-width: 24rem; box-sizing: border-box; margin: 0 }}
+h1 {{ font-size: 1.3rem; margin: 0 0 .75rem }} label {{ display: block }}
+input, button {{ font: inherit; width: 100%; box-sizing: border-box; padding: .5rem .6rem; margin-top: .6rem }}
+input, button {{ border: 1px solid var(--soft); border-radius: 6px; color: var(--ink); background: var(--card) }}
+button {{ background: var(--accent); border-color: var(--accent); color: var(--card); font-weight: 600 }}
+[role="alert"] {{ border-left: 3px solid var(--warn-line); background: var(--warn-page); color: var(--warn-ink) }}
+[role="alert"] {{ padding: .5rem .75rem; margin: .9rem 0 0 }} [role="alert"]:empty {{ display: none }}
 </style></head><body><main><h1>urnet</h1>
 <form method="post" action="{root_path}{LOGIN}"><label for="token">Token, as printed when the server was started</label>
 <input id="token" name="token" type="password" autocomplete="current-password" maxlength="1000" required autofocus>

@@ -146,15 +146,15 @@ async def _ask_name() -> None:
         dialog = ui.element("dialog").classes("ask")
     dialog.props["aria-labelledby"] = f"{dialog.html_id}-title"
     with dialog, ui.element("form") as form:
-        title = text("h2", "Who is at the bench?")
+        title = text("h2", "Your name")
         title.props["id"] = f"{dialog.html_id}-title"
-        text("p", "Labels and corrections are kept with the name of who gave them.")
+        text("p", "Each label and correction is kept with the name of the person who gave it.")
         text("label", "Name").props["for"] = f"{dialog.html_id}-name"
         field = ui.element("input").props(f"type=text required autocomplete=name maxlength={LONGEST_NAME}")
         field.props["id"] = f"{dialog.html_id}-name"
         field.props["value"] = session.name
         with ui.element("p").classes("buttons"):
-            text("button", "Go on").props("type=submit").classes("button main")
+            text("button", "Continue").props("type=submit").classes("button main")
             close = "(event) => event.target.closest('dialog').close()"
             text("button", "Not now").props("type=button").classes("button quiet").on("click", js_handler=close)
     form.on(

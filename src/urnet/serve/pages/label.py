@@ -168,7 +168,7 @@ class Desk:
         self.counts = ui.element("div")
         with ui.element("fieldset").classes("modes"):
             text("legend", "Which cells")
-            for value, name in (("new", "New ones"), ("second", "Read by one other: how far do we agree?")):
+            for value, name in (("new", "New ones"), ("second", "Read by one other person, to measure agreement")):
                 with ui.element("label"):
                     radio = ui.element("input").props(f"type=radio name=which value={value}")
                     if (value == "second") == self.place.second:
@@ -181,11 +181,11 @@ class Desk:
             self.ranking_button = button("Stop", self.toggle_ranking, kind="quiet")
         text("h2", "Agreement")
         self.agreement = ui.element("div")
-        text("h2", "Take along")
-        download = text("a", "Cells table of what is labelled (CSV)")
+        text("h2", "Download")
+        download = text("a", "Cells table of the labelled cells (CSV)")
         download.props["href"] = url("/label/cells.csv")
         download.props["download"] = "cells.csv"
-        text("p", "Leaves out what is not a cell, and what two people called differently.").classes("small soft")
+        text("p", "Without what is not a cell, and without cells whose labels disagree.").classes("small soft")
         keys_switch()
 
     async def begin(self) -> None:

@@ -165,7 +165,7 @@ class Desk:
             with ui.element("section").classes("counts"):
                 text("h2", "Differential after review")
                 self.counts = ui.element("div")
-                text("h2", "Take along")
+                text("h2", "Download")
                 self.download = text("a", "Crops and cells table, to train on (ZIP)").props("download=cells.zip")
                 text("p", "Holds the cells whose images are kept, under what they are called now.").classes(
                     "small soft"

@@ -1,6 +1,7 @@
 """Parts that the pages for labelling, reviewing and runs are made of."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 
@@ -30,7 +31,7 @@ def notice(message: str, *, warn: bool = False) -> ui.element:
 
 def moment(at: str) -> str:
     """A time of the database in words."""
-    return f"{at[:16].replace('T', ' ')} UTC"
+    return datetime.fromisoformat(at).astimezone(UTC).strftime("%d %b %Y %H:%M UTC")
 
 
 def replaces(earlier: Earlier, who: str) -> str:
