@@ -133,3 +133,129 @@ def test_a_name_too_long_for_the_system_is_no_file(tmp_path):
     assert locate(tmp_path, name) == Address(name)
     with pytest.raises(ImageError):
         read_crop(tmp_path, name)
+
+
+# --- which pages are cells
+
+IMAGE = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+
+
+def pyramid(path):
+    with tifffile.TiffWriter(path) as out:
+        for step in (1, 2, 4):
+            out.write(IMAGE[::step, ::step], metadata=None, subfiletype=int(step > 1))
+
+
+def unmarked_pyramid(path):
+    with tifffile.TiffWriter(path) as out:
+        for step in (1, 2, 4):
+            out.write(IMAGE[::step, ::step], metadata=None)
+
+
+def slide(path):
+    with tifffile.TiffWriter(path) as out:
+        out.write(IMAGE, metadata=None)
+        for number in range(2):  # label and overview, of which only one is marked
+            out.write(IMAGE[:20, :24], metadata=None, subfiletype=number)
+
+
+def with_mask(path):
+    with tifffile.TiffWriter(path) as out:
+        out.write(IMAGE, metadata=None)
+        out.write(IMAGE > 100, metadata=None, subfiletype=4)
+
+
+def colour_and_grey(path):
+    with tifffile.TiffWriter(path) as out:
+        out.write(IMAGE, metadata=None)
+        out.write(np.stack([IMAGE] * 3, -1), metadata=None, photometric="rgb")
+
+
+def imagej(axes):
+    def write(path):
+        stack = np.stack([IMAGE + number for number in range(4)])
+        shape = (2, 2) if len(axes) == 4 else (4,)
+        tifffile.imwrite(path, stack.reshape(*shape, 64, 64), imagej=True, metadata={"axes": axes})
+
+    return write
+
+
+def shaped(axes):
+    def write(path):
+        tifffile.imwrite(path, np.stack([IMAGE] * 3), photometric="minisblack", metadata={"axes": axes})
+
+    return write
+
+
+def ome(axes):
+    def write(path):
+        tifffile.imwrite(path, np.stack([IMAGE] * 3), photometric="minisblack", ome=True, metadata={"axes": axes})
+
+    return write
+
+
+def ome_scenes(path):
+    with tifffile.TiffWriter(path, ome=True) as out:
+        for number in range(3):
+            out.write(IMAGE + number, metadata={"axes": "YX"})
+
+
+def cells_of_similar_sizes(path):
+    with tifffile.TiffWriter(path) as out:
+        for edge in (40, 64, 52):
+            out.write(IMAGE[:edge, :60], metadata=None)
+
+
+def large_imagej(path):
+    imagej("ZYX")(path)
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        handle, start = tif.filehandle, tif.pages[0].offset
+        handle.seek(start)
+        count = int.from_bytes(handle.read(2), "big" if tif.byteorder == ">" else "little")
+        handle.seek(start + 2 + 12 * count)
+        handle.write(bytes(4))
+
+
+@pytest.mark.parametrize(
+    ("write", "expected"),
+    [
+        (pyramid, [""]),
+        (with_mask, [""]),
+        (imagej("ZYX"), ["#p000", "#p001", "#p002", "#p003"]),
+        (imagej("TYX"), ["#p000", "#p001", "#p002", "#p003"]),
+        (shaped("QYX"), ["#p000", "#p001", "#p002"]),
+        (ome_scenes, ["#p000", "#p001", "#p002"]),
+        (cells_of_similar_sizes, ["#p000", "#p001", "#p002"]),
+        (unmarked_pyramid, "images.pages_ambiguous"),
+        (slide, "images.pages_ambiguous"),
+        (colour_and_grey, "images.pages_ambiguous"),
+        (large_imagej, "images.pages_ambiguous"),
+        (imagej("CYX"), "images.pages_of_one_image"),
+        (imagej("ZCYX"), "images.pages_of_one_image"),
+        (imagej("TZYX"), "images.pages_of_one_image"),
+        (shaped("CYX"), "images.pages_of_one_image"),
+        (shaped("ZYX"), "images.pages_of_one_image"),
+        (ome("CYX"), "images.pages_of_one_image"),
+        (ome("ZYX"), "images.pages_of_one_image"),
+        (ome("TYX"), "images.pages_of_one_image"),
+    ],
+)
+def test_only_pages_that_are_cells_are_counted(tmp_path, write, expected, raises_code):
+    write(tmp_path / "s.tif")
+    if isinstance(expected, str):
+        for read in (lambda: expand(tmp_path, "s.tif", None), lambda: read_crop(tmp_path, "s.tif")):
+            with raises_code(expected):
+                read()
+    else:
+        assert [str(a) for a in expand(tmp_path, "s.tif", None)] == ["s.tif" + one for one in expected]
+    with tifffile.TiffFile(tmp_path / "s.tif") as tif:  # addresses of old tables keep their meaning
+        for number, page in enumerate(tif.pages):
+            if min(page.shape[:2]) >= 16 and page.dtype == np.uint16:
+                found = read_crop(tmp_path, f"s.tif#p{number:03d}")
+                np.testing.assert_array_equal(found, page.asarray())
+
+
+def test_a_montage_with_smaller_versions_of_itself_is_a_montage(tmp_path):
+    pyramid(tmp_path / "s.tif")
+    assert len(expand(tmp_path, "s.tif", 16)) == 16
+    np.testing.assert_array_equal(read_crop(tmp_path, "s.tif#r01c02", 16), IMAGE[16:32, 32:48])

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from urnet.errors import ImageError
-from urnet.images.read import is_file, read_header, read_image
+from urnet.images.cell_pages import pages_of_cells
+from urnet.images.read import TIFF_STARTS, first_bytes, is_file, read_header, read_image
 
 _ONE_AT_A_TIME = threading.Lock()
 _FRAGMENT = re.compile(r"(?P<file>.+)#(?:p(?P<page>\d{1,9})|r(?P<row>\d{1,9})c(?P<column>\d{1,9}))")
@@ -50,7 +51,7 @@ def locate(root: Path, address: str) -> Address:
 
 
 def expand(root: Path, file: str, tile: int | None) -> list[Address]:
-    """All images in one file: itself, its pages, or its tiles.
+    """All images in one file: itself, its pages of full resolution, or its tiles.
 
     Args:
         root: folder that `file` is relative to.
@@ -58,11 +59,13 @@ def expand(root: Path, file: str, tile: int | None) -> list[Address]:
         tile: edge of a montage's tiles in pixels; none for a file that is no montage.
 
     Raises:
-        ImageError: unreadable, or a montage whose edges `tile` does not divide.
+        ImageError: unreadable, a montage whose edges `tile` does not divide, or pages that may not be a cell each (as
+            `pages_of_cells`).
     """
     header = read_header(root / file)
+    pages = _pages(root / file)
     if tile is not None:
-        if header.height % tile or header.width % tile or header.pages != 1:
+        if header.height % tile or header.width % tile or pages != (0,):
             raise ImageError(
                 f"{root / file}: {header.width} x {header.height} px, {header.pages} page(s), is no montage of "
                 f"{tile} px tiles; its edges must be multiples of tile"
@@ -70,9 +73,11 @@ def expand(root: Path, file: str, tile: int | None) -> list[Address]:
         rows, columns = header.height // tile, header.width // tile
         if rows * columns > 1:
             return [Address(file, row=row, column=column) for row in range(rows) for column in range(columns)]
-    if header.pages > 1:
-        return [Address(file, page=page) for page in range(header.pages)]
-    return [Address(file)]
+    return [Address(file, page=page) for page in pages] if pages != (0,) else [Address(file)]
+
+
+def _pages(path: Path) -> tuple[int, ...]:
+    return pages_of_cells(path) if first_bytes(path).startswith(TIFF_STARTS) else (0,)
 
 
 def read_crop(root: Path, address: str, tile: int | None = None) -> np.ndarray:
@@ -87,12 +92,13 @@ def read_crop(root: Path, address: str, tile: int | None = None) -> np.ndarray:
         (H, W) or (H, W, 3) in raw counts.
 
     Raises:
-        ImageError: as `read_image`, or a tile outside the montage or without a tile size.
+        ImageError: as `read_image`, a tile outside the montage or without a tile size, or a file named without a page
+            whose pages may not be a cell each (as `pages_of_cells`).
     """
     place = locate(root, address)
     path = root / place.file
     if place.row is None:
-        return read_image(path, place.page or 0)
+        return read_image(path, _pages(path)[0] if place.page is None else place.page)
     if tile is None:
         raise ImageError(f"{path}: {address} is a tile of a montage, but no tile size is given (tile=PIXELS)")
     with _ONE_AT_A_TIME:  # threads that read tiles of one montage decode it once

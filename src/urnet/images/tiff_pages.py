@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
@@ -120,6 +120,18 @@ def description_of(path: Path, page: Page, most: int) -> str:
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(min(length, most)).rstrip(b"\0").decode("utf-8", "replace")
+
+
+def micromanager_metadata(path: Path) -> dict[str, Any]:
+    """`Summary` and `IndexMap` of a stack that Micro-Manager has written; empty for other files.
+
+    The index has a row for each plane: channel, slice, frame, position and the offset of its directory.
+    """
+    with path.open("rb") as file:
+        try:
+            return tifffile.read_micromanager_metadata(file, {"Summary", "IndexMap"})
+        except (ValueError, RecursionError, OSError):
+            return {}
 
 
 def _damaged(path: Path, what: str) -> ImageError:

@@ -1,0 +1,133 @@
+"""Decide which pages of a TIFF are images of cells when the file is given as cells.
+
+Pages of a file can also be smaller versions of one image, its label and overview, its channels, its z planes or its
+time points. What is marked as a smaller version or a mask is left out. Where pages may be anything but one cell each,
+the file is refused: a count of cells must not depend on a guess.
+"""
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from urnet.errors import ImageError
+from urnet.images.ome_xml import MAX_LENGTH, children, is_ome_xml, parse_ome_xml, whole_number
+from urnet.images.tiff_pages import Page, description_of, list_pages, micromanager_metadata
+
+OTHER_SIZE = 1.9
+"""Ratio of edges from which pages are taken for different resolutions of something, or for something else."""
+
+_START = 65_536
+
+
+def pages_of_cells(path: Path) -> tuple[int, ...]:
+    """Numbers of the pages of a TIFF that show one cell each, at full resolution.
+
+    Raises:
+        ImageError: `images.pages_ambiguous` where pages have different sizes or kinds, or the file has images that are
+            no pages; `images.pages_of_one_image` where they are channels, z planes or time points of one image;
+            `images.pages_damaged` as `list_pages`.
+    """
+    about = path.stat()
+    return _pages_of_cells(path, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=64)
+def _pages_of_cells(path: Path, modified: int, size: int) -> tuple[int, ...]:
+    pages = list_pages(path)
+    full = [number for number, page in enumerate(pages) if not (page.reduced or page.mask)] or [0]
+    start = description_of(path, pages[0], _START)
+    axes = _named_axes(path, pages, start)
+    if axes:
+        raise ImageError(
+            f"{path}: its pages are {' and '.join(axes)} of one image and not several cells. {_FIX}",
+            code="images.pages_of_one_image",
+        )
+    if len(full) == 1 and len(pages) == 1 and (hidden := _imagej_number(start, "images")) > 1:
+        raise ImageError(
+            f"{path}: holds {hidden} images behind a single page, as ImageJ writes large stacks. Save it from ImageJ "
+            "as an image sequence",
+            code="images.pages_ambiguous",
+        )
+    _check_alike(path, [pages[number] for number in full])
+    return tuple(full)
+
+
+_FIX = (
+    "Save each cell as a file of its own, or name the pages that are cells in a cells table: stack.tif#p000; a field "
+    "of view goes through `urnet crop`"
+)
+
+
+def _check_alike(path: Path, pages: list[Page]) -> None:
+    for edges, what in (([p.width for p in pages], "wide"), ([p.height for p in pages], "high")):
+        if max(edges) >= OTHER_SIZE * min(edges):
+            raise ImageError(
+                f"{path}: its pages are {min(edges)} to {max(edges)} px {what}; they can be resolutions or overviews "
+                f"of one image and not several cells. {_FIX}",
+                code="images.pages_ambiguous",
+            )
+    kinds = {(page.samples, *page.kind[:2]) for page in pages}
+    if len(kinds) > 1:
+        raise ImageError(
+            f"{path}: its pages are of {len(kinds)} kinds (values a pixel, bits); they can be different images of one "
+            f"cell. {_FIX}",
+            code="images.pages_ambiguous",
+        )
+
+
+def _named_axes(path: Path, pages: tuple[Page, ...], start: str) -> list[str]:
+    """Axes of one image that the file's metadata name, other than its rows and columns."""
+    if is_ome_xml(start):
+        return _ome_axes(path, description_of(path, pages[0], MAX_LENGTH + 1), len(pages))
+    if start.startswith(("ImageJ=", "SCIFIO=")):
+        # ImageJ calls the images of any stack slices (or frames), so one of these says nothing.
+        named = [axis for axis in ("channels", "slices", "frames") if _imagej_number(start, axis) > 1]
+        return named if "channels" in named or len(named) > 1 else []
+    if start.startswith("{"):
+        return _shaped_axes(start)
+    if len(pages) > 1:
+        return _micromanager_axes(path)
+    return []
+
+
+def _ome_axes(path: Path, text: str, pages: int) -> list[str]:
+    root = parse_ome_xml(str(path), text)
+    if children(root, "BinaryOnly"):
+        return ["one part"] if pages > 1 else []
+    named = set()
+    for image in children(root, "Image"):
+        for pixels in children(image, "Pixels"):
+            samples = [whole_number(str(path), one, "SamplesPerPixel", 1) for one in children(pixels, "Channel")]
+            channels = whole_number(str(path), pixels, "SizeC", 1) // max([1, *samples])
+            sizes = {"channels": channels}
+            sizes |= {"z planes": whole_number(str(path), pixels, "SizeZ", 1)}
+            sizes |= {"time points": whole_number(str(path), pixels, "SizeT", 1)}
+            named |= {axis for axis, number in sizes.items() if number > 1}
+    return [axis for axis in ("channels", "z planes", "time points") if axis in named]
+
+
+def _shaped_axes(text: str) -> list[str]:
+    """Axes that Python's tifffile has written; axes without a name say nothing."""
+    try:
+        about = json.loads(text)
+        sizes = dict(zip(about["axes"], about["shape"], strict=True))
+    except (ValueError, KeyError, TypeError):
+        return []
+    names = {"C": "channels", "Z": "z planes", "T": "time points"}
+    return [name for axis, name in names.items() if isinstance(sizes.get(axis), int) and sizes[axis] > 1]
+
+
+def _micromanager_axes(path: Path) -> list[str]:
+    summary = micromanager_metadata(path).get("Summary")
+    if not isinstance(summary, dict):
+        return []
+    names = {"Channels": "channels", "Slices": "z planes", "Frames": "time points"}
+    return [name for key, name in names.items() if isinstance(summary.get(key), int) and summary[key] > 1]
+
+
+def _imagej_number(start: str, name: str) -> int:
+    if not start.startswith(("ImageJ=", "SCIFIO=")):
+        return 1
+    found = re.search(rf"^{name}=(\d{{1,9}})\s*$", start, re.MULTILINE)
+    return int(found[1]) if found else 1
