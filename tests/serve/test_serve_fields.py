@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tifffile
+from hostile_files import slow_and_large
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -30,6 +31,7 @@ from urnet.serve.uploads import put
 from urnet.training.fit import train
 
 EDGE = 32
+HOSTILE = slow_and_large()
 LIMITS = {"pixels": 10**8, "field": 10**8, "file": 10**9, "images": 10, "memory": 2**30}
 
 
@@ -303,3 +305,21 @@ def test_the_page_asks_whether_to_count_without_the_damaged_fields(look, axe, so
     written = json.loads((counted.folder / "differential.json").read_text(encoding="utf-8"))["samples"][0]
     shares = [f"{one['percent']:.1f}" for one in written["classes"].values()]
     assert page.locator(".side .shares >> nth=0").locator("td.value").all_inner_texts() == shares
+
+
+@pytest.fixture(scope="module")
+def careful(run, serving):
+    with serving(run.folder, decode_seconds=2, file_seconds=3, field_seconds=8, decode_memory=2**29) as client:
+        yield client
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_fields_are_refused_soon_and_the_next_one_is_counted(careful, fields, send, name):
+    began = time.monotonic()
+    answer = send(careful, (name, HOSTILE[name]), to="/v1/differential")
+    assert time.monotonic() - began < 12
+    assert answer.status_code in (200, 422), answer.text
+    if answer.status_code == 422:
+        assert name in answer.json()["detail"]
+        assert "urnet-" not in answer.text
+    assert send(careful, fields / "d0.tif", to="/v1/differential").status_code == 200

@@ -6,7 +6,6 @@ that comes back finds it as it is.
 
 import asyncio
 import io
-import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -26,12 +25,10 @@ from urnet.differential.sample import Sample
 from urnet.errors import CellsError, ImageError, RecipeError, UrnetError
 from urnet.serve.bench import FILES, Answer, Bench, Cut, Place
 from urnet.serve.pages.sessions import Closable
-from urnet.serve.problems import Refused
-from urnet.serve.scratch import DISK_FULL, Aside, is_disk_full
+from urnet.serve.problems import Refused, told_to_people
+from urnet.serve.scratch import Aside
 from urnet.serve.uploads import Upload, put
 from urnet.tables import csv_text
-
-logger = logging.getLogger(__name__)
 
 PICTURES = 400
 """Pictures that are kept in memory."""
@@ -98,6 +95,7 @@ class Classification(Closable):
         counted: the differential of those; while more come, it may lack the latest. None without a calibrated model.
         partial: whether fields that can be read are to be counted without those that cannot.
         reviewing: what became of keeping the predictions for review; "" where nobody asked for it.
+        in_review: whether they are kept.
         changes: grows whenever something has changed.
     """
 
@@ -111,7 +109,7 @@ class Classification(Closable):
         self.notes: list[str] = []
         self.counted: Sample | None = None
         self.cut = Cut([])
-        self.partial = False
+        self.partial = self.in_review = False
         self.files_done = self.changes = 0
         self._bytes = 0
         self._of_field: Counter[int] = Counter()
@@ -171,13 +169,13 @@ class Classification(Closable):
         self.partial = True
         self.changes += 1
         if not self.is_running:
-            self._task = asyncio.create_task(self._count())
+            self._task = asyncio.create_task(self._count_or_fail())
 
     def cancel(self) -> None:
         """Stop; what is there stays."""
         if self._task is not None and self.is_running:
             self._task.cancel()
-            self._task = asyncio.create_task(self._count())
+            self._task = asyncio.create_task(self._count_or_fail())
             self._go("cancelled")
 
     @property
@@ -237,9 +235,19 @@ class Classification(Closable):
         }
         return report_page(sample, about)
 
+    @property
+    def can_keep(self) -> bool:
+        """Whether predictions can be kept for review: they are not yet, and there is a database."""
+        return self.bench.store is not None and not (self.in_review or self.is_keeping or self.is_undecided)
+
+    @property
+    def is_keeping(self) -> bool:
+        """Whether predictions are being kept for review."""
+        return self._keeping is not None and not self._keeping.done()
+
     def keep(self) -> None:
-        """Keep predictions and images in the database, for people to review."""
-        if not self.reviewing:
+        """Keep predictions and images in the database, for people to review; where that failed, once more."""
+        if self.can_keep:
             self.reviewing = "keeping what was classified for review"
             self.changes += 1
             self._keeping = asyncio.create_task(self._keep())
@@ -254,10 +262,12 @@ class Classification(Closable):
                 digest = await asyncio.to_thread(store.review.keep_image, content, suffix)
                 rows.append({**one.answer.row, "path": one.name, "image": digest})
             await asyncio.to_thread(store.review.add_predictions, self.name, rows, model=self.bench.digest)
-            self.reviewing = f"{len(rows):,} predictions kept for review"
-        except UrnetError as error:
-            self.reviewing = f"not kept for review: {error}"
-        self.changes += 1
+            self.in_review, self.reviewing = True, f"{len(rows):,} predictions kept for review"
+        except Exception as error:  # nobody awaits this task
+            why = told_to_people(error, f"keeping sample {self.key} of the page for review")
+            self.reviewing = f"not kept for review: {why}"
+        finally:
+            asyncio.get_running_loop().call_soon(self._changed)  # when the task is done
 
     async def _file_of(self, one: Seen) -> tuple[bytes, str]:
         """An image as a file: the one that was sent, or the crop out of a larger one, in raw counts; its suffix."""
@@ -329,13 +339,8 @@ class Classification(Closable):
                 if self.counted is None:  # `count_readable` may have been called since
                     await self._count()
                 self._go("done")
-        except UrnetError as error:
-            self.error = str(error)
-            self._go("failed")
-        except Exception as error:  # nobody waits for this task: what is not said here is never said
-            logger.exception("sample %s of the page failed", self.key)
-            self.error = DISK_FULL if is_disk_full(error) else "the server's log says why"
-            self._go("failed")
+        except Exception as error:  # nobody awaits this task
+            self._fail(error)
 
     async def _classify(self, sources: Sequence[Upload]) -> None:
         """All images of files, or of the folder of cells."""
@@ -381,8 +386,21 @@ class Classification(Closable):
             self._counted_at = time.monotonic()
             self.changes += 1
 
+    async def _count_or_fail(self) -> None:
+        try:
+            await self._count()
+        except Exception as error:  # nobody awaits this task
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.error = told_to_people(error, f"sample {self.key} of the page")
+        self._go("failed")
+
     def _go(self, state: State) -> None:
         self.state = state
+        self._changed()
+
+    def _changed(self) -> None:
         self.changes += 1
 
 

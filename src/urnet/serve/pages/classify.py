@@ -166,7 +166,9 @@ class _Page:
                     self.bar.props[prop] = value
                 else:  # how much there is, nobody knows
                     self.bar.props.pop(prop, None)
-            ended = "" if running else f"{mine.key} {mine.state} {mine.counted is None} {mine.reviewing}"
+            ended = (
+                "" if running else f"{mine.key} {mine.state} {mine.counted is None} {mine.reviewing} {mine.is_keeping}"
+            )
             self.spoken.set_text(SPOKEN.get(mine.state) or _ended(mine))
         if ended != self.ended:
             self.ended = ended
@@ -218,8 +220,8 @@ class _Page:
         if mine.counted is not None:
             _download("Download the sample report", f"/bench/classify/{mine.key}/report.html")
         if mine.reviewing:
-            text("span", mine.reviewing).classes("soft")
-        elif self.bench.store is not None and not mine.is_undecided:
+            text("span", mine.reviewing).classes("soft").props("role=status")
+        if mine.can_keep:
             button("Keep for review", mine.keep)
 
     @ui.refreshable_method

@@ -1,0 +1,130 @@
+"""Small files that are large or slow to decode: refused by their headers or after a short time, by whole files."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hostile_files import many_scans, shared_strip, slow_and_large
+
+from urnet.serve.uploads import _Process
+
+HOSTILE = slow_and_large()
+LIMITS = {"decode_seconds": 2, "file_seconds": 3, "field_seconds": 8, "decode_memory": 2**28}
+
+
+@pytest.fixture(scope="module")
+def careful(serving):
+    with serving(**LIMITS) as client:
+        yield client
+
+
+@pytest.mark.parametrize("to", ["/v1/predict", "/v1/differential"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused_soon_and_the_next_one_is_answered(careful, send, shapes, name, to):
+    began = time.monotonic()
+    answer = send(careful, (name, HOSTILE[name]), to=to)
+    took = time.monotonic() - began
+    assert answer.status_code in (200, 422), answer.text
+    if answer.status_code == 422:
+        assert name in answer.json()["detail"]
+    assert took < 10
+    assert send(careful, shapes / "disc" / "000.png").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("shared_strip.tif", "its pages have more than the 400,000,000 px together"),
+        ("late_page.tif", "12000 x 9000 px (page 1) is more than the"),
+        ("sparse_tiles.tif", "60000 x 60000 px is more than the"),
+        ("many_scans.jpg", "(decode_seconds)"),
+    ],
+)
+def test_the_reason_names_the_limit(careful, send, name, words):
+    assert words in send(careful, (name, HOSTILE[name])).json()["detail"]
+
+
+def test_the_time_of_a_file_is_that_of_all_its_pieces(serving, send, monkeypatch):
+    allowed, ask = [], _Process.ask
+
+    def asked(process, order, seconds, given_up):
+        allowed.append(seconds)
+        time.sleep(0.1)
+        return ask(process, order, seconds, given_up)
+
+    monkeypatch.setattr(_Process, "ask", asked)
+    pieces = shared_strip(48, 100, 100)
+    with serving(decode_seconds=20, file_seconds=20, sample_seconds=19) as client:
+        send(client, ("a.tif", pieces), ("b.tif", pieces))
+    assert len(allowed) == 6
+    assert max(allowed) == 19
+    assert min(allowed) < 18.6
+    with serving(decode_seconds=20, file_seconds=0.3) as client:
+        late = send(client, ("a.tif", shared_strip(48, 2800, 2800))).text
+        assert "decoding it takes longer than the 0.3 s that the server allows (file_seconds)" in late
+
+
+def test_a_request_with_slow_files_does_not_hold_up_the_others(serving, send, shapes):
+    slow = many_scans(4900, 4900, 20_000)
+    with serving(decode_seconds=1) as client, ThreadPoolExecutor(1) as pool:
+        hostile = pool.submit(send, client, *[(f"{number}.jpg", slow) for number in range(7)])
+        wait_until(lambda: len(client.bench.decoders._waiting) > 3)
+        began = time.monotonic()
+        assert send(client, shapes / "disc" / "000.png").status_code == 200
+        assert time.monotonic() - began < 6
+        assert not hostile.done()
+        assert client.bench.decoders.backlog_seconds() > 0.5
+        assert [one["error"].endswith("(decode_seconds)") for one in hostile.result().json()["files"]] == [True] * 7
+        assert client.bench.decoders.backlog_seconds() == 0
+
+
+def wait_until(there) -> None:
+    until = time.monotonic() + 20
+    while not there():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_the_work_on_a_file_ends_when_its_client_leaves(serving, shapes, send):
+    slow = many_scans(4900, 4900, 20_000)
+    boundary = b"--x\r\nContent-Disposition: form-data; name=files; filename=a.jpg\r\n\r\n" + slow + b"\r\n--x--\r\n"
+
+    async def leave(app) -> list:
+        """Send a request, and disconnect while it is worked on."""
+        sent, answers = False, []
+
+        async def receive():
+            nonlocal sent
+            if sent:
+                await asyncio.sleep(1)
+                return {"type": "http.disconnect"}
+            sent = True
+            return {"type": "http.request", "body": boundary}
+
+        async def answer(message):
+            answers.append(message)
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=x")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": headers, "query_string": b""}
+        scope |= {
+            "scheme": "http",
+            "server": ("localhost", 80),
+            "client": ("127.0.0.1", 1),
+            "root_path": "",
+            "http_version": "1.1",
+        }
+        await app(scope, receive, answer)
+        return answers
+
+    with serving(decode_seconds=60, file_seconds=60) as client:
+        decoders = client.bench.decoders
+        before = decoders.processes[0].process.pid
+        began = time.monotonic()
+        assert client.portal.call(leave, client.app) == []
+        assert time.monotonic() - began < 5
+        wait_until(lambda: not decoders._running)
+        assert time.monotonic() - began < 5
+        assert client.bench.scratch.used == 0
+        assert send(client, shapes / "disc" / "000.png").status_code == 200
+        assert decoders.processes[0].process.pid != before
