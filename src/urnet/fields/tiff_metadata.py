@@ -1,13 +1,16 @@
-"""What a TIFF says of its pixels: the OME-XML and whether it is true, names of channels, the size of a pixel."""
+"""What a TIFF says of its pixels: whether its OME-XML is true, names of channels, the size of a pixel."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 
 from urnet.errors import ImageError
+from urnet.fields.ome import OmeImage, OmeSet
+from urnet.images.ome_xml import children
+from urnet.images.tiff_pages import Page
 
 COARSEST_UM = 5.0
 """Resolutions per inch or centimetre that give larger pixels, µm, were meant for printers: 72 dpi is 353 µm."""
@@ -18,118 +21,82 @@ _MICROMETRES = {
 }
 _PRINTERS = ("in", "inch", "cm")  # units in which resolutions for printing are kept
 _RESOLUTION_UNITS = {2: "inch", 3: "cm"}
+_FIX = "export the file anew, or save it as a plain TIFF"
 _OME_TYPES = {"float": "float32", "double": "float64", "bit": "bool"}
 
 
-def ome_images(path: Path, tif: tifffile.TiffFile, cut: bool) -> list[ElementTree.Element] | None:
-    """The `Image` elements of the OME-XML that name pages; none where the file is no OME-TIFF.
-
-    Args:
-        path: for the errors.
-        tif: the open file.
-        cut: whether the file begins like OME-XML that has lost its end.
+def check_ome(path: Path, image: OmeImage, page: tifffile.TiffPage) -> None:
+    """What the OME-XML says of an image must be what its pages hold.
 
     Raises:
-        ImageError: no XML, no pages named, or metadata that are in another file.
-    """
-    if not tif.is_ome and not cut:
-        return None
-    try:
-        root = ElementTree.fromstring(tif.ome_metadata or tif.pages.first.description)
-    except ElementTree.ParseError as error:
-        raise ImageError(
-            f"{path}: mislabelled OME-TIFF: its OME-XML is no XML ({error}); export the file anew"
-        ) from None
-    for element in root:
-        if element.tag.endswith("}BinaryOnly") or element.tag == "BinaryOnly":
-            raise ImageError(
-                f"{path}: one of several files of an OME-TIFF, whose metadata are in "
-                f"{element.get('MetadataFile', 'another file')}; save it as a single OME-TIFF"
-            )
-    found = [image for image in _children(root, "Image") if any(_children(p, "TiffData") for p in _pixels(image))]
-    if not found:
-        raise ImageError(f"{path}: mislabelled OME-TIFF: its OME-XML names no pages; export the file anew")
-    return found
-
-
-def check_ome(
-    path: Path,
-    tif: tifffile.TiffFile,
-    images: list[ElementTree.Element],
-    series: list[tifffile.TiffPageSeries],
-) -> None:
-    """What the OME-XML says must be what the pages hold.
-
-    Raises:
-        ImageError: another size, type or number of pages, or a file of the set is missing.
+        ImageError: another size or type.
     """
     what = f"{path}: mislabelled OME-TIFF: its OME-XML"
-    fix = "export the file anew, or save it as a plain TIFF"
-    first = tif.pages.first
-    named, files = 0, set()
-    for image in images:
-        pixels = _pixels(image)[0]
-        size = {axis: int(pixels.get(f"Size{axis}", 1)) for axis in "XYCZT"}
-        samples = max([int(one.get("SamplesPerPixel", 1)) for one in _children(pixels, "Channel")], default=1)
-        named += size["C"] * size["Z"] * size["T"] // samples
-        files |= {u.get("FileName") for data in _children(pixels, "TiffData") for u in _children(data, "UUID")}
-        kind = pixels.get("Type", "")
-        page = series[images.index(image)].keyframe if len(series) == len(images) else first
-        if (size["X"], size["Y"]) != (page.imagewidth, page.imagelength):
-            raise ImageError(
-                f"{what} names {size['X']} x {size['Y']} px, its pages have {page.imagewidth} x {page.imagelength}; "
-                f"{fix}"
-            )
-        if kind and page.dtype is not None and np.dtype(_OME_TYPES.get(kind, kind)) != page.dtype:
-            raise ImageError(f"{what} names pixels of type {kind}, its pages have {page.dtype}; {fix}")
-    missing = sorted(name for name in files - {None} if not (path.parent / name).exists())
-    if missing and {path.name} != set(missing):
+    if (image.width, image.height) != (page.imagewidth, page.imagelength):
         raise ImageError(
-            f"{path}: {missing[0]}, a file of the same OME-TIFF, is missing; put it beside this one, or save one file"
+            f"{what} names {image.width} x {image.height} px, its pages have {page.imagewidth} x {page.imagelength}; "
+            f"{_FIX}"
         )
-    alone = not (files - {None, path.name, *missing})
-    pages = [page.keyframe or page.aspage() for page in tif.pages]
-    same = sum((page.imagelength, page.imagewidth) == (first.imagelength, first.imagewidth) for page in pages)
-    if len(series) != len(images) or any(one.kind != "ome" for one in series) or (alone and same > named):
+    if image.type and page.dtype is not None:
+        try:
+            same = np.dtype(_OME_TYPES.get(image.type, image.type)) == page.dtype
+        except TypeError:
+            same = False
+        if not same:
+            raise ImageError(f"{what} names pixels of type {image.type[:40]}, its pages have {page.dtype}; {_FIX}")
+
+
+def check_no_page_left(path: Path, pages: Sequence[Page], ome: OmeSet) -> None:
+    """Every page of the size of the first belongs to an image of the OME-XML.
+
+    Raises:
+        ImageError: there are more.
+    """
+    named = sum(len(image.planes) for image in ome.images)
+    first = pages[0]
+    same = sum((page.width, page.height) == (first.width, first.height) and not page.mask for page in pages)
+    if same > named:
         raise ImageError(
-            f"{what} names {named} plane(s) in {len(images)} image(s), but the file holds {len(tif.pages)} page(s); "
-            f"if it was cut off, copy it again, else {fix}"
+            f"{path}: mislabelled OME-TIFF: its OME-XML names {named} plane(s) in {len(ome.images)} image(s), but the "
+            f"file holds {len(pages)} page(s); if it was cut off, copy it again, else {_FIX}"
         )
 
 
-def _children(element: ElementTree.Element, name: str) -> list[ElementTree.Element]:
-    """Children of a name, whatever version of the OME schema their namespace is."""
-    return [child for child in element if child.tag.rpartition("}")[2] == name]
+def channels_of_ome(image: OmeImage) -> list[str | None]:
+    """Names of the channels as the OME-XML has them."""
+    return [one.get("Name") for one in children(image.pixels, "Channel")]
 
 
-def _pixels(image: ElementTree.Element) -> list[ElementTree.Element]:
-    return _children(image, "Pixels")
+def imagej_channels(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> list[str]:
+    """Names of the channels as ImageJ has them, where there is one for each."""
+    return [str(label) for label in (tif.imagej_metadata or {}).get("Labels") or []] if series.kind == "imagej" else []
 
 
-def channel_names(
-    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, about: ElementTree.Element | None, count: int
-) -> tuple[str, ...]:
-    """Names of the channels as OME or ImageJ has them, else their numbers."""
-    names: list[str | None] = []
-    if about is not None:
-        names = [one.get("Name") for one in _children(_pixels(about)[0], "Channel")]
-    elif series.kind == "imagej":
-        labels = (tif.imagej_metadata or {}).get("Labels") or []
-        names = [str(label) for label in labels] if len(labels) == count else []
-    if len(names) != count:
-        names = [None] * count
-    return tuple((name or "").strip() or str(index) for index, name in enumerate(names))
+def channel_names(names: Sequence[str | None], count: int) -> tuple[str, ...]:
+    """Names of the channels, and numbers where they have none."""
+    known = names if len(names) == count else [None] * count
+    return tuple((name or "").strip() or str(index) for index, name in enumerate(known))
 
 
-def pixel_um(tif: tifffile.TiffFile, page: tifffile.TiffPage, about: ElementTree.Element | None) -> float | None:
-    """Edge of a pixel in µm; None where the file does not say, or pixels are not square to one per cent."""
-    if about is not None:
-        pixels = _pixels(about)[0]
-        sides = [
-            float(pixels.get(f"PhysicalSize{axis}", "nan")) * _unit(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+def pixel_of_ome(image: OmeImage) -> float | None:
+    """Edge of a pixel in µm by the OME-XML."""
+    return square(
+        [
+            _number(image.pixels.get(f"PhysicalSize{axis}")) * _unit(image.pixels.get(f"PhysicalSize{axis}Unit", "µm"))
             for axis in "XY"
         ]
-        return square(sides)
+    )
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text) if text is not None else math.nan
+    except ValueError:
+        return math.nan
+
+
+def pixel_um(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
+    """Edge of a pixel in µm; None where the file does not say, or pixels are not square to one per cent."""
     unit = _RESOLUTION_UNITS.get(int(page.resolutionunit))
     if tif.is_imagej:
         # ImageJ counts pixels a unit of its own, and writes the tag for inches or centimetres only.

@@ -5,6 +5,7 @@ from going round in circles, the pages from sharing pixels, or a page from claim
 walked here, with bounds, before a decoder sees the file, and pages are then read at their known places.
 """
 
+import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ _MAX_TAGS = 4096
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _LETTERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+
+_ORDERS = {b"II": "<", b"MM": ">"}
+
+_MICROMANAGER_INDEX, _MICROMANAGER_SUMMARY, _MICROMANAGER_ROWS = 54773648, 2355492, 3453623
+"""Numbers by which Micro-Manager marks the parts of its metadata (micro-manager.org/Micro-Manager_File_Formats)."""
 
 _OTHER_FILES = dict.fromkeys(("is_ome", "is_mmstack", "is_ndtiff"), False)
 """Formats for which tifffile opens files that it names: `urnet.fields.ome` does so, by the rule for companions."""
@@ -51,6 +57,7 @@ class Page:
         end: where the last of them ends.
         start: where its first strip or tile is.
         description: offset and length of its description.
+        micromanager: offset and length of what Micro-Manager says of it.
     """
 
     offset: int
@@ -66,6 +73,7 @@ class Page:
     start: int
     end: int
     description: tuple[int, int]
+    micromanager: tuple[int, int]
 
     @property
     def pixels(self) -> int:
@@ -127,11 +135,24 @@ def micromanager_metadata(path: Path) -> dict[str, Any]:
 
     The index has a row for each plane: channel, slice, frame, position and the offset of its directory.
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
-        try:
-            return tifffile.read_micromanager_metadata(file, {"Summary", "IndexMap"})
-        except (ValueError, RecursionError, OSError):
+        start = file.read(40)
+        if start[:2] not in _ORDERS or len(start) < 40:
             return {}
+        order = _ORDERS[start[:2]]
+        index, index_at, *_, summary, summary_length = struct.unpack(order + "8I", start[8:40])
+        if index != _MICROMANAGER_INDEX or summary != _MICROMANAGER_SUMMARY:
+            return {}
+        try:
+            about = json.loads(_at(file, 40, summary_length, size))
+        except (ValueError, RecursionError):
+            return {}
+        head, count = struct.unpack(order + "II", _at(file, index_at, 8, size) or bytes(8))
+        rows = _at(file, index_at + 8, count * 20, size) if head == _MICROMANAGER_ROWS else b""
+        if not isinstance(about, dict) or not rows:
+            return {}
+        return {"Summary": about, "IndexMap": np.frombuffer(rows, order + "u4").reshape(-1, 5).astype(np.int64)}
 
 
 def _damaged(path: Path, what: str) -> ImageError:
@@ -143,7 +164,7 @@ def _damaged(path: Path, what: str) -> ImageError:
 
 def _walk(path: Path, file: BinaryIO, size: int) -> Iterator[Page]:
     start = file.read(16).ljust(16, b"\0")
-    order = {b"II": "<", b"MM": ">"}[start[:2]]
+    order = _ORDERS[start[:2]]
     big = struct.unpack(order + "H", start[2:4])[0] == 43
     place = struct.unpack(order + ("Q" if big else "I"), start[8:16] if big else start[4:8])[0]
     count_of, tag_of, next_of = (order + letters for letters in (("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")))
@@ -163,14 +184,14 @@ def _walk(path: Path, file: BinaryIO, size: int) -> Iterator[Page]:
         if not body:
             raise _damaged(path, f"page {number} lies beyond its end or has no tags")
         tags: dict[int, np.ndarray] = {}
-        description = (0, 0)
+        texts = dict.fromkeys(_TEXTS, (0, 0))
         for code, kind, length, value in struct.iter_unpack(tag_of, body[: count * entry]):
             if code not in _WANTED:
                 continue
             needed = length * _SIZES.get(kind, 1)
             far = struct.unpack(next_of, value)[0]
-            if code == 270:
-                description = (far, needed) if needed > inline and not description[1] else description
+            if code in _TEXTS:
+                texts[code] = (far, needed) if needed > inline and not texts[code][1] else texts[code]
                 continue
             if kind not in _LETTERS or code in tags:
                 continue
@@ -180,17 +201,18 @@ def _walk(path: Path, file: BinaryIO, size: int) -> Iterator[Page]:
                 if not value:
                     raise _damaged(path, f"page {number} lists pixels beyond its end")
             tags[code] = np.frombuffer(value[:needed], order + _LETTERS[kind])
-        yield _page(path, number, place, tags, description, size)
+        yield _page(path, number, place, tags, texts, size)
         place = struct.unpack(next_of, body[-inline:])[0]
     if not seen:
         raise _damaged(path, "it has no page")
 
 
-_WANTED = frozenset((254, 255, 256, 257, 258, 259, 262, 270, 273, 277, 279, 284, 324, 325, 339, 32997))
+_TEXTS = (270, 51123)
+_WANTED = frozenset((*_TEXTS, 254, 255, 256, 257, 258, 259, 262, 273, 277, 279, 284, 324, 325, 339, 32997))
 
 
 def _page(
-    path: Path, number: int, offset: int, tags: dict[int, np.ndarray], description: tuple[int, int], size: int
+    path: Path, number: int, offset: int, tags: dict[int, np.ndarray], texts: dict[int, tuple[int, int]], size: int
 ) -> Page:
     def one(code: int, otherwise: int) -> int:
         values = tags.get(code)
@@ -218,7 +240,8 @@ def _page(
         stored=int(np.minimum(counts, np.uint64(size)).sum()),
         start=int(starts[filled][0]) if filled.any() else 0,
         end=int(ends.max()) if len(ends) else 0,
-        description=description,
+        description=texts[270],
+        micromanager=texts[51123],
     )
 
 

@@ -1,0 +1,293 @@
+"""Which page of which file holds which plane of an OME-TIFF, by its OME-XML.
+
+The specification lets one image be spread over several files, which name each other by file name and UUID. Such names
+are followed by the rule of `urnet.images.companions`. The UUID of a file's own OME-XML is that file, whatever it is
+called now; other files of the set that were renamed together with it are found by their UUIDs in the same folder.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from urnet.errors import ImageError
+from urnet.images.companions import resolve_companion
+from urnet.images.ome_xml import MAX_LENGTH, children, is_ome_xml, parse_ome_xml, whole_number
+from urnet.images.read import TIFF_STARTS, first_bytes
+from urnet.images.tiff_pages import description_of, list_pages
+
+_MAX_SEARCHED = 1000
+"""Most files of a folder whose UUIDs are read to find one that was renamed."""
+
+_MAX_REPEATED = 100_000
+"""Most entries that say again what another has said."""
+
+_UUID = re.compile(r'<(?:\w+:)?OME\b[^>]*?\bUUID\s*=\s*["\']([^"\']+)["\']')
+
+
+class PlaneAt(NamedTuple):
+    """Where a plane is: a file, and the number of the page in it."""
+
+    file: Path
+    page: int
+
+
+@dataclass(frozen=True)
+class OmeImage:
+    """One `Image` of the OME-XML.
+
+    Attributes:
+        element: it.
+        pixels: its `Pixels`.
+        width: columns, px.
+        height: rows, px.
+        type: of its pixels, as OME calls it.
+        times: number of time points.
+        channels: number of channels, of which each is a page.
+        depth: number of z planes.
+        planes: page of each time point, channel and z plane; all of them.
+    """
+
+    element: ElementTree.Element
+    pixels: ElementTree.Element
+    width: int
+    height: int
+    type: str
+    times: int
+    channels: int
+    depth: int
+    planes: dict[tuple[int, int, int], PlaneAt]
+
+
+@dataclass(frozen=True)
+class OmeSet:
+    """What the OME-XML of a file describes.
+
+    Attributes:
+        images: its images, each a scene.
+        files: all files with their planes, in order of their names.
+    """
+
+    images: tuple[OmeImage, ...]
+    files: tuple[Path, ...]
+
+
+def read_ome(path: Path) -> OmeSet | None:
+    """Images and planes that the OME-XML of a TIFF names; none where it has no OME-XML.
+
+    Args:
+        path: the file that was given. It may be any file of a set.
+
+    Raises:
+        ImageError: OME-XML that is invalid (`images.ome_xml_invalid`) or names planes that are not there
+            (`fields.planes_missing`) or a plane twice (`fields.plane_twice`), or files as `resolve_companion`.
+    """
+    first = list_pages(path)[0]
+    text = description_of(path, first, MAX_LENGTH + 1)
+    if not is_ome_xml(text):
+        return None
+    own = parse_ome_xml(str(path), text)
+    root, holder = own, path
+    if binary_only := children(own, "BinaryOnly"):
+        files = _Files(path, own.get("UUID"), path)
+        holder = files.find(binary_only[0].get("UUID"), binary_only[0].get("MetadataFile"))
+        root = parse_ome_xml(str(holder), _metadata_in(path, holder))
+        if children(root, "BinaryOnly"):
+            raise _invalid(path, f"leaves its metadata to {holder.name}, which leaves them to another file")
+    named = [image for image in children(root, "Image") if any(children(p, "TiffData") for p in _pixels(image))]
+    if not named:
+        raise _invalid(path, "names no pages")
+    files = _Files(path, own.get("UUID"), holder, named)
+    taken: dict[PlaneAt, tuple[int, int, int, int]] = {}
+    images = tuple(_image(path, image, number, files, taken) for number, image in enumerate(named))
+    return OmeSet(images, tuple(sorted({plane.file for plane in taken})))
+
+
+def _metadata_in(path: Path, holder: Path) -> str:
+    """OME-XML in a companion: another TIFF, or a file of its own."""
+    with holder.open("rb") as file:
+        start = file.read(4)
+        if start in TIFF_STARTS:
+            return description_of(holder, list_pages(holder)[0], MAX_LENGTH + 1)
+        data = start + file.read(MAX_LENGTH)
+    if not is_ome_xml(data[:4000].decode("utf-8", "replace")):
+        raise _invalid(path, f"leaves its metadata to {holder.name}, which holds none")
+    return re.sub(r"^\s*<\?xml[^>]*\?>", "", data.decode("utf-8", "replace"))
+
+
+def _pixels(image: ElementTree.Element) -> list[ElementTree.Element]:
+    return children(image, "Pixels")
+
+
+def _invalid(path: Path, what: str, code: str = "images.ome_xml_invalid") -> ImageError:
+    return ImageError(
+        f"{path}: mislabelled OME-TIFF: its OME-XML {what}; export the file anew, or save it as a plain TIFF", code=code
+    )
+
+
+def _image(
+    path: Path,
+    image: ElementTree.Element,
+    number: int,
+    files: "_Files",
+    taken: dict[PlaneAt, tuple[int, int, int, int]],
+) -> OmeImage:
+    where, pixels = str(path), _pixels(image)[0]
+    samples = {whole_number(where, one, "SamplesPerPixel", 1) for one in children(pixels, "Channel")} or {1}
+    if len(samples) > 1 or 0 in samples:
+        raise _invalid(path, "names channels with different numbers of samples in one image")
+    sizes = {axis: whole_number(where, pixels, f"Size{axis}", 1) for axis in "ZCT"}
+    sizes["C"] //= next(iter(samples))
+    total = sizes["Z"] * sizes["C"] * sizes["T"]
+    order = pixels.get("DimensionOrder", "XYCZT")
+    if sorted(order) != sorted("XYCZT") or order[:2] != "XY" or total == 0:
+        raise _invalid(path, f"has DimensionOrder={order!r} and {total} planes")
+    planes: dict[tuple[int, int, int], PlaneAt] = {}
+    repeated = 0
+    for key, place in _named(path, pixels, order[2:], sizes, files):
+        if planes.get(key) == place:
+            repeated += 1
+            if repeated > _MAX_REPEATED:
+                raise _invalid(path, "names the same planes over and over")
+            continue
+        if key in planes or place in taken:
+            raise _invalid(
+                path,
+                f"gives page {place.page} of {place.file.name} to more than one plane"
+                if place in taken
+                else f"gives more than one page to time point {key[0]}, channel {key[1]}, z plane {key[2]}",
+                "fields.plane_twice",
+            )
+        planes[key], taken[place] = place, (number, *key)
+    if len(planes) != total:
+        raise ImageError(
+            f"{path}: its metadata name {total} planes, but {len(planes)} are there; the file is truncated or "
+            "mislabelled: copy it again, or export it anew",
+            code="fields.planes_missing",
+        )
+    return OmeImage(
+        element=image,
+        pixels=pixels,
+        width=whole_number(where, pixels, "SizeX", None),
+        height=whole_number(where, pixels, "SizeY", None),
+        type=pixels.get("Type", ""),
+        times=sizes["T"],
+        channels=sizes["C"],
+        depth=sizes["Z"],
+        planes=planes,
+    )
+
+
+def _named(
+    path: Path, pixels: ElementTree.Element, order: str, sizes: dict[str, int], files: "_Files"
+) -> Iterator[tuple[tuple[int, int, int], PlaneAt]]:
+    """Planes and their places as the `TiffData` elements give them, in any order."""
+    where = str(path)
+    total = sizes["Z"] * sizes["C"] * sizes["T"]
+    for data in children(pixels, "TiffData"):
+        uuids = children(data, "UUID")
+        file = files.find(uuids[0].text, uuids[0].get("FileName")) if uuids else files.holder
+        page = whole_number(where, data, "IFD", 0)
+        first = {axis: whole_number(where, data, f"First{axis}", 0) for axis in order}
+        if any(first[axis] >= sizes[axis] for axis in order):
+            continue  # as ImageJ leaves it when it crops; the plane is missing then
+        start = first[order[0]] + sizes[order[0]] * (first[order[1]] + sizes[order[1]] * first[order[2]])
+        count = whole_number(where, data, "PlaneCount", whole_number(where, data, "NumPlanes", 0))
+        count = count or (1 if "IFD" in data.attrib else total)
+        there = len(list_pages(file)) - page
+        for step in range(min(count, total - start, there)):
+            index, at = start + step, {}
+            for axis in order:
+                index, at[axis] = divmod(index, sizes[axis])
+            yield (at["T"], at["C"], at["Z"]), PlaneAt(file, page + step)
+
+
+class _Files:
+    """The files of a set, by what the OME-XML calls them.
+
+    Args:
+        given: the file that was given.
+        uuid: of its own OME-XML.
+        holder: the file with the metadata; where it is no TIFF it has no pages.
+        images: the `Image` elements.
+    """
+
+    def __init__(self, given: Path, uuid: str | None, holder: Path, images: list[ElementTree.Element] | None = None):
+        self.given, self.uuid, self.holder = given, _plain(uuid), holder
+        self._found: dict[tuple[str, str], Path] = {}
+        self._names: dict[str, set[str]] = defaultdict(set)
+        self._by_uuid: dict[str, list[Path]] | None = None
+        for image in images or []:
+            for pixels in _pixels(image):
+                for data in children(pixels, "TiffData"):
+                    for one in children(data, "UUID"):
+                        self._names[_plain(one.text)].add((one.get("FileName") or "").strip())
+
+    def find(self, uuid: str | None, name: str | None) -> Path:
+        """The file of a UUID and a name.
+
+        Raises:
+            ImageError: as `resolve_companion`.
+        """
+        key = (_plain(uuid), (name or "").strip())
+        if key not in self._found:
+            self._found[key] = self._find(*key)
+        return self._found[key]
+
+    def _find(self, uuid: str, name: str) -> Path:
+        # Some writers give all files of a set the same UUID, which then tells none of them from the others.
+        tells = bool(uuid) and len(self._names.get(uuid, ())) <= 1
+        if tells and uuid == self.uuid:
+            return self.given
+        if name and name.casefold() == self.given.name.casefold():
+            return self.given
+        if not name and not uuid:
+            return self.holder
+        try:
+            if name:
+                return resolve_companion(self.given, name)
+        except ImageError as error:
+            if error.code != "images.companion_missing":
+                raise
+            if tells and (renamed := self._renamed(uuid)):
+                return renamed
+            if not self.uuid and len(self._names) == 1 and tells and self.holder == self.given:
+                return self.given  # the only file there is, under a new name
+            raise
+        if renamed := self._renamed(uuid):
+            return renamed
+        raise ImageError(
+            f"{self.given}: another file of the same OME-TIFF ({uuid[:80]!r}) is missing; put all files of the set "
+            "into one folder, or save the image as a single file",
+            code="images.companion_missing",
+        )
+
+    def _renamed(self, uuid: str) -> Path | None:
+        """The one file of the folder with a UUID of its own."""
+        if self._by_uuid is None:
+            self._by_uuid = defaultdict(list)
+            entries = list(islice(self.given.parent.iterdir(), _MAX_SEARCHED + 1))
+            for entry in entries if len(entries) <= _MAX_SEARCHED else []:
+                if entry.suffix.lower() in (".tif", ".tiff") and entry != self.given:
+                    self._by_uuid[_uuid_of(self.given, entry.name)].append(entry)
+        found = self._by_uuid.get(uuid, []) if uuid else []
+        return found[0] if len(found) == 1 else None
+
+
+def _uuid_of(given: Path, name: str) -> str:
+    try:
+        file = resolve_companion(given, name)
+        if not first_bytes(file).startswith(TIFF_STARTS):
+            return ""
+        found = _UUID.search(description_of(file, list_pages(file)[0], 4000))
+    except (ImageError, OSError):
+        return ""
+    return _plain(found[1]) if found else ""
+
+
+def _plain(uuid: str | None) -> str:
+    return (uuid or "").strip().lower()
