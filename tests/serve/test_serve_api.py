@@ -1,10 +1,14 @@
 """The API: the same answers as the command line, and problem details for everything else."""
 
+import errno
 import json
+import os
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +18,11 @@ from PIL import Image
 from urnet.differential.run import count_cells
 from urnet.errors import RunError
 from urnet.predict import predict_files
-from urnet.serve.settings import read_settings
+from urnet.serve import gate
+from urnet.serve.bench import UnreadableError
+from urnet.serve.problems import CODES
+from urnet.serve.scratch import FullError
+from urnet.serve.settings import Settings, read_settings
 
 
 def problem(answer, status: int, *words: str) -> dict:
@@ -24,6 +32,7 @@ def problem(answer, status: int, *words: str) -> dict:
     told = answer.json()
     assert (told["status"], told["type"]) == (status, "about:blank")
     assert told["request_id"] == answer.headers["x-request-id"]
+    assert re.fullmatch(r"[a-z]+\.[a-z_]+", told["code"])
     for word in words:
         assert word in told["detail"]
     return told
@@ -122,19 +131,45 @@ def test_requests_have_ids(client):
     assert len(given) == 32
 
 
-def test_wrong_requests_are_problems(client):
-    problem(client.get("/nothing"), 404, "/nothing")
-    problem(client.get("/v1/predict"), 405)
+def code(answer) -> str:
+    return answer.json()["code"]
+
+
+def test_wrong_requests_are_problems(client, send):
+    assert problem(client.get("/nothing"), 404, "/nothing")["code"] == "request.not_found"
+    assert problem(client.get("/v1/predict"), 405)["code"] == "request.method_not_allowed"
     problem(client.post("/v1/predict"), 422, "files", "multipart/form-data")
     problem(client.post("/v1/predict", data={"files": "text"}), 422, "files")
     wrong = client.post("/v1/predict", content=b"x", headers={"Content-Type": "multipart/form-data"})
-    problem(wrong, 400, "boundary")
+    assert problem(wrong, 400, "boundary")["code"] == "request.malformed"
+    assert problem(send(client, ("a.png", b"")), 422)["code"] == "images.none_usable"
+
+
+@pytest.mark.parametrize("to", ["/v1/predict", "/v1/differential"])
+@pytest.mark.parametrize(
+    ("parts", "code", "words"),
+    [
+        ([("image", ("a.png", b"x"))], "request.files_missing", "no part 'files'; it has 'image'"),
+        ([("files[]", ("a.png", b"x")), ("sample", (None, "S"))], "request.files_missing", "'files[]', 'sample'"),
+        ([("files", (None, "x"))], "request.file_name_missing", "1 part(s) 'files' have no file name"),
+        (
+            [("files", (None, "x")), ("files", ("a.png", b"x"))],
+            "request.file_name_missing",
+            "1 part(s) 'files' have no",
+        ),
+        ([], "request.files_missing", "the request has no part 'files'; send"),
+    ],
+)
+def test_parts_that_are_no_files_are_told_how_to_be_sent(client, to, parts, code, words):
+    told = problem(client.post(to, files=parts), 422, words, f"curl -F files=@cell1.png -F files=@cell2.png {to}")
+    assert told["code"] == code
 
 
 def test_limits_on_bytes_and_files(serving, send, shapes):
     disc = shapes / "disc" / "000.png"
     with serving(max_bytes=4096, max_files=2) as client:
         assert send(client, disc, disc).status_code == 200
+        assert code(send(client, disc, disc, disc)) == "request.too_many_files"
         problem(send(client, disc, disc, disc), 413, "3 files, but 2 are allowed")
         problem(send(client, ("big.png", bytes(5000))), 413, "4,096 bytes")
         chunks = client.post("/v1/predict", content=(bytes(1000) for _ in range(9)), headers={"Content-Type": FORM})
@@ -201,13 +236,51 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(serving, send, shapes):
         assert client.get("/readyz").status_code == 200
 
 
-def test_a_full_disk_is_said(serving, send, shapes, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize(
+    "writes",
+    ["urnet.serve.uploads.shutil.copyfileobj", "urnet.serve.scratch.tempfile.mkdtemp", "tempfile.TemporaryFile"],
+)
+def test_a_full_disk_is_said_wherever_it_shows(serving, send, shapes, monkeypatch, number, writes):
+    """While the request is received (`TemporaryFile`, for parts larger than 1 MB), and while its files are stored."""
+
+    def full(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    large = ("large.png", (shapes / "disc" / "000.png").read_bytes() + bytes(2**21))
+    with serving() as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(writes, full)
+            told = problem(send(client, large), 507, "disk is full")
+        assert told["code"] == "server.disk_full"
+        assert client.bench.scratch.used == 0
+        assert send(client, large).status_code == 200
+
+
+def test_an_error_of_the_disk_while_receiving_is_no_fault_of_the_client(serving, send, monkeypatch):
+    def broken(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with serving() as client:
-        monkeypatch.setattr("urnet.serve.uploads.shutil.copyfileobj", full)
-        problem(send(client, shapes / "disc" / "000.png"), 507, "disk is full")
+        monkeypatch.setattr("tempfile.TemporaryFile", broken)
+        assert problem(send(client, ("large.png", bytes(2**21))), 500)["code"] == "server.failed"
+
+
+def test_every_status_has_a_code_and_the_documentation_names_them_all():
+    text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    own = set(re.findall(r'code="([a-z]+\.[a-z_]+)"', "".join(file.read_text(encoding="utf-8") for file in SERVER)))
+    listed = set(CODES.values()) | own | {FullError.code, UnreadableError.code}
+    assert [code for code in sorted(listed) if f"`{code}`" not in text] == []
+
+
+SERVER = [Path(gate.__file__).with_name(name) for name in ("access.py", "api.py", "gate.py", "problems.py")]
+
+
+def test_settings_are_documented_with_their_defaults():
+    text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    for name, field in Settings.model_fields.items():
+        default = "2, or the cores if fewer" if name == "decoders" else f"{field.default:,}"
+        assert f"| `{name}` | {default} | {field.description} |" in text
 
 
 def test_settings_are_checked():

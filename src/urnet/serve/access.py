@@ -259,7 +259,9 @@ def _same(given: str, right: str) -> bool:
 def _locked(scope: Scope, wait: float) -> Response:
     seconds = str(round(wait) + 1)
     detail = f"too many wrong tokens from this address; try again in {seconds} s"
-    return problem(scope, HTTPStatus.TOO_MANY_REQUESTS, detail, headers={"Retry-After": seconds})
+    return problem(
+        scope, HTTPStatus.TOO_MANY_REQUESTS, detail, headers={"Retry-After": seconds}, code="access.locked_out"
+    )
 
 
 @cache

@@ -10,13 +10,11 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 
 from urnet.bundle import SEEN
 from urnet.bundle_config import ModelConfig
@@ -28,7 +26,7 @@ from urnet.fields.cropping import Cropping, PixelSizeError
 from urnet.fields.kind import is_larger_than_crops
 from urnet.fields.table import TABLE_NAME as FIELD_TABLE
 from urnet.files import staging_of
-from urnet.images.read import TIFF_STARTS, decoding, first_bytes, size_of_single_image
+from urnet.images.read import survey_pages
 from urnet.read_ahead import read_cells
 from urnet.serve.kept import write_csv
 from urnet.serve.scratch import DISK_FULL, is_disk_full
@@ -190,41 +188,27 @@ class _Decoder:
         """Refuse a file with too many pages, or too many pixels in one of them or in all together, by its headers.
 
         Raises:
-            ImageError: it has.
+            ImageError: it has, or its headers are damaged.
         """
-        total, pages = 0, self.limits["images"]
-        for number, (height, width) in enumerate(_page_sizes(path)):
-            if number == pages:
-                raise ImageError(
-                    f"{path}: more than the {pages} pages that the server allows in one file; send it in parts",
-                    code="images.too_many",
-                )
-            total += height * width
-            if height * width > pixels:
-                page = f" (page {number})" if number else ""
-                raise ImageError(
-                    f"{path}: {width} x {height} px{page} is more than the {pixels:,} px that the server allows; cut "
-                    "it into crops first",
-                    code="images.too_large",
-                )
-            if total > self.limits["file"]:
-                raise ImageError(
-                    f"{path}: its pages have more than the {self.limits['file']:,} px together that the server allows "
-                    "in one file; send it in parts",
-                    code="images.too_large",
-                )
-
-
-def _page_sizes(path: Path) -> Iterator[tuple[int, int]]:
-    """Height and width of each page, from the headers; nothing of a file whose headers are damaged."""
-    with suppress(ImageError), decoding(path):  # whoever reads it says what is damaged
-        if not first_bytes(path).startswith(TIFF_STARTS):
-            yield size_of_single_image(path)[:2]
-            return
-        with suppress(IndexError), tifffile.TiffFile(path) as tif:
-            for number in count():
-                page = tif.pages[number].aspage()
-                yield page.imagelength, page.imagewidth
+        survey, pages, most = survey_pages(path), self.limits["images"], self.limits["file"]
+        if survey.pages > pages:
+            raise ImageError(
+                f"{path}: more than the {pages} pages that the server allows in one file; send it in parts",
+                code="images.too_many",
+            )
+        if survey.largest_pixels > pixels:
+            where = f" in the largest of {survey.pages} pages" if survey.pages > 1 else ""
+            raise ImageError(
+                f"{path}: {survey.largest_pixels:,} px{where}, more than the {pixels:,} px that the server allows; cut "
+                "it into crops first",
+                code="images.too_large",
+            )
+        if survey.total_pixels > most:
+            raise ImageError(
+                f"{path}: {survey.total_pixels:,} px in {survey.pages} pages, more than the {most:,} px of one file "
+                "that the server allows; send it in parts",
+                code="images.too_large",
+            )
 
 
 def _write_grey(path: Path, pixels: np.ndarray) -> None:

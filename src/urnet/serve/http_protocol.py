@@ -5,11 +5,15 @@ never completes its headers, or does not read the answer.
 """
 
 import asyncio
+import math
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from urnet.serve.settings import Settings
+
+PROGRESS_BYTES = 2**16
+"""What a client has to read of an answer in `write_seconds`, in bytes."""
 
 
 def connection_options(settings: Settings) -> dict[str, Any]:
@@ -68,13 +72,14 @@ class LimitedProtocol(H11Protocol):
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """Allow the client some time to read the answer."""
+        """Watch that the client reads the answer."""
         super().pause_writing()
-        self._write_timer = self.loop.call_later(self.settings.write_seconds, self.transport.abort)
+        self._watch_writing()
 
     def resume_writing(self) -> None:
         """Go on when the client has read."""
         _cancel(self._write_timer)
+        self._write_timer = None
         super().resume_writing()
 
     @property
@@ -83,10 +88,24 @@ class LimitedProtocol(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _wait(self, seconds: float) -> None:
-        _cancel(self._header_timer)
-        self._header_timer = self.loop.call_later(seconds, self.transport.abort)
         self.by_age.pop(self, None)
         self.by_age[self] = None
+        _cancel(self._header_timer)
+        self._header_timer = self.loop.call_later(seconds, self._stop_waiting, seconds)
+
+    def _stop_waiting(self, seconds: float) -> None:
+        if self._write_timer is None:
+            self.transport.abort()
+        else:  # the client is still reading the answer before
+            self._header_timer = self.loop.call_later(seconds, self._stop_waiting, seconds)
+
+    def _watch_writing(self, most: float = math.inf) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left > most:
+            self.transport.abort()
+        else:
+            seconds = self.settings.write_seconds
+            self._write_timer = self.loop.call_later(seconds, self._watch_writing, left - PROGRESS_BYTES)
 
     def _forget(self) -> None:
         _cancel(self._header_timer)

@@ -45,7 +45,7 @@ class Settings(BaseModel):
     body_seconds: float = Field(60, gt=0, le=3600)
     """Time in seconds for a client to send a request with files."""
     write_seconds: float = Field(60, gt=0, le=3600)
-    """Time in seconds for which a client may leave an answer unread."""
+    """Time in seconds in which a client has to read the next 64 KiB of an answer."""
     request_seconds: float = Field(300, gt=0, le=86_400)
     """Time in seconds for the answer to one request."""
     stop_seconds: int = Field(60, ge=1, le=3600)
