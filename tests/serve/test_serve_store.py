@@ -1,5 +1,6 @@
 """Kept labels and corrections: nobody's cell twice, nothing lost, nothing overwritten, old files whole or refused."""
 
+import csv
 import itertools
 import shutil
 import signal
@@ -23,6 +24,7 @@ from urnet.serve.database_lock import database_lock
 from urnet.serve.kept import LONGEST_NAME, NOT_A_CELL, SKIPPED, now, one_line, person
 from urnet.serve.labelling import CLAIMED_CODE, Given, Labeller
 from urnet.serve.store import Store
+from urnet.tables import from_spreadsheet
 
 QUEUE = "cells.csv"
 
@@ -362,6 +364,25 @@ def test_a_full_disk_loses_only_what_did_not_fit(labelling, store):
         store.review.keep_image(bytes(200_000), ".png")
     assert caught.value.code == "store.full"
     assert labelling.progress(QUEUE).cells == 41
+
+
+@pytest.mark.parametrize("formula", ["=1+1", "+cmd", "-a", "@SUM(A1)", "\tx", "\r=x", "'=x", " =x"])
+def test_nothing_that_is_exported_runs_as_a_formula(store, tmp_path, formula):
+    store.labelling.add_cells("q", [{"path": f"{formula}.png", "donor": formula}])
+    ada = by(f"{formula}da")
+    store.labelling.label(store.labelling.claim("q", ada)[0].id, ada, formula)
+    store.labelling.export_labels("q", tmp_path / "labels.csv")
+    image = store.review.keep_image(b"x", ".png")
+    rows = [{"path": f"{formula}.png", "image": image, "predicted": "disc"}]
+    (number,) = store.review.add_predictions(formula, rows, model=formula)
+    store.review.correct(number, ada.who, formula)
+    store.review.export_reviewed(formula, tmp_path / "reviewed")
+    for file in (tmp_path / "labels.csv", tmp_path / "reviewed" / "cells.csv"):
+        with file.open(encoding="utf-8", newline="") as lines:
+            header, row = csv.reader(lines)
+        assert len(header) == len(row) == 5
+        assert not [cell for cell in row if cell.lstrip()[:1] in ("=", "+", "-", "@") or cell[:1] in ("\t", "\r")]
+        assert dict(zip(header, map(from_spreadsheet, row), strict=True))["label"] == formula
 
 
 FROZEN = Path(__file__).parents[1] / "frozen" / "0.1.0" / "labels.db"

@@ -28,8 +28,8 @@ from urnet.fields.table import TABLE_NAME as FIELD_TABLE
 from urnet.files import staging_of
 from urnet.images.read import survey_pages
 from urnet.read_ahead import read_cells
-from urnet.serve.kept import write_csv
 from urnet.serve.scratch import DISK_FULL, is_disk_full
+from urnet.tables import write_csv
 
 PADDING_MARK = "padding"
 

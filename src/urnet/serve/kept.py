@@ -1,16 +1,11 @@
-"""What all that is kept has in common: names of people, times, labels that are no classes, tables that come out."""
+"""What all that is kept has in common: names of people, times, labels that are no classes."""
 
-import csv
-import io
 import unicodedata
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from pathlib import Path
 
 from urnet.errors import StoreError
-from urnet.files import whole_file
 
 NOT_A_CELL, SKIPPED = "not a cell", ""
 """Labels that are no classes."""
@@ -77,13 +72,3 @@ class Earlier:
 def now() -> str:
     """The time in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a table whole or not at all."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    with whole_file(path) as file:
-        file.write(text.getvalue().encode())

@@ -13,8 +13,9 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from urnet import __version__
 from urnet.errors import StoreError
-from urnet.serve.kept import NOT_A_CELL, SKIPPED, Earlier, named, now, person, write_csv
+from urnet.serve.kept import NOT_A_CELL, SKIPPED, Earlier, named, now, person
 from urnet.serve.schema import SAME_PERSON, cells, claims, labels
+from urnet.tables import write_csv
 
 if TYPE_CHECKING:
     from urnet.serve.store import Store

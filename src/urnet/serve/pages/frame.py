@@ -71,6 +71,15 @@ def frame(title: str, active: str) -> Iterator[None]:
         yield
 
 
+LONGEST_LABEL = 60
+"""Longest name of a class, sample or file in a button, list or tile, in characters."""
+
+
+def short(name: str) -> str:
+    """A name of a class, sample or file as it fits into a button, list or tile."""
+    return one_line(name, LONGEST_LABEL)
+
+
 class Text(TextElement):
     """An element that shows bounded, printable text, in which nothing is taken for HTML."""
 
@@ -119,7 +128,7 @@ def select(label: str, options: list[str], value: str, on_change: Callable[[str]
         text("span", f"{label} ")
         with ui.element("select") as made:
             for option in options:
-                entry = text("option", option)
+                entry = text("option", short(option))
                 entry.props["value"] = option
                 if option == value:
                     entry.props("selected")

@@ -6,14 +6,11 @@ from typing import Any
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
-from urnet.serve.kept import NOT_A_CELL, one_line
-from urnet.serve.pages.frame import text
+from urnet.serve.kept import NOT_A_CELL
+from urnet.serve.pages.frame import short, text
 
 TAKEN = "cnsu"
 """Letters that mean something else: confirm, not a cell, skip, undo."""
-
-LONGEST_LABEL = 60
-"""Longest class name on a button, in characters."""
 
 PRESSED = "urnet_pressed"
 
@@ -75,7 +72,7 @@ def key_button(key: str, label: str, *, kind: str = "") -> TextElement:
     with made:
         shown = text("kbd", key.upper() if len(key) == 1 else key)
         shown.props["aria-hidden"] = "true"
-        text("span", one_line(label, LONGEST_LABEL))
+        text("span", short(label))
     press = f"() => emitEvent('{PRESSED}', ['{key}', document.querySelector('[data-keys]').dataset.at])"
     return made.on("click", js_handler=press)
 

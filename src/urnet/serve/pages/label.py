@@ -14,10 +14,10 @@ from nicegui import ui
 
 from urnet.errors import StoreError, UrnetError
 from urnet.serve.bench import Bench
-from urnet.serve.kept import NOT_A_CELL, SKIPPED, person
+from urnet.serve.kept import NOT_A_CELL, SKIPPED, one_line, person
 from urnet.serve.labelling import CLAIMED_CODE, Labeller, Labelling, QueuedCell
 from urnet.serve.pages.answers import CACHED, saved_as
-from urnet.serve.pages.frame import button, frame, text, url, who
+from urnet.serve.pages.frame import button, frame, short, text, url, who
 from urnet.serve.pages.keys import board, class_keys, key_button, keys_switch, on_press
 from urnet.serve.pages.sessions import Closable, this_session
 from urnet.serve.pages.work import NO_PICTURE, facts, meter, notice, replaces, table, work_styles
@@ -290,7 +290,7 @@ class Desk:
         model = self.queue.bench.digest if proposal is not None else ""
         given = await asyncio.to_thread(self.queue.labelling.label, cell.id, self.labeller, label, model=model)
         self.claimed = self.claimed[1:]
-        said = ["Skipped." if label == SKIPPED else f"Labelled {label}."]
+        said = ["Skipped." if label == SKIPPED else f"Labelled {short(label)}."]
         if given.replaced is not None and given.replaced.label != label:
             said.append(replaces(given.replaced, self.who))
         if given.others and not self.place.second:
@@ -302,7 +302,7 @@ class Desk:
         if taken is None:
             self.said.set_text("There is nothing of yours to take back in this browser.")
             return
-        said = f"Taken back: {taken.label or 'skipped'}."
+        said = f"Taken back: {short(taken.label) or 'skipped'}."
         if taken.reader:
             self.said.set_text(f"{said} {taken.reader} is looking at that cell now.")
             return
@@ -336,7 +336,7 @@ class Desk:
         for made in self.buttons:
             made.props["aria-disabled"] = "false" if cell else "true"
             made.update()
-        self.path.set_text("" if cell is None else PurePath(cell.path).name)  # a folder may name a class
+        self.path.set_text("" if cell is None else one_line(PurePath(cell.path).name, 300))  # a folder may name a class
         _picture(self.crop, self._url(cell, "crop"), CROP)
         if self.paired is not None:
             _picture(self.paired, self._url(cell, "paired"), self.paired_name)
@@ -361,7 +361,7 @@ class Desk:
                 told.append((proposal.label, f"by the model {proposal.probability:.2f}"))
             for label, by in told:
                 with ui.element("p"):
-                    text("strong", label)
+                    text("strong", short(label))
                     text("span", by).classes("soft small")
             if not told:
                 text("p", "Nothing yet." if cell is not None else "").classes("soft small")

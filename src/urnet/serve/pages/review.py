@@ -15,9 +15,9 @@ from nicegui import ui
 
 from urnet.errors import StoreError
 from urnet.serve.bench import Bench
-from urnet.serve.kept import NOT_A_CELL, person
+from urnet.serve.kept import NOT_A_CELL, one_line, person
 from urnet.serve.pages.answers import CACHED, saved_as
-from urnet.serve.pages.frame import button, frame, select, text, url, who
+from urnet.serve.pages.frame import button, frame, select, short, text, url, who
 from urnet.serve.pages.keys import board, class_keys, key_button, keys_switch, on_press
 from urnet.serve.pages.sessions import Closable, this_session
 from urnet.serve.pages.work import NO_PICTURE, facts, moment, notice, replaces, table, work_styles
@@ -29,6 +29,9 @@ from urnet.serve.store import Store
 
 TILES = 60
 """Cells on one page."""
+
+LONGEST_PATH = 300
+"""Longest path of an image that is shown, in characters."""
 
 CONFIRM, TAKE_BACK = "c", "u"
 
@@ -199,14 +202,14 @@ class Desk:
                 if key == TAKE_BACK:
                     earlier = await asyncio.to_thread(self.review.uncorrect, row.id)
                     self.rows[row.id] = replace(row, corrected=None, who=None)
-                    said = f"Taken back: {row.predicted}, as predicted."
+                    said = f"Taken back: {short(row.predicted)}, as predicted."
                     if earlier is not None and person(earlier.who) != person(name):
-                        said += f" {earlier.who} had called it {earlier.label}, {moment(earlier.at)}."
+                        said += f" {earlier.who} had called it {short(earlier.label)}, {moment(earlier.at)}."
                 else:
                     label = row.predicted if key == CONFIRM else self.keys[key]
                     earlier = await asyncio.to_thread(self.review.correct, row.id, name, label)
                     self.rows[row.id] = replace(row, corrected=label, who=name)
-                    said = f"Kept: {label}."
+                    said = f"Kept: {short(label)}."
                     if earlier is not None and (earlier.label, person(earlier.who)) != (label, person(name)):
                         said += f" {replaces(earlier, name)}"
             except StoreError as error:
@@ -260,19 +263,21 @@ class Desk:
         with tile:
             _image(row)
             if row.corrected is None:
-                text("span", row.predicted).classes("mark")
+                text("span", short(row.predicted)).classes("mark")
             elif row.corrected == row.predicted:
-                text("span", row.predicted).classes("mark")
+                text("span", short(row.predicted)).classes("mark")
                 text("span", f"confirmed, {row.who}").classes("soft")
             else:
-                text("span", row.corrected).classes("mark")
+                text("span", short(row.corrected)).classes("mark")
                 with ui.element("span"):
                     text("span", "was ").classes("unseen")
-                    text("s", row.predicted).classes("was")
+                    text("s", short(row.predicted)).classes("was")
                     text("span", f", {row.who}").classes("soft")
             if row.corrected is None:
                 rejected = row.told.get("rejected")
-                text("span", f"rejected: {rejected}" if rejected else f"p = {_probability(row):.2f}").classes("soft")
+                text("span", short(f"rejected: {rejected}") if rejected else f"p = {_probability(row):.2f}").classes(
+                    "soft"
+                )
 
     def _choose(self, number: int | None, *, focus: bool = False) -> None:
         for known, tile in self.tiles.items():
@@ -353,14 +358,14 @@ def _show_one(row: Reviewed) -> None:
 
 
 def _show_told(row: Reviewed) -> None:
-    text("p", row.path).classes("path small soft")
-    told = {"Predicted": row.predicted, "Probability": f"{_probability(row):.3f}"}
+    text("p", one_line(row.path, LONGEST_PATH)).classes("path small soft")
+    told = {"Predicted": short(row.predicted), "Probability": f"{_probability(row):.3f}"}
     if row.told.get("set"):
-        told["Cannot be ruled out"] = str(row.told["set"]).replace("|", ", ")
+        told["Cannot be ruled out"] = ", ".join(map(short, str(row.told["set"]).split("|")))
     if row.told.get("rejected"):
-        told["Rejected"] = str(row.told["rejected"])
+        told["Rejected"] = short(str(row.told["rejected"]))
     if row.corrected is not None:
-        told["Called now"] = f"{row.corrected}, by {row.who}"
+        told["Called now"] = f"{short(row.corrected)}, by {row.who}"
     facts(told)
     text("p", f"Model {row.model[:8]}, urnet {row.version}, {moment(row.at)}").classes("small soft")
 

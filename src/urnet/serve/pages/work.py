@@ -8,7 +8,7 @@ from importlib.resources import files
 from nicegui import ui
 
 from urnet.serve.kept import Earlier, person
-from urnet.serve.pages.frame import text
+from urnet.serve.pages.frame import short, text
 
 NO_PICTURE = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100"><rect width="100" height="100" fill="#888"/>'
@@ -42,7 +42,7 @@ def replaces(earlier: Earlier, who: str) -> str:
         who: the person who replaced it.
     """
     whose = "your earlier label" if person(earlier.who) == person(who) else f"the label of {earlier.who},"
-    label = earlier.label or "'skipped'"
+    label = short(earlier.label) or "'skipped'"
     return f"It replaces {whose} {label} given at {moment(earlier.at)}."
 
 
@@ -60,7 +60,7 @@ def facts(told: Mapping[str, str]) -> None:
     with ui.element("dl").classes("facts"):
         for name, value in told.items():
             with ui.element("div"):
-                text("dt", name)
+                text("dt", short(name))
                 text("dd", value)
 
 
@@ -82,7 +82,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str, *, figu
             with ui.element("tbody"):
                 for row in rows:
                     with ui.element("tr"):
-                        text("th", row[0]).props("scope=row")
+                        text("th", short(row[0])).props("scope=row")
                         for column, value in enumerate(row[1:], 1):
                             text("td", value).classes("n" if column >= figures else "")
     return made
