@@ -47,7 +47,9 @@ def test_the_configuration_is_readable_and_whole(model, bundle):
     config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
     assert config["format"] == 1
     assert config["classes"] == ["bar", "disc", "ring"]
-    assert config["scaling"] == {"low": 0.0, "high": 255.0, "dtype": "uint8"}
+    assert config["scaling"]["dtype"] == "uint8"
+    assert 95 < config["scaling"]["low"] < 115  # background 120, shapes 190, noise 6
+    assert 200 < config["scaling"]["high"] < 220
     assert config["size"] == 24
     assert config["channels"] == 1
     assert config["protocol"] == "honest"
@@ -172,10 +174,11 @@ def test_every_page_of_a_stack_is_an_image(model, shapes, tmp_path):
 
 def test_fit_keeps_raw_counts_and_prepare_scales_them(model):
     crop = np.random.default_rng(0).integers(0, 256, (30, 20, 3)).astype(np.uint8)
+    low, high = model.config.scaling.low, model.config.scaling.high
     raw, inputs = model.fit(crop), model.prepare(crop)
     assert raw.shape == inputs.shape == (1, 24, 24)
     assert raw.dtype == np.uint8
-    assert np.allclose(inputs, raw / 255, atol=1e-6)
+    assert np.allclose(inputs, ((raw - low) / (high - low)).clip(0, 1), atol=1e-6)
 
 
 def test_a_value_that_is_no_number_is_refused(model):

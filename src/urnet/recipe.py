@@ -42,7 +42,7 @@ class Input(Section):
     channels: Literal[1, 3] | None = None
     """1 grey, 3 colour. Not given: 3 as soon as any crop has colour."""
     limits: tuple[FiniteFloat, FiniteFloat] | None = None
-    """Raw counts that become 0 and 1. Not given: by depth for 8 bits, else percentiles of the training part."""
+    """Raw counts that become 0 and 1. Not given: percentiles 0.1 and 99.9 of the training part and a 2 % margin."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Input":

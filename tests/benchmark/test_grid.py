@@ -17,6 +17,7 @@ from urnet.benchmark.grid import MANIFEST, digest, open_grid, run_alone, unfinis
 from urnet.benchmark.plans import plan
 from urnet.cells.table import read_cells
 from urnet.errors import CellsError, RunError
+from urnet.images.scale import Scaling
 from urnet.training.run import Run
 
 
@@ -247,7 +248,7 @@ def test_an_outcome_that_cannot_be_read_or_lacks_its_predictions_is_missing(open
 def test_training_seconds_add_up_over_attempts_and_are_unknown_after_a_kill(opened, rows, cells):
     cell = opened().cell(rows[0], 0, 0)
     assert cell.begin() == 0.0
-    Run.create(cell.folder, cell.recipe, cells.with_columns(split="train"))
+    Run.create(cell.folder, cell.recipe, cells.with_columns(split="train"), Scaling(0.0, 255.0, "uint8"))
     cell._conclude({"status": "missing", "error": "", "train_seconds": 7.5})
     cell.fail("broken\n  in two lines")
     assert cell.outcome() == {"status": "failed", "error": "broken in two lines", "train_seconds": 7.5}

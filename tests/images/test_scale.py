@@ -8,20 +8,48 @@ from hypothesis.extra import numpy as npst
 
 from urnet.cells.table import read_cells
 from urnet.errors import ImageError
-from urnet.images.scale import ANY_DEPTH, Scaling, fit_scaling
+from urnet.images.scale import ANY_DEPTH, PERCENTILES, Scaling, fit_scaling, fit_scaling_0_1_0
+
+DEPTHS = ["uint8", "uint16", "float32"]
 
 
-def test_8_bits_are_scaled_by_their_depth_whatever_they_hold():
-    assert fit_scaling(np.array([[40, 90]], np.uint8), "uint8") == Scaling(0.0, 255.0, "uint8")
+def crops(dtype: str, channels: int = 1) -> np.ndarray:
+    """Counts of a narrow range as those of unstained cells, with a few dead and hot pixels, (N, C, S, S)."""
+    images = np.random.default_rng(0).normal(128, 10, (40, channels, 32, 32)).clip(90, 170)
+    images[0, 0, 0, :3], images[1, 0, 0, :3] = 0, 255
+    return images.round().astype(dtype)
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "float32"])
-def test_other_depths_are_scaled_by_percentiles(dtype):
-    counts = np.arange(10_001).astype(dtype)
-    scaling = fit_scaling(np.random.default_rng(0).permutation(counts).reshape(73, 137), dtype)
-    assert scaling.low == pytest.approx(10, abs=1)
-    assert scaling.high == pytest.approx(9990, abs=1)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", DEPTHS)
+def test_every_depth_is_scaled_by_percentiles_with_a_margin(dtype, channels):
+    images = crops(dtype, channels)
+    low, high = np.percentile(images, PERCENTILES, method="inverted_cdf")
+    margin = 0.02 * (high - low)
+    scaling = fit_scaling(images, dtype)
+    assert scaling.low == pytest.approx(low - margin, abs=0.1)
+    assert scaling.high == pytest.approx(high + margin, abs=0.1)
     assert scaling.dtype == dtype
+    assert scaling.apply(images).std() > 0.12  # by depth, 8 bits had 0.04
+
+
+def test_the_rule_is_the_same_for_the_same_counts_of_any_depth():
+    eight, sixteen, real = (fit_scaling(crops(dtype), dtype) for dtype in DEPTHS)
+    assert (eight.low, eight.high) == (sixteen.low, sixteen.high) == pytest.approx((real.low, real.high), abs=0.1)
+
+
+@pytest.mark.parametrize("dtype", DEPTHS)
+def test_the_margin_ends_at_the_counts_that_occur(dtype):
+    images = np.random.default_rng(0).integers(40, 255, (40, 32, 32), endpoint=True)
+    assert fit_scaling(images.astype(dtype), dtype) == Scaling(40.0, 255.0, dtype)
+
+
+def test_interrupted_runs_of_version_0_1_0_keep_its_rule():
+    assert fit_scaling_0_1_0(crops("uint8"), "uint8") == Scaling(0.0, 255.0, "uint8")
+    images = crops("uint16")
+    low, high = np.percentile(images, PERCENTILES, method="inverted_cdf")
+    assert fit_scaling_0_1_0(images, "uint16") == Scaling(low, high, "uint16")
+    assert fit_scaling_0_1_0(images, "uint16", (1, 2)) == Scaling(1.0, 2.0, "uint16")
 
 
 def test_a_few_wild_pixels_do_not_set_the_scale():
@@ -29,29 +57,36 @@ def test_a_few_wild_pixels_do_not_set_the_scale():
     images[0, 0, 0, :3] = 65535
     images[1, 0, 0, :3] = 0
     scaling = fit_scaling(images, "uint16")
-    assert 600 <= scaling.low < scaling.high < 800
+    assert 595 <= scaling.low < scaling.high < 805  # 2 % of the range beyond 600 and 799
 
 
 @settings(deadline=None)
-@given(npst.arrays(np.uint16, st.integers(2, 300)))
-def test_percentiles_of_16_bits_are_those_of_numpy(images):
-    expected = np.percentile(images, (0.1, 99.9), method="inverted_cdf")
-    if expected[0] == expected[1]:
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@given(data=st.data())
+def test_percentiles_of_8_and_16_bits_are_those_of_numpy(dtype, data):
+    images = data.draw(npst.arrays(dtype, st.integers(2, 300)))
+    low, high = map(float, np.percentile(images, PERCENTILES, method="inverted_cdf"))
+    if low == high:
         with pytest.raises(ImageError, match="constant"):
-            fit_scaling(images, "uint16")
+            fit_scaling(images, dtype)
     else:
-        scaling = fit_scaling(images, "uint16")
-        assert (scaling.low, scaling.high) == tuple(expected)
+        margin = 0.02 * (high - low)
+        expected = max(images.min(), low - margin), min(images.max(), high + margin)
+        scaling = fit_scaling(images, dtype)
+        assert (scaling.low, scaling.high) == pytest.approx(expected)
+        whole = np.arange(np.ceil(scaling.low), np.floor(scaling.high) + 1).astype(dtype)
+        np.testing.assert_array_equal(scaling.invert(scaling.apply(whole)), whole)
 
 
 def test_given_limits_are_used_as_they_are():
     assert fit_scaling(np.zeros((2, 2), np.uint16), ANY_DEPTH, (200, 1650)) == Scaling(200.0, 1650.0, ANY_DEPTH)
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "float32"])
-def test_constant_images_are_refused(dtype):
-    with pytest.raises(ImageError, match="676 nearly everywhere"):
-        fit_scaling(np.full((3, 1, 40, 40), 676, dtype), dtype)
+@pytest.mark.parametrize("dtype", DEPTHS)
+def test_constant_images_are_refused(dtype, raises_code):
+    with raises_code("images.constant") as caught:
+        fit_scaling(np.full((3, 1, 40, 40), 76, dtype), dtype)
+    assert "76 nearly everywhere" in str(caught.value)
 
 
 def scalings(depth: str) -> st.SearchStrategy[Scaling]:

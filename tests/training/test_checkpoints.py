@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from urnet.errors import RunError
-from urnet.training.checkpoints import HISTORY_COLUMNS, WholeFileIO, add_row, cut_history, read_checkpoint
+from urnet.training.checkpoints import WholeFileIO, add_row, cut_history, read_checkpoint
+from urnet.training.run import HISTORY_COLUMNS, WRITTEN_COLUMNS, Run
 
-HEADER = ",".join(HISTORY_COLUMNS)
+HEADER = ",".join(WRITTEN_COLUMNS)
 
 
 def history(path, *rows) -> None:
@@ -21,7 +22,7 @@ def kept(path) -> list[str]:
 def test_rows_are_added_under_one_header(tmp_path):
     path = tmp_path / "history.csv"
     history(path, ("train", 1), ("train", 2))
-    assert path.read_text(encoding="utf-8") == f"{HEADER}\ntrain,1,0.5,,,,,\ntrain,2,0.5,,,,,\n"
+    assert path.read_text(encoding="utf-8") == f"{HEADER}\ntrain,1,0.5,,,,,,\ntrain,2,0.5,,,,,,\n"
 
 
 def test_rows_after_the_last_checkpoint_are_cut_and_those_before_kept(tmp_path):
@@ -53,6 +54,18 @@ def test_half_a_header_is_made_whole(tmp_path):
     add_row(path, {"stage": "train", "epoch": 1})
     assert path.read_text(encoding="utf-8").splitlines()[0] == HEADER
     assert kept(path) == ["train,1"]
+
+
+def test_a_history_of_an_earlier_version_keeps_its_columns(tmp_path):
+    path = tmp_path / "history.csv"
+    header = ",".join(HISTORY_COLUMNS)
+    path.write_text(f"{header}\npretrain,1,0.5,,,,,0.1\ntrain,1,0.5,,,,,0.1\n", encoding="utf-8")
+    cut_history(path, "train", 0)
+    add_row(path, {"stage": "train", "epoch": 1, "train_loss": 0.25, "identity_error": 0.1})
+    assert path.read_text(encoding="utf-8") == f"{header}\npretrain,1,0.5,,,,,0.1\ntrain,1,0.25,,,,,\n"
+    history = Run(tmp_path).history()
+    assert list(history) == list(WRITTEN_COLUMNS)
+    assert history["identity_error"].isna().all()
 
 
 def test_no_history_yet_is_no_fault(tmp_path):

@@ -11,6 +11,7 @@ import torch
 
 from urnet.errors import RunError
 from urnet.evaluation.evaluate import evaluate
+from urnet.images.scale import Scaling
 from urnet.training.checkpoints import read_checkpoint
 from urnet.training.fit import train
 from urnet.training.run import Run
@@ -100,6 +101,22 @@ def test_killed_before_the_bundle_was_written(short, shapes, tiny):
     assert again.history_path.read_bytes() == history
     assert (short.model / "calibration.json").read_bytes() == calibration
     assert all(torch.equal(t, state[name]) for name, t in again.load_model().joint.state_dict().items())
+
+
+def test_a_run_that_version_0_1_0_began_keeps_its_scaling(short, shapes, tiny):
+    fitted = short.load_model().config.scaling
+    assert short.scaling() == fitted
+    (short.model / "config.json").unlink()
+    short.scaling_path.unlink()
+    again = train(shapes, tiny, short.folder, overrides=SHORT, resume=True)[0]
+    assert again.load_model().config.scaling == Scaling(0.0, 255.0, "uint8") != fitted
+
+
+def test_a_run_is_resumed_with_the_scaling_that_it_was_begun_with(short, shapes, tiny):
+    (short.model / "config.json").unlink()
+    short.scaling_path.write_text('{"low": 1.0, "high": 200.0, "dtype": "uint8"}', encoding="utf-8")
+    again = train(shapes, tiny, short.folder, overrides=SHORT, resume=True)[0]
+    assert again.load_model().config.scaling == Scaling(1.0, 200.0, "uint8")
 
 
 def test_a_row_cut_short_by_a_full_disk_is_made_again(shapes, tiny, tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def test_the_paired_image_comes_from_its_own_column_or_the_common_one(prepared, 
     with caplog.at_level(logging.WARNING, logger="urnet"):
         data = prepared(f"pretrain.target={target}", columns=columns)
     for part in (data.train, data.validation):
-        expected = (part.images + np.uint8(KINDS[column])).astype(np.float32) / 255
+        expected = data.train.target_scaling.apply(part.images + np.uint8(KINDS[column]))
         np.testing.assert_allclose(targets(part), expected, atol=1e-6)
     # That another image than the named one is painted is said.
     assert (f"the column '{column}' is used" in caplog.text) == (column != f"target_{target}" and target != "target")

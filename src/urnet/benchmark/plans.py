@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from urnet.errors import RecipeError
 from urnet.nets import count_parameters, create_enhancer, list_enhancers
 from urnet.nets.plain import plain_like
-from urnet.nets.registry import enhancer_options
+from urnet.nets.registry import PICTURE, enhancer_options, picture_options
 from urnet.recipe import Recipe, load_recipe
 
 Table = Literal["table2", "table3", "table4", "ablation"]
@@ -193,10 +193,11 @@ def _concerns(override: str, recipe: Recipe) -> bool:
 
 def _stem(net1: Row, net4: Row) -> Row:
     """Net1 behind as many parameters as Net4's enhancer has, in a stack of convolutions without structure."""
+    picture = {key: value for key, value in net4.recipe.enhancer.options.items() if key in PICTURE}
     width = plain_like(_channels(net4.recipe), _parameters(net4.recipe), **STEM)
     recipe = net1.recipe.changed(
         name="net1-stem",
-        enhancer={"name": "plain", "width": width, **STEM},
+        enhancer={"name": "plain", "width": width, **STEM, **picture},
         train={"enhancer_lr": net4.recipe.train.enhancer_lr},
     )
     return Row("net1-stem", "Net1 behind a plain stem", recipe)
@@ -214,6 +215,10 @@ def _parameters(recipe: Recipe) -> int:
 
 def at_laptop(recipe: Recipe, *, weights_at_hand: bool = True) -> Recipe:
     """A paper-scale recipe at the size that two cores can train.
+
+    U-shaped enhancers give pictures (`picture_options`): bounded by a sigmoid, without a checkerboard or an edge. They
+    still start at random, and not as the identity: else Net3 and Net4 would be the same, because pre-training towards
+    the identity would have nothing to learn. At paper scale they are the paper's, with linear output.
 
     An enhancer that learns keeps to the rate of `net4-laptop`, pre-trained or not: the classifier's is too high for it.
 
@@ -236,8 +241,11 @@ def at_laptop(recipe: Recipe, *, weights_at_hand: bool = True) -> Recipe:
             "weights": small.classifier.weights,
             "options": {"backbones": [small.classifier.name], "width": LAPTOP_WIDTH},
         }
+    enhancer = picture_options(recipe.enhancer.name)
     if recipe.enhancer.options.get("width") == 64:
-        changes["enhancer"] = {"width": LAPTOP_WIDTH}
+        enhancer["width"] = LAPTOP_WIDTH
+    if enhancer:
+        changes["enhancer"] = enhancer
     if recipe.pretrain.epochs:
         kept = {key: getattr(recipe.pretrain, key) for key in ("target", "loss", "perceptual", "adversarial")}
         changes["pretrain"] = pretrained.pretrain.model_dump() | kept

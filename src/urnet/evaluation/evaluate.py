@@ -8,7 +8,9 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from importlib.metadata import version
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from urnet.evaluation.report import Report, write_report
 from urnet.evaluation.scored import Progress, Scored, other_cells, own_part
 from urnet.evaluation.style import image_png, to_png
 from urnet.evaluation.trust import trust_metrics
+from urnet.nets.pixel_range import PixelRange
 from urnet.tables import write_frame
 from urnet.training.run import Run, refuse_existing
 
@@ -165,10 +168,13 @@ def _write(
     simulated = scored[0].cells.simulated
     warnings = [*warnings, *metrics.pop("notes")]
     counts = _counts(runs, scored)
+    pixels = reduce(add, (one.pixels for one in scored)) if recipe.enhancer.name != "none" else None
+    if pixels is not None and pixels.warning:
+        warnings.append(f"{pixels.warning[:1].upper()}{pixels.warning[1:]}.")
     optimistic = [OPTIMISTIC] if recipe.protocol == "paper" else []
     if progress is not None:
         progress("draw", 0.0)
-    pictures = _pictures(runs, scored, truth, probabilities, metrics, counts)
+    pictures = _pictures(runs, scored, truth, probabilities, metrics, counts, pixels)
     if "grad_cam" not in {file for file, *_ in pictures}:
         warnings.append(f"No Grad-CAM: classifier {recipe.classifier.name} makes no feature maps that it could show.")
     metrics |= {
@@ -183,6 +189,7 @@ def _write(
         "differential_note": note,
         "simulated": simulated,
         "folds": _by_fold(scored) if len(scored) > 1 else None,
+        "enhanced": None if pixels is None else _range(pixels),
         "calibration": trust_metrics(scored, groups),
         "warnings": [*optimistic, *warnings],
         "versions": {package: version(package) for package in VERSIONS} | {"python": platform.python_version()},
@@ -245,6 +252,11 @@ def _left_out(run: Run) -> list[str]:
     return [f"{len(reasons)} images of the table are no cells of their own and are left out: {tally(reasons)}."]
 
 
+def _range(pixels: PixelRange) -> dict[str, float]:
+    """Smallest and largest pixel of the enhanced images, and the share outside [0, 1]."""
+    return {"minimum": pixels.minimum, "maximum": pixels.maximum, "share_outside": pixels.share_outside}
+
+
 def _by_fold(scored: list[Scored]) -> list[dict[str, float | int]]:
     """Cells, accuracy and macro recall of each fold, to show their spread."""
     return [{"fold": fold, "n": len(one.truth), **one.summary()} for fold, one in enumerate(scored)]
@@ -266,6 +278,7 @@ def _pictures(
     probabilities: np.ndarray,
     metrics: dict[str, Any],
     counts: pd.DataFrame,
+    pixels: PixelRange | None,
 ) -> list[tuple[str, str, str, bytes]]:
     """File name, title, caption and PNG of each figure."""
     run, one, classes = runs[0], scored[0], scored[0].model.classes
@@ -296,13 +309,14 @@ def _pictures(
     columns = 4 if len(shown) % 4 == 0 and len(shown) % 6 else 6  # full rows where they can be had
     inputs = one.inputs(shown)
     raw = [picture(image) for image in inputs]
-    if run.recipe().enhancer.name != "none":
+    if pixels is not None:
         _, enhanced = next(one.model.forward(inputs, len(inputs)))
         pictures.append(
             (
                 "gallery",
                 "Raw and enhanced",
-                "What the enhancer makes of cells of each class; it serves the classifier, not the eye.",
+                "What the enhancer makes of cells of each class; it serves the classifier, not the eye. The enhanced "
+                f"pixels of all cells lie between {pixels.minimum:.2f} and {pixels.maximum:.2f}.",
                 galleries.gallery_figure(raw, [picture(image) for image in enhanced], titles, columns=columns),
             )
         )

@@ -15,6 +15,7 @@ from urnet.cells.copies import copy_key
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import PARTS, Cells, find_images, read_cells
 from urnet.errors import CellsError, ImageError, RunError, UrnetError
+from urnet.nets.pixel_range import PixelRange
 from urnet.progress import Progress
 from urnet.training.data import paper_test
 from urnet.training.run import Run, refuse_existing
@@ -34,6 +35,7 @@ class Scored:
         truth: (N,) class indices.
         uncalibrated: (N, K) probabilities without it.
         rejected: (N,) why each is no countable cell; "" where it is one, and everywhere without a calibration.
+        pixels: range of the enhanced images.
     """
 
     model: Model
@@ -43,6 +45,7 @@ class Scored:
     truth: np.ndarray
     uncalibrated: np.ndarray
     rejected: np.ndarray
+    pixels: PixelRange
 
     def inputs(self, index: "np.ndarray | slice") -> np.ndarray:
         """Some of the images as the network saw them, in [0, 1]."""
@@ -196,16 +199,17 @@ def seen_among(keys: list[str], seen: set[str] | None, *, calibration: bool = Fa
 
 
 def _classify(model: Model, cells: Cells, images: np.ndarray, truth: np.ndarray, progress: Progress | None) -> Scored:
-    parts = []
+    parts, pixels = [], PixelRange()
     for start in range(0, len(images), BATCH):
         index = slice(start, start + BATCH)
         outputs = next(model.outputs(model.config.scaling.apply(images[index]), BATCH))
         rejected = model.reject(images[index], outputs.features, cells.table.iloc[index])
+        pixels.add(outputs.enhanced)
         parts.append((outputs.probabilities, softmax(outputs.logits), rejected))
         if progress is not None:
             progress("classify", min(1.0, (start + BATCH) / len(images)))
     probabilities, uncalibrated, rejected = map(np.concatenate, zip(*parts, strict=True))
-    return Scored(model, cells, images, probabilities, truth, uncalibrated, rejected)
+    return Scored(model, cells, images, probabilities, truth, uncalibrated, rejected, pixels)
 
 
 def _read(model: Model, cells: Cells, progress: Progress | None) -> np.ndarray:

@@ -53,8 +53,8 @@ def fit_scaling(images: np.ndarray | Rows, depth: str, limits: tuple[float, floa
     """Fit the scaling of a set of images, by the same rule for every depth.
 
     `low` and `high` are the percentiles 0.1 and 99.9 over all pixels and channels, with a margin of 2 % of the range
-    between them on each side. The margin ends at the lowest and the highest count of the images, so that saturated pixels
-    become exactly 0 or 1.
+    between them on each side. The margin ends at the lowest and the highest count of the images, so that saturated
+    pixels become exactly 0 or 1.
 
     Args:
         images: raw counts, any shape.

@@ -1,7 +1,14 @@
 """The layers that the U-shaped networks are built of."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+
+Upsample = Literal["transposed", "resize"]
+"""How a map is doubled in size: a key of `UPSAMPLING`."""
+PaddingMode = Literal["zeros", "reflect"]
+"""What lies beyond the border of a map for a 3×3 convolution."""
 
 
 class DoubleConv(nn.Sequential):
@@ -10,14 +17,15 @@ class DoubleConv(nn.Sequential):
     Args:
         in_channels: Channels of the input, (B, in_channels, H, W).
         out_channels: Channels of the output, (B, out_channels, H, W).
+        padding_mode: What lies beyond the border: zeros, or the map reflected.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, padding_mode: PaddingMode = "zeros") -> None:
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, padding_mode=padding_mode),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, padding_mode=padding_mode),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )
@@ -32,17 +40,24 @@ class ResidualBlock(nn.Module):
             padding, where the shortcut is cropped to its centre.
         activation: Class of the activation, constructed with `inplace=True`.
         padding: 1 keeps the size, 0 is the valid convolution.
+        padding_mode: What lies beyond the border: zeros, or the map reflected.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, activation: type[nn.Module] = nn.ReLU, padding: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        activation: type[nn.Module] = nn.ReLU,
+        padding: int = 1,
+        padding_mode: PaddingMode = "zeros",
     ) -> None:
         super().__init__()
         self.convs = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, padding=padding),
+            nn.Conv2d(in_channels, out_channels, 3, padding=padding, padding_mode=padding_mode),
             nn.BatchNorm2d(out_channels),
             activation(inplace=True),
-            nn.Conv2d(out_channels, out_channels, 3, padding=padding),
+            nn.Conv2d(out_channels, out_channels, 3, padding=padding, padding_mode=padding_mode),
             nn.BatchNorm2d(out_channels),
         )
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
@@ -72,10 +87,42 @@ class StridedConv(nn.Sequential):
     Args:
         channels: C; it is kept.
         padding: 1 halves the size, 0 is the valid convolution: ⌊(H - 1)/2⌋.
+        padding_mode: What lies beyond the border: zeros, or the map reflected.
     """
 
-    def __init__(self, channels: int, *, padding: int = 1) -> None:
-        super().__init__(nn.Conv2d(channels, channels, 3, stride=2, padding=padding), nn.BatchNorm2d(channels))
+    def __init__(self, channels: int, *, padding: int = 1, padding_mode: PaddingMode = "zeros") -> None:
+        super().__init__(
+            nn.Conv2d(channels, channels, 3, stride=2, padding=padding, padding_mode=padding_mode),
+            nn.BatchNorm2d(channels),
+        )
+
+
+class TransposedConv(nn.ConvTranspose2d):
+    """2×2 transposed convolution with stride 2: (B, in_channels, H, W) → (B, out_channels, 2H, 2W).
+
+    Each of its four weights makes every other pixel, so that it can draw a checkerboard on a plain image.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 2, stride=2)
+
+
+class ResizeConv(nn.Sequential):
+    """Resize-convolution: (B, in_channels, H, W) → (B, out_channels, 2H, 2W), without a checkerboard.
+
+    A. Odena et al., "Deconvolution and checkerboard artifacts", Distill 2016, https://doi.org/10.23915/distill.00003.
+    A 1×1 convolution, which gives the same before and after bilinear resizing and is cheaper before it; the 3×3
+    convolutions are those of the next block.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 1), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+        )
+
+
+UPSAMPLING: dict[Upsample, type[nn.Module]] = {"transposed": TransposedConv, "resize": ResizeConv}
+"""Layers that double height and width, called with (in_channels, out_channels)."""
 
 
 class PointwiseConv(nn.Conv2d):

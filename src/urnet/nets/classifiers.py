@@ -31,8 +31,8 @@ def register_classifier(constructor: Callable[..., nn.Module]) -> Callable[..., 
     """Make a classifier that timm does not have known to `create_classifier` under the constructor's own name.
 
     It is called with the number of classes and, by keyword, `pretrained`, `weights` and `options`. What it builds
-    offers of timm's interface what is used here: `pretrained_cfg`, `feature_info` and `get_classifier()`. Its last layer
-    starts by `initialise_head`, before weights are loaded.
+    offers of timm's interface what is used here: `pretrained_cfg`, `feature_info` and `get_classifier()`. Its last
+    layer starts by `initialise_head`, before weights are loaded.
     """
     _own[constructor.__name__] = constructor
     return constructor
@@ -66,8 +66,8 @@ def create_classifier(
             classifier.
 
     Returns:
-        The network, (B, 3, H, W) → logits (B, K). Its last layer starts by `initialise_head`, unless the weights include
-        one for K classes.
+        The network, (B, 3, H, W) → logits (B, K). Its last layer starts by `initialise_head`, unless the weights
+        include one for K classes.
 
     Raises:
         RecipeError: timm has no network of that name, or the network does not take the options.
@@ -103,8 +103,8 @@ def create_classifier(
 def initialise_head(model: nn.Module, classes: int) -> None:
     """Start the last layer with small weights and zero bias, so that the first loss is about ln K.
 
-    timm starts each family in its own way. The EfficientNets and MobileNetV2 start uniformly in ±1/√K, which gives logits
-    with a standard deviation of 6 and a first loss of 5 to 8.
+    timm starts each family in its own way. The EfficientNets and MobileNetV2 start uniformly in ±1/√K, which gives
+    logits with a standard deviation of 6 and a first loss of 5 to 8.
 
     Args:
         model: Classifier of timm, or one with timm's `get_classifier()`.

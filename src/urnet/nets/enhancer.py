@@ -1,17 +1,38 @@
-"""The frame around every enhancer: any image size in, the same size out, and the residual output."""
+"""The frame around every enhancer: any image size in, the same size out; residual and bounded output."""
 
 from collections.abc import Callable
+from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from urnet.errors import ImageError
 
+FLOOR = 0.01
+"""Distance from 0 and from 1 that pixels keep before the logit; within it, the identity is exact."""
 
-def multiple_of_16(size: int) -> tuple[int, int]:
-    """Give the side that a padded network of five scales reads, and the side that it returns, to cover `size` px."""
-    side = -(-size // 16) * 16
+
+def multiple_of_16(size: int, *, least: int = 16) -> tuple[int, int]:
+    """Give the side that a padded network of five scales reads, and the side that it returns, to cover `size` px.
+
+    Args:
+        size: Side of the image, px.
+        least: Smallest side, px; reflected borders of the deepest map need 32.
+    """
+    side = max(least, -(-size // 16) * 16)
     return side, side
+
+
+def sides(padding_mode: str) -> Callable[[int], tuple[int, int]]:
+    """Give the `fit` of a padded network of five scales; a deepest map of 1 px has nothing to reflect."""
+    return partial(multiple_of_16, least=32) if padding_mode == "reflect" else multiple_of_16
+
+
+def logit(x: Tensor) -> Tensor:
+    """Invert the sigmoid of pixels in [0, 1], of any shape, after keeping them `FLOOR` away from 0 and 1."""
+    x = x.clamp(FLOOR, 1 - FLOOR)
+    return torch.log(x / (1 - x))
 
 
 class Enhancer(nn.Module):
@@ -25,17 +46,26 @@ class Enhancer(nn.Module):
         residual: Return `x + body(x)` instead of `body(x)`. The head starts at zero, so that before the first
             optimiser step the enhancer is exactly the identity. Not in the paper: it is the alternative to
             pre-training the enhancer to the identity (paper, section 3.3).
+        bounded: Keep the output in [0, 1] by a sigmoid: `σ(body(x))`, and with `residual` `σ(logit(x) + body(x))`, in
+            which the identity is exact for pixels in [0.01, 0.99] and off by 0.01 at most beyond. Not in the paper,
+            whose linear output drifts far from [0, 1] as soon as it is trained through a classifier.
         fit: Gives, for a side of the image in px, the side that the body should be fed and the side that it then
             returns (at least the image's). The pixels that the body loses must be lost alike on both sides; an odd
             one is lost at the end.
     """
 
     def __init__(
-        self, body: nn.Module, *, residual: bool = False, fit: Callable[[int], tuple[int, int]] = multiple_of_16
+        self,
+        body: nn.Module,
+        *,
+        residual: bool = False,
+        bounded: bool = False,
+        fit: Callable[[int], tuple[int, int]] = multiple_of_16,
     ) -> None:
         super().__init__()
         self.body = body
         self.residual = residual
+        self.bounded = bounded
         self.fit = fit
         if residual:
             for parameter in body.head.parameters():
@@ -48,7 +78,7 @@ class Enhancer(nn.Module):
             x: Pixels in [0, 1], (B, C, H, W).
 
         Returns:
-            The enhanced images, (B, C, H, W); not clamped.
+            The enhanced images, (B, C, H, W); in [0, 1] where `bounded`, else anywhere.
 
         Raises:
             ImageError: H or W is below 2 px.
@@ -58,7 +88,10 @@ class Enhancer(nn.Module):
         (left, right), skip_columns = _margins(width, *self.fit(width))
         y = self.body(reflect_pad(x, left, right, top, bottom))
         y = y[..., skip_rows : skip_rows + height, skip_columns : skip_columns + width]  # (B, C, H, W)
-        return x + y if self.residual else y
+        if not self.bounded:
+            return x + y if self.residual else y
+        y = y.to(x.dtype)  # a sigmoid in bfloat16 would have steps of 0.004
+        return torch.sigmoid(logit(x) + y if self.residual else y)
 
 
 def _margins(size: int, fed: int, returned: int) -> tuple[tuple[int, int], int]:

@@ -4,13 +4,24 @@ The paper (section 3.2): a U-Net with residual structures on the way down and on
 taken here is the U-Net with each double convolution beside a 1×1 shortcut, and padded, so that nothing needs cropping.
 """
 
-from urnet.nets.blocks import ResidualBlock
-from urnet.nets.enhancer import Enhancer
+from functools import partial
+
+from urnet.nets.blocks import UPSAMPLING, PaddingMode, ResidualBlock, Upsample
+from urnet.nets.enhancer import Enhancer, sides
 from urnet.nets.registry import Width, register_enhancer
 from urnet.nets.unet import UNet
 
 
 @register_enhancer
-def resunet(channels: int, *, width: Width = 64, residual: bool = False) -> Enhancer:
+def resunet(
+    channels: int,
+    *,
+    width: Width = 64,
+    residual: bool = False,
+    bounded: bool = False,
+    upsample: Upsample = "transposed",
+    padding_mode: PaddingMode = "zeros",
+) -> Enhancer:
     """Build ResUNet: max-pooling, ReLU, plain skips and no attention."""
-    return Enhancer(UNet(channels, width, block=ResidualBlock), residual=residual)
+    body = UNet(channels, width, block=partial(ResidualBlock, padding_mode=padding_mode), up=UPSAMPLING[upsample])
+    return Enhancer(body, residual=residual, bounded=bounded, fit=sides(padding_mode))

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from urnet.nets.blocks import DoubleConv, MaxPool, concatenate
-from urnet.nets.enhancer import Enhancer
+from urnet.nets.blocks import UPSAMPLING, DoubleConv, MaxPool, PaddingMode, TransposedConv, Upsample, concatenate
+from urnet.nets.enhancer import Enhancer, sides
 from urnet.nets.recompute import Recomputing
 from urnet.nets.registry import Width, register_enhancer
 
@@ -23,7 +23,8 @@ class UNet(Recomputing):
         block: Called with (in_channels, out_channels): the convolutions of one scale.
         down: Called with (channels): halves height and width.
         skip: Called with (channels): what a map passes on its way across.
-        attention: Called with (channels): what a map passes before its transposed convolution.
+        attention: Called with (channels): what a map passes before it is doubled in size.
+        up: Called with (in_channels, out_channels): doubles height and width.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class UNet(Recomputing):
         down: Callable[[int], nn.Module] = MaxPool,
         skip: Callable[[int], nn.Module] = nn.Identity,
         attention: Callable[[int], nn.Module] = nn.Identity,
+        up: Callable[[int, int], nn.Module] = TransposedConv,
     ) -> None:
         super().__init__()
         scales = [width * 2**i for i in range(5)]
@@ -43,7 +45,7 @@ class UNet(Recomputing):
         self.down = nn.ModuleList(down(upper) for upper, _ in pairs)
         self.skip = nn.ModuleList(skip(upper) for upper, _ in pairs)
         self.attention = nn.ModuleList(attention(lower) for _, lower in pairs)
-        self.up = nn.ModuleList(nn.ConvTranspose2d(lower, upper, 2, stride=2) for upper, lower in pairs)
+        self.up = nn.ModuleList(up(lower, upper) for upper, lower in pairs)
         self.decoder = nn.ModuleList(block(2 * upper, upper) for upper, _ in pairs)
         self.head = nn.Conv2d(width, channels, 1)
 
@@ -66,6 +68,15 @@ class UNet(Recomputing):
 
 
 @register_enhancer
-def unet(channels: int, *, width: Width = 64, residual: bool = False) -> Enhancer:
+def unet(
+    channels: int,
+    *,
+    width: Width = 64,
+    residual: bool = False,
+    bounded: bool = False,
+    upsample: Upsample = "transposed",
+    padding_mode: PaddingMode = "zeros",
+) -> Enhancer:
     """Build U-Net, with padded convolutions and batch norm as is usual today."""
-    return Enhancer(UNet(channels, width), residual=residual)
+    body = UNet(channels, width, block=partial(DoubleConv, padding_mode=padding_mode), up=UPSAMPLING[upsample])
+    return Enhancer(body, residual=residual, bounded=bounded, fit=sides(padding_mode))

@@ -1,12 +1,13 @@
 """UNet++ (Zhou et al., DLMIA 2018, https://arxiv.org/abs/1807.10165): the skips are dense blocks of their own."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from urnet.nets.blocks import DoubleConv, MaxPool, concatenate
-from urnet.nets.enhancer import Enhancer
+from urnet.nets.blocks import UPSAMPLING, DoubleConv, MaxPool, PaddingMode, TransposedConv, Upsample, concatenate
+from urnet.nets.enhancer import Enhancer, sides
 from urnet.nets.recompute import Recomputing
 from urnet.nets.registry import Width, register_enhancer
 
@@ -20,19 +21,29 @@ class UNetPlusPlus(Recomputing):
         deep_supervision: Average a head on each of X(0,1..4), in training and in use alike (the article's accurate
             mode), instead of one head on X(0,4). There each head has its loss; one image leaves this network, so the
             loss is that of the average, and still reaches the shallow nodes directly.
+        block: Called with (in_channels, out_channels): the convolutions of a node.
+        up: Called with (in_channels, out_channels): doubles height and width.
     """
 
-    def __init__(self, channels: int, width: int, *, deep_supervision: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        deep_supervision: bool = False,
+        block: Callable[[int, int], nn.Module] = DoubleConv,
+        up: Callable[[int, int], nn.Module] = TransposedConv,
+    ) -> None:
         super().__init__()
         scales = [width * 2**i for i in range(5)]
         self.down = nn.ModuleList(MaxPool(scale) for scale in scales[:-1])
         self.nodes = nn.ModuleDict()
         self.up = nn.ModuleDict()
         for i, scale in enumerate(scales):
-            self.nodes[f"{i}_0"] = DoubleConv(channels if i == 0 else scales[i - 1], scale)
+            self.nodes[f"{i}_0"] = block(channels if i == 0 else scales[i - 1], scale)
             for j in range(1, 5 - i):
-                self.up[f"{i}_{j}"] = nn.ConvTranspose2d(scales[i + 1], scale, 2, stride=2)
-                self.nodes[f"{i}_{j}"] = DoubleConv((j + 1) * scale, scale)
+                self.up[f"{i}_{j}"] = up(scales[i + 1], scale)
+                self.nodes[f"{i}_{j}"] = block((j + 1) * scale, scale)
         self.head = nn.ModuleList(nn.Conv2d(width, channels, 1) for _ in range(4 if deep_supervision else 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,6 +65,17 @@ class UNetPlusPlus(Recomputing):
 
 
 @register_enhancer
-def unetpp(channels: int, *, width: Width = 64, residual: bool = False, deep_supervision: bool = False) -> Enhancer:
+def unetpp(
+    channels: int,
+    *,
+    width: Width = 64,
+    residual: bool = False,
+    bounded: bool = False,
+    upsample: Upsample = "transposed",
+    padding_mode: PaddingMode = "zeros",
+    deep_supervision: bool = False,
+) -> Enhancer:
     """Build UNet++ of five scales."""
-    return Enhancer(UNetPlusPlus(channels, width, deep_supervision=deep_supervision), residual=residual)
+    block = partial(DoubleConv, padding_mode=padding_mode)
+    body = UNetPlusPlus(channels, width, deep_supervision=deep_supervision, block=block, up=UPSAMPLING[upsample])
+    return Enhancer(body, residual=residual, bounded=bounded, fit=sides(padding_mode))

@@ -3,14 +3,26 @@
 A ResUNet with five changes, each a switch, so that each can be ablated. Where the paper is silent: convolutions have
 biases; batch norm follows each 3×3, the stride-2 one included, which keeps its channels and is not activated, as the
 pooling it replaces; LeakyReLU has PyTorch's slope of 0.01; the output is linear.
+
+Three further switches are ours, and off in the paper's recipes: an output that stays in [0, 1] (`bounded`), upsampling
+without a checkerboard (`upsample`), and borders without an edge of their own (`padding_mode`).
 """
 
 from functools import partial
 
 from torch import nn
 
-from urnet.nets.blocks import MaxPool, PointwiseConv, ResidualBlock, SqueezeExcitation, StridedConv
-from urnet.nets.enhancer import Enhancer, multiple_of_16
+from urnet.nets.blocks import (
+    UPSAMPLING,
+    MaxPool,
+    PaddingMode,
+    PointwiseConv,
+    ResidualBlock,
+    SqueezeExcitation,
+    StridedConv,
+    Upsample,
+)
+from urnet.nets.enhancer import Enhancer, sides
 from urnet.nets.registry import Width, register_enhancer
 from urnet.nets.unet import UNet
 
@@ -21,6 +33,9 @@ def urnet(
     *,
     width: Width = 64,
     residual: bool = False,
+    bounded: bool = False,
+    upsample: Upsample = "transposed",
+    padding_mode: PaddingMode = "zeros",
     padded: bool = True,
     strided: bool = True,
     leaky: bool = True,
@@ -33,6 +48,9 @@ def urnet(
         channels: C of (B, C, H, W) → (B, C, H, W).
         width: Channels of the first scale.
         residual: Return `x + f(x)`, the identity before the first step (see `Enhancer`).
+        bounded: Keep the output in [0, 1] by a sigmoid (see `Enhancer`).
+        upsample: "transposed": 2×2 transposed convolutions. "resize": 1×1 convolutions and bilinear resizing.
+        padding_mode: What lies beyond the border of a map: "zeros", or the map reflected ("reflect").
         padded: 3×3 convolutions with padding 1. False: valid ones, as in U-Net; skips and shortcuts are cropped to
             their centre, and the image is mirrored outwards until the output covers it (the overlap-tile strategy).
         strided: 3×3 convolution with stride 2. False: max-pooling.
@@ -40,16 +58,18 @@ def urnet(
         skip_conv: 1×1 convolution on every skip. False: a plain copy.
         attention: Squeeze-and-excitation before every transposed convolution (Eqs. 1 and 2). False: none.
     """
-    padding = int(padded)
+    border = {"padding": int(padded), "padding_mode": padding_mode}
     body = UNet(
         channels,
         width,
-        block=partial(ResidualBlock, activation=nn.LeakyReLU if leaky else nn.ReLU, padding=padding),
-        down=partial(StridedConv, padding=padding) if strided else MaxPool,
+        block=partial(ResidualBlock, activation=nn.LeakyReLU if leaky else nn.ReLU, **border),
+        down=partial(StridedConv, **border) if strided else MaxPool,
         skip=PointwiseConv if skip_conv else nn.Identity,
         attention=SqueezeExcitation if attention else nn.Identity,
+        up=UPSAMPLING[upsample],
     )
-    return Enhancer(body, residual=residual, fit=multiple_of_16 if padded else partial(overlap_tile, strided=strided))
+    fit = sides(padding_mode) if padded else partial(overlap_tile, strided=strided)
+    return Enhancer(body, residual=residual, bounded=bounded, fit=fit)
 
 
 def overlap_tile(size: int, *, strided: bool) -> tuple[int, int]:

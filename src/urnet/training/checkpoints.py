@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from urnet.errors import RunError
 from urnet.files import whole_file
 from urnet.training.quiet import be_quiet
-from urnet.training.run import HISTORY_COLUMNS
+from urnet.training.run import HISTORY_COLUMNS, WRITTEN_COLUMNS
 
 STAGES = ("pretrain", "train")
 
@@ -99,11 +100,17 @@ class Keeper(Checkpoint):
 def add_row(path: Path, figures: dict[str, Any]) -> None:
     """Add a row to the history and flush it; figures that are no column are left out."""
     new = not path.is_file()
+    columns = WRITTEN_COLUMNS if new else _columns(path.read_text(encoding="utf-8").partition("\n")[0].split(","))
     with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, HISTORY_COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow(figures)
+
+
+def _columns(header: Sequence[str] | None) -> Sequence[str]:
+    """Give the columns of a history with this header; earlier versions wrote fewer, and a resumed run adds none."""
+    return header if header and set(header) >= set(HISTORY_COLUMNS) else WRITTEN_COLUMNS
 
 
 def cut_history(path: Path, stage: str, epochs: int) -> None:
@@ -117,7 +124,7 @@ def cut_history(path: Path, stage: str, epochs: int) -> None:
     text = path.read_bytes().decode("utf-8", errors="replace")
     rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
     whole = io.StringIO()
-    writer = csv.DictWriter(whole, HISTORY_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(whole, _columns(rows.fieldnames), lineterminator="\n")
     writer.writeheader()
     try:
         writer.writerows(

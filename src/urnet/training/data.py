@@ -46,13 +46,22 @@ class Prepared:
     converted: int
 
 
-def prepare(cells: Cells, recipe: Recipe, progress: Progress | None = None) -> Prepared:
+def prepare(
+    cells: Cells,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    *,
+    scaling: Scaling | None = None,
+    fit: Callable[..., Scaling] = fit_scaling,
+) -> Prepared:
     """Decode the parts that training needs.
 
     Args:
         cells: cells with a split.
         recipe: input size, colour, scale, protocol.
         progress: called with what is done and the share of it.
+        scaling: that a run was begun with; fitted when not given.
+        fit: fits the scaling of images and of paired images, as `fit_scaling`.
 
     Raises:
         CellsError: an empty part, or no paired images where pre-training asks for them.
@@ -78,14 +87,14 @@ def prepare(cells: Cells, recipe: Recipe, progress: Progress | None = None) -> P
     parts = [np.flatnonzero(used.table["split"] == name) for name in ("train", chooser)]
     images, held = (Rows(whole, part) for part in parts)
     depth = next(iter(look.depths)) if len(look.depths) == 1 else ANY_DEPTH
-    scaling = fit_scaling(images, depth, recipe.input.limits)
+    scaling = scaling or fit(images, depth, recipe.input.limits)
     targets = held_targets = target_scaling = None
     if paints(recipe):
         if recipe.pretrain.target in list_fixed():
             targets, held_targets = (_enhanced(recipe.pretrain.target, scaling, x) for x in (images, held))
             target_scaling = Scaling(0.0, 1.0, "float32")
         else:
-            targets, held_targets, target_scaling = _paired(used, parts, size, channels, recipe.pretrain.target)
+            targets, held_targets, target_scaling = _paired(used, parts, size, channels, recipe.pretrain.target, fit)
     labels, held_images = validation.labels, held
     if recipe.protocol == "paper":
         held_images, labels, origin = paper_test(held[:], labels, recipe)
@@ -132,7 +141,9 @@ def _enhanced(name: str, scaling: Scaling, images: Rows) -> np.ndarray:
     return np.concatenate([enhancer(torch.from_numpy(scaling.apply(part))).clamp(0, 1).numpy() for part in parts])
 
 
-def _paired(cells: Cells, parts: list[np.ndarray], size: int, channels: int, kind: str) -> tuple[Rows, Rows, Scaling]:
+def _paired(
+    cells: Cells, parts: list[np.ndarray], size: int, channels: int, kind: str, fit: Callable[..., Scaling]
+) -> tuple[Rows, Rows, Scaling]:
     """The paired images of two parts, given as rows of the table, and their scale."""
     seen = cells.table.iloc[np.concatenate(parts)]
     columns = ["target"] if kind == "target" else [f"target_{kind}", "target"]
@@ -153,7 +164,7 @@ def _paired(cells: Cells, parts: list[np.ndarray], size: int, channels: int, kin
     whole = decoded_cells(cells.where(there), size, channels, column=column)
     row = np.cumsum(there) - 1  # of each cell in `whole`
     targets, held = (Rows(whole, row[part]) for part in parts)
-    return targets, held, fit_scaling(targets, next(iter(depths)))
+    return targets, held, fit(targets, next(iter(depths)), None)
 
 
 def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:

@@ -81,6 +81,7 @@ def _figures(metrics: dict[str, Any]) -> str:
     found = {name: float(metrics[key]) for key, name in shown.items() if key in metrics}
     if "macro recall" in found:
         found.pop("validation loss", None)
-    return "  ".join(
-        f"{name} {value:.4f}" if "loss" in name else f"{name} {value:.3f}" for name, value in found.items()
-    )
+    figures = [f"{name} {value:.4f}" if "loss" in name else f"{name} {value:.3f}" for name, value in found.items()]
+    if "identity_error" in metrics:
+        figures.append(f"identity error {100 * float(metrics['identity_error']):.1f} % of the image variance")
+    return "  ".join(figures)

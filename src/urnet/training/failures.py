@@ -24,6 +24,9 @@ DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 ONE_IN_TWENTY = 1.645
 """Standard deviations of a normal distribution that it exceeds one time in twenty."""
 
+LEARNED = 0.01
+"""Error of the identity, as a share of the images' variance, below which an enhancer has learned it."""
+
 logger = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -90,6 +93,31 @@ def warn_at_chance(run: Run, epoch: int, labels: np.ndarray, recipe: Recipe) -> 
         100 * reach,
         recipe.train.epochs,
         recipe.train.lr,
+    )
+
+
+def warn_no_identity(run: Run, epoch: int, recipe: Recipe) -> None:
+    """Warn where pre-training towards the identity has not reached it.
+
+    Args:
+        run: with its history.
+        epoch: of the pre-training whose weights are kept, from 1.
+        recipe: of the run.
+    """
+    history = run.history()
+    errors = history["identity_error"][(history["stage"] == "pretrain") & (history["epoch"] == epoch)]
+    if errors.empty or not errors.iloc[-1] > LEARNED:
+        return
+    logger.warning(
+        "%s: the enhancer has not learned the identity: its error is %.1f %% of the image variance after %d epochs, "
+        "and should be below %.0f %%. Pre-train it longer (pretrain.epochs=%d, pretrain.lr=%g now), or let it start as "
+        "the identity (enhancer.residual=true)",
+        run.folder,
+        100 * errors.iloc[-1],
+        epoch,
+        100 * LEARNED,
+        recipe.pretrain.epochs,
+        recipe.pretrain.lr,
     )
 
 

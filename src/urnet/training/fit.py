@@ -27,13 +27,14 @@ from urnet.cells.table import Cells, read_cells
 from urnet.errors import RecipeError, RunError, TrainingError, first_few
 from urnet.fields.cropping import Cropping
 from urnet.files import whole_file
+from urnet.images.scale import Scaling, fit_scaling, fit_scaling_0_1_0
 from urnet.nets.joint import JointModel, build_joint
 from urnet.recipe import Pretrain, Recipe, Train, load_recipe
 from urnet.training.allocator import as_usual
 from urnet.training.calibrate import calibrate_model
 from urnet.training.checkpoints import Keeper, WholeFileIO, cut_history, read_checkpoint
 from urnet.training.data import Prepared, prepare
-from urnet.training.failures import check_step, plain_errors, warn_at_chance
+from urnet.training.failures import check_step, plain_errors, warn_at_chance, warn_no_identity
 from urnet.training.losses import build_enhancement_loss
 from urnet.training.modules import JointModule, PretrainModule, inverse_frequency, lay_out
 from urnet.training.quiet import quietly
@@ -167,7 +168,8 @@ def train_one(
             watcher.say(f"{run.folder} is finished already")
         return run
     cells = known_crops(cells)
-    data = prepare(cells, recipe, watcher.doing if watcher else None)
+    scaling, fit = _scaling_of(run) if run.recipe_path.is_file() else (None, fit_scaling)
+    data = prepare(cells, recipe, watcher.doing if watcher else None, scaling=scaling, fit=fit)
     if data.converted and watcher is not None:
         watcher.say(f"{data.converted} image(s) converted between grey and colour")
     L.seed_everything(recipe.seed, verbose=False)
@@ -189,7 +191,8 @@ def train_one(
     if recipe.pretrain.epochs and not learns and watcher is not None:
         watcher.say(f"enhancer {recipe.enhancer.name} has nothing to learn; there is no pre-training")
     if new and _rank() == 0:
-        Run.create(out, recipe, cells, (lambda share: watcher.doing("hash cells", share)) if watcher else None)
+        hashing = (lambda share: watcher.doing("hash cells", share)) if watcher else None
+        Run.create(out, recipe, cells, data.scaling, hashing)
     with plain_errors(run):
         if recipe.pretrain.epochs and learns:
             _pretrain(run, model, data, recipe, devices, watcher)
@@ -234,6 +237,12 @@ def _continued(run: Run, cells: Cells, recipe: Recipe, watcher: Watcher | None) 
     return run.cells()
 
 
+def _scaling_of(run: Run) -> tuple[Scaling | None, Callable[..., Scaling]]:
+    """The scaling of a begun run, and the rule that fits one to its paired images."""
+    scaling = run.scaling()
+    return scaling, fit_scaling_0_1_0 if scaling is None else fit_scaling
+
+
 def _difference(old: Recipe, new: Recipe) -> str:
     """The first key in which two recipes differ, in words."""
 
@@ -255,8 +264,10 @@ def _pretrain(
     held, monitor = (data.validation, "validation_loss") if recipe.protocol == "honest" else (None, "train_loss")
     keeper = Keeper(run.checkpoints / "pretrain", run.history_path, "pretrain", monitor, larger=False)
     _fit(run, module, keeper, data.train, held, recipe, recipe.pretrain, devices, watcher)
-    state = read_checkpoint(keeper.best_path)["state_dict"]
-    model.enhancer.load_state_dict(_below("enhancer.", state))
+    best = read_checkpoint(keeper.best_path)
+    model.enhancer.load_state_dict(_below("enhancer.", best["state_dict"]))
+    if _rank() == 0:
+        warn_no_identity(run, best["epoch"] + 1, recipe)
 
 
 def _joint_module(

@@ -1,5 +1,6 @@
 """The two trainings as Lightning modules: the enhancer towards an image, both networks towards the label."""
 
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -15,11 +16,14 @@ from urnet.cells.augment import augment
 from urnet.cells.batches import Batch, CellDataset
 from urnet.errors import TrainingError
 from urnet.nets.joint import JointModel
+from urnet.nets.pixel_range import PixelRange
 from urnet.recipe import Augment, Optimisation, Pretrain, Train
 from urnet.training.allocator import keep_large_blocks, return_large_blocks
 
 LOOK = 50
 """Batches after which a GPU is asked whether the loss still is a number."""
+
+logger = logging.getLogger(__name__)
 
 
 class _Training(L.LightningModule):
@@ -129,6 +133,10 @@ class _Training(L.LightningModule):
 class PretrainModule(_Training):
     """The enhancer learns to paint an image: its input (paper, section 3.3), or the batch's paired images.
 
+    The error of the identity is logged after each epoch as a share of the images' own variance (`identity_error`): of
+    the validation part, or of the training part where there is none. A mean squared error says little by itself,
+    because unstained cells differ little from a grey area.
+
     Args:
         enhancer: the network.
         loss: of painted and wanted images, (B, C, H, W) each.
@@ -141,24 +149,47 @@ class PretrainModule(_Training):
         super().__init__(settings, geometry, seed)
         self.enhancer = enhancer
         self.loss = loss
+        self.identity: dict[str, torch.Tensor] = {}  # by part: squared error and variance, summed over the epoch
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        return self.loss(self.applied(self.enhancer, batch[0]), painted_towards(batch))
+    def _loss(self, batch: Batch, part: str) -> torch.Tensor:
+        painted, wanted = self.applied(self.enhancer, batch[0]), painted_towards(batch)
+        if wanted is batch[0]:
+            sums = identity_error(painted.detach(), wanted)  # (2,)
+            self.identity[part] = self.identity[part] + sums if part in self.identity else sums
+        return self.loss(painted, wanted)
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """One step."""
-        loss = self.checked(self._loss(batch), index)
+        loss = self.checked(self._loss(batch, "train"), index)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[0]), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Loss on the validation part."""
-        self.log("validation_loss", self.checked(self._loss(batch), index), batch_size=len(batch[0]))
+        self.log("validation_loss", self.checked(self._loss(batch, "validation"), index), batch_size=len(batch[0]))
+
+    def on_train_epoch_end(self) -> None:
+        """Log the error of the identity."""
+        super().on_train_epoch_end()
+        if self.identity:
+            error, variance = self.identity.get("validation", self.identity.get("train"))
+            self.log("identity_error", error / variance, sync_dist=True)
+        self.identity = {}
 
     def configure_optimizers(self) -> dict[str, Any]:
         """All parameters at one rate; a loss may have some of its own."""
         learnt = [p for p in (*self.enhancer.parameters(), *self.loss.parameters()) if p.requires_grad]
         return self.optimiser([{"params": learnt, "lr": self.settings.lr}])
+
+
+def identity_error(painted: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Sum the squared differences of two sets of images (B, C, H, W), and those of the second to each one's mean: (2,).
+
+    The ratio of the two sums is the error as a share of the variance within an image and channel.
+    """
+    images = images.float()
+    spread = images - images.mean(dim=(2, 3), keepdim=True)
+    return torch.stack([(painted.float() - images).square().sum(), spread.square().sum()])
 
 
 def painted_towards(batch: Batch) -> torch.Tensor:
@@ -200,6 +231,7 @@ class JointModule(_Training):
         self.register_buffer("class_weights", class_weights)
         # Every process validates the whole part, so nothing is summed across them.
         self.confusion = MulticlassConfusionMatrix(classes, sync_on_compute=False, validate_args=False)
+        self.pixels, self.warned = PixelRange(), False
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """One step."""
@@ -238,18 +270,23 @@ class JointModule(_Training):
     def validation_step(self, batch: Batch, index: int) -> None:
         """Collect decisions on the validation part."""
         images, labels, _ = batch
-        logits = self.model(images)
+        logits, enhanced = self.model.look(images)
+        self.pixels.add(enhanced)
         self.confusion.update(logits, labels)
         self.log("validation_loss", self.checked(F.cross_entropy(logits, labels), index), batch_size=len(labels))
 
     def on_validation_epoch_end(self) -> None:
-        """Accuracy, and the mean recall of the classes that the part has."""
+        """Accuracy, the mean recall of the classes that the part has, and once a warning about the enhanced images."""
         matrix = self.confusion.compute().double()  # (K, K), rows truth
         support = matrix.sum(dim=1)
         recall = matrix.diagonal()[support > 0] / support[support > 0]
         self.log("validation_accuracy", float(matrix.trace() / matrix.sum()))
         self.log("validation_macro_recall", float(recall.mean()))
         self.confusion.reset()
+        if (warning := self.pixels.warning) and not self.warned and self.trainer.is_global_zero:
+            logger.warning("epoch %d: %s", self.current_epoch + 1, warning)
+            self.warned = True
+        self.pixels = PixelRange()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The enhancer may have a rate of its own."""

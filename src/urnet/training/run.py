@@ -1,16 +1,18 @@
 """The run folder: what training leaves, and what evaluation, prediction and resumption read.
 
 recipe.yaml   as it was resolved       history.csv   a row an epoch
+scaling.json  of raw counts to [0, 1]
 cells.csv     with the split used,     checkpoints/  best.ckpt, last.ckpt, and the same of pretrain/
               hashes of the pixels     crop.json     of cells out of fields
 model/        the bundle               evaluation/   one folder a part
 """
 
+import json
 import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +24,7 @@ from urnet.cells.table import PAIRED, PARTS, TABLE_NAME, Cells, MissingFilesErro
 from urnet.errors import RunError
 from urnet.fields.cropping import SETTINGS_NAME
 from urnet.files import whole_file
+from urnet.images.scale import Scaling
 from urnet.recipe import Recipe, load_recipe
 from urnet.tables import read_table
 
@@ -35,6 +38,10 @@ HISTORY_COLUMNS = (
     "validation_macro_recall",
     "lr",
 )
+"""Columns of every history."""
+
+WRITTEN_COLUMNS = (*HISTORY_COLUMNS, "identity_error")
+"""Columns of a new history; `identity_error` is a share of the images' own variance, 0 to 1 and more."""
 
 LEFT_OUT = "left out"
 """Column of the counts for cells that are in no part: copies, padding, constant images."""
@@ -55,6 +62,11 @@ class Run:
     def cells_path(self) -> Path:
         """The cells with their parts."""
         return self.folder / TABLE_NAME
+
+    @property
+    def scaling_path(self) -> Path:
+        """The scaling that was fitted to the training part."""
+        return self.folder / "scaling.json"
 
     @property
     def cropping_path(self) -> Path:
@@ -88,7 +100,12 @@ class Run:
 
     @classmethod
     def create(
-        cls, folder: Path, recipe: Recipe, cells: Cells, progress: Callable[[float], None] | None = None
+        cls,
+        folder: Path,
+        recipe: Recipe,
+        cells: Cells,
+        scaling: Scaling,
+        progress: Callable[[float], None] | None = None,
     ) -> "Run":
         """Begin a run folder; the recipe is what makes it one, and comes last.
 
@@ -96,6 +113,7 @@ class Run:
             folder: new.
             recipe: as it was resolved.
             cells: with their parts.
+            scaling: fitted to the training part.
             progress: called with the share of the images that have been hashed, 0 to 1.
 
         Raises:
@@ -109,6 +127,7 @@ class Run:
             file.write(recipe.to_yaml().encode())
             file.flush()
             cells.write(run.cells_path)
+            run.scaling_path.write_text(json.dumps(asdict(scaling), indent=2) + "\n", encoding="utf-8")
             keep_cropping(cells, run.folder)
             run.checkpoints.mkdir(exist_ok=True)
         return run
@@ -166,6 +185,22 @@ class Run:
             raise RunError(f"{self.cells_path}: names no parts (column 'split'); restore the file")
         return known_crops(Cells(cells.root, cells.table, class_order(self.recipe(), cells)))
 
+    def scaling(self) -> Scaling | None:
+        """The scaling that the run was begun with; none of runs of version 0.1.0, which did not write it.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self.scaling_path.is_file():
+            return None
+        try:
+            return Scaling(**json.loads(self.scaling_path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise RunError(
+                f"{self.scaling_path}: not the scaling of a run (low, high, dtype); restore the file, or train into a "
+                "new --out"
+            ) from None
+
     def has_cells(self, cells: Cells) -> bool:
         """Whether these are the cells that the run was begun with: the same files under the same labels."""
         mine = self.cells()
@@ -200,16 +235,17 @@ class Run:
         return read_table(self.cells_path, ("label", "split", "donor", "left_out"), confusable=(), leaks=False)
 
     def history(self) -> pd.DataFrame:
-        """`stage`, `epoch`, losses and accuracies, a row an epoch; empty before the first.
+        """`WRITTEN_COLUMNS`, a row an epoch; empty before the first, and without a figure where none was written.
 
         Raises:
             RunError: the file is no history.
         """
         if not self.history_path.is_file():
-            return pd.DataFrame(columns=list(HISTORY_COLUMNS))
+            return pd.DataFrame(columns=list(WRITTEN_COLUMNS))
         try:
-            figures = dict.fromkeys(HISTORY_COLUMNS[2:], float)
-            history = pd.read_csv(self.history_path, encoding="utf-8")[list(HISTORY_COLUMNS)]
+            figures = dict.fromkeys(WRITTEN_COLUMNS[2:], float)
+            table = pd.read_csv(self.history_path, encoding="utf-8")
+            history = table[list(HISTORY_COLUMNS)].join(table.reindex(columns=WRITTEN_COLUMNS[len(HISTORY_COLUMNS) :]))
             return history.astype({"stage": str, "epoch": int, **figures})
         except (ValueError, KeyError):  # the parser's errors are ValueErrors
             raise RunError(f"{self.history_path}: not the history of a training; restore or remove the file") from None
