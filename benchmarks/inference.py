@@ -39,11 +39,13 @@ from urnet.export.packages import installed
 from urnet.images.scale import Scaling
 from urnet.nets.size import count_macs
 from urnet.predict import predict_files
+from urnet.recipe import load_recipe
 
 CLASSES = ("granulocyte", "lymphocyte", "monocyte")
+QUICK = load_recipe("quick")
 MODELS = {
     "net4": (200, 3, {"name": "urnet", "width": 64}, {"name": "resnet101"}, 200),
-    "quick": (40, 1, {"name": "urnet", "width": 8, "residual": True}, {"name": "resnet10t", "output_stride": 8}, 48),
+    "quick": (40, 1, QUICK.enhancer.model_dump(), {"name": "resnet10t", "output_stride": 8}, 48),
 }
 PLAIN = Path(__file__).parent / "plain" / "inference.py"
 DRAWN = 2000

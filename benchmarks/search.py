@@ -16,9 +16,10 @@ from typing import Any
 import pandas as pd
 
 from urnet.benchmark.plans import Row
+from urnet.nets.registry import picture_options
 from urnet.recipe import Recipe, load_recipe
 
-RESIDUAL: dict[str, Any] = {"name": "urnet", "width": 8, "residual": True}
+RESIDUAL: dict[str, Any] = {"name": "urnet", "width": 8, "residual": True, **picture_options("urnet")}
 BOTH: dict[str, Any] = {"input": "both"}
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from urnet.evaluation.evaluate import evaluate
-from urnet.nets.registry import enhancer_options
+from urnet.nets.registry import PICTURE, enhancer_options, picture_options
 from urnet.recipe import list_recipes, load_recipe
 from urnet.training.distill import distill
 from urnet.training.fit import train
@@ -61,6 +61,15 @@ def test_the_papers_recipes_are_its_table_1():
     assert (stage.target, stage.optimizer, stage.momentum, stage.lr, stage.batch_size) == (
         *("identity", "sgd", 0.9, 1e-4, 32),
     )
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_our_recipes_bound_the_enhanced_image_and_the_papers_do_not(name):
+    enhancer = load_recipe(name).enhancer
+    pictures = {"demo", "quick", "net4-laptop", "urnet-best", "urnet-small"}
+    expected = picture_options(enhancer.name) if name in pictures else {}
+    assert {key: value for key, value in enhancer.options.items() if key in PICTURE} == expected
+    assert bool(expected) is (name in pictures)
 
 
 def test_the_quick_recipe_needs_no_hub_file_or_extra():

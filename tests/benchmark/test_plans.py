@@ -8,6 +8,7 @@ from urnet.benchmark.plans import SCALES, TABLES, Row, plan
 from urnet.benchmark.published import published
 from urnet.errors import RecipeError
 from urnet.nets import build_joint, count_parameters, create_enhancer, list_enhancers
+from urnet.nets.registry import PICTURE, picture_options
 from urnet.recipe import Recipe, load_recipe
 
 ROWS = {
@@ -99,6 +100,22 @@ def test_laptop_scale_is_small_and_fetches_nothing(table):
         assert recipe.train.epochs <= 28
         if row.name != "net1-stem":
             assert recipe.enhancer.options.get("width", 8) in (8, 16)
+
+
+def test_at_paper_scale_enhancers_are_the_papers_and_at_laptop_scale_they_give_pictures():
+    for table in TABLES:
+        for row in plan(table):
+            assert not row.recipe.enhancer.options.keys() & PICTURE.keys(), row.name
+        for row in plan(table, scale="laptop"):
+            expected = picture_options(row.recipe.enhancer.name)
+            assert row.recipe.enhancer.options.items() >= expected.items(), row.name
+            assert expected or row.recipe.enhancer.name not in ("unet", "unetpp", "resunet", "urnet", "plain")
+
+
+def test_net4_at_laptop_scale_is_net4_laptop():
+    ours, net4 = load_recipe("net4-laptop"), rows("table3", scale="laptop")["net4"].recipe
+    assert ours.enhancer == net4.enhancer
+    assert (ours.pretrain, ours.classifier) == (net4.pretrain, net4.classifier)
 
 
 def test_at_laptop_scale_every_enhancer_that_learns_does_so_at_the_same_rate():

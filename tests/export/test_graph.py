@@ -21,6 +21,7 @@ from urnet.export.graph import Graph, capture
 from urnet.export.parity import check
 from urnet.images.scale import Scaling
 from urnet.nets import list_enhancers
+from urnet.nets.registry import picture_options
 
 SIZE = 32
 NARROW = {name: {"width": 2} for name in ("unet", "resunet", "unetpp", "urnet")}
@@ -90,10 +91,16 @@ def plain():
     return model, to_onnx(model)
 
 
-@pytest.mark.parametrize("enhancer", [name for name in list_enhancers() if name != "wls"])
-def test_every_enhancer(enhancer, tmp_path):
+@pytest.mark.parametrize(
+    ("enhancer", "options"),
+    [
+        *((name, {}) for name in list_enhancers() if name != "wls"),
+        *((name, {"residual": True, **picture_options(name)}) for name in list_enhancers() if picture_options(name)),
+    ],
+)
+def test_every_enhancer(enhancer, options, tmp_path):
     channels = 1 if list_enhancers().index(enhancer) % 2 else 3  # both for each in benchmarks/exports.py
-    model = build(enhancer, channels)
+    model = build(enhancer, channels, options=options)
     model.joint.classifier = Small()
     path = tmp_path / "graph"
     if enhancer in SLOW:

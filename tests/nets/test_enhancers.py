@@ -9,6 +9,7 @@ import torch
 from urnet.errors import ImageError, RecipeError
 from urnet.nets import Enhancer, create_enhancer, list_enhancers, register_enhancer, registry
 from urnet.nets.enhancer import reflect_pad
+from urnet.nets.registry import picture_options
 
 
 def options(name: str) -> list[str]:
@@ -26,7 +27,12 @@ def build(name: str, channels: int = 1, **chosen) -> Enhancer:
     return create_enhancer(name, channels, **small, **chosen)
 
 
-VARIANTS = [("dynamic", {"variant": "static"}), ("dynamic", {"variant": "streams"}), ("plain", {"fold": 4})]
+VARIANTS = [
+    *(("dynamic", {"variant": variant}) for variant in ("static", "streams")),
+    ("plain", {"fold": 4}),
+    ("plain", {"fold": 4, **picture_options("plain")}),
+    *((name, picture_options(name)) for name in list_enhancers() if picture_options(name)),
+]
 ALL = [*((name, {}) for name in list_enhancers()), *VARIANTS]
 TRAINABLE = [(name, chosen) for name, chosen in ALL if any(True for _ in build(name, **chosen).parameters())]
 RESIDUAL = [name for name in list_enhancers() if "residual" in options(name)]

@@ -7,7 +7,8 @@ import pytest
 
 from urnet.recipe import load_recipe
 from urnet.training.checkpoints import add_row
-from urnet.training.failures import warn_at_chance
+from urnet.training.epoch_bar import EpochBar
+from urnet.training.failures import warn_at_chance, warn_no_identity
 from urnet.training.fit import train
 from urnet.training.run import Run
 
@@ -63,3 +64,35 @@ def test_a_training_that_learns_nothing_says_so_and_one_that_learns_does_not(sha
     caplog.clear()
     train(draw(tmp_path / "cells", 40), tiny, tmp_path / "learnt")
     assert "guessing" not in caplog.text
+
+
+@pytest.mark.parametrize(("error", "said"), [("", False), (0.004, False), (0.032, True)])
+def test_an_identity_that_was_not_learned_is_said(error, said, tmp_path, caplog):
+    run = Run(tmp_path)
+    for epoch, share in enumerate((0.9, error), 1):
+        add_row(run.history_path, {"stage": "pretrain", "epoch": epoch, "identity_error": share})
+    with caplog.at_level(logging.WARNING, logger="urnet"):
+        warn_no_identity(run, 2, load_recipe("net4"))
+    assert ("its error is 3.2 % of the image variance after 2 epochs, and should be below 1 %" in caplog.text) is said
+
+
+def test_the_error_of_the_identity_is_in_history_and_progress(shapes, tiny, tmp_path, capsys, caplog):
+    class Shown:
+        def doing(self, what, share):
+            pass
+
+        def say(self, message):
+            pass
+
+        def epoch_bar(self, stage, epochs):
+            return EpochBar(stage, epochs)
+
+    overrides = ["enhancer.residual=false", "pretrain.epochs=2", "train.epochs=1", "augment.per_class=8"]
+    with caplog.at_level(logging.WARNING, logger="urnet"):
+        run = train(shapes, tiny, tmp_path / "run", overrides=overrides, watcher=Shown())[0]
+    history = run.history()
+    shares = history["identity_error"][history["stage"] == "pretrain"]
+    assert (shares > 0.01).all()
+    assert history["identity_error"][history["stage"] == "train"].isna().all()
+    assert f"identity error {100 * shares.iloc[0]:.1f} % of the image variance" in capsys.readouterr().out
+    assert "has not learned the identity" in caplog.text

@@ -1,6 +1,8 @@
 """The two trainings as modules: losses, augmentation, rates, and the watch for NaN."""
 
+import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +47,54 @@ def test_pretraining_compares_with_the_input_or_with_the_paired_image():
         painted = module.enhancer(images)
         assert module.training_step((images, labels, targets), 0) == F.mse_loss(painted, targets)
         assert module.training_step((images, labels, images.new_empty(4, 0)), 0) == F.mse_loss(painted, images)
+
+
+@pytest.mark.parametrize("target", ["identity", "target"])
+def test_the_error_of_the_identity_is_a_share_of_the_variance_within_images(target):
+    module = pretrain("identity")
+    images = torch.rand(6, 1, 16, 16) * 0.1 + torch.linspace(0, 0.9, 6).view(-1, 1, 1, 1)
+    images[3] = images[3].mean()  # empty
+    targets = images.new_empty(6, 0) if target == "identity" else torch.rand(6, 1, 16, 16)
+    module.logged = {}
+    module.log = lambda name, value, **_: module.logged.update({name: float(torch.as_tensor(value).detach())})
+    module.eval()
+    with torch.no_grad():
+        for part in (slice(0, 2), slice(2, 6)):
+            module.validation_step((images[part], torch.zeros(6).long(), targets[part]), 0)
+        painted = module.enhancer(images)
+    module.on_train_epoch_end()
+    if target == "target":
+        assert "identity_error" not in module.logged
+        return
+    variance = torch.stack([image.var(unbiased=False) for image in images]).mean()
+    expected = F.mse_loss(painted, images) / variance
+    assert module.logged["identity_error"] == pytest.approx(float(expected), rel=1e-4)
+    assert module.identity == {}
+
+
+@pytest.mark.parametrize(("scale", "said"), [(1.0, 0), (100.0, 1)])
+def test_an_enhanced_image_that_leaves_0_to_1_is_warned_of_once(scale, said, caplog):
+    module = joint()
+    module.model.enhancer.body = Scaled(scale)
+    module._trainer = SimpleNamespace(is_global_zero=True, current_epoch=4)
+    images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with caplog.at_level(logging.WARNING, logger="urnet"):
+        for _ in range(2):
+            module.validation_step((images, torch.tensor([0, 1, 2, 0]), torch.empty(4, 0)), 0)
+            module.on_validation_epoch_end()
+    assert caplog.text.count("epoch 5: the enhanced image leaves [0, 1]: ") == said
+    assert caplog.text.count("enhancer.bounded=true") == said
+
+
+class Scaled(nn.Module):
+    """An enhancer that multiplies pixels, and so leaves [0, 1]."""
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        return x * self.scale
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -155,7 +205,7 @@ def test_class_weights_enter_the_training_loss():
 def test_validation_counts_recall_over_the_classes_that_are_there():
     module = joint()
     logits = torch.tensor([[9.0, 0, 0], [9.0, 0, 0], [0, 9.0, 0], [9.0, 0, 0]])
-    module.model.forward = lambda images: logits
+    module.model.look = lambda images: (logits, images)
     for _ in range(2):
         module.validation_step((torch.zeros(4, 1, 16, 16), torch.tensor([0, 0, 1, 1]), torch.empty(4, 0)), 0)
         module.on_validation_epoch_end()

@@ -271,7 +271,7 @@ class JointModule(_Training):
         """Collect decisions on the validation part."""
         images, labels, _ = batch
         logits, enhanced = self.model.look(images)
-        self.pixels.add(enhanced)
+        self.pixels.add(enhanced.detach())
         self.confusion.update(logits, labels)
         self.log("validation_loss", self.checked(F.cross_entropy(logits, labels), index), batch_size=len(labels))
 
@@ -283,7 +283,7 @@ class JointModule(_Training):
         self.log("validation_accuracy", float(matrix.trace() / matrix.sum()))
         self.log("validation_macro_recall", float(recall.mean()))
         self.confusion.reset()
-        if (warning := self.pixels.warning) and not self.warned and self.trainer.is_global_zero:
+        if (warning := self.pixels.warning) and not self.warned and self.global_rank == 0:
             logger.warning("epoch %d: %s", self.current_epoch + 1, warning)
             self.warned = True
         self.pixels = PixelRange()
