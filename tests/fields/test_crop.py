@@ -308,8 +308,9 @@ def six(scene, tmp_path):
 
 @pytest.mark.parametrize("where", ["describe_field", "measure_light", "detect"])
 def test_a_field_that_is_left_out_leaves_the_others_as_without_it(cropped, six, tmp_path, monkeypatch, where):
-    from urnet.fields import crop
+    from urnet.fields import crop, sets
 
+    module = sets if where == "describe_field" else crop
     how, at, lost = Cropping.load(cropped.folder / "crop.json"), [], []
 
     @contextmanager
@@ -320,7 +321,7 @@ def test_a_field_that_is_left_out_leaves_the_others_as_without_it(cropped, six, 
         except Exception as error:
             lost.append((row.field, str(error)))
 
-    does = getattr(crop, where)
+    does = getattr(module, where)
 
     def fails(*arguments, **more):
         if at[-1] == "2.tif":
@@ -328,7 +329,7 @@ def test_a_field_that_is_left_out_leaves_the_others_as_without_it(cropped, six, 
         return does(*arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(crop, where, fails)
+        patch.setattr(module, where, fails)
         done = crop_fields(six, tmp_path / "done", how, again=True, attempt=attempt)
         if where != "measure_light":  # of one field it is not measured
             with pytest.raises(ImageError, match="none of the fields can be used"):

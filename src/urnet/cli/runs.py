@@ -202,13 +202,14 @@ def differential(
     folder: Annotated[Path, typer.Option("--out", help="New folder for counts and reports.")],
     coverage: Annotated[float, typer.Option(help="Of the prediction sets of single cells.")] = 0.9,
     engine: EngineOption = "auto",
+    scene: Annotated[str | None, typer.Option(help="Name or number of the scene of every field.")] = None,
 ) -> int:
     """Count the cells of each donor, corrected for the classifier's own confusion, with intervals."""
     from urnet.differential.run import count_cells
     from urnet.progress import Bars
 
     with Bars(out) as bars:
-        done = count_cells(run, source, folder, coverage=coverage, engine=engine, progress=bars.doing)
+        done = count_cells(run, source, folder, coverage=coverage, engine=engine, scene=scene, progress=bars.doing)
     for sample in done.samples:
         _show_sample(sample)
     for note in done.notes:

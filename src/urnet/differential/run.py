@@ -48,6 +48,7 @@ def count_cells(
     *,
     coverage: float = 0.9,
     engine: str = "auto",
+    scene: str | None = None,
     progress: Progress | None = None,
 ) -> Differential:
     """Count the cells of each donor.
@@ -60,6 +61,7 @@ def count_cells(
         out: new folder.
         coverage: of the prediction sets of single cells, 0 to 1.
         engine: what runs the networks: `auto`, `torch`, `onnx` or `openvino`.
+        scene: name or number of the scene of every field; the training's when not given.
         progress: called with what is done and the share of it.
 
     Returns:
@@ -84,13 +86,15 @@ def count_cells(
             f"{source}: these are fields, but the model was not trained on crops of `urnet crop`, so that nobody "
             "knows how to cut them; cut them as the training's cells were, and give the crops"
         )
+    if scene is not None and not fields:
+        raise CellsError(f"{source}: these are cells and not fields, so --scene {scene} names nothing; leave it out")
     if fields:
         refuse_among_fields(out, source)
     with whole_folder(out) as folder:
         cells, cropped, notes = source, None, []
         if fields:
             cells = folder / "cells"
-            cropped = crop_fields(source, cells, model.cropping, again=True, progress=progress)
+            cropped = crop_fields(source, cells, model.cropping, again=True, scene=scene, progress=progress)
             notes += cropped.notes
         table, reasons = _classify(model, cells, cropped, folder, out, coverage, engine, say)
         failed = sum(reasons.values())

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from urnet.fields.cropping import Cropping
-from urnet.fields.read import describe_field
+from urnet.fields.sets import Describer
 from urnet.fields.table import FieldRow, find_fields, partner_of
 from urnet.images.read import is_file
 
@@ -42,17 +42,18 @@ def without_absent_nuclei(asked: Cropping, fields: Path) -> tuple[Cropping, list
     return without, [note]
 
 
-def with_what_is_there(row: FieldRow, asked: Cropping) -> FieldRow:
+def with_what_is_there(row: FieldRow, asked: Cropping, fields: Describer) -> FieldRow:
     """A field whose file has a single channel or scene needs none of the training's names for them.
 
     Args:
         row: the field, with what its table leaves open filled from `asked`.
         asked: how the training's fields were cut.
+        fields: describes the file.
 
     Raises:
         ImageError: the file cannot be read.
     """
-    info = describe_field(row.brightfield)
+    info = fields.describe(replace(row, scene=None))
     if row.scene == asked.scene and len(info.scenes) == 1:
         row = replace(row, scene=None)
     if row.channel == asked.channel and len(info.channels) == 1:

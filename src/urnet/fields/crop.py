@@ -28,8 +28,9 @@ from urnet.fields.labels import label_notes, labels_of, read_labels
 from urnet.fields.matching import Agreement
 from urnet.fields.nuclei import nuclear_features
 from urnet.fields.propose import feature_table, fit_proposer, propose
-from urnet.fields.read import FieldInfo, describe_field, open_field
+from urnet.fields.read import FieldInfo, open_field
 from urnet.fields.registration import Shift, register
+from urnet.fields.sets import Describer, each_plane_once
 from urnet.fields.table import FieldRow, find_fields, refuse_among_fields, refuse_contradictions
 from urnet.fields.view import View
 from urnet.files import whole_folder
@@ -111,6 +112,7 @@ def crop_fields(
     flat: Path | None = None,
     dark: Path | None = None,
     again: bool = False,
+    scene: str | None = None,
     attempt: Attempt | None = None,
     progress: Progress | None = None,
 ) -> Cropped:
@@ -126,6 +128,7 @@ def crop_fields(
         dark: image without light.
         again: the settings are those of a training's crops and stand as they are: the same pixel size is asked for,
             the light of few fields is corrected as it was then, and nobody waits for labels.
+        scene: of every field, instead of the one in `cropping`.
         attempt: is asked before each piece of work on one field, and may leave that field out; without it, the first
             that cannot be read ends it all.
         progress: called with what is done and the share of it.
@@ -144,6 +147,10 @@ def crop_fields(
         raise CellsError(f"--flat {flat} with --light none; leave one of them out")
     refuse_among_fields(out, fields)
     notes: list[str] = []
+    may_be_absent = asked
+    if scene is not None:
+        refuse_contradictions(fields, scene=scene)
+        asked, may_be_absent = replace(asked, scene=scene), replace(asked, scene=None)
     if again:
         asked, notes = without_absent_nuclei(asked, fields)
     else:
@@ -159,10 +166,13 @@ def crop_fields(
     )
     rows = [_named_by_folder(row, root, folder_names) for row in rows]
     infos: dict[FieldRow, FieldInfo] = {}
+    fields_of = Describer()
     for row in rows:
         with attempting(row):
-            known = with_what_is_there(row, asked) if again else row
-            infos[known] = describe_field(known.brightfield, known.scene)
+            known = with_what_is_there(row, may_be_absent, fields_of) if again else row
+            infos[known] = fields_of.describe(known)
+    infos, told = each_plane_once(infos)
+    notes += told
     rows = _left(list(infos), fields)
     pixels = {row: row.pixel_um or info.pixel_um for row, info in infos.items()}
     how, said = settle_pixel_size(asked, rows, list(pixels.values()), again)

@@ -40,6 +40,8 @@ class FieldInfo:
         dtype: `uint8`, `uint16` or `float32`.
         colour: whether a pixel has three values.
         pixel_um: edge of a pixel on the specimen, µm; none where the file does not say, or pixels are not square.
+        scene: number of the scene that this is about.
+        files: all files that hold the image, in order of their names.
     """
 
     height: int
@@ -50,6 +52,8 @@ class FieldInfo:
     dtype: str
     colour: bool
     pixel_um: float | None
+    scene: int
+    files: tuple[Path, ...]
 
 
 class Field:
@@ -175,6 +179,8 @@ def _info(source: Source, scene: Scene) -> FieldInfo:
         dtype=scene.dtype,
         colour=scene.colour,
         pixel_um=scene.pixel_um,
+        scene=next(number for number, one in enumerate(source.scenes) if one is scene),
+        files=scene.files or (source.path,),
     )
 
 

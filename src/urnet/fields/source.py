@@ -31,6 +31,7 @@ class Scene:
         dtype: one of `DEPTHS`.
         colour: whether a pixel has three values.
         pixel_um: edge of a pixel on the specimen, µm; none where the file does not say.
+        files: the files of a set that hold it together with the other scenes; empty where there is only one.
         address: what the source needs to find it again.
     """
 
@@ -42,6 +43,7 @@ class Scene:
     dtype: str
     colour: bool
     pixel_um: float | None
+    files: tuple[Path, ...] = ()
     address: tuple = field(default=(), compare=False)
 
 

@@ -291,6 +291,7 @@ class TiffSource:
                 dtype=depth,
                 colour=colour,
                 pixel_um=pixel,
+                files=self.files,
                 address=(grid[t].tolist(), side_by_side, first),
             )
             for t in range(T)
