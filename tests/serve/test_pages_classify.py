@@ -243,3 +243,28 @@ def test_predictions_are_kept_for_review(sent):
     page = sent()
     page.click("text=Keep for review")
     page.wait_for_selector("text=9 predictions kept for review")
+
+
+def test_a_full_disk_while_files_are_sent_is_said_and_they_can_be_sent_again(
+    browser, bench_at, few, tmp_path, disk_full
+):
+    large = tmp_path / "large.png"
+    large.write_bytes(few[0].read_bytes() + bytes(2 * 2**20))
+    page = browser.new_page()  # its console names the answer 507
+    page.goto(bench_at)
+    with disk_full():
+        page.set_input_files("#files", large)
+        page.wait_for_selector("#sending-error >> text=the server's disk is full")
+    page.set_input_files("#files", large)
+    page.wait_for_selector(f".status >> text=1 {DONE}")
+    page.close()
+
+
+def test_what_is_not_kept_for_review_is_kept_at_the_second_try(sent, disk_full):
+    page = sent()
+    with disk_full():
+        page.click("text=Keep for review")
+        page.wait_for_selector(".status >> text=not kept for review: ")
+    page.click("text=Keep for review")
+    page.wait_for_selector("text=9 predictions kept for review")
+    assert page.locator("button:has-text('Keep for review')").count() == 0

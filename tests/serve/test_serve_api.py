@@ -236,7 +236,7 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(serving, send, shapes):
         assert client.get("/readyz").status_code == 200
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 @pytest.mark.parametrize(
     "writes",
     ["urnet.serve.uploads.shutil.copyfileobj", "urnet.serve.scratch.tempfile.mkdtemp", "tempfile.TemporaryFile"],

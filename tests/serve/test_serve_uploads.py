@@ -6,7 +6,6 @@ import pickle
 import re
 import struct
 import zipfile
-import zlib
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
+from hostile_files import png
 from PIL import Image
 
 from urnet.errors import ImageError
@@ -21,15 +21,6 @@ from urnet.images.read import read_image
 from urnet.serve.scratch import Aside, Scratch
 from urnet.serve.settings import Settings
 from urnet.serve.uploads import Decoders, Upload, put_aside, shown
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, data: bytes) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
 def tiff(pages: int, width: int = 24, height: int = 24, endless: bool = False) -> bytes:

@@ -24,7 +24,8 @@ PREFIX = "urnet-serve-"
 
 DISK_FULL = "the server's disk is full, so this was not done; tell who runs it, and try again when there is room"
 
-_FULL_NUMBERS = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL_NUMBERS = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""No room on the disk, or no more allowed to one file or user."""
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -114,13 +114,19 @@ def put(aside: Aside, number: int, given: str, content: BinaryIO, pixel_um: floa
 
     Raises:
         FullError: there is no room for it.
+        OSError: it cannot be written; nothing of it is left.
     """
     name = shown(given)
-    path = aside.files / f"{number:06d}"
-    aside.take(content.seek(0, io.SEEK_END))
+    path, size = aside.files / f"{number:06d}", content.seek(0, io.SEEK_END)
+    aside.take(size)
     content.seek(0)
-    with path.open("wb") as file:
-        shutil.copyfileobj(content, file)
+    try:
+        with path.open("wb") as file:
+            shutil.copyfileobj(content, file)
+    except OSError:
+        path.unlink(missing_ok=True)
+        aside.take(-size)
+        raise
     try:
         start = first_bytes(path)
     except ImageError as error:

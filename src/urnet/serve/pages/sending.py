@@ -48,7 +48,7 @@ def routes(bench: Bench) -> APIRouter:
             await asyncio.to_thread(mine.add, [(file.filename or "", file.file) for file in files])
         except FileNotFoundError:
             raise Refused(HTTPStatus.CONFLICT, "this sample was given up; begin a new one") from None
-        except FullError:  # nobody can do anything with the part that had room
+        except (FullError, OSError):  # nobody can do anything with the part that had room
             kept = request.scope["urnet.session"].kept
             if kept.get(KEPT) is mine:
                 del kept[KEPT]
