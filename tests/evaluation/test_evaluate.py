@@ -12,6 +12,7 @@ from urnet.differential.estimate import adjusted_count
 from urnet.errors import CellsError, ImageError, RunError
 from urnet.evaluation.evaluate import evaluate
 from urnet.images.read import read_image
+from urnet.nets import Enhancer
 from urnet.training.fit import train
 
 SHORT = ("train.epochs=1", "augment.per_class=8")
@@ -129,6 +130,23 @@ def test_another_part_and_another_folder(trained, tmp_path):
     last = dict(steps)
     assert set(last) == {"read cells", "classify", "draw"}
     assert set(last.values()) == {1.0}
+
+
+def test_the_range_of_the_enhanced_images_is_stated_and_warned_of(trained, evaluation, tmp_path, monkeypatch):
+    stated = evaluation.metrics["enhanced"]
+    assert stated.keys() == {"minimum", "maximum", "share_outside"}
+    assert not any("leaves [0, 1]" in warning for warning in evaluation.metrics["warnings"])
+    shown = f"pixels of all cells lie between {stated['minimum']:.2f} and {stated['maximum']:.2f}"
+    assert shown in evaluation.report.read_text(encoding="utf-8")
+
+    forward = Enhancer.forward
+    monkeypatch.setattr(Enhancer, "forward", lambda self, x: 100 * forward(self, x))
+    left = evaluate(trained, out=tmp_path / "left")
+    assert left.metrics["enhanced"]["maximum"] == pytest.approx(100 * stated["maximum"], rel=1e-3)
+    assert left.metrics["enhanced"]["share_outside"] > 0.9
+    warning = next(warning for warning in left.metrics["warnings"] if "leaves [0, 1]" in warning)
+    assert "The enhanced image leaves [0, 1]: " in left.report.read_text(encoding="utf-8")
+    assert "enhancer.bounded=true" in warning
 
 
 def test_an_evaluation_again_gives_the_same(trained, evaluation):
@@ -258,6 +276,7 @@ def test_without_enhancer_there_is_no_gallery_and_without_feature_maps_no_grad_c
         *("confusion", "curves", "reliability", "class_counts"),
     }
     assert any(warning.startswith("No Grad-CAM: classifier test_vit") for warning in result.metrics["warnings"])
+    assert result.metrics["enhanced"] is None
 
 
 def test_a_fold_folder_pools_test_parts_only(shapes, tiny, tmp_path):

@@ -76,7 +76,7 @@ def test_the_error_of_the_identity_is_a_share_of_the_variance_within_images(targ
 def test_an_enhanced_image_that_leaves_0_to_1_is_warned_of_once(scale, said, caplog):
     module = joint()
     module.model.enhancer.body = Scaled(scale)
-    module._trainer = SimpleNamespace(is_global_zero=True, current_epoch=4)
+    module._trainer = SimpleNamespace(global_rank=0, current_epoch=4)
     images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     with caplog.at_level(logging.WARNING, logger="urnet"):
         for _ in range(2):
