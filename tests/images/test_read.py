@@ -344,3 +344,81 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 def test_names_that_no_file_can_have(tmp_path, name):
     with pytest.raises(ImageError, match=r"no such file|cannot be opened"):
         read_image(tmp_path / name)
+
+
+# --- palettes, and few bits a pixel
+
+
+def packed(indices: np.ndarray, bits: int, order: int) -> bytes:
+    """Rows of values of a few bits, each padded to whole bytes; order 2 turns the bits of every byte round."""
+    rows = b""
+    for row in indices:
+        ones = np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :].ravel()
+        rows += np.packbits(ones, bitorder="little" if order == 2 else "big").tobytes()
+    return rows
+
+
+def few_bits(
+    path: Path,
+    indices: np.ndarray,
+    bits: int,
+    photometric: int,
+    *,
+    order: int = 1,
+    alpha: bool = False,
+    planar: bool = False,
+) -> np.ndarray:
+    """Write a TIFF of 1, 2, 4 or 8 bits a value; returns its palette, (2**bits, 3)."""
+    height, width = indices.shape
+    colours = np.random.default_rng(bits).integers(0, 256, (2**bits, 3)).astype(np.uint8)
+    values = indices
+    if alpha:
+        values = np.stack([indices, np.full_like(indices, 2**bits - 1)], -1).reshape(height, -1)
+    data = packed(values, bits, order)
+    samples, places, lengths = 2 if alpha else 1, [8], [len(data)]
+    if alpha and planar:
+        planes = [packed(one, bits, order) for one in (indices, np.full_like(indices, 2**bits - 1))]
+        data, places, lengths = b"".join(planes), [8, 8 + len(planes[0])], [len(one) for one in planes]
+    tags = {256: (4, [width]), 257: (4, [height]), 258: (3, [bits] * samples), 259: (3, [1]), 262: (3, [photometric])}
+    tags |= {266: (3, [order]), 273: (4, places), 277: (3, [samples]), 278: (4, [height]), 279: (4, lengths)}
+    if photometric == 3:
+        tags[320] = (3, (colours.T.astype(np.uint16) * 257).ravel().tolist())
+    if alpha:
+        tags |= {284: (3, [2 if planar else 1]), 338: (3, [2])}
+    start = 8 + len(data) + len(data) % 2
+    behind = start + 2 + 12 * len(tags) + 4
+    directory, extra = struct.pack("<H", len(tags)), b""
+    for code in sorted(tags):
+        kind, content = tags[code]
+        raw = struct.pack(f"<{len(content)}{'HI'[kind == 4]}", *content)
+        place = raw.ljust(4, b"\0") if len(raw) <= 4 else struct.pack("<I", behind + len(extra))
+        extra += raw if len(raw) > 4 else b""
+        directory += struct.pack("<HHI", code, kind, len(content)) + place
+    path.write_bytes(struct.pack("<4sI", b"II*\0", start) + data.ljust(start - 8, b"\0") + directory + bytes(4) + extra)
+    return colours
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(
+    "kind", ["palette", "palette with alpha", "palette with alpha apart", "black is zero", "white is zero"]
+)
+def test_few_bits_and_palettes_as_crop_and_as_field(tmp_path, bits, order, kind):
+    from urnet.fields.read import open_field
+
+    indices = np.random.default_rng(0).integers(0, 2**bits, (19, 23))
+    photometric = {"black is zero": 1, "white is zero": 0}.get(kind, 3)
+    path = tmp_path / "f.tif"
+    colours = few_bits(path, indices, bits, photometric, order=order, alpha="alpha" in kind, planar="apart" in kind)
+    grey = np.rint(indices * (255 / (2**bits - 1))).astype(np.uint8)
+    expected = colours[indices] if photometric == 3 else grey if photometric == 1 else 255 - grey
+    np.testing.assert_array_equal(read_image(path), expected)
+    with open_field(path) as field:
+        np.testing.assert_array_equal(field.read(0, 0, 19, 23), expected)
+        np.testing.assert_array_equal(field.read(3, 5, 9, 11), expected[3:12, 5:16])
+
+
+def test_the_palette_case_reads_as_its_colours(cases):
+    path = cases / "palette-alpha" / "palette-1c-1b.tiff"
+    expected = np.asarray(Image.open(path).convert("RGB"))
+    np.testing.assert_array_equal(read_image(path), expected)

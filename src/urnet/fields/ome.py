@@ -23,7 +23,7 @@ from urnet.images.tiff_pages import description_of, list_pages
 _MAX_SEARCHED = 1000
 """Most files of a folder whose UUIDs are read to find one that was renamed."""
 
-_MAX_REPEATED = 100_000
+_MAX_REPEATED = 10_000
 """Most entries that say again what another has said."""
 
 _UUID = re.compile(r'<(?:\w+:)?OME\b[^>]*?\bUUID\s*=\s*["\']([^"\']+)["\']')

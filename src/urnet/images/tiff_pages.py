@@ -191,6 +191,8 @@ def _walk(path: Path, file: BinaryIO, size: int) -> Iterator[Page]:
             needed = length * _SIZES.get(kind, 1)
             far = struct.unpack(next_of, value)[0]
             if code in _TEXTS:
+                if needed > inline and far > size - needed:
+                    raise _damaged(path, f"the description of page {number} lies beyond its end")
                 texts[code] = (far, needed) if needed > inline and not texts[code][1] else texts[code]
                 continue
             if kind not in _LETTERS or code in tags:
