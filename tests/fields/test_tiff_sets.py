@@ -15,6 +15,7 @@ from urnet.errors import ImageError
 from urnet.fields.crop import crop_fields
 from urnet.fields.cropping import Cropping
 from urnet.fields.read import describe_field, open_field
+from urnet.images.montage import read_crop
 from urnet.images.phantom import draw_field
 
 H, W = 40, 56
@@ -330,6 +331,9 @@ def micromanager(
     offsets = []
     for number, (plane, place) in enumerate(zip(values, planes, strict=True)):
         about = {"PixelSizeUm": 0.5} | ({"PositionName": names[place[3]]} if names else {})
+        if version is not None:
+            axes = dict(zip(("channel", "z", "time", "position"), place, strict=True))
+            about["Axes"] = axes | {"channel": SUMMARY["ChNames"][place[0]]}
         texts = {51123: json.dumps(about).encode() + b"\0"}
         if number == 0 and xml is not None:
             texts[270] = xml.encode() + b"\0"
@@ -407,6 +411,21 @@ def test_a_micromanager_acquisition_that_was_stopped_shows_what_is_there(tmp_pat
     micromanager(tmp_path / "s.tif", [(0, 0, 0, 0), (0, 0, 0, 0)], SUMMARY)
     with raises_code("fields.plane_twice"):
         describe_field(tmp_path / "s.tif")
+
+
+def test_an_ndtiff_goes_by_the_axes_of_its_pages(tmp_path, raises_code):
+    planes = [(c, z, 0, p) for p in range(2) for z in range(3) for c in range(2)]
+    values = micromanager(tmp_path / "NDTiffStack.tif", planes, {}, version=3)
+    info = describe_field(tmp_path / "NDTiffStack.tif")
+    assert (info.scenes, info.channels, info.planes, info.pixel_um) == (("Pos0", "Pos1"), ("BF", "DAPI"), 3, 0.5)
+    for (c, z, _, p), plane in zip(planes, values, strict=True):
+        found = read(tmp_path / "NDTiffStack.tif", channel=SUMMARY["ChNames"][c], z=str(z), scene=f"Pos{p}")
+        np.testing.assert_array_equal(found, plane)
+    with raises_code("images.pages_of_one_image"):
+        read_crop(tmp_path, "NDTiffStack.tif")
+    micromanager(tmp_path / "NDTiffStack.tif", [(0, 0, 0, 0), (0, 0, 0, 0)], {}, version=3)
+    with raises_code("fields.plane_twice"):
+        describe_field(tmp_path / "NDTiffStack.tif")
 
 
 # --- the cases

@@ -18,7 +18,7 @@ from urnet.errors import ImageError
 from urnet.images.companions import resolve_companion
 from urnet.images.ome_xml import MAX_LENGTH, children, is_ome_xml, parse_ome_xml, whole_number
 from urnet.images.read import TIFF_STARTS, first_bytes
-from urnet.images.tiff_pages import description_of, list_pages
+from urnet.images.tiff_pages import MAX_PAGES, Page, description_of, list_pages
 
 _MAX_SEARCHED = 1000
 """Most files of a folder whose UUIDs are read to find one that was renamed."""
@@ -69,11 +69,11 @@ class OmeSet:
 
     Attributes:
         images: its images, each a scene.
-        files: all files with their planes, in order of their names.
+        pages: pages of all files with its planes, in order of the files' names.
     """
 
     images: tuple[OmeImage, ...]
-    files: tuple[Path, ...]
+    pages: dict[Path, tuple[Page, ...]]
 
 
 def read_ome(path: Path) -> OmeSet | None:
@@ -104,7 +104,7 @@ def read_ome(path: Path) -> OmeSet | None:
     files = _Files(path, own.get("UUID"), holder, named)
     taken: dict[PlaneAt, tuple[int, int, int, int]] = {}
     images = tuple(_image(path, image, number, files, taken) for number, image in enumerate(named))
-    return OmeSet(images, tuple(sorted({plane.file for plane in taken})))
+    return OmeSet(images, {file: files.pages(file) for file in sorted({plane.file for plane in taken})})
 
 
 def _metadata_in(path: Path, holder: Path) -> str:
@@ -198,7 +198,7 @@ def _named(
         start = first[order[0]] + sizes[order[0]] * (first[order[1]] + sizes[order[1]] * first[order[2]])
         count = whole_number(where, data, "PlaneCount", whole_number(where, data, "NumPlanes", 0))
         count = count or (1 if "IFD" in data.attrib else total)
-        there = len(list_pages(file)) - page
+        there = len(files.pages(file)) - page
         for step in range(min(count, total - start, there)):
             index, at = start + step, {}
             for axis in order:
@@ -219,6 +219,7 @@ class _Files:
     def __init__(self, given: Path, uuid: str | None, holder: Path, images: list[ElementTree.Element] | None = None):
         self.given, self.uuid, self.holder = given, _plain(uuid), holder
         self._found: dict[tuple[str, str], Path] = {}
+        self._pages: dict[Path, tuple[Page, ...]] = {}
         self._names: dict[str, set[str]] = defaultdict(set)
         self._by_uuid: dict[str, list[Path]] | None = None
         for image in images or []:
@@ -237,6 +238,18 @@ class _Files:
         if key not in self._found:
             self._found[key] = self._find(*key)
         return self._found[key]
+
+    def pages(self, file: Path) -> tuple[Page, ...]:
+        """Pages of one file of the set.
+
+        Raises:
+            ImageError: as `list_pages`, or the set has more pages than a file may have.
+        """
+        if file not in self._pages:
+            self._pages[file] = list_pages(file)
+            if sum(map(len, self._pages.values())) > MAX_PAGES:
+                raise _invalid(self.given, f"names files with more than {MAX_PAGES:,} pages")
+        return self._pages[file]
 
     def _find(self, uuid: str, name: str) -> Path:
         # Some writers give all files of a set the same UUID, which then tells none of them from the others.

@@ -3,14 +3,14 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from urnet.errors import ImageError
 from urnet.fields.ome import PlaneAt
-from urnet.images.tiff_pages import Page, description_of
+from urnet.images.tiff_pages import Page, description_of, is_ndtiff
 
 _MAX_METADATA = 2**20
 
@@ -36,7 +36,7 @@ class Stack:
     pixel_um: float | None = None
 
 
-def micromanager_stack(path: Path, pages: Sequence[Page], metadata: dict[str, Any]) -> list[Stack]:
+def micromanager_stacks(path: Path, pages: Sequence[Page], metadata: dict[str, Any]) -> list[Stack]:
     """Positions of a stack by Micro-Manager's own index of the planes in this file, each time point a stack of its own.
 
     Args:
@@ -50,47 +50,100 @@ def micromanager_stack(path: Path, pages: Sequence[Page], metadata: dict[str, An
     """
     summary = metadata["Summary"]
     numbers = {page.offset: number for number, page in enumerate(pages)}
-    planes: dict[tuple[int, int], dict[tuple[int, int], PlaneAt]] = defaultdict(dict)
-    taken: set[int] = set()
+    names = summary.get("ChNames")
+    names = [str(name) for name in names] if isinstance(names, list) else []
+    planes = []
     for channel, depth, time, position, offset in metadata["IndexMap"].tolist():
         if offset == 0:
             continue  # left empty by an acquisition that was stopped
-        number = numbers.get(offset)
-        if number is None:
+        if offset not in numbers:
             raise _missing(path, f"a page at byte {offset:,}, where there is none")
-        if number in taken or (channel, depth) in planes[position, time]:
-            raise ImageError(
-                f"{path}: Micro-Manager's index names page {number} or its plane twice (position {position}, time "
-                f"point {time}, channel {channel}, z plane {depth}); export the file anew",
-                code="fields.plane_twice",
-            )
-        taken.add(number)
-        planes[position, time][channel, depth] = PlaneAt(path, number)
+        about = _of_page(path, pages[numbers[offset]])
+        name = _text(about.get("PositionName")) or _position_name(summary, position) or f"Pos{position}"
+        pixel = _positive(about.get("PixelSizeUm")) or _positive(summary.get("PixelSize_um"))
+        at = PlaneAt(path, numbers[offset])
+        planes.append(_Plane((position,), name, time, channel, depth, at, pixel))
     if not planes:
         raise _missing(path, "no page")
-    times = len({time for _, time in planes})
-    names = summary.get("ChNames")
-    names = [str(name) for name in names] if isinstance(names, list) else []
+    return _stacks(path, planes, lambda channel: names[channel] if channel < len(names) else str(channel))
+
+
+def ndtiff_stacks(path: Path, pages: Sequence[Page]) -> list[Stack]:
+    """Positions of an NDTiff file by the axes that Micro-Manager keeps with each page; empty for other files.
+
+    Raises:
+        ImageError: as `micromanager_stacks`.
+    """
+    if not is_ndtiff(path):
+        return []
+    planes = []
+    for number, page in enumerate(pages):
+        about = _of_page(path, page)
+        axes = about.get("Axes")
+        if not isinstance(axes, dict):
+            raise _missing(path, f"no axes for page {number}")
+        where = {key: axes[key] for key in sorted(axes) if key not in ("channel", "z", "time")}
+        name = _text(about.get("PositionName")) or " ".join(
+            f"Pos{value}" if key == "position" else f"{key}{value}" for key, value in where.items()
+        )
+        depth, time, channel = (axes.get(key, 0) for key in ("z", "time", "channel"))
+        if not all(isinstance(one, (int, str)) for one in (depth, time, channel, *where.values())):
+            raise _missing(path, f"axes of page {number} that are no numbers or names")
+        pixel = _positive(about.get("PixelSizeUm"))
+        planes.append(_Plane(tuple(where.values()), name or None, time, channel, depth, PlaneAt(path, number), pixel))
+    return _stacks(path, planes, str)
+
+
+class _Plane(NamedTuple):
+    where: tuple
+    name: str | None
+    time: int | str
+    channel: int | str
+    depth: int | str
+    place: PlaneAt
+    pixel_um: float | None
+
+
+def _stacks(path: Path, planes: list[_Plane], channel_name: Callable[[Any], str]) -> list[Stack]:
+    """Planes by position and time point; of each, every channel has every z plane."""
+    positions: dict[tuple, dict[tuple, _Plane]] = defaultdict(dict)
+    taken: set[PlaneAt] = set()
+    for plane in planes:
+        those = positions[plane.where, plane.time]
+        if plane.place in taken or (plane.channel, plane.depth) in those:
+            raise ImageError(
+                f"{path}: Micro-Manager's index names page {plane.place.page} or its plane twice ({plane.name}, time "
+                f"point {plane.time}, channel {plane.channel}, z plane {plane.depth}); export the file anew",
+                code="fields.plane_twice",
+            )
+        taken.add(plane.place)
+        those[plane.channel, plane.depth] = plane
+    several = len({plane.time for plane in planes}) > 1
     stacks = []
-    for (position, time), those in sorted(planes.items()):
-        channels, depths = sorted({c for c, _ in those}), sorted({z for _, z in those})
+    for (_, time), those in sorted(positions.items(), key=lambda item: _order((*item[0][0], item[0][1]))):
+        channels = sorted({c for c, _ in those}, key=lambda one: _order((one,)))
+        depths = sorted({z for _, z in those}, key=lambda one: _order((one,)))
         if len(those) != len(channels) * len(depths):
             raise _missing(
                 path, f"{len(those)} planes of {len(channels)} channels and {len(depths)} z planes at one position"
             )
-        name, pixel = _of_page(path, pages[next(iter(those.values())).page])
-        name = name or _position_name(summary, position) or f"Pos{position}"
+        first = those[channels[0], depths[0]]
         stacks.append(
             Stack(
-                name=f"{name} t{time}" if times > 1 else name,
+                name=" ".join(filter(None, (first.name, f"t{time}" if several else None))) or None,
                 axes="CZ",
                 shape=(len(channels), len(depths)),
-                places=[those[c, z] for c in channels for z in depths],
-                channels=[names[c] if c < len(names) else str(c) for c in channels],
-                pixel_um=pixel or _positive(summary.get("PixelSize_um")),
+                places=[those[c, z].place for c in channels for z in depths],
+                channels=[channel_name(c) for c in channels],
+                pixel_um=first.pixel_um,
             )
         )
     return stacks
+
+
+def _order(values: tuple) -> tuple:
+    """Numbers by value, and names after them."""
+    return tuple((isinstance(value, str), value) for value in values)
 
 
 def _missing(path: Path, what: str) -> ImageError:
@@ -101,31 +154,30 @@ def _missing(path: Path, what: str) -> ImageError:
     )
 
 
-def _of_page(path: Path, page: Page) -> tuple[str | None, float | None]:
-    """Name of the position and size of a pixel, by the metadata that Micro-Manager keeps with a page."""
+def _of_page(path: Path, page: Page) -> dict[str, Any]:
+    """The metadata that Micro-Manager keeps with a page; empty where there are none."""
     offset, length = page.micromanager
     if not 0 < length <= _MAX_METADATA:
-        return None, None
+        return {}
     with path.open("rb") as file:
         file.seek(offset)
         text = file.read(length).rstrip(b"\0")
     try:
         about = json.loads(text)
     except (ValueError, RecursionError):
-        return None, None
-    if not isinstance(about, dict):
-        return None, None
-    name = about.get("PositionName")
-    return (name if isinstance(name, str) and name != "null" else None), _positive(about.get("PixelSizeUm"))
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value not in ("", "null") else None
 
 
 def _position_name(summary: dict[str, Any], position: int) -> str | None:
     for key in ("StagePositions", "InitialPositionList"):
         those = summary.get(key)
         if isinstance(those, list) and position < len(those) and isinstance(those[position], dict):
-            label = those[position].get("Label")
-            if isinstance(label, str) and label:
-                return label
+            return _text(those[position].get("Label"))
     return None
 
 

@@ -21,7 +21,7 @@ import tifffile
 from urnet.errors import ImageError
 from urnet.fields.ome import OmeSet, PlaneAt, read_ome
 from urnet.fields.source import Region, Scene, checked
-from urnet.fields.stacks import Stack, micromanager_stack, shaped_stacks
+from urnet.fields.stacks import Stack, micromanager_stacks, ndtiff_stacks, shaped_stacks
 from urnet.fields.tiff_metadata import (
     channel_names,
     channels_of_ome,
@@ -72,7 +72,7 @@ class TiffSource:
         self.files: tuple[Path, ...] = (path,)
         self._kept: OrderedDict[tuple, np.ndarray] = OrderedDict()
         self._bytes = 0
-        self._pages = list_pages(path)
+        self._pages = {path: list_pages(path)}
         self._others: dict[Path, tifffile.TiffFile] = {}
         self._loaded: OrderedDict[PlaneAt, tifffile.TiffPage] = OrderedDict()
         with decoding(path), _lost() as lost:
@@ -81,7 +81,7 @@ class TiffSource:
             if lost:
                 raise ImageError(
                     f"{path}: truncated: of its pages or what it says of them, something lies beyond its end "
-                    f"({len(self._pages)} page(s) are there); copy it again, or export it anew"
+                    f"({len(self._pages[path])} page(s) are there); copy it again, or export it anew"
                 )
             with decoding(path):
                 self.scenes = self._find_scenes()
@@ -113,8 +113,7 @@ class TiffSource:
         if place in self._loaded:
             self._loaded.move_to_end(place)
             return self._loaded[place]
-        about = list_pages(place.file)[place.page] if place.file != self.path else self._pages[place.page]
-        page = page_at(self._open(place.file), about, place.page)
+        page = page_at(self._open(place.file), self._pages[place.file][place.page], place.page)
         self._check_whole(page, place.file.stat().st_size)
         self._check_pieces(page)
         self._loaded[place] = page
@@ -140,7 +139,7 @@ class TiffSource:
                     tif.filehandle.close()
 
     def _find_scenes(self) -> tuple[Scene, ...]:
-        tif, path = self._tif, self.path
+        tif, path, pages = self._tif, self.path, self._pages[self.path]
         index = micromanager_metadata(path)
         ome = None
         try:
@@ -150,23 +149,21 @@ class TiffSource:
             if not index or error.code not in ("fields.planes_missing", "images.companion_missing"):
                 raise
         if ome is not None:
-            self.files = ome.files
+            self.files, self._pages = tuple(ome.pages), self._pages | ome.pages
             return self._ome_scenes(ome)
-        if index:
-            return self._stack_scenes(micromanager_stack(path, self._pages, index))
+        if stacks := micromanager_stacks(path, pages, index) if index else ndtiff_stacks(path, pages):
+            return self._stack_scenes(stacks)
         if any(getattr(tif, f"is_{kind}") for kind in _VENDORS):
             return self._series_scenes()
-        shaped = shaped_stacks(path, self._pages)
-        if shaped:
-            return self._stack_scenes(shaped)
-        full = [number for number, page in enumerate(self._pages) if not (page.reduced or page.mask)]
-        if len({self._pages[number].form for number in full}) == 1:
-            places = [PlaneAt(path, number) for number in full]
-            return self._stack_scenes([Stack(None, "Z", (len(full),), places)])
-        if len({page.form for page in self._pages}) > MAX_FORMS:
+        if stacks := shaped_stacks(path, pages):
+            return self._stack_scenes(stacks)
+        full = [number for number, page in enumerate(pages) if not (page.reduced or page.mask)]
+        if len({pages[number].form for number in full}) == 1:
+            return self._stack_scenes([Stack(None, "Z", (len(full),), [PlaneAt(path, number) for number in full])])
+        if len({page.form for page in pages}) > MAX_FORMS:
             raise ImageError(
-                f"{path}: its {len(self._pages)} pages have more than {MAX_FORMS} different sizes or kinds; save each "
-                "field as a file of its own"
+                f"{path}: its {len(pages)} pages have more than {MAX_FORMS} different sizes or kinds; save each field "
+                "as a file of its own"
             )
         return self._series_scenes()
 
@@ -182,8 +179,8 @@ class TiffSource:
             grid = grid.reshape(one.times, one.channels, one.depth)
             name = one.element.get("Name")
             scenes += self._scenes(grid, first, name, index, len(ome.images), channels_of_ome(one), pixel_of_ome(one))
-        if ome.files == (self.path,):
-            check_no_page_left(self.path, self._pages, ome)
+        if self.files == (self.path,):
+            check_no_page_left(self.path, self._pages[self.path], ome)
         return tuple(scenes)
 
     def _stack_scenes(self, stacks: list[Stack]) -> tuple[Scene, ...]:
@@ -321,7 +318,7 @@ class TiffSource:
         sizes: dict[Path, int] = {}
         form = None
         for place in places:
-            page = list_pages(place.file)[place.page] if place.file != self.path else self._pages[place.page]
+            page = self._pages[place.file][place.page]
             if place.file not in sizes:
                 sizes[place.file] = place.file.stat().st_size
             if page.end > sizes[place.file]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from urnet.errors import ImageError
 from urnet.images.ome_xml import MAX_LENGTH, children, is_ome_xml, parse_ome_xml, whole_number
-from urnet.images.tiff_pages import Page, description_of, list_pages, micromanager_metadata
+from urnet.images.tiff_pages import Page, description_of, is_ndtiff, list_pages, micromanager_metadata
 
 OTHER_SIZE = 1.9
 """Ratio of edges from which pages are taken for different resolutions of something, or for something else."""
@@ -83,12 +83,11 @@ def _named_axes(path: Path, pages: tuple[Page, ...], start: str) -> list[str]:
     if start.startswith(("ImageJ=", "SCIFIO=")):
         # ImageJ calls the images of any stack slices (or frames), so one of these says nothing.
         named = [axis for axis in ("channels", "slices", "frames") if _imagej_number(start, axis) > 1]
-        return named if "channels" in named or len(named) > 1 else []
+        if "channels" in named or len(named) > 1:
+            return named
     if start.startswith("{"):
         return _shaped_axes(start)
-    if len(pages) > 1:
-        return _micromanager_axes(path)
-    return []
+    return _micromanager_axes(path) if len(pages) > 1 else []
 
 
 def _ome_axes(path: Path, text: str, pages: int) -> list[str]:
@@ -119,6 +118,8 @@ def _shaped_axes(text: str) -> list[str]:
 
 
 def _micromanager_axes(path: Path) -> list[str]:
+    if is_ndtiff(path):
+        return ["planes"]
     summary = micromanager_metadata(path).get("Summary")
     if not isinstance(summary, dict):
         return []

@@ -29,6 +29,7 @@ _LETTERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
 _ORDERS = {b"II": "<", b"MM": ">"}
 
+_NDTIFF = 483729
 _MICROMANAGER_INDEX, _MICROMANAGER_SUMMARY, _MICROMANAGER_ROWS = 54773648, 2355492, 3453623
 """Numbers by which Micro-Manager marks the parts of its metadata (micro-manager.org/Micro-Manager_File_Formats)."""
 
@@ -153,6 +154,13 @@ def micromanager_metadata(path: Path) -> dict[str, Any]:
         if not isinstance(about, dict) or not rows:
             return {}
         return {"Summary": about, "IndexMap": np.frombuffer(rows, order + "u4").reshape(-1, 5).astype(np.int64)}
+
+
+def is_ndtiff(path: Path) -> bool:
+    """Whether Micro-Manager has written a file as NDTiff, in which each page says where it belongs."""
+    with path.open("rb") as file:
+        mark = file.read(12)[8:]
+    return _NDTIFF in (int.from_bytes(mark, "little"), int.from_bytes(mark, "big"))
 
 
 def _damaged(path: Path, what: str) -> ImageError:
