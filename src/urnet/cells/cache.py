@@ -26,7 +26,7 @@ SPARE = 10**9
 ABANDONED = 24 * 3600
 """Seconds after which a file that was begun and not completed is nobody's."""
 
-DECODER = 1
+DECODER = 2
 """Counted up when `urnet.images.read` or `urnet.cells.pixels` come to give other pixels."""
 
 SUFFIXES = (".npy", ".crops")

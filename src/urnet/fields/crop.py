@@ -175,7 +175,8 @@ def crop_fields(
     notes += told
     rows = _left(list(infos), fields)
     pixels = {row: row.pixel_um or info.pixel_um for row, info in infos.items()}
-    how, said = settle_pixel_size(asked, rows, list(pixels.values()), again)
+    doubted = {row.field: info.doubted_um for row, info in infos.items() if info.doubted_um is not None}
+    how, said = settle_pixel_size(asked, rows, list(pixels.values()), again, doubted)
     notes += said
     if not again:
         refuse_crops(fields, how, infos, pixels)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from urnet import __version__
 from urnet.errors import CellsError, RunError, first_few
 from urnet.fields.illumination import Illumination
+from urnet.fields.pixel_size import why_doubted
 from urnet.fields.table import FieldRow
 from urnet.json_files import Text, canonical_json, explain
 
@@ -170,15 +171,32 @@ class _File(BaseModel):
 
 
 def settle_pixel_size(
-    asked: Cropping, rows: Sequence[FieldRow], pixels: Sequence[float | None], again: bool
+    asked: Cropping,
+    rows: Sequence[FieldRow],
+    pixels: Sequence[float | None],
+    again: bool,
+    doubted: Mapping[str, float] | None = None,
 ) -> tuple[Cropping, list[str]]:
     """The one pixel size of all crops, and what there is to say about it.
+
+    Args:
+        asked: the settings.
+        rows: the fields.
+        pixels: µm a pixel of each; none where it is not known.
+        again: whether the settings are those of a training's crops.
+        doubted: what the files of some of them state and is not believed, µm, by the names of the fields.
 
     Raises:
         PixelSizeError: a field does not know its own where micrometres are asked for.
         CellsError: crops would show too little or too much of a field.
     """
     unknown = [row.field for row, pixel in zip(rows, pixels, strict=True) if pixel is None]
+    stated = {name: pixel for name, pixel in (doubted or {}).items() if name in unknown}
+    not_believed = "".join(
+        f"; the file of {first_few(names)} states {why_doubted(pixel)}, which is not believed"
+        for pixel in sorted(set(stated.values()))
+        if (names := [name for name in stated if stated[name] == pixel])
+    )
     micrometres = asked.width_um is not None or asked.diameter_um is not None or (again and asked.pixel_um is not None)
     if unknown and micrometres:
         why = (
@@ -186,7 +204,7 @@ def settle_pixel_size(
             if again and asked.pixel_um is not None
             else "micrometres are asked for"
         )
-        raise PixelSizeError(f"{first_few(unknown)}: the pixel size is not known, but {why}")
+        raise PixelSizeError(f"{first_few(unknown)}: the pixel size is not known, but {why}{not_believed}")
     if again:
         _check_span(asked, rows, pixels)
         return asked, []
@@ -196,14 +214,16 @@ def settle_pixel_size(
         return settled, []
     known = Counter(round(pixel, 6) for pixel in pixels if pixel is not None)
     if not known:
-        return asked, ["The pixel size is not known; size limits come from the fields themselves."]
+        return asked, [f"The pixel size is not known; size limits come from the fields themselves{not_believed}."]
     # The most common one, and of several the coarsest: detail that was never taken cannot be made.
     chosen = max(known, key=lambda pixel: (known[pixel], pixel))
     notes = []
     if len(known) > 1:
         notes.append(f"Fields have {len(known)} pixel sizes; all crops are resampled to {chosen:.4g} µm.")
     if unknown:
-        notes.append(f"{first_few(unknown)}: pixel size unknown, taken to be {chosen:.4g} µm like the others'.")
+        notes.append(
+            f"{first_few(unknown)}: pixel size unknown, taken to be {chosen:.4g} µm like the others'{not_believed}."
+        )
     settled = replace(asked, pixel_um=chosen)
     _check_span(settled, rows, pixels)
     return settled, notes

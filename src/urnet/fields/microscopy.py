@@ -1,105 +1,166 @@
-"""Fields in CZI, ND2 and LIF, through bioio (extra `microscopy`), which is imported only when such a file is opened."""
+"""Fields in CZI, ND2 and LIF, each through the library that knows the format (extra `microscopy`), imported when used.
 
+The libraries are used without a common layer above them: such a layer gives all channels one depth and colour order,
+and passes over the dimensions that it has no name for.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from urnet.errors import ImageError
-from urnet.fields.source import DEPTHS, Region, Scene, checked
-from urnet.fields.tiff_metadata import square
+from urnet.fields.source import Region, Scene, Source, checked
 from urnet.images.read import decoding
-
-SUFFIXES = frozenset({".czi", ".nd2", ".lif"})
-"""Names of the formats that are left to bioio (lower case)."""
 
 WHOLE = 256 * 2**20
 """Bytes of a plane up to which it is read once and kept; larger ones are read in regions."""
 
+_STARTS = {
+    ".czi": (b"ZISRAWFILE",),
+    ".nd2": (b"\xda\xce\xbe\x0a", b"\0\0\0\x0cjP  "),
+    ".lif": (b"\x70\0\0\0",),
+}
+SUFFIXES = frozenset(_STARTS)
+"""Names of the formats that are read here (lower case)."""
 
-class BioioSource:
-    """An open CZI, ND2 or LIF file.
+
+def open_microscopy(path: Path) -> Source:
+    """Open a CZI, ND2 or LIF file, told by its name.
 
     Raises:
-        ImageError: the extra is not installed, the file is damaged, or its pixels are of an unsupported kind.
+        ImageError: the extra is not installed, the content is not of the format that the name says, the file is
+            damaged, or its pixels are of an unsupported kind.
     """
+    suffix = path.suffix.lower()
+    kind = suffix[1:].upper()
+    if not path.is_file():
+        raise ImageError(f"{path}: no such file")
+    try:
+        if suffix == ".czi":
+            from urnet.fields.czi import CziSource as Kind
+        elif suffix == ".nd2":
+            from urnet.fields.nd2 import Nd2Source as Kind
+        else:
+            from urnet.fields.lif import LifSource as Kind
+    except ImportError as error:
+        raise ImageError(
+            f"{path}: reading {kind} needs the package {error.name}, which is not installed; "
+            'run `pip install "urnet[microscopy]"`, or export the field as an OME-TIFF',
+            code="fields.reader_missing",
+        ) from None
+    with decoding(path):
+        with path.open("rb") as file:
+            start = file.read(16)
+        if not start:
+            raise ImageError(f"{path}: the file is empty (0 bytes)")
+        if not start.startswith(_STARTS[suffix]):
+            raise ImageError(
+                f"{path}: its content is no {kind}, whatever its name says; rename the file to what it is, or copy it "
+                "again",
+                code="fields.not_as_named",
+            )
+        return Kind(path)
 
-    def __init__(self, path: Path):
-        self.path = path
-        if not path.is_file():
-            raise ImageError(f"{path}: no such file")
-        try:
-            from bioio import BioImage
-            from bioio_base.exceptions import UnsupportedFileFormatError
-        except ImportError:
-            raise ImageError(self._advice("needs bioio, which is not installed")) from None
-        with decoding(path):
-            try:
-                self._image = BioImage(path)
-            except UnsupportedFileFormatError as error:
-                why = " ".join(str(error).split())[:160]
-                raise ImageError(self._advice(f"no installed reader takes it ({why})")) from None
-            self.scenes = tuple(scene for index in range(len(self._image.scenes)) for scene in self._scenes_of(index))
 
+class MicroscopySource(ABC):
+    """An open file; a subclass finds the scenes and reads parts of planes."""
+
+    path: Path
+    scenes: tuple[Scene, ...]
+
+    @abstractmethod
+    def read_part(self, scene: Scene, channel: int, z: int, part: tuple[int, int, int, int]) -> np.ndarray:
+        """Read (top, left, height, width) of a plane: (h, w), or (h, w, 3) as red, green and blue."""
+
+    @abstractmethod
     def close(self) -> None:
-        """Let the reader go; it holds no open handle between reads."""
-        del self._image
+        """Close the file."""
 
     def plane(self, scene: Scene, channel: int, z: int) -> Region:
         """How regions of one plane are read."""
-        index, time = scene.address
-        order = "YXS" if scene.colour else "YX"
-        small = scene.height * scene.width * np.dtype(scene.dtype).itemsize * (3 if scene.colour else 1) <= WHOLE
-        kept: list[np.ndarray] = []
+        scene = scene.of_channel(channel)
+        dtype, samples = np.dtype(scene.dtype), 3 if scene.colour else 1
+        small = scene.height * scene.width * dtype.itemsize * samples <= WHOLE
+        whole: list[np.ndarray] = []
+
+        def read(top: int, left: int, height: int, width: int) -> np.ndarray:
+            pixels = self.read_part(scene, channel, z, (top, left, height, width))
+            expected = (height, width, 3) if scene.colour else (height, width)
+            if pixels.shape != expected:
+                raise ImageError(f"{self.path}: damaged: a plane of {pixels.shape} values where {expected} are stated")
+            return checked(self.path, pixels.astype(dtype, copy=False))
 
         def region(top: int, left: int, height: int, width: int) -> np.ndarray:
             with decoding(self.path):
-                if not kept:
-                    self._image.set_scene(index)
-                    lazy = self._image.get_image_dask_data(order, T=time, C=channel, Z=z)
-                    if not small:
-                        part = lazy[top : top + height, left : left + width]
-                        return self._values(part.compute(scheduler="synchronous"), scene)
-                    kept.append(lazy.compute(scheduler="synchronous"))
-                return self._values(kept[0][top : top + height, left : left + width], scene)
+                if not small:
+                    return read(top, left, height, width)
+                if not whole:
+                    whole.append(read(0, 0, scene.height, scene.width))
+                return whole[0][top : top + height, left : left + width].copy()
 
         return region
 
-    def _values(self, pixels: np.ndarray, scene: Scene) -> np.ndarray:
-        pixels = pixels[..., :3] if scene.colour else pixels
-        return checked(self.path, pixels.astype(scene.dtype))
 
-    def _scenes_of(self, index: int) -> list[Scene]:
-        image = self._image
-        image.set_scene(index)
-        sizes = dict(image.dims.items())
-        dtype = np.dtype(image.dtype)
-        depth = "float32" if dtype.kind == "f" or dtype == np.int16 else dtype.name
-        if depth not in DEPTHS:
-            raise ImageError(f"{self.path}: pixels are {dtype}; use 8- or 16-bit integers or floating point")
-        names = [str(name).strip() for name in image.channel_names or []]
-        if len(names) != sizes["C"]:
-            names = [""] * sizes["C"]
-        sides = image.physical_pixel_sizes
-        pixel = square([np.nan if side is None else float(side) for side in (sides.X, sides.Y)])
-        own, times = str(image.scenes[index]), sizes["T"]
-        several = len(image.scenes) > 1
-        return [
-            Scene(
-                name=(f"{own} t{t}" if several else f"t{t}") if times > 1 else own,
-                height=sizes["Y"],
-                width=sizes["X"],
-                channels=tuple(name or str(number) for number, name in enumerate(names)),
-                planes=sizes["Z"],
-                dtype=depth,
-                colour=sizes.get("S", 1) >= 3,
-                pixel_um=pixel,
-                address=(index, t),
-            )
-            for t in range(times)
-        ]
+def too_many_dimensions(sizes: Mapping[str, int]) -> str:
+    """Why an image with further dimensions is refused; empty where none has more than one value.
 
-    def _advice(self, found: str) -> str:
-        return (
-            f"{self.path}: reading {self.path.suffix.lower()[1:].upper()} {found}; "
-            'run `pip install "urnet[microscopy]"`, or export the field as an OME-TIFF'
-        )
+    Args:
+        sizes: of the dimensions that are neither scenes, time, channels, z nor pixels, by their names in plain words.
+    """
+    more = [f"{count} values of {name}" for name, count in sizes.items() if count > 1]
+    if not more:
+        return ""
+    return (
+        f"{' and '.join(more)} besides scenes, time, channels and z, and one of them would be taken for the whole; "
+        "export the one that is wanted, or their projection, as an OME-TIFF"
+    )
+
+
+def plane_missing(path: Path, scene: Scene, channel: int, z: int) -> ImageError:
+    """The error for a plane that the file names and does not hold."""
+    return ImageError(
+        f"{path}: scene {scene.name} has no plane of channel {scene.channels[channel]}, z {z}; it was not taken, or "
+        "was lost: choose another channel or z, or copy the file again",
+        code="fields.plane_missing",
+    )
+
+
+def depth_of(path: Path, dtype: Any, stated: str = "") -> str:
+    """The depth at which pixels of a type are handed on.
+
+    Args:
+        path: for the error.
+        dtype: a type of numpy.
+        stated: what the file calls it.
+
+    Raises:
+        ImageError: a type that is not supported.
+    """
+    dtype = np.dtype(dtype)
+    if dtype in (np.uint8, np.uint16):
+        return dtype.name
+    if dtype == np.int16 or (dtype.kind == "f" and dtype.itemsize <= 8):
+        return "float32"
+    raise ImageError(
+        f"{path}: pixels are {stated or dtype}; use 8- or 16-bit integers or floating point",
+        code="fields.depth_unsupported",
+    )
+
+
+def widest(kinds: Iterable[tuple[str, bool]]) -> tuple[str, bool]:
+    """The depth that holds the values of all channels, and whether any is in colour."""
+    kinds = list(kinds)
+    return max((dtype for dtype, _ in kinds), key=lambda dtype: np.dtype(dtype).itemsize), any(c for _, c in kinds)
+
+
+def micrometres(metres: Any) -> float:
+    """A length as text or a number, m, in µm; NaN for none, for zero, and for what is no number."""
+    try:
+        length = float(metres) * 1e6
+    except (TypeError, ValueError):
+        return math.nan
+    return length if length > 0 else math.nan

@@ -13,9 +13,11 @@ import numpy as np
 
 from urnet.errors import ImageError
 from urnet.fields.microscopy import SUFFIXES as MICROSCOPY_SUFFIXES
-from urnet.fields.microscopy import BioioSource
+from urnet.fields.microscopy import open_microscopy
+from urnet.fields.pixel_size import plausible
 from urnet.fields.source import Region, Scene, SingleImage, Source
 from urnet.fields.tiff import TiffSource
+from urnet.images.orientation import orient, shown_shape, stored_region
 from urnet.images.read import MIN_EDGE, SUFFIXES, TIFF_STARTS, first_bytes, size_of_single_image
 
 FIELD_SUFFIXES = SUFFIXES | MICROSCOPY_SUFFIXES
@@ -32,16 +34,18 @@ class FieldInfo:
     """What a field is.
 
     Args:
-        height: rows, px.
-        width: columns, px.
+        height: rows as shown, px.
+        width: columns as shown, px.
         channels: the names of its channels, or "0", "1", … where they have none.
         planes: number of z planes.
         scenes: names of all scenes of the file; time points count as scenes.
-        dtype: `uint8`, `uint16` or `float32`.
-        colour: whether a pixel has three values.
-        pixel_um: edge of a pixel on the specimen, µm; none where the file does not say, or pixels are not square.
+        dtype: `uint8`, `uint16` or `float32`; of a file whose channels differ, the widest.
+        colour: whether a pixel has three values; of a file whose channels differ, of any.
+        pixel_um: edge of a pixel on the specimen, µm; none where the file does not say, pixels are not square, or what
+            it says is not believed.
         scene: number of the scene that this is about.
         files: all files that hold the image, in order of their names.
+        doubted_um: what the file says where that is not believed (`urnet.fields.pixel_size`).
     """
 
     height: int
@@ -54,20 +58,24 @@ class FieldInfo:
     pixel_um: float | None
     scene: int
     files: tuple[Path, ...]
+    doubted_um: float | None = None
 
 
 class Field:
     """One channel of one scene, open for reading; close it, or use it in a `with` statement."""
 
-    def __init__(self, source: Source, scene: Scene, planes: Sequence[Region], project: Callable | None = None):
+    def __init__(
+        self, source: Source, number: int, scene: Scene, planes: Sequence[Region], project: Callable | None = None
+    ):
         self.path = source.path
-        self.info = _info(source, scene)
+        self.info = _info(source, number, scene)
         self._source = source
+        self._scene = scene
         self._planes = planes
         self._project = project
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """Decode a region.
+        """Decode a region of the field as it is shown.
 
         Args:
             top: its first row.
@@ -88,9 +96,10 @@ class Field:
                 f"rows {top} to {top + height}, columns {left} to {left + width} do not lie within "
                 f"{self.info.height} rows and {self.info.width} columns"
             )
-        if self._project is None:
-            return self._planes[0](top, left, height, width)
-        return self._project(self._planes, (top, left, height, width))
+        scene = self._scene
+        region = stored_region((top, left, height, width), (scene.height, scene.width), scene.orientation)
+        pixels = self._planes[0](*region) if self._project is None else self._project(self._planes, region)
+        return np.ascontiguousarray(orient(pixels, scene.orientation))
 
     def close(self) -> None:
         """Give the file back."""
@@ -110,15 +119,17 @@ def describe_field(path: Path, scene: str | None = None) -> FieldInfo:
 
     Args:
         path: a TIFF, OME-TIFF, PNG, JPEG, BMP, CZI, ND2 or LIF file.
-        scene: name or number of the scene whose size, channels and pixel size are told; the first when not given.
+        scene: name or number of the scene whose size, channels and pixel size are told; the first usable one when not
+            given.
 
     Raises:
         ImageError: not such a file, damaged, truncated, or mislabelled, or no such scene.
     """
     source = _open(Path(path))
     try:
-        chosen = 0 if scene is None else _pick(source.path, "scene", scene, [one.name for one in source.scenes])
-        return _info(source, source.scenes[chosen])
+        usable = [number for number, one in enumerate(source.scenes) if not _problem(one)]
+        number = usable[0] if scene is None and usable else _scene(source, "0" if scene is None else scene)
+        return _info(source, number, source.scenes[number])
     finally:
         source.close()
 
@@ -139,10 +150,12 @@ def open_field(path: Path, *, channel: str | None = None, z: str | None = None, 
     """
     source = _open(Path(path))
     try:
-        chosen = source.scenes[_pick(source.path, "scene", scene, [one.name for one in source.scenes])]
-        number = _pick(source.path, "channel", channel, chosen.channels)
-        planes, project = _planes(source, chosen, number, z)
-        return Field(source, chosen, planes, project)
+        number = _scene(source, scene)
+        chosen = source.scenes[number]
+        place = _pick(source.path, "channel", channel, chosen.channels)
+        chosen = chosen.of_channel(place)
+        planes, project = _planes(source, chosen, place, z)
+        return Field(source, number, chosen, planes, project)
     except BaseException:
         source.close()
         raise
@@ -150,17 +163,12 @@ def open_field(path: Path, *, channel: str | None = None, z: str | None = None, 
 
 def _open(path: Path) -> Source:
     if path.suffix.lower() in MICROSCOPY_SUFFIXES:
-        source: Source = BioioSource(path)
+        source: Source = open_microscopy(path)
     elif first_bytes(path).startswith(TIFF_STARTS):
         source = TiffSource(path)
     else:
         source = SingleImage(path, *size_of_single_image(path))
     try:
-        for scene in source.scenes:
-            if min(scene.height, scene.width) < MIN_EDGE:
-                raise ImageError(
-                    f"{path}: {scene.width} x {scene.height} px; a field needs at least {MIN_EDGE} px each way"
-                )
         if not source.scenes:
             raise ImageError(f"{path}: holds no image; export the field anew")
     except BaseException:
@@ -169,18 +177,42 @@ def _open(path: Path) -> Source:
     return source
 
 
-def _info(source: Source, scene: Scene) -> FieldInfo:
+def _problem(scene: Scene) -> str:
+    """Why a scene cannot be used; empty for one that can."""
+    if not scene.problem and min(scene.height, scene.width) < MIN_EDGE:
+        return f"{scene.width} x {scene.height} px; a field needs at least {MIN_EDGE} px each way"
+    return scene.problem
+
+
+def _scene(source: Source, asked: str | None) -> int:
+    """Number of the scene that is asked for.
+
+    Raises:
+        ImageError: none of that name or number, several and none asked for, or one that cannot be used.
+    """
+    number = _pick(source.path, "scene", asked, [one.name for one in source.scenes])
+    chosen = source.scenes[number]
+    if problem := _problem(chosen):
+        named = f" scene {chosen.name}:" if len(source.scenes) > 1 else ""
+        raise ImageError(f"{source.path}:{named} {problem}", code="fields.scene_unusable")
+    return number
+
+
+def _info(source: Source, number: int, scene: Scene) -> FieldInfo:
+    height, width = shown_shape((scene.height, scene.width), scene.orientation)
+    believed = scene.pixel_um is not None and plausible(scene.pixel_um)
     return FieldInfo(
-        height=scene.height,
-        width=scene.width,
+        height=height,
+        width=width,
         channels=scene.channels,
         planes=scene.planes,
         scenes=tuple(one.name for one in source.scenes),
         dtype=scene.dtype,
         colour=scene.colour,
-        pixel_um=scene.pixel_um,
-        scene=next(number for number, one in enumerate(source.scenes) if one is scene),
+        pixel_um=scene.pixel_um if believed else None,
+        scene=number,
         files=scene.files or (source.path,),
+        doubted_um=None if believed else scene.pixel_um,
     )
 
 

@@ -1,15 +1,16 @@
 """What every kind of field file offers: scenes, and regions of one plane of them. One file each: TIFF, single images
-and the formats that bioio reads.
+and the formats of microscopes' own programs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from urnet.errors import ImageError
+from urnet.images.orientation import AS_STORED
 from urnet.images.read import MAX_PIXELS, check_finite, read_image
 
 Region = Callable[[int, int, int, int], np.ndarray]
@@ -24,15 +25,18 @@ class Scene:
 
     Args:
         name: as the file calls it, else its number.
-        height: rows, px.
-        width: columns, px.
+        height: rows as stored, px.
+        width: columns as stored, px.
         channels: their names, or their numbers as text.
         planes: number of z planes.
-        dtype: one of `DEPTHS`.
-        colour: whether a pixel has three values.
-        pixel_um: edge of a pixel on the specimen, µm; none where the file does not say.
+        dtype: one of `DEPTHS`; of channels that differ, the widest.
+        colour: whether a pixel of any channel has three values.
+        pixel_um: edge of a pixel on the specimen, µm, as the file states it; none where it does not.
         files: the files of a set that hold it together with the other scenes; empty where there is only one.
         address: what the source needs to find it again.
+        kinds: `dtype` and `colour` of each channel, where they differ.
+        orientation: how the stored pixels are turned to be shown, 1 to 8 as in EXIF.
+        problem: why it cannot be used, where other scenes of the file can.
     """
 
     name: str
@@ -45,6 +49,16 @@ class Scene:
     pixel_um: float | None
     files: tuple[Path, ...] = ()
     address: tuple = field(default=(), compare=False)
+    kinds: tuple[tuple[str, bool], ...] = ()
+    orientation: int = AS_STORED
+    problem: str = ""
+
+    def of_channel(self, channel: int) -> "Scene":
+        """The scene with the depth and colour of one of its channels."""
+        if not self.kinds:
+            return self
+        dtype, colour = self.kinds[channel]
+        return replace(self, dtype=dtype, colour=colour)
 
 
 class Source(Protocol):

@@ -31,7 +31,7 @@ from urnet.fields.tiff_metadata import (
     pixel_of_ome,
     pixel_um,
 )
-from urnet.images.read import MAX_PIXELS, decoding, tiff_kind, tiff_values
+from urnet.images.read import MAX_PIXELS, decoding, tiff_kind, tiff_orientation, tiff_values
 from urnet.images.tiff_pages import list_pages, micromanager_metadata, open_tiff, page_at
 
 KEPT = 160 * 2**20
@@ -290,6 +290,7 @@ class TiffSource:
                 pixel_um=pixel,
                 files=self.files,
                 address=(grid[t].tolist(), side_by_side, first),
+                orientation=tiff_orientation(first),
             )
             for t in range(T)
         ]

@@ -9,11 +9,9 @@ import tifffile
 
 from urnet.errors import ImageError
 from urnet.fields.ome import OmeImage, OmeSet
+from urnet.fields.pixel_size import COARSEST_UM, number, square
 from urnet.images.ome_xml import children
 from urnet.images.tiff_pages import Page
-
-COARSEST_UM = 5.0
-"""Resolutions per inch or centimetre that give larger pixels, µm, were meant for printers: 72 dpi is 353 µm."""
 
 _MICROMETRES = {
     **{"m": 1e6, "cm": 1e4, "mm": 1e3, "nm": 1e-3, "pm": 1e-6, "Å": 1e-4, "in": 25400.0, "inch": 25400.0},
@@ -79,24 +77,17 @@ def channel_names(names: Sequence[str | None], count: int) -> tuple[str, ...]:
 
 
 def pixel_of_ome(image: OmeImage) -> float | None:
-    """Edge of a pixel in µm by the OME-XML."""
+    """Edge of a pixel in µm as the OME-XML states it."""
     return square(
         [
-            _number(image.pixels.get(f"PhysicalSize{axis}")) * _unit(image.pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+            number(image.pixels.get(f"PhysicalSize{axis}")) * _unit(image.pixels.get(f"PhysicalSize{axis}Unit", "µm"))
             for axis in "XY"
         ]
     )
 
 
-def _number(text: str | None) -> float:
-    try:
-        return float(text) if text is not None else math.nan
-    except ValueError:
-        return math.nan
-
-
 def pixel_um(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
-    """Edge of a pixel in µm; None where the file does not say, or pixels are not square to one per cent."""
+    """Edge of a pixel in µm as the file states it; None where it does not, or pixels are not square to one per cent."""
     unit = _RESOLUTION_UNITS.get(int(page.resolutionunit))
     if tif.is_imagej:
         # ImageJ counts pixels a unit of its own, and writes the tag for inches or centimetres only.
@@ -105,6 +96,7 @@ def pixel_um(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
         return None
     sides = [_unit(unit) / r if r > 0 else math.nan for r in page.get_resolution()]
     pixel = square(sides)
+    # A resolution for printers, such as 72 dpi, states nothing about the specimen.
     return None if pixel is not None and unit.lower() in _PRINTERS and pixel > COARSEST_UM else pixel
 
 
@@ -112,17 +104,3 @@ def _unit(name: str) -> float:
     """A unit of length in µm; NaN for units that are none, as "pixel"."""
     name = name.strip()
     return _MICROMETRES.get(name, _MICROMETRES.get(name.lower(), math.nan))
-
-
-def square(sides: list[float]) -> float | None:
-    """The edge of a square pixel; None where it is unknown or the pixel is no square.
-
-    Args:
-        sides: width and height, NaN where not known.
-    """
-    across, down = sides
-    if math.isnan(down):
-        down = across
-    if not (math.isfinite(across) and math.isfinite(down) and across > 0 and down > 0):
-        return None
-    return math.sqrt(across * down) if abs(across / down - 1) < 0.01 else None

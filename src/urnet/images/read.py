@@ -2,7 +2,8 @@
 
 The kind of file is decided by its first bytes, not by its name. Sizes are checked from the header, before anything is
 decoded. What comes back is (H, W) or (H, W, 3) in `uint8`, `uint16` or `float32`; alpha is dropped, palettes are looked
-up, inverted grey (TIFF "min is white") is turned the right way.
+up, inverted grey (TIFF "min is white") is turned the right way, and a picture that says how it is to be turned (EXIF,
+XMP, TIFF's tag 274) is turned as viewers show it: heights, widths and positions are those of the shown picture.
 """
 
 import logging
@@ -10,15 +11,16 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import tifffile
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from urnet.errors import ImageError
+from urnet.images.orientation import AS_STORED, known_orientation, orient, shown_shape
 from urnet.images.tiff_pages import list_pages, open_tiff, page_at
 
 MAX_PIXELS = 10**8
@@ -104,7 +106,10 @@ def read_header(path: Path) -> Header:
         if start.startswith(TIFF_STARTS):
             pages = list_pages(path)
             with open_tiff(path) as tif:
-                return _tiff_header(path, page_at(tif, pages[0], 0), len(pages))
+                page = page_at(tif, pages[0], 0)
+                header = _tiff_header(path, page, len(pages))
+                height, width = shown_shape((header.height, header.width), tiff_orientation(page))
+                return replace(header, height=height, width=width)
     height, width, depth, colour = size_of_single_image(path)
     return _allowed(path, Header(height, width, 1, depth, colour))
 
@@ -113,13 +118,14 @@ def size_of_single_image(path: Path) -> tuple[int, int, str, bool]:
     """Height, width, depth and colour of a PNG, JPEG or BMP of any size, from its header.
 
     Raises:
-        ImageError: not such an image, or damaged.
+        ImageError: not such an image, damaged, or one of several frames.
     """
     start = first_bytes(path)
-    with decoding(path), path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
+    with _single_image(path) as image:
         deep = _is_16_bit_png(start)
         colour = start[25] in _PNG_COLOUR_TYPES if deep else not _is_grey(image)
-        return image.height, image.width, "uint16" if deep else "uint8", colour
+        height, width = shown_shape((image.height, image.width), _orientation(path, image))
+        return height, width, "uint16" if deep else "uint8", colour
 
 
 def read_image(path: Path, page: int = 0) -> np.ndarray:
@@ -133,7 +139,7 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
         (H, W) or (H, W, 3); `uint8`, `uint16` or `float32`, in the file's own counts.
 
     Raises:
-        ImageError: unreadable, truncated, too large or too small, not finite, or no such page.
+        ImageError: unreadable, truncated, too large or too small, not finite, of several frames, or no such page.
     """
     start = first_bytes(path)
     if start.startswith(TIFF_STARTS):
@@ -142,19 +148,65 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
     else:
         header = read_header(path)
         _check_page(path, page, header.pages)
-        with decoding(path):
+        with _single_image(path) as image:
+            orientation = _orientation(path, image)
             if _is_16_bit_png(start):
                 import imagecodecs
 
                 pixels = imagecodecs.png_decode(path.read_bytes())
             else:
-                with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
-                    pixels = np.asarray(image.convert("RGB" if header.colour else "L"))
+                pixels = np.asarray(image.convert("RGB" if header.colour else "L"))
+        pixels = orient(pixels, orientation)
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_EDGE:
         raise ImageError(f"{path}: {width} x {height} px; a crop needs at least {MIN_EDGE} px each way")
     check_finite(path, pixels)
     return _without_alpha(pixels)
+
+
+@contextmanager
+def _single_image(path: Path) -> Iterator[Image.Image]:
+    """Open a PNG, JPEG or BMP that holds one picture.
+
+    Raises:
+        ImageError: damaged, or of several frames.
+    """
+    with decoding(path), path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
+        frames = getattr(image, "n_frames", 1)
+        if image.format == "MPO":  # previews and brightness maps of cameras stand beside the picture as frames, too
+            others = [entry["Attribute"]["MPType"] for entry in image.mpinfo[0xB002][1:]]
+            frames = 1 + sum(kind.startswith("Multi-Frame Image") for kind in others)
+        if frames > 1:
+            raise ImageError(
+                f"{path}: {frames} frames (an animation or a series), of which one would be taken for the whole; "
+                "save each frame as an image of its own, or all of them as the pages of a TIFF",
+                code="images.several_frames",
+            )
+        yield image
+
+
+def _orientation(path: Path, image: Image.Image) -> int:
+    """How a PNG, JPEG or BMP is to be turned, from EXIF or XMP; damaged metadata say nothing."""
+    with suppress(Exception):
+        if image.format == "PNG" and _has_late_metadata(path):
+            image.load()
+        exif = Image.Image.getexif(image)  # that of PNG decodes all pixels to see what stands behind them
+        return known_orientation(exif.get(ExifTags.Base.Orientation))
+    return AS_STORED
+
+
+def _has_late_metadata(path: Path) -> bool:
+    """Whether chunks that may hold an orientation stand behind the pixels of a PNG, where some programs write them."""
+    with path.open("rb") as file:
+        file.seek(len(_PNG_START))
+        pixels_seen = False
+        while len(head := file.read(8)) == 8:
+            length, name = int.from_bytes(head[:4], "big"), head[4:]
+            if pixels_seen and name in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
+                return True
+            pixels_seen |= name == b"IDAT"
+            file.seek(length + 4, 1)
+    return False
 
 
 def is_file(path: Path) -> bool:
@@ -310,6 +362,11 @@ def tiff_values(pixels: np.ndarray, page: tifffile.TiffPage, depth: str) -> np.n
     return pixels.astype(depth, copy=False)
 
 
+def tiff_orientation(page: tifffile.TiffPage) -> int:
+    """How a TIFF page is to be turned, 1 to 8."""
+    return known_orientation(page.tags.valueof(274, default=AS_STORED))
+
+
 def check_finite(path: Path, pixels: np.ndarray) -> None:
     """Refuse floating-point pixels that are no numbers.
 
@@ -347,4 +404,4 @@ def _read_tiff(path: Path, index: int) -> np.ndarray:
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.shape[:2] != (header.height, header.width):
         raise ImageError(f"{path}: damaged: page {index} does not hold the pixels that its header names")
-    return tiff_values(pixels, page, header.dtype)
+    return orient(tiff_values(pixels, page, header.dtype), tiff_orientation(page))

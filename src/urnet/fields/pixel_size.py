@@ -1,0 +1,42 @@
+"""Decide which pixel sizes that files state are believed."""
+
+import math
+
+FINEST_UM = 0.005
+"""Smallest edge of a pixel that is believed, µm."""
+
+COARSEST_UM = 5.0
+"""Largest edge of a pixel that is believed, µm: in coarser fields a white cell has no more than three pixels."""
+
+UNCALIBRATED_UM = 1.0
+"""What programs write for pixels that nobody has calibrated: one unit a pixel."""
+
+
+def plausible(pixel_um: float) -> bool:
+    """Whether an edge of a pixel, µm, can be that of a calibrated microscope.
+
+    Exactly 1 µm is what uncalibrated programs write (Micro-Manager, ImageJ, OME writers); a calibration does not come
+    to a round 1. Sizes outside `FINEST_UM` to `COARSEST_UM` are mistaken units.
+    """
+    return FINEST_UM <= pixel_um <= COARSEST_UM and not math.isclose(pixel_um, UNCALIBRATED_UM, rel_tol=1e-6)
+
+
+def why_doubted(pixel_um: float) -> str:
+    """Why a stated edge of a pixel, µm, is not believed, for a message."""
+    if FINEST_UM <= pixel_um <= COARSEST_UM:
+        return f"{pixel_um:g} µm, as programs write that are not calibrated"
+    return f"{pixel_um:.4g} µm, not between {FINEST_UM:g} and {COARSEST_UM:g}"
+
+
+def square(sides: list[float]) -> float | None:
+    """The edge of a square pixel; None where it is unknown or the pixel is no square.
+
+    Args:
+        sides: width and height, NaN where not known.
+    """
+    across, down = sides
+    if math.isnan(down):
+        down = across
+    if not (math.isfinite(across) and math.isfinite(down) and across > 0 and down > 0):
+        return None
+    return math.sqrt(across * down) if abs(across / down - 1) < 0.01 else None
