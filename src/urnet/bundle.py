@@ -72,6 +72,22 @@ class Outputs:
     sizes: tuple[int, ...]
 
 
+def fit_crop(config: ModelConfig, cropping: Cropping | None, crop: np.ndarray) -> np.ndarray:
+    """One raw crop of a cell to be classified, (H, W) or (H, W, 3), as `Model.fit` makes it.
+
+    Args:
+        config: of the model.
+        cropping: how its training's crops were cut out of fields; none where they were not.
+        crop: the pixels.
+
+    Raises:
+        ImageError: as `Model.fit`.
+    """
+    if cropping is not None and config.tile is None and crop.ndim >= 2:
+        cropping.check_crop(*crop.shape[:2])
+    return config.fit(crop)
+
+
 class Model:
     """A trained model, ready to enhance and classify.
 
@@ -187,10 +203,10 @@ class Model:
         """One raw crop, (H, W) or (H, W, 3), at the network's size and colour, still in raw counts (C, S, S).
 
         Raises:
-            ImageError: no crop has that shape, its depth is not the one that the scale was fitted to, or not all of
-                it are numbers.
+            ImageError: no crop has that shape, its depth is not the one that the scale was fitted to, not all of it are
+                numbers, or it is so much larger than the crops of the training's fields that it is a field itself.
         """
-        return self.config.fit(crop)
+        return fit_crop(self.config, self.cropping, crop)
 
     def prepare(self, crop: np.ndarray) -> np.ndarray:
         """One raw crop, (H, W) or (H, W, 3), as the network's input (C, S, S) in [0, 1].
@@ -201,7 +217,7 @@ class Model:
         return self.config.scaling.apply(self.fit(crop))
 
     def read(self, cells: "Cells", progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """All cells of a table in raw counts at the network's size, (N, C, S, S).
+        """All cells of a table in raw counts at the network's size, (N, C, S, S), however large a person's crops are.
 
         Args:
             cells: one cell at least.
@@ -214,7 +230,7 @@ class Model:
         for index, path in enumerate(cells.table["path"]):
             crop = cells.read(index)
             try:
-                images.append(self.fit(crop))
+                images.append(self.config.fit(crop))
             except ImageError as error:
                 raise ImageError(f"{path}: {error}") from None
             if progress is not None:

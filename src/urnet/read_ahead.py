@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from urnet.errors import ImageError
 
 if TYPE_CHECKING:
     from urnet.bundle import Model
-    from urnet.bundle_config import ModelConfig
     from urnet.cells.table import Cells
 
 CHUNK = 8
@@ -39,7 +38,13 @@ class Read:
     error: str = ""
 
 
-def read_cells(model: "Model | ModelConfig", cells: "Cells", index: Iterable[int]) -> list[Read]:
+class _Fits(Protocol):
+    """What brings a raw crop to the network's size: a model, or what stands for it where no network is loaded."""
+
+    def fit(self, crop: np.ndarray) -> np.ndarray: ...
+
+
+def read_cells(model: _Fits, cells: "Cells", index: Iterable[int]) -> list[Read]:
     """Decode some cells; those that cannot be used say why."""
     found = []
     for i in index:

@@ -14,9 +14,10 @@ import tifffile
 from urnet.bundle import Model
 from urnet.calibration.calibration import JSON_NAME
 from urnet.differential.run import count_cells
-from urnet.errors import CellsError, RunError
+from urnet.errors import CellsError, ImageError, RunError
 from urnet.fields.crop import Cropping, crop_fields
 from urnet.images.phantom import CROP_UM, draw_field
+from urnet.predict import predict_files
 from urnet.training.fit import train
 
 EDGE = 32
@@ -230,3 +231,53 @@ def test_images_that_could_not_be_used_are_on_the_page(run, counted, tmp_path):
     assert {sample.name: sample.cells for sample in done.samples} == {"d0": 2, "d1": 0}
     assert done.failed == 2
     assert "2 image(s) could not be used" in done.report.read_text(encoding="utf-8")
+
+
+MISLABELLED = (
+    '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+    'DimensionOrder="XYCZT" Type="uint16" SizeX="999" SizeY="999" SizeC="1" SizeZ="1" SizeT="1"><TiffData/></Pixels>'
+    "</Image></OME>"
+)
+
+
+def mislabelled_field(path):
+    """A field that opens as an image, and not as a field."""
+    pixels = draw_field(1, 0, 0, shape=(300, 300), cells=6, crop=EDGE).brightfield
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, pixels, photometric="minisblack", description=MISLABELLED, metadata=None)
+    return path
+
+
+def test_a_field_never_counts_as_one_cell(run, counted, tmp_path, raises_code):
+    """Whatever it is given as, and whether or not it opens as a field."""
+    field = mislabelled_field(tmp_path / "fields" / "a.tif")
+    for given in (field, field.parent):
+        with pytest.raises(ImageError, match=r"mislabelled OME-TIFF.*999 x 999"):
+            count_cells(run.folder, given, tmp_path / "out")
+    table = tmp_path / "cells.csv"
+    table.write_text("path\nfields/a.tif\n", encoding="utf-8")
+    with pytest.raises(CellsError, match=r"300 x 300 px.*crops of 32 px.*not one cell"):
+        count_cells(run.folder, table, tmp_path / "out")
+    crop = next((counted.folder / "cells" / "cells").rglob("*.tif"))
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    shutil.copy(crop, mixed / "0.tif")
+    tifffile.imwrite(mixed / "1.tif", tifffile.imread(field), photometric="minisblack")
+    shutil.copy(field, mixed / "2.tif")
+    done = count_cells(run.folder, mixed, tmp_path / "out")
+    assert [sample.cells for sample in done.samples] == [1]
+    assert done.failed == 2
+    assert any("2 image(s) could not be used" in note and "not one cell" in note for note in done.notes)
+
+    model = Model.load(run.folder)
+    assert predict_files(model, [field.parent], tmp_path / "p.csv").failed == 1
+    assert "not one cell" in pd.read_csv(tmp_path / "p.csv")["error"][0]
+    assert "not one cell" in model.predict([field])["error"][0]
+    with raises_code("fields.counted_as_one_cell"):
+        model.fit(tifffile.imread(field))
+    assert model.fit(np.pad(tifffile.imread(crop), 8)).shape[1:] == (24, 24)  # one and a half times the edge
+
+
+def test_a_model_that_no_field_was_cut_for_takes_images_of_any_size(trained):
+    pixels = (np.arange(300 * 300).reshape(300, 300) % 251).astype(np.uint8)
+    assert Model.load(trained.folder).fit(pixels).shape[1:] == (24, 24)

@@ -247,6 +247,41 @@ def test_a_pixel_size_that_the_files_do_not_say_is_sent_with_them(run, measured,
     assert bad.json()["detail"] == "pixel_size_um: Input should be greater than 0"
 
 
+MISLABELLED = (
+    '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+    'DimensionOrder="XYCZT" Type="uint16" SizeX="999" SizeY="999" SizeC="1" SizeZ="1" SizeT="1"><TiffData/></Pixels>'
+    "</Image></OME>"
+)
+
+
+def test_a_field_never_counts_as_one_cell(run, fields, serving, send, tmp_path):
+    """One that opens as an image and not as a field, alone, with others, and where cells are expected."""
+    pixels = tifffile.imread(fields / "d0.tif")
+    tifffile.imwrite(tmp_path / "bad.tif", pixels, photometric="minisblack", description=MISLABELLED, metadata=None)
+    bad, good = ("my bad.tif", (tmp_path / "bad.tif").read_bytes()), fields / "d1.tif"
+    crop = io.BytesIO()
+    tifffile.imwrite(crop, pixels[:EDGE, :EDGE], photometric="minisblack")
+    cell = ("cell.tif", crop.getvalue())
+    with serving(run.folder) as client:
+        alone = send(client, bad, to="/v1/differential")
+        both = send(client, bad, good, to="/v1/differential")
+        partial = send(client, bad, good, to="/v1/differential", data={"partial": "true"})
+        with_cell = send(client, cell, bad, to="/v1/differential")
+        predicted = send(client, cell, bad, good)
+    for refused in (alone, both):
+        assert refused.status_code == 422
+        assert "my bad.tif: mislabelled OME-TIFF" in refused.json()["detail"]
+    assert partial.status_code == 200, partial.text
+    assert [one["file"] for one in partial.json()["failed"]] == ["my bad.tif"]
+    assert partial.json()["cells"] > 1
+    assert with_cell.status_code == 200, with_cell.text
+    assert with_cell.json()["cells"] == 1
+    assert "not one cell" in with_cell.json()["failed"][0]["error"]
+    errors = [one["error"] for one in predicted.json()["results"]]
+    assert errors[0] is None
+    assert all("420 x 420 px" in error and "not one cell" in error for error in errors[1:])
+
+
 def test_cells_for_which_there_is_no_room_do_not_stay(run, fields, serving):
     content = (fields / "d0.tif").read_bytes()
     with serving(run.folder, upload_bytes=len(content) + 1024) as client, closing(Aside(client.bench.scratch)) as aside:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from urnet import __version__
-from urnet.errors import CellsError, RunError, first_few
+from urnet.errors import CellsError, ImageError, RunError, first_few
 from urnet.fields.illumination import Illumination
 from urnet.fields.pixel_size import why_doubted
 from urnet.fields.table import FieldRow
@@ -100,6 +100,24 @@ class Cropping:
         light = None if self.illumination is None else self.illumination.to_json()
         data = {"format": FORMAT, "urnet": __version__, **asdict(replace(self, illumination=None))}
         return json.dumps(data | {"illumination": light}, indent=1, ensure_ascii=False) + "\n"
+
+    def is_too_large(self, height: int, width: int) -> bool:
+        """Whether an image of this height and width, px, is a field of view rather than one of these crops."""
+        return max(height, width) > LARGER * self.size
+
+    def check_crop(self, height: int, width: int) -> None:
+        """Refuse an image that is too large to be one cell, before it is reduced to a crop's size.
+
+        Raises:
+            ImageError: it is.
+        """
+        if self.is_too_large(height, width):
+            raise ImageError(
+                f"{width} x {height} px; the model was trained on crops of {self.size} px out of fields, and an image "
+                f"of more than {LARGER * self.size:g} px is a field of many cells, not one cell; cut it by "
+                "`urnet differential` or `urnet crop`, or cut single cells out of it",
+                code="fields.counted_as_one_cell",
+            )
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

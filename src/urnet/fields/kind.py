@@ -12,7 +12,7 @@ from urnet.fields.read import FIELD_SUFFIXES, FieldInfo, describe_field
 from urnet.fields.table import TABLE_NAME as FIELD_TABLE
 from urnet.fields.table import FieldRow
 from urnet.files import files_below
-from urnet.images.read import is_file
+from urnet.images.read import Header, is_file, read_header
 from urnet.tables import read_table
 
 
@@ -64,10 +64,17 @@ def larger_than_crops(files: Iterable[Path], cropping: Cropping) -> bool:
 def is_larger_than_crops(file: Path, cropping: Cropping) -> bool:
     """Whether an image is too large to be a crop.
 
+    One that cannot be opened as a field, and opens as an image, is judged as an image: whoever then opens it as a field
+    says why that fails, where otherwise a whole field would count as one cell.
+
     Raises:
-        ImageError: it cannot be read.
+        ImageError: it opens as neither.
     """
-    return _edge(describe_field(file)) > LARGER * cropping.size
+    try:
+        info: FieldInfo | Header = describe_field(file)
+    except ImageError:
+        info = read_header(file)
+    return cropping.is_too_large(info.height, info.width)
 
 
 def _edge(info: FieldInfo) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from urnet.bundle import SEEN
+from urnet.bundle import SEEN, fit_crop
 from urnet.bundle_config import ModelConfig
 from urnet.cells.copies import copy_key, padding_tiles
 from urnet.cells.table import Cells, find_images
@@ -122,6 +122,10 @@ class _Decoder:
         self.config, self.cropping, self.limits = config, cropping, limits
         self.open = lru_cache(maxsize=4)(self._open)
 
+    def fit(self, crop: np.ndarray) -> np.ndarray:
+        """One raw crop as `Model.fit` makes it."""
+        return fit_crop(self.config, self.cropping, crop)
+
     def read(self, path: Path, start: int, stop: int, keys: bool) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Some cells of a file or of a cells folder: what is known of each, and the crops of those that are usable."""
         cells, padding = self.open(path)
@@ -133,7 +137,7 @@ class _Decoder:
             if i in padding:
                 row["error"] = PADDING_MARK
             else:
-                read = read_cells(self.config, cells, [i])[0]
+                read = read_cells(self, cells, [i])[0]
                 row["error"] = read.error
                 if read.crop is not None:
                     crops.append(read.crop)
