@@ -143,6 +143,28 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
+def test_a_database_is_refused_while_another_server_has_it(served, tmp_path, capfd):
+    arguments = ("--database", tmp_path / "bench.db", "--port", "0")
+    with server(served, *arguments[:2]) as (process, _, _):
+        assert run_command(["serve", str(served), *map(str, arguments)]) == 2
+        assert "another urnet server uses this database" in capfd.readouterr().err
+        process.kill()
+        process.wait()
+    with server(served, *arguments[:2]) as (process, _, lines):
+        assert not any("another" in line for line in lines)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bench.db"]
+
+
+@pytest.mark.parametrize("option", [("--root-path", "/urnet"), ("--trusted-proxy", "::1"), ("--allowed-host", "a.lab")])
+def test_a_server_that_a_proxy_may_show_to_others_needs_a_token(served, tmp_path, option):
+    with server(served, "--database", tmp_path / "bench.db", *option) as (_, address, lines):
+        assert any(line.startswith("token: ") for line in lines)
+        assert httpx.get(f"{address}/v1/model").status_code == 401
+
+
 def test_mistakes_at_the_start_end_in_one_line(served, tmp_path, capfd, monkeypatch):
     def mistake(*arguments) -> str:
         capfd.readouterr()
@@ -158,6 +180,9 @@ def test_mistakes_at_the_start_end_in_one_line(served, tmp_path, capfd, monkeypa
     assert "--host no.such.host.invalid: there is no such host" in mistake(served, "--host", "no.such.host.invalid")
     assert "did you mean max_files" in mistake(served, "--set", "max_file=3")
     assert "no such file or folder" in mistake(served, "--port", 0, "--cells", tmp_path / "gone")
+    assert "--root-path label" in mistake(served, "--port", 0, "--root-path", "label")
+    assert "--trusted-proxy x" in mistake(served, "--port", 0, "--trusted-proxy", "x")
+    assert "--allowed-host *" in mistake(served, "--port", 0, "--allowed-host", "*")
     monkeypatch.setenv("URNET_TOKEN", "short")
     assert "give 16 or more" in mistake(served, "--host", "0.0.0.0", "--port", 0)
     assert list(tmp_path.iterdir()) == []  # no database of a server that never was

@@ -385,6 +385,18 @@ def test_nothing_that_is_exported_runs_as_a_formula(store, tmp_path, formula):
         assert dict(zip(header, map(from_spreadsheet, row), strict=True))["label"] == formula
 
 
+def test_names_that_are_no_unicode_are_refused_with_their_name(labelling, store, raises_code):
+    before = labelling.progress(QUEUE)
+    with raises_code("store.not_text") as caught:
+        labelling.add_cells(QUEUE, [{"path": "fine.png"}, {"path": "cells/\udcff.png"}])
+    assert "cells/\\udcff.png" in str(caught.value)
+    with raises_code("store.not_text"):
+        store.review.add_predictions("S", [{"path": "\udcff.png", "predicted": "disc"}], model="m")
+    with raises_code("store.not_text"):
+        labelling.label(1, by("Ada"), "\udcff")
+    assert labelling.progress(QUEUE) == before
+
+
 FROZEN = Path(__file__).parents[1] / "frozen" / "0.1.0" / "labels.db"
 
 

@@ -163,6 +163,12 @@ def saying(path: Path) -> Iterator[None]:
     """Raise what SQLite finds wrong as `StoreError`."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        name = error.object[-100:].encode("ascii", "backslashreplace").decode()
+        raise StoreError(
+            f"{name}: the name has letters that are no Unicode, which the database cannot hold; rename the file",
+            code="store.not_text",
+        ) from None
     except SQLAlchemyError as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())[:160]
         other = ("unusable", "restore it, or choose another file")

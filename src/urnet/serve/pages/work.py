@@ -41,9 +41,10 @@ def replaces(earlier: Earlier, who: str) -> str:
         earlier: the label that was replaced.
         who: the person who replaced it.
     """
-    whose = "your earlier label" if person(earlier.who) == person(who) else f"the label of {earlier.who},"
     label = short(earlier.label) or "'skipped'"
-    return f"It replaces {whose} {label} given at {moment(earlier.at)}."
+    if person(earlier.who) == person(who):
+        return f"It replaces your earlier label {label} given at {moment(earlier.at)}."
+    return f"It replaces the label {label} that {earlier.who} gave at {moment(earlier.at)}."
 
 
 def meter(name: str) -> ui.element:
