@@ -1,9 +1,14 @@
 """Authentication: open on loopback, by token elsewhere, closed to pages of other sites."""
 
+import asyncio
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.websockets import WebSocketDisconnect
 
-from urnet.serve.access import LOGIN_BYTES, REMEMBERED, Attempts, address_of, is_loopback, new_token
+from urnet.serve.access import LOGIN_BYTES, REMEMBERED, Access, Attempts, address_of, is_loopback, new_token
+from urnet.serve.proxy import Reach
 from urnet.serve.settings import Settings
 
 TOKEN = "a token of the test's own"
@@ -43,7 +48,9 @@ def test_loopback_answers_to_no_other_name(client, host):
     assert "answers to localhost only" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:9999", "https://localhost.evil"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://localhost:9999", "https://localhost.evil", "http://["]
+)
 def test_other_sites_may_not_post(client, send, shapes, origin):
     answer = send(client, shapes / "disc" / "000.png", headers={"Origin": origin})
     assert answer.status_code == 403
@@ -193,3 +200,37 @@ def test_the_cookie_of_an_earlier_server_locks_nobody_out(guarded):
     for _ in range(20):
         assert guarded.get("/v1/model").status_code == 401
     assert guarded.post("/login", data={"token": TOKEN}, follow_redirects=False).status_code == 303
+
+
+WILD = st.text(st.characters(max_codepoint=255), max_size=80)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["host", "origin", "authorization", "cookie", "accept"]), WILD)
+        | st.tuples(st.just("origin"), st.sampled_from(["http://[", "http://[::1", "//", "http://a:b@c:99999", "null"]))
+        | st.tuples(st.just("host"), st.sampled_from(["[", "[::1", "localhost:x", "localhost@evil", "localhost/.."])),
+        max_size=6,
+    ),
+    st.sampled_from([None, TOKEN]),
+    st.sampled_from(["http", "websocket"]),
+)
+def test_whatever_the_headers_hold_there_is_an_answer_and_no_way_in(headers, token, kind):
+    inside, answers = [], []
+
+    async def app(scope, receive, send):
+        inside.append(scope)
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    async def send(message):
+        answers.append(message)
+
+    access = Access(app, token, Attempts(Settings()), "1234abcd", Reach.parse(allowed_hosts=["bench.lab"]))
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+    scope = {"type": kind, "method": "GET", "path": "/v1/model", "headers": raw, "client": ("10.0.0.1", 1)}
+    asyncio.run(access(scope, receive, send))
+    if token is not None:
+        assert not inside
+    assert inside or answers[0].get("status") in (303, 401, 403, 429) or answers[0]["type"] == "websocket.close"

@@ -142,7 +142,7 @@ class Access:
             )
             return problem(scope, HTTPStatus.FORBIDDEN, detail)
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and (not host or _authority(origin) != host.lower()):
             detail = (
                 f"Origin is {origin[:100]!r} and Host {host[:100]!r}; pages of other sites may not use this server. A "
                 "proxy in front of it must pass the browser's Host on"
@@ -239,6 +239,14 @@ async def _token_of(request: Request) -> str | None:
         return ""
     try:
         return parse_qs(body.decode("ascii", "replace"), max_num_fields=10).get("token", [""])[0]
+    except ValueError:
+        return ""
+
+
+def _authority(origin: str) -> str:
+    """Host and port of an Origin; "" where it is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""
 
