@@ -1,5 +1,7 @@
 """Shared by all tests: the real data's place, and one torch thread a worker."""
 
+import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +23,31 @@ def raises_code():
         assert caught.value.code == code, f"{caught.value.code}: {caught.value}"
 
     return raises_code
+
+
+@pytest.fixture(scope="session")
+def opened():
+    """Record the files that this process opens, by their full paths: `with opened() as files`."""
+    recorders: list[set[str]] = []
+
+    def record(event: str, arguments: tuple) -> None:
+        if recorders and event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str | bytes):
+            path = str(Path(os.fsdecode(arguments[0])).resolve())
+            for files in recorders:
+                files.add(path)
+
+    sys.addaudithook(record)
+
+    @contextmanager
+    def opened():
+        files: set[str] = set()
+        recorders.append(files)
+        try:
+            yield files
+        finally:
+            recorders.remove(files)
+
+    return opened
 
 
 @pytest.fixture(scope="session")

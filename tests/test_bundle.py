@@ -15,8 +15,10 @@ from urnet.images.read import read_image
 
 @pytest.fixture
 def bundle(trained, tmp_path):
-    """A copy that may be damaged."""
-    return shutil.copytree(trained.model, tmp_path / "bündel")
+    """A copy that may be damaged, without its seal, so that each file has to be checked by itself."""
+    folder = shutil.copytree(trained.model, tmp_path / "bündel")
+    (folder / "seal.json").unlink()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def test_a_model_comes_back_exactly(model, tmp_path, shapes):
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.joint.state_dict().items())
     paths = sorted(shapes.rglob("*.png"))
     assert copy.predict(paths).equals(model.predict(paths))
-    files = {"config.json", "model.safetensors", "calibration.json", "calibration.safetensors"}
+    files = {"config.json", "model.safetensors", "calibration.json", "calibration.safetensors", "seal.json"}
     assert {path.name for path in (tmp_path / "copy").iterdir()} == files
     Model(model.config, model.joint).save(tmp_path / "copy")  # another model's calibration would be wrong
     assert Model.load(tmp_path / "copy").calibration is None
@@ -197,16 +199,18 @@ def test_a_value_that_is_no_number_is_refused(model):
     [
         ({"size": 0}, "size is 0"),
         ({"size": 10**9}, "size is 1000000000"),
-        ({"size": "24"}, "size is 24"),
+        ({"size": "24"}, "size is '24'"),
         ({"channels": 2}, "channels is 2"),
-        ({"classes": ["a", "a", "b"]}, "classes is"),
-        ({"classes": "abc"}, "classes is no list"),
+        ({"classes": ["a", "a", "b"]}, "a class is named twice"),
+        ({"classes": "abc"}, "classes is 'abc'"),
         ({"tile": 0}, "tile is 0"),
-        ({"scaling": {"low": 5.0, "high": 5.0, "dtype": "uint8"}}, "scaling is"),
-        ({"scaling": {"low": float("nan"), "high": 5.0, "dtype": "uint8"}}, "scaling is"),
+        ({"scaling": {"low": 5.0, "high": 5.0, "dtype": "uint8"}}, "low is 5 and high is 5"),
+        ({"scaling": {"low": float("nan"), "high": 5.0, "dtype": "uint8"}}, "low is nan"),
         ({"enhancer": {}}, "'name'"),
-        ({"enhancer": {"name": "urnet", "width": 10**6}}, "names no network that can be built.*width"),
-        ({"classifier": {"name": "hf-hub:somebody/something"}}, "names no network that can be built.*not in timm"),
+        ({"enhancer": {"name": "urnet", "width": 10**6}}, "option 'width' is 1000000"),
+        ({"enhancer": {"name": "urnet", "width": 2000}}, "names no network that can be built.*width"),
+        ({"classifier": {"name": "hf-hub:somebody/something"}}, "'name' is 'hf-hub:somebody/something'"),
+        ({"classifier": {"name": "nothing"}}, "names no network that can be built.*not in timm"),
     ],
 )
 def test_impossible_values_in_a_configuration_are_refused(bundle, keys, words):
@@ -281,15 +285,15 @@ def test_noise_is_rejected_and_cells_are_not(model, shapes):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda b: (b / "calibration.json").write_text("{", encoding="utf-8"), "the calibration is damaged"),
-        (lambda b: (b / "calibration.json").write_text("[]", encoding="utf-8"), "the calibration is damaged"),
-        (lambda b: (b / "calibration.safetensors").unlink(), "the calibration is damaged"),
-        (lambda b: (b / "calibration.safetensors").write_bytes(b"x" * 99), "is not the file that it was written with"),
+        (lambda b: (b / "calibration.json").write_text("{", encoding="utf-8"), "damaged"),
+        (lambda b: (b / "calibration.json").write_text("[]", encoding="utf-8"), "damaged"),
+        (lambda b: (b / "calibration.safetensors").unlink(), "damaged"),
+        (lambda b: (b / "calibration.safetensors").write_bytes(b"x" * 99), "damaged"),
     ],
 )
 def test_a_damaged_calibration_is_refused_in_one_line(bundle, damage, words):
     damage(bundle)
-    with pytest.raises(RunError, match=rf"calibration\.json: .*{words}.*urnet calibrate") as error:
+    with pytest.raises(RunError, match=rf"calibration\.(json|safetensors): .*{words}.*urnet calibrate") as error:
         Model.load(bundle)
     assert "\n" not in str(error.value)
     assert Model.load(bundle, calibrated=False).calibration is None

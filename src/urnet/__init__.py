@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from urnet.training.fit import train
 
 
-def load(path: "Path | str") -> "Model":
-    """Read a trained model from a run folder or a bundle."""
+def load(path: "Path | str", *, expect: str | None = None) -> "Model":
+    """Read a trained model from a run folder or a bundle.
+
+    Args:
+        path: the folder.
+        expect: the first 8 to 32 digits of the model's digest (`urnet about`); another model is refused.
+    """
     from urnet.bundle import Model
 
-    return Model.load(path)
+    return Model.load(path, expect=expect)
 
 
 def __dir__() -> list[str]:

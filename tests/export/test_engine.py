@@ -1,7 +1,11 @@
 """Engines: that they say what PyTorch says, whatever the batch, and what happens where one cannot be had."""
 
+import hashlib
+import json
 import logging
+import platform
 import shutil
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import numpy as np
@@ -12,7 +16,7 @@ from urnet.bundle import Model
 from urnet.errors import RunError
 from urnet.export import engine as engines
 from urnet.export.engine import BatchSize, TorchEngine, choose_engine
-from urnet.export.parity import compare
+from urnet.export.parity import check_graph, compare
 from urnet.images.read import read_image
 
 GRAPHS = [
@@ -100,18 +104,14 @@ def test_what_fits_into_no_graph_is_run_by_torch(model, crops):
     assert choose_engine(model, "auto", crops, 10**6).name == "torch"
 
 
-def test_an_engine_is_compared_once_on_a_machine(model, crops, monkeypatch):
+@pytest.mark.parametrize("sample", [True, False])
+def test_a_graph_is_compared_at_every_start(model, crops, monkeypatch, sample):
     compared = []
-    monkeypatch.setattr(engines, "check", lambda *arguments: compared.append(1) or "fine")
-    choose_engine(model, "onnx", crops)
-    assert not compared  # the fixture did
-    graph_of(model.folder).with_suffix(".json").write_text("{", encoding="utf-8")
-    choose_engine(model, "onnx", crops)
-    choose_engine(model, "onnx", crops)
-    assert len(compared) == 1
-    monkeypatch.setattr("platform.node", lambda: "another")
-    choose_engine(model, "onnx", crops)
+    monkeypatch.setattr(engines, "check_graph", lambda model, run, sample: compared.append(sample))
+    for _ in range(2):
+        choose_engine(model, "onnx", crops if sample else None)
     assert len(compared) == 2
+    assert [path.suffix for path in model.folder.glob("engine-*")] == [".onnx"]  # no record of trust beside it
 
 
 def liar(source, threads):
@@ -119,7 +119,6 @@ def liar(source, threads):
 
 
 def test_an_engine_that_says_something_else_is_not_used(model, crops, content, monkeypatch, caplog):
-    graph_of(model.folder).with_suffix(".json").unlink()
     for name in ("open_onnx", "open_openvino"):
         monkeypatch.setattr(engines, name, liar)
     with pytest.raises(RunError, match=r"engine onnx: .*use --engine torch"):
@@ -160,11 +159,115 @@ def test_graphs_of_older_weights_go(model, crops, content):
     old = graph_of(model.folder)
     with torch.no_grad():
         next(model.joint.classifier.parameters()).mul_(1.5)
-    new = engines.KeptGraph(model)
+    model.save(model.folder)
+    new = engines.KeptGraph(Model.load(model.folder))
     assert not new.is_there
     new.make()
     assert [path.name for path in model.folder.glob("engine-*")] == [new.path.name]
     assert old != new.path
+
+
+def changed(content: bytes, number: int, amount: float) -> bytes:
+    """A graph with one value of one of its float tensors changed."""
+    import onnx
+
+    graph = onnx.load_from_string(content)
+    tensor = graph.graph.initializer[number]
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[values.size // 2] += amount
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    return graph.SerializeToString()
+
+
+def vectors(content: bytes) -> list[int]:
+    """Numbers of the tensors that are biases, or scales and shifts of a normalisation."""
+    import onnx
+
+    found = enumerate(onnx.load_from_string(content).graph.initializer)
+    return [n for n, one in found if one.data_type == onnx.TensorProto.FLOAT and len(one.dims) == 1 and one.dims[0] > 1]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_one_changed_bias_of_any_layer_is_found(model, crops, content, name):
+    """A change that no fixed image shows must not change the real cells beyond the limits either."""
+    numbers, missed = vectors(content)[:: 1 if name == "onnx" else 4], []
+    assert len(numbers) > 10
+    for number in numbers:
+        run = getattr(engines, f"open_{name}")(changed(content, number, 0.5), 1)
+        if not is_refused(model, run):
+            missed.append(number)
+            parity = compare(model, run, crops)
+            assert parity.changed == 0
+            assert parity.difference < 1e-4
+    assert len(missed) <= len(numbers) / 10
+
+
+def is_refused(model, run) -> bool:
+    try:
+        check_graph(model, run)
+    except RunError as error:
+        return error.code == "model.graph_differs"
+    return False
+
+
+def test_a_changed_graph_is_replaced_whatever_a_record_says(model, crops, content, caplog):
+    """An earlier version trusted a graph by its hash in the file beside it."""
+    path = graph_of(model.folder)
+    path.write_bytes(changed(content, vectors(content)[0], 3.0))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    engine = f"onnx {version('onnxruntime')} on {platform.node()}"
+    path.with_suffix(".json").write_text(json.dumps({"sha256": digest, "parity": {engine: "fine"}}), encoding="utf-8")
+    with caplog.at_level(logging.WARNING, "urnet"):
+        engine = choose_engine(model, "onnx")
+    assert "is made anew" in caplog.text
+    assert compare(model, engine.run, crops).held
+    assert path.read_bytes() == content
+
+
+def with_external_data(content: bytes, target: str, nested: bool) -> bytes:
+    """A graph with one tensor that lies in another file."""
+    import onnx
+
+    graph = onnx.load_from_string(content)
+    tensor = onnx.TensorProto(name="outside", dims=[4], data_type=onnx.TensorProto.FLOAT)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=target)
+    if nested:
+        node = onnx.helper.make_node("Constant", [], ["outside"], value=tensor)
+        branch = onnx.helper.make_graph([node], "branch", [], [onnx.helper.make_tensor_value_info("outside", 1, [4])])
+        choice = onnx.helper.make_node("If", ["never"], ["chosen"], then_branch=branch, else_branch=branch)
+        graph.graph.node.append(choice)
+    else:
+        graph.graph.initializer.append(tensor)
+    return graph.SerializeToString()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("target", ["../secret.bin", "/secret.bin", "secret.bin"])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_never_names_another_file(model, content, tmp_path, raises_code, opened, name, target, nested):
+    path = graph_of(model.folder)
+    secret = (path.parent / target).resolve() if target != "/secret.bin" else tmp_path / "secret.bin"
+    secret.write_bytes(b"x" * 16)
+    target = str(secret) if target.startswith("/") else target
+    path.write_bytes(with_external_data(content, target, nested))
+    with opened() as files, raises_code("model.external_data"):
+        getattr(engines, f"open_{name}")(path, 1)
+    assert str(secret) not in files
+    engine = choose_engine(model, name)  # made anew
+    assert engine.name == name
+    assert path.read_bytes() == content
+
+
+def test_a_link_in_place_of_a_graph_is_not_followed(model, content, tmp_path):
+    path = graph_of(model.folder)
+    (tmp_path / "another.onnx").write_bytes(b"mine")
+    path.unlink()
+    path.symlink_to(tmp_path / "another.onnx")
+    choose_engine(model, "onnx")
+    assert not path.is_symlink()
+    assert path.read_bytes() == content
+    assert (tmp_path / "another.onnx").read_bytes() == b"mine"
 
 
 def test_a_full_disk_is_no_obstacle(model, crops, content, monkeypatch, caplog):

@@ -36,6 +36,13 @@ RecipeOption = Annotated[
     str, typer.Option("--recipe", help="A shipped recipe (`urnet models` lists them) or a YAML file.")
 ]
 
+ExpectOption = Annotated[
+    str | None,
+    typer.Option(
+        "--expect", metavar="DIGEST", help="Refuse any other model; 8 or more digits of what `urnet about` shows."
+    ),
+]
+
 
 def main() -> None:
     """Run the command line; the user's own mistakes end in one line and exit code 2."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from urnet.cli.app import SEED_MAX, CellsArgument, RecipeOption, SetOption, app, complain, out
+from urnet.cli.app import SEED_MAX, CellsArgument, ExpectOption, RecipeOption, SetOption, app, complain, out
 
 if TYPE_CHECKING:
     from urnet.differential.sample import Sample
@@ -105,13 +105,14 @@ def evaluate(
     cells: Annotated[Path | None, typer.Option(help="Other cells; the run's own when not given.")] = None,
     split: Annotated[str, typer.Option(help="Part: train, validation or test.")] = "test",
     folder: Annotated[Path | None, typer.Option("--out", help="New folder; RUN/evaluation/… when not given.")] = None,
+    expect: ExpectOption = None,
 ) -> int:
     """Evaluate a run: metrics.json, predictions.csv, figures/ and report.html."""
     from urnet.evaluation.evaluate import evaluate as evaluate_run
     from urnet.progress import Bars
 
     with Bars(out) as bars:
-        evaluation = evaluate_run(run, cells, split=split, out=folder, progress=bars.doing)
+        evaluation = evaluate_run(run, cells, split=split, out=folder, expect=expect, progress=bars.doing)
     _show(evaluation)
     return 0
 
@@ -124,6 +125,7 @@ def predict(
     enhanced: Annotated[Path | None, typer.Option(help="New folder for the enhanced images.")] = None,
     cam: Annotated[Path | None, typer.Option(help="New folder for Grad-CAM pictures.")] = None,
     engine: EngineOption = "auto",
+    expect: ExpectOption = None,
 ) -> int:
     """Classify images; exit code 1 if some could not be read (their rows say why)."""
     from urnet.bundle import Model
@@ -132,7 +134,7 @@ def predict(
     from urnet.predict import predict_files
     from urnet.progress import Bars
 
-    model = Model.load(run)
+    model = Model.load(run, expect=expect)
     with Bars(out) as bars:
         done = predict_files(
             model,
@@ -162,6 +164,21 @@ def predict(
 
 
 @app.command()
+def about(
+    run: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    expect: ExpectOption = None,
+) -> int:
+    """Show what a model is: classes, input, calibration, digest, and whether its files fit their seal."""
+    from urnet.bundle import Model
+    from urnet.bundle_about import facts
+
+    model = Model.load(run, expect=expect)
+    for name, value in facts(model):
+        out.print(f"{name + ':':<14} {value}")
+    return 0
+
+
+@app.command()
 def calibrate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     false_rejection: Annotated[float, typer.Option(help="Share of good cells that may be rejected.")] = 0.02,
@@ -170,6 +187,7 @@ def calibrate(
     ] = None,
 ) -> int:
     """Calibrate a trained model anew (training does it, too): probabilities, prediction sets, rejection."""
+    from urnet.bundle_seal import read_seal
     from urnet.cells.table import read_cells
     from urnet.evaluation.unknown import rejection_auroc
     from urnet.progress import Bars
@@ -182,6 +200,8 @@ def calibrate(
     with Bars(out) as bars:
         done = calibrate_run(opened, false_rejection=false_rejection, progress=bars.doing)
         table = rejection_auroc(opened, strange, progress=bars.doing) if strange is not None else None
+    if seal := read_seal(opened.model):
+        out.print(f"the model is sealed anew; its digest is now {seal.digest}")
     parts = ", ".join(f"{count} {name}" for name, count in done.parts.items() if count)
     out.print(f"temperature {done.temperature:.3f}; cells: {parts}")
     rejected, cells = int(done.confusion[:, -1].sum()), int(done.confusion.sum())
@@ -203,13 +223,16 @@ def differential(
     coverage: Annotated[float, typer.Option(help="Of the prediction sets of single cells.")] = 0.9,
     engine: EngineOption = "auto",
     scene: Annotated[str | None, typer.Option(help="Name or number of the scene of every field.")] = None,
+    expect: ExpectOption = None,
 ) -> int:
     """Count the cells of each donor, corrected for the classifier's own confusion, with intervals."""
     from urnet.differential.run import count_cells
     from urnet.progress import Bars
 
     with Bars(out) as bars:
-        done = count_cells(run, source, folder, coverage=coverage, engine=engine, scene=scene, progress=bars.doing)
+        done = count_cells(
+            run, source, folder, coverage=coverage, engine=engine, scene=scene, expect=expect, progress=bars.doing
+        )
     for sample in done.samples:
         _show_sample(sample)
     for note in done.notes:
@@ -227,13 +250,14 @@ def export(
     kind: Annotated[str, typer.Option("--format", help="onnx, openvino, torch, bioimageio or hub.")] = "onnx",
     cells: Annotated[Path | None, typer.Option(help="Cells to check it on; the run's own when not given.")] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset; the exporter's own when not given.")] = None,
+    expect: ExpectOption = None,
 ) -> int:
     """Write the model as one graph for other programs, checked against the original on real cells."""
     from urnet.export.formats import export_run
     from urnet.progress import Bars
 
     with Bars(out) as bars:
-        done = export_run(run, kind, folder, cells=cells, opset=opset, progress=bars.doing)
+        done = export_run(run, kind, folder, cells=cells, opset=opset, expect=expect, progress=bars.doing)
     out.print(
         f"checked on {done.parity.cells} cells: probabilities differ by {done.parity.difference:.1e} at most, "
         "no decision changes"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from urnet.cli.app import app, out
+from urnet.cli.app import ExpectOption, app, out
 from urnet.cli.runs import EngineOption
 
 
@@ -32,6 +32,7 @@ def serve(
         list[str] | None,
         typer.Option("--allowed-host", metavar="NAME", help="Host name besides localhost to answer to."),
     ] = None,
+    expect: ExpectOption = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a limit, as max_bytes; several may follow."),
@@ -60,6 +61,7 @@ def serve(
         database=database,
         engine=engine,
         reach=reach,
+        expect=expect,
         say=_say,
     )
     return 0

@@ -19,7 +19,7 @@ from urnet.files import whole_folder
 from urnet.predict import PADDING, predict_files, told_reasons
 from urnet.progress import Progress
 from urnet.tables import csv_text, read_written, write_frame
-from urnet.training.run import Run, refuse_existing
+from urnet.training.run import refuse_existing, run_of
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def count_cells(
     coverage: float = 0.9,
     engine: str = "auto",
     scene: str | None = None,
+    expect: str | None = None,
     progress: Progress | None = None,
 ) -> Differential:
     """Count the cells of each donor.
@@ -62,6 +63,7 @@ def count_cells(
         coverage: of the prediction sets of single cells, 0 to 1.
         engine: what runs the networks: `auto`, `torch`, `onnx` or `openvino`.
         scene: name or number of the scene of every field; the training's when not given.
+        expect: the first digits of the model's digest; another model is refused.
         progress: called with what is done and the share of it.
 
     Returns:
@@ -75,7 +77,7 @@ def count_cells(
     say = progress or (lambda what, share: None)
     run, source, out = Path(run), Path(source), Path(out)
     refuse_existing(out)
-    model = Model.load(run)
+    model = Model.load(run, expect=expect)
     if model.calibration is None:
         raise RunError(
             f"{run}: the model is not calibrated, so its counts cannot be corrected; `urnet calibrate {run}` does it"
@@ -100,9 +102,10 @@ def count_cells(
         failed = sum(reasons.values())
         if len(table) and failed == len(table):
             raise CellsError(f"{source}: none of its {failed} image(s) could be used: {told_reasons(reasons)}")
-        if len(table) and Run(run).recipe_path.is_file():  # a bundle by itself no longer knows its cells
+        trained_in = run_of(run)
+        if len(table) and trained_in is not None:  # a bundle by itself no longer knows its cells
             say("compare with the training", 0.0)
-            notes += seen_in_training(Run(run), cells, calibration=True)
+            notes += seen_in_training(trained_in, cells, calibration=True)
         if failed:
             notes.append(
                 f"{failed} image(s) could not be used and belong to no sample: {told_reasons(reasons)}; "

@@ -65,6 +65,7 @@ def evaluate(
     *,
     split: str = "test",
     out: Path | str | None = None,
+    expect: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a trained run.
@@ -74,6 +75,7 @@ def evaluate(
         cells: other cells; used whole where they have no split column. The run's own when not given.
         split: the part to evaluate.
         out: where the results go; `evaluation/<split>` in the run when not given, which is written anew.
+        expect: the first digits of the model's digest; another model is refused.
         progress: called with what is done and the share of it.
 
     Raises:
@@ -89,11 +91,11 @@ def evaluate(
         refuse_existing(target)
     if cells is not None:
         runs, cells = [Run.open(folder)], Path(cells)
-        one, name, warnings = other_cells(runs[0], cells, split, target, progress)
+        one, name, warnings = other_cells(runs[0], cells, split, target, progress, expect)
         scored = [one]
     else:
         runs, name = runs_of(folder, split), split
-        scored = [own_part(one, split, progress) for one in runs]
+        scored = [own_part(one, split, progress, expect) for one in runs]
         warnings = _left_out(runs[0])
         if len(runs) > 1:
             pooled = f"{len(runs)} folds are pooled: every cell was tested once, by a model that had not seen it."

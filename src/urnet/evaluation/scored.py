@@ -77,7 +77,7 @@ class Scored:
         return np.concatenate([generator.permutation(np.flatnonzero(self.truth == k))[:per_class] for k in classes])
 
 
-def own_part(run: Run, split: str, progress: Progress | None) -> Scored:
+def own_part(run: Run, split: str, progress: Progress | None, expect: str | None = None) -> Scored:
     """Score one of the run's own parts; under protocol `paper` the test part is as the paper had it.
 
     Raises:
@@ -85,7 +85,7 @@ def own_part(run: Run, split: str, progress: Progress | None) -> Scored:
         CellsError: nothing in the part.
         ImageError: a cell cannot be read.
     """
-    model, recipe = run.load_model(), run.recipe()
+    model, recipe = run.load_model(expect), run.recipe()
     cells = run.cells()
     if cells.classes != model.classes:
         raise RunError(
@@ -103,7 +103,12 @@ def own_part(run: Run, split: str, progress: Progress | None) -> Scored:
 
 
 def other_cells(
-    run: Run, path: Path, split: str, target: Path | None, progress: Progress | None
+    run: Run,
+    path: Path,
+    split: str,
+    target: Path | None,
+    progress: Progress | None,
+    expect: str | None = None,
 ) -> tuple[Scored, str, list[str]]:
     """Score cells that the run does not know. Copies and padding count once.
 
@@ -113,6 +118,7 @@ def other_cells(
         split: the part to take where they have one.
         target: where the results will go; none for a folder in the run, which must be new.
         progress: called with what is done and the share of it.
+        expect: the first digits of the model's digest.
 
     Returns:
         The scored cells, a name for them, and what the reader should know: how many are left out, and how many took
@@ -123,7 +129,7 @@ def other_cells(
         CellsError: nothing in the part, or one cell under two labels.
         ImageError: a cell has another depth than the training's.
     """
-    model, recipe = run.load_model(), run.recipe()
+    model, recipe = run.load_model(expect), run.recipe()
     cells = read_cells(path, tile=recipe.tile, image=recipe.image, target=recipe.target, classes=recipe.classes)
     unknown = sorted(set(cells.classes) - set(model.classes))
     if unknown:

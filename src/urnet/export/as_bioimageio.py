@@ -127,7 +127,9 @@ def _describe(model: "Model", onnx: bytes, tensors: list[np.ndarray]) -> Any:
         weights=spec.WeightsDescr(
             onnx=spec.OnnxWeightsDescr(source=Path(WEIGHTS), opset_version=_opset(onnx)),
         ),
-        config=spec.Config(bioimageio=spec.BioimageioConfig(reproducibility_tolerance=tolerances)),
+        config=spec.Config(
+            bioimageio=spec.BioimageioConfig(reproducibility_tolerance=tolerances), urnet={"digest": model.digest()}
+        ),
     )
 
 

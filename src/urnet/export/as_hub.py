@@ -40,8 +40,13 @@ def write(model: "Model", run: "RunFolder | None", onnx: bytes, folder: Path) ->
     Returns:
         What the user should know.
     """
+    from urnet.bundle import copy_bundle
+
     config = model.config
-    model.save(folder)
+    if model.folder is None:
+        model.save(folder)
+    else:
+        copy_bundle(model, folder)
     (folder / GRAPH).write_bytes(onnx)
     usage = _USAGE.format(channels=config.channels, size=config.size, classes=len(config.classes))
     metrics = metrics_of(model, run)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from urnet.errors import RunError
 from urnet.export.parity import Run
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, TensorProto
     from torch.export import ExportedProgram
 
     from urnet.bundle import Model
@@ -103,18 +103,17 @@ def open_onnx(source: Path | bytes, threads: int | None = None) -> Run:
     from urnet.export.graph import INPUT, OUTPUTS
     from urnet.export.packages import need
 
-    need(PACKAGES[-1:], "running ONNX")
+    need(("onnx", "onnxruntime"), "running ONNX")
     import onnxruntime
 
+    content = read_graph(source)
     name = source if isinstance(source, Path) else "the graph in memory"
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is said by the error below
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(
-            str(source) if isinstance(source, Path) else source, options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{name}: no ONNX graph that can be run here ({reason}); export the run again") from None
@@ -127,12 +126,60 @@ def open_onnx(source: Path | bytes, threads: int | None = None) -> Run:
     return lambda counts: tuple(session.run(list(OUTPUTS), {INPUT: np.ascontiguousarray(counts, np.float32)}))
 
 
+def read_graph(source: Path | bytes) -> bytes:
+    """Read an ONNX file, and refuse one that names other files.
+
+    A graph can keep its weights in external files, by any path. Those that urnet writes never do, so that a runtime has
+    no reason to open another file.
+
+    Args:
+        source: the file, or its content.
+
+    Raises:
+        RunError: the file is damaged, or names external data (code `model.external_data`).
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    name = source if isinstance(source, Path) else "the graph in memory"
+    content = source.read_bytes() if isinstance(source, Path) else source
+    try:
+        proto = onnx.load_from_string(content)
+    except (DecodeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{name}: no ONNX graph ({reason}); export the run again") from None
+    for tensor in _tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise RunError(
+                f"{name}: tensor {tensor.name[:80]!r} lies in another file; graphs of urnet hold all of their weights. "
+                "Export the run again",
+                code="model.external_data",
+            )
+    return content
+
+
+def _tensors(part: Any) -> "Iterator[TensorProto]":
+    """All tensors within a message of ONNX, however deep."""
+    from onnx import TensorProto
+
+    waiting = [part]
+    while waiting:
+        message = waiting.pop()
+        if isinstance(message, TensorProto):
+            yield message
+            continue
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                waiting += [value] if hasattr(value, "ListFields") else list(value)
+
+
 def properties(model: "Model") -> dict[str, str]:
     """What a graph says of itself, so that it can be used without its run."""
     config = model.config
     return {
         "urnet": __version__,
         "name": config.name,
+        "digest": model.digest(),
         "classes": json.dumps(list(config.classes), ensure_ascii=False),
         "counts": f"raw {config.scaling.dtype} counts as float32, {config.channels} x {config.size} x {config.size}; "
         "scaled within",

@@ -1,22 +1,25 @@
 """OpenVINO: the graph as `model.xml` and `model.bin`, in float32."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from urnet.errors import RunError
+from urnet.export.as_onnx import read_graph
 from urnet.export.parity import Run
 
 PACKAGES = ("openvino",)
 NAME = "model.xml"
 
 
-def to_openvino(onnx: bytes, folder: Path) -> None:
+def to_openvino(onnx: bytes, folder: Path, properties: Mapping[str, str]) -> None:
     """Write a graph that is there in ONNX as OpenVINO's two files.
 
     Args:
         onnx: the content of an ONNX file.
         folder: where they go.
+        properties: what is written into the graph about its model, from `properties`.
 
     Raises:
         RunError: OpenVINO is not installed, or cannot read the graph.
@@ -31,6 +34,8 @@ def to_openvino(onnx: bytes, folder: Path) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"OpenVINO cannot read the graph ({reason}); use format onnx") from None
+    for name, value in properties.items():
+        network.set_rt_info(value, ["urnet", name])
     openvino.save_model(network, folder / NAME, compress_to_fp16=False)
 
 
@@ -49,12 +54,17 @@ def open_openvino(source: Path | bytes, threads: int | None = None) -> Run:
     need(PACKAGES, "running OpenVINO")
     import openvino
 
+    if isinstance(source, bytes) or source.suffix == ".onnx":
+        need(("onnx",), "running ONNX")
+        content: Path | bytes = read_graph(source)
+    else:
+        content = source
     name = source if isinstance(source, Path) else "the graph in memory"
     settings = {"INFERENCE_PRECISION_HINT": "f32"} | ({} if threads is None else {"INFERENCE_NUM_THREADS": threads})
     core = openvino.Core()
     core.set_property({"ENABLE_MMAP": False})  # Windows lets no mapped file be moved to its place
     try:
-        network = core.compile_model(core.read_model(model=source), "CPU", settings)
+        network = core.compile_model(core.read_model(model=content), "CPU", settings)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{name}: no OpenVINO graph that can be run here ({reason}); export the run again") from None

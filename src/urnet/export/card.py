@@ -80,7 +80,8 @@ def _about(model: "Model") -> str:
         f"(`{config.classifier['name']}`), as one network of {count_parameters(model.joint):,} parameters.\n\n"
         f"- **Classes:** {classes}\n"
         f"- **Input:** {colour} crops of one cell, brought to {config.size} × {config.size} px; {scaling.dtype} "
-        f"counts, of which {scaling.low:g} to {scaling.high:g} become 0 to 1 within the network"
+        f"counts, of which {scaling.low:g} to {scaling.high:g} become 0 to 1 within the network\n"
+        f"- **Digest:** `{model.digest()}`"
     )
 
 

@@ -1,8 +1,8 @@
 """Engines: what runs a model's graph, the fastest exact one at hand.
 
-PyTorch is the reference. ONNX Runtime and OpenVINO run the same graph on the CPU, a third faster and more; the graph is
-exported once, and lies in the bundle as `engine-<digest>.onnx`. Before one of them is trusted, its answers are compared
-with PyTorch's (`parity`); `engine-<digest>.json` says which were, so that it is done once on a machine.
+PyTorch is the reference. ONNX Runtime and OpenVINO run the same graph on the CPU, a third faster and more. The graph is
+exported once and stored in the bundle as `engine-<digest>.onnx`. At each start its outputs for fixed images are
+compared with those of PyTorch (`parity.check_graph`).
 
 What ONNX Runtime and OpenVINO say of an image depends neither on its batch nor on the number of threads, bit for bit.
 PyTorch chooses its arithmetic by both: its batches all get one size, and another number of threads may change the last
@@ -11,7 +11,6 @@ of six decimals.
 
 import logging
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,7 +21,7 @@ from urnet.export.as_onnx import open_onnx
 from urnet.export.as_openvino import open_openvino
 from urnet.export.kept_graph import KeptGraph
 from urnet.export.packages import installed, need
-from urnet.export.parity import Run, check
+from urnet.export.parity import Run, check, check_graph
 
 if TYPE_CHECKING:
     from urnet.bundle import Model
@@ -38,7 +37,7 @@ FASTEST = ("onnx", "openvino")
 EXPORTERS = ("onnx", "onnxscript")
 
 SAMPLE = 4
-"""Images on which an engine is compared with PyTorch."""
+"""Images on which float16 is compared with float32; a graph is compared on the first of them and on fixed images."""
 
 WORTH_A_GRAPH = 4_000_000
 """Pixels, over all images, from which on a graph is exported for them; for fewer, that takes longer than it saves."""
@@ -176,7 +175,7 @@ def choose_engine(
     Args:
         model: the model.
         name: one of `ENGINES`.
-        sample: (N, C, S, S) raw counts to compare on; noise when not given.
+        sample: (N, C, S, S) raw counts to compare on; float16 is judged on noise when not given.
         images: how many will come; for a few, no graph is exported that is not there already.
 
     Raises:
@@ -186,13 +185,13 @@ def choose_engine(
     check_engine(name)
     if name == "torch":
         return TorchEngine(model, images)
-    sample = _noise(model) if sample is None or not len(sample) else sample[:SAMPLE]
+    sample = sample[:SAMPLE] if sample is not None and len(sample) else None
     if name != "auto":
         return _graph_engine(model, name, KeptGraph(model), sample)
     if model.device.type == "cuda":
         half = TorchEngine(model, images, half=True)
         try:
-            check(model, half.run, sample)
+            check(model, half.run, _noise(model) if sample is None else sample)
             return half
         except RunError as error:
             logger.info("float16 is not used: %s", error)
@@ -259,7 +258,7 @@ def _is_worthwhile(model: "Model", graph: KeptGraph, images: int | None) -> bool
     return graph.is_there or (exportable and (images is None or images * model.config.size**2 >= WORTH_A_GRAPH))
 
 
-def _graph_engine(model: "Model", name: str, graph: KeptGraph, sample: np.ndarray) -> GraphEngine:
+def _graph_engine(model: "Model", name: str, graph: KeptGraph, sample: np.ndarray | None) -> GraphEngine:
     """An engine that runs the graph, once it is known to say what PyTorch says."""
     import torch
 
@@ -268,21 +267,19 @@ def _graph_engine(model: "Model", name: str, graph: KeptGraph, sample: np.ndarra
         model.joint.to(model.device)
     if graph.is_there:
         try:
-            return _opened(model, name, graph, graph.path, sample)
+            return _opened(model, name, graph.path, sample)
         except RunError as error:
             logger.warning("%s: is made anew, since it cannot be used (%s)", graph.path, error)
-    return _opened(model, name, graph, graph.make(), sample)
+    return _opened(model, name, graph.make(), sample)
 
 
-def _opened(model: "Model", name: str, graph: KeptGraph, source: "Path | bytes", sample: np.ndarray) -> GraphEngine:
+def _opened(model: "Model", name: str, source: "Path | bytes", sample: np.ndarray | None) -> GraphEngine:
     import torch
 
     opened = {"onnx": open_onnx, "openvino": open_openvino}[name](source, torch.get_num_threads())
-    label = f"{name} {version(PACKAGES[name])}"
-    if not graph.is_trusted(label):
-        try:
-            graph.trust(label, check(model, opened, sample))
-        except RunError as error:
-            raise RunError(f"engine {name}: {error}; use --engine torch") from None
+    try:
+        check_graph(model, opened, None if sample is None else sample[:1])
+    except RunError as error:
+        raise RunError(f"engine {name}: {error}; use --engine torch", code=error.code) from None
     most = _most(model, CPU_PIXELS)
     return GraphEngine(name, opened, tuple(size for size in GRAPH_SIZES if size <= most) or (most,))

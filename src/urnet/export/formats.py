@@ -15,7 +15,7 @@ from urnet.export.parity import Parity, Run, check
 from urnet.files import whole_file, whole_folder
 from urnet.progress import Progress
 from urnet.training.run import Run as RunFolder
-from urnet.training.run import refuse_existing
+from urnet.training.run import refuse_existing, run_of
 
 if TYPE_CHECKING:
     from urnet.bundle import Model
@@ -79,7 +79,7 @@ class Format:
 
 
 def _write_openvino(source: Source, folder: Path) -> list[str]:
-    as_openvino.to_openvino(as_onnx.to_onnx(source.model, source.opset), folder)
+    as_openvino.to_openvino(as_onnx.to_onnx(source.model, source.opset), folder, as_onnx.properties(source.model))
     return []
 
 
@@ -118,6 +118,7 @@ def export_run(
     *,
     cells: Path | None = None,
     opset: int | None = None,
+    expect: str | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Export a trained run. Nothing stands at `out` before what is written there is read back and held to parity.
@@ -129,6 +130,7 @@ def export_run(
         cells: images to compare graph and model on, up to 64 of them: a folder, a table or a file. The run's own test
             part when not given, or its validation part where it has none.
         opset: version of ONNX's operators, for the formats that hold ONNX.
+        expect: the first digits of the model's digest; another model is refused.
         progress: called with what is done and the share of it.
 
     Raises:
@@ -149,10 +151,9 @@ def export_run(
     as_onnx.check_opset(opset)
     need(chosen.packages, f"format {format}")
     refuse_existing(out, file=chosen.file)
-    model = _on_cpu(Model.load(run))
+    model = _on_cpu(Model.load(run, expect=expect))
     counts, origin = _read(run, model, cells, progress)
-    folder = RunFolder(run) if (run / "recipe.yaml").is_file() else None
-    source = Source(model, folder, counts, origin, opset)
+    source = Source(model, run_of(run), counts, origin, opset)
     _tell(progress, "write", 0.0)
     if chosen.file:
         with whole_file(out) as file:

@@ -1,17 +1,18 @@
-"""The graph that engines run, kept beside the bundle: `engine-<digest>.onnx`, and `.json` on who is trusted."""
+"""The graph that engines run, stored in the bundle as `engine-<digest>.onnx`.
+
+The name says of which model, version and operators it is. Its content is not trusted: `engine` compares the graph with
+the network each time that it starts.
+"""
 
 import hashlib
-import json
 import logging
 import os
-import platform
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from urnet import __version__
 from urnet.export.as_onnx import OPSET, to_onnx
-from urnet.export.parity import Parity
 from urnet.files import whole_file
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class KeptGraph:
     @property
     def is_there(self) -> bool:
         """Whether it was made before."""
-        return self.path is not None and self.path.is_file()
+        return self.path is not None and self.path.is_file() and not self.path.is_symlink()
 
     def make(self) -> Path | bytes:
         """Export the model; the file, or its content where it cannot be kept. Graphs of older weights go.
@@ -67,38 +68,3 @@ class KeptGraph:
                 with suppress(OSError):
                     old.unlink()
         return self.path
-
-    def is_trusted(self, engine: str) -> bool:
-        """Whether an engine was found to say what PyTorch says, of this very file and on this machine."""
-        if not self.is_there:
-            return False
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads(self._record.read_text(encoding="utf-8"))
-            return record["sha256"] == self._hash() and _here(engine) in record["parity"]
-        return False
-
-    def trust(self, engine: str, parity: Parity) -> None:
-        """Remember that an engine was compared with PyTorch, and how far it was off."""
-        if not self.is_there:
-            return
-        digest, known = self._hash(), {}
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads(self._record.read_text(encoding="utf-8"))
-            known = dict(record["parity"]) if record["sha256"] == digest else {}
-        record = {"sha256": digest, "parity": known | {_here(engine): str(parity)}}
-        with suppress(OSError), whole_file(self._record) as file:
-            file.write(json.dumps(record, indent=2).encode())
-
-    @property
-    def _record(self) -> Path:
-        assert self.path is not None
-        return self.path.with_suffix(".json")
-
-    def _hash(self) -> str:
-        assert self.path is not None
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _here(engine: str) -> str:
-    return f"{engine} on {platform.node()}"

@@ -136,7 +136,9 @@ class About(BaseModel):
 
     name: str
     model: str
-    """Digest of configuration, weights and calibration."""
+    """Digest of the model's files, as `urnet about` shows it."""
+    sealed: bool
+    """Whether the files carried a seal, which fitted."""
     classes: list[str]
     size: int
     """Edge of the network's input, px; images are brought to it."""
@@ -295,6 +297,7 @@ def _about(bench: Bench) -> About:
     return About(
         name=config.name,
         model=bench.digest,
+        sealed=bench.model.is_sealed,
         classes=list(config.classes),
         size=config.size,
         channels=config.channels,

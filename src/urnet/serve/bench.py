@@ -25,7 +25,7 @@ from urnet.serve.scratch import Aside, FullError, Scratch, Usage, size_of
 from urnet.serve.settings import Settings
 from urnet.serve.store import Store
 from urnet.serve.uploads import Cell, Decoders, Upload
-from urnet.training.run import Run
+from urnet.training.run import run_of
 
 NOT_CALIBRATED = "the model is not calibrated, so its counts cannot be corrected; run `urnet calibrate` on it"
 
@@ -180,13 +180,15 @@ class Bench:
         self._trained_on: Future[set[str] | None] | None = None
 
     @classmethod
-    def open(cls, run: Path, settings: Settings, engine: str = "auto", **more: Any) -> "Bench":
+    def open(
+        cls, run: Path, settings: Settings, engine: str = "auto", *, expect: str | None = None, **more: Any
+    ) -> "Bench":
         """Load a model and choose its engine.
 
         Raises:
-            RunError: no model there, or the engine cannot be had.
+            RunError: no model there, another one than expected, or the engine cannot be had.
         """
-        model = Model.load(run)
+        model = Model.load(run, expect=expect)
         return cls(Path(run), model, choose_engine(model, engine), settings, **more)
 
     @property
@@ -199,9 +201,10 @@ class Bench:
         self.scratch.start()
         self.decoders.start()
         self.network.start()
-        if self.model.calibration is not None and Run(self.run).recipe_path.is_file():
+        run = run_of(self.run)
+        if self.model.calibration is not None and run is not None:
             aside = ThreadPoolExecutor(1, "training-keys")
-            self._trained_on = aside.submit(training_keys, Run(self.run), calibration=True)
+            self._trained_on = aside.submit(training_keys, run, calibration=True)
             aside.shutdown(wait=False)
 
     def stop(self) -> None:

@@ -42,6 +42,7 @@ def serve(
     database: Path = Path("bench.db"),
     engine: str = "auto",
     reach: Reach | None = None,
+    expect: str | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve a model until the process is told to stop (Ctrl+C, SIGTERM); what runs is finished first.
@@ -56,6 +57,7 @@ def serve(
         database: where labels and corrections are kept.
         engine: what runs the networks.
         reach: root path, trusted proxies and allowed hosts.
+        expect: the first digits of the model's digest; another model is refused.
         say: told where to find the server, and the token.
 
     Raises:
@@ -67,7 +69,7 @@ def serve(
     token = None if is_loopback(host) and not reach.is_behind_proxy else _token()
     with ExitStack() as opened:
         listening = opened.enter_context(_listen(host, port))
-        bench = Bench.open(run, settings, engine, cells=cells)
+        bench = Bench.open(run, settings, engine, expect=expect, cells=cells)
         queue = None if cells is None else read_queue(cells, bench.model)
         opened.enter_context(database_lock(database))
         store = bench.store = opened.enter_context(closing(Store(database)))  # last: a start that fails leaves none

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from urnet.bundle import Model
+from urnet.bundle import Model, seal_bundle
 from urnet.calibration.calibration import Calibration
 from urnet.calibration.conformal import class_scores
 from urnet.calibration.reference import Reference
@@ -46,7 +46,7 @@ class Observed:
 
 
 def calibrate(run: Run, *, false_rejection: float = FALSE_REJECTION, progress: Progress | None = None) -> Calibration:
-    """Calibrate the model of a finished run anew, and write the result into its bundle.
+    """Calibrate the model of a finished run anew, and write the result into its bundle, which is sealed anew.
 
     Args:
         run: the run; its cells must still be there.
@@ -72,6 +72,7 @@ def calibrate(run: Run, *, false_rejection: float = FALSE_REJECTION, progress: P
         )
     calibration = calibrate_model(model, cells, false_rejection=false_rejection, progress=progress)
     calibration.save(run.model)
+    seal_bundle(run.model)
     return calibration
 
 

@@ -250,9 +250,9 @@ class Run:
         except (ValueError, KeyError):  # the parser's errors are ValueErrors
             raise RunError(f"{self.history_path}: not the history of a training; restore or remove the file") from None
 
-    def load_model(self) -> Model:
-        """The trained model."""
-        return Model.load(self.folder)
+    def load_model(self, expect: str | None = None) -> Model:
+        """The trained model; with `expect`, only one of this digest."""
+        return Model.load(self.folder, expect=expect)
 
     def wait(self, seconds: float = 3600) -> "Run":
         """Wait until the first process of a distributed run has begun the folder."""
@@ -262,6 +262,17 @@ class Run:
                 raise RunError(f"{self.folder}: the first process did not begin the run within {seconds:.0f} s")
             time.sleep(0.2)
         return self
+
+
+def run_of(path: Path | str) -> Run | None:
+    """The run that a path of a model names; None for a bundle by itself.
+
+    A run's table names cells anywhere on the machine, and belongs to the user. A recipe or a table that lies in a bundle
+    came with it from elsewhere, and is not read.
+    """
+    run = Run(Path(path))
+    is_bundle = (run.folder / CONFIG_NAME).is_file() and not run.finished
+    return run if run.recipe_path.is_file() and not is_bundle else None
 
 
 def keep_cropping(cells: Cells, folder: Path) -> None:

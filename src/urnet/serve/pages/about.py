@@ -7,10 +7,11 @@ from fastapi import FastAPI
 from nicegui import ui
 
 from urnet import __version__
+from urnet.bundle_about import facts
 from urnet.export.card import RESEARCH, model_card
 from urnet.serve.bench import Bench
 from urnet.serve.pages.frame import frame, text
-from urnet.training.run import Run
+from urnet.training.run import run_of
 
 USE = """Enhances and classifies crops of single white blood cells without stain, and counts them, for research on such
 methods. Look at the rejected cells and at the prediction sets, not only at the classes. No decision on a person's
@@ -25,8 +26,7 @@ def add(app: FastAPI, bench: Bench) -> None:
 
     @cache
     def card() -> str:
-        run = Run(bench.run)
-        told = model_card(bench.model, run if run.recipe_path.is_file() else None, USE)
+        told = model_card(bench.model, run_of(bench.run), USE)
         return told.split("\n\n", 2)[2]  # the page says its heading and "research use only" itself
 
     @ui.page("/about", response_timeout=CARD_SECONDS)
@@ -36,15 +36,8 @@ def add(app: FastAPI, bench: Bench) -> None:
             with ui.element("div").classes("notice warn").props("role=note"):
                 text("p", RESEARCH)
             with ui.element("dl").classes("facts"):
-                for name, value in (
-                    ("Model", bench.model.config.name),
-                    ("Digest", bench.digest),
-                    ("Engine", bench.engine),
-                    ("urnet", __version__),
-                    ("Calibrated", "yes" if bench.model.calibration is not None else "no"),
-                    ("Cuts fields", "yes" if bench.model.cropping is not None else "no"),
-                ):
+                for name, value in (*facts(bench.model), ("engine", bench.engine), ("urnet", __version__)):
                     with ui.element("div"):
-                        text("dt", name)
+                        text("dt", name.capitalize())
                         text("dd", value)
             ui.markdown(told, extras=["tables"]).classes("card-text")
