@@ -21,6 +21,8 @@ from urnet.json_files import Text, canonical_json, explain
 FORMAT = 1
 JSON_NAME, TENSORS_NAME = "calibration.json", "calibration.safetensors"
 
+PARTS = ("train", "validation", "test")
+
 COVERAGE = 0.9
 """Share of each class's cells whose prediction set holds it, unless another is asked for."""
 
@@ -162,7 +164,7 @@ class _About(BaseModel):
     limits: Annotated[dict[Text, float], Field(max_length=len(CHECKS))]
     confusion: Annotated[list[list[Annotated[int, Field(ge=0)]]], Field(max_length=1000)]
     reference_part: Literal["test", "validation"]
-    parts: dict[Literal["train", "validation", "test"], Annotated[int, Field(ge=0)]]
+    parts: dict[Literal[PARTS], Annotated[int, Field(ge=0)]]
     depths: Annotated[int, Field(ge=1, le=1000)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -240,7 +242,7 @@ def _assemble(about: _About, tensors: dict[str, np.ndarray]) -> Calibration:
         rejection=Rejection(checks, quantiles, tails, about.level, Distance(centre, whiten, spread)),
         reference=Reference(probabilities, truth, rejected),
         reference_part=about.reference_part,
-        parts=dict(about.parts),
+        parts={part: about.parts[part] for part in PARTS if part in about.parts},
         false_rejection=about.false_rejection,
     )
     require(found.confusion.tolist() == about.confusion, "the confusion is not that of the reference's cells")

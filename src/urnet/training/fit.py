@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from urnet.bundle import Model, ModelConfig
+from urnet.bundle_config import check_config
 from urnet.cells.audit import Audit, audit_cells, describe_donors, tally
 from urnet.cells.batches import CellDataset, ordered_loader, train_loader
 from urnet.cells.divide import divide
@@ -172,6 +173,8 @@ def train_one(
     data = prepare(cells, recipe, watcher.doing if watcher else None, scaling=scaling, fit=fit)
     if data.converted and watcher is not None:
         watcher.say(f"{data.converted} image(s) converted between grey and colour")
+    config = _config(data, recipe, cells.classes)
+    check_config(config)
     L.seed_everything(recipe.seed, verbose=False)
     model = build_joint(
         recipe.enhancer.name,
@@ -202,7 +205,7 @@ def train_one(
             warn_at_chance(run, epoch, data.validation.labels, recipe)
             if recipe.selection is not None:
                 _select(run, model, data, recipe, watcher)
-            trained = _bundle(model, data, recipe, cells.classes, epoch)
+            trained = Model(replace(config, epoch=epoch), model)
             if run.cropping_path.is_file():
                 trained.cropping = Cropping.load(run.cropping_path)
             if recipe.protocol == "honest":  # protocol `paper` has no held-out part that training did not choose by
@@ -391,8 +394,9 @@ def _fit(
     lay_out(module, torch.contiguous_format)
 
 
-def _bundle(model: JointModel, data: Prepared, recipe: Recipe, classes: tuple[str, ...], epoch: int) -> Model:
-    config = ModelConfig(
+def _config(data: Prepared, recipe: Recipe, classes: tuple[str, ...]) -> ModelConfig:
+    """The configuration of the model that is to be trained; the epoch is known at the end."""
+    return ModelConfig(
         name=recipe.name,
         classes=classes,
         size=data.size,
@@ -404,9 +408,7 @@ def _bundle(model: JointModel, data: Prepared, recipe: Recipe, classes: tuple[st
         image=recipe.image,
         protocol=recipe.protocol,
         seed=recipe.seed,
-        epoch=epoch,
     )
-    return Model(config, model)
 
 
 def _rank() -> int:

@@ -267,8 +267,8 @@ class Run:
 def run_of(path: Path | str) -> Run | None:
     """The run that a path of a model names; None for a bundle by itself.
 
-    A run's table names cells anywhere on the machine, and belongs to the user. A recipe or a table that lies in a bundle
-    came with it from elsewhere, and is not read.
+    A run's table names cells anywhere on the machine, and belongs to the user. A recipe or a table that lies in a
+    bundle came with it from elsewhere, and is not read.
     """
     run = Run(Path(path))
     is_bundle = (run.folder / CONFIG_NAME).is_file() and not run.finished
