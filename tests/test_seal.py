@@ -5,6 +5,7 @@ import logging
 import shutil
 import threading
 from contextlib import suppress
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -183,6 +184,9 @@ def test_exports_carry_the_digest(bundle, shapes, tmp_path):
     export_run(bundle, "onnx", tmp_path / "model.onnx", cells=cells)
     properties = onnx.load(tmp_path / "model.onnx").metadata_props
     assert {one.key: one.value for one in properties}["digest"] == model.digest()
+    if find_spec("openvino"):
+        export_run(bundle, "openvino", tmp_path / "openvino", cells=cells)
+        assert model.digest() in (tmp_path / "openvino/model.xml").read_text(encoding="utf-8")
     export_run(bundle, "hub", tmp_path / "hub", cells=cells)
     copy = Model.load(tmp_path / "hub", expect=model.digest())
     assert copy.is_sealed

@@ -1,6 +1,5 @@
 """OpenVINO: the graph as `model.xml` and `model.bin`, in float32."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,29 +12,29 @@ PACKAGES = ("openvino",)
 NAME = "model.xml"
 
 
-def to_openvino(onnx: bytes, folder: Path, properties: Mapping[str, str]) -> None:
+def to_openvino(onnx: bytes, folder: Path) -> None:
     """Write a graph that is there in ONNX as OpenVINO's two files.
 
     Args:
         onnx: the content of an ONNX file.
         folder: where they go.
-        properties: what is written into the graph about its model, from `properties`.
 
     Raises:
         RunError: OpenVINO is not installed, or cannot read the graph.
     """
     from urnet.export.packages import need
 
-    need(PACKAGES, "format openvino")
+    need((*PACKAGES, "onnx"), "format openvino")
     import openvino
+    from onnx import load_from_string
 
     try:
         network = openvino.Core().read_model(model=onnx)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"OpenVINO cannot read the graph ({reason}); use format onnx") from None
-    for name, value in properties.items():
-        network.set_rt_info(value, ["urnet", name])
+    for one in load_from_string(onnx).metadata_props:
+        network.set_rt_info(one.value, ["urnet", one.key])
     openvino.save_model(network, folder / NAME, compress_to_fp16=False)
 
 

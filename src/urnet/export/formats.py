@@ -79,7 +79,7 @@ class Format:
 
 
 def _write_openvino(source: Source, folder: Path) -> list[str]:
-    as_openvino.to_openvino(as_onnx.to_onnx(source.model, source.opset), folder, as_onnx.properties(source.model))
+    as_openvino.to_openvino(as_onnx.to_onnx(source.model, source.opset), folder)
     return []
 
 
