@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="run folder or bundle to serve")
     parser.add_argument("--crop", type=Path, help="image that the other client sends; with --run")
     parser.add_argument("--to", default="/v1/predict", help="where hostile files are sent")
-    parser.add_argument("--seconds", type=float, default=60, help="of each attack, at most")
+    parser.add_argument("--seconds", type=float, default=120, help="of each attack, at most")
     parser.add_argument("--only", default="", help="attacks whose names hold this")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -123,7 +123,7 @@ class Server:
             while not over.is_set():
                 began = time.monotonic()
                 with suppress(httpx.TransportError):
-                    answer = httpx.post(f"{self.address}/v1/predict", files=files, headers=self.headers, timeout=60)
+                    answer = httpx.post(f"{self.address}/v1/predict", files=files, headers=self.headers, timeout=120)
                     served[answer.status_code] += 1
                 longest[0] = max(longest[0], time.monotonic() - began)
                 served["all"] += 1

@@ -38,7 +38,7 @@ def hostile(shapes, tiny, tmp_path_factory):
     pd.DataFrame(rows).to_csv(folder / "cells.csv", index=False)
     made = []
     for seed in (0, 1):
-        changes = [f"train.seed={seed}", "train.epochs=2"]
+        changes = [f"seed={seed}", "train.epochs=2"]
         made.append(train(folder / "cells.csv", tiny, folder / "runs" / f"{seed}{RUNS}", overrides=changes)[0])
         evaluate(made[-1])
     return folder, made

@@ -67,15 +67,18 @@ def test_the_time_of_a_file_is_that_of_all_its_pieces(serving, send, monkeypatch
 
 def test_a_request_with_slow_files_does_not_hold_up_the_others(serving, send, shapes):
     slow = many_scans(4900, 4900, 20_000)
-    with serving(decode_seconds=1) as client, ThreadPoolExecutor(1) as pool:
-        hostile = pool.submit(send, client, *[(f"{number}.jpg", slow) for number in range(7)])
-        wait_until(lambda: len(client.bench.decoders._waiting) > 3)
+    with serving(decode_seconds=1) as client, ThreadPoolExecutor(4) as pool:
+        one = pool.submit(send, client, *[(f"{number}.jpg", slow) for number in range(4)])
+        others = [pool.submit(send, client, ("4.jpg", slow)) for _ in range(3)]
+        wait_until(lambda: len(client.bench.decoders._waiting) > 4)
         began = time.monotonic()
         assert send(client, shapes / "disc" / "000.png").status_code == 200
         assert time.monotonic() - began < 6
-        assert not hostile.done()
+        assert not one.done()
         assert client.bench.decoders.backlog_seconds() > 0.5
-        assert [one["error"].endswith("(decode_seconds)") for one in hostile.result().json()["files"]] == [True] * 7
+        answers = [answer.result().json()["files"] for answer in (one, *others)]
+        assert [len(files) for files in answers] == [4, 1, 1, 1]
+        assert all(file["error"].endswith("(decode_seconds)") for files in answers for file in files)
         assert client.bench.decoders.backlog_seconds() == 0
 
 

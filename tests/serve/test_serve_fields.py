@@ -344,7 +344,7 @@ def test_the_page_asks_whether_to_count_without_the_damaged_fields(look, axe, so
 
 @pytest.fixture(scope="module")
 def careful(run, serving):
-    with serving(run.folder, decode_seconds=2, file_seconds=3, field_seconds=8, decode_memory=2**29) as client:
+    with serving(run.folder, field_seconds=5, decode_memory=2**29) as client:
         yield client
 
 

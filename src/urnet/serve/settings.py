@@ -55,7 +55,7 @@ class Settings(BaseModel):
     decode_seconds: float = Field(10, gt=0, le=3600)
     """Time in seconds to decode one piece of a file (16 images)."""
     file_seconds: float = Field(30, gt=0, le=86_400)
-    """Time in seconds to decode one file, all its pieces together, or to find the cells of one field."""
+    """Time in seconds to decode one file with crops, all its pieces together."""
     field_seconds: float = Field(120, gt=0, le=86_400)
     """Time in seconds to find and cut out the cells of all fields of one request."""
     decode_memory: int = Field(2**30, ge=2**26, le=2**40)

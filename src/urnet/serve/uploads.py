@@ -52,6 +52,7 @@ class Upload:
         error: why it was.
         pixel_um: µm per px, where who sent it said so; of fields of view.
         usage: decoding time of all files of its request or sample.
+        size: of the file, in bytes.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Upload:
     error: str = ""
     pixel_um: float | None = None
     usage: Usage = field(default_factory=Usage)
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,14 @@ def put(aside: Aside, number: int, given: str, content: BinaryIO, pixel_um: floa
         path.unlink()
         return Upload(name, None, str(error).replace(str(path), name), pixel_um, aside.usage)
     suffix = next(suffix for first, suffix in _SUFFIXES.items() if start.startswith(first))
-    return Upload(name, path.rename(path.with_suffix(suffix)), "", pixel_um, aside.usage)
+    return Upload(name, path.rename(path.with_suffix(suffix)), "", pixel_um, aside.usage, size)
 
 
 class Decoders:
     """Processes that decode uploaded files, a piece at a time.
 
-    The request or sample that has used least decoding time is served first, so that one with slow files does not hold
-    up the others. A process whose client has left is ended.
+    The request or sample that has used least decoding time is served first, and of those that are new the one with the
+    smallest file, so that slow files do not hold up the others. A process whose client has left is ended.
 
     Args:
         model: whose crops the images become.
@@ -186,8 +188,10 @@ class Decoders:
         """
         now = time.monotonic()
         with self._lock:
-            left = len(self._waiting) * self._mean_seconds
+            left = sum(not job.given_up.is_set() for job in self._waiting) * self._mean_seconds
             for job, since in self._running.items():
+                if job.given_up.is_set():
+                    continue
                 expected = self._mean_seconds if now - since < self._mean_seconds else job.seconds
                 left += max(0.0, expected - (now - since))
         return left / len(self.processes)
@@ -219,7 +223,9 @@ class Decoders:
         limit, allowed, used = min(limits, key=lambda one: one[1] - one[2])
         order = {"do": "read", "path": str(upload.path), "start": start, "stop": stop, "keys": keys}
         order |= {"limit": limit, "seconds": allowed}
-        told, crops = await self._ask(order, max(0.0, allowed - used), [upload.usage, *([file] if file else [])])
+        told, crops = await self._ask(
+            order, max(0.0, allowed - used), [upload.usage, *([file] if file else [])], upload.size
+        )
         _refuse(told, upload)
         left = iter(crops)
         cells = []
@@ -248,12 +254,12 @@ class Decoders:
         by_name = {upload.path.name: upload for upload in uploads if upload.path is not None}
         pixels = {name: upload.pixel_um for name, upload in by_name.items() if upload.pixel_um is not None}
         fatal: dict[str, str] = {}
-        seconds, each = self.settings.field_seconds, self.settings.file_seconds
+        seconds = self.settings.field_seconds
         order = {"do": "cut", "folder": str(aside.files), "out": str(out), "pixels": pixels, "fatal": fatal}
-        order |= {"limit": "field_seconds", "seconds": seconds, "each": each}
-        used = Usage()
+        order |= {"limit": "field_seconds", "seconds": seconds}
+        used, size = Usage(), sum(upload.size for upload in uploads)
         while True:
-            told, _ = await self._ask(order, max(0.0, seconds - used.seconds), [aside.usage, used], aside=aside)
+            told, _ = await self._ask(order, max(0.0, seconds - used.seconds), [aside.usage, used], size, aside=aside)
             if (name := told.get("died_at")) not in by_name or name in fatal:
                 break
             fatal[name] = told["error"]
@@ -264,10 +270,10 @@ class Decoders:
         return told
 
     async def _ask(
-        self, order: dict[str, Any], seconds: float, usages: Sequence[Usage], *, aside: Aside | None = None
+        self, order: dict[str, Any], seconds: float, usages: Sequence[Usage], size: int, *, aside: Aside | None = None
     ) -> "_Told":
         """Let the next free process answer an order; whoever is cancelled while waiting ends the work on it."""
-        job = _Job(order, seconds, usages, aside)
+        job = _Job(order, seconds, usages, size, aside)
         with self._lock:
             self._waiting.append(job)
         self.threads.submit(self._run_next)
@@ -278,9 +284,14 @@ class Decoders:
             raise
 
     def _run_next(self) -> None:
-        """Run the waiting job whose request has used least decoding time; of equals, the first."""
+        """Run the waiting job whose request has used least decoding time; of equals the smallest, then the first."""
         with self._lock:
-            job = min(self._waiting, key=lambda one: one.usages[0].seconds)
+            now = time.monotonic()
+            used = {id(one.usages[0]): one.usages[0].seconds for one in self._waiting}
+            for one, since in self._running.items():
+                if id(one.usages[0]) in used:
+                    used[id(one.usages[0])] += now - since
+            job = min(self._waiting, key=lambda one: (used[id(one.usages[0])], one.size))
             self._waiting.remove(job)
         if not job.future.set_running_or_notify_cancel():
             return
@@ -342,6 +353,7 @@ class _Job:
         order: sent to the process.
         seconds: allowed time.
         usages: charged with the time that it takes; the first is that of its request or sample.
+        size: of the files, in bytes.
         aside: folder into which the process writes, if any.
         given_up: set when nobody waits for the answer.
         future: the answer.
@@ -350,6 +362,7 @@ class _Job:
     order: dict[str, Any]
     seconds: float
     usages: Sequence[Usage]
+    size: int
     aside: Aside | None
     given_up: threading.Event = field(default_factory=threading.Event)
     future: "Future[_Told]" = field(default_factory=Future)
@@ -378,8 +391,8 @@ class _Process:
         """Send an order and receive the answer.
 
         Args:
-            order: its `each` limits the time for each file that the process names, in seconds.
-            seconds: allowed time for all of it.
+            order: what to do.
+            seconds: allowed time.
             given_up: set when nobody waits for the answer any more.
 
         Returns:
@@ -396,12 +409,8 @@ class _Process:
             self.pipe.send_bytes(json.dumps(order).encode())
             until = time.monotonic() + seconds
             while not told or "at" in told:
-                limit = min(until, time.monotonic() + order["each"]) if "at" in told else until
-                if not self._answers(limit, given_up):
+                if not self._answers(until, given_up):
                     self.end()
-                    if "at" in told and limit < until:
-                        slow = {"do": "read", "limit": "file_seconds", "seconds": order["each"]}
-                        return {"error": _late(slow, told["at"]), "died_at": told["at"]}, []
                     return {"error": _late(order, told.get("at", name))}, []
                 told = json.loads(self.pipe.recv_bytes())
             return told, [self._crop(kind, shape) for kind, *shape in told["crops"]]
