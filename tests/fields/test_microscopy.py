@@ -143,7 +143,7 @@ def test_a_plane_that_a_czi_lacks_is_not_black(tmp_path, raises_code):
     parts = [{"data": stack(), "plane": {"C": c, "Z": z}} for c, z in ((0, 0), (1, 0), (1, 1))]
     path = write_czi(tmp_path / "f.czi", parts)
     assert read_all(path, channel="1", z="1").any()
-    with open_field(path, channel="0", z="1") as field, raises_code("fields.plane_missing"):
+    with open_field(path, channel="0", z="1") as field, raises_code("fields.planes_missing"):
         field.read(0, 0, 10, 10)
 
 
@@ -434,7 +434,7 @@ def test_what_an_nd2_lacks_or_has_besides_is_not_passed_over(tmp_path, raises_co
     frames = [stack(seed=k)[..., None] for k in range(3)]
     stopped = write_nd2(tmp_path / "stopped.nd2", frames[:2], [{"type": DEPTH, "count": 3}])
     np.testing.assert_array_equal(read_all(stopped, z="1"), frames[1][..., 0])
-    with open_field(stopped, z="2") as field, raises_code("fields.plane_missing"):
+    with open_field(stopped, z="2") as field, raises_code("fields.planes_missing"):
         field.read(0, 0, 8, 8)
     custom = write_nd2(tmp_path / "custom.nd2", frames, [{"type": CUSTOM, "count": 3}])
     with raises_code("fields.dimension_unsupported"):

@@ -13,12 +13,11 @@ from urnet.errors import ImageError
 from urnet.fields.microscopy import (
     MicroscopySource,
     depth_of,
-    micrometres,
     plane_missing,
     too_many_dimensions,
     widest,
 )
-from urnet.fields.pixel_size import square
+from urnet.fields.pixel_size import number, square
 from urnet.fields.source import Scene
 
 _TYPES = {
@@ -137,7 +136,7 @@ class CziSource(MicroscopySource):
 
 def _scale(about: ElementTree.Element, axis: str) -> float:
     """Edge of a pixel along an axis, µm; NaN where the metadata do not say."""
-    return micrometres(about.findtext(f"./Metadata/Scaling/Items/Distance[@Id='{axis}']/Value"))
+    return 1e6 * number(about.findtext(f"./Metadata/Scaling/Items/Distance[@Id='{axis}']/Value"))
 
 
 def _channel_name(about: ElementTree.Element, number: int) -> str:

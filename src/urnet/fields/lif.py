@@ -13,7 +13,7 @@ import numpy as np
 from liffile import LifFile
 
 from urnet.errors import ImageError
-from urnet.fields.microscopy import MicroscopySource, depth_of, micrometres, too_many_dimensions, widest
+from urnet.fields.microscopy import MicroscopySource, depth_of, too_many_dimensions, widest
 from urnet.fields.pixel_size import square
 from urnet.fields.source import Scene
 
@@ -43,7 +43,7 @@ class _Dimension:
         """From one value to the next, µm; NaN where it is not known."""
         if self.count < 2 or self.unit != "m":
             return math.nan
-        return micrometres(abs(self.length) / (self.count - 1))
+        return 1e6 * abs(self.length) / (self.count - 1)
 
 
 @dataclass(frozen=True)

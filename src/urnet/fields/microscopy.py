@@ -4,7 +4,6 @@ The libraries are used without a common layer above them: such a layer gives all
 and passes over the dimensions that it has no name for.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,7 +28,7 @@ SUFFIXES = frozenset(_STARTS)
 
 
 def open_microscopy(path: Path) -> Source:
-    """Open a CZI, ND2 or LIF file, told by its name.
+    """Open a CZI, ND2 or LIF file; the ending of its name says which.
 
     Raises:
         ImageError: the extra is not installed, the content is not of the format that the name says, the file is
@@ -125,7 +124,7 @@ def plane_missing(path: Path, scene: Scene, channel: int, z: int) -> ImageError:
     return ImageError(
         f"{path}: scene {scene.name} has no plane of channel {scene.channels[channel]}, z {z}; it was not taken, or "
         "was lost: choose another channel or z, or copy the file again",
-        code="fields.plane_missing",
+        code="fields.planes_missing",
     )
 
 
@@ -155,12 +154,3 @@ def widest(kinds: Iterable[tuple[str, bool]]) -> tuple[str, bool]:
     """The depth that holds the values of all channels, and whether any is in colour."""
     kinds = list(kinds)
     return max((dtype for dtype, _ in kinds), key=lambda dtype: np.dtype(dtype).itemsize), any(c for _, c in kinds)
-
-
-def micrometres(metres: Any) -> float:
-    """A length as text or a number, m, in µm; NaN for none, for zero, and for what is no number."""
-    try:
-        length = float(metres) * 1e6
-    except (TypeError, ValueError):
-        return math.nan
-    return length if length > 0 else math.nan

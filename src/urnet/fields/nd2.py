@@ -9,8 +9,8 @@ import nd2
 import numpy as np
 
 from urnet.errors import ImageError
-from urnet.fields.microscopy import MicroscopySource, depth_of, micrometres, plane_missing, too_many_dimensions
-from urnet.fields.pixel_size import square
+from urnet.fields.microscopy import MicroscopySource, depth_of, plane_missing, too_many_dimensions
+from urnet.fields.pixel_size import number, square
 from urnet.fields.source import Scene
 
 _LOOPS = {"XYPosLoop": "P", "TimeLoop": "T", "NETimeLoop": "T", "ZStackLoop": "Z"}
@@ -38,15 +38,18 @@ class Nd2Source(MicroscopySource):
 
     def read_part(self, scene: Scene, channel: int, z: int, part: tuple[int, int, int, int]) -> np.ndarray:
         """Read (top, left, height, width) of a plane."""
-        places, fixed, components = scene.address
+        places, fixed = scene.address
         index = places.get((*fixed, z))
         if index is None:
             raise plane_missing(self.path, scene, channel, z)
         top, left, height, width = part
-        frame = np.asarray(self._file.read_frame(index))
-        frame = frame.reshape(len(scene.channels), scene.height, scene.width, components)
-        pixels = frame[channel, top : top + height, left : left + width]
-        return pixels[..., ::-1] if scene.colour else pixels[..., 0]  # NIS-Elements stores blue, green, red
+        file = self._file
+        together = file.components_per_channel
+        frame = np.asarray(file.read_frame(index)).reshape(-1, scene.height, scene.width, together)
+        pixels = frame[:, top : top + height, left : left + width]
+        if scene.colour:
+            return pixels[channel, ..., ::-1]  # NIS-Elements stores blue, green, red
+        return pixels[channel // together, ..., channel % together]
 
     def _find_scenes(self) -> tuple[Scene, ...]:
         file = self._file
@@ -66,7 +69,7 @@ class Nd2Source(MicroscopySource):
         dtype = depth_of(self.path, file.dtype)
         names, positions, sides = [""] * channels, self._positions(), [math.nan] * 2
         with suppress(Exception):  # metadata of microscopes that the library does not know leave the pixels readable
-            sides = [micrometres(side * 1e-6) for side in file.voxel_size()[:2]]
+            sides = [number(side) for side in file.voxel_size()[:2]]
             told = [str(one.channel.name).strip() for one in file.metadata.channels]
             names = told if len(told) == channels else names
         times = sizes.get("T", 1)
@@ -80,7 +83,7 @@ class Nd2Source(MicroscopySource):
                 dtype=dtype,
                 colour=components == 3,
                 pixel_um=square(sides),
-                address=(places, (number, time), components),
+                address=(places, (number, time)),
             )
             for number, position in enumerate(positions)
             for time in range(times)

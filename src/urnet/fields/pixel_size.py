@@ -28,6 +28,14 @@ def why_doubted(pixel_um: float) -> str:
     return f"{pixel_um:.4g} µm, not between {FINEST_UM:g} and {COARSEST_UM:g}"
 
 
+def number(stated: object) -> float:
+    """A length as a file states it; NaN where it states none, or what is no number."""
+    try:
+        return float(stated)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan
+
+
 def square(sides: list[float]) -> float | None:
     """The edge of a square pixel; None where it is unknown or the pixel is no square.
 

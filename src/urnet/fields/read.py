@@ -119,8 +119,7 @@ def describe_field(path: Path, scene: str | None = None) -> FieldInfo:
 
     Args:
         path: a TIFF, OME-TIFF, PNG, JPEG, BMP, CZI, ND2 or LIF file.
-        scene: name or number of the scene whose size, channels and pixel size are told; the first usable one when not
-            given.
+        scene: name or number of the scene to describe; the first usable one when not given.
 
     Raises:
         ImageError: not such a file, damaged, truncated, or mislabelled, or no such scene.

@@ -172,10 +172,7 @@ def _single_image(path: Path) -> Iterator[Image.Image]:
         ImageError: damaged, or of several frames.
     """
     with decoding(path), path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
-        frames = getattr(image, "n_frames", 1)
-        if image.format == "MPO":  # previews and brightness maps of cameras stand beside the picture as frames, too
-            others = [entry["Attribute"]["MPType"] for entry in image.mpinfo[0xB002][1:]]
-            frames = 1 + sum(kind.startswith("Multi-Frame Image") for kind in others)
+        frames = _large_frames(path) if image.format == "MPO" else getattr(image, "n_frames", 1)
         if frames > 1:
             raise ImageError(
                 f"{path}: {frames} frames (an animation or a series), of which one would be taken for the whole; "
@@ -183,6 +180,17 @@ def _single_image(path: Path) -> Iterator[Image.Image]:
                 code="images.several_frames",
             )
         yield image
+
+
+def _large_frames(path: Path) -> int:
+    """Number of pictures in a JPEG of several: the smaller ones are previews and brightness maps of cameras."""
+    with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
+        size, count = image.size, 1
+        for frame in range(1, image.n_frames):
+            with suppress(EOFError, OSError, SyntaxError, ValueError):  # listed, and not there
+                image.seek(frame)
+                count += image.width >= size[0] and image.height >= size[1]
+    return count
 
 
 def _orientation(path: Path, image: Image.Image) -> int:
