@@ -115,8 +115,9 @@ class LifSource(MicroscopySource):
         across, down = dimensions[_X], dimensions[_Y]
         deep, time, tile = (dimensions.get(number, one) for number in (_Z, _T, _MOSAIC))
         waves = [dimensions[number] for number in (_EXCITATION, _EMISSION) if number in dimensions]
-        layers = _with_wavelengths(_layers(self.path, image, across.step), waves)
-        begin = self._begin(image, [across, down, deep, time, tile, *waves], [layer for _, layer in layers])
+        channels = _layers(self.path, image, across.step)
+        begin = self._begin(image, [across, down, deep, time, tile, *waves], channels)
+        layers = _with_wavelengths(channels, waves)
         kinds = tuple((depth_of(self.path, layer.dtype), len(layer.starts) == 3) for _, layer in layers)
         dtype, colour = widest(kinds)
         scenes = []
@@ -184,6 +185,8 @@ def _dimensions(path: Path, image: Element) -> dict[int, _Dimension]:
             float(one.get("Length", 0)),
             one.get("Unit", ""),
         )
+        if found[number].count < 1 or (found[number].count > 1 and found[number].step < 1):
+            raise ImageError(f"{path}: damaged: dimension {number} of an image has no size; copy it again")
     return found
 
 
