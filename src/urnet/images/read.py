@@ -29,6 +29,9 @@ MAX_PIXELS = 10**8
 MIN_EDGE = 8
 """Shortest edge of a usable crop, in pixels: below it the four halvings of the enhancers have nothing left."""
 
+MAX_EXIF = 2**20
+"""Most bytes of EXIF that are looked at."""
+
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 """Names that are looked for in folders (lower case)."""
 
@@ -196,25 +199,23 @@ def _large_frames(path: Path) -> int:
 def _orientation(path: Path, image: Image.Image) -> int:
     """How a PNG, JPEG or BMP is to be turned, from EXIF or XMP; damaged metadata say nothing."""
     with suppress(Exception):
-        if image.format == "PNG" and _has_late_metadata(path):
-            image.load()
-        exif = Image.Image.getexif(image)  # that of PNG decodes all pixels to see what stands behind them
+        exif = Image.Image.getexif(image)  # PNG's own decodes all pixels to see what stands behind them
+        if ExifTags.Base.Orientation not in exif and image.format == "PNG":
+            exif.load(_exif_behind_pixels(path))
         return known_orientation(exif.get(ExifTags.Base.Orientation))
     return AS_STORED
 
 
-def _has_late_metadata(path: Path) -> bool:
-    """Whether chunks that may hold an orientation stand behind the pixels of a PNG, where some programs write them."""
+def _exif_behind_pixels(path: Path) -> bytes:
+    """The EXIF of a PNG that stands behind its pixels, where some programs write it; empty where there is none."""
     with path.open("rb") as file:
         file.seek(len(_PNG_START))
-        pixels_seen = False
         while len(head := file.read(8)) == 8:
             length, name = int.from_bytes(head[:4], "big"), head[4:]
-            if pixels_seen and name in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
-                return True
-            pixels_seen |= name == b"IDAT"
+            if name == b"eXIf" and length <= MAX_EXIF:
+                return file.read(length)
             file.seek(length + 4, 1)
-    return False
+    return b""
 
 
 def is_file(path: Path) -> bool:
