@@ -1,14 +1,148 @@
-"""Files: written whole or not at all, so that a killed process leaves the old as it was; and looked for in folders."""
+"""Atomic output: files and folders appear complete or not at all, and a killed command can be repeated.
+
+While an output is written, its process holds a lock on `.NAME.unfinished.lock` beside it. The system releases the lock
+when the process dies, whatever ended it. A staging folder beside a lock that nobody holds is therefore a dead process's
+and is removed by the next one.
+"""
 
 import errno
+import json
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from urnet.errors import CellsError
+from filelock import FileLock, Timeout
+
+from urnet.errors import CellsError, RunError, UrnetError
+
+TABLE_SIDECAR = ".part.json"
+"""Suffix of the file beside a resumable table that says what its rows belong to."""
+
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class DoneAlreadyError(UrnetError):
+    """The same command had completed this output when it was killed."""
+
+    code = "files.done_already"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An output that this process may write.
+
+    Attributes:
+        left: whether a killed process had begun it.
+        same: whether that process ran the same command.
+    """
+
+    left: bool = False
+    same: bool = False
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A command, its digest, and what is released when it ends."""
+
+    digest: str
+    ends: ExitStack
+    places: list[Path]
+
+
+_COMMAND: ContextVar[_Command | None] = ContextVar("command", default=None)
+_CLAIMED: ContextVar[tuple[Path, ...]] = ContextVar("claimed", default=())
+
+
+@contextmanager
+def one_command(digest: str) -> Iterator[None]:
+    """Mark all outputs within as those of one command, so that a repeated command recognises them.
+
+    Their locks are held until the command ends: killed before that, it finds its complete output when it is repeated.
+
+    Args:
+        digest: equal for equal commands over equal inputs.
+    """
+    with ExitStack() as ends:
+        token = _COMMAND.set(_Command(digest, ends, []))
+        try:
+            yield
+        finally:
+            _COMMAND.reset(token)
+
+
+@contextmanager
+def claimed(out: Path, *, in_place: bool = False) -> Iterator[Claim]:
+    """Lock an output against other processes, and remove what a killed one left of it.
+
+    Within a claimed folder nothing more is locked: all of it belongs to this process.
+
+    Args:
+        out: a file or folder.
+        in_place: the folder grows under its own name, and a repeated command continues it.
+
+    Raises:
+        RunError: another process is writing it, or a folder of unknown origin is at the place of the staging folder.
+        OSError: its parent folder cannot be written.
+    """
+    full = Path(out).resolve()
+    command, claims = _COMMAND.get(), _CLAIMED.get()
+    if _owned(full):
+        _remove_staging(full, ours=True)
+        yield Claim()
+        return
+    try:
+        lock, left = _lock(out, full)
+    except OSError as error:
+        if in_place and error.errno in _FORBIDDEN and full.is_dir():  # such as a mounted folder
+            yield Claim()
+            return
+        raise
+    record = full.with_name(f".{full.name}.unfinished.json")
+    same = command is not None and _read(record) == command.digest
+    mine = command is not None and (same or _is_free(full))
+
+    def release() -> None:
+        _unlock(lock)
+        if mine:
+            record.unlink(missing_ok=True)
+
+    with ExitStack() as ends:
+        ends.callback(release)
+        _remove_staging(full, ours=left)
+        if mine:
+            _write(record, command.digest)
+        token = _CLAIMED.set((*claims, full, staging_of(full)))
+        try:
+            yield Claim(left, same)
+        finally:
+            _CLAIMED.reset(token)
+            if command is not None:
+                command.places.append(full)
+                command.ends.push(ends.pop_all())
+
+
+def refuse_existing(path: Path, *, file: bool = False) -> None:
+    """Refuse to overwrite anything of the user's.
+
+    Args:
+        path: what is to be written.
+        file: whether that is a file; an empty folder is in its way.
+
+    Raises:
+        RunError: the path exists, and is not an empty folder that can be filled.
+        DoneAlreadyError: it exists because the same command wrote it, and was killed afterwards.
+    """
+    path = Path(path)
+    if path.exists() and (file or not path.is_dir() or any(path.iterdir())):
+        if _completed_before(path):
+            raise _done_already(path)
+        raise RunError(f"{path}: exists already; choose another --out, or remove it yourself")
 
 
 @contextmanager
@@ -53,7 +187,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        move(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
         # torch.save covers a full disk with a RuntimeError about its own bookkeeping.
@@ -63,41 +197,184 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
+def new_file(out: Path) -> Iterator[BinaryIO]:
+    """Write a file that a user asked for, which must not exist.
+
+    Args:
+        out: the file.
+
+    Raises:
+        RunError: it exists, or another process is writing it.
+        OSError: it cannot be written.
+    """
+    with claimed(out):
+        refuse_existing(out, file=True)
+        with whole_file(out) as file:
+            yield file
+
+
+@contextmanager
+def whole_folder(out: Path, *, renewed: bool = False) -> Iterator[Path]:
     """Fill a folder beside its place, and give it its name once it is complete.
 
     Args:
-        out: the folder; must not exist, or be empty.
+        out: the folder.
+        renewed: its files replace those of an earlier one, and other files stay; else it must not exist, or be empty.
 
     Raises:
-        CellsError: `out` holds something, or what another process left or is writing stands in the way.
+        CellsError: `out` holds something.
+        RunError: another process is writing it.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CellsError(f"{out}: exists already and is not an empty folder; nothing is overwritten, give another name")
     full, staging = out.resolve(), staging_of(out)
-    with blamed_on(out):
-        left = staging.exists()
-        if not left:
+    if not renewed:
+        _refuse_filled(out)
+    with claimed(out):
+        if not renewed:  # another process may have filled it meanwhile
+            _refuse_filled(out)
+        with blamed_on(out):
             staging.mkdir(parents=True)
-    if left:
-        raise CellsError(
-            f"{staging}: left by a run that was killed, or another is writing to {out} now; remove it if none is"
-        )
-    try:
-        yield staging
-        if out.exists():
-            out.rmdir()
-        staging.rename(full)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+        try:
+            yield staging
+            if renewed:
+                _move_into(staging, full)
+            else:
+                if full.exists():
+                    full.rmdir()
+                move(staging, full)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
 
 
 def staging_of(out: Path) -> Path:
     """Where `whole_folder` fills a folder."""
     full = out.resolve()
     return full.with_name(f".{full.name}.unfinished")
+
+
+def move(source: Path, place: Path) -> None:
+    """Rename a file or folder; where Windows refuses since a scanner has it open, try again for two seconds.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
+    for pause in (0.05, 0.15, 0.3, 0.5, 1.0):
+        try:
+            source.replace(place)
+            return
+        except PermissionError:
+            if os.name != "nt":
+                raise
+            time.sleep(pause)
+    source.replace(place)
+
+
+def _move_into(source: Path, folder: Path) -> None:
+    """Move the files of a folder into another one, over those of the same names."""
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        place = folder / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        move(file, place)
+    shutil.rmtree(source)
+
+
+def _owned(full: Path) -> bool:
+    """Whether a place lies in what this process has claimed."""
+    command = _COMMAND.get()
+    places = (*_CLAIMED.get(), *(command.places if command is not None else ()))
+    return any(full.is_relative_to(place) for place in places)
+
+
+def _lock(out: Path, full: Path) -> tuple[FileLock, bool]:
+    """Hold the lock of an output; and whether a killed process left its file."""
+    path = full.with_name(f".{full.name}.unfinished.lock")
+    lock = FileLock(path, timeout=0, thread_local=False)
+    with blamed_on(out):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        left = path.exists()
+        try:
+            lock.acquire()
+        except Timeout:
+            if not path.exists():  # Windows does not tell a lock that is held from a folder that is read-only
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)) from None
+            raise RunError(
+                f"{out}: another process is writing it now; wait for it, or choose another --out", code="run.busy"
+            ) from None
+    return lock, left
+
+
+def _unlock(lock: FileLock) -> None:
+    """Remove the file while it is held where the system can, so that nobody locks a file that is about to go."""
+    with suppress(OSError):
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+    with suppress(OSError):
+        if os.name == "nt":
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _remove_staging(full: Path, *, ours: bool) -> None:
+    staging = staging_of(full)
+    if not staging.is_dir():
+        return
+    if ours:
+        shutil.rmtree(staging, ignore_errors=True)
+        return
+    try:
+        staging.rmdir()
+    except OSError:
+        raise RunError(
+            f"{staging}: in the way, and no urnet of this version left it; move or remove it", code="run.staging"
+        ) from None
+
+
+def _completed_before(path: Path) -> bool:
+    """Whether the same command completed an output and was killed then; what it left beside the output is removed."""
+    full = path.resolve()
+    record = full.with_name(f".{full.name}.unfinished.json")
+    if _owned(full) or not (record.exists() or full.with_name(f".{full.name}.unfinished.lock").exists()):
+        return False
+    try:
+        lock, _ = _lock(path, full)
+    except (OSError, RunError):
+        return False
+    command, known = _COMMAND.get(), _read(record)
+    with suppress(OSError):
+        if full.is_file() and not full.with_name(f"{full.name}.part").exists():
+            full.with_name(full.name + TABLE_SIDECAR).unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
+    _unlock(lock)
+    return command is not None and known == command.digest
+
+
+def _refuse_filled(out: Path) -> None:
+    if _is_free(out):
+        return
+    if _completed_before(out):
+        raise _done_already(out)
+    raise CellsError(f"{out}: exists already and is not an empty folder; nothing is overwritten, give another name")
+
+
+def _done_already(out: Path) -> DoneAlreadyError:
+    return DoneAlreadyError(f"{out}: complete already; the same command wrote it before it was killed")
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def _read(record: Path) -> str | None:
+    try:
+        return str(json.loads(record.read_text(encoding="utf-8"))["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(record: Path, digest: str) -> None:
+    with suppress(OSError):  # without it, a repeated command is refused as any other
+        record.write_text(json.dumps({"command": digest}) + "\n", encoding="utf-8")
 
 
 def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:

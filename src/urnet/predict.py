@@ -25,11 +25,11 @@ from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import TABLE_NAME, Cells, find_images
 from urnet.errors import RecipeError, RunError
 from urnet.export.engine import SAMPLE, BatchSize, Engine, check_engine, choose_engine
+from urnet.files import refuse_existing
 from urnet.images.montage import Address, locate
 from urnet.images.read import SUFFIXES, is_file
 from urnet.progress import Progress
 from urnet.read_ahead import Read, read_ahead, read_cells
-from urnet.training.run import refuse_existing
 from urnet.unfinished import GrowingTable, growing_table, interrupted
 
 PADDING = "padding of the archive: an identical tile stands there a dozen times or more"

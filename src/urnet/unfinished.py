@@ -8,14 +8,12 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from filelock import FileLock, Timeout
-
 from urnet.errors import RunError
-from urnet.files import blamed_on, whole_file
+from urnet.files import TABLE_SIDECAR, blamed_on, claimed, move, whole_file
 from urnet.tables import csv_line, from_spreadsheet
 
 Row = Mapping[str, str]
@@ -66,10 +64,8 @@ def growing_table(
     Raises:
         RunError: the table exists, another process is writing it, or what was interrupted was about something else.
     """
-    part, sidecar = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")
-    with blamed_on(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(out.with_name(f"{out.name}.lock"), out):
+    part, sidecar = out.with_name(f"{out.name}.part"), out.with_name(out.name + TABLE_SIDECAR)
+    with claimed(out):
         if out.exists():
             raise RunError(f"{out}: exists already; choose another --out, or remove it yourself")
         if part.exists():
@@ -91,31 +87,13 @@ def growing_table(
                 part.unlink(missing_ok=True)
                 sidecar.unlink(missing_ok=True)
             raise
-        part.replace(out)
+        move(part, out)
         sidecar.unlink(missing_ok=True)
 
 
 def interrupted(out: Path) -> bool:
     """Whether rows of a table are there that was not completed."""
     return out.with_name(f"{out.name}.part").is_file()
-
-
-@contextmanager
-def _alone(lock: Path, out: Path) -> Iterator[None]:
-    held = FileLock(lock)
-    with blamed_on(out):
-        lock.open("a").close()  # what forbids it is said here, where the lock would wait for it to pass
-    try:
-        with blamed_on(out):
-            held.acquire(timeout=0)
-    except Timeout:
-        raise RunError(f"{out}: another process is writing it now; wait for it, or choose another --out") from None
-    try:
-        yield
-    finally:
-        held.release()
-        with suppress(OSError):  # on Windows another process may hold it by now
-            lock.unlink(missing_ok=True)
 
 
 def _check_same(part: Path, sidecar: Path, about: Mapping[str, str]) -> None:

@@ -165,11 +165,13 @@ def test_two_benchmarks_at_once_are_one_too_many(opened, tmp_path):
         "with FileLock(sys.argv[1], timeout=0): print('mine', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", code, str(grid.folder / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", code, str(grid.folder.with_name(f".{grid.folder.name}.unfinished.lock"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     try:
         assert other.stdout.readline().strip() == b"mine"
-        with pytest.raises(RunError, match="another benchmark is running in this folder"):
+        with pytest.raises(RunError, match="another process is writing it now"):
             opened()
     finally:
         other.kill()

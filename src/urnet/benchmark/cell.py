@@ -124,9 +124,9 @@ def run_cell(cell: GridCell, cells: Cells, audit: Audit, watcher: Any = None) ->
             spent += time.monotonic() - started
         if cell.folder.is_dir():
             cell._conclude({"status": "missing", "error": "", "train_seconds": spent})
-    score_cell(cell, spent)
     # Only an unfinished run needs them, and a grid of hundreds would fill the disk.
     shutil.rmtree(Run(cell.folder).checkpoints, ignore_errors=True)
+    score_cell(cell, spent)
 
 
 def score_cell(cell: GridCell, train_seconds: float | None = None) -> None:

@@ -11,7 +11,7 @@ from urnet.cells.table import Cells
 from urnet.errors import RunError
 from urnet.evaluation.evaluate import runs_of
 from urnet.evaluation.scored import Progress
-from urnet.training.run import refuse_existing
+from urnet.files import refuse_existing, whole_folder
 
 
 def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | None = None) -> Path:
@@ -42,7 +42,10 @@ def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | No
             )
     cells = runs_of(Path(runs[0]))[0].cells()
     dataset = f"{len(first.predictions):,} test cells" + (f"; {cells.simulated}" if cells.simulated else "")
-    write_comparison(out, "compare", entries, name=_common_folder(cells), dataset=dataset, simulated=cells.simulated)
+    with whole_folder(out) as staging:
+        write_comparison(
+            staging, "compare", entries, name=_common_folder(cells), dataset=dataset, simulated=cells.simulated
+        )
     return out / "report.html"
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from urnet.benchmark.cell import GridCell, run_cell
 from urnet.benchmark.plans import Row
@@ -24,7 +23,7 @@ from urnet.cells.audit import Audit, audit_cells
 from urnet.cells.divide import divide
 from urnet.cells.table import TABLE_NAME, Cells
 from urnet.errors import RunError, UrnetError
-from urnet.files import whole_file
+from urnet.files import claimed, whole_file
 from urnet.progress import Progress
 from urnet.recipe import Recipe
 
@@ -81,8 +80,8 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
     """
     folder = folder.resolve()
     manifest = folder / MANIFEST
-    begun = (".lock", f"{MANIFEST}.part")  # of a benchmark that was killed as it began
-    if folder.exists() and not manifest.is_file() and any(path.name not in begun for path in _listed(folder)):
+    begun = f"{MANIFEST}.part"  # of a benchmark that was killed as it began
+    if folder.exists() and not manifest.is_file() and any(path.name != begun for path in _listed(folder)):
         raise RunError(f"{folder}: holds something else than a benchmark; choose another --out")
     audit = audit_cells(cells, progress=lambda share: progress("audit", share))
     divided = divide(cells, recipe, audit)
@@ -94,21 +93,15 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
         "division": division(cells, audit),
         "cells": int(audit.distinct.sum()),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            if manifest.is_file():
-                _same_cells(manifest, found)
-            else:  # the manifest first, without which the table would be taken for the user's own
-                with whole_file(manifest) as file:
-                    file.write((json.dumps(found, indent=2) + "\n").encode())
-            if not (folder / TABLE_NAME).is_file():
-                divided.write(folder / TABLE_NAME)
-            yield Grid(folder, cells, audit)
-    except Timeout:
-        raise RunError(
-            f"{folder}: another benchmark is running in this folder; wait for it, or choose another --out"
-        ) from None
+    with claimed(folder, in_place=True):
+        if manifest.is_file():
+            _same_cells(manifest, found)
+        else:  # the manifest first, without which the table would be taken for the user's own
+            with whole_file(manifest) as file:
+                file.write((json.dumps(found, indent=2) + "\n").encode())
+        if not (folder / TABLE_NAME).is_file():
+            divided.write(folder / TABLE_NAME)
+        yield Grid(folder, cells, audit)
 
 
 def _listed(folder: Path) -> list[Path]:

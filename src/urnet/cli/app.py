@@ -1,7 +1,11 @@
 """What all commands share: how they are run, how the user's mistakes are said, arguments that several take."""
 
 import errno
+import hashlib
+import json
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +14,7 @@ from rich.console import Console
 
 from urnet import __version__
 from urnet.errors import UrnetError
+from urnet.files import DoneAlreadyError, one_command
 
 if TYPE_CHECKING:
     from urnet.cells.table import Cells
@@ -55,8 +60,14 @@ def run(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
         # Not by calling the command: typer would swallow what an interruption has to say.
-        with command.make_context("urnet", spread_set(arguments) or ["--help"]) as context:
+        with (
+            one_command(_digest(arguments)),
+            command.make_context("urnet", spread_set(arguments) or ["--help"]) as context,
+        ):
             return int(command.invoke(context) or 0)
+    except DoneAlreadyError as done:
+        out.print(str(done))
+        return 0
     except UrnetError as error:
         return complain(error, 2)
     except typer.Exit as end:
@@ -76,6 +87,33 @@ def run(arguments: list[str]) -> int:
             context = getattr(error, "ctx", None)
             return complain(f"{error.format_message()} (see {context.command_path if context else 'urnet'} --help)", 2)
         raise
+
+
+_OUTPUTS = ("--out", "--enhanced", "--cam")
+"""Options that name what a command writes."""
+
+
+def _digest(arguments: list[str]) -> str:
+    """A digest of the command, the folder that it runs in, and the files that it names: equal for a repeated one.
+
+    Of a folder, the files directly in it count, without the graphs that a prediction keeps in a bundle.
+    """
+
+    def files(argument: str) -> Iterator[Path]:
+        path = Path(argument)
+        if path.is_dir():
+            yield from sorted(one for one in path.iterdir() if one.is_file() and not one.name.startswith("engine-"))
+        elif path.is_file():
+            yield path
+
+    stamps = []
+    for option, argument in zip(["", *arguments], arguments, strict=False):
+        if option in _OUTPUTS:
+            continue
+        with suppress(OSError, ValueError):  # no path
+            stamps += [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files(argument)]
+    about = [__version__, str(Path.cwd()), arguments, stamps]
+    return hashlib.sha256(json.dumps(about).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 _ADVICE = {

@@ -86,10 +86,10 @@ def audit(
 ) -> int:
     """Look for copies, leaks and unusable files; exit code 0 when clean, 1 with findings."""
     from urnet.cells.audit import audit_cells, tally
+    from urnet.files import claimed, refuse_existing
     from urnet.progress import Bars
     from urnet.recipe import load_recipe
     from urnet.tables import write_frame
-    from urnet.training.run import refuse_existing
 
     if table is not None:
         refuse_existing(table, file=True)
@@ -100,7 +100,9 @@ def audit(
         out.print(note)
     _show_findings(found, f"see {table}" if table is not None else "--out FILE.csv lists them all")
     if table is not None:
-        write_frame(table, found.to_frame())
+        with claimed(table):
+            refuse_existing(table, file=True)
+            write_frame(table, found.to_frame())
     kinds = [finding.kind for finding in found.findings]
     out.print(f"{len(kinds)} finding(s): {tally(kinds)}" if kinds else "clean")
     return 1 if kinds else 0
@@ -120,9 +122,10 @@ def split(
     from urnet.cells.audit import audit_cells
     from urnet.cells.divide import divide
     from urnet.cells.table import TABLE_NAME
+    from urnet.files import refuse_existing, whole_folder
     from urnet.progress import Bars
     from urnet.recipe import load_recipe
-    from urnet.training.run import keep_cropping, refuse_existing, refuse_within
+    from urnet.training.run import keep_cropping, refuse_within
 
     refuse_existing(folder)
     refuse_within(folder, cells)
@@ -131,12 +134,13 @@ def split(
         table = read(cells, settings)
         found = audit_cells(table, near=False, progress=lambda share: bars.doing("audit", share))
     divided = divide(table, settings, found)
-    if augment_to is not None:
-        from urnet.cells.augment import write_augmented
+    with whole_folder(folder) as staging:
+        if augment_to is not None:
+            from urnet.cells.augment import write_augmented
 
-        divided = write_augmented(divided, folder, augment_to, seed=settings.split.seed)
-    divided.write(folder / TABLE_NAME)
-    keep_cropping(table, folder)
+            divided = write_augmented(divided, staging, augment_to, seed=settings.split.seed)
+        divided.write(staging / TABLE_NAME)
+        keep_cropping(table, staging)
     _show_parts(divided)
     out.print(f"written: {folder / TABLE_NAME}")
     return 0

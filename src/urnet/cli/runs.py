@@ -22,14 +22,17 @@ def demo(
     """Make phantom cells, train UR-Net at laptop scale, evaluate it: minutes on two cores, no download."""
     from urnet.cells.simulate import write_phantom
     from urnet.evaluation.evaluate import evaluate as evaluate_run
+    from urnet.files import claimed, refuse_existing
     from urnet.progress import Bars
     from urnet.training.fit import train as train_runs
-    from urnet.training.run import refuse_existing
 
-    refuse_existing(folder)
-    with Bars(out) as bars:
-        write_phantom(folder / "cells", 1200, seed=seed, progress=lambda share: bars.doing("draw phantom cells", share))
-        run = train_runs(folder / "cells", "demo", folder / "run", seed=seed, watcher=bars)[0]
+    with claimed(folder, in_place=True) as claim, Bars(out) as bars:
+        if not claim.same:
+            refuse_existing(folder)
+        cells = folder / "cells"
+        if not cells.is_dir():
+            write_phantom(cells, 1200, seed=seed, progress=lambda share: bars.doing("draw phantom cells", share))
+        run = train_runs(cells, "demo", folder / "run", seed=seed, resume=True, watcher=bars)[0]
         evaluation = evaluate_run(run, progress=bars.doing)
     _show(evaluation)
     return 0

@@ -15,11 +15,11 @@ from urnet.evaluation.scored import seen_in_training
 from urnet.fields.crop import Cropped, crop_fields
 from urnet.fields.kind import holds_fields
 from urnet.fields.table import FieldRow, refuse_among_fields
-from urnet.files import whole_folder
+from urnet.files import refuse_existing, whole_folder
 from urnet.predict import PADDING, predict_files, told_reasons
 from urnet.progress import Progress
 from urnet.tables import csv_text, read_written, write_frame
-from urnet.training.run import refuse_existing, run_of
+from urnet.training.run import run_of
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ from urnet.evaluation.report import Report, write_report
 from urnet.evaluation.scored import Progress, Scored, other_cells, own_part
 from urnet.evaluation.style import image_png, to_png
 from urnet.evaluation.trust import trust_metrics
+from urnet.files import refuse_existing, whole_folder
 from urnet.nets.pixel_range import PixelRange
 from urnet.tables import write_frame
-from urnet.training.run import Run, refuse_existing
+from urnet.training.run import Run
 
 OPTIMISTIC = (
     "Protocol paper is optimistic: the epoch was chosen by accuracy on the test part, which is augmented and balanced "
@@ -101,7 +102,10 @@ def evaluate(
             pooled = f"{len(runs)} folds are pooled: every cell was tested once, by a model that had not seen it."
             warnings = [pooled, *warnings]
     note = _not_corrected(scored[0].model, name if cells is None else "")
-    return _write(runs, scored, target or folder / "evaluation" / name, name, warnings, note, progress)
+    place = target or folder / "evaluation" / name
+    with whole_folder(place, renewed=cells is None and target is None) as staging:
+        metrics = _write(runs, scored, staging, name, warnings, note, progress)
+    return Evaluation(place, metrics)
 
 
 def named(folders: Sequence[Path]) -> dict[str, Path]:
@@ -154,7 +158,8 @@ def _write(
     warnings: list[str],
     note: str,
     progress: Progress | None,
-) -> Evaluation:
+) -> dict[str, Any]:
+    """Fill a folder, and return the metrics."""
     run, model, recipe = runs[0], scored[0].model, runs[0].recipe()
     table = pd.concat([one.cells.table for one in scored], ignore_index=True)
     truth = np.concatenate([one.truth for one in scored])
@@ -225,7 +230,7 @@ def _write(
     write_report(folder / "report.html", report)
     if progress is not None:
         progress("draw", 1.0)
-    return Evaluation(folder, metrics)
+    return metrics
 
 
 def _not_corrected(model: Model, part: str) -> str:

@@ -15,10 +15,11 @@ from urnet.cells.copies import copy_key
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import PARTS, Cells, find_images, read_cells
 from urnet.errors import CellsError, ImageError, RunError, UrnetError
+from urnet.files import refuse_existing
 from urnet.nets.pixel_range import PixelRange
 from urnet.progress import Progress
 from urnet.training.data import paper_test
-from urnet.training.run import Run, refuse_existing
+from urnet.training.run import Run
 
 BATCH = 64
 

@@ -35,9 +35,10 @@ from urnet.evaluation.metrics import interval_groups, score
 from urnet.evaluation.report import environment
 from urnet.evaluation.scored import BATCH, Progress, Scored, other_cells, own_part
 from urnet.evaluation.style import to_png
+from urnet.files import refuse_existing, whole_folder
 from urnet.images.optics import BACKGROUND, REFERENCE, Imaging, brightfield
 from urnet.tables import write_frame
-from urnet.training.run import Run, refuse_existing, refuse_within
+from urnet.training.run import Run, refuse_within
 
 REPLICATES = 500
 SEED = 0
@@ -205,7 +206,8 @@ def stress(
         donors += [{"run": name, **row} for row in _by_donor(parts, tables[name])]
     result = Stress(out, pd.DataFrame(rows), pd.DataFrame(donors), [*warnings, *_unlike(tables)])
     dataset = cells.resolve().name + (f", {split} part" if first.cells.has_split else "")
-    _write(result, classes, dataset, first.cells.simulated)
+    with whole_folder(out) as staging:
+        _write(result, staging, classes, dataset, first.cells.simulated)
     return result
 
 
@@ -298,7 +300,7 @@ def _unlike(tables: dict[str, pd.DataFrame]) -> list[str]:
     return [f"The runs were not tested on the same cells ({counts}), so a difference between curves may be the cells'."]
 
 
-def _write(result: Stress, classes: Sequence[str], dataset: str, simulated: str) -> None:
+def _write(result: Stress, folder: Path, classes: Sequence[str], dataset: str, simulated: str) -> None:
     pictures = [("macro_recall", "Macro recall", "macro_recall"), ("accuracy", "Accuracy", "accuracy")]
     pictures += [(f"recall_{k}", f"Recall: {label}", f"recall_{label}") for k, label in enumerate(classes, 1)]
     panels = {name: (f"{kind.title} ({kind.unit})", kind.severities) for name, kind in PERTURBATIONS.items()}
@@ -316,14 +318,14 @@ def _write(result: Stress, classes: Sequence[str], dataset: str, simulated: str)
         figures=[(title, png) for _, title, png in drawn],
         replicates=REPLICATES,
     )
-    (result.folder / "figures").mkdir(parents=True, exist_ok=True)
+    (folder / "figures").mkdir()
     for file, _, png in drawn:
-        (result.folder / "figures" / f"{file}.png").write_bytes(png)
+        (folder / "figures" / f"{file}.png").write_bytes(png)
     for name, table in (("stress", result.table), ("donors", result.donors)):
         if len(table):
             rounded = table.map(lambda value: float(f"{value:.6g}") if isinstance(value, float) else value)
-            write_frame(result.folder / f"{name}.csv", rounded)
-    (result.folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+            write_frame(folder / f"{name}.csv", rounded)
+    (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -12,10 +12,10 @@ from urnet.export import as_bioimageio, as_hub, as_onnx, as_openvino
 from urnet.export.as_torch import open_torch, to_torch
 from urnet.export.packages import need
 from urnet.export.parity import Parity, Run, check
-from urnet.files import whole_file, whole_folder
+from urnet.files import new_file, refuse_existing, whole_folder
 from urnet.progress import Progress
 from urnet.training.run import Run as RunFolder
-from urnet.training.run import refuse_existing, run_of
+from urnet.training.run import run_of
 
 if TYPE_CHECKING:
     from urnet.bundle import Model
@@ -156,7 +156,7 @@ def export_run(
     source = Source(model, run_of(run), counts, origin, opset)
     _tell(progress, "write", 0.0)
     if chosen.file:
-        with whole_file(out) as file:
+        with new_file(out) as file:
             file.write(chosen.write(source))
             file.flush()
             _tell(progress, "check", 0.0)

@@ -5,7 +5,8 @@ Read top to bottom, this is what `urnet train` does.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,9 +26,9 @@ from urnet.cells.batches import CellDataset, ordered_loader, train_loader
 from urnet.cells.divide import divide
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import Cells, read_cells
-from urnet.errors import RecipeError, RunError, TrainingError, first_few
+from urnet.errors import RecipeError, RunError, TrainingError, UrnetError, first_few
 from urnet.fields.cropping import Cropping
-from urnet.files import whole_file
+from urnet.files import Claim, claimed, refuse_existing, whole_file
 from urnet.images.scale import Scaling, fit_scaling, fit_scaling_0_1_0
 from urnet.nets.joint import JointModel, build_joint
 from urnet.recipe import Pretrain, Recipe, Train, load_recipe
@@ -40,7 +41,7 @@ from urnet.training.losses import build_enhancement_loss
 from urnet.training.modules import JointModule, PretrainModule, inverse_frequency, lay_out
 from urnet.training.quiet import quietly
 from urnet.training.recomputation import Recomputation, check_recomputation
-from urnet.training.run import Run, class_order, refuse_existing, refuse_within
+from urnet.training.run import Run, class_order, refuse_within
 from urnet.training.teacher import DistillModule, seen_by_both
 
 
@@ -78,7 +79,8 @@ def train(
         out: the run folder; with folds and no `split.fold`, the folder of the runs `fold0`, `fold1`, ….
         overrides: changes to a recipe that is named, `key=value`; a recipe object has `changed`.
         seed: of the training; the recipe's when not given.
-        resume: go on with an interrupted run; with the same arguments it ends as if it had never stopped.
+        resume: go on with an interrupted run; with the same arguments it ends as if it had never stopped. An unfinished
+            run of the same recipe and cells goes on without it, too; a finished one is refused.
         devices: processes on as many GPUs, or on the CPU.
         allow_leaks: train although a given split has one cell or donor in two parts.
         audit: of these cells, where it has been made already.
@@ -124,14 +126,16 @@ def train(
 
     if recipe.split.folds is None or recipe.split.fold is not None:
         return [train_one(cells, audited, recipe, out, resume, devices, allow_leaks, watcher)]
-    if not resume and _rank() == 0:
-        refuse_existing(out)
+    folds = {out / f"fold{fold}": recipe.changed(split={"fold": fold}) for fold in range(recipe.split.folds)}
     runs = []
-    for fold in range(recipe.split.folds):
-        if watcher is not None:
-            watcher.say(f"fold {fold} of {recipe.split.folds}")
-        one = recipe.changed(split={"fold": fold})
-        runs.append(train_one(cells, audited, one, out / f"fold{fold}", resume, devices, allow_leaks, watcher))
+    with _claimed(out) as claim:
+        resume = resume or _is_interrupted(folds, claim)
+        if not resume and _rank() == 0:
+            refuse_existing(out)
+        for fold, (folder, one) in enumerate(folds.items()):
+            if watcher is not None:
+                watcher.say(f"fold {fold} of {len(folds)}")
+            runs.append(train_one(cells, audited, one, folder, resume, devices, allow_leaks, watcher))
     return runs
 
 
@@ -154,7 +158,38 @@ def train_one(
         recipe, out, resume, devices, allow_leaks, watcher: as in `train`.
         teacher: what the run learns from, as `recipe.distill` says.
     """
-    run = Run(out)
+    with _claimed(out) as claim:
+        resume = resume or _is_interrupted({out: recipe}, claim)
+        return _train_one(Run(out), cells, audit, recipe, resume, devices, allow_leaks, watcher, teacher)
+
+
+def _claimed(out: Path) -> AbstractContextManager[Claim]:
+    """Claim a folder for all processes of a distributed training; the first one does."""
+    return claimed(out, in_place=True) if _rank() == 0 else nullcontext(Claim())
+
+
+def _is_interrupted(recipes: Mapping[Path, Recipe], claim: Claim) -> bool:
+    """Whether folders hold the runs of these very recipes, stopped before their end or killed right after it."""
+    runs = {Run(folder): recipe for folder, recipe in recipes.items() if folder.is_dir()}
+    try:
+        same = all(not run.recipe_path.is_file() or run.recipe() == recipe for run, recipe in runs.items())
+    except UrnetError:
+        return False
+    finished = sum(run.finished for run in runs)
+    return bool(runs) and same and (claim.left or finished < len(recipes))
+
+
+def _train_one(
+    run: Run,
+    cells: Cells,
+    audit: Callable[[], Audit] | None,
+    recipe: Recipe,
+    resume: bool,
+    devices: int,
+    allow_leaks: bool,
+    watcher: Watcher | None,
+    teacher: Model | None,
+) -> Run:
     new = not (resume and run.recipe_path.is_file())
     if _rank() > 0:
         cells = run.wait().cells()
@@ -195,7 +230,7 @@ def train_one(
         watcher.say(f"enhancer {recipe.enhancer.name} has nothing to learn; there is no pre-training")
     if new and _rank() == 0:
         hashing = (lambda share: watcher.doing("hash cells", share)) if watcher else None
-        Run.create(out, recipe, cells, data.scaling, hashing)
+        Run.create(run.folder, recipe, cells, data.scaling, hashing)
     with plain_errors(run):
         if recipe.pretrain.epochs and learns:
             _pretrain(run, model, data, recipe, devices, watcher)

@@ -23,7 +23,7 @@ from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import PAIRED, PARTS, TABLE_NAME, Cells, MissingFilesError, read_cells
 from urnet.errors import RunError
 from urnet.fields.cropping import SETTINGS_NAME
-from urnet.files import whole_file
+from urnet.files import refuse_existing, whole_file
 from urnet.images.scale import Scaling
 from urnet.recipe import Recipe, load_recipe
 from urnet.tables import read_table
@@ -280,20 +280,6 @@ def keep_cropping(cells: Cells, folder: Path) -> None:
     settings = cells.root / SETTINGS_NAME
     if settings.is_file() and settings.resolve() != (folder / SETTINGS_NAME).resolve():
         shutil.copyfile(settings, folder / SETTINGS_NAME)
-
-
-def refuse_existing(path: Path, *, file: bool = False) -> None:
-    """Nothing of the user's is overwritten.
-
-    Args:
-        path: what is to be written.
-        file: whether that is a file; an empty folder is in its way.
-
-    Raises:
-        RunError: the path exists, and is not an empty folder that can be filled.
-    """
-    if path.exists() and (file or not path.is_dir() or any(path.iterdir())):
-        raise RunError(f"{path}: exists already; choose another --out, or remove it yourself")
 
 
 def refuse_within(path: Path, cells: Path) -> None:
