@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from urnet.cpus import usable_cpus
+
 COMPOSITIONS = (1, 2, 5, 10, 20)
 SIZES = (200, 1000)
 
@@ -98,7 +100,7 @@ def main() -> None:
     parser.add_argument("--known", type=int, nargs="+", required=True, help="calibration cells of each class")
     parser.add_argument("--rare", default="monocyte")
     parser.add_argument("--rest", type=float, nargs="+", help="proportions of the other classes; equal if not given")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--processes", type=int, default=usable_cpus())
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     classes, probabilities, truth, rejected = read(arguments.predictions)

@@ -17,6 +17,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 
+from urnet.cpus import usable_cpus
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -63,7 +65,7 @@ def main() -> None:
     """Run the plans."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("plans", type=Path)
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--processes", type=int, default=usable_cpus())
     parser.add_argument("--seconds", type=float, default=float("inf"))
     arguments = parser.parse_args()
     started = time.time()

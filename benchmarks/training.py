@@ -42,6 +42,7 @@ from machine import describe, load
 
 from urnet.cells.augment import augment, epoch_order
 from urnet.cells.simulate import write_phantom
+from urnet.cpus import usable_cpus
 from urnet.nets.joint import build_joint
 from urnet.nets.size import count_macs
 from urnet.training.fit import train
@@ -243,7 +244,7 @@ PARTS = {"speed": speed, "memory": memory, "losses": losses, "processes": proces
 
 def on_gpu(folder: Path, report: Report, until: float) -> None:
     """All variants, the most telling first, until the time is up."""
-    options = PAPER | {"batch": 32, "device": "cuda", "workers": os.cpu_count() or 2, "warm": 8, "steps": 28}
+    options = PAPER | {"batch": 32, "device": "cuda", "workers": usable_cpus(), "warm": 8, "steps": 28}
     macs = count_macs(network(options), options["size"], 3)
     report.content |= {"gpu": torch.cuda.get_device_name(), "gmac_an_image": macs / 1e9}
     write_phantom(folder / "large", 96, size=200, donors=8)

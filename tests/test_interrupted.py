@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -139,10 +140,8 @@ def perform(tmp_path_factory):
         process.start()
         there.close()
         told = None
-        try:
+        with suppress(EOFError):
             told = here.recv()
-        except EOFError:
-            pass
         process.join(120)
         assert told is not None or process.exitcode == 137, (folder / "said.txt").read_text(encoding="utf-8")
         return told

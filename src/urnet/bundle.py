@@ -22,6 +22,7 @@ from urnet.bundle_config import CONFIG_NAME, ModelConfig, read_config
 from urnet.bundle_seal import Seal, check_expected, hash_json, hash_tensors, read_seal
 from urnet.calibration.calibration import COVERAGE, JSON_NAME, TENSORS_NAME, Calibration
 from urnet.calibration.temperature import probabilities as softmax
+from urnet.cpus import limit_torch
 from urnet.errors import ImageError, RecipeError, RunError
 from urnet.fields.cropping import SETTINGS_NAME, Cropping
 from urnet.files import whole_file
@@ -111,6 +112,7 @@ class Model:
     ):
         import torch
 
+        limit_torch()
         self.config = config
         self.calibration = calibration
         self.cropping = cropping

@@ -1,6 +1,5 @@
 """Crops decoded by threads ahead of whoever uses them, in order, a few at a time, so that memory stays flat."""
 
-import os
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from urnet.cpus import usable_cpus
 from urnet.errors import ImageError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def read_ahead(model: "Model", cells: "Cells", start: int, ahead: int, skipped: 
         ]
 
     firsts, waiting = iter(range(start, len(cells), CHUNK)), deque[Future[list[Read]]]()
-    pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), "read")
+    pool = ThreadPoolExecutor(min(THREADS, usable_cpus()), "read")
     try:
         waiting.extend(pool.submit(read, first) for first in islice(firsts, max(1, ahead // CHUNK)))
         while waiting:

@@ -204,6 +204,15 @@ def test_what_a_killed_process_left_goes_with_time(cells):
     assert "1.78.npy.part" not in entries()
 
 
+def test_what_a_killed_process_left_of_an_entry_goes_when_it_is_built(cells):
+    folder, key = cache_folder(), fingerprint(cells, 24, 1, "path")
+    folder.mkdir(parents=True)
+    for name in (f"{key}.77.npy.part", f"{key}.78.npy", f"{key}.lock"):
+        (folder / name).write_bytes(b"half")
+    decoded_cells(cells, 24, 1)
+    assert entries() == [f"{key}.npy"]
+
+
 def test_two_at_once_decode_once(cells, reads):
     with ThreadPoolExecutor(4) as pool:
         several = list(pool.map(lambda _: decoded_cells(cells, 24, 1), range(4)))

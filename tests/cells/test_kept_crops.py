@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from filelock import FileLock
 from PIL import Image
 
 from urnet.cells import kept_crops
@@ -200,6 +201,26 @@ def test_where_nothing_can_be_kept_the_reader_does_not_notice(cells, monkeypatch
     assert same(seen, expected[: len(seen)])
     assert entries() == []
     assert known_crops(cells).kept is None
+
+
+def test_what_a_killed_process_left_of_an_entry_is_written_anew(cells):
+    audit_cells(cells)
+    (entry,) = cache_folder().iterdir()
+    whole = entry.read_bytes()
+    entry.rename(entry.with_name(f"{entry.name}.part"))
+    entry.with_name(f"{entry.name}.lock").touch()
+    audit_cells(cells)
+    assert entries() == [entry.name]
+    assert entry.read_bytes() == whole
+
+
+def test_two_processes_do_not_keep_the_same_crops_at_once(cells):
+    audit_cells(cells)
+    (entry,) = cache_folder().iterdir()
+    entry.unlink()
+    with FileLock(entry.with_name(f"{entry.name}.lock")):
+        audit_cells(cells)
+    assert not entry.exists()
 
 
 def test_a_damaged_entry_is_no_entry_and_is_made_anew(cells):

@@ -6,6 +6,7 @@ OUT/runs/<recipe>-<digest>/seed<n>-fold<n>/            a run folder a cell of th
 
 import hashlib
 import json
+import os
 import re
 import socket
 import time
@@ -22,6 +23,7 @@ from urnet.benchmark.plans import Row
 from urnet.cells.audit import Audit, audit_cells
 from urnet.cells.divide import divide
 from urnet.cells.table import TABLE_NAME, Cells
+from urnet.cpus import VARIABLE, limit_torch, usable_cpus
 from urnet.errors import RunError, UrnetError
 from urnet.files import claimed, whole_file
 from urnet.progress import Progress
@@ -179,7 +181,13 @@ def run_through_ray(grid: Grid, todo: Sequence[GridCell], jobs: int | None, addr
     try:
         _reach(address)
         # "local", since Ray would else join any cluster that it finds here, another benchmark's among them.
-        ray.init(address or "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            address or "local",
+            num_cpus=None if address else usable_cpus(),  # a cluster has its own
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
     except (OSError, OverflowError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
         where = f"--ray {address}: no Ray cluster answers there" if address else "--jobs: Ray does not start here"
         raise RunError(f"{where} ({' '.join(str(error).split())[:200]})") from None
@@ -234,9 +242,8 @@ def _share(nodes: Sequence[dict[str, float]], jobs: int | None) -> tuple[float, 
 
 def _ray_cell(cell: GridCell, shared: tuple[Cells, Audit], threads: int) -> str:
     """One cell in a process of its own; what went wrong, or ""."""
-    import torch
-
-    torch.set_num_threads(max(1, threads))
+    os.environ[VARIABLE] = str(max(1, threads))
+    limit_torch()
     try:
         run_cell(cell, *shared)
     except UrnetError as error:

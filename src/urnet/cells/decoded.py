@@ -90,10 +90,14 @@ def _kept(
     if images is not None:
         return images
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _one_at_a_time(path.with_suffix(".lock")):
+    with _one_at_a_time(path.with_suffix(".lock")) as alone:
         images = _mapped(path, shape)  # made while we waited
         if images is not None:
             return images
+        if alone:
+            for left in folder.glob(f"{key}.*.npy*"):  # by a process that was killed
+                with suppress(OSError):
+                    left.unlink()
         mine = path.with_suffix(f".{os.getpid()}.npy")
         try:
             _build(mine, cells, size, channels, column, progress)
@@ -148,13 +152,17 @@ def _build(
 
 
 @contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Wait for whoever builds the same entry, so that it is decoded once; two at once would do no harm."""
+def _one_at_a_time(path: Path) -> Iterator[bool]:
+    """Wait for whoever builds the same entry, so that it is decoded once; two at once would do no harm.
+
+    Yields:
+        Whether nobody else builds it.
+    """
     lock = FileLock(path)
     with suppress(Timeout):
         lock.acquire(timeout=PATIENCE)
     try:
-        yield
+        yield lock.is_locked
     finally:
         if lock.is_locked:
             with suppress(OSError):

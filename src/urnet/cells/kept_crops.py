@@ -11,16 +11,16 @@ of its bytes: a crop that the disk has damaged is decoded again.
 import math
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from urnet.cells.cache import LIMIT, SPARE, cache_folder, fingerprint, make_room, used
 from urnet.cells.table import Cells
@@ -121,12 +121,17 @@ def keeping(cells: Cells) -> Iterator[Callable[[int], np.ndarray]]:
 
 
 class _Draft:
-    """An entry that is being written. After any trouble, as a full disk, it only reads."""
+    """An entry that is being written. After any trouble, as a full disk, it only reads.
+
+    One process writes an entry at a time, so that it can replace what a killed one left of it.
+    """
 
     def __init__(self, cells: Cells, entry: Path):
         self.cells, self.entry = cells, entry
         self.places, self.seen, self.end = np.zeros(len(cells), _PLACE), np.zeros(len(cells), bool), 0
-        self.file: Any = None  # one of tempfile's, with a name
+        self.part = entry.with_name(f"{entry.name}.part")
+        self.lock = FileLock(entry.with_name(f"{entry.name}.lock"), timeout=0, thread_local=False)
+        self.file: BinaryIO | None = None
         self.given_up = False
 
     def read(self, index: int) -> np.ndarray:
@@ -156,8 +161,13 @@ class _Draft:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if expected > LARGEST or shutil.disk_usage(folder).free < expected + SPARE:
             self.given_up = True
+            return
+        try:
+            self.lock.acquire()
+        except (Timeout, NotImplementedError):  # written by another process; no locks on this file system
+            self.given_up = True
         else:
-            self.file = tempfile.NamedTemporaryFile("wb", dir=folder, suffix=".part", delete=False)  # noqa: SIM115
+            self.file = self.part.open("wb")
 
     def finish(self) -> None:
         """Give the file its name, if it holds all cells and these have not changed meanwhile."""
@@ -168,7 +178,7 @@ class _Draft:
             self.file.flush()
             os.fsync(self.file.fileno())
             self.file.close()
-            Path(self.file.name).replace(self.entry)
+            self.part.replace(self.entry)
             make_room(self.entry)
 
     def discard(self) -> None:
@@ -178,8 +188,12 @@ class _Draft:
             with suppress(OSError):
                 self.file.close()
             with suppress(OSError):
-                Path(self.file.name).unlink()
+                self.part.unlink(missing_ok=True)
             self.file = None
+        if self.lock.is_locked:
+            with suppress(OSError):  # Windows, where it must be released first
+                Path(self.lock.lock_file).unlink(missing_ok=True)
+            self.lock.release()
 
 
 def _entry(cells: Cells) -> Path:

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from urnet import __version__
+from urnet.cpus import set_environment
 from urnet.errors import UrnetError
 from urnet.files import DoneAlreadyError, one_command
 
@@ -52,6 +53,10 @@ ExpectOption = Annotated[
 def main() -> None:
     """Run the command line; the user's own mistakes end in one line and exit code 2."""
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal's encoding lacks
+    try:
+        set_environment()
+    except UrnetError as error:
+        sys.exit(complain(error, 2))
     sys.exit(run(sys.argv[1:]))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from urnet import __version__
+from urnet.cpus import usable_cpus
 from urnet.errors import RunError
 from urnet.export.parity import Run
 
@@ -95,7 +96,7 @@ def open_onnx(source: Path | bytes, threads: int | None = None) -> Run:
 
     Args:
         source: the file, or its content.
-        threads: that ONNX Runtime may use; its own choice when not given.
+        threads: that ONNX Runtime may use; as many as there are usable CPUs when not given.
 
     Raises:
         RunError: the file is damaged, is no graph of this package, or ONNX Runtime is not installed.
@@ -110,8 +111,8 @@ def open_onnx(source: Path | bytes, threads: int | None = None) -> Run:
     name = source if isinstance(source, Path) else "the graph in memory"
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is said by the error below
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or usable_cpus()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # on CPUs that others use as well
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from urnet.cpus import usable_cpus
 from urnet.errors import RunError
 from urnet.export.as_onnx import read_graph
 from urnet.export.parity import Run
@@ -43,7 +44,7 @@ def open_openvino(source: Path | bytes, threads: int | None = None) -> Run:
 
     Args:
         source: `model.xml`, or an ONNX file or its content.
-        threads: that OpenVINO may use; its own choice when not given.
+        threads: that OpenVINO may use; as many as there are usable CPUs when not given.
 
     Raises:
         RunError: OpenVINO is not installed, or the files are damaged.
@@ -59,7 +60,7 @@ def open_openvino(source: Path | bytes, threads: int | None = None) -> Run:
     else:
         content = source
     name = source if isinstance(source, Path) else "the graph in memory"
-    settings = {"INFERENCE_PRECISION_HINT": "f32"} | ({} if threads is None else {"INFERENCE_NUM_THREADS": threads})
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or usable_cpus()}
     core = openvino.Core()
     core.set_property({"ENABLE_MMAP": False})  # Windows lets no mapped file be moved to its place
     try:

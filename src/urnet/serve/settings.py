@@ -1,12 +1,12 @@
 """Limits of the server: sizes, numbers, times. Every limit is a setting."""
 
-import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from urnet.cpus import usable_cpus
 from urnet.errors import RunError
 from urnet.images.read import MAX_PIXELS
 
@@ -50,7 +50,7 @@ class Settings(BaseModel):
     """Time in seconds for the answer to one request."""
     stop_seconds: int = Field(60, ge=1, le=3600)
     """Time in seconds to finish running requests when the server is told to stop."""
-    decoders: int = Field(default_factory=lambda: min(2, os.cpu_count() or 1), ge=1, le=64)
+    decoders: int = Field(default_factory=lambda: min(2, usable_cpus()), ge=1, le=64)
     """Processes that decode uploaded files."""
     decode_seconds: float = Field(10, gt=0, le=3600)
     """Time in seconds to decode one piece of a file (16 images)."""

@@ -26,6 +26,7 @@ from urnet.cells.batches import CellDataset, ordered_loader, train_loader
 from urnet.cells.divide import divide
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import Cells, read_cells
+from urnet.cpus import limit_torch
 from urnet.errors import RecipeError, RunError, TrainingError, UrnetError, first_few
 from urnet.fields.cropping import Cropping
 from urnet.files import Claim, claimed, refuse_existing, whole_file
@@ -190,6 +191,7 @@ def _train_one(
     watcher: Watcher | None,
     teacher: Model | None,
 ) -> Run:
+    limit_torch()
     new = not (resume and run.recipe_path.is_file())
     if _rank() > 0:
         cells = run.wait().cells()
