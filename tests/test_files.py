@@ -1,10 +1,24 @@
 """Files are written whole or not at all."""
 
 import errno
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
-from urnet.files import files_below, whole_file, whole_folder
+from urnet.errors import UrnetError
+from urnet.files import (
+    claimed,
+    files_below,
+    move,
+    new_file,
+    one_command,
+    refuse_existing,
+    whole_file,
+    whole_folder,
+)
 
 
 def test_a_file_is_written_into_a_new_folder(tmp_path):
@@ -45,7 +59,7 @@ LONG = "x" * 252
 """A name that the system takes; with a suffix of ours it is too long."""
 
 
-@pytest.mark.parametrize("write", [whole_file, whole_folder])
+@pytest.mark.parametrize("write", [whole_file, whole_folder, new_file])
 def test_errors_name_what_was_asked_for(tmp_path, write):
     with pytest.raises(OSError, match="too long") as told, write(tmp_path / LONG):
         pass
@@ -67,3 +81,188 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path):
     except OSError:
         pytest.skip("links are not allowed here")
     assert [file.name for file in files_below(tmp_path, {".png"})] == ["a.png", "gone.png", "self.png"]
+
+
+OTHER = """
+import os, sys
+from pathlib import Path
+from urnet.files import new_file, one_command, whole_folder
+
+out, moment = Path(sys.argv[1]), sys.argv[2]
+with one_command("the same"):
+    if moment == "file":
+        with new_file(out) as file:
+            file.write(b"whole")
+        os._exit(9)
+    with whole_folder(out) as folder:
+        (folder / "a.txt").write_text("whole")
+        if moment == "within":
+            os._exit(9)
+        if moment == "waiting":
+            print("ready", flush=True)
+            sys.stdin.read()
+    os._exit(9)
+"""
+
+
+def other(out, moment: str) -> None:
+    """Write an output in a process that dies at a moment: within the folder, or right after it has its name."""
+    assert subprocess.run([sys.executable, "-c", OTHER, str(out), moment], check=False).returncode == 9
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_a_killed_process_left_of_a_folder_is_removed_by_the_next_one(tmp_path):
+    out = tmp_path / "neu ü"
+    other(out, "within")
+    assert names(tmp_path) == [f".neu ü.unfinished{suffix}" for suffix in ("", ".json", ".lock")]
+    with whole_folder(out) as folder:
+        assert names(folder) == []
+        (folder / "b.txt").write_text("whole")
+    assert names(tmp_path) == ["neu ü"]
+    assert names(out) == ["b.txt"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_an_output_that_was_complete_when_its_command_was_killed_is_accepted_from_the_same_command_alone(
+    tmp_path, raises_code, kind
+):
+    out = tmp_path / "out"
+
+    def again(command: str) -> None:
+        with one_command(command), new_file(out) if kind == "file" else whole_folder(out):
+            pass
+
+    other(out, "file" if kind == "file" else "after")
+    with raises_code("files.done_already"), one_command("the same"):
+        refuse_existing(out)
+    assert names(tmp_path) == ["out"]
+    with pytest.raises(UrnetError, match="exists already"):
+        again("the same")
+    for command, code in (("the same", "files.done_already"), ("another", None)):
+        out.unlink() if kind == "file" else shutil.rmtree(out)
+        other(out, "file" if kind == "file" else "after")
+        with pytest.raises(UrnetError) as caught, one_command(command):
+            refuse_existing(out)
+        assert (caught.value.code == "files.done_already") == (code is not None)
+        assert names(tmp_path) == ["out"]
+
+
+def test_two_processes_do_not_write_one_output(tmp_path, raises_code):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", OTHER, str(out), "waiting"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline().strip() == b"ready"
+        before = names(tmp_path)
+        for write in (whole_folder, new_file):
+            with raises_code("run.busy"), write(out):
+                pass
+        assert names(tmp_path) == before
+    finally:
+        process.kill()
+        process.communicate()
+    with whole_folder(out):
+        pass
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_of_the_user_in_the_place_of_ours_stays(tmp_path, raises_code):
+    mine = tmp_path / ".out.unfinished"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    with raises_code("run.staging"), whole_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == [".out.unfinished"]
+    assert names(mine) == ["notes.txt"]
+    (mine / "notes.txt").unlink()
+    with whole_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_renewed_folder_keeps_what_is_not_replaced(tmp_path):
+    out = tmp_path / "out"
+    (out / "figures").mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    (out / "figures" / "a.png").write_text("old")
+    with whole_folder(out, renewed=True) as folder:
+        (folder / "figures").mkdir()
+        (folder / "figures" / "a.png").write_text("new")
+        (folder / "b.csv").write_text("new")
+    assert names(tmp_path) == ["out"]
+    assert {path.name: path.read_text() for path in out.rglob("*.*")} == {
+        "notes.txt": "mine",
+        "a.png": "new",
+        "b.csv": "new",
+    }
+
+
+def test_an_error_or_an_interruption_leaves_nothing(tmp_path):
+    def fail(error: type[BaseException]) -> None:
+        with one_command("any"), whole_folder(tmp_path / "out") as folder:
+            (folder / "a.txt").write_text("half")
+            raise error
+
+    for error in (KeyboardInterrupt, ZeroDivisionError):
+        with pytest.raises(error):
+            fail(error)
+    assert names(tmp_path) == []
+
+
+def test_within_a_claimed_folder_nothing_more_is_locked(tmp_path):
+    with one_command("any"), claimed(tmp_path / "out", in_place=True) as claim:
+        assert not claim.left
+        assert not claim.same
+        with whole_folder(tmp_path / "out" / "cells") as folder:
+            assert names(tmp_path / "out") == [".cells.unfinished"]
+            (folder / "a.txt").write_text("whole")
+        with claimed(tmp_path / "out" / "run", in_place=True):
+            assert names(tmp_path / "out") == ["cells"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_an_output_is_locked_once_by_one_command(tmp_path):
+    with one_command("any"):
+        for _ in range(2):
+            with whole_folder(tmp_path / "out", renewed=True) as folder:
+                (folder / "a.txt").write_text("whole")
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not hold the superuser")
+def test_a_folder_that_grows_in_place_needs_no_room_beside_it(tmp_path):
+    (tmp_path / "mounted").mkdir()
+    tmp_path.chmod(0o500)
+    try:
+        with claimed(tmp_path / "mounted", in_place=True):
+            (tmp_path / "mounted" / "a.txt").write_text("whole")
+        with pytest.raises(PermissionError), whole_folder(tmp_path / "mounted"):
+            pass
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_windows_is_given_time_to_let_go(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("new")
+    waited = []
+    monkeypatch.setattr("urnet.files.time.sleep", waited.append)
+    replace, refused = type(tmp_path).replace, [True, True]
+
+    def scanned(self, place):
+        if refused:
+            refused.pop()
+            raise PermissionError(13, "in use")
+        return replace(self, place)
+
+    monkeypatch.setattr(type(tmp_path), "replace", scanned)
+    monkeypatch.setattr("urnet.files._IS_WINDOWS", True)
+    move(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "new"
+    assert len(waited) == 2
+    monkeypatch.setattr("urnet.files._IS_WINDOWS", False)
+    refused.append(True)
+    with pytest.raises(PermissionError):
+        move(tmp_path / "b", tmp_path / "c")

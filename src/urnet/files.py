@@ -24,6 +24,7 @@ from urnet.errors import CellsError, RunError, UrnetError
 TABLE_SIDECAR = ".part.json"
 """Suffix of the file beside a resumable table that says what its rows belong to."""
 
+_IS_WINDOWS = os.name == "nt"
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -105,7 +106,7 @@ def claimed(out: Path, *, in_place: bool = False) -> Iterator[Claim]:
         raise
     record = full.with_name(f".{full.name}.unfinished.json")
     same = command is not None and _read(record) == command.digest
-    mine = command is not None and (same or _is_free(full))
+    mine = same or _is_free(full)
 
     def release() -> None:
         _unlock(lock)
@@ -115,7 +116,7 @@ def claimed(out: Path, *, in_place: bool = False) -> Iterator[Claim]:
     with ExitStack() as ends:
         ends.callback(release)
         _remove_staging(full, ours=left)
-        if mine:
+        if mine and command is not None:
             _write(record, command.digest)
         token = _CLAIMED.set((*claims, full, staging_of(full)))
         try:
@@ -264,7 +265,7 @@ def move(source: Path, place: Path) -> None:
             source.replace(place)
             return
         except PermissionError:
-            if os.name != "nt":
+            if not _IS_WINDOWS:
                 raise
             time.sleep(pause)
     source.replace(place)
@@ -310,7 +311,7 @@ def _unlock(lock: FileLock) -> None:
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
     with suppress(OSError):
-        if os.name == "nt":
+        if _IS_WINDOWS:
             Path(lock.lock_file).unlink(missing_ok=True)
 
 
