@@ -42,7 +42,7 @@ COMMANDS = {
     "split": ("split", "cells", "--augment-to", "200", "--out", "out"),
     "crop": ("crop", "fields.csv", "--size", "32", "--out", "out"),
     "train": (*TRAIN, "--out", "out"),
-    "train, folds": (*TRAIN, "split.folds=2", "--out", "out"),
+    "train folds": (*TRAIN, "split.folds=2", "--out", "out"),
     "distill": ("distill", "run", "--student", "recipe.yaml", "--out", "out", "--set", *SMALL[:3], "train.epochs=3"),
     "evaluate": ("evaluate", "run"),
     "evaluate --out": ("evaluate", "run", "--out", "out"),
