@@ -3,9 +3,10 @@
     python benchmarks/demo_threads.py --epochs 2 --json demo-threads.json       a shorter demo, minutes
     python benchmarks/demo_threads.py                                           the demo as it is
 
-Cases: free; on one core; under a cgroup's quota of one CPU; beside one process that never waits. With `--spinning` also
-free and beside that process as OpenMP behaves unless it is told otherwise. Wall time and CPU time (user and system, with
-children). The load before each case shows whether the machine was free. Linux; the quota needs the right to make a cgroup.
+Cases: free; on one core; under a cgroup's quota of one CPU; beside one process that never waits. With `--spinning`
+also free and beside that process with threads that spin while they wait, OpenMP's default. Wall time and CPU time (user
+and system, with children). The load before each case shows whether the machine was free. Linux; the quota needs the
+right to make a cgroup.
 """
 
 import argparse
@@ -125,10 +126,8 @@ def main() -> None:
         free = cases["free"]["wall_s"]
         wall = found["wall_s"]
         ratio = f"{wall / free:.2f} x free" if wall and free else "over the limit"
-        print(
-            f"{name:<28}{wall or '-':>8} s wall{found.get('cpu_s', '-'):>8} s CPU   {ratio}   load {found['load_before']}"
-        )
-        sys.stdout.flush()
+        cpu = found.get("cpu_s", "-")
+        print(f"{name:<32}{wall or '-':>8} s wall{cpu:>8} s CPU   {ratio}   load {found['load_before']}", flush=True)
 
     case("free")
     case("one core", core=min(os.sched_getaffinity(0)))

@@ -36,6 +36,9 @@ PADDING = "padding of the archive: an identical tile stands there a dozen times 
 REASONS = 3
 """Reasons that are told of why images could not be used; of others it says how many."""
 
+CAM_BATCH = 4
+"""Images of which Grad-CAM is computed at once."""
+
 AHEAD = 2
 """Batches of the largest size that may be waiting for the network."""
 
@@ -292,13 +295,17 @@ def _classify(
 
 
 def _cam(model: Model, crops: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Grad-CAM of the predicted classes, (B, S, S)."""
+    """Grad-CAM of the predicted classes, (B, S, S), in batches of one size: in others, the last bits are others."""
     import torch
 
     from urnet.evaluation.gradcam import grad_cam
 
-    inputs = model.config.scaling.apply(crops)
-    return grad_cam(model.joint, torch.from_numpy(inputs), torch.from_numpy(probabilities.argmax(axis=1)))
+    inputs, classes = model.config.scaling.apply(crops), probabilities.argmax(axis=1)
+    maps = []
+    for start in range(0, len(inputs), CAM_BATCH):
+        rows = np.arange(start, start + CAM_BATCH).clip(max=len(inputs) - 1)
+        maps.append(grad_cam(model.joint, torch.from_numpy(inputs[rows]), torch.from_numpy(classes[rows])))
+    return np.concatenate(maps)[: len(inputs)]
 
 
 def _sample(task: _Task, start: int) -> np.ndarray | None:

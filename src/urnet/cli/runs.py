@@ -47,7 +47,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the training; the recipe's when not given.", min=0, max=SEED_MAX)
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run; a finished one is accepted.")] = False,
     devices: Annotated[int, typer.Option(help="Processes: GPUs, or processes on the CPU.", min=1)] = 1,
     allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help="Train although a given split leaks.")] = False,
 ) -> int:
@@ -84,7 +84,7 @@ def distill(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the training; the recipe's when not given.", min=0, max=SEED_MAX)
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run; a finished one is accepted.")] = False,
 ) -> int:
     """Train a small student that learns from a run, on the run's cells and split."""
     from urnet.progress import Bars
