@@ -185,7 +185,7 @@ def try_out(name: str, kills: int, rng: random.Random, work: Path) -> Result:
     command = Started(name, whole)
     code = command.end()
     result = Result(seconds=time.perf_counter() - started)
-    if code not in (0, 1, -signal.SIGINT, 130):
+    if code not in (0, 1, -signal.SIGINT, 130) or "Traceback" in command.text():
         raise SystemExit(f"{name}: exit code {code}: {command.text()}")
     expected, last = state(whole), command.text().strip().splitlines()[-1]
     output = whole / next(word for word in reversed(COMMANDS[name]) if word.startswith("out") or word == "run")
