@@ -266,3 +266,16 @@ def test_windows_is_given_time_to_let_go(tmp_path, monkeypatch):
     refused.append(True)
     with pytest.raises(PermissionError):
         move(tmp_path / "b", tmp_path / "c")
+
+
+def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, monkeypatch, raises_code):
+    def none(self, *_, **__):
+        raise NotImplementedError("no locks")
+
+    monkeypatch.setattr("urnet.files.FileLock.acquire", none)
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "a.txt").write_text("whole")
+    assert names(tmp_path) == ["out"]
+    (tmp_path / ".new.unfinished" / "cells").mkdir(parents=True)
+    with raises_code("run.staging"), whole_folder(tmp_path / "new"):
+        pass

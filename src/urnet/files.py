@@ -104,6 +104,10 @@ def claimed(out: Path, *, in_place: bool = False) -> Iterator[Claim]:
             yield Claim()
             return
         raise
+    except NotImplementedError:  # a file system without locks: nobody knows whether what is left there is dead
+        _remove_staging(full, ours=False)
+        yield Claim()
+        return
     record = full.with_name(f".{full.name}.unfinished.json")
     same = command is not None and _read(record) == command.digest
     mine = same or _is_free(full)
@@ -326,7 +330,8 @@ def _remove_staging(full: Path, *, ours: bool) -> None:
         staging.rmdir()
     except OSError:
         raise RunError(
-            f"{staging}: in the way, and no urnet of this version left it; move or remove it", code="run.staging"
+            f"{staging}: in the way of the output; it is unknown what wrote it. Remove it if nothing writes there now",
+            code="run.staging",
         ) from None
 
 
