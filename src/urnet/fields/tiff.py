@@ -32,7 +32,7 @@ from urnet.fields.tiff_metadata import (
     pixel_um,
 )
 from urnet.images.read import MAX_PIXELS, decoding, tiff_kind, tiff_orientation, tiff_values
-from urnet.images.tiff_pages import list_pages, micromanager_metadata, open_tiff, page_at
+from urnet.images.tiff_pages import MAX_PAGES, list_pages, micromanager_metadata, open_tiff, page_at
 
 KEPT = 160 * 2**20
 """Bytes of decoded tiles or strips that are kept: neighbouring regions share them."""
@@ -297,6 +297,10 @@ class TiffSource:
 
     def _behind(self, first: "tifffile.TiffPage", planes: int) -> list:
         """The first plane, and the offsets of those that follow its pixels, as ImageJ writes large stacks."""
+        if planes > MAX_PAGES:
+            raise ImageError(
+                f"{self.path}: its metadata name {planes:,} planes, more than the {MAX_PAGES:,} that are read"
+            )
         start = first.dataoffsets[0]
         need, have = start + planes * first.nbytes, self.path.stat().st_size
         if need > have or not first.is_final:
