@@ -189,3 +189,27 @@ def test_a_thicket_of_directories_within_directories(tmp_path):
         data += page(tags) + struct.pack("<II", follows, follows) + text
     (tmp_path / "f.tif").write_bytes(data)
     read_all(tmp_path / "f.tif")
+
+
+@pytest.mark.parametrize("kind", ["plain", "shaped", "imagej", "ome planes", "ome scenes"])
+def test_a_stack_of_four_thousand_pages_is_read_in_linear_time(tmp_path, kind):
+    stack = np.arange(4000 * 256, dtype=np.uint16).reshape(4000, 16, 16)
+    path = tmp_path / "f.tif"
+    if kind == "plain":
+        with tifffile.TiffWriter(path) as out:
+            for one in stack:
+                out.write(one, photometric="minisblack", metadata=None, contiguous=False)
+    elif kind == "ome scenes":
+        with tifffile.TiffWriter(path, ome=True) as out:
+            for one in stack:
+                out.write(one, photometric="minisblack", metadata={"axes": "YX"})
+    else:
+        options = {"imagej": {"imagej": True, "metadata": {"axes": "ZYX"}}, "shaped": {}}
+        more = options.get(kind, {"ome": True, "metadata": {"axes": "ZYX"}})
+        tifffile.imwrite(path, stack, photometric="minisblack", **more)
+    started = time.process_time()
+    scenes = kind == "ome scenes"
+    with open_field(path, z=None if scenes else "max", scene="3999" if scenes else None) as field:
+        found = field.read(0, 0, 16, 16)
+    np.testing.assert_array_equal(found, stack[3999] if scenes else stack.max(axis=0))
+    assert time.process_time() - started < 5

@@ -249,6 +249,14 @@ def test_no_reader_opens_another_file_whatever_a_file_names(secret):
             hostile(kind, name, files[-1])
             (own / "link.tif").symlink_to(secret)
     write(secret.parent / "x_MMStack_1.tif", pixels(98), None)
+    positions(folder, 2)
+    whole, rng = (folder / "pos_0.ome.tif").read_bytes(), np.random.default_rng(0)
+    for number in range(60):  # and whatever else such a file may hold
+        data = bytearray(whole)
+        for place in rng.integers(0, [600, 1200, len(data)]):
+            data[place] = rng.choice([0, 46, 47, 92, 255, rng.integers(256)])
+        files.append(folder / f"mutant {number}.tif")
+        files[-1].write_bytes(data)
     run = subprocess.run(
         [sys.executable, "-c", WATCH, str(folder), *map(str, files)], capture_output=True, text=True, check=False
     )
