@@ -400,7 +400,8 @@ def test_a_micromanager_set_with_a_file_for_each_position(tmp_path):
         micromanager(tmp_path / files[p], [(0, 0, 0, p), (1, 0, 0, p)], SUMMARY, xml=xmls[p], seed=p) for p in range(2)
     ]
     for file in files:
-        assert describe_field(tmp_path / file).scenes == ("Pos0", "Pos1")
+        info = describe_field(tmp_path / file)
+        assert (info.scenes, info.pixel_um) == (("Pos0", "Pos1"), 0.5)
         for p in range(2):
             np.testing.assert_array_equal(read(tmp_path / file, scene=f"Pos{p}", channel="1"), values[p][1])
     (tmp_path / files[0]).unlink()

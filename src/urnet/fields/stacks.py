@@ -52,20 +52,28 @@ def micromanager_stacks(path: Path, pages: Sequence[Page], metadata: dict[str, A
     numbers = {page.offset: number for number, page in enumerate(pages)}
     names = summary.get("ChNames")
     names = [str(name) for name in names] if isinstance(names, list) else []
-    planes = []
+    planes: list[_Plane] = []
+    first: dict[int, tuple[str, float | None]] = {}
     for channel, depth, time, position, offset in metadata["IndexMap"].tolist():
         if offset == 0:
             continue  # left empty by an acquisition that was stopped
         if offset not in numbers:
             raise _missing(path, f"a page at byte {offset:,}, where there is none")
-        about = _of_page(path, pages[numbers[offset]])
-        name = _text(about.get("PositionName")) or _position_name(summary, position) or f"Pos{position}"
-        pixel = _positive(about.get("PixelSizeUm")) or _positive(summary.get("PixelSize_um"))
-        at = PlaneAt(path, numbers[offset])
-        planes.append(_Plane((position,), name, time, channel, depth, at, pixel))
+        if position not in first:
+            page = pages[numbers[offset]]
+            name = _text(_of_page(path, page).get("PositionName")) or _position_name(summary, position)
+            first[position] = name or f"Pos{position}", micromanager_pixel_um(path, page, metadata)
+        name, pixel = first[position]
+        planes.append(_Plane((position,), name, time, channel, depth, PlaneAt(path, numbers[offset]), pixel))
     if not planes:
         raise _missing(path, "no page")
     return _stacks(path, planes, lambda channel: names[channel] if channel < len(names) else str(channel))
+
+
+def micromanager_pixel_um(path: Path, page: Page, metadata: dict[str, Any]) -> float | None:
+    """Edge of a pixel, µm, by what Micro-Manager says of a page or of the whole acquisition."""
+    stated = _of_page(path, page).get("PixelSizeUm")
+    return _positive(stated) or _positive(metadata.get("Summary", {}).get("PixelSize_um"))
 
 
 def ndtiff_stacks(path: Path, pages: Sequence[Page]) -> list[Stack]:

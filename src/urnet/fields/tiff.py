@@ -21,7 +21,7 @@ import tifffile
 from urnet.errors import ImageError
 from urnet.fields.ome import OmeSet, PlaneAt, read_ome
 from urnet.fields.source import Region, Scene, checked
-from urnet.fields.stacks import Stack, micromanager_stacks, ndtiff_stacks, shaped_stacks
+from urnet.fields.stacks import Stack, micromanager_pixel_um, micromanager_stacks, ndtiff_stacks, shaped_stacks
 from urnet.fields.tiff_metadata import (
     channel_names,
     channels_of_ome,
@@ -150,7 +150,7 @@ class TiffSource:
                 raise
         if ome is not None:
             self.files, self._pages = tuple(ome.pages), self._pages | ome.pages
-            return self._ome_scenes(ome)
+            return self._ome_scenes(ome, micromanager_pixel_um(path, pages[0], index) if index else None)
         if stacks := micromanager_stacks(path, pages, index) if index else ndtiff_stacks(path, pages):
             return self._stack_scenes(stacks)
         if any(getattr(tif, f"is_{kind}") for kind in _VENDORS):
@@ -167,7 +167,8 @@ class TiffSource:
             )
         return self._series_scenes()
 
-    def _ome_scenes(self, ome: OmeSet) -> tuple[Scene, ...]:
+    def _ome_scenes(self, ome: OmeSet, pixel: float | None) -> tuple[Scene, ...]:
+        """Scenes by the OME-XML; `pixel` is what else is known of the edge of a pixel, µm."""
         scenes: list[Scene] = []
         for index, one in enumerate(ome.images):
             self._check_forms(list(one.planes.values()))
@@ -178,7 +179,8 @@ class TiffSource:
             grid[:] = [one.planes[key] for key in keys]
             grid = grid.reshape(one.times, one.channels, one.depth)
             name = one.element.get("Name")
-            scenes += self._scenes(grid, first, name, index, len(ome.images), channels_of_ome(one), pixel_of_ome(one))
+            edge = pixel_of_ome(one) or pixel
+            scenes += self._scenes(grid, first, name, index, len(ome.images), channels_of_ome(one), edge)
         if self.files == (self.path,):
             check_no_page_left(self.path, self._pages[self.path], ome)
         return tuple(scenes)
