@@ -281,3 +281,24 @@ def test_a_field_never_counts_as_one_cell(run, counted, tmp_path, raises_code):
 def test_a_model_that_no_field_was_cut_for_takes_images_of_any_size(trained):
     pixels = (np.arange(300 * 300).reshape(300, 300) % 251).astype(np.uint8)
     assert Model.load(trained.folder).fit(pixels).shape[1:] == (24, 24)
+
+
+def test_the_scene_of_new_fields_is_chosen(run, counted, tmp_path):
+    scenes = [draw_field(1, donor, 0, shape=(420, 420), cells=24, crop=EDGE).brightfield for donor in (0, 1)]
+    pixel = CROP_UM / EDGE
+    size = {"PhysicalSizeX": pixel, "PhysicalSizeY": pixel, "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+    with tifffile.TiffWriter(tmp_path / "two.ome.tif", ome=True) as out:
+        for name, pixels in zip(("A", "B"), scenes, strict=True):
+            out.write(pixels, metadata={"axes": "YX", "Name": name, **size}, photometric="minisblack")
+    with tifffile.TiffWriter(tmp_path / "one.ome.tif", ome=True) as out:
+        out.write(scenes[1], metadata={"axes": "YX", **size}, photometric="minisblack")
+    alone = count_cells(run.folder, tmp_path / "one.ome.tif", tmp_path / "alone")
+    for scene in ("1", "B"):
+        done = count_cells(run.folder, tmp_path / "two.ome.tif", tmp_path / f"scene {scene}", scene=scene)
+        assert done.samples[0].counts.tolist() == alone.samples[0].counts.tolist()
+    for source, scene in (("two.ome.tif", None), ("two.ome.tif", "5"), ("one.ome.tif", "5")):
+        with pytest.raises(ImageError, match="scene"):
+            count_cells(run.folder, tmp_path / source, tmp_path / "none", scene=scene)
+    with pytest.raises(CellsError, match="--scene"):
+        count_cells(run.folder, counted.folder / "cells", tmp_path / "none", scene="0")
+    assert not (tmp_path / "none").exists()
