@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 import urnet
 from urnet.bundle import Model, seal_bundle
+from urnet.bundle_config import ModelConfig, check_config
 from urnet.bundle_seal import read_seal
 from urnet.cli import run as command
 from urnet.errors import RunError, UrnetError
 from urnet.fields.cropping import Cropping
 from urnet.images.read import read_image
+from urnet.images.scale import Scaling
 
 JSON_FILES = ("config.json", "calibration.json", "crop.json", "seal.json")
 
@@ -244,7 +246,7 @@ def opened_or_refused(folder, images) -> np.ndarray | None:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(60)
     if not ended:
         raise HangError
     if isinstance(ended[0], UrnetError):
@@ -382,3 +384,25 @@ def test_what_a_recipe_names_is_never_read_from_a_model(trained, shapes, tmp_pat
                     assert command([*arguments, *more]) in (0, 1), name
     assert not [secret for secret in secrets if str(secret) in files]
     assert str(bundle / "recipe.yaml") not in files
+
+
+def test_what_a_bundle_cannot_hold_is_refused_before_training(shapes, tiny, tmp_path, raises_code):
+    from urnet.training.fit import train
+
+    with raises_code("model.config_invalid") as caught:
+        train(shapes, tiny, tmp_path / "run", overrides=["classifier.options.act_layer=../x"])
+    assert "act_layer" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_network_that_is_registered_may_be_in_a_bundle():
+    from urnet.nets import list_enhancers
+    from urnet.nets.registry import enhancer_options
+    from urnet.recipe import list_recipes, load_recipe
+
+    networks = [({"name": name, **enhancer_options(name)}, {"name": "resnet10t"}) for name in list_enhancers()]
+    for recipe in map(load_recipe, list_recipes()):
+        classifier = {"name": recipe.classifier.name, "input": recipe.classifier.input, **recipe.classifier.options}
+        networks.append(({"name": recipe.enhancer.name, **recipe.enhancer.options}, classifier))
+    for enhancer, classifier in networks:
+        check_config(ModelConfig("x", ("a", "b"), 64, 1, Scaling(0.0, 1.0, "float32"), enhancer, classifier))
