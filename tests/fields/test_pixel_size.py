@@ -26,7 +26,7 @@ def write_ome(path, x, y="", unit=""):
         'ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="80" SizeY="60" SizeC="1" '
         f'SizeZ="1" SizeT="1" {size}{units}><TiffData/></Pixels></Image></OME>'
     )
-    tifffile.imwrite(path, stack(), description=xml, metadata=None)
+    tifffile.imwrite(path, stack(), description=xml.encode(), metadata=None)
     return path
 
 

@@ -47,4 +47,4 @@ def square(sides: list[float]) -> float | None:
         down = across
     if not (math.isfinite(across) and math.isfinite(down) and across > 0 and down > 0):
         return None
-    return math.sqrt(across * down) if abs(across / down - 1) < 0.01 else None
+    return across * math.sqrt(down / across) if abs(across / down - 1) < 0.01 else None
