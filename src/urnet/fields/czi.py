@@ -29,6 +29,9 @@ _TYPES = {
     "Bgr48": ("uint16", True),
     "Bgr96Float": ("float32", True),
 }
+_SCRAMBLED = {("Bgr48", "Zstd1")}
+"""Pixels and compression that libCZI (pylibCZIrw 6.1) takes apart wrongly where high and low bytes were separated."""
+
 _FURTHER = {"R": "rotation", "I": "illumination", "H": "phase", "V": "view", "B": "block"}
 
 
@@ -65,14 +68,22 @@ class CziSource(MicroscopySource):
     def _find_scenes(self) -> tuple[Scene, ...]:
         parts: dict[int | None, list[tuple[dict[str, int], Any]]] = defaultdict(list)
         types: dict[int, set[str]] = defaultdict(set)
+        scrambled: set[tuple[str, str]] = set()
 
         def collect(index: int, part: Any) -> bool:
             at = part.coordinate.to_dict()
             parts[at.get("S")].append((at, part.logicalRect))
             types[at.get("C", 0)].add(part.pixelType.name)
+            scrambled.update({(part.pixelType.name, part.get_compression_mode().name)} & _SCRAMBLED)
             return True
 
         self._reader.enumerate_subblocks_subset(collect, only_layer0=True)
+        for kind, compression in scrambled:
+            raise ImageError(
+                f"{self.path}: {kind} pixels compressed by {compression}, which ZEISS's library may decode to other "
+                "values; save the field without compression, or export it as an OME-TIFF",
+                code="fields.compression_unsupported",
+            )
         everything = [at for some in parts.values() for at, _ in some]
         further = {words: len({at.get(axis, 0) for at in everything}) for axis, words in _FURTHER.items()}
         if problem := too_many_dimensions(further):
