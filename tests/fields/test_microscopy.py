@@ -147,6 +147,16 @@ def test_times_and_scenes_of_a_czi(tmp_path):
         np.testing.assert_array_equal(read_all(path, scene=scene), pixels)
 
 
+@pytest.mark.parametrize("first", [{"C": 1}, {"T": 3}, {"Z": 2}, {"C": 2, "T": 1, "Z": 4}])
+def test_planes_of_a_czi_need_not_begin_at_zero(tmp_path, first):
+    """As of a file that was cut out of a larger one."""
+    for dtype in (np.uint8, np.uint16):
+        path = write_czi(
+            tmp_path / f"{np.dtype(dtype)}.czi", [{"data": stack(dtype=dtype), "plane": first, "scene": 2}]
+        )
+        np.testing.assert_array_equal(read_all(path), stack(dtype=dtype))
+
+
 def test_a_mosaic_of_a_czi_is_one_field(tmp_path):
     whole = stack()
     parts = [{"data": whole[y : y + 30, x : x + 40], "location": (x - 1000, y + 50)} for y in (0, 30) for x in (0, 40)]

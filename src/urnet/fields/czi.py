@@ -58,11 +58,12 @@ class CziSource(MicroscopySource):
     def read_part(self, scene: Scene, channel: int, z: int, part: tuple[int, int, int, int]) -> np.ndarray:
         """Read (top, left, height, width) of a plane."""
         number, (x, y), time, channels, depths, planes = scene.address
+        kind = next(name for name, about in _TYPES.items() if about == (scene.dtype, scene.colour))
         plane = {"T": time, "C": channels[channel], "Z": depths[z]}
         if tuple(plane.values()) not in planes:
             raise plane_missing(self.path, scene, channel, z)
         top, left, height, width = part
-        pixels = self._reader.read(roi=(x + left, y + top, width, height), plane=plane, scene=number)
+        pixels = self._reader.read(roi=(x + left, y + top, width, height), plane=plane, scene=number, pixel_type=kind)
         return pixels[..., ::-1] if scene.colour else pixels[..., 0]  # the file's colours are blue, green, red
 
     def _find_scenes(self) -> tuple[Scene, ...]:
