@@ -95,7 +95,8 @@ def test_the_calibration_is_checked_beside_the_metrics_which_count_every_cell(ev
 
 
 def test_a_run_from_before_calibration_is_evaluated_without(run):
-    (run / "model" / "calibration.json").unlink()
+    for name in ("calibration.json", "seal.json"):  # there was no seal either
+        (run / "model" / name).unlink()
     result = evaluate(run)
     assert result.metrics["calibration"] is None
     assert "the model is not calibrated" in result.metrics["differential_note"]

@@ -280,14 +280,14 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_to_do(shapes, tiny,
 
 
 def test_out_of_memory_is_one_line(shapes, tiny, tmp_path, monkeypatch):
-    forward_one = JointModel.forward
+    look_at_one = JointModel.look
 
-    def forward(self, x):
+    def look(self, x):
         if len(x) == 1:
-            return forward_one(self, x)
+            return look_at_one(self, x)
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("urnet.nets.joint.JointModel.forward", forward)
+    monkeypatch.setattr("urnet.nets.joint.JointModel.look", look)
     rule = r"memory is full; lower train\.batch_size, input\.size or enhancer\.width, or set train\.checkpointing=true"
     with pytest.raises(TrainingError, match=rule):
         train(shapes, tiny, tmp_path / "run", overrides=SHORT)
