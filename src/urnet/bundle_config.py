@@ -66,8 +66,12 @@ def _is_plain(value: object, depth: int = 0) -> bool:
     return value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) <= MOST_OPTION)
 
 
-def _scaling(data: Any) -> Scaling:
-    """Read the scaling: numbers that are finite, in order, and a known data type."""
+def checked_scaling(data: Any) -> Scaling:
+    """Read a scaling: numbers that are finite, in order, and a known data type.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if isinstance(data, Scaling):
         data = asdict(data)
     known = {one.name: one for one in fields(Scaling)}
@@ -123,7 +127,7 @@ class ModelConfig:
     ]
     size: Annotated[int, Field(ge=MIN_EDGE, le=LARGEST_SIZE)]
     channels: Literal[1, 3]
-    scaling: Annotated[Scaling, PlainValidator(_scaling)]
+    scaling: Annotated[Scaling, PlainValidator(checked_scaling)]
     enhancer: Network
     classifier: Network
     tile: Annotated[int, Field(ge=MIN_EDGE, le=2**16)] | None = None

@@ -36,7 +36,10 @@ def test_a_begun_run_gives_back_recipe_and_cells(divided, tiny, tmp_path):
     assert not list(run.folder.glob("*.part"))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"low": 0}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"low": 0}', '{"low": "a", "high": 2, "dtype": "uint8"}', '{"low": 3, "high": 2, "dtype": "uint8"}'],
+)
 def test_a_damaged_scaling_is_an_error(text, divided, tiny, tmp_path, raises_code):
     run = Run.create(tmp_path / "run", load_recipe(tiny), divided, SCALING)
     run.scaling_path.write_text(text, encoding="utf-8")

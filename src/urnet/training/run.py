@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from urnet.bundle import CONFIG_NAME, Model
+from urnet.bundle_config import checked_scaling
 from urnet.cells.contents import changed, with_contents
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import PAIRED, PARTS, TABLE_NAME, Cells, MissingFilesError, read_cells
@@ -25,6 +26,7 @@ from urnet.errors import RunError
 from urnet.fields.cropping import SETTINGS_NAME
 from urnet.files import refuse_existing, whole_file
 from urnet.images.scale import Scaling
+from urnet.json_files import canonical_json, explain
 from urnet.recipe import Recipe, load_recipe
 from urnet.tables import read_table
 
@@ -194,10 +196,10 @@ class Run:
         if not self.scaling_path.is_file():
             return None
         try:
-            return Scaling(**json.loads(self.scaling_path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
+            return checked_scaling(json.loads(canonical_json(self.scaling_path)))
+        except ValueError as error:
             raise RunError(
-                f"{self.scaling_path}: not the scaling of a run (low, high, dtype); restore the file, or train into a "
+                f"{self.scaling_path}: not the scaling of a run ({explain(error)}); restore the file, or train into a "
                 "new --out"
             ) from None
 
