@@ -72,6 +72,12 @@ def reports(hostile, tmp_path_factory):
     }
 
 
+WIDER = """(width) => [...document.querySelectorAll('body *')]
+    .filter((one) => one.getBoundingClientRect().right > width + 1)
+    .slice(0, 9)
+    .map((one) => one.outerHTML.slice(0, 200))"""
+
+
 class Watched:
     """A page of Chromium, and what of it is not as it should be."""
 
@@ -89,7 +95,7 @@ class Watched:
         if self.page.evaluate("window.hacked ?? null") is not None:
             self.wrong.append("a script has run")
         if self.page.evaluate("document.documentElement.scrollWidth") > self.width:
-            self.wrong.append("wider than the window")
+            self.wrong += ["wider than the window:", *self.page.evaluate(WIDER, self.width)]
         assert self.wrong == []
         return self.page.inner_text("body")
 

@@ -223,6 +223,7 @@ def measured(run, tmp_path_factory):
     for path in folder.rglob("crop.json"):
         told = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(told | {"pixel_um": 0.25}), encoding="utf-8")
+        path.with_name("seal.json").unlink(missing_ok=True)
     return folder
 
 

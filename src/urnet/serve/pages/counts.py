@@ -45,7 +45,7 @@ def counts(mine: Classification | None) -> None:
                 low, high = one["interval"]
                 value = one["percent"]
                 with ui.element("tr"):
-                    text("th", name).props("scope=row")
+                    _row_head(name)
                     text("td", NEVER if value is None else f"{value:.1f}").classes("n value")
                     with ui.element("td").classes("wide"):
                         text("span", NEVER if low is None else f"{low:.1f} to {high:.1f}").classes("interval")
@@ -59,7 +59,7 @@ def counts(mine: Classification | None) -> None:
             with ui.element("tbody"):
                 for reason, number in sample.rejected.items():
                     with ui.element("tr"):
-                        text("th", reason).props("scope=row")
+                        _row_head(reason)
                         text("td", f"{number:,}").classes("n")
     if mine.is_running:
         text("p", "Figures change until all cells are there.").classes("soft small")
@@ -77,7 +77,7 @@ def _raw(mine: Classification) -> None:
             found = mine.raw_counts()
             for name in mine.bench.model.classes:
                 with ui.element("tr"):
-                    text("th", name).props("scope=row")
+                    _row_head(name)
                     text("td", f"{found[name]:,}").classes("n")
     _notes([] if mine.is_running else mine.notes)
 
@@ -101,6 +101,12 @@ def _head(first: str, *others: str) -> None:
         text("th", first).props("scope=col")
         for name in others:
             text("th", name).props("scope=col").classes("" if "interval" in name else "n")
+
+
+def _row_head(name: str) -> None:
+    """A name in a block of its own, which can be narrower than a long word."""
+    with ui.element("th").props("scope=row"):
+        text("span", name)
 
 
 def _bar(value: float, low: float, high: float) -> None:
