@@ -84,3 +84,63 @@ def test_what_is_no_text_is_not_taken_for_a_bad_encoding(read):
         read(b"\x93NUMPY\1\0v\0{'descr'\xff")
     with pytest.raises(CellsError, match="not UTF-8"):
         read("path,label\na.png,Größe\n".encode("utf-16"))
+
+
+GOOD = {
+    "a byte order mark": "\ufeffpath,label\na.png,x\n".encode(),
+    "two byte order marks": "\ufeff\ufeffpath,label\na.png,x\n".encode(),
+    "semicolons": b"path;label\na.png;x\n",
+    "tabs": b"path\tlabel\na.png\tx\n",
+    "Excel's first line": b"sep=;\r\npath;label\r\na.png;x\r\n",
+    "Excel's first line, with a mark": "\ufeffsep=;\r\npath;label\r\na.png;x\r\n".encode(),
+    "Excel's first line, quoted, with a tab": b'"sep=\t"\npath\tlabel\na.png\tx\n',
+    "old Mac line ends": b"path,label\ra.png,x\r",
+    "mixed line ends": b"\r\npath,label\r\n\na.png,x\r\n\n\n",
+    "a separator at the end of each line": b"path,label,\na.png,x,\n",
+    "a separator at the end of a row": b"path,label\na.png,x,,,\n",
+    "everything quoted": b'"path","label"\n"a.png","x"\n',
+    "blanks in the header": b" path ,\tlabel\na.png,x\n",
+    "a blank that does not break": "path\u00a0,label\na.png,\u00a0x\n".encode(),
+    "an index column of pandas": b",path,label\n0,a.png,x\n",
+    "other columns that are called alike": b"path,label,area,area\na.png,x,1,2\n",
+    "a header with the other separators in quotes": b'path,label,"a;b;c;d;e"\na.png,x,1\n',
+}
+BAD = {
+    "UTF-16": ("path,label\na.png,x\n".encode("utf-16"), "not UTF-8; save it as 'CSV UTF-8'"),
+    "UTF-16 without a mark": ("path,label\na.png,x\n".encode("utf-16-le"), "its content is no text"),
+    "Latin-1": ("path,label\nGröße.png,x\n".encode("latin-1"), "not UTF-8; save it as 'CSV UTF-8'"),
+    "a header only": (b"path,label\n", "a header but no rows"),
+    "nothing": (b"", "its columns are none"),
+    "two columns of one name": (b"path,label,label\na.png,x,y\n", "2 columns are called 'label'"),
+    "two header lines": (b"Image,Cells\npath,label\na.png,x\n", "no column 'path'; its columns are Image, Cells"),
+    "capitals": (b"Path,label\na.png,x\n", "'Path' looks like 'path' misspelt"),
+    "a comment above": (b"# made by hand\npath,label\na.png,x\n", "its columns are # made by hand"),
+    "a quote that is not closed": (b'path,label\n"a.png,x\nb.png,y\n', "line 3 .*close each quotation mark"),
+    "a quote within a cell": (b'path,label\n"a"b.png,x\n', "line 2 .*close each quotation mark"),
+    "decimal commas between commas": (b"path,label\na.png,12,5\n", "line 2 has 3 values for 2 columns"),
+    "a web page": (b"<html><body>log in</body></html>", "no column 'path'"),
+    "another separator": (b"path|label\na.png|x\n", r"no column 'path'; its columns are path\|label"),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_tables_of_other_programs_are_read(read, kind):
+    assert read(GOOD[kind]).to_dict("list") == {"path": ["a.png"], "label": ["x"]}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_no_such_table_is_one_sentence(read, kind):
+    content, message = BAD[kind]
+    with pytest.raises(CellsError, match=message) as caught:
+        read(content)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_are_counted_as_a_spreadsheet_shows_them(read):
+    assert list(read(b"sep=,\npath,label\na.png,x\nb.png,y\n").index) == [3, 4]
+
+
+def test_a_number_with_one_comma_and_three_digits_may_be_either(tmp_path):
+    (tmp_path / "t.csv").write_text('path,x\na.png,"1,234"\n', encoding="utf-8")
+    with pytest.raises(CellsError, match=r"Write 1\.234 if the comma is a decimal one, 1234 if it is not"):
+        read_table(tmp_path / "t.csv", ("path", "x"))

@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -23,7 +24,7 @@ from urnet.bundle_seal import Seal, check_expected, hash_json, hash_tensors, rea
 from urnet.calibration.calibration import COVERAGE, JSON_NAME, TENSORS_NAME, Calibration
 from urnet.calibration.temperature import probabilities as softmax
 from urnet.cpus import limit_torch
-from urnet.errors import ImageError, RecipeError, RunError
+from urnet.errors import CellsError, ImageError, RecipeError, RunError
 from urnet.fields.cropping import SETTINGS_NAME, Cropping
 from urnet.files import whole_file
 from urnet.images.montage import expand, read_crop
@@ -378,12 +379,17 @@ class Model:
 
 
 def _number(name: str, text: object) -> dict[str, float]:
-    """A table's entry as a measure; nothing where it is empty or no number."""
-    try:
-        value = float(str(text))
-    except ValueError:
+    """A table's entry as a measure; nothing where it is empty.
+
+    Raises:
+        CellsError: it is no number; tables that `urnet.tables` reads were checked before.
+    """
+    if text == "" or text is None or text != text:
         return {}
-    return {name: value} if math.isfinite(value) else {}
+    with suppress(ValueError):
+        if math.isfinite(value := float(str(text))):
+            return {name: value}
+    raise CellsError(f"{name} must be a number, found {text!r}. Use a decimal point: 12.5", code="tables.not_a_number")
 
 
 def find_bundle(path: Path | str) -> Path:

@@ -7,19 +7,23 @@ and is removed by the next one.
 
 import errno
 import json
+import logging
 import os
 import shutil
 import time
+import unicodedata
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from urnet.errors import CellsError, RunError, UrnetError
+from urnet.errors import CellsError, RunError, UrnetError, first_few
+
+logger = logging.getLogger(__name__)
 
 TABLE_SIDECAR = ".part.json"
 """Suffix of the file beside a resumable table that says what its rows belong to."""
@@ -384,29 +388,173 @@ def _write(record: Path, digest: str) -> None:
 
 
 def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """Files of some kinds in a folder and below it, in the same order on every system; hidden ones are passed over.
+    """Find the files of some kinds in a folder and below it, in the same order on every system.
 
-    Links that lead nowhere are among them: whoever reads them says so, where a count would lack them without a word.
+    Links to folders are followed. A folder that is reached twice counts once, where it really lies or by the first
+    link in order; a link to a folder that holds the searched one is a loop, and not followed. Hidden files and folders
+    are not searched; hidden folders that hold such files are named in a warning.
+
+    Links to files that lead nowhere are among the files: whoever reads them says so.
 
     Args:
-        folder: where to look.
+        folder: where to search.
         suffixes: endings of the names, in lower case, with their dot.
 
     Raises:
-        CellsError: a folder that cannot be entered: what lies in it would be missing without a word.
+        CellsError: a folder that cannot be entered, or a link that leads nowhere: what lies there would be missing
+            without a word.
+    """
+    above = {os.path.realpath(folder), *map(str, Path(os.path.realpath(folder)).parents)}
+    search = _Search(seen=set(above))
+    search.enter(folder)
+    loops = []
+    while search.links:
+        link = search.links.pop(0)
+        if (real := os.path.realpath(link)) in above:
+            loops.append(link)
+        elif real not in search.seen:
+            search.seen.add(real)
+            search.enter(link)
+    if loops:
+        logger.warning("%s: links to a folder above it are not followed: %s", folder, _relative(folder, loops))
+    _name_hidden(folder, search.hidden, suffixes)
+    _refuse_broken([file for file in search.found if file.suffix.lower() not in suffixes])
+    chosen = (f for f in search.found if f.suffix.lower() in suffixes and (f.is_file() or _leads_nowhere(f)))
+    return sorted(chosen, key=lambda file: file.relative_to(folder).as_posix())
+
+
+def folders_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The folders that lie directly in a folder, in order; hidden ones are named where they hold files of some kinds.
+
+    Raises:
+        CellsError: a folder that cannot be entered, or a link that leads nowhere, as in `files_below`.
+    """
+    entries = sorted(folder / entry.name for entry in _entries(folder))
+    _name_hidden(folder, [path for path in entries if path.name.startswith(".") and path.is_dir()], suffixes)
+    shown = [path for path in entries if not path.name.startswith(".")]
+    _refuse_broken([path for path in shown if path.suffix.lower() not in suffixes])
+    return [path for path in shown if path.is_dir()]
+
+
+@dataclass
+class _Search:
+    """What was found in some folders: files, links to folders, hidden folders; and the real paths of those entered.
+
+    Real paths and not inodes, which some network drives do not have; they also see through the junctions of Windows.
     """
 
-    def stop(error: OSError) -> None:
-        raise CellsError(f"{error.filename}: cannot be searched ({error.strerror}); allow reading it, or move it away")
+    seen: set[str]
+    found: list[Path] = field(default_factory=list)
+    links: list[Path] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)
 
-    found = []
-    for place, folders, names in os.walk(folder, onerror=stop):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    chosen = (file for file in found if file.suffix.lower() in suffixes and (file.is_file() or _leads_nowhere(file)))
-    return sorted(chosen, key=lambda file: file.relative_to(folder).as_posix())
+    def enter(self, folder: Path) -> None:
+        """Search a folder and all below it but not what it links to."""
+        waiting = [(folder, os.path.realpath(folder))]
+        while waiting:
+            place, real_place = waiting.pop()
+            for entry in _entries(place):
+                path = place / entry.name
+                if entry.name.startswith("."):
+                    self.hidden += [path] if _is_folder(entry) else []
+                elif not _is_folder(entry):
+                    self.found.append(path)
+                elif (real := os.path.realpath(path)) != str(Path(real_place, entry.name)):
+                    self.links.append(path)
+                elif real not in self.seen:
+                    self.seen.add(real)
+                    waiting.append((path, real))
+        self.links.sort(key=Path.as_posix)
+
+
+def _name_hidden(folder: Path, hidden: list[Path], suffixes: Collection[str]) -> None:
+    """Name hidden folders, and how many files of some kinds they hold, in a warning."""
+    told = []
+    for path in sorted(hidden):
+        names = (name for _, _, names in os.walk(path) for name in names)
+        if count := sum(Path(name).suffix.lower() in suffixes for name in names):
+            told.append(f"{_relative(folder, [path])} ({count} image{'s' * (count > 1)})")
+    if told:
+        logger.warning("%s: hidden folders are not searched: %s", folder, first_few(told))
+
+
+def _refuse_broken(paths: list[Path]) -> None:
+    broken = [path for path in paths if _leads_nowhere(path)]
+    if broken:
+        others = f" ({len(broken)} such links)" if len(broken) > 1 else ""
+        raise CellsError(
+            f"{broken[0]}: a link that leads nowhere{others}; if it was a folder, its files would be missing: mend or "
+            "remove it",
+            code="files.link_broken",
+        )
+
+
+def _relative(folder: Path, paths: list[Path]) -> str:
+    return first_few([path.relative_to(folder).as_posix() for path in paths])
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise CellsError(
+            f"{error.filename}: cannot be searched ({error.strerror}); allow reading it, or move it away"
+        ) from None
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Whether it is a folder or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _leads_nowhere(file: Path) -> bool:
     """Whether it is a link to what is not there, or to itself."""
     return file.is_symlink() and not file.exists()
+
+
+class OnDisk:
+    """Spell paths as their folders do, where names are the same text in other Unicode forms (NFC, NFD).
+
+    A table written on one system may be read on another that composes letters differently. Folders are listed once.
+
+    Args:
+        root: folder that the paths are relative to.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._listed: dict[Path, dict[str, str]] = {}
+
+    def spelled(self, path: str) -> str:
+        """A path, with forward slashes, as the disk spells it; unchanged where nothing on the disk is called so."""
+        if path.isascii() or os.path.lexists(self.root / path):
+            return path
+        place, parts = self.root, PurePosixPath(path).parts
+        for part in parts:
+            if not part.isascii() and not os.path.lexists(place / part):
+                part = self._listing(place).get(unicodedata.normalize("NFC", part), part)
+            place = place / part
+        return place.relative_to(self.root).as_posix() if not Path(path).is_absolute() else place.as_posix()
+
+    def _listing(self, folder: Path) -> dict[str, str]:
+        if folder not in self._listed:
+            try:
+                names = [path.name for path in folder.iterdir()]
+            except OSError:
+                names = []
+            self._listed[folder] = {unicodedata.normalize("NFC", name): name for name in names}
+        return self._listed[folder]
+
+
+def leads_out(root: Path, path: str) -> bool:
+    """Whether a path leads out of a folder: absolute on any system, with `..`, or through a link."""
+    if PureWindowsPath(path).drive or PureWindowsPath(path).root or ".." in PureWindowsPath(path).parts:
+        return True
+    try:
+        return not (root / path).resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError):  # a link to itself, a name with a zero byte
+        return True

@@ -208,10 +208,15 @@ def _labels(value: object) -> object:
     """`granulocyte: neutrophil` may stand for a list of one, and labels may be written as numbers."""
     if not isinstance(value, Mapping):
         return value
-    if any(isinstance(name, bool) for name in value):
-        raise ValueError("classes: an unquoted yes, no, on or off means true or false in YAML; put the name in quotes")
-    listed = {str(name): members if isinstance(members, list) else [members] for name, members in value.items()}
-    return {name: [str(m) if type(m) is int else m for m in members] for name, members in listed.items()}
+    listed = [(name, members if isinstance(members, list) else [members]) for name, members in value.items()]
+    for text in (text for name, members in listed for text in (name, *members)):
+        if text is None or isinstance(text, bool):
+            read = "nothing" if text is None else str(text).lower()
+            raise ValueError(
+                f"an unquoted yes, no, on, off, null or ~ is no text in YAML, here it means {read}; put the "
+                "name in quotes"
+            )
+    return {_text(name): list(map(_text, members)) for name, members in listed}
 
 
 class Recipe(Section):

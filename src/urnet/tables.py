@@ -9,6 +9,7 @@ import csv
 import gzip
 import logging
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -17,8 +18,9 @@ from typing import TextIO
 
 import pandas as pd
 
-from urnet.errors import CellsError
+from urnet.errors import CellsError, first_few
 from urnet.files import whole_file
+from urnet.names import is_missing, normal_name, one_spelling
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ def csv_line(values: Iterable[object]) -> str:
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, str) and value.isalnum():
+        return value
     if value is None or value is pd.NA or value != value:
         return ""
     text = spreadsheet_safe(value) if isinstance(value, str) else str(value)
@@ -139,6 +143,21 @@ OTHER_NAMES = {
 }
 """What a column is usually called elsewhere, in lower case and without blanks and signs."""
 
+NUMBERS = {
+    **dict.fromkeys(("x", "y"), "a number of pixels"),
+    **dict.fromkeys(("confidence", "touching", "edge"), "a number from 0 to 1"),
+    **{"scale": "a number of µm per pixel", "pixel_size_um": "a number of µm per pixel"},
+    **{"diameter": "a number", "focus": "a number"},
+    **{"tile": "a whole number of pixels", "fold": "a whole number"},
+}
+"""Columns of all tables that hold numbers, with what the number is."""
+
+NAMES = ("label", "donor", "proposed")
+"""Columns that hold names of classes and donors."""
+
+WHOLE = ("tile", "fold")
+"""Columns that hold whole numbers from 0."""
+
 _SPREADSHEETS = (b"PK\3\4", b"\xd0\xcf\x11\xe0")
 _SPREADSHEET_SUFFIXES = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 
@@ -153,6 +172,7 @@ def read_table(
     confusable: Collection[str] | None = None,
     leaks: bool = True,
     passed_over: Collection[str] | None = None,
+    as_written: bool = False,
 ) -> pd.DataFrame:
     """Read the columns that are known, as text; others are passed over.
 
@@ -169,14 +189,16 @@ def read_table(
         leaks: whether donors under another name are an error; where nothing is divided, a note is enough.
         passed_over: other columns (patterns, as `p_*`) that need no word; those that are neither are then named in a
             note. None is named when not given.
+        as_written: keep the names as they are; for the table of a run, whose names were settled when it was begun.
 
     Returns:
-        A row a line, "" where nothing stands; the index holds the line's number in the file.
+        A row a line, "" where nothing stands; the index holds the line's number in the file. Text other than paths is
+        in Unicode form NFC, donors have one spelling each (`urnet.names`), and the cells of `NUMBERS` are numbers.
 
     Raises:
         CellsError: no such table, a spreadsheet or another file that is no text, not UTF-8, no header or nothing below
             it, a needed column missing, one that is there twice, misspelt or names donors otherwise, a line with more
-            values than columns.
+            values than columns, or a value that should be a number (`tables.not_a_number`).
     """
     _refuse_binary(path)
     try:
@@ -195,8 +217,12 @@ def read_table(
             raise CellsError(_NO_SPREADSHEET.format(path)) from None
         raise CellsError(f"{path}: the table is not UTF-8; save it as 'CSV UTF-8'") from None
     except csv.Error as error:
-        raise CellsError(f"{path}: not a table with a header line ({error})") from None
-    names = [name.strip() for name in lines[0][1]] if lines else []
+        raise CellsError(
+            f"{path}: not a table: line {above + reader.line_num} cannot be divided into cells ({error}); close each "
+            "quotation mark that is opened, and double those within a cell",
+            code="tables.unreadable",
+        ) from None
+    names = [name.strip("\ufeff\u200b").strip() for name in lines[0][1]] if lines else []
     for column in columns:
         if names.count(column) > 1:
             raise CellsError(f"{path}: {names.count(column)} columns are called {column!r}; keep one")
@@ -222,7 +248,79 @@ def read_table(
     for column in table:
         text = table[column].str
         table[column] = text.replace("\\", "/", regex=False) if column in paths else text.strip()
+        if column not in paths and not as_written:
+            table[column] = table[column].map(normal_name if column in NAMES else _composed)
+        if column in NUMBERS and not as_written:
+            _check_numbers(path, table[column])
+    if "donor" in table and not as_written:
+        table["donor"] = settle_donors(path, table["donor"].tolist(), rows)
     return table
+
+
+def _composed(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def _check_numbers(path: Path, column: "pd.Series[str]") -> None:
+    allowed = r"[0-9]{1,9}" if column.name in WHOLE else _NUMBER
+    bad = column.index[(column != "") & ~column.str.fullmatch(allowed)]
+    if len(bad):
+        raise not_a_number(path, bad[0], str(column.name), column[bad[0]], len(bad))
+
+
+def not_a_number(path: Path, line: int, column: str, value: str, count: int = 1) -> CellsError:
+    """The error about a value that should be a number: what it is, where, and how to write it.
+
+    Args:
+        path: the table.
+        line: number of the line in the file.
+        column: one of `NUMBERS`.
+        value: what stands there.
+        count: number of such rows.
+    """
+    others = f" ({count} such rows)" if count > 1 else ""
+    advice = _as_number(value, whole=column in WHOLE)
+    return CellsError(
+        f"{column} must be {NUMBERS[column]}, found {value!r} in row {line} of {path}{others}. {advice}",
+        code="tables.not_a_number",
+    )
+
+
+def _as_number(value: str, *, whole: bool) -> str:
+    """How to write a value that is meant as a number."""
+    if not value:
+        return "Fill it in"
+    if whole and (number := re.fullmatch(r"([0-9]+)(?:[.,]([0-9]*))?", value)):
+        return f"Use a whole number{'' if (number[2] or '').strip('0') else f': {number[1][:9]}'}"
+    if re.fullmatch(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}", value):
+        return f"Write {value.replace(',', '.')} if the comma is a decimal one, {value.replace(',', '')} if it is not"
+    if re.fullmatch(r"[+-]?[0-9]+,[0-9]+", value):
+        return f"Use a decimal point: {value.replace(',', '.')}"
+    if re.fullmatch(r"[+-]?[0-9]{1,3}(?:[ .,'’\u00a0\u202f][0-9]{3})+(?:[.,][0-9]+)?", value):
+        return "Leave out thousands separators, and use a decimal point"
+    if is_missing(value) or value.casefold().lstrip("+-") in ("inf", "infinity"):
+        return "Leave the cell empty where the value is not known"
+    if number := re.fullmatch(r"([+-]?[0-9]+(?:[.,][0-9]+)?)\s*[^\W0-9_]+", value):
+        return f"Leave out the unit: {number[1].replace(',', '.')}"
+    return "Write digits only: 12" if whole else "Write digits, and a decimal point where one is needed: 12.5"
+
+
+def settle_donors(path: Path, donors: list[str], rows: str) -> list[str]:
+    """Give each donor one spelling, and warn of spellings that were merged and of names that say nothing.
+
+    Args:
+        path: the table or folder.
+        donors: one a row, "" where not known.
+        rows: what a row is, for the warning: "cells", "fields".
+    """
+    settled, merged, unknown = one_spelling(donors)
+    if merged:
+        told = first_few([" = ".join(map(repr, group)) for group in merged])
+        logger.warning("%s: spellings of one donor, taken as one so that its cells stay in one part: %s", path, told)
+    if unknown:
+        told = first_few([f"{name!r} ({count})" for name, count in unknown.most_common()])
+        logger.warning("%s: the donor of %d %s is taken as not known: %s", path, unknown.total(), rows, told)
+    return settled
 
 
 def _separator(file: TextIO, columns: Collection[str]) -> tuple[str, int]:

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from urnet.cells.table import find_images, read_cells
 from urnet.errors import CellsError, ImageError
+from urnet.names import is_missing, normal_name, one_spelling, twins
+from urnet.tables import spreadsheet_safe
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -128,13 +130,16 @@ TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"], 
 @quick
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5))
 def test_whatever_is_written_is_read_again(tmp_path, rows):
+    labels = [normal_name(label) for label, _ in rows]
+    assume(not twins(labels) and not any(map(is_missing, labels)))
     save(tmp_path / "1.png")
     with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "donor"])
-        writer.writerows(["1.png", label, donor] for label, donor in rows)
+        writer.writerows(["1.png", spreadsheet_safe(label), spreadsheet_safe(donor)] for label, donor in rows)
     cells = read_cells(tmp_path / "t.csv")
-    assert [(row["label"], row["donor"]) for row in cells.table.to_dict("records")] == rows
+    assert cells.table["label"].tolist() == labels
+    assert cells.table["donor"].tolist() == one_spelling([normal_name(donor) for _, donor in rows])[0]
     cells.write(tmp_path / "below" / "cells.csv")
     again = read_cells(tmp_path / "below")
     assert list(again.table["path"]) == ["../1.png"] * len(rows)
@@ -156,8 +161,8 @@ BAD_TABLES = {
     "path,label\na,x\n": "column 'path' do not exist: a",
     "path,label,split\na/1.png,x,val\n": "split is 'val'; allowed are train, validation, test",
     "path,label,split\na/1.png,x,Train\n": "split is 'Train'",
-    "path,label,fold\na/1.png,x,-1\n": "fold is '-1'; it must be a whole number",
-    "path,label,tile\na/1.png,x,4.5\n": "tile is '4.5'; it must be a whole number",
+    "path,label,fold\na/1.png,x,-1\n": "fold must be a whole number, found '-1' in row 2",
+    "path,label,tile\na/1.png,x,4.5\n": "tile must be a whole number of pixels, found '4.5' in row 2 of .*cells.csv",
     "path,label,tile\na/1.png,x,0\n": "tile is 0; the edge of a tile must be at least 8",
     "path,label,label\na/1.png,x,y\n": "2 columns are called 'label'",
     'path,label\n"a/1.png,x\n': "not a table",

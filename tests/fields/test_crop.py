@@ -185,7 +185,7 @@ def test_nuclei_of_another_size_or_missing_are_refused(fields, scene, tmp_path):
     ("text", "message"),
     [
         ("field,x,y,label\nb.tif,3,4,s\n", "no field is called b.tif"),
-        ("field,x,y,label\na.tif,3,north,s\n", "line 2: y is 'north'"),
+        ("field,x,y,label\na.tif,3,north,s\n", "y must be a number of pixels, found 'north' in row 2"),
         ("field,x,label\na.tif,3,s\n", "no column 'y'"),
     ],
 )
@@ -216,7 +216,7 @@ def test_labels_that_cannot_be_are_refused(fields, tmp_path):
         ("a.tif,9000,20,monocyte", r"line 2: x 9000, y 20 lies outside a\.tif, which is 420 x 380 px"),
         ("a.tif,-3,20,monocyte", "lies outside"),
         ("a.tif,30,20,monocyte\na.tif,30,20,lymphocyte", "labelled monocyte and lymphocyte"),
-        ('a.tif,"30,5",20,monocyte', "with a point"),
+        ('a.tif,"30,5",20,monocyte', "Use a decimal point: 30.5"),
     ):
         table = tmp_path / "labels.csv"
         table.write_text(f"field,x,y,label\n{line}\n", encoding="utf-8")

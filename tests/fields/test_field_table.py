@@ -144,8 +144,8 @@ def test_scenes_of_one_file_and_patterns_beside_a_table(touch):
         ("field\nq.tif\n", "field q.tif is missing"),
         ("field,nuclei\na.tif,q.tif\n", r"nuclei of a\.tif, .*q\.tif, is missing"),
         ("field,pixel_size_um\na.tif,0\n", "line 2: pixel_size_um is '0'"),
-        ('field,pixel_size_um\na.tif,"0,25"\n', "with a point"),
-        ("field,pixel_size_um\na.tif,nan\n", "above 0"),
+        ('field,pixel_size_um\na.tif,"0,25"\n', "Use a decimal point: 0.25"),
+        ("field,pixel_size_um\na.tif,nan\n", "must be a number"),
     ],
 )
 def test_tables_that_cannot_be(touch, text, words):

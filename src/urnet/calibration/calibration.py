@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -67,9 +68,9 @@ class Calibration:
         return conformal.prediction_sets(probabilities, self.scores, coverage)
 
     def set_names(self, probabilities: np.ndarray, coverage: float = COVERAGE) -> list[str]:
-        """The prediction sets as tables show them: class names joined by `|`."""
+        """The prediction sets as tables show them: class names joined by `|`, as `conformal.join_set` does."""
         sets = self.prediction_sets(probabilities, coverage)
-        return ["|".join(name for name, there in zip(self.classes, row, strict=True) if there) for row in sets]
+        return [conformal.join_set(compress(self.classes, row)) for row in sets]
 
     def reject(self, rows: Sequence[Row], features: np.ndarray) -> list[str]:
         """Why each crop is not counted; "" for those that are.

@@ -7,7 +7,8 @@ is taken for each class on its own (Mondrian; Vovk, Gammerman and Shafer, "Algor
 average over such draws: not for another microscope, and not for what is no cell.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -19,6 +20,16 @@ def holds_truth(coverage: float) -> str:
         coverage: that was asked for.
     """
     return f"the true class is among them for at least {100 * coverage:g} % of cells like those calibrated on"
+
+
+def join_set(names: Iterable[str]) -> str:
+    r"""Join class names by `|`, as tables show a prediction set; `|` and `\` in a name become `\|` and `\\`."""
+    return "|".join(re.sub(r"([|\\])", r"\\\1", name) for name in names)
+
+
+def split_set(text: str) -> list[str]:
+    """Read the class names of a prediction set that `join_set` wrote."""
+    return [re.sub(r"\\(.)", r"\1", name) for name in re.findall(r"(?:[^|\\]|\\.)+", text)]
 
 
 def class_scores(probabilities: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ import pandas as pd
 from urnet.cells.copies import PADDING_COPIES, THUMBNAIL, Fingerprint, fingerprint, same, thumbnail
 from urnet.cells.kept_crops import keeping
 from urnet.cells.near_copies import near_pairs
-from urnet.cells.table import Cells
+from urnet.cells.table import PARTS, Cells
 from urnet.errors import CellsError, ImageError, LeakError
 from urnet.images.rows import Rows
 
@@ -264,6 +264,10 @@ def _describe(cells: Cells, seen: list[_Look], audit: Audit) -> None:
     kinds = Counter(f"{look.size}, {look.depth}" for look in seen if look.depth)
     audit.notes.append("images: " + "; ".join(f"{count} of {kind}" for kind, count in kinds.most_common()))
     audit.notes.append(describe_donors(cells))
+    if cells.has_split:
+        parts = cells.table["split"][audit.distinct].value_counts()
+        given = ", ".join(f"{part} {parts[part]}" for part in PARTS if part in parts)
+        audit.notes.append(f"parts as given: {given or 'none'}")
     depths = Counter(look.depth for look in seen if look.depth)
     if len(depths) > 1:
         usual = depths.most_common(1)[0][0]

@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 
 from urnet.errors import CellsError, ImageError, first_few
-from urnet.files import files_below
+from urnet.files import OnDisk, files_below, folders_in, leads_out
 from urnet.images.montage import Address, expand, locate, read_crop
 from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
+from urnet.names import is_missing, normal_name, twins, visible
 from urnet.tables import read_table, write_frame
 
 if TYPE_CHECKING:
@@ -53,6 +54,14 @@ _PASSED_OVER = (
 """Other columns of the tables that commands and the bench write, and those that a user was told to call `x_…`."""
 
 PARTS = ("train", "validation", "test")
+
+PART_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Names of folders that hold a part of a given split, in lower case."""
+
 TABLE_NAME = "cells.csv"
 
 
@@ -159,6 +168,8 @@ def read_cells(
     target: str | None = None,
     classes: Mapping[str, Sequence[str]] | None = None,
     labelled: bool = True,
+    contained: bool = False,
+    as_written: bool = False,
 ) -> Cells:
     """Read labelled cells.
 
@@ -169,23 +180,28 @@ def read_cells(
         target: in the folder form, the file of each class folder that holds the paired images.
         classes: merges labels: `{"granulocyte": ["neutrophil", "eosinophil", "basophil"], …}`. Also gives the order.
         labelled: whether labels and files must all be there; prediction reports a missing file in its own row instead.
+        contained: whether all files must lie in the table's folder; for tables that nobody here wrote.
+        as_written: keep the names as they are; for the table of a run, whose names were settled when it was begun.
 
     Raises:
-        CellsError: no such table, no cells, missing columns or files, labels that no class names.
+        CellsError: no such table, no cells, missing columns or files, labels that no class names, that mean "not known"
+            (`cells.label_missing`) or look alike (`cells.label_twins`), folders that are partly `train` and `test`
+            (`cells.split_folders`), a file outside (`cells.path_outside`).
         ImageError: a file whose pages or tiles cannot be counted.
     """
     path = Path(path)
     if path.is_dir():
         table_path = path / TABLE_NAME
         there = table_path.is_file()
-        root, table = path, _read_csv(table_path, labelled) if there else _scan(path, image, target)
+        root = path
+        table = _read_csv(table_path, labelled, as_written) if there else _scan(path, image, target, classes)
     elif path.is_file():
         if path.suffix.lower() in SUFFIXES:
             raise CellsError(
                 f"{path}: an image, no table of cells; give a cells table (CSV), or a folder that holds a folder of "
                 "images for each class"
             )
-        root, table = path.parent, _read_csv(path, labelled)
+        there, root, table = True, path.parent, _read_csv(path, labelled, as_written)
     else:
         raise CellsError(
             f"{path}: no such file or folder; give a cells table (CSV) or a folder with a folder per class"
@@ -193,18 +209,24 @@ def read_cells(
     if labelled:
         table = _without_waiting(path, table)
     _check_rows(path, table, labelled)
+    if there:
+        _settle_paths(path, root, table, contained)
+    names: tuple[str, ...] = ()
+    if "label" in table:
+        if labelled and not as_written:
+            _check_labels(path, table["label"], classes, "row {}" if there else "a class folder")
+        table["label"], names = _merge(path, table["label"], classes)
     table = _expand(root, table, tile, labelled)
     if labelled:
         _check_files(root, table)
     source = table.get("source", pd.Series("", index=table.index))
     table["source"] = source.where(source != "", _default_source(root, table))
-    names: tuple[str, ...] = ()
-    if "label" in table:
-        table["label"], names = _merge(path, table["label"], classes)
     return Cells(root, table.reset_index(drop=True), names)
 
 
-def find_images(paths: Iterable[Path | str], tile: int | None = None, image: str | None = None) -> Cells:
+def find_images(
+    paths: Iterable[Path | str], tile: int | None = None, image: str | None = None, *, contained: bool = False
+) -> Cells:
     """Unlabelled images for prediction: files, folders (searched whole) and tables, as they were named.
 
     Args:
@@ -212,18 +234,19 @@ def find_images(paths: Iterable[Path | str], tile: int | None = None, image: str
         tile: montages of tiles with this edge are cut up; files whose edges it does not divide are single crops.
         image: the file of each folder that holds the cells, as in training; where a folder has none of that name, all
             its images are taken.
+        contained: whether all files that a table names must lie in its folder.
 
     Returns:
         A row an image: `path`, and what a table says of it besides, "" where it does not: `tile`, `donor`, `field`,
         `x`, `y`, `simulated`, `touching`, `edge`.
 
     Raises:
-        CellsError: a path that does not exist, or nothing found.
+        CellsError: a path that does not exist, or nothing found; a table as in `read_cells`.
     """
     rows: list[dict[str, str]] = []
     for path in map(Path, paths):
         if path.suffix.lower() == ".csv" or (path / TABLE_NAME).is_file():
-            cells = read_cells(path, tile=tile, labelled=False)
+            cells = read_cells(path, tile=tile, labelled=False, contained=contained)
             kept = cells.table[[column for column in ("path", *_TOLD) if column in cells.table]]
             rows += [row | {"path": (cells.root / row["path"]).as_posix()} for row in kept.to_dict("records")]
             continue
@@ -242,7 +265,7 @@ def find_images(paths: Iterable[Path | str], tile: int | None = None, image: str
     return Cells(Path(), pd.DataFrame(rows, columns=["path", *_TOLD]).fillna(""))
 
 
-def _read_csv(path: Path, labelled: bool) -> pd.DataFrame:
+def _read_csv(path: Path, labelled: bool, as_written: bool) -> pd.DataFrame:
     """All columns that we know, as text; the index holds the line of each cell in the file."""
     return read_table(
         path,
@@ -253,11 +276,37 @@ def _read_csv(path: Path, labelled: bool) -> pd.DataFrame:
         confusable=set(COLUMNS) - {*CROPPED, *CONTENTS.values()},
         leaks=labelled,
         passed_over=_PASSED_OVER if labelled else None,
+        as_written=as_written,
     )
 
 
-def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
-    folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
+def _settle_paths(path: Path, root: Path, table: pd.DataFrame, contained: bool) -> None:
+    """Spell file names as the disk does; in a contained table refuse those that lead out of its folder."""
+    on_disk = OnDisk(root)
+
+    def settled(text: str) -> str:
+        if text.isascii() or (found := on_disk.spelled(text)) != text:
+            return text if text.isascii() else found
+        address = Address.parse(text)
+        return text if address.file == text else str(replace(address, file=on_disk.spelled(address.file)))
+
+    for column in PATHS:
+        if column not in table:
+            continue
+        table[column] = table[column].map(settled)
+        outside = [text for text in table[column] if text and contained and leads_out(root, text)]
+        if outside:
+            raise CellsError(
+                f"{path}: the column {column!r} names {outside[0]!r}, which lies outside the table's folder; a table "
+                "that was sent names only files beside it or below: put them there, and write paths without '..'",
+                code="cells.path_outside",
+            )
+
+
+def _scan(
+    root: Path, image: str | None, target: str | None, classes: Mapping[str, Sequence[str]] | None
+) -> pd.DataFrame:
+    folders = folders_in(root, SUFFIXES)
     if not folders:
         loose = len(files_below(root, SUFFIXES))
         raise CellsError(
@@ -267,14 +316,17 @@ def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
     for key, name in (("image", image), ("target", target)):
         if name and (Path(name).is_absolute() or ".." in Path(name).parts):
             raise CellsError(f"{key} is {name!r}; it must name a file within each class folder")
+    parts = _given_parts(root, folders, classes)
     rows = []
-    for folder in folders:
+    for part, folder in parts or [("", folder) for folder in folders]:
         files = [folder / image] if image else files_below(folder, SUFFIXES)
         files = [f for f in files if f.is_file() and f.name != target]
         if not files:
             raise CellsError(f"{folder}: the class folder holds no {image or 'image'}; add images or remove the folder")
         for file in files:
-            row = {"path": file.relative_to(root).as_posix(), "label": folder.name}
+            row = {"path": file.relative_to(root).as_posix(), "label": normal_name(folder.name)}
+            if part:
+                row["split"] = part
             if any("\ud800" <= letter <= "\udfff" for letter in row["path"]):
                 raise CellsError(
                     f"{root}: the name {row['path']!a} is no Unicode text and fits no table; rename the file"
@@ -283,6 +335,64 @@ def _scan(root: Path, image: str | None, target: str | None) -> pd.DataFrame:
                 row["target"] = (file.parent / target).relative_to(root).as_posix()
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _given_parts(
+    root: Path, folders: list[Path], classes: Mapping[str, Sequence[str]] | None
+) -> list[tuple[str, Path]] | None:
+    """The class folders with their parts, where the first folders are `train`, `validation` and `test`; else None.
+
+    Raises:
+        CellsError: it is not clear whether they are (`cells.split_folders`).
+    """
+    part_of = {folder: PART_FOLDERS.get(folder.name.casefold()) for folder in folders}
+    parts = [part for part in part_of.values() if part is not None]
+    if not parts:
+        return None
+    names = ", ".join(folder.name for folder in folders)
+    advice = "write a cells table (CSV) with the columns path,label,split"
+    if len(parts) < len(folders):
+        which = ", ".join(folder.name for folder, part in part_of.items() if part is not None)
+        reason = f"{which} may be a part of a split or a class"
+    elif len(set(parts)) < len(parts):
+        reason = "two of them name the same part"
+    elif len(parts) == 1 or "train" not in parts:
+        reason = "a split needs a folder 'train' and at least one of 'validation' and 'test'"
+        advice = f"name the folder above the classes ({folders[0]}), or {advice}"
+    else:
+        reason = ""
+    if reason:
+        raise CellsError(f"{root}: holds the folders {names}: {reason}; {advice}", code="cells.split_folders")
+    below, known = [], {}
+    for folder, part in part_of.items():
+        loose = [file.name for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES and file.is_file()]
+        if loose:
+            raise CellsError(
+                f"{folder}: holds images that are in no class folder ({first_few(loose)}); where the first folders are "
+                f"parts ({names}), each holds one folder a class: move the images, or {advice}",
+                code="cells.split_folders",
+            )
+        inside = folders_in(folder, SUFFIXES)
+        below += [(part, one) for one in inside]
+        to_class = {normal_name(label): name for name, members in (classes or {}).items() for label in members}
+        labels = (normal_name(one.name) for one in inside)
+        known[folder.name] = {to_class.get(label, label) for label in labels}
+    everywhere = set.intersection(*known.values())
+    lacking = [
+        f"{folder} lacks {', '.join(missing)}"
+        for folder in known
+        if (missing := sorted(set.union(*known.values()) - known[folder]))
+    ]
+    if lacking or not everywhere:
+        raise CellsError(
+            f"{root}: its folders {names} are the parts of a split, but not each of them holds every class: "
+            f"{'; '.join(lacking) or 'none holds a class folder'}; add cells of these classes, or {advice}",
+            code="cells.split_folders",
+        )
+    told = ", ".join(f"{folder.name} = {part}" for folder, part in part_of.items())
+    rest = "" if "validation" in parts else "; validation cells are taken from the training part, as the recipe says"
+    logger.warning("%s: its folders are taken as the given split (%s)%s", root, told, rest)
+    return below
 
 
 def _without_waiting(path: Path, table: pd.DataFrame) -> pd.DataFrame:
@@ -306,11 +416,6 @@ def _check_rows(path: Path, table: pd.DataFrame, labelled: bool) -> None:
         strange = sorted(set(table["split"]) - {*PARTS, ""})
         if strange:
             raise CellsError(f"{path}: split is {strange[0]!r}; allowed are {', '.join(PARTS)}, or empty to leave out")
-    for column in ("tile", "fold"):
-        if column in table:
-            bad = table[column][~table[column].str.fullmatch(r"[0-9]{0,9}")]
-            if len(bad):
-                raise CellsError(f"{path}: {column} is {bad.iloc[0]!r}; it must be a whole number")
     if "tile" in table:
         small = [edge for edge in table["tile"] if edge and int(edge) < MIN_EDGE]
         if small:
@@ -379,14 +484,54 @@ def _default_source(root: Path, table: pd.DataFrame) -> list[str]:
     return [place.file if place.page is not None else path for path, place in places]
 
 
+def check_names(path: Path, labels: pd.Series, where: str = "row {}") -> None:
+    """Refuse labels that say that nothing is known, and classes that differ only in case, width or invisible letters.
+
+    Args:
+        path: the table or folder.
+        labels: by their line in the file; "" where there is none.
+        where: how a line is named.
+
+    Raises:
+        CellsError: `cells.label_missing` or `cells.label_twins`.
+    """
+    missing = [name for name in labels.unique() if name and is_missing(name)]
+    if missing:
+        rows = labels.index[labels.isin(missing)]
+        others = f" ({len(rows)} cells)" if len(rows) > 1 else ""
+        raise CellsError(
+            f"{path}: {where.format(rows[0])} has the label {labels[rows[0]]!r}, which says that nothing is known"
+            f"{others}; fill in the class or leave the cell out. If a class is called so, name it in the recipe: "
+            f"classes={{NAME: ['{labels[rows[0]]}'], …}}",
+            code="cells.label_missing",
+        )
+    if groups := twins(set(labels) - {""}):
+        raise CellsError(
+            f"{path}: the classes {' and '.join(map(visible, groups[0]))} differ only in how they are written; write "
+            f"both alike, or merge them in the recipe: classes={{NAME: [{', '.join(map(repr, groups[0]))}], …}}",
+            code="cells.label_twins",
+        )
+
+
+def _check_labels(path: Path, labels: pd.Series, classes: Mapping[str, Sequence[str]] | None, where: str) -> None:
+    """Check the names that no class of the recipe settles."""
+    if not classes:
+        check_names(path, labels, where)
+    elif groups := twins(classes):
+        raise CellsError(
+            f"the classes {' and '.join(map(visible, groups[0]))} of the recipe differ only in how they are written; "
+            "give them different names",
+            code="cells.label_twins",
+        )
+
+
 def _merge(
     path: Path, labels: pd.Series, classes: Mapping[str, Sequence[str]] | None
 ) -> tuple[pd.Series, tuple[str, ...]]:
-    labels = labels.str.strip()
     if not classes:
         return labels, tuple(sorted(set(labels)))
-    to_class = {label: name for name, members in classes.items() for label in members}
-    to_class |= {name: name for name in classes if name not in to_class}
+    to_class = {normal_name(label): name for name, members in classes.items() for label in members}
+    to_class |= {normal_name(name): name for name in classes if normal_name(name) not in to_class}
     unknown = sorted(set(labels) - set(to_class))
     if unknown:
         raise CellsError(

@@ -29,6 +29,7 @@ from urnet.evaluation.scored import Progress, Scored, other_cells, own_part
 from urnet.evaluation.style import image_png, to_png
 from urnet.evaluation.trust import trust_metrics
 from urnet.files import refuse_existing, whole_folder
+from urnet.names import donor_key
 from urnet.nets.pixel_range import PixelRange
 from urnet.tables import write_frame
 from urnet.training.run import Run
@@ -166,7 +167,9 @@ def _write(
     probabilities = np.concatenate([one.probabilities for one in scored])
     donors = table["donor"].tolist() if "donor" in table else None
     groups, description = interval_groups(donors, table["source"].tolist())
-    if description["unit"] == "donor" and len(runs) == 1 and (seen := run.donors("train") & set(donors or [])):
+    known = {donor_key(donor) for donor in run.donors("train")}
+    seen = known & {donor_key(donor) for donor in donors or []}
+    if description["unit"] == "donor" and len(runs) == 1 and seen:
         description["note"] = (
             f"Whole donors were drawn, but {len(seen)} of these {description['groups']} gave cells to training too, "
             "so the intervals say nothing of donors not seen."

@@ -12,6 +12,7 @@ from urnet.errors import CellsError, RunError
 from urnet.evaluation.metrics import LEVEL, REPLICATES, interval_groups
 from urnet.evaluation.scored import Progress
 from urnet.evaluation.trust import share
+from urnet.names import donor_key
 from urnet.training.calibrate import observe
 from urnet.training.run import Run
 
@@ -58,7 +59,8 @@ def rejection_auroc(
     if not len(strange):
         raise CellsError(f"all labels given are classes of {run.folder}; give cells that its training never had")
     if "donor" in strange.table:
-        fresh = ~strange.table["donor"].isin({*run.donors("train"), *run.donors("validation")})
+        known_donors = {donor_key(donor) for donor in (*run.donors("train"), *run.donors("validation"))}
+        fresh = ~strange.table["donor"].map(donor_key).isin(known_donors)
         strange = strange.where(fresh) if fresh.any() else strange
     known = run.cells().part("test")
     if not len(known):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from urnet.cells.table import TABLE_NAME
+from urnet.cells.table import TABLE_NAME, check_names
 from urnet.errors import CellsError, ImageError, first_few
 from urnet.fields.again import with_what_is_there, without_absent_nuclei
 from urnet.fields.cropping import SETTINGS_NAME, Cropping, settle_pixel_size
@@ -35,8 +35,9 @@ from urnet.fields.table import FieldRow, find_fields, refuse_among_fields, refus
 from urnet.fields.view import View
 from urnet.files import whole_folder
 from urnet.images.quality import quality
+from urnet.names import normal_name
 from urnet.progress import Progress
-from urnet.tables import write_frame
+from urnet.tables import settle_donors, write_frame
 
 BATCH = 5
 """Fields from which new light is estimated in front of a trained model; with fewer, the training's is used."""
@@ -164,7 +165,8 @@ def crop_fields(
         z=asked.z,
         scene=asked.scene,
     )
-    rows = [_named_by_folder(row, root, folder_names) for row in rows]
+    if folder_names is not None:
+        rows = _named_by_folder(rows, root, folder_names)
     infos: dict[FieldRow, FieldInfo] = {}
     fields_of = Describer()
     for row in rows:
@@ -236,16 +238,21 @@ _COLUMNS = (
 )
 
 
-def _named_by_folder(row: FieldRow, root: Path, what: str | None) -> FieldRow:
-    if what is None:
-        return row
-    above = Path(row.field).parent.name
-    if not above:
-        raise CellsError(
-            f"{root / row.field}: lies in no folder of its own below {root}, so no folder's name can be its {what}; "
-            f"sort the fields into one folder a {what}, or name it in a field table"
-        )
-    return replace(row, **{what: getattr(row, what) or above})
+def _named_by_folder(rows: list[FieldRow], root: Path, what: Literal["label", "donor"]) -> list[FieldRow]:
+    names = []
+    for row in rows:
+        above = normal_name(Path(row.field).parent.name)
+        if not above:
+            raise CellsError(
+                f"{root / row.field}: lies in no folder of its own below {root}, so no folder's name can be its "
+                f"{what}; sort the fields into one folder a {what}, or name it in a field table"
+            )
+        names.append(getattr(row, what) or above)
+    if what == "donor":
+        names = settle_donors(root, names, "fields")
+    else:
+        check_names(root, pd.Series(names, index=[row.field for row in rows]), "the field {}")
+    return [replace(row, **{what: name}) for row, name in zip(rows, names, strict=True)]
 
 
 def _free_stem(field: str, taken: set[str]) -> str:

@@ -1,17 +1,19 @@
 """Labels from a table of positions: read, checked against the fields, and given to the cells that lie there."""
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from urnet.cells.table import check_names
 from urnet.errors import CellsError
 from urnet.fields.detect import Found
 from urnet.fields.matching import Agreement, match
 from urnet.fields.read import FieldInfo
 from urnet.fields.table import FieldRow
-from urnet.tables import read_table
+from urnet.tables import not_a_number, read_table
 
 
 def read_labels(path: Path, rows: Sequence[FieldRow], infos: Sequence[FieldInfo]) -> pd.DataFrame:
@@ -38,15 +40,13 @@ def read_labels(path: Path, rows: Sequence[FieldRow], infos: Sequence[FieldInfo]
     table = table[table["label"] != ""]
     if not len(table):
         raise CellsError(f"{path}: no position has a label; fill in the column 'label'")
+    check_names(path, table["label"])
     for column in ("x", "y"):
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        bad = table.index[~np.isfinite(numbers)]
-        if len(bad):
-            raise CellsError(
-                f"{path}: line {bad[0]}: {column} is {table[column][bad[0]]!r}; it must be a place in px of the field, "
-                "with a point"
-            )
-        table = table.assign(**{column: numbers})
+        empty = table.index[table[column] == ""]
+        if len(empty):
+            raise not_a_number(path, empty[0], column, "", len(empty))
+        table = table.assign(**{column: table[column].astype(float)})
+    table["field"] = table["field"].map(lambda name: unicodedata.normalize("NFC", name))
     names = {row.field for row in rows}
     strange = sorted(set(table["field"]) - names)
     if strange and not set(table["field"]) & names:

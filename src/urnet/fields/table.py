@@ -8,14 +8,16 @@ to be there. Paths are relative to the table. Rows that name several scenes of o
 import math
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from urnet.cells.table import check_names
 from urnet.errors import CellsError
 from urnet.fields.read import FIELD_SUFFIXES
-from urnet.files import files_below
+from urnet.files import OnDisk, files_below
 from urnet.images.read import is_file
 from urnet.tables import read_table
 
@@ -193,22 +195,30 @@ def _from_files(root: Path, files: list[Path], nuclei: str | None) -> Iterator[d
             )
         files = fields
     for file in files:
-        yield {"field": file.relative_to(root).as_posix(), "brightfield": file}
+        yield {"field": _composed(file.relative_to(root).as_posix()), "brightfield": file}
+
+
+def _composed(name: str) -> str:
+    """A field's name as tables have it, whatever Unicode form the disk uses."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _from_table(path: Path) -> list[dict]:
     table = read_table(path, COLUMNS, paths=("field", "brightfield", "nuclei"), rows="fields")
     if "field" not in table and "brightfield" not in table:
         raise CellsError(f"{path}: the table has neither a column 'field' nor 'brightfield'; add one with the files")
-    rows = []
+    if "label" in table:
+        check_names(path, table["label"])
+    rows, on_disk = [], OnDisk(path.parent)
     for line, record in zip(table.index, table.to_dict("records"), strict=True):
         name = record.get("field", "").strip() or record.get("brightfield", "").strip()
         if not name:
             raise CellsError(f"{path}: line {line} names no field; fill in the column 'field'")
         row = {key: value for key, value in record.items() if value}
-        row |= {"field": name, "brightfield": path.parent / (record.get("brightfield", "").strip() or name)}
+        file = record.get("brightfield", "").strip() or name
+        row |= {"field": _composed(name), "brightfield": path.parent / on_disk.spelled(file)}
         if row.get("nuclei", "").strip():
-            row["nuclei"] = path.parent / row["nuclei"].strip()
+            row["nuclei"] = path.parent / on_disk.spelled(row["nuclei"].strip())
         row["pixel_um"] = _pixel(path, line, record.get("pixel_size_um", ""))
         rows.append(row)
     twice = [name for name, count in Counter(row["field"] for row in rows).items() if count > 1]
@@ -221,17 +231,11 @@ def _from_table(path: Path) -> list[dict]:
 
 
 def _pixel(path: Path, line: int, text: str) -> float | None:
-    if not text.strip():
+    if not text:
         return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise CellsError(
-            f"{path}: line {line}: pixel_size_um is {text!r}; it must be a number above 0, with a point: µm per pixel"
-        )
-    return value
+    if not 0 < float(text) < math.inf:
+        raise CellsError(f"{path}: line {line}: pixel_size_um is {text!r}; it must be above 0: µm per pixel")
+    return float(text)
 
 
 def _check_pattern(nuclei: str) -> None:

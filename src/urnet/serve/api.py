@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from urnet import __version__
 from urnet.calibration.calibration import COVERAGE
+from urnet.calibration.conformal import split_set
 from urnet.serve.bench import Answer, Bench, Counted, UnreadableError
 from urnet.serve.problems import FileProblem, Refused, answers
 from urnet.serve.scratch import Aside
@@ -271,7 +272,7 @@ def _prediction(bench: Bench, file: str, answer: Answer) -> Prediction:
         return Prediction(file=file, image=answer.path, error=answer.error)
     trust: dict[str, Any] = {}
     if bench.model.calibration is not None:
-        trust = {"rejected": answer.row["rejected"], "set": list(filter(None, answer.row["set"].split("|")))}
+        trust = {"rejected": answer.row["rejected"], "set": split_set(answer.row["set"])}
     return Prediction(
         file=file,
         image=answer.path,

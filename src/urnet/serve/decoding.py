@@ -183,7 +183,7 @@ class _Decoder:
     def _open(self, path: Path) -> tuple[Cells, set[int]]:
         if path.is_file():
             self._check_size(path, self.limits["pixels"])
-        cells = find_images([path], self.config.tile, self.config.image)
+        cells = find_images([path], self.config.tile, self.config.image, contained=True)
         if path.is_file() and len(cells) > self.limits["images"]:
             raise ImageError(f"{path}: more than the {self.limits['images']} images that the server allows in one file")
         return cells, padding_tiles(cells)

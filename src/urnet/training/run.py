@@ -173,7 +173,7 @@ class Run:
             CellsError: it is no table, or its images are not there.
         """
         try:
-            cells = read_cells(self.cells_path)
+            cells = read_cells(self.cells_path, as_written=True)
         except MissingFilesError as error:
             place = os.path.normpath(self.folder.resolve() / error.files[0])
             raise MissingFilesError(
@@ -234,7 +234,8 @@ class Run:
         return set(table["donor"][table["split"] == part]) - {""} if "donor" in table else set()
 
     def _table(self) -> pd.DataFrame:
-        return read_table(self.cells_path, ("label", "split", "donor", "left_out"), confusable=(), leaks=False)
+        columns = ("label", "split", "donor", "left_out")
+        return read_table(self.cells_path, columns, confusable=(), leaks=False, as_written=True)
 
     def history(self) -> pd.DataFrame:
         """`WRITTEN_COLUMNS`, a row an epoch; empty before the first, and without a figure where none was written.

@@ -20,6 +20,7 @@ import numpy as np
 
 from urnet import __version__
 from urnet.bundle import Model
+from urnet.calibration.conformal import split_set
 from urnet.differential.report import page as report_page
 from urnet.differential.sample import Sample
 from urnet.errors import CellsError, ImageError, RecipeError, UrnetError
@@ -74,7 +75,7 @@ class Seen:
     @property
     def set(self) -> list[str]:
         """Classes that cannot be ruled out; empty where the model is not calibrated."""
-        return [name for name in self.answer.row.get("set", "").split("|") if name]
+        return split_set(self.answer.row.get("set", ""))
 
 
 class Classification(Closable):

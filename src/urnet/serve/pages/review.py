@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from nicegui import ui
 
+from urnet.calibration.conformal import split_set
 from urnet.errors import StoreError
 from urnet.serve.bench import Bench
 from urnet.serve.kept import NOT_A_CELL, one_line, person
@@ -361,7 +362,7 @@ def _show_told(row: Reviewed) -> None:
     text("p", one_line(row.path, LONGEST_PATH)).classes("path small soft")
     told = {"Predicted": short(row.predicted), "Probability": f"{_probability(row):.3f}"}
     if row.told.get("set"):
-        told["Cannot be ruled out"] = ", ".join(map(short, str(row.told["set"]).split("|")))
+        told["Cannot be ruled out"] = ", ".join(map(short, split_set(str(row.told["set"]))))
     if row.told.get("rejected"):
         told["Rejected"] = short(str(row.told["rejected"]))
     if row.corrected is not None:

@@ -1,0 +1,108 @@
+"""Folders `train`, `validation` and `test` above the class folders are the given split; unclear ones are refused."""
+
+import logging
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from urnet.cells.audit import audit_cells
+from urnet.cells.divide import divide
+from urnet.cells.split import split_cells
+from urnet.cells.table import find_images, read_cells
+from urnet.recipe import load_recipe
+
+
+def draw(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        seed = sum(name.encode()) + len(list(root.rglob("*.png")))
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (24, 24), dtype=np.uint8)).save(root / name)
+    return root
+
+
+def parted(root, *parts, classes=("granulocyte", "monocyte"), count=2):
+    names = [f"{part}/{label}/{number}.png" for part in parts for label in classes for number in range(count)]
+    return draw(root, *names)
+
+
+@pytest.mark.parametrize(
+    "parts", [("train", "val", "test"), ("Training", "VALID", "Testing"), ("train", "validation", "TEST")]
+)
+def test_part_folders_are_the_given_split(tmp_path, caplog, parts):
+    caplog.set_level(logging.WARNING)
+    cells = read_cells(parted(tmp_path, *parts))
+    assert cells.classes == ("granulocyte", "monocyte")
+    assert cells.table["split"].value_counts().to_dict() == {"train": 4, "validation": 4, "test": 4}
+    (record,) = caplog.records
+    assert f"taken as the given split ({parts[0]} = train," in record.getMessage().replace(f"{parts[2]} = test, ", "")
+    audit = audit_cells(cells)
+    assert "parts as given: train 4, validation 4, test 4" in audit.notes
+    divided = divide(cells, load_recipe("quick"), audit)
+    assert divided.table["split"].tolist() == cells.table["split"].tolist()
+
+
+def test_a_missing_validation_part_is_taken_from_training(tmp_path, caplog):
+    cells = read_cells(parted(tmp_path, "train", "test", count=10))
+    assert "validation cells are taken from the training part" in caplog.text
+    parts = split_cells(cells).table
+    assert set(parts["split"]) == {"train", "validation", "test"}
+    assert (parts["split"][parts["path"].str.startswith("test/")] == "test").all()
+    assert not (parts["split"][parts["path"].str.startswith("train/")] == "test").any()
+
+
+def test_a_missing_test_part_is_taken_as_given(tmp_path):
+    assert set(read_cells(parted(tmp_path, "train", "val")).table["split"]) == {"train", "validation"}
+
+
+def test_classes_that_the_recipe_merges_count_as_merged(tmp_path):
+    draw(tmp_path, "train/neutrophil/1.png", "train/monocyte/2.png", "test/basophil/3.png", "test/monocyte/4.png")
+    classes = {"granulocyte": ["neutrophil", "basophil"], "monocyte": ["monocyte"]}
+    assert read_cells(tmp_path, classes=classes).table["label"].value_counts().to_dict() == {
+        "granulocyte": 2,
+        "monocyte": 2,
+    }
+
+
+AMBIGUOUS = {
+    "a class called test": (("granulocyte/1.png", "test/2.png"), "test may be a part of a split or a class"),
+    "parts and other folders": (("train/a/1.png", "test/a/2.png", "extra/a/3.png"), "train may be|test, train may be"),
+    "two folders for one part": (("train/a/1.png", "training/a/2.png", "test/a/3.png"), "two of them name the same"),
+    "only one part": (("train/a/1.png", "train/b/2.png"), r"name the folder above the classes \(.*train\)"),
+    "no training part": (("val/a/1.png", "test/a/2.png"), "needs a folder 'train'"),
+    "images beside the classes": (("train/a/1.png", "train/2.png", "test/a/3.png"), r"no class folder \(2\.png\)"),
+    "images in the parts only": (
+        ("train/1.png", "test/2.png"),
+        r"no class folder \(2\.png\)|no class folder \(1\.png\)",
+    ),
+    "a class that one part lacks": (("train/a/1.png", "train/b/2.png", "test/a/3.png"), "test lacks b"),
+    "other classes": (("train/a/1.png", "test/b/3.png"), "test lacks a; train lacks b"),
+}
+
+
+@pytest.mark.parametrize("kind", AMBIGUOUS)
+def test_what_is_unclear_is_refused(tmp_path, raises_code, kind):
+    files, message = AMBIGUOUS[kind]
+    with raises_code("cells.split_folders") as caught:
+        read_cells(draw(tmp_path, *files))
+    assert re.search(message, str(caught.value)), str(caught.value)
+    assert "path,label,split" in str(caught.value)
+
+
+def test_prediction_takes_all_images_of_such_a_folder(tmp_path):
+    assert len(find_images([parted(tmp_path, "train", "test")])) == 8
+
+
+def test_linked_and_broken_class_folders(tmp_path, raises_code):
+    draw(tmp_path, "cells/a/1.png", "elsewhere/2.png", "elsewhere/3.png", "more/4.png")
+    try:
+        (tmp_path / "cells" / "b").symlink_to("../elsewhere", target_is_directory=True)
+        (tmp_path / "cells" / "a" / "donor 2").symlink_to("../../more", target_is_directory=True)
+    except OSError:
+        pytest.skip("links are not allowed here")
+    table = read_cells(tmp_path / "cells").table
+    assert table["label"].value_counts().to_dict() == {"a": 2, "b": 2}
+    (tmp_path / "cells" / "c").symlink_to("../nowhere", target_is_directory=True)
+    with raises_code("files.link_broken"):
+        read_cells(tmp_path / "cells")
