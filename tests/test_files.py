@@ -28,6 +28,16 @@ def test_a_file_is_written_into_a_new_folder(tmp_path):
     assert [path.name for path in (tmp_path / "neu ü").iterdir()] == ["a.bin"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_in_the_place_of_an_unfinished_file_is_not_written_through(tmp_path):
+    (tmp_path / "other").write_bytes(b"another file")
+    (tmp_path / "a.bin.part").symlink_to(tmp_path / "other")
+    with whole_file(tmp_path / "a.bin") as file:
+        file.write(b"new")
+    assert (tmp_path / "other").read_bytes() == b"another file"
+    assert (tmp_path / "a.bin").read_bytes() == b"new"
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), RuntimeError("other")])
 def test_what_was_there_stays_when_writing_fails(tmp_path, error):
     (tmp_path / "a.bin").write_bytes(b"old")

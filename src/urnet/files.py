@@ -190,6 +190,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     part = path.with_name(path.name + ".part")
     with blamed_on(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if part.is_symlink():  # writing through it would replace the file that it leads to
+            part.unlink()
         file = part.open("wb")
     try:
         with file:
