@@ -59,7 +59,7 @@ def test_a_run_folder_holds_recipe_cells_checkpoints_history_and_bundle(trained,
     }
     assert not list(trained.folder.rglob("*.part"))
     assert trained.recipe() == load_recipe(tiny)
-    bundle = {"config.json", "model.safetensors", "calibration.json", "calibration.safetensors"}
+    bundle = {"config.json", "model.safetensors", "calibration.json", "calibration.safetensors", "seal.json"}
     assert {path.name for path in trained.model.iterdir()} == bundle
     history = trained.history()
     assert history["stage"].tolist() == ["train"] * 4
@@ -358,7 +358,7 @@ def test_checkpointing_changes_neither_weights_nor_calibration(shapes, tiny, tmp
     for name in ("false", "true"):
         train(shapes, tiny, tmp_path / name, overrides=[*overrides, f"train.checkpointing={name}"])
     kept = sorted(file.name for file in (tmp_path / "true" / "model").iterdir())
-    assert len(kept) == 4
+    assert len(kept) == 5
     for file in kept:
         with_it, without = ((tmp_path / name / "model" / file).read_bytes() for name in ("true", "false"))
         assert with_it == without, file

@@ -33,10 +33,15 @@ SUFFIXES = (".npy", ".crops")
 """Of entries: cells as a network takes them (`decoded`), and as they are in their files (`kept_crops`)."""
 
 
-def cache_folder() -> Path:
-    """Where decoded cells are kept."""
+def user_cache() -> Path:
+    """The user's cache folder of this program."""
     named = os.environ.get("URNET_CACHE")
-    return (Path(named) if named else user_cache_path("urnet", appauthor=False)) / "decoded"
+    return Path(named) if named else user_cache_path("urnet", appauthor=False)
+
+
+def cache_folder() -> Path:
+    """The folder of decoded cells in the user's cache."""
+    return user_cache() / "decoded"
 
 
 def fingerprint(cells: Cells, size: int | None, channels: int | None, column: str) -> str:

@@ -117,7 +117,9 @@ def open_onnx(source: Path | bytes, threads: int | None = None) -> Run:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base
         reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{name}: no ONNX graph that can be run here ({reason}); export the run again") from None
+        raise RunError(
+            f"{name}: no ONNX graph that can be run here ({reason}); export the run again", code="model.graph_unusable"
+        ) from None
     ends = ([node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()])
     if ends != ([INPUT], list(OUTPUTS)):
         raise RunError(
@@ -143,12 +145,12 @@ def read_graph(source: Path | bytes) -> bytes:
     from google.protobuf.message import DecodeError
 
     name = source if isinstance(source, Path) else "the graph in memory"
-    content = source.read_bytes() if isinstance(source, Path) else source
     try:
+        content = source.read_bytes() if isinstance(source, Path) else source
         proto = onnx.load_from_string(content)
-    except (DecodeError, ValueError, TypeError) as error:
+    except (OSError, DecodeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{name}: no ONNX graph ({reason}); export the run again") from None
+        raise RunError(f"{name}: no ONNX graph ({reason}); export the run again", code="model.graph_unusable") from None
     for tensor in _tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise RunError(

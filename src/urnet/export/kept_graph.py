@@ -1,7 +1,8 @@
 """The graph that engines run, stored in the bundle as `engine-<digest>.onnx`.
 
-The name says of which model, version and operators it is. Its content is not trusted: `engine` compares the graph with
-the network each time that it starts.
+The name says of which model, version and operators it is. The user's cache records the hash of every graph that this
+program exported there; a graph that came with a bundle is not used, since no comparison finds an edit that shows on rare
+images only. `engine` compares the graph with the network each time that it starts.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from urnet import __version__
+from urnet.cells.cache import user_cache
 from urnet.export.as_onnx import OPSET, to_onnx
 from urnet.files import whole_file
 
@@ -37,8 +39,12 @@ class KeptGraph:
 
     @property
     def is_there(self) -> bool:
-        """Whether it was made before."""
-        return self.path is not None and self.path.is_file() and not self.path.is_symlink()
+        """Whether this user's program exported it for this model, and its content is unchanged."""
+        if self.path is None or self.path.is_symlink():
+            return False
+        with suppress(OSError):
+            return _record_of(self.path.read_bytes()).read_text(encoding="ascii") == self.path.stem
+        return False
 
     def make(self) -> Path | bytes:
         """Export the model; the file, or its content where it cannot be kept. Graphs of older weights go.
@@ -49,11 +55,15 @@ class KeptGraph:
         content = to_onnx(self.model)
         if self.path is None:
             return content
+        if self.path.exists():
+            logger.warning("%s: is made anew, since it was not exported here or has been changed", self.path)
         mine = self.path.with_name(f"{self.path.name}.{os.getpid()}")  # another process may be making the same
         try:
             with whole_file(mine) as file:
                 file.write(content)
             mine.replace(self.path)
+            with whole_file(_record_of(content)) as file:
+                file.write(self.path.stem.encode("ascii"))
         except OSError as error:
             mine.unlink(missing_ok=True)
             logger.warning(
@@ -68,3 +78,8 @@ class KeptGraph:
                 with suppress(OSError):
                     old.unlink()
         return self.path
+
+
+def _record_of(content: bytes) -> Path:
+    """The file that says of which model a graph with this content was exported."""
+    return user_cache() / "graphs" / hashlib.sha256(content).hexdigest()

@@ -282,7 +282,7 @@ def _page(scope: Scope, message: str, status: int = HTTPStatus.OK) -> HTMLRespon
     return HTMLResponse(
         f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Sign in · urnet</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>{_styles()}
 body {{ display: grid; place-items: start center; padding: 15vh 1rem 1rem }}
 main {{ background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1.25rem 1.5rem 1.5rem }}
