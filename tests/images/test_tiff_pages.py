@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from urnet.images.read import read_image, survey_pages
+from urnet.images.read import read_header, read_image, survey_pages
 from urnet.images.tiff_pages import MAX_PAGES, list_pages
 
 
@@ -125,3 +125,51 @@ def test_pages_of_a_long_stack_are_read_in_linear_time(tmp_path):
     for page in range(4000):
         np.testing.assert_array_equal(read_image(tmp_path / "f.tif", page), stack[page])
     assert time.process_time() - started < 15
+
+
+def one_tile(edge: int, tile: int, pages: int = 1, kind: int = 4, depth: int = 1) -> bytes:
+    """Small pages that all decode the same deflated tile, whose size is given as a number of any TIFF type."""
+    stored = zlib.compress(bytes(tile * tile), 9)
+    first = 8 + len(stored) + len(stored) % 2
+    tags = {256: edge, 257: edge, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 8, 325: len(stored)}
+    tags |= {32998: depth} if depth > 1 else {}
+    one = 2 + 12 * len(tags) + 4
+    data = b"II*\0" + struct.pack("<I", first) + stored + bytes(len(stored) % 2)
+    for page in range(pages):
+        data += struct.pack("<H", len(tags))
+        for code, value in tags.items():
+            data += struct.pack("<HHII", code, kind if code in (322, 323) else 4, 1, value)
+        data += struct.pack("<I", first + (page + 1) * one if page + 1 < pages else 0)
+    return data
+
+
+@pytest.mark.parametrize("kind", [4, 9])
+def test_tiles_count_whole_however_small_their_page(tmp_path, raises_code, kind):
+    path = tmp_path / "f.tif"
+    path.write_bytes(one_tile(64, 16_000, kind=kind))
+    assert survey_pages(path).largest_pixels == 16_000**2
+    for read in (read_image, read_header):
+        with raises_code("images.too_large"):
+            read(path)
+    path.write_bytes(one_tile(64, 1024, pages=60, kind=kind))
+    assert survey_pages(path).total_pixels == 60 * 1024**2
+    path.write_bytes(one_tile(64, 1024, depth=1000))
+    assert survey_pages(path).largest_pixels == 1000 * 1024**2
+    with raises_code("images.too_large"):
+        read_image(path)
+
+
+def test_a_tile_somewhat_larger_than_its_page_is_read(tmp_path):
+    pixels = np.arange(200 * 200, dtype=np.uint16).reshape(200, 200)
+    tifffile.imwrite(tmp_path / "f.tif", pixels, tile=(1024, 1024), compression="zlib")
+    assert survey_pages(tmp_path / "f.tif").total_pixels == 1024**2
+    np.testing.assert_array_equal(read_image(tmp_path / "f.tif"), pixels)
+
+
+def test_strips_end_with_their_page(tmp_path):
+    about = {"width": 16, "height": 16, "bits": 8, "compression": 1, "photometric": 1, "rows": 2**32 - 1}
+    (tmp_path / "f.tif").write_bytes(
+        b"II*\0" + struct.pack("<I", 264) + bytes(256) + directory(0, start=8, count=256, **about)
+    )
+    assert survey_pages(tmp_path / "f.tif").total_pixels == 256
+    assert read_image(tmp_path / "f.tif").shape == (16, 16)

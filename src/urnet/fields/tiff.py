@@ -364,7 +364,7 @@ class TiffSource:
                     f"a page has {sum(page.databytecounts):,}; copy it again, or export it anew"
                 )
             return
-        piece = math.prod(page.chunks[:2])
+        piece = math.prod(page.tile or page.chunks[:2])
         if piece > MAX_PIXELS:
             raise ImageError(
                 f"{self.path}: {page.imagewidth} x {page.imagelength} px without tiles: compressed in pieces of "

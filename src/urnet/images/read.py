@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from urnet.errors import ImageError
 from urnet.images.orientation import AS_STORED, known_orientation, orient, shown_shape
-from urnet.images.tiff_pages import list_pages, open_tiff, page_at
+from urnet.images.tiff_pages import decoded_pixels, list_pages, open_tiff, page_at
 
 MAX_PIXELS = 10**8
 """Largest crop, montage or page that is decoded, in pixels."""
@@ -69,6 +69,8 @@ class PageSurvey:
         pages: number of pages.
         largest_pixels: pixels of the largest page.
         total_pixels: pixels of all pages; pages that share their strips are decoded each, and counted each.
+
+    Pixels of tiles count in whole tiles, because a tile is decoded whole.
     """
 
     pages: int
@@ -391,6 +393,11 @@ def check_finite(path: Path, pixels: np.ndarray) -> None:
 
 def _tiff_header(path: Path, page: tifffile.TiffPage, pages: int) -> Header:
     depth, colour = tiff_kind(path, page)
+    if page.is_tiled:
+        tile = (page.tiledepth, page.tilelength, page.tilewidth)
+        if decoded_pixels((page.imagedepth, page.imagelength, page.imagewidth), tile) > MAX_PIXELS:
+            size = f"{page.imagewidth} x {page.imagelength} px in tiles of {page.tilewidth} x {page.tilelength} px"
+            raise ImageError(_too_large(path, size), code="images.too_large")
     return _allowed(path, Header(page.imagelength, page.imagewidth, pages, depth, colour))
 
 

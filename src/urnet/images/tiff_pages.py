@@ -6,6 +6,7 @@ walked here, with bounds, before a decoder sees the file, and pages are then rea
 """
 
 import json
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ _MAX_TAGS = 4096
 """Most tags of a page; the standard defines fewer than two hundred."""
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_LETTERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+_LETTERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 
 _ORDERS = {b"II": "<", b"MM": ">"}
 
@@ -49,6 +50,7 @@ class Page:
         width: columns, px.
         height: rows, px.
         depth: slices of a volume in one page, else 1.
+        tile: depth, height and width of its tiles; 1, 1, 1 where it has strips, which end with the page.
         samples: values a pixel.
         kind: bits, number format, photometric interpretation, compression and planar configuration.
         reduced: whether it is marked as a smaller version of another page.
@@ -65,6 +67,7 @@ class Page:
     width: int
     height: int
     depth: int
+    tile: tuple[int, int, int]
     samples: int
     kind: tuple[int, ...]
     reduced: bool
@@ -78,13 +81,18 @@ class Page:
 
     @property
     def pixels(self) -> int:
-        """Pixels that decoding it gives."""
-        return self.width * self.height * self.depth
+        """Pixels that are decoded to read it, with those of its tiles beyond its edges."""
+        return decoded_pixels((self.depth, self.height, self.width), self.tile)
 
     @property
     def form(self) -> tuple[int, ...]:
         """What pages have in common that are planes of one image."""
         return (self.width, self.height, self.depth, self.samples, *self.kind)
+
+
+def decoded_pixels(shape: tuple[int, int, int], tile: tuple[int, int, int]) -> int:
+    """Count the pixels of all tiles of a page: a tile is decoded whole, also where it is larger than the page."""
+    return math.prod(-(-edge // max(1, step)) * max(1, step) for edge, step in zip(shape, tile, strict=True))
 
 
 def list_pages(path: Path) -> tuple[Page, ...]:
@@ -218,7 +226,9 @@ def _walk(path: Path, file: BinaryIO, size: int) -> Iterator[Page]:
 
 
 _TEXTS = (270, 51123)
-_WANTED = frozenset((*_TEXTS, 254, 255, 256, 257, 258, 259, 262, 273, 277, 279, 284, 324, 325, 339, 32997))
+_WANTED = frozenset(
+    (*_TEXTS, 254, 255, 256, 257, 258, 259, 262, 273, 277, 279, 284, 322, 323, 324, 325, 339, 32997, 32998)
+)
 
 
 def _page(
@@ -239,9 +249,10 @@ def _page(
     ends = (starts + counts)[filled]
     return Page(
         offset=offset,
-        width=one(256, 0),
-        height=one(257, 0),
+        width=max(0, one(256, 0)),
+        height=max(0, one(257, 0)),
         depth=max(1, one(32997, 1)),
+        tile=(max(1, one(32998, 1)), max(1, one(323, 1)), one(322, 1)) if one(322, 0) > 0 else (1, 1, 1),
         samples=one(277, 1),
         kind=(one(258, 1), one(339, 1), one(262, -1), one(259, 1), one(284, 1)),
         reduced=bool(one(254, 0) & 1) or one(255, 0) == 2,
