@@ -129,6 +129,47 @@ def test_metadata_in_a_companion(tmp_path, companion):
     assert describe_field(tmp_path / "b.ome.tif").files == describe_field(tmp_path / "a.ome.tif").files
 
 
+@pytest.mark.parametrize("xml", [ome([("x", tiff_data("pos_1.ome.tif", "urn:uuid:9"))], "urn:uuid:9"), None])
+def test_a_file_with_the_right_name_and_another_uuid_is_not_read(tmp_path, xml, raises_code):
+    planes = positions(tmp_path)
+    (tmp_path / "pos_1.ome.tif").rename(tmp_path / "renamed.tif")
+    write(tmp_path / "pos_1.ome.tif", pixels(9), xml)
+    np.testing.assert_array_equal(read(tmp_path / "pos_0.ome.tif", scene="1"), planes[1])  # the renamed one
+    (tmp_path / "renamed.tif").unlink()
+    with raises_code("images.companion_missing"):
+        describe_field(tmp_path / "pos_0.ome.tif")
+
+
+def test_files_of_a_set_that_have_changed_names_are_read_by_their_uuids(tmp_path):
+    planes = positions(tmp_path, 2)
+    for old, new in (("pos_0", "x"), ("pos_1", "pos_0"), ("x", "pos_1")):
+        (tmp_path / f"{old}.ome.tif").rename(tmp_path / f"{new}.ome.tif")
+    for given in (0, 1):
+        for scene in (0, 1):
+            np.testing.assert_array_equal(read(tmp_path / f"pos_{given}.ome.tif", scene=str(scene)), planes[scene])
+
+
+@pytest.mark.parametrize("companion", ["set.companion.ome", "master.ome.tif"])
+def test_metadata_of_another_set_are_not_read(tmp_path, companion, raises_code):
+    xml = ome([("A", tiff_data("a.ome.tif", "urn:uuid:a"))], "urn:uuid:other")
+    if companion.endswith("tif"):
+        write(tmp_path / companion, pixels(2), xml)
+    else:
+        (tmp_path / companion).write_text(xml, encoding="utf-8")
+    pointer = f'<BinaryOnly MetadataFile="{companion}" UUID="urn:uuid:m"/>'
+    write(tmp_path / "a.ome.tif", pixels(0), f'<OME xmlns="{SCHEMA}" UUID="urn:uuid:a">{pointer}</OME>')
+    with raises_code("images.companion_missing"):
+        describe_field(tmp_path / "a.ome.tif")
+
+
+def test_metadata_in_a_companion_must_say_which_file_has_the_pages(tmp_path, raises_code):
+    (tmp_path / "c.companion.ome.xml").write_text(ome([("A", "<TiffData/>")], "urn:uuid:m"), encoding="utf-8")
+    pointer = '<BinaryOnly MetadataFile="c.companion.ome.xml" UUID="urn:uuid:m"/>'
+    write(tmp_path / "a.ome.tif", pixels(0), f'<OME xmlns="{SCHEMA}" UUID="urn:uuid:a">{pointer}</OME>')
+    with raises_code("images.ome_xml_invalid"):
+        describe_field(tmp_path / "a.ome.tif")
+
+
 # --- nothing but the folder's own files
 
 

@@ -2,7 +2,8 @@
 
 The specification lets one image be spread over several files, which name each other by file name and UUID. Such names
 are followed by the rule of `urnet.images.companions`. The UUID of a file's own OME-XML is that file, whatever it is
-called now; other files of the set that were renamed together with it are found by their UUIDs in the same folder.
+called now; other files of the set that were renamed together with it are found by their UUIDs in the same folder. A
+file that has the right name and not the right UUID is another file, and is not read.
 """
 
 import re
@@ -17,7 +18,7 @@ from xml.etree import ElementTree
 from urnet.errors import ImageError
 from urnet.images.companions import resolve_companion
 from urnet.images.ome_xml import MAX_LENGTH, children, is_ome_xml, parse_ome_xml, whole_number
-from urnet.images.read import TIFF_STARTS, first_bytes
+from urnet.images.read import TIFF_STARTS
 from urnet.images.tiff_pages import MAX_PAGES, Page, description_of, list_pages
 
 _MAX_SEARCHED = 1000
@@ -25,6 +26,9 @@ _MAX_SEARCHED = 1000
 
 _MAX_REPEATED = 10_000
 """Most entries that say again what another has said."""
+
+_UUID_WITHIN = 4000
+"""Bytes of OME-XML in which its UUID is looked for."""
 
 _UUID = re.compile(r'<(?:\w+:)?OME\b[^>]*?\bUUID\s*=\s*["\']([^"\']+)["\']')
 
@@ -243,9 +247,12 @@ class _Files:
         """Pages of one file of the set.
 
         Raises:
-            ImageError: as `list_pages`, or the set has more pages than a file may have.
+            ImageError: as `list_pages`, or the set has more pages than a file may have, or the metadata are in a file
+                of their own and do not say which file has the pages (`images.ome_xml_invalid`).
         """
         if file not in self._pages:
+            if file == self.holder != self.given and not _is_tiff(file):
+                raise _invalid(self.given, f"in {file.name} names pages without saying in which file they are")
             self._pages[file] = list_pages(file)
             if sum(map(len, self._pages.values())) > MAX_PAGES:
                 raise _invalid(self.given, f"names files with more than {MAX_PAGES:,} pages")
@@ -256,13 +263,16 @@ class _Files:
         tells = bool(uuid) and len(self._names.get(uuid, ())) <= 1
         if tells and uuid == self.uuid:
             return self.given
-        if name and name.casefold() == self.given.name.casefold():
+        if name and name.casefold() == self.given.name.casefold() and not (tells and self._is_another(uuid)):
             return self.given
         if not name and not uuid:
             return self.holder
         try:
             if name:
-                return resolve_companion(self.given, name)
+                file = resolve_companion(self.given, name)
+                if tells:
+                    _check_uuid(self.given, file, uuid)
+                return file
         except ImageError as error:
             if error.code != "images.companion_missing":
                 raise
@@ -279,6 +289,13 @@ class _Files:
             code="images.companion_missing",
         )
 
+    def _is_another(self, uuid: str) -> bool:
+        """Whether the given file is not the one with a UUID, though it has its name.
+
+        Metadata in the given file itself mean it by its name, unless they also name its own UUID.
+        """
+        return bool(self.uuid) and self.uuid != uuid and (self.holder != self.given or self.uuid in self._names)
+
     def _renamed(self, uuid: str) -> Path | None:
         """The one file of the folder with a UUID of its own."""
         if self._by_uuid is None:
@@ -292,14 +309,45 @@ class _Files:
 
 
 def _uuid_of(given: Path, name: str) -> str:
+    """The UUID of a TIFF in the folder of a file; "" where it has none or cannot be read."""
     try:
         file = resolve_companion(given, name)
-        if not first_bytes(file).startswith(TIFF_STARTS):
-            return ""
-        found = _UUID.search(description_of(file, list_pages(file)[0], 4000))
+        return _own_uuid(file) if _is_tiff(file) else ""
     except (ImageError, OSError):
         return ""
+
+
+def _own_uuid(file: Path) -> str:
+    """The UUID in the OME-XML of a TIFF or of a file of its own; "" where there is none."""
+    if _is_tiff(file):
+        text = description_of(file, list_pages(file)[0], _UUID_WITHIN)
+    else:
+        with file.open("rb") as opened:
+            text = opened.read(_UUID_WITHIN).decode("utf-8", "replace")
+    found = _UUID.search(text)
     return _plain(found[1]) if found else ""
+
+
+def _check_uuid(given: Path, file: Path, uuid: str) -> None:
+    """Refuse a file that has the name of a file of the set and is another one.
+
+    Metadata in a file of their own may be without a UUID: those of the files that they name are checked.
+
+    Raises:
+        ImageError: `images.companion_missing` where its UUID is not the one that is asked for; as `list_pages`.
+    """
+    own = _own_uuid(file)
+    if own != uuid and (own or _is_tiff(file)):
+        raise ImageError(
+            f"{given}: {file.name} is not the file of the set: its UUID is {own[:80] or 'absent'}, and must be "
+            f"{uuid[:80]}; put the files of one set into a folder of their own",
+            code="images.companion_missing",
+        )
+
+
+def _is_tiff(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(4) in TIFF_STARTS
 
 
 def _plain(uuid: str | None) -> str:
