@@ -15,6 +15,8 @@ from urnet.errors import ImageError
 from urnet.fields.crop import crop_fields
 from urnet.fields.cropping import Cropping
 from urnet.fields.read import describe_field, open_field
+from urnet.fields.sets import each_plane_once
+from urnet.fields.table import FieldRow
 from urnet.images.montage import read_crop
 from urnet.images.phantom import draw_field
 
@@ -358,6 +360,30 @@ def test_a_folder_with_a_set_is_one_field_for_each_scene_asked(tmp_path, drawn):
     with pytest.raises(Exception) as twice:  # noqa: PT011
         crop_fields(folder, tmp_path / "contradicts", Cropping(size=48, light="none"))
     assert twice.value.code == "fields.plane_twice"
+
+
+def once(path: Path, choices: list[dict[str, str | None]]) -> list[str]:
+    """Names of the rows that are left of rows of one file."""
+    rows = [FieldRow(str(number), path, **choice) for number, choice in enumerate(choices)]
+    return [row.field for row in each_plane_once({row: describe_field(path) for row in rows})[0]]
+
+
+def test_one_plane_in_several_spellings_counts_once(tmp_path):
+    write(tmp_path / "one.tif", pixels(0), None)
+    assert once(tmp_path / "one.tif", [{}, {"z": ""}, {"z": "0"}, {"z": " 00"}, {"z": "MAX"}, {"channel": "00"}]) == [
+        "0"
+    ]
+    tifffile.imwrite(
+        tmp_path / "many.tif",
+        pixels(0, 3, 2, H, W),
+        ome=True,
+        photometric="minisblack",
+        metadata={"axes": "ZCYX", "Channel": {"Name": ["bf", "BF"]}},
+    )
+    z = [{"channel": "bf", "z": z} for z in ("0", "00", "1", "01 ", "max", "Max", "wrong", "10", "1")]
+    assert once(tmp_path / "many.tif", z) == ["0", "2", "4", "6", "7"]
+    channels = [{"channel": channel, "z": "0"} for channel in ("bf", "BF", "0", "01", " bf")]
+    assert once(tmp_path / "many.tif", channels) == ["0", "1"]
 
 
 # --- Micro-Manager

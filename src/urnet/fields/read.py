@@ -151,7 +151,7 @@ def open_field(path: Path, *, channel: str | None = None, z: str | None = None, 
     try:
         number = _scene(source, scene)
         chosen = source.scenes[number]
-        place = _pick(source.path, "channel", channel, chosen.channels)
+        place = pick(source.path, "channel", channel, chosen.channels)
         chosen = chosen.of_channel(place)
         planes, project = _planes(source, chosen, place, z)
         return Field(source, number, chosen, planes, project)
@@ -189,7 +189,7 @@ def _scene(source: Source, asked: str | None) -> int:
     Raises:
         ImageError: none of that name or number, several and none asked for, or one that cannot be used.
     """
-    number = _pick(source.path, "scene", asked, [one.name for one in source.scenes])
+    number = pick(source.path, "scene", asked, [one.name for one in source.scenes])
     chosen = source.scenes[number]
     if problem := _problem(chosen):
         named = f" scene {chosen.name}:" if len(source.scenes) > 1 else ""
@@ -215,8 +215,12 @@ def _info(source: Source, number: int, scene: Scene) -> FieldInfo:
     )
 
 
-def _pick(path: Path, what: str, asked: str | None, names: Sequence[str]) -> int:
-    """Number of the one that is asked for by name or number."""
+def pick(path: Path, what: str, asked: str | None, names: Sequence[str]) -> int:
+    """Number of the one that is asked for by name or number.
+
+    Raises:
+        ImageError: there is none of that name or number, or more than one.
+    """
     listed = ", ".join(f"{index}: {name}" if name != str(index) else name for index, name in enumerate(names))
     where = f"--{what}, or the column {what} of a field table"
     if asked is None or not str(asked).strip():

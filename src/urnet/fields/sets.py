@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from urnet.errors import CellsError, first_few
-from urnet.fields.read import FieldInfo, describe_field
+from urnet.errors import CellsError, ImageError, first_few
+from urnet.fields.read import PROJECTIONS, FieldInfo, describe_field, pick
 from urnet.fields.table import FieldRow
 
 
@@ -49,7 +49,7 @@ def each_plane_once(infos: Mapping[FieldRow, FieldInfo]) -> tuple[dict[FieldRow,
     first: dict[tuple, FieldRow] = {}
     again: dict[FieldRow, list[FieldRow]] = {}
     for row, info in infos.items():
-        key = (os.path.realpath(info.files[0]), info.scene, _channel(row, info), (row.z or "").strip().lower())
+        key = (os.path.realpath(info.files[0]), info.scene, _channel(row, info), _plane(row, info))
         original = first.setdefault(key, row)
         if original is row:
             continue
@@ -72,9 +72,17 @@ def each_plane_once(infos: Mapping[FieldRow, FieldInfo]) -> tuple[dict[FieldRow,
 
 
 def _channel(row: FieldRow, info: FieldInfo) -> str:
-    """The channel's number, by whichever name it is called."""
-    asked = (row.channel or "").strip()
-    names = [name.casefold() for name in info.channels]
-    if asked.casefold() in names:
-        return str(names.index(asked.casefold()))
-    return asked or "0"
+    """The channel's number, by whichever name it is called; as it is written where there is none of that name."""
+    try:
+        return str(pick(row.brightfield, "channel", row.channel, info.channels))
+    except ImageError:
+        return (row.channel or "").strip()
+
+
+def _plane(row: FieldRow, info: FieldInfo) -> str:
+    """The z plane or projection in one spelling; "" where there is one plane, which all of them give."""
+    asked = (row.z or "").strip().lower()
+    number = asked.isascii() and asked.isdigit()
+    if info.planes == 1 and (not asked or number or asked in PROJECTIONS):
+        return ""
+    return asked.lstrip("0") or "0" if number else asked
