@@ -148,6 +148,7 @@ def test_save_load_and_damage(tmp_path):
         "{}",
         '{"method": "x", "flat": [[1]], "dark": null}',
         '{"method":"given","flat":[[0]],"dark":null}',
+        '{"flat":' + "[" * 60_000,
     ):
         (tmp_path / "light.json").write_text(text)
         with pytest.raises(ImageError, match=r"light\.json.*restore"):

@@ -259,3 +259,36 @@ def test_a_montage_with_smaller_versions_of_itself_is_a_montage(tmp_path):
     pyramid(tmp_path / "s.tif")
     assert len(expand(tmp_path, "s.tif", 16)) == 16
     np.testing.assert_array_equal(read_crop(tmp_path, "s.tif#r01c02", 16), IMAGE[16:32, 32:48])
+
+
+NESTED = '{"axes":' + "[" * 60_000
+PART = (
+    '<OME UUID="urn:uuid:1"><Image><Pixels SizeX="16" SizeY="16" SizeC="3" SizeZ="5"><TiffData/></Pixels></Image></OME>'
+)
+
+
+@pytest.mark.parametrize(
+    ("description", "pages", "expected"),
+    [
+        (NESTED, 1, [""]),
+        (NESTED, 2, ["#p000", "#p001"]),
+        (PART, 1, [""]),
+        (PART[:-20], 1, [""]),
+        (PART, 2, "images.pages_of_one_image"),
+        (PART[:-20], 2, "images.ome_xml_invalid"),
+        ("ImageJ=1.53\nimages=5\n", 1, "images.pages_ambiguous"),
+    ],
+)
+def test_metadata_matter_to_cells_where_there_are_several_pages(tmp_path, description, pages, expected, raises_code):
+    path = tmp_path / "f.tif"
+    with tifffile.TiffWriter(path) as out:
+        for number in range(pages):
+            text = description.encode() if number == 0 else None
+            page = np.full((16, 16), number, np.uint8)
+            out.write(page, photometric="minisblack", metadata=None, description=text, contiguous=False)
+    if isinstance(expected, str):
+        with raises_code(expected):
+            expand(tmp_path, "f.tif", None)
+    else:
+        assert [str(one) for one in expand(tmp_path, "f.tif", None)] == [f"f.tif{place}" for place in expected]
+        assert read_crop(tmp_path, "f.tif" + expected[-1]).shape == (16, 16)

@@ -125,7 +125,7 @@ class Illumination:
         """
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ImageError(f"{path}: no stored illumination ({error}); restore the file") from None
 
 

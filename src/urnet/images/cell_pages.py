@@ -79,7 +79,9 @@ def _check_alike(path: Path, pages: list[Page]) -> None:
 def _named_axes(path: Path, pages: tuple[Page, ...], start: str) -> list[str]:
     """Axes of one image that the file's metadata name, other than its rows and columns."""
     if is_ome_xml(start):
-        return _ome_axes(path, description_of(path, pages[0], MAX_LENGTH + 1), len(pages))
+        if len(pages) == 1:
+            return []  # the other planes, if any, are in other files
+        return _ome_axes(path, description_of(path, pages[0], MAX_LENGTH + 1))
     if start.startswith(("ImageJ=", "SCIFIO=")):
         # ImageJ calls the images of any stack slices (or frames), so one of these says nothing.
         named = [axis for axis in ("channels", "slices", "frames") if _imagej_number(start, axis) > 1]
@@ -90,10 +92,10 @@ def _named_axes(path: Path, pages: tuple[Page, ...], start: str) -> list[str]:
     return _micromanager_axes(path) if len(pages) > 1 else []
 
 
-def _ome_axes(path: Path, text: str, pages: int) -> list[str]:
+def _ome_axes(path: Path, text: str) -> list[str]:
     root = parse_ome_xml(str(path), text)
     if children(root, "BinaryOnly"):
-        return ["one part"] if pages > 1 else []
+        return ["one part"]
     named = set()
     for image in children(root, "Image"):
         for pixels in children(image, "Pixels"):
@@ -111,7 +113,7 @@ def _shaped_axes(text: str) -> list[str]:
     try:
         about = json.loads(text)
         sizes = dict(zip(about["axes"], about["shape"], strict=True))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return []
     names = {"C": "channels", "Z": "z planes", "T": "time points"}
     return [name for axis, name in names.items() if isinstance(sizes.get(axis), int) and sizes[axis] > 1]
