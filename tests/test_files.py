@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext, suppress
 
 import pytest
 
@@ -31,11 +32,45 @@ def test_a_file_is_written_into_a_new_folder(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_a_link_in_the_place_of_an_unfinished_file_is_not_written_through(tmp_path):
     (tmp_path / "other").write_bytes(b"another file")
-    (tmp_path / "a.bin.part").symlink_to(tmp_path / "other")
+    (tmp_path / ".a.bin.unfinished.part").symlink_to(tmp_path / "other")
     with whole_file(tmp_path / "a.bin") as file:
         file.write(b"new")
     assert (tmp_path / "other").read_bytes() == b"another file"
     assert (tmp_path / "a.bin").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("end", ["well", "full disk", "killed"])
+def test_files_of_the_user_beside_an_output_stay(tmp_path, end):
+    (tmp_path / "a.onnx.part").write_bytes(b"mine")
+    if end == "killed":
+        other(tmp_path / "a.onnx", "within a file")
+        assert names(tmp_path) == [
+            *(f".a.onnx.unfinished.{suffix}" for suffix in ("json", "lock", "part")),
+            "a.onnx.part",
+        ]
+    with suppress(OSError), new_file(tmp_path / "a.onnx") as file:
+        file.write(b"new")
+        if end == "full disk":
+            raise OSError(errno.ENOSPC, "full")
+    assert names(tmp_path) == [*(["a.onnx"] if end != "full disk" else []), "a.onnx.part"]
+    assert (tmp_path / "a.onnx.part").read_bytes() == b"mine"
+
+
+def test_an_unfinished_file_of_a_killed_process_goes_when_a_folder_takes_its_name(tmp_path):
+    other(tmp_path / "out", "within a file")
+    with whole_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("write", [new_file, lambda out: nullcontext(refuse_existing(out, file=True))])
+def test_rows_of_an_interrupted_prediction_are_in_the_way_of_their_name(tmp_path, raises_code, write):
+    for name in ("p.csv.part", "p.csv.part.json"):
+        (tmp_path / name).write_text("rows", encoding="utf-8")
+    with raises_code("run.interrupted_rows"), write(tmp_path / "p.csv"):
+        pass
+    assert names(tmp_path) == ["p.csv.part", "p.csv.part.json"]
+    refuse_existing(tmp_path / "p.csv", file=True, resumes=True)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), RuntimeError("other")])
@@ -100,6 +135,9 @@ from urnet.files import new_file, one_command, whole_folder
 
 out, moment = Path(sys.argv[1]), sys.argv[2]
 with one_command("the same"):
+    if moment == "within a file":
+        with new_file(out) as file:
+            os._exit(9)
     if moment == "file":
         with new_file(out) as file:
             file.write(b"whole")

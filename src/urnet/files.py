@@ -1,8 +1,8 @@
 """Atomic output: files and folders appear complete or not at all, and a killed command can be repeated.
 
 While an output is written, its process holds a lock on `.NAME.unfinished.lock` beside it. The system releases the lock
-when the process dies, whatever ended it. A staging folder beside a lock that nobody holds is therefore a dead process's
-and is removed by the next one.
+when the process dies, whatever ended it. A staging folder or file beside a lock that nobody holds is therefore a dead
+process's and is removed by the next one.
 """
 
 import errno
@@ -136,15 +136,17 @@ def claimed(out: Path, *, in_place: bool = False) -> Iterator[Claim]:
                 command.ends.push(ends.pop_all())
 
 
-def refuse_existing(path: Path, *, file: bool = False) -> None:
+def refuse_existing(path: Path, *, file: bool = False, resumes: bool = False) -> None:
     """Refuse to overwrite anything of the user's.
 
     Args:
         path: what is to be written.
         file: whether that is a file; an empty folder is in its way.
+        resumes: whether the caller continues an interrupted prediction.
 
     Raises:
-        RunError: the path exists, and is not an empty folder that can be filled.
+        RunError: the path exists, and is not an empty folder that can be filled; or an interrupted prediction has rows
+            for a file of this name.
         DoneAlreadyError: it exists because the same command wrote it, and was killed afterwards.
     """
     path = Path(path)
@@ -152,6 +154,13 @@ def refuse_existing(path: Path, *, file: bool = False) -> None:
         if _completed_before(path):
             raise _done_already(path)
         raise RunError(f"{path}: exists already; choose another --out, or remove it yourself")
+    rows, sidecar = path.with_name(f"{path.name}.part"), path.with_name(path.name + TABLE_SIDECAR)
+    if file and not resumes and rows.is_file() and sidecar.is_file():
+        raise RunError(
+            f"{rows}: rows of an interrupted prediction that would get the name {path.name}; repeat that command to "
+            f"complete it, remove {rows.name} and {sidecar.name}, or choose another --out",
+            code="run.interrupted_rows",
+        )
 
 
 @contextmanager
@@ -187,7 +196,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be written; what was there before is untouched and the attempt is removed.
     """
-    part = path.with_name(path.name + ".part")
+    part = unfinished_file(path)
     with blamed_on(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if part.is_symlink():  # writing through it would replace the file that it leads to
@@ -264,6 +273,16 @@ def staging_of(out: Path) -> Path:
     return full.with_name(f".{full.name}.unfinished")
 
 
+def unfinished_file(out: Path) -> Path:
+    """Where `whole_file` writes a file."""
+    return out.with_name(f".{out.name}.unfinished.part")
+
+
+def begun_files(out: Path) -> list[Path]:
+    """Unfinished files of an output that a killed process may have left: named as now, and as version 0.1.0 did."""
+    return [unfinished_file(out), out.with_name(f"{out.name}.part")]
+
+
 def move(source: Path, place: Path) -> None:
     """Rename a file or folder; where Windows refuses since a scanner has it open, try again for two seconds.
 
@@ -327,10 +346,12 @@ def _unlock(lock: FileLock) -> None:
 
 def _remove_staging(full: Path, *, ours: bool) -> None:
     staging = staging_of(full)
-    if not staging.is_dir():
-        return
     if ours:
         shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError):
+            unfinished_file(full).unlink(missing_ok=True)
+        return
+    if not staging.is_dir():
         return
     try:
         staging.rmdir()
@@ -353,6 +374,7 @@ def _completed_before(path: Path) -> bool:
         return False
     command, known = _COMMAND.get(), _read(record)
     with suppress(OSError):
+        unfinished_file(full).unlink(missing_ok=True)
         if full.is_file() and not full.with_name(f"{full.name}.part").exists():
             full.with_name(full.name + TABLE_SIDECAR).unlink(missing_ok=True)
         record.unlink(missing_ok=True)

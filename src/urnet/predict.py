@@ -147,7 +147,7 @@ def predict_files(
             coverage is not between 0 and 1.
         RecipeError: Grad-CAM is asked for, and the classifier has no feature maps.
     """
-    refuse_existing(out, file=True)
+    refuse_existing(out, file=True, resumes=True)
     paths = list(paths)
     for folder in filter(None, (enhanced, cam)):
         _refuse_among_images(folder, paths)

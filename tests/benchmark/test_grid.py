@@ -132,13 +132,14 @@ def test_something_else_in_the_folder_is_refused_and_left_alone(opened, tmp_path
         opened(folder=tmp_path / "file")
 
 
-@pytest.mark.parametrize("killed", ["before the manifest", "before the table"])
+@pytest.mark.parametrize("killed", [f"{MANIFEST}.part", f".{MANIFEST}.unfinished.part", None])
 def test_a_benchmark_that_was_killed_as_it_began_can_begin_again(opened, tmp_path, killed):
     folder = opened().folder
     (folder / "cells.csv").unlink()
-    if killed == "before the manifest":
-        (folder / MANIFEST).rename(folder / f"{MANIFEST}.part")
+    if killed is not None:  # else before the table
+        (folder / MANIFEST).rename(folder / killed)
     opened()
+    assert killed is None or not (folder / killed).exists()
     assert (folder / MANIFEST).is_file()
     assert (folder / "cells.csv").is_file()
 

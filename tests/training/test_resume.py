@@ -140,14 +140,15 @@ def test_a_row_cut_short_by_a_full_disk_is_made_again(shapes, tiny, tmp_path, mo
     assert run.history_path.read_bytes() == whole.history_path.read_bytes()
 
 
-def test_killed_while_the_folder_was_begun(short, shapes, tiny, tmp_path):
+@pytest.mark.parametrize("name", ["recipe.yaml.part", ".recipe.yaml.unfinished.part"])
+def test_killed_while_the_folder_was_begun(short, shapes, tiny, tmp_path, name):
     folder = tmp_path / "begun"
     folder.mkdir()
-    (folder / "recipe.yaml.part").write_text("name: ti", encoding="utf-8")
+    (folder / name).write_text("name: ti", encoding="utf-8")
     (folder / "cells.csv").write_text("path,lab", encoding="utf-8")
     run = train(shapes, tiny, folder, overrides=SHORT, resume=True)[0]
     assert run.history_path.read_bytes() == short.history_path.read_bytes()
-    assert not (folder / "recipe.yaml.part").exists()
+    assert not (folder / name).exists()
 
 
 def test_resume_of_nothing_starts_a_run(short, shapes, tiny, tmp_path):

@@ -25,7 +25,7 @@ from urnet.cells.divide import divide
 from urnet.cells.table import TABLE_NAME, Cells
 from urnet.cpus import VARIABLE, limit_torch, usable_cpus
 from urnet.errors import RunError, UrnetError
-from urnet.files import claimed, whole_file
+from urnet.files import begun_files, claimed, whole_file
 from urnet.progress import Progress
 from urnet.recipe import Recipe
 
@@ -82,8 +82,8 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
     """
     folder = folder.resolve()
     manifest = folder / MANIFEST
-    begun = f"{MANIFEST}.part"  # of a benchmark that was killed as it began
-    if folder.exists() and not manifest.is_file() and any(path.name != begun for path in _listed(folder)):
+    begun = begun_files(manifest)  # of a benchmark that was killed as it began
+    if folder.exists() and not manifest.is_file() and any(path not in begun for path in _listed(folder)):
         raise RunError(f"{folder}: holds something else than a benchmark; choose another --out")
     audit = audit_cells(cells, progress=lambda share: progress("audit", share))
     divided = divide(cells, recipe, audit)
@@ -101,6 +101,8 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
         else:  # the manifest first, without which the table would be taken for the user's own
             with whole_file(manifest) as file:
                 file.write((json.dumps(found, indent=2) + "\n").encode())
+            for left in begun:
+                left.unlink(missing_ok=True)
         if not (folder / TABLE_NAME).is_file():
             divided.write(folder / TABLE_NAME)
         yield Grid(folder, cells, audit)

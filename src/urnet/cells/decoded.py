@@ -95,7 +95,7 @@ def _kept(
         if images is not None:
             return images
         if alone:
-            for left in folder.glob(f"{key}.*.npy*"):  # by a process that was killed
+            for left in (*folder.glob(f"{key}.*.npy*"), *folder.glob(f".{key}.*.npy*")):  # by a killed process
                 with suppress(OSError):
                     left.unlink()
         mine = path.with_suffix(f".{os.getpid()}.npy")

@@ -73,7 +73,8 @@ class KeptGraph:
             )
             self.path = None
             return content
-        for old in self.path.parent.glob("engine-????????????????.*"):
+        folder, pattern = self.path.parent, "engine-????????????????.*"
+        for old in (*folder.glob(pattern), *folder.glob(f".{pattern}.unfinished.part")):
             if old.stem != self.path.stem:
                 with suppress(OSError):
                     old.unlink()

@@ -24,7 +24,7 @@ from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import PAIRED, PARTS, TABLE_NAME, Cells, MissingFilesError, read_cells
 from urnet.errors import RunError
 from urnet.fields.cropping import SETTINGS_NAME
-from urnet.files import refuse_existing, whole_file
+from urnet.files import begun_files, refuse_existing, whole_file
 from urnet.images.scale import Scaling
 from urnet.json_files import canonical_json, explain
 from urnet.recipe import Recipe, load_recipe
@@ -132,6 +132,8 @@ class Run:
             run.scaling_path.write_text(json.dumps(asdict(scaling), indent=2) + "\n", encoding="utf-8")
             keep_cropping(cells, run.folder)
             run.checkpoints.mkdir(exist_ok=True)
+        for left in begun_files(run.recipe_path):
+            left.unlink(missing_ok=True)
         return run
 
     def refuse_existing(self) -> None:
@@ -140,7 +142,7 @@ class Run:
         Raises:
             RunError: the folder exists and is not empty.
         """
-        begun = self.recipe_path.with_name(self.recipe_path.name + ".part").is_file()
+        begun = any(file.is_file() for file in begun_files(self.recipe_path))
         if self.recipe_path.is_file() or not begun:
             refuse_existing(self.folder)
 
