@@ -1,5 +1,6 @@
 """Classifying files: which images are found, what is written, what happens to those that cannot be used."""
 
+import errno
 import shutil
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from urnet import predict
 from urnet.bundle import Model
 from urnet.errors import CellsError, RecipeError, RunError
 from urnet.images.read import read_image
@@ -276,6 +278,28 @@ def test_what_was_interrupted_goes_on_to_the_same_rows_and_pictures(model, shape
     for path in (tmp_path / "e1").rglob("*.tif"):
         assert path.read_bytes() == (folder / path.relative_to(tmp_path / "e1")).read_bytes()
     assert not list(tmp_path.glob("parts.csv.*"))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("pictures", ["enhanced", "cam"])
+def test_what_was_interrupted_among_its_first_pictures_goes_on(model, draw, tmp_path, monkeypatch, pictures, error):
+    cells, out, options = draw(tmp_path / "cells", 20), tmp_path / "p.csv", {pictures: tmp_path / "pictures"}
+    write, written = getattr(predict, f"_write_{pictures}"), []
+
+    def fail(path, *content):
+        written.append(write(path, *content))
+        if len(written) == 2:
+            raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(predict, f"_write_{pictures}", fail)
+        for _ in range(2):  # the second time while it goes on
+            written.clear()
+            with pytest.raises(type(error)):
+                predict_files(model, [cells], out, **options)
+    assert predict_files(model, [cells], out, **options).failed == 0
+    assert len(list((tmp_path / "pictures").rglob("*.*"))) == len(read(out)) == 60
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "p.csv", "pictures"]
 
 
 def test_what_was_interrupted_goes_on_with_nothing_else(model, draw, tmp_path):

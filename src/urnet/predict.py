@@ -149,7 +149,8 @@ def predict_files(
     """
     refuse_existing(out, file=True, resumes=True)
     paths = list(paths)
-    for folder in filter(None, (enhanced, cam)):
+    folders = [folder for folder in (enhanced, cam) if folder is not None]
+    for folder in folders:
         _refuse_among_images(folder, paths)
         if not interrupted(out):
             refuse_existing(folder)
@@ -173,7 +174,7 @@ def predict_files(
             reasons[_reason(row)] += 1
         engines.update([row["engine"]] if row.get("engine") else ())
 
-    with growing_table(out, task.columns, cells.table["path"].tolist(), task.about, tally) as table:
+    with growing_table(out, task.columns, cells.table["path"].tolist(), task.about, tally, folders) as table:
         resumed = table.done
         if resumed < len(cells):
             _fill(task, engine, table, progress)

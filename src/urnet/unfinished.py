@@ -51,6 +51,7 @@ def growing_table(
     paths: Sequence[str],
     about: Mapping[str, str],
     each: Callable[[Row], None],
+    folders: Iterable[Path] = (),
 ) -> Iterator[GrowingTable]:
     """Open a table to be filled, or go on with one that was interrupted; it gets its name when the context ends well.
 
@@ -60,6 +61,8 @@ def growing_table(
         paths: what each row will have in that column, in order.
         about: what the rows depend on, by what it is called to the user; a table of anything else is not gone on with.
         each: called with each row, at first with those that are there already.
+        folders: filled before the rows that name their files. An interrupted table without rows is kept where they hold
+            something, so that the same command continues; else it is removed.
 
     Raises:
         RunError: the table exists, another process is writing it, or what was interrupted was about something else.
@@ -83,7 +86,8 @@ def growing_table(
                     file.write(csv_line(columns))
                 yield table
         except BaseException:
-            if (table.done if table else max(done, 0)) == 0:  # nothing to go on from
+            empty = (table.done if table else max(done, 0)) == 0
+            if empty and not any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
                 part.unlink(missing_ok=True)
                 sidecar.unlink(missing_ok=True)
             raise
