@@ -37,6 +37,7 @@ COMMANDS = {
     "evaluate elsewhere": ("evaluate", "run", "--out", "out"),
     "predict": ("predict", "run", "cells", "--cam", "out-cam", "--engine", "torch", "--out", "out.csv"),
     "calibrate": ("calibrate", "run"),
+    "predict beside the images": ("predict", "run", "cells", "--engine", "torch", "--out", "cells/out.csv"),
     "differential": ("differential", "run", "fields.csv", "--engine", "torch", "--out", "out"),
     "onnx": ("export", "run", "--out", "out.onnx"),
     "torch": ("export", "run", "--format", "torch", "--out", "out.pt2"),

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -101,18 +102,25 @@ _OUTPUTS = ("--out", "--enhanced", "--cam")
 def _digest(arguments: list[str]) -> str:
     """A digest of the command, the folder that it runs in, and the files that it names: equal for a repeated one.
 
-    Of a folder, the files directly in it count, without the graphs that a prediction keeps in a bundle.
+    Of a folder, the files directly in it count, without hidden ones, what the command itself writes, and the graphs
+    that a prediction keeps in a bundle.
     """
+    options = list(zip(["", *arguments], arguments, strict=False))
+    split = [tuple(argument.split("=", 1)) for argument in arguments if "=" in argument]
+    outputs = [Path(os.path.realpath(value)) for option, value in (*options, *split) if option in _OUTPUTS]
 
     def files(argument: str) -> Iterator[Path]:
         path = Path(argument)
         if path.is_dir():
-            yield from sorted(one for one in path.iterdir() if one.is_file() and not one.name.startswith("engine-"))
+            own = [output.name for output in outputs if output.parent == Path(os.path.realpath(path))]
+            skipped = (".", "engine-", *(f"{name}.part" for name in own))
+            files = (one for one in path.iterdir() if one.name not in own and not one.name.startswith(skipped))
+            yield from sorted(one for one in files if one.is_file())
         elif path.is_file():
             yield path
 
     stamps = []
-    for option, argument in zip(["", *arguments], arguments, strict=False):
+    for option, argument in options:
         if option in _OUTPUTS:
             continue
         with suppress(OSError, ValueError):  # no path
