@@ -5,14 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 
 import pytest
+from filelock import Timeout
 
 from urnet.errors import UrnetError
 from urnet.files import (
+    _unlock,
     claimed,
     files_below,
+    lock_file,
     move,
     new_file,
     one_command,
@@ -316,11 +321,46 @@ def test_windows_is_given_time_to_let_go(tmp_path, monkeypatch):
         move(tmp_path / "b", tmp_path / "c")
 
 
-def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, monkeypatch, raises_code):
-    def none(self, *_, **__):
-        raise NotImplementedError("no locks")
+@pytest.fixture(params=["ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "other"])
+def no_locks(request, monkeypatch):
+    """A file system whose locks fail in one of several ways."""
 
-    monkeypatch.setattr("urnet.files.FileLock.acquire", none)
+    def fail(*_, **__):
+        if request.param == "other":
+            raise NotImplementedError("no locks")
+        number = getattr(errno, request.param)
+        raise OSError(number, os.strerror(number))
+
+    if request.param == "other" or os.name == "nt":
+        monkeypatch.setattr("urnet.files.FileLock.acquire", fail)
+    else:
+        monkeypatch.setattr("fcntl.flock", fail)
+
+
+def test_without_locks_no_lock_file_is_left(tmp_path, no_locks):
+    assert lock_file(tmp_path / "a.lock") is None
+    with one_command("any"), new_file(tmp_path / "a.txt"):
+        pass
+    assert names(tmp_path) == ["a.txt"]
+    with pytest.raises(UrnetError, match="exists already"), one_command("any"):
+        refuse_existing(tmp_path / "a.txt")
+
+
+def test_a_lock_file_that_was_removed_meanwhile_is_not_locked(tmp_path):
+    """A process that waits for a lock has its file open while the holder removes it."""
+    first = lock_file(tmp_path / "a.lock")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lock_file, tmp_path / "a.lock", wait=20)
+        time.sleep(0.2)
+        _unlock(first)
+        second = waiting.result()
+    with pytest.raises(Timeout):
+        lock_file(tmp_path / "a.lock")
+    _unlock(second)
+    assert names(tmp_path) == []
+
+
+def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, no_locks, raises_code):
     with whole_folder(tmp_path / "out") as folder:
         (folder / "a.txt").write_text("whole")
     assert names(tmp_path) == ["out"]

@@ -30,6 +30,7 @@ TABLE_SIDECAR = ".part.json"
 
 _IS_WINDOWS = os.name == "nt"
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 class DoneAlreadyError(UrnetError):
@@ -108,7 +109,7 @@ def claimed(out: Path, *, in_place: bool = False) -> Iterator[Claim]:
             yield Claim()
             return
         raise
-    except NotImplementedError:  # a file system without locks: nobody knows whether what is left there is dead
+    if lock is None:  # nobody knows whether what is left there is dead
         _remove_staging(full, ours=False)
         yield Claim()
         return
@@ -316,15 +317,41 @@ def _owned(full: Path) -> bool:
     return any(full.is_relative_to(place) for place in places)
 
 
-def _lock(out: Path, full: Path) -> tuple[FileLock, bool]:
-    """Hold the lock of an output; and whether a killed process left its file."""
+def lock_file(path: Path, *, wait: float = 0) -> FileLock | None:
+    """Lock a file, which is made where it is missing. The system releases the lock when this process ends.
+
+    Args:
+        path: the file.
+        wait: seconds to wait for another process that holds it.
+
+    Returns:
+        The lock, held; none on a file system without working locks, where no file is left.
+
+    Raises:
+        Timeout: another process holds it.
+        OSError: the file cannot be written.
+    """
+    # filelock's substitute for missing locks, a file that exists, outlives a killed process.
+    lock = FileLock(path, timeout=wait, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return None
+    return lock
+
+
+def _lock(out: Path, full: Path) -> tuple[FileLock | None, bool]:
+    """Hold the lock of an output, as `lock_file`; and whether a killed process left its file."""
     path = full.with_name(f".{full.name}.unfinished.lock")
-    lock = FileLock(path, timeout=0, thread_local=False)
     with blamed_on(out):
         path.parent.mkdir(parents=True, exist_ok=True)
         left = path.exists()
         try:
-            lock.acquire()
+            lock = lock_file(path)
         except Timeout:
             if not path.exists():  # Windows does not tell a lock that is held from a folder that is read-only
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)) from None
@@ -371,6 +398,8 @@ def _completed_before(path: Path) -> bool:
     try:
         lock, _ = _lock(path, full)
     except (OSError, RunError):
+        return False
+    if lock is None:
         return False
     command, known = _COMMAND.get(), _read(record)
     with suppress(OSError):

@@ -145,9 +145,9 @@ def test_where_nothing_can_be_kept_it_is_said_and_memory_does(cells, monkeypatch
     elif where == "lock":
 
         def refuse(*_, **__):
-            raise NotImplementedError("no locks")
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-        monkeypatch.setattr(decoded, "FileLock", refuse)
+        monkeypatch.setattr("urnet.files.FileLock.acquire", refuse)
     else:
 
         def fail(*_):

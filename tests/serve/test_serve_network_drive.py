@@ -9,6 +9,7 @@ import pytest
 
 from urnet.errors import StoreError
 from urnet.serve import network_drive as module
+from urnet.serve.database_lock import database_lock
 from urnet.serve.network_drive import network_drive
 from urnet.serve.store import Store
 
@@ -78,5 +79,7 @@ def test_a_database_on_a_network_drive_is_refused_in_one_line_and_not_made(tmp_p
     for path in (drive / "bench.db", tmp_path / "link" / "bench.db"):
         with pytest.raises(StoreError, match=r"network drive \(nfs4\).*choose a --database on a disk of this machine"):
             Store(path)
+        with pytest.raises(StoreError, match="network drive"), database_lock(path):
+            pass
     assert list(drive.iterdir()) == []
     Store(tmp_path / "bench.db").close()

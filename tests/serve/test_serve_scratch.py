@@ -70,6 +70,15 @@ def test_what_a_killed_server_left_is_removed_and_what_belongs_to_another_one_st
         process.stdout.close()
 
 
+def test_where_locks_do_not_work_a_server_starts_and_removes_nothing_but_its_own(place, monkeypatch):
+    monkeypatch.setattr("urnet.serve.scratch.lock_file", lambda path: None)
+    (place / "urnet-serve-other").mkdir()
+    (place / "urnet-serve-other.lock").touch()
+    with started(100) as own:
+        assert own.folder().is_dir()
+    assert sorted(path.name for path in place.iterdir()) == ["urnet-serve-other", "urnet-serve-other.lock"]
+
+
 def test_all_together_hold_no_more_than_allowed_and_give_it_back(place):
     with started(100) as scratch:
         with closing(Aside(scratch)) as first, closing(Aside(scratch)) as second:

@@ -499,3 +499,9 @@ def test_a_database_is_for_one_server_and_a_killed_one_holds_none(tmp_path, rais
     assert list(tmp_path.glob("*.lock")) == []
     with raises_code("store.no_folder"), database_lock(tmp_path / "gone" / "bench.db"):
         pass
+
+
+def test_a_database_where_locks_do_not_work_is_refused(tmp_path, monkeypatch, raises_code):
+    monkeypatch.setattr("urnet.serve.database_lock.lock_file", lambda path: None)
+    with raises_code("store.no_locks"), database_lock(tmp_path / "bench.db"):
+        pass

@@ -15,13 +15,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from urnet.cells.cache import SPARE, cache_folder, fingerprint, make_room, used
 from urnet.cells.pixels import fit_input, load_pixels, survey
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
-from urnet.files import whole_file
+from urnet.files import lock_file, whole_file
 
 _CHECKSUM = 4
 """Bytes of an entry's checksum, the CRC-32 of all its images."""
@@ -58,7 +58,7 @@ def decoded_cells(
     """
     try:
         images = _kept(cells, size, channels, column, progress)
-    except (OSError, NotImplementedError) as error:  # NotImplementedError: no locks on this file system
+    except OSError as error:
         logger.warning(
             "decoded cells cannot be kept in %s (%s) and are decoded into memory; make room or allow writing there, or "
             "name another folder in URNET_CACHE",
@@ -157,14 +157,20 @@ def _one_at_a_time(path: Path) -> Iterator[bool]:
 
     Yields:
         Whether nobody else builds it.
+
+    Raises:
+        OSError: the file system has no locks.
     """
-    lock = FileLock(path)
-    with suppress(Timeout):
-        lock.acquire(timeout=PATIENCE)
     try:
-        yield lock.is_locked
+        lock = lock_file(path, wait=PATIENCE)
+    except Timeout:
+        yield False
+        return
+    if lock is None:
+        raise OSError(errno.ENOLCK, "no locks on this file system")
+    try:
+        yield True
     finally:
-        if lock.is_locked:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         lock.release()

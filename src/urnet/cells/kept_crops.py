@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from urnet.cells.cache import LIMIT, SPARE, cache_folder, fingerprint, make_room, used
 from urnet.cells.table import Cells
+from urnet.files import lock_file
 
 LARGEST = LIMIT // 4
 """Bytes of one table's crops that are kept: a few large tables should not drive out all others."""
@@ -130,7 +131,7 @@ class _Draft:
         self.cells, self.entry = cells, entry
         self.places, self.seen, self.end = np.zeros(len(cells), _PLACE), np.zeros(len(cells), bool), 0
         self.part = entry.with_name(f"{entry.name}.part")
-        self.lock = FileLock(entry.with_name(f"{entry.name}.lock"), timeout=0, thread_local=False)
+        self.lock: FileLock | None = None
         self.file: BinaryIO | None = None
         self.given_up = False
 
@@ -162,9 +163,9 @@ class _Draft:
         if expected > LARGEST or shutil.disk_usage(folder).free < expected + SPARE:
             self.given_up = True
             return
-        try:
-            self.lock.acquire()
-        except (Timeout, NotImplementedError):  # written by another process; no locks on this file system
+        with suppress(Timeout):  # written by another process
+            self.lock = lock_file(self.entry.with_name(f"{self.entry.name}.lock"))
+        if self.lock is None:
             self.given_up = True
         else:
             self.file = self.part.open("wb")
@@ -190,10 +191,11 @@ class _Draft:
             with suppress(OSError):
                 self.part.unlink(missing_ok=True)
             self.file = None
-        if self.lock.is_locked:
+        if self.lock is not None:
             with suppress(OSError):  # Windows, where it must be released first
                 Path(self.lock.lock_file).unlink(missing_ok=True)
             self.lock.release()
+            self.lock = None
 
 
 def _entry(cells: Cells) -> Path:

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from urnet.errors import StoreError
+from urnet.files import lock_file
+from urnet.serve.network_drive import refuse_network_drive
 
 
 @contextmanager
@@ -19,17 +21,18 @@ def database_lock(database: Path) -> Iterator[None]:
         database: the file, which need not exist yet.
 
     Raises:
-        StoreError: another server that runs uses it, or the lock cannot be written.
+        StoreError: another server that runs uses it, the lock cannot be written, its file system has no locks,
+            or it is on a network drive.
     """
     path = database.resolve()
     if not path.parent.is_dir():
         raise StoreError(
             f"{database}: there is no folder {path.parent}; make it, or choose another place", code="store.no_folder"
         )
+    refuse_network_drive(database)  # where locks may not work
     file = path.with_name(f"{path.name}.lock")
-    lock = FileLock(file, timeout=0, thread_local=False)
     try:
-        lock.acquire()
+        lock = lock_file(file)
     except Timeout:
         raise StoreError(
             f"{database}: another urnet server uses this database, and two would hand out the same cells. Use that "
@@ -41,6 +44,12 @@ def database_lock(database: Path) -> Iterator[None]:
             f"{database}: its lock {file.name} cannot be written ({error.strerror}); allow writing in its folder",
             code="store.readonly",
         ) from None
+    if lock is None:
+        raise StoreError(
+            f"{database}: its file system has no locks, without which SQLite may lose labels; choose a --database on a "
+            "disk of this machine",
+            code="store.no_locks",
+        )
     try:
         yield
     finally:

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
+from urnet.errors import StoreError
+
 MOUNTS = Path("/proc/self/mountinfo")
 """Where Linux tells what is mounted (proc(5))."""
 
@@ -42,6 +44,19 @@ def network_drive(path: Path) -> str | None:
         return None
     kind = max(_mounts_above(mounts, path), key=lambda mount: mount[0], default=(0, ""))[1]
     return kind if kind in NETWORK else None
+
+
+def refuse_network_drive(database: Path) -> None:
+    """Refuse a database on a network drive.
+
+    Raises:
+        StoreError: it lies on one, or would lie there.
+    """
+    if kind := network_drive(database):
+        raise StoreError(
+            f"{database}: lies on a network drive ({kind}), where SQLite may lose labels; choose a --database on a "
+            "disk of this machine, and copy it to the drive when the server has stopped"
+        )
 
 
 def _mounts_above(mounts: str, path: Path) -> Iterator[tuple[int, str]]:

@@ -30,7 +30,7 @@ from sqlalchemy.pool import QueuePool
 
 from urnet.errors import StoreError
 from urnet.serve.kept import person
-from urnet.serve.network_drive import network_drive
+from urnet.serve.network_drive import refuse_network_drive
 
 SCHEMA = 2
 APPLICATION = 0x75726E74  # "urnt": tells our files from other SQLite files
@@ -132,11 +132,7 @@ def open_database(path: Path) -> Engine:
     """
     if not path.parent.is_dir():
         raise StoreError(f"{path}: there is no folder {path.parent}; make it, or choose another place")
-    if kind := network_drive(path):
-        raise StoreError(
-            f"{path}: lies on a network drive ({kind}), where SQLite may lose labels; choose a --database on a disk of "
-            "this machine, and copy it to the drive when the server has stopped"
-        )
+    refuse_network_drive(path)
     engine = _engine(path)
     try:
         with saying(path):

@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from urnet.errors import UrnetError
+from urnet.files import lock_file
 
 PREFIX = "urnet-serve-"
 
@@ -62,19 +63,20 @@ class Scratch:
     def __init__(self, most: int):
         self.most, self.used = most, 0
         self.root = Path(tempfile.gettempdir()) / f"{PREFIX}{secrets.token_hex(8)}"
-        self._owned = FileLock(_lock_of(self.root), timeout=0, thread_local=False)
+        self._owned: FileLock | None = None
         self._counting = threading.Lock()
 
     def start(self) -> None:
         """Make it, and remove those whose servers are no longer alive."""
         _remove_orphans(self.root.parent)
-        self._owned.acquire()  # before there is a folder: one whose lock is free may be removed
+        self._owned = lock_file(_lock_of(self.root))  # before there is a folder: one whose lock is free may be removed
         self.root.mkdir(mode=0o700)
 
     def stop(self) -> None:
         """Remove it."""
         shutil.rmtree(self.root, ignore_errors=True)
-        self._owned.release()
+        if self._owned is not None:
+            self._owned.release()
         if not self.root.exists():  # what Windows has open stays, and the next server to start removes it
             _lock_of(self.root).unlink(missing_ok=True)
 
@@ -173,8 +175,11 @@ def _remove_orphans(place: Path) -> None:
         try:
             if not (folder.is_dir() and _is_own(folder) and _is_own(lock)):
                 continue
-            with FileLock(lock, timeout=0, thread_local=False):
-                shutil.rmtree(folder, ignore_errors=True)
+            owned = lock_file(lock)
+            if owned is None:
+                continue
+            shutil.rmtree(folder, ignore_errors=True)
+            owned.release()
             if not folder.exists():
                 lock.unlink(missing_ok=True)
         except OSError:  # its owner lives, or another server removes it
