@@ -6,6 +6,7 @@ import shutil
 import threading
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -382,6 +383,47 @@ def test_what_a_recipe_names_is_never_read_from_a_model(trained, shapes, tmp_pat
                     assert command([*arguments, *more]) in (0, 1), name
     assert not [secret for secret in secrets if str(secret) in files]
     assert str(bundle / "recipe.yaml") not in files
+
+
+def test_no_command_takes_a_bundle_for_a_run(trained, shapes, tiny, tmp_path, opened, capsys, raises_code):
+    """A table in a bundle names images anywhere on the machine."""
+    from urnet.export.formats import export_run
+    from urnet.serve.waiting import Waiting
+    from urnet.training.run import Run
+
+    elsewhere = shutil.copytree(shapes, tmp_path / "elsewhere")
+    bundle = shutil.copytree(trained.model, tmp_path / "bundle")
+    shutil.copyfile(trained.recipe_path, bundle / "recipe.yaml")
+    table = Run(trained.folder).cells().table[["path", "label", "split"]]
+    files = [elsewhere.resolve().joinpath(*path.split("/")[-2:]).as_posix() for path in table["path"]]
+    assert all(Path(file).is_file() for file in files)
+    table.assign(path=files).to_csv(bundle / "cells.csv", index=False)
+    shutil.copytree(bundle, bundle / "fold0")
+    arguments = {
+        "evaluate": [bundle],
+        "evaluate --cells": [bundle, "--cells", shapes],
+        "stress": [bundle, shapes, "--out", tmp_path / "stress"],
+        "export": [bundle, "--format", "torch", "--out", tmp_path / "out.pt2"],
+        "calibrate": [bundle],
+        "distill": [bundle, "--student", "quick", "--out", tmp_path / "student"],
+        "train --resume": [shapes, "--recipe", tiny, "--out", bundle, "--resume"],
+    }
+    with opened() as seen:
+        for name, given in arguments.items():
+            assert command([name.split()[0], *map(str, given)]) == 2, name
+            assert "not a run folder" in " ".join(capsys.readouterr().err.split()), name
+        for refused in (
+            lambda: Run.open(bundle),
+            lambda: Run.open(bundle / "fold0"),
+            lambda: urnet.evaluate(bundle),
+            lambda: export_run(bundle, "torch", tmp_path / "out.pt2"),
+        ):
+            with raises_code("run.is_bundle"):
+                refused()
+        shutil.rmtree(bundle / "fold0")
+        assert command(["differential", str(bundle), str(shapes), "--out", str(tmp_path / "count")]) in (0, 1)
+        Waiting.open(bundle, shapes, Model.load(bundle))
+    assert not [file for file in seen if file.startswith(str(elsewhere.resolve()))]
 
 
 def test_what_a_bundle_cannot_hold_is_refused_before_training(shapes, tiny, tmp_path, raises_code):

@@ -134,14 +134,17 @@ def runs_of(folder: Path, split: str = "test") -> list[Run]:
         split: the part that is wanted; folds are pooled over their test parts alone.
 
     Raises:
-        RunError: neither, or some folds are not trained to the end.
+        RunError: neither, a bundle, or some folds are not trained to the end.
         CellsError: another part of a cross-validation.
     """
+    Run(folder).refuse_bundle()
     paths = [*folder.glob("fold*/recipe.yaml"), *folder.glob("seed0-fold*/recipe.yaml")]
     numbered = [(path.parent.name.rpartition("fold")[2], Run(path.parent)) for path in paths]
     found = {int(number): run for number, run in numbered if number.isdecimal()}
     if not found:
         return [Run.open(folder)]
+    for run in found.values():
+        run.refuse_bundle()
     if split != "test":
         raise CellsError(f"{folder}: a cross-validation pools its test parts; evaluate one fold's {split} part instead")
     expected = next(iter(found.values())).recipe().split.folds

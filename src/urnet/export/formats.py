@@ -198,7 +198,7 @@ def _own_cells(run: Path) -> tuple["Cells", str]:
     try:
         cells = RunFolder.open(run).cells()
     except UrnetError as error:
-        raise RunError(f"{error}; or name cells to check the export on with --cells") from None
+        raise RunError(f"{error}; or name cells to check the export on with --cells", code=error.code) from None
     for part in ("test", "validation"):
         own = cells.part(part)
         if len(own):

@@ -19,7 +19,7 @@ from urnet.errors import RunError
 from urnet.evaluation.paired import paired_differences
 from urnet.pages import described
 from urnet.tables import read_written
-from urnet.training.run import HISTORY_COLUMNS, Run
+from urnet.training.run import HISTORY_COLUMNS, Run, run_of
 
 MOST = 500
 """Runs that are listed; a folder with more of them is a benchmark's, which has its own report."""
@@ -94,16 +94,16 @@ def runs_beside(served: Path) -> dict[str, ListedRun]:
         served: a run folder, or the bundle in one.
     """
     served = Path(served).resolve()
-    if served.name == "model" and Run(served.parent).recipe_path.is_file():
+    if served.name == "model" and run_of(served.parent) is not None:
         served = served.parent
     if served.name.startswith("fold") and _is_cross_validation(served.parent):
         served = served.parent
     found = []
     for folder in _folders(served.parent):
-        if Run(folder).recipe_path.is_file():
+        if run_of(folder) is not None:
             found.append(_listed(folder.name, folder))
         elif _is_cross_validation(folder):
-            folds = [fold for fold in _folders(folder) if Run(fold).recipe_path.is_file()]
+            folds = [fold for fold in _folders(folder) if run_of(fold) is not None]
             found += [_listed(f"{folder.name}/{fold.name}", fold) for fold in folds]
         if len(found) >= MOST:
             break
@@ -188,7 +188,7 @@ def _listed(name: str, folder: Path) -> ListedRun:
 
 
 def _is_cross_validation(folder: Path) -> bool:
-    return Run(folder / "fold0").recipe_path.is_file()
+    return run_of(folder / "fold0") is not None
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from urnet.evaluation.style import image_png
 from urnet.images.montage import locate
 from urnet.serve.schema import cells, claims, labels
 from urnet.serve.store import Store
-from urnet.training.run import Run
+from urnet.training.run import run_of
 
 AHEAD = 1000
 """Cells that are decoded before anybody asks for them."""
@@ -210,8 +210,9 @@ def _filled(found: Cells, column: str) -> bool:
 
 def _target(run: Path) -> str | None:
     """The file of each class folder that holds paired images, as the run's recipe has it."""
+    trained = run_of(run)
     try:
-        return Run(run).recipe().target
+        return None if trained is None else trained.recipe().target
     except (UrnetError, OSError):
         return None
 

@@ -200,6 +200,7 @@ def _train_one(
         if audit is not None:
             cells = _divided(cells, audit(), recipe, allow_leaks, watcher)
     else:
+        run.refuse_bundle()
         cells = _continued(run, cells, recipe, watcher)
     if run.finished:
         if watcher is not None:

@@ -100,6 +100,28 @@ class Run:
         """Whether training came to its end."""
         return (self.model / CONFIG_NAME).is_file()
 
+    @property
+    def is_bundle(self) -> bool:
+        """Whether the folder is a bundle by itself.
+
+        The table of a run names cells anywhere on the machine, and belongs to the user. A recipe or a table that lies
+        in a bundle came with it from elsewhere, and is not read.
+        """
+        return (self.folder / CONFIG_NAME).is_file() and not self.finished
+
+    def refuse_bundle(self) -> None:
+        """Refuse a bundle in the place of a run.
+
+        Raises:
+            RunError: it is one (`run.is_bundle`).
+        """
+        if self.is_bundle:
+            raise RunError(
+                f"{self.folder}: a bundle (model) by itself and not a run folder; a recipe or cells that lie in it are "
+                "not read. Give the --out of `urnet train`",
+                code="run.is_bundle",
+            )
+
     @classmethod
     def create(
         cls,
@@ -151,9 +173,10 @@ class Run:
         """An existing run folder.
 
         Raises:
-            RunError: it is not one.
+            RunError: it is not one, or a bundle (`run.is_bundle`).
         """
         run = cls(Path(folder))
+        run.refuse_bundle()
         missing = [p.name for p in (run.recipe_path, run.cells_path) if not p.is_file()]
         if (run.folder / "fold0" / run.recipe_path.name).is_file():
             raise RunError(f"{folder}: a cross-validation of several runs; give one of them, as {run.folder / 'fold0'}")
@@ -270,14 +293,9 @@ class Run:
 
 
 def run_of(path: Path | str) -> Run | None:
-    """The run that a path of a model names; None for a bundle by itself.
-
-    A run's table names cells anywhere on the machine, and belongs to the user. A recipe or a table that lies in a
-    bundle came with it from elsewhere, and is not read.
-    """
+    """The run that a path of a model names; None for a bundle by itself."""
     run = Run(Path(path))
-    is_bundle = (run.folder / CONFIG_NAME).is_file() and not run.finished
-    return run if run.recipe_path.is_file() and not is_bundle else None
+    return run if run.recipe_path.is_file() and not run.is_bundle else None
 
 
 def keep_cropping(cells: Cells, folder: Path) -> None:
