@@ -363,7 +363,10 @@ def test_what_a_recipe_names_is_never_read_from_a_model(trained, shapes, tmp_pat
         secret.write_bytes(b"secret")
     for folder in (run, bundle):
         recipe = (trained.folder / "recipe.yaml").read_text(encoding="utf-8")
-        recipe = recipe.replace("weights: null", f"weights: {secrets[0]}")
+        recipe = recipe.replace("weights: null", f"weights: {secrets[0]}").replace(
+            "perceptual: null", f"perceptual: {secrets[0]}"
+        )
+        recipe = recipe.replace("loss: mse", "loss: huang2018")
         assert str(secrets[0]) in recipe
         (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     (bundle / "cells.csv").write_text(f"path,label,split\n{secrets[1]},bar,train\n", encoding="utf-8")

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from urnet.errors import CellsError
+from urnet.fields.again import without_absent_nuclei
+from urnet.fields.cropping import Cropping
 from urnet.fields.table import FieldRow, find_fields, refuse_contradictions
 
 
@@ -88,6 +90,33 @@ def test_nuclei_without_a_brightfield_are_named(touch):
 def test_patterns_that_cannot_be(touch, pattern):
     with pytest.raises(CellsError, match="the pattern for nuclei is"):
         find_fields(touch("a.tif"), nuclei=pattern)
+
+
+def test_the_pattern_of_a_model_is_followed_within_the_folder_of_the_fields(touch, raises_code, monkeypatch):
+    root = touch("p/bf/1.tif", "p/dapi/1.tif", "dapi/1.tif", "etc/1.tif")
+    for pattern, followed in (("../dapi/*.tif", True), ("../../dapi/*.tif", False), ("../../etc/*.tif", False)):
+        asked = Cropping(nuclei=pattern)
+        known, notes = without_absent_nuclei(asked, root / "p")
+        assert (known.nuclei is not None) == followed == (not notes)
+        monkeypatch.chdir(root / "p" / "bf")
+        for folder in (root / "p" / "bf", Path()):
+            known, notes = without_absent_nuclei(asked, folder)
+            assert known.nuclei is None
+            assert notes
+    (root / "p" / "fields.csv").write_text("field,nuclei\nbf/1.tif,../etc/1.tif\n", encoding="utf-8")
+    known, notes = without_absent_nuclei(Cropping(nuclei="../../dapi/*.tif"), root / "p")
+    assert known.nuclei is None
+    assert not notes  # the user's own table names nuclei anywhere
+    try:
+        (root / "q").symlink_to(root / "p" / "bf", target_is_directory=True)
+        (root / "p" / "bf" / "glow").symlink_to(root / "etc", target_is_directory=True)
+        (root / "p" / "bf" / "1_n.tif").symlink_to(root / "etc" / "1.tif")
+    except OSError:
+        pytest.skip("links are not allowed here")
+    for pattern in ("glow/*.tif", "*_n.tif"):
+        for folder in (root / "p" / "bf", root / "p" / "bf" / "1.tif", root / "q"):
+            with raises_code("fields.nuclei_outside"):
+                without_absent_nuclei(Cropping(nuclei=pattern), folder)
 
 
 def test_nothing_there(touch):

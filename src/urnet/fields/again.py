@@ -4,17 +4,23 @@ The training's fields came with nuclear fluorescence, in several channels or sce
 and may hold nothing but the brightfield.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
+from urnet.errors import CellsError
 from urnet.fields.cropping import Cropping
 from urnet.fields.sets import Describer
 from urnet.fields.table import FieldRow, find_fields, partner_of
+from urnet.files import leads_out
 from urnet.images.read import is_file
 
 
 def without_absent_nuclei(asked: Cropping, fields: Path) -> tuple[Cropping, list[str]]:
     """Leave out the pattern of the nuclei where it names no file at all; one that is there for some fields is kept.
+
+    The pattern comes with a model, perhaps from elsewhere, and is followed only within the folder that was given. A
+    field table may name nuclei anywhere.
 
     Args:
         asked: how the training's fields were cut.
@@ -24,22 +30,37 @@ def without_absent_nuclei(asked: Cropping, fields: Path) -> tuple[Cropping, list
         How to cut these, and what there is to say about it.
 
     Raises:
-        CellsError: as `find_fields`.
+        CellsError: as `find_fields`; the pattern leads out of the folder through a link (`fields.nuclei_outside`).
     """
     if asked.nuclei is None:
         return asked, []
-    _, rows = find_fields(fields)
+    root, rows = find_fields(fields)
     partners = [partner_of(row.brightfield, asked.nuclei) for row in rows]
-    if any(is_file(one) for one in partners):
+    outside = [(row, one) for row, one in zip(rows, partners, strict=True) if _leads_out(root, row, one)]
+    linked = [one for _, one in outside if ".." not in Path(os.path.relpath(one, root)).parts]
+    if linked:
+        raise CellsError(
+            f"{linked[0]}: nuclei by the model's pattern ({asked.nuclei}), and a link out of the folder of the fields; "
+            "a model's pattern is followed only within it. Put the nuclei there, or name them in a field table",
+            code="fields.nuclei_outside",
+        )
+    if not outside and any(is_file(one) for one in partners):
         return asked, []
     without = replace(asked, nuclei=None, nuclei_channel=None)
     if any(row.nuclei is not None for row in rows):  # their table names them
         return without, []
     note = (
-        f"The training's cells were found by their nuclei ({asked.nuclei}), which are not here: these are found in "
-        "brightfield alone, among which are more red cells and debris to be rejected."
+        f"The training's cells were found by their nuclei ({asked.nuclei}), which are not in the folder of these "
+        "fields: these are found in brightfield alone, among which are more red cells and debris to be rejected. A "
+        "field table can name nuclei elsewhere."
     )
     return without, [note]
+
+
+def _leads_out(root: Path, row: FieldRow, partner: Path) -> bool:
+    """Whether a field's partner lies neither in the folder of the fields nor in the field's own, a link perhaps."""
+    folders = (root, row.brightfield.parent)
+    return all(leads_out(folder, os.path.relpath(partner, folder)) for folder in folders)
 
 
 def with_what_is_there(row: FieldRow, asked: Cropping, fields: Describer) -> FieldRow:
