@@ -160,8 +160,9 @@ def test_a_page_of_a_stack_is_found_in_another_unicode_form(tmp_path):
 OUTSIDE = ("/etc/hosts", "../out/secret.png", "sub/../../out/a.png", "C:/x.png", "\\\\host\\x.png", "..\\x.png")
 
 
+@pytest.mark.parametrize("part", ["", "#p000", "#r00c00"])
 @pytest.mark.parametrize("path", [*OUTSIDE, "link.png", "folder/secret.png"])
-def test_a_table_that_was_sent_names_nothing_outside_its_folder(folder, raises_code, path):
+def test_a_table_that_was_sent_names_nothing_outside_its_folder(folder, raises_code, path, part):
     draw(folder.parent / "out" / "secret.png")
     try:
         (folder / "link.png").symlink_to("../out/secret.png")
@@ -169,7 +170,7 @@ def test_a_table_that_was_sent_names_nothing_outside_its_folder(folder, raises_c
     except OSError:
         pytest.skip("links are not allowed here")
     for column in ("path", "target", "mask"):
-        rows = {"path": "a.png", column: path}
+        rows = {"path": "a.png", column: path + part}
         (folder / "cells.csv").write_text(f"{','.join(rows)}\n{','.join(rows.values())}\n", encoding="utf-8")
         for read in (
             lambda: find_images([folder], contained=True),

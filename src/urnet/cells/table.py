@@ -294,7 +294,7 @@ def _settle_paths(path: Path, root: Path, table: pd.DataFrame, contained: bool) 
         if column not in table:
             continue
         table[column] = table[column].map(settled)
-        outside = [text for text in table[column] if text and contained and leads_out(root, text)]
+        outside = [text for text in table[column] if text and contained and leads_out(root, locate(root, text).file)]
         if outside:
             raise CellsError(
                 f"{path}: the column {column!r} names {outside[0]!r}, which lies outside the table's folder; a table "
