@@ -117,8 +117,8 @@ class Run:
         """
         if self.is_bundle:
             raise RunError(
-                f"{self.folder}: a bundle (model) by itself and not a run folder; a recipe or cells that lie in it are "
-                "not read. Give the --out of `urnet train`",
+                f"{self.folder}: not a run folder but a bundle (a model by itself), and a recipe or cells in it are "
+                "not read; give the --out of `urnet train`",
                 code="run.is_bundle",
             )
 
