@@ -48,6 +48,14 @@ def test_loops_end_and_are_named(tree, caplog):
     assert "links to a folder above it are not followed: a/up, linked/back, top" in caplog.text
 
 
+def test_links_to_the_folder_or_above_it_are_no_class_folders(tree, caplog):
+    for name, place in (("self", "."), ("top", "../.."), ("way round", "../out/back")):
+        (tree / name).symlink_to(place, target_is_directory=True)
+    (tree.parent / "out" / "back").symlink_to("../in", target_is_directory=True)
+    assert [folder.name for folder in folders_in(tree, {".png"})] == ["a", "b", "linked"]
+    assert "links to a folder above it are not followed: self, top, way round" in caplog.text
+
+
 def test_a_linked_folder_that_is_gone_is_an_error(tree, raises_code):
     (tree / "monocytes").symlink_to("../nowhere", target_is_directory=True)
     with raises_code("files.link_broken") as caught:

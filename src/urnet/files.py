@@ -457,7 +457,7 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
         CellsError: a folder that cannot be entered, or a link that leads nowhere: what lies there would be missing
             without a word.
     """
-    above = {os.path.realpath(folder), *map(str, Path(os.path.realpath(folder)).parents)}
+    above = _with_those_above(folder)
     search = _Search(seen=set(above))
     search.enter(folder)
     loops = []
@@ -468,8 +468,7 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
         elif real not in search.seen:
             search.seen.add(real)
             search.enter(link)
-    if loops:
-        logger.warning("%s: links to a folder above it are not followed: %s", folder, _relative(folder, loops))
+    _name_loops(folder, loops)
     _name_hidden(folder, search.hidden, suffixes)
     _refuse_broken([file for file in search.found if file.suffix.lower() not in suffixes])
     chosen = (f for f in search.found if f.suffix.lower() in suffixes and (f.is_file() or _leads_nowhere(f)))
@@ -479,6 +478,8 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
 def folders_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The folders that lie directly in a folder, in order; hidden ones are named where they hold files of some kinds.
 
+    Links to the folder itself or to one above it are left out, and named.
+
     Raises:
         CellsError: a folder that cannot be entered, or a link that leads nowhere, as in `files_below`.
     """
@@ -486,7 +487,10 @@ def folders_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     _name_hidden(folder, [path for path in entries if path.name.startswith(".") and path.is_dir()], suffixes)
     shown = [path for path in entries if not path.name.startswith(".")]
     _refuse_broken([path for path in shown if path.suffix.lower() not in suffixes])
-    return [path for path in shown if path.is_dir()]
+    above = _with_those_above(folder)
+    loops = [path for path in shown if path.is_dir() and os.path.realpath(path) in above]
+    _name_loops(folder, loops)
+    return [path for path in shown if path.is_dir() and path not in loops]
 
 
 @dataclass
@@ -518,6 +522,16 @@ class _Search:
                     self.seen.add(real)
                     waiting.append((path, real))
         self.links.sort(key=Path.as_posix)
+
+
+def _with_those_above(folder: Path) -> set[str]:
+    real = os.path.realpath(folder)
+    return {real, *map(str, Path(real).parents)}
+
+
+def _name_loops(folder: Path, loops: list[Path]) -> None:
+    if loops:
+        logger.warning("%s: links to a folder above it are not followed: %s", folder, _relative(folder, loops))
 
 
 def _name_hidden(folder: Path, hidden: list[Path], suffixes: Collection[str]) -> None:

@@ -106,3 +106,33 @@ def test_linked_and_broken_class_folders(tmp_path, raises_code):
     (tmp_path / "cells" / "c").symlink_to("../nowhere", target_is_directory=True)
     with raises_code("files.link_broken"):
         read_cells(tmp_path / "cells")
+
+
+@pytest.mark.parametrize("is_parted", [False, True])
+@pytest.mark.parametrize("kind", ["twice", "within", "loop"])
+def test_links_make_no_image_a_cell_of_two_class_folders(tmp_path, raises_code, caplog, is_parted, kind):
+    parts = ("train", "test") if is_parted else (".",)
+    root = parted(tmp_path / "cells", *parts)
+    place = draw(root / parts[0] / "monocyte", "deep/9.png")
+    for part in parts:
+        link = root / part / "other"
+        try:
+            link.symlink_to({"twice": place, "within": place / "deep", "loop": root}[kind], target_is_directory=True)
+        except OSError:
+            pytest.skip("links are not allowed here")
+    if kind == "loop":
+        assert read_cells(root).classes == ("granulocyte", "monocyte")
+        assert "not followed: other" in caplog.text
+    else:
+        with raises_code("cells.folder_twice"):
+            read_cells(root)
+
+
+def test_a_part_that_is_a_link_to_another_part_is_refused(tmp_path, raises_code):
+    root = parted(tmp_path / "cells", "train")
+    try:
+        (root / "test").symlink_to("train", target_is_directory=True)
+    except OSError:
+        pytest.skip("links are not allowed here")
+    with raises_code("cells.folder_twice"):
+        read_cells(root)

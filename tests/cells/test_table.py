@@ -246,6 +246,16 @@ def test_a_target_in_each_folder_is_no_cell(montages):
         read_cells(montages, tile=10, image="bright.tif")
 
 
+@pytest.mark.parametrize("image", [None, "bright.tif"])
+def test_paired_images_may_lie_in_a_folder_of_their_own(montages, image):
+    for folder in ("a", "b"):
+        (montages / folder / "glow").mkdir()
+        (montages / folder / "dna.tif").rename(montages / folder / "glow" / "t.tif")
+    cells = read_cells(montages, tile=10, image=image, target="glow/t.tif")
+    assert len(cells) == 12
+    assert cells.table["target"].str.startswith(("a/glow/t.tif#", "b/glow/t.tif#")).all()
+
+
 def test_a_tile_that_does_not_fit_is_an_error(montages):
     with pytest.raises(ImageError, match=r"30 x 20 px.*no montage of 9 px tiles"):
         read_cells(montages, tile=9, image="bright.tif")

@@ -56,12 +56,18 @@ def test_fluorescence_is_shown_in_one_scale_for_all_cells(served, draw, tmp_path
     assert "gone.tif" in seen[4].error
 
 
-def test_pictures_beside_the_crops_of_class_folders_are_found_by_the_recipe(served, draw, tmp_path, monkeypatch):
+@pytest.mark.parametrize("target", ["glow.png", "paired/glow.png"])
+def test_pictures_beside_the_crops_of_class_folders_are_found_by_the_recipe(
+    served, draw, tmp_path, monkeypatch, target
+):
     folder = draw(tmp_path / "cells", 1, classes=("disc",))
     (folder / "disc" / "000.png").rename(folder / "disc" / "bright.png")
     draw(tmp_path / "other", 1, classes=("ring",))
     (tmp_path / "other" / "ring" / "000.png").rename(folder / "disc" / "glow.png")
-    monkeypatch.setattr(waiting_module, "_target", lambda run: "glow.png")
+    if target != "glow.png":
+        (folder / "disc" / "paired").mkdir()
+        (folder / "disc" / "glow.png").rename(folder / "disc" / target)
+    monkeypatch.setattr(waiting_module, "_target", lambda run: target)
     waiting = Waiting.open(served, folder, Model.load(served))
     shown = {path.rpartition("/")[2]: waiting.pictures(path) for path in waiting.rows}
     assert shown["bright.png"].paired is not None

@@ -186,7 +186,8 @@ def read_cells(
     Raises:
         CellsError: no such table, no cells, missing columns or files, labels that no class names, that mean "not known"
             (`cells.label_missing`) or look alike (`cells.label_twins`), folders that are partly `train` and `test`
-            (`cells.split_folders`), a file outside (`cells.path_outside`).
+            (`cells.split_folders`), class folders that are one by a link (`cells.folder_twice`), a file outside
+            (`cells.path_outside`).
         ImageError: a file whose pages or tiles cannot be counted.
     """
     path = Path(path)
@@ -316,11 +317,14 @@ def _scan(
     for key, name in (("image", image), ("target", target)):
         if name and (Path(name).is_absolute() or ".." in Path(name).parts):
             raise CellsError(f"{key} is {name!r}; it must name a file within each class folder")
-    parts = _given_parts(root, folders, classes)
+    parts = _given_parts(root, folders, classes) or [("", folder) for folder in folders]
+    _refuse_folder_twice([folder for _, folder in parts])
     rows = []
-    for part, folder in parts or [("", folder) for folder in folders]:
+    for part, folder in parts:
         files = [folder / image] if image else files_below(folder, SUFFIXES)
-        files = [f for f in files if f.is_file() and f.name != target]
+        files = [file for file in files if file.is_file()]
+        if target:
+            files = [file for file in files if paired_file(file.relative_to(folder), target) is not None]
         if not files:
             raise CellsError(f"{folder}: the class folder holds no {image or 'image'}; add images or remove the folder")
         for file in files:
@@ -332,9 +336,42 @@ def _scan(
                     f"{root}: the name {row['path']!a} is no Unicode text and fits no table; rename the file"
                 )
             if target:
-                row["target"] = (file.parent / target).relative_to(root).as_posix()
+                row["target"] = (folder / paired_file(file.relative_to(folder), target)).relative_to(root).as_posix()
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def paired_file(file: Path, target: str) -> Path | None:
+    """Where the paired image of a cell lies that is read from a class folder; none for a paired image itself.
+
+    Args:
+        file: the cell's file.
+        target: the name of paired images, which may begin with a folder, relative to the cell's own.
+    """
+    names = Path(target).parts
+    return None if file.parts[-len(names) :] == names else file.parent / target
+
+
+def _refuse_folder_twice(folders: list[Path]) -> None:
+    """Refuse links by which the images of one class folder would be those of another, or of another part, too."""
+    place = {folder: Path(os.path.realpath(folder)) for folder in folders}
+    first: dict[Path, Path] = {}
+    for folder, real in place.items():
+        if real in first:
+            raise CellsError(
+                f"{folder}: the same folder as {first[real]}, by a link; each class of each part has a folder of its "
+                "own: remove one of the two",
+                code="cells.folder_twice",
+            )
+        first[real] = folder
+    for folder, real in place.items():
+        holder = next((first[one] for one in real.parents if one in first), None)
+        if holder is not None:
+            raise CellsError(
+                f"{folder}: a link to a folder in {holder}, which is a class folder too; its images would be in both: "
+                "remove one of the two",
+                code="cells.folder_twice",
+            )
 
 
 def _given_parts(

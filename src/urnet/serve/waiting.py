@@ -12,7 +12,7 @@ import numpy as np
 from sqlalchemy import exists, not_, select
 
 from urnet.bundle import Model
-from urnet.cells.table import PAIRED, TABLE_NAME, Cells, find_images, read_cells
+from urnet.cells.table import PAIRED, TABLE_NAME, Cells, find_images, paired_file, read_cells
 from urnet.errors import ImageError, StoreError, UrnetError
 from urnet.evaluation.style import image_png
 from urnet.images.montage import locate
@@ -220,8 +220,8 @@ def _target(run: Path) -> str | None:
 def _beside(address: str, target: str) -> str:
     """The paired image of a cell in a class folder; "" where there is none."""
     place = locate(Path(), address)
-    file = Path(place.file).with_name(target)
-    return str(replace(place, file=file.as_posix())) if file.is_file() and file.name != Path(place.file).name else ""
+    file = paired_file(Path(place.file), target)
+    return str(replace(place, file=file.as_posix())) if file is not None and file.is_file() else ""
 
 
 def _placed(root: Path, path: str) -> str:
