@@ -5,8 +5,8 @@ exported once and stored in the bundle as `engine-<digest>.onnx`. At each start 
 compared with those of PyTorch (`parity.check_graph`).
 
 What ONNX Runtime and OpenVINO say of an image depends neither on its batch nor on the number of threads, bit for bit.
-PyTorch chooses its arithmetic by both, and the place in the batch can change the last bit: its batches all get one size,
-and another number of threads may change the last of six decimals.
+PyTorch chooses its arithmetic by both, and by the place in the batch: its batches all get one size, and another number
+of threads may change the last of six decimals.
 """
 
 import logging
