@@ -50,7 +50,7 @@ def work(connection: Connection, config: ModelConfig, cropping: str | None, limi
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server says when it is over
     decoder = _Decoder(config, None if cropping is None else Cropping.load(Path(cropping)), limits)
     _bound_memory(limits["memory"])
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, ConnectionError):  # the server has gone
         connection.send_bytes(b"{}")
 
         def say(name: str) -> None:
