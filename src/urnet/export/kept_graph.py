@@ -1,7 +1,7 @@
 """The graph that engines run, stored in the bundle as `engine-<digest>.onnx`.
 
 The name says of which model, version and operators it is. The user's cache records the hash of every graph that this
-program exported. A graph that came with a bundle is not used: no comparison finds an edit that shows on rare images only.
+program exported. A graph that came with a bundle is not used: no comparison finds edits that show on rare images only.
 `engine` compares the graph with the network each time that it starts.
 """
 
