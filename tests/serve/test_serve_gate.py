@@ -122,3 +122,10 @@ def test_the_time_to_wait_is_that_of_the_requests_that_run():
     places.leave(third)
     places.leave(fourth)
     assert len(places) == 0
+
+
+def test_a_refusal_before_the_body_closes_the_connection(guarded):
+    for path, content in (("/login", b"x" * 9000), ("/v1/predict", b"x" * 9000)):
+        answer = guarded.post(path, headers=FORM, content=content)
+        assert answer.status_code in (401, 413)
+        assert answer.headers["Connection"] == "close"

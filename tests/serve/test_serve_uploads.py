@@ -16,9 +16,10 @@ import tifffile
 from hostile_files import png
 from PIL import Image
 
+from urnet.bundle import Model
 from urnet.errors import ImageError
 from urnet.images.read import read_image
-from urnet.serve.scratch import Aside, Scratch
+from urnet.serve.scratch import Aside, Scratch, Usage
 from urnet.serve.settings import Settings
 from urnet.serve.uploads import Decoders, Upload, put_aside, shown
 
@@ -228,3 +229,25 @@ def test_what_is_said_of_our_files_is_said_of_those_that_were_sent_however_they_
     assert cut({"fields": True, "unreadable": {"000001.tif": said}, "notes": [said]})["notes"] == [told]
     decoders.stop()
     scratch.stop()
+
+
+@pytest.mark.parametrize(("decoders", "most"), [(1, 1), (2, 1), (3, 2)])
+def test_fields_leave_a_decoder_to_crops(served, tmp_path, monkeypatch, decoders, most):
+    pool = Decoders(Model.load(served), Settings(decoders=decoders))
+    cutting, seen = 0, []
+
+    async def ask(*_, **__):
+        nonlocal cutting
+        cutting += 1
+        seen.append(cutting)
+        await asyncio.sleep(0.01)
+        cutting -= 1
+        return {"fields": False}, []
+
+    async def cut_all() -> None:
+        aside = SimpleNamespace(files=tmp_path, usage=Usage())
+        await asyncio.gather(*(pool.cut(aside, tmp_path / "out", []) for _ in range(5)))
+
+    monkeypatch.setattr(pool, "_ask", ask)
+    asyncio.run(cut_all())
+    assert max(seen) == most

@@ -128,6 +128,8 @@ class Access:
         if scope["type"] == "websocket":
             await receive()
             return await send({"type": "websocket.close", "code": 1008})
+        if scope["method"] not in ("GET", "HEAD"):
+            refusal.headers["Connection"] = "close"  # nothing of the body is read
         await refusal(scope, receive, send)
 
     def _foreign(self, scope: Scope, headers: Headers) -> Response | None:

@@ -121,7 +121,8 @@ class Gate:
         most = self.settings.max_bytes if has_files else self.settings.form_bytes
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length) > most:
-            answer = problem(scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _too_large(most, has_files))
+            close = {"Connection": "close"}  # else the rest of the body would still be received, and thrown away
+            answer = problem(scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _too_large(most, has_files), headers=close)
             return await answer(scope, receive, send)
         seconds = self.settings.body_seconds if has_files else self.settings.header_seconds
         body = _Body(receive, most, seconds, _too_large(most, has_files))

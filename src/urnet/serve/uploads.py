@@ -142,7 +142,8 @@ class Decoders:
     """Processes that decode uploaded files, a piece at a time.
 
     The request or sample that has used least decoding time is served first, and of those that are new the one with the
-    smallest file, so that slow files do not hold up the others. A process whose client has left is ended.
+    smallest file, so that slow files do not hold up the others. Fields are cut in one piece, and never occupy the last
+    process where there are several. A process whose client has left is ended.
 
     Args:
         model: whose crops the images become.
@@ -166,6 +167,7 @@ class Decoders:
         self.processes = [_Process((model.config, cropping, limits)) for _ in range(settings.decoders)]
         for process in self.processes:
             self.idle.put(process)
+        self._cutting = asyncio.Semaphore(max(1, settings.decoders - 1))
         self._lock = threading.Lock()
         self._waiting: list[_Job] = []
         self._running: dict[_Job, float] = {}  # and since when
@@ -259,7 +261,9 @@ class Decoders:
         order |= {"limit": "field_seconds", "seconds": seconds}
         used, size = Usage(), sum(upload.size for upload in uploads)
         while True:
-            told, _ = await self._ask(order, max(0.0, seconds - used.seconds), [aside.usage, used], size, aside=aside)
+            async with self._cutting:
+                left = max(0.0, seconds - used.seconds)
+                told, _ = await self._ask(order, left, [aside.usage, used], size, aside=aside)
             if (name := told.get("died_at")) not in by_name or name in fatal:
                 break
             fatal[name] = told["error"]
