@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -447,7 +447,8 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
     link in order; a link to a folder that holds the searched one is a loop, and not followed. Hidden files and folders
     are not searched; hidden folders that hold such files are named in a warning.
 
-    Links to files that lead nowhere are among the files: whoever reads them says so.
+    Links to files that lead nowhere are among the files: the caller reports them, in the file's own row or with
+    `refuse_broken_links`. Pipes, sockets and devices with such a name are left out and named in a warning.
 
     Args:
         folder: where to search.
@@ -470,9 +471,14 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
             search.enter(link)
     _name_loops(folder, loops)
     _name_hidden(folder, search.hidden, suffixes)
-    _refuse_broken([file for file in search.found if file.suffix.lower() not in suffixes])
-    chosen = (f for f in search.found if f.suffix.lower() in suffixes and (f.is_file() or _leads_nowhere(f)))
-    return sorted(chosen, key=lambda file: file.relative_to(folder).as_posix())
+    refuse_broken_links(file for file in search.found if file.suffix.lower() not in suffixes)
+    named = sorted(
+        (f for f in search.found if f.suffix.lower() in suffixes), key=lambda f: f.relative_to(folder).as_posix()
+    )
+    chosen = [file for file in named if file.is_file() or _leads_nowhere(file)]
+    if special := [file for file in named if file not in set(chosen)]:
+        logger.warning("%s: pipes, sockets and devices are no images: %s", folder, _relative(folder, special))
+    return chosen
 
 
 def folders_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
@@ -486,7 +492,7 @@ def folders_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     entries = sorted(folder / entry.name for entry in _entries(folder))
     _name_hidden(folder, [path for path in entries if path.name.startswith(".") and path.is_dir()], suffixes)
     shown = [path for path in entries if not path.name.startswith(".")]
-    _refuse_broken([path for path in shown if path.suffix.lower() not in suffixes])
+    refuse_broken_links(shown)
     above = _with_those_above(folder)
     loops = [path for path in shown if path.is_dir() and os.path.realpath(path) in above]
     _name_loops(folder, loops)
@@ -545,13 +551,17 @@ def _name_hidden(folder: Path, hidden: list[Path], suffixes: Collection[str]) ->
         logger.warning("%s: hidden folders are not searched: %s", folder, first_few(told))
 
 
-def _refuse_broken(paths: list[Path]) -> None:
+def refuse_broken_links(paths: Iterable[Path]) -> None:
+    """Refuse links that lead nowhere.
+
+    Raises:
+        CellsError: there are such links (`files.link_broken`).
+    """
     broken = [path for path in paths if _leads_nowhere(path)]
     if broken:
         others = f" ({len(broken)} such links)" if len(broken) > 1 else ""
         raise CellsError(
-            f"{broken[0]}: a link that leads nowhere{others}; if it was a folder, its files would be missing: mend or "
-            "remove it",
+            f"{broken[0]}: a link that leads nowhere{others}; what it stands for would be missing: mend or remove it",
             code="files.link_broken",
         )
 

@@ -1,6 +1,7 @@
 """Folders `train`, `validation` and `test` above the class folders are the given split; unclear ones are refused."""
 
 import logging
+import os
 import re
 
 import numpy as np
@@ -11,6 +12,8 @@ from urnet.cells.audit import audit_cells
 from urnet.cells.divide import divide
 from urnet.cells.split import split_cells
 from urnet.cells.table import find_images, read_cells
+from urnet.errors import CellsError
+from urnet.fields.table import find_fields
 from urnet.recipe import load_recipe
 
 
@@ -136,3 +139,41 @@ def test_a_part_that_is_a_link_to_another_part_is_refused(tmp_path, raises_code)
         pytest.skip("links are not allowed here")
     with raises_code("cells.folder_twice"):
         read_cells(root)
+
+
+@pytest.mark.parametrize("place", ["dead.tif", "monocyte/dead.tif", "monocyte/donor 2/DEAD.TIF"])
+@pytest.mark.parametrize("part", ["", "train"])
+def test_an_image_that_is_a_broken_link_is_refused(tmp_path, raises_code, place, part):
+    root = parted(tmp_path, *(("train", "test") if part else (".",)))
+    link = root / part / place
+    link.parent.mkdir(exist_ok=True)
+    try:
+        link.symlink_to("/nowhere/x.tif")
+    except OSError:
+        pytest.skip("links are not allowed here")
+    with raises_code("files.link_broken") as caught:
+        read_cells(root)
+    assert str(link) in str(caught.value)
+    assert link.as_posix() in find_images([root]).table["path"].tolist()  # its own row reports it
+    with pytest.raises(CellsError, match="leads nowhere"):
+        find_fields(root)
+
+
+def test_a_montage_that_is_a_broken_link_is_refused(tmp_path, raises_code):
+    draw(tmp_path, "a/bf.png", "b/1.png")
+    try:
+        (tmp_path / "b" / "bf.png").symlink_to("/nowhere/x.png")
+    except OSError:
+        pytest.skip("links are not allowed here")
+    with raises_code("files.link_broken"):
+        read_cells(tmp_path, image="bf.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipes_with_the_name_of_an_image_are_named(tmp_path, caplog):
+    root = parted(tmp_path, ".")
+    os.mkfifo(root / "monocyte" / "pipe.png")
+    for search in (read_cells, lambda folder: find_images([folder]), lambda folder: find_fields(folder)[1]):
+        caplog.clear()
+        assert len(search(root)) == 4
+        assert "pipe.png" in caplog.text

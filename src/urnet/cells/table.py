@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.errors import CellsError, ImageError, first_few
-from urnet.files import OnDisk, files_below, folders_in, leads_out
+from urnet.files import OnDisk, files_below, folders_in, leads_out, refuse_broken_links
 from urnet.images.montage import Address, expand, locate, read_crop
 from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
 from urnet.names import is_missing, normal_name, twins, visible
@@ -184,10 +184,10 @@ def read_cells(
         as_written: keep the names as they are; for the table of a run, whose names were settled when it was begun.
 
     Raises:
-        CellsError: no such table, no cells, missing columns or files, labels that no class names, that mean "not known"
-            (`cells.label_missing`) or look alike (`cells.label_twins`), folders that are partly `train` and `test`
-            (`cells.split_folders`), class folders that are one by a link (`cells.folder_twice`), a file outside
-            (`cells.path_outside`).
+        CellsError: no such table, no cells, missing columns or files, links that lead nowhere (`files.link_broken`),
+            labels that no class names, that mean "not known" (`cells.label_missing`) or look alike
+            (`cells.label_twins`), folders that may be the parts of a split (`cells.split_folders`), class folders that
+            are one by a link (`cells.folder_twice`), a file outside (`cells.path_outside`).
         ImageError: a file whose pages or tiles cannot be counted.
     """
     path = Path(path)
@@ -322,6 +322,7 @@ def _scan(
     rows = []
     for part, folder in parts:
         files = [folder / image] if image else files_below(folder, SUFFIXES)
+        refuse_broken_links(files)
         files = [file for file in files if file.is_file()]
         if target:
             files = [file for file in files if paired_file(file.relative_to(folder), target) is not None]
