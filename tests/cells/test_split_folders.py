@@ -93,6 +93,48 @@ def test_what_is_unclear_is_refused(tmp_path, raises_code, kind):
     assert "path,label,split" in str(caught.value)
 
 
+ELSEWHERE = {
+    "parts in the classes": (
+        ("a/train/1.png", "a/val/2.png", "b/TEST/3.png"),
+        r"within the class folder 'a'.*train/a/",
+    ),
+    "parts below donors": (("a/1.png", "b/donor 2/Holdout/3.png"), "donor 2: holds the folders Holdout"),
+    "folds in the classes": (("a/fold1/1.png", "a/fold2/2.png", "b/3.png"), "fold1, fold2"),
+    "parts in the classes of parts": (("train/a/1.png", "test/a/dev/2.png"), "within the class folder 'a'"),
+    "folders of images": (("train_images/a/1.png", "test_images/a/2.png"), "rename them to train, validation and test"),
+    "folds": (("fold1/a/1.png", "fold2/a/2.png", "Fold_10/a/2.png"), r"path,label,split \(or fold\)"),
+    "sets": (("training_set/a/1.png", "dev/a/2.png", "holdout/a/3.png"), "named like parts of a split"),
+    "named at the end": (("cells_train/a/1.png", "cells-TEST/a/2.png"), "named like parts of a split"),
+    "written as one": (("trainset/a/1.png", "test1/a/2.png", "test2/a/2.png"), "named like parts of a split"),
+    "one level too high": (("data/train/a/1.png", "data/test/a/2.png"), r"give \S+data if it holds the split"),
+    "two levels too high": (("x/data/train/a/1.png", "x/data/test/a/2.png"), r"give \S+data if it holds the split"),
+    "folds one level too high": (("data/fold1/a/1.png", "data/fold2/a/2.png"), r"give \S+data if it holds the split"),
+}
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_a_given_split_in_other_folders_is_refused(tmp_path, raises_code, kind):
+    files, message = ELSEWHERE[kind]
+    with raises_code("cells.split_folders") as caught:
+        read_cells(draw(tmp_path, *files))
+    assert re.search(message, str(caught.value)), str(caught.value)
+    assert "path,label,split" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("granulocyte/fold1/1.png", "monocyte_set/2.png"),
+        ("testis_cells/1.png", "trained/2.png"),
+        ("fold1/1.png", "monocyte/2.png"),
+        ("granulocyte/test_slide/1.png", "monocyte/valence/2.png", "monocyte/slide/3.png"),
+        ("folded/1.png", "developing/2.png"),
+    ],
+)
+def test_names_that_only_resemble_parts_are_classes_and_folders(tmp_path, files):
+    assert read_cells(draw(tmp_path, *files)).classes == tuple(sorted({file.split("/")[0] for file in files}))
+
+
 def test_prediction_takes_all_images_of_such_a_folder(tmp_path):
     assert len(find_images([parted(tmp_path, "train", "test")])) == 8
 

@@ -10,6 +10,7 @@ file's path (a tile's address).
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,6 +62,11 @@ PART_FOLDERS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """Names of folders that hold a part of a given split, in lower case."""
+
+_PART_WORDS = {*PART_FOLDERS, "dev", "holdout"}
+_ANY_PART = "|".join(sorted(_PART_WORDS))
+_PART_NAME = re.compile(rf"(?:{_ANY_PART})(?:[ _.-].*|[ _.-]?set|\d+)?|.*[ _.-](?:{_ANY_PART})|fold[ _.-]?\d+")
+"""Other names of folders of parts, in lower case: `train_images`, `cells_test`, `dev`, `trainset`, `fold1`."""
 
 TABLE_NAME = "cells.csv"
 
@@ -323,6 +329,8 @@ def _scan(
     for part, folder in parts:
         files = [folder / image] if image else files_below(folder, SUFFIXES)
         refuse_broken_links(files)
+        if not image:
+            _refuse_parts_within(root, folder, files, is_only=len(folders) == 1)
         files = [file for file in files if file.is_file()]
         if target:
             files = [file for file in files if paired_file(file.relative_to(folder), target) is not None]
@@ -375,6 +383,42 @@ def _refuse_folder_twice(folders: list[Path]) -> None:
             )
 
 
+_TABLE_ADVICE = "write a cells table (CSV) with the columns path,label,split (or fold)"
+
+
+def _refuse_parts_within(root: Path, folder: Path, files: list[Path], *, is_only: bool) -> None:
+    """Refuse sub-folders of a class folder that are named like parts: their images would be split anew.
+
+    One that is called `train` or the like is enough; of others (`fold1`, `train_images`) all beside each other.
+
+    Args:
+        root: folder of the class folders.
+        folder: a class folder.
+        files: its images.
+        is_only: whether it is the only folder in `root`, which may then be one level too high.
+
+    Raises:
+        CellsError: there are such folders (`cells.split_folders`).
+    """
+    inside: dict[Path, dict[str, None]] = {}
+    for file in files:
+        for place in file.relative_to(folder).parents[:-1]:
+            inside.setdefault(folder / place.parent, {})[place.name] = None
+    for place in sorted(inside):
+        names = list(inside[place])
+        parts = [name for name in names if name.casefold() in _PART_WORDS]
+        if not parts and len(names) > 1 and all(_PART_NAME.fullmatch(name.casefold()) for name in names):
+            parts = names
+        if parts:
+            fix = f"give {place} if it holds the split; else " if is_only else ""
+            raise CellsError(
+                f"{place}: holds the folders {first_few(parts)}, named like parts of a split, within the class folder "
+                f"{folder.name!r}; a given split would be lost: {fix}move the parts above the classes "
+                f"(train/{folder.name}/…), rename the folders if they are none, or {_TABLE_ADVICE}",
+                code="cells.split_folders",
+            )
+
+
 def _given_parts(
     root: Path, folders: list[Path], classes: Mapping[str, Sequence[str]] | None
 ) -> list[tuple[str, Path]] | None:
@@ -385,10 +429,16 @@ def _given_parts(
     """
     part_of = {folder: PART_FOLDERS.get(folder.name.casefold()) for folder in folders}
     parts = [part for part in part_of.values() if part is not None]
-    if not parts:
-        return None
     names = ", ".join(folder.name for folder in folders)
-    advice = "write a cells table (CSV) with the columns path,label,split"
+    advice = _TABLE_ADVICE
+    if not parts:
+        if all(_PART_NAME.fullmatch(folder.name.casefold()) for folder in folders):
+            raise CellsError(
+                f"{root}: holds the folders {names}: they are named like parts of a split, not like classes; rename "
+                f"them to train, validation and test, each with one folder a class, or {advice}",
+                code="cells.split_folders",
+            )
+        return None
     if len(parts) < len(folders):
         which = ", ".join(folder.name for folder, part in part_of.items() if part is not None)
         reason = f"{which} may be a part of a split or a class"
