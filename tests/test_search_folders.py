@@ -66,12 +66,20 @@ def test_a_linked_folder_that_is_gone_is_an_error(tree, raises_code):
 
 
 def test_hidden_folders_with_images_are_named(tree, caplog):
-    for name in (".git/HEAD", ".trash/7.png", ".trash/deep/8.PNG", "a/.checkpoints/9.png", "b/.empty/x.txt", ".10.png"):
+    for name in (
+        "__MACOSX/b/._3.png",
+        ".git/HEAD",
+        ".trash/7.png",
+        ".trash/deep/8.PNG",
+        "a/.checkpoints/9.png",
+        "b/.empty/x.txt",
+        ".10.png",
+    ):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).touch()
     assert names(tree) == OWN
     (record,) = caplog.records
-    assert record.getMessage().endswith("not searched: .trash (2 images), a/.checkpoints (1 image)")
+    assert record.getMessage().endswith("not searched: .trash (2 images), __MACOSX (1 image), a/.checkpoints (1 image)")
     caplog.clear()
     assert [folder.name for folder in folders_in(tree, {".png"})] == ["a", "b", "linked"]
-    assert caplog.records[0].getMessage().endswith("not searched: .trash (2 images)")
+    assert caplog.records[0].getMessage().endswith("not searched: .trash (2 images), __MACOSX (1 image)")

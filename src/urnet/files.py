@@ -490,8 +490,8 @@ def folders_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
         CellsError: a folder that cannot be entered, or a link that leads nowhere, as in `files_below`.
     """
     entries = sorted(folder / entry.name for entry in _entries(folder))
-    _name_hidden(folder, [path for path in entries if path.name.startswith(".") and path.is_dir()], suffixes)
-    shown = [path for path in entries if not path.name.startswith(".")]
+    _name_hidden(folder, [path for path in entries if _is_hidden(path.name) and path.is_dir()], suffixes)
+    shown = [path for path in entries if not _is_hidden(path.name)]
     refuse_broken_links(shown)
     above = _with_those_above(folder)
     loops = [path for path in shown if path.is_dir() and os.path.realpath(path) in above]
@@ -518,7 +518,7 @@ class _Search:
             place, real_place = waiting.pop()
             for entry in _entries(place):
                 path = place / entry.name
-                if entry.name.startswith("."):
+                if _is_hidden(entry.name):
                     self.hidden += [path] if _is_folder(entry) else []
                 elif not _is_folder(entry):
                     self.found.append(path)
@@ -528,6 +528,11 @@ class _Search:
                     self.seen.add(real)
                     waiting.append((path, real))
         self.links.sort(key=Path.as_posix)
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder is not searched: hidden ones, and the folder that macOS adds to its ZIP archives."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _with_those_above(folder: Path) -> set[str]:

@@ -160,7 +160,7 @@ BAD_TABLES = {
     "path,label,target\na/1.png,x,gone.png\n": "column 'target' do not exist: gone.png",
     "path,label\na,x\n": "column 'path' do not exist: a",
     "path,label,split\na/1.png,x,val\n": "split is 'val'; allowed are train, validation, test",
-    "path,label,split\na/1.png,x,Train\n": "split is 'Train'",
+    "path,label,split\na/1.png,x,train\na/2.png,x,tset\n": "split is 'tset'; .*row 3",
     "path,label,fold\na/1.png,x,-1\n": "fold must be a whole number, found '-1' in row 2",
     "path,label,tile\na/1.png,x,4.5\n": "tile must be a whole number of pixels, found '4.5' in row 2 of .*cells.csv",
     "path,label,tile\na/1.png,x,0\n": "tile is 0; the edge of a tile must be at least 8",
@@ -176,6 +176,15 @@ def test_a_faulty_table_is_one_sentence(folder, text):
         read_cells(path)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_parts_are_read_in_any_case(folder, raises_code):
+    write(folder, "path,label,split\na/1.png,x,TRAIN\na/2.png,y,Test\na/1.png,y,\n")
+    assert read_cells(folder).table["split"].tolist() == ["train", "test", ""]
+    write(folder, "path,label,split\na/1.png,x,train\na/2.png,y,Val\n")
+    with raises_code("cells.split_unknown") as caught:
+        read_cells(folder)
+    assert "write validation in row 3" in str(caught.value)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])

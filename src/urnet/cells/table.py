@@ -274,7 +274,7 @@ def find_images(
 
 def _read_csv(path: Path, labelled: bool, as_written: bool) -> pd.DataFrame:
     """All columns that we know, as text; the index holds the line of each cell in the file."""
-    return read_table(
+    table = read_table(
         path,
         COLUMNS,
         needed=("path", "label") if labelled else ("path",),
@@ -285,6 +285,9 @@ def _read_csv(path: Path, labelled: bool, as_written: bool) -> pd.DataFrame:
         passed_over=_PASSED_OVER if labelled else None,
         as_written=as_written,
     )
+    if "split" in table:
+        table["split"] = table["split"].str.casefold()
+    return table
 
 
 def _settle_paths(path: Path, root: Path, table: pd.DataFrame, contained: bool) -> None:
@@ -501,9 +504,15 @@ def _check_rows(path: Path, table: pd.DataFrame, labelled: bool) -> None:
         if len(empty):
             raise CellsError(f"{path}: line {empty[0]} has no {column} ({len(empty)} such lines); fill them in")
     if "split" in table:
-        strange = sorted(set(table["split"]) - {*PARTS, ""})
-        if strange:
-            raise CellsError(f"{path}: split is {strange[0]!r}; allowed are {', '.join(PARTS)}, or empty to leave out")
+        strange = table["split"][~table["split"].isin([*PARTS, ""])]
+        if len(strange):
+            part = PART_FOLDERS.get(strange.iloc[0])
+            fix = f"write {part}" if part else "correct it"
+            raise CellsError(
+                f"{path}: split is {strange.iloc[0]!r}; allowed are {', '.join(PARTS)}, or empty to leave out; {fix} "
+                f"in row {strange.index[0]} ({len(strange)} such rows)",
+                code="cells.split_unknown",
+            )
     if "tile" in table:
         small = [edge for edge in table["tile"] if edge and int(edge) < MIN_EDGE]
         if small:
