@@ -207,6 +207,38 @@ def test_channels_side_by_side_in_one_page(tmp_path, planarconfig, tile):
         check(tmp_path / "f.tif", stack[c], channel=str(c))
 
 
+@pytest.mark.parametrize("planes", [3, 4])
+@pytest.mark.parametrize(("axes", "order"), [("ZYX", (0, 1, 2)), ("TYX", (0, 1, 2)), ("YXZ", (1, 2, 0))])
+@pytest.mark.parametrize("layout", [{}, {"tile": (32, 32), "compression": "zlib"}])
+def test_a_named_axis_of_three_or_four_planes_is_not_colour(tmp_path, planes, axes, order, layout):
+    """Python's tifffile takes such an array for the colours of one image unless it is told otherwise."""
+    stack = image(np.uint16, planes, H, W)
+    config = {"photometric": "rgb", "planarconfig": "contig"} if axes == "YXZ" else {}
+    path = tmp_path / "f.tif"
+    tifffile.imwrite(path, stack.transpose(order), metadata={"axes": axes}, **config, **layout)
+    with tifffile.TiffFile(path) as tif:
+        assert (len(tif.pages), tif.pages.first.samplesperpixel) == (1, planes)
+    info = describe_field(path)
+    assert (info.planes, len(info.scenes), info.colour) == ((1, planes, False) if "T" in axes else (planes, 1, False))
+    for number in (0, planes - 1):
+        check(path, stack[number], **({"scene": f"t{number}"} if "T" in axes else {"z": str(number)}))
+
+
+def test_planes_beside_each_other_within_time_points(tmp_path):
+    stack = image(np.uint16, 2, 3, H, W)
+    tifffile.imwrite(tmp_path / "f.tif", stack, metadata={"axes": "TZYX"})
+    assert describe_field(tmp_path / "f.tif").scenes == ("t0", "t1")
+    check(tmp_path / "f.tif", stack[1, 2], z="2", scene="t1")
+    check(tmp_path / "f.tif", stack[0].max(axis=0), z="max", scene="t0")
+
+
+def test_three_planes_of_an_axis_without_a_name_or_of_channels_stay_colour(tmp_path):
+    stack = image(np.uint16, 3, H, W)
+    for axes in ("CYX", "SYX", "QYX"):
+        tifffile.imwrite(tmp_path / "f.tif", stack, metadata={"axes": axes}, photometric="rgb", planarconfig="separate")
+        check(tmp_path / "f.tif", np.moveaxis(stack, 0, -1))
+
+
 def test_grey_with_alpha_is_one_channel(tmp_path):
     grey = image(np.uint8)
     both = np.stack([grey, np.full_like(grey, 255)], axis=-1)

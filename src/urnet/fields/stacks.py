@@ -26,6 +26,7 @@ class Stack:
         places: page of each plane; one alone where the other planes follow its pixels without pages of their own.
         channels: their names, as far as they are known.
         pixel_um: edge of a pixel, µm; none where it is not known.
+        samples: "Z" or "T" where the values of a pixel are planes along that axis; "C" where they are colour or channels.
     """
 
     name: str | None
@@ -34,6 +35,7 @@ class Stack:
     places: list[PlaneAt]
     channels: Sequence[str] = ()
     pixel_um: float | None = None
+    samples: str = "C"
 
 
 def micromanager_stacks(path: Path, pages: Sequence[Page], metadata: dict[str, Any]) -> list[Stack]:
@@ -211,9 +213,13 @@ def shaped_stacks(path: Path, pages: Sequence[Page]) -> list[Stack]:
         inner = [n for n in (page.height, page.width) if n > 1]
         outer = [n for n in shape if n > 1]
         letters = [axis for axis, n in zip(axes, shape, strict=True) if n > 1]
-        for tail in _tails(page, inner):
-            if outer[len(outer) - len(tail) :] == tail:
-                outer, letters = outer[: len(outer) - len(tail)], letters[: len(letters) - len(tail)]
+        samples = "C"
+        for tail, place in _tails(page, inner):
+            rest = len(outer) - len(tail)
+            if outer[rest:] == tail:
+                if place is not None and letters[rest + place] in "ZT":
+                    samples = letters[rest + place]
+                outer, letters = outer[:rest], letters[:rest]
                 break
         else:
             raise _unshaped(path, shape, page)
@@ -226,16 +232,16 @@ def shaped_stacks(path: Path, pages: Sequence[Page]) -> list[Stack]:
                 code="fields.planes_missing",
             )
         places = [PlaneAt(path, number + step) for step in range(here)]
-        stacks.append(Stack(None, "".join(letters), tuple(outer), places))
+        stacks.append(Stack(None, "".join(letters), tuple(outer), places, samples=samples))
         number += here
     return stacks
 
 
-def _tails(page: Page, inner: list[int]) -> list[list[int]]:
-    """How the rows, columns and values of a page end the shape of its array."""
+def _tails(page: Page, inner: list[int]) -> list[tuple[list[int], int | None]]:
+    """How the rows, columns and values of a page end the shape of its array, and where in that the values are."""
     if page.samples == 1:
-        return [inner]
-    return [[*inner, page.samples], [page.samples, *inner]]
+        return [(inner, None)]
+    return [([*inner, page.samples], len(inner)), ([page.samples, *inner], 0)]
 
 
 def _shape_of(path: Path, page: Page) -> tuple[list[int], str] | None:

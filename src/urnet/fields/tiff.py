@@ -98,11 +98,12 @@ class TiffSource:
 
     def plane(self, scene: Scene, channel: int, z: int) -> Region:
         """How regions of one plane are read."""
-        grid, side_by_side, first = scene.address
-        page, offset = grid[0 if side_by_side else channel][z], None
+        grid, samples, first = scene.address
+        sample = {"": None, "C": channel, "Z": z}.get(samples, samples)
+        page, offset = grid[0 if samples == "C" else channel][0 if samples == "Z" else z], None
         if isinstance(page, int):
             page, offset = first, page
-        return _Plane(self, page, offset, channel if side_by_side else None, scene.dtype, scene.colour).region
+        return _Plane(self, page, offset, sample, scene.dtype, scene.colour).region
 
     def page(
         self, place: "PlaneAt | tifffile.TiffPage | tifffile.TiffFrame"
@@ -195,7 +196,7 @@ class TiffSource:
                 places = self._behind(first, math.prod(stack.shape))
             grid = self._grid(places, stack.axes, stack.shape)
             pixel = stack.pixel_um or pixel_um(self._tif, first)
-            scenes += self._scenes(grid, first, stack.name, index, len(stacks), stack.channels, pixel)
+            scenes += self._scenes(grid, first, stack.name, index, len(stacks), stack.channels, pixel, stack.samples)
         return tuple(scenes)
 
     def _series_scenes(self) -> tuple[Scene, ...]:
@@ -262,22 +263,32 @@ class TiffSource:
         count: int,
         channels: Sequence[str | None],
         pixel: float | None,
+        along: str = "C",
     ) -> list[Scene]:
-        """A scene for each time point of a grid of planes (T, C, Z)."""
+        """A scene for each time point of a grid of planes (T, C, Z).
+
+        Several values of a pixel that are no colour lie along the axis `along`.
+        """
         depth, colour = tiff_kind(self.path, first, MAX_SAMPLES)
         samples = first.samplesperpixel
         T, C, Z = grid.shape
-        colour = colour and first.photometric in _RGB
-        side_by_side = False
+        colour = colour and first.photometric in _RGB and along == "C"
+        side_by_side = ""
         if samples > 1 and not colour:
             # A grey value with alpha is one channel, as in crops; otherwise values side by side are channels.
-            alpha = len(first.extrasamples) == 1 and samples == 2 and int(first.extrasamples[0]) in (1, 2)
-            if C > 1:
+            alpha = (
+                along == "C" and len(first.extrasamples) == 1 and samples == 2 and int(first.extrasamples[0]) in (1, 2)
+            )
+            axis = "TCZ".index(along)
+            if grid.shape[axis] > 1:
+                what = ("time points", "channels", "z planes")[axis]
                 raise ImageError(
-                    f"{self.path}: {samples} values a pixel in each of {C} channels; save each channel as its own page"
+                    f"{self.path}: {samples} values a pixel in each of {grid.shape[axis]} {what}; save each plane as "
+                    "its own page"
                 )
             if not alpha:
-                side_by_side, C = True, samples
+                side_by_side = along
+                T, C, Z = (samples if number == axis else n for number, n in enumerate(grid.shape))
         self._check_pieces(first)
         own = name or str(index)
         return [
@@ -291,7 +302,9 @@ class TiffSource:
                 colour=colour,
                 pixel_um=pixel,
                 files=self.files,
-                address=(grid[t].tolist(), side_by_side, first),
+                address=(grid[0].tolist(), t, first)
+                if side_by_side == "T"
+                else (grid[t].tolist(), side_by_side, first),
                 orientation=tiff_orientation(first),
             )
             for t in range(T)
