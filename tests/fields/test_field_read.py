@@ -13,6 +13,7 @@ from PIL import Image
 
 from urnet.errors import ImageError
 from urnet.fields.read import describe_field, open_field
+from urnet.images.read import read_header, read_image
 
 H, W = 75, 99
 REGIONS = [(0, 0, H, W), (10, 20, 30, 40), (H - 1, W - 1, 1, 1), (0, 0, 1, W), (33, 0, 42, 5), (15, 31, 34, 34)]
@@ -103,6 +104,33 @@ def test_jpeg_tiles_and_empty_tiles(tmp_path):
     with open_field(tmp_path / "g.tif") as field:
         np.testing.assert_array_equal(field.read(0, 0, 64, 64), smooth[:64, :64])
         assert not field.read(64, 0, 64, 160).any()
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_tile_that_is_missing_is_empty_or_damage_to_fields_and_crops_alike(
+    tmp_path, bigtiff, compression, raises_code
+):
+    """A tile of 0 bytes at byte 0 was left empty; one with bytes would be read from the header."""
+    path, whole = tmp_path / "f.tif", image(np.uint16, 64, 64)
+    tifffile.imwrite(path, whole, tile=(32, 32), compression=compression, bigtiff=bigtiff)
+    with tifffile.TiffFile(path) as tif:
+        (offsets, offset_size), (counts, count_size) = (
+            (tif.pages.first.tags[code].valueoffset, {3: 2, 4: 4, 16: 8}[int(tif.pages.first.tags[code].dtype)])
+            for code in (324, 325)
+        )
+    data = bytearray(path.read_bytes())
+    data[offsets + offset_size : offsets + 2 * offset_size] = bytes(offset_size)
+    path.write_bytes(data)
+    for read in (describe_field, open_field, read_image, read_header):
+        with raises_code("images.pages_damaged"):
+            read(path)
+    data[counts + count_size : counts + 2 * count_size] = bytes(count_size)
+    path.write_bytes(data)
+    whole[:32, 32:] = 0
+    with open_field(path) as field:
+        np.testing.assert_array_equal(field.read(0, 0, 64, 64), whole)
+    np.testing.assert_array_equal(read_image(path), whole)
 
 
 @pytest.mark.parametrize("deep", [False, True])

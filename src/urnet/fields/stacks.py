@@ -26,7 +26,7 @@ class Stack:
         places: page of each plane; one alone where the other planes follow its pixels without pages of their own.
         channels: their names, as far as they are known.
         pixel_um: edge of a pixel, µm; none where it is not known.
-        samples: "Z" or "T" where the values of a pixel are planes along that axis; "C" where they are colour or channels.
+        samples: axis along which the values of a pixel lie: "Z" or "T", or "C" where they are colour or channels.
     """
 
     name: str | None

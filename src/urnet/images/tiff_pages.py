@@ -25,6 +25,9 @@ MAX_PAGES = 100_000
 _MAX_TAGS = 4096
 """Most tags of a page; the standard defines fewer than two hundred."""
 
+_HEADER = 8
+"""Bytes of the shortest header: no pixels lie within it. A strip or tile that is left empty is 0 bytes at byte 0."""
+
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _LETTERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 
@@ -100,7 +103,7 @@ def list_pages(path: Path) -> tuple[Page, ...]:
 
     Raises:
         ImageError: `images.pages_damaged` where a directory lies beyond the end of the file, the chain is a loop or
-            longer than `MAX_PAGES`, or pages claim more than the file can hold.
+            longer than `MAX_PAGES`, or pages claim more than the file can hold or pixels within its header.
     """
     try:
         about = path.stat()
@@ -246,6 +249,8 @@ def _page(
     filled = counts > 0
     if (starts >= 2**63).any() or (counts >= 2**63).any():
         raise _damaged(path, f"page {number} lists pixels beyond its end")
+    if (starts[filled] < _HEADER).any():
+        raise _damaged(path, f"page {number} lists a strip or tile with pixels at byte 0, within the header")
     ends = (starts + counts)[filled]
     return Page(
         offset=offset,
