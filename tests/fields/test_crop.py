@@ -105,6 +105,21 @@ def test_the_same_settings_cut_the_same_crops_again(cropped, fields, tmp_path):
     assert np.array_equal(first.read(0), second.read(0))
 
 
+def test_a_numbered_plane_of_a_stack_goes_with_nuclei_and_new_fields_of_one_plane(
+    scene, fields, cropped, tmp_path, raises_code
+):
+    stack = np.stack([scene.brightfield[::-1], scene.brightfield[:, ::-1], scene.brightfield])
+    write(tmp_path / "stack" / "a.tif", stack)
+    write(tmp_path / "stack" / "a_dapi.tif", scene.nuclei)
+    how = Cropping(size=EDGE, nuclei="*_dapi.tif", z="2", pixel_um=PIXEL, light="none")
+    first = crop_fields(tmp_path / "stack", tmp_path / "first", how)
+    again = crop_fields(fields, tmp_path / "again", first.cropping, again=True)
+    assert len(first.table) > 0
+    assert again.table[["x", "y"]].equals(first.table[["x", "y"]])
+    with raises_code("fields.no_such_plane"):
+        crop_fields(fields, tmp_path / "asked", how)
+
+
 def test_damaged_settings_are_named(cropped, tmp_path):
     path = tmp_path / "crop.json"
     path.write_text((cropped.folder / "crop.json").read_text(encoding="utf-8")[:80], encoding="utf-8")

@@ -293,10 +293,12 @@ def test_the_sharpest_plane_is_the_one_with_the_finest_structure(tmp_path):
     check(tmp_path / "f.tif", stack[2], z="sharpest")
 
 
-def test_one_plane_takes_any_z(tmp_path):
-    """Brightfield stacks have partners with a single plane of fluorescence, and both get the same z."""
+def test_one_plane_has_the_number_0_and_is_its_own_projection(tmp_path, raises_code):
     tifffile.imwrite(tmp_path / "f.tif", image())
-    for z in ("3", "max", "sharpest", ""):
+    for z in ("99", "1"):
+        with raises_code("fields.no_such_plane"):
+            open_field(tmp_path / "f.tif", z=z)
+    for z in ("0", " 00", "max", "sharpest", "", None):
         check(tmp_path / "f.tif", image(), z=z)
     with pytest.raises(ImageError, match="z is 'top'"):
         open_field(tmp_path / "f.tif", z="top")

@@ -373,6 +373,7 @@ def test_one_plane_in_several_spellings_counts_once(tmp_path):
     assert once(tmp_path / "one.tif", [{}, {"z": ""}, {"z": "0"}, {"z": " 00"}, {"z": "MAX"}, {"channel": "00"}]) == [
         "0"
     ]
+    assert once(tmp_path / "one.tif", [{}, {"z": "1"}, {"z": "01"}]) == ["0", "1"]
     tifffile.imwrite(
         tmp_path / "many.tif",
         pixels(0, 3, 2, H, W),

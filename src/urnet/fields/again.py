@@ -64,7 +64,7 @@ def _leads_out(root: Path, row: FieldRow, partner: Path) -> bool:
 
 
 def with_what_is_there(row: FieldRow, asked: Cropping, fields: Describer) -> FieldRow:
-    """A field whose file has a single channel or scene needs none of the training's names for them.
+    """A field whose file has a single channel, scene or z plane needs none of the training's names for them.
 
     Args:
         row: the field, with what its table leaves open filled from `asked`.
@@ -81,4 +81,6 @@ def with_what_is_there(row: FieldRow, asked: Cropping, fields: Describer) -> Fie
         row = replace(row, channel=None)
         if row.nuclei == row.brightfield:
             row = replace(row, nuclei=None, nuclei_channel=None)
+    if row.z is not None and row.z == asked.z and row.z.strip().isdigit() and fields.describe(row).planes == 1:
+        row = replace(row, z=None)
     return row

@@ -28,7 +28,7 @@ from urnet.fields.labels import label_notes, labels_of, read_labels
 from urnet.fields.matching import Agreement
 from urnet.fields.nuclei import nuclear_features
 from urnet.fields.propose import feature_table, fit_proposer, propose
-from urnet.fields.read import FieldInfo, open_field
+from urnet.fields.read import FieldInfo, open_field, z_of_partner
 from urnet.fields.registration import Shift, register
 from urnet.fields.sets import Describer, each_plane_once
 from urnet.fields.table import FieldRow, find_fields, refuse_among_fields, refuse_contradictions
@@ -343,7 +343,8 @@ def _views(row: FieldRow, how: Cropping) -> Iterator[tuple[View, View | None, Sh
         if row.nuclei is None:
             yield bright, None, None
             return
-        with open_field(row.nuclei, channel=row.nuclei_channel, z=row.z, scene=row.scene) as glowing:
+        z = row.z if row.nuclei == row.brightfield else z_of_partner(row.nuclei, row.z, row.scene)
+        with open_field(row.nuclei, channel=row.nuclei_channel, z=z, scene=row.scene) as glowing:
             if bright.shape != (glowing.info.height, glowing.info.width):
                 raise ImageError(
                     f"{row.brightfield} is {bright.shape[1]} x {bright.shape[0]} px and its nuclei {row.nuclei} are "

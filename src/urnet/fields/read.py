@@ -141,7 +141,7 @@ def open_field(path: Path, *, channel: str | None = None, z: str | None = None, 
         channel: name of a channel, in any case, or its number from 0; must be given if there are several.
         z: number of a plane from 0, or `max`, `mean`, `min` over the planes, or `sharpest`: the plane whose fine
             structure is strongest over the whole field (of cells without stain, one beside the focus). Must be given
-            if there are several planes; a file with one plane has nothing to choose.
+            if there are several planes; a projection of one plane is that plane.
         scene: name of a scene, or its number from 0; must be given if there are several.
 
     Raises:
@@ -158,6 +158,20 @@ def open_field(path: Path, *, channel: str | None = None, z: str | None = None, 
     except BaseException:
         source.close()
         raise
+
+
+def z_of_partner(path: Path, z: str | None, scene: str | None = None) -> str | None:
+    """The `z` with which another image of the same field is opened: a single plane goes with any plane of a stack.
+
+    Args:
+        path: the other image, such as the nuclei.
+        z: as the field itself was opened with.
+        scene: as for `open_field`.
+
+    Raises:
+        ImageError: as `describe_field`.
+    """
+    return z if describe_field(path, scene).planes > 1 else None
 
 
 def _open(path: Path) -> Source:
@@ -243,9 +257,12 @@ def _planes(source: Source, scene: Scene, channel: int, z: str | None) -> tuple[
     """The planes to read, and how several become one."""
     asked = None if z is None or not str(z).strip() else str(z).strip().lower()
     number = int(asked) if asked is not None and asked.isascii() and asked.isdigit() else None
-    rule = f"a number from 0 to {scene.planes - 1}, or {', '.join(PROJECTIONS)}"
+    numbers = f"a number from 0 to {scene.planes - 1}" if scene.planes > 1 else "0, the only one"
+    rule = f"{numbers}, or {', '.join(PROJECTIONS)}"
     if asked is not None and number is None and asked not in PROJECTIONS:
         raise ImageError(f"{source.path}: z is {z!r}; it can be {rule}")
+    if number is not None and number >= scene.planes:
+        raise ImageError(f"{source.path}: no z plane {number}; give {rule}", code="fields.no_such_plane")
     if scene.planes == 1:
         return [source.plane(scene, channel, 0)], None
     if asked is None:
@@ -253,8 +270,6 @@ def _planes(source: Source, scene: Scene, channel: int, z: str | None) -> tuple[
             f"{source.path}: {scene.planes} z planes; choose by --z, or the column z of a field table: {rule}"
         )
     if number is not None:
-        if number >= scene.planes:
-            raise ImageError(f"{source.path}: no z plane {number}; give {rule}")
         return [source.plane(scene, channel, number)], None
     planes = [source.plane(scene, channel, index) for index in range(scene.planes)]
     if asked == "sharpest":

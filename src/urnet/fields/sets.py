@@ -83,6 +83,6 @@ def _plane(row: FieldRow, info: FieldInfo) -> str:
     """The z plane or projection in one spelling; "" where there is one plane, which all of them give."""
     asked = (row.z or "").strip().lower()
     number = asked.isascii() and asked.isdigit()
-    if info.planes == 1 and (not asked or number or asked in PROJECTIONS):
+    if info.planes == 1 and (not asked or asked in PROJECTIONS or (number and int(asked) == 0)):
         return ""
     return asked.lstrip("0") or "0" if number else asked
