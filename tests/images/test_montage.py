@@ -266,6 +266,8 @@ PART = (
     '<OME UUID="urn:uuid:1"><Image><Pixels SizeX="16" SizeY="16" SizeC="3" SizeZ="5"><TiffData/></Pixels></Image></OME>'
 )
 
+ONE = PART.replace("5", "1").replace("3", "1")
+
 
 @pytest.mark.parametrize(
     ("description", "pages", "expected"),
@@ -273,6 +275,9 @@ PART = (
         (NESTED, 1, [""]),
         (NESTED, 2, ["#p000", "#p001"]),
         (PART, 1, [""]),
+        (ONE, 1, [""]),
+        (ONE, 2, "images.pages_ambiguous"),
+        (ONE, 5, "images.pages_ambiguous"),
         (PART[:-20], 1, [""]),
         (PART, 2, "images.pages_of_one_image"),
         (PART[:-20], 2, "images.ome_xml_invalid"),

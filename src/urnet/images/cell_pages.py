@@ -6,9 +6,12 @@ the file is refused: a count of cells must not depend on a guess.
 """
 
 import json
+import math
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 from urnet.errors import ImageError
 from urnet.images.ome_xml import MAX_LENGTH, children, is_ome_xml, parse_ome_xml, whole_number
@@ -24,9 +27,10 @@ def pages_of_cells(path: Path) -> tuple[int, ...]:
     """Numbers of the pages of a TIFF that show one cell each, at full resolution.
 
     Raises:
-        ImageError: `images.pages_ambiguous` where pages have different sizes or kinds, or the file has images that are
-            no pages; `images.pages_of_one_image` where they are channels, z planes or time points of one image;
-            `images.pages_damaged` as `list_pages`.
+        ImageError: `images.pages_ambiguous` where pages have different sizes or kinds, the file has images that are
+            no pages, or its OME-XML names fewer planes than it has pages; `images.pages_of_one_image` where they are
+            channels, z planes or time points of one image; `images.pages_damaged` as `list_pages`; OME-XML that is
+            invalid, as `parse_ome_xml`.
     """
     about = path.stat()
     return _pages_of_cells(path, about.st_mtime_ns, about.st_size)
@@ -37,11 +41,18 @@ def _pages_of_cells(path: Path, modified: int, size: int) -> tuple[int, ...]:
     pages = list_pages(path)
     full = [number for number, page in enumerate(pages) if not (page.reduced or page.mask)] or [0]
     start = description_of(path, pages[0], _START)
-    axes = _named_axes(path, pages, start)
+    root = _ome(path, pages, start)
+    axes = _named_axes(path, pages, start) if root is None else _ome_axes(path, root)
     if axes:
         raise ImageError(
             f"{path}: its pages are {' and '.join(axes)} of one image and not several cells. {_FIX}",
             code="images.pages_of_one_image",
+        )
+    if root is not None and (named := sum(math.prod(sizes.values()) for sizes in _ome_sizes(path, root))) < len(full):
+        raise ImageError(
+            f"{path}: its OME-XML names {named} plane(s), but the file holds {len(full)} pages, which can be anything. "
+            f"{_FIX}",
+            code="images.pages_ambiguous",
         )
     if len(full) == 1 and len(pages) == 1 and (hidden := _imagej_number(start, "images")) > 1:
         raise ImageError(
@@ -78,10 +89,6 @@ def _check_alike(path: Path, pages: list[Page]) -> None:
 
 def _named_axes(path: Path, pages: tuple[Page, ...], start: str) -> list[str]:
     """Axes of one image that the file's metadata name, other than its rows and columns."""
-    if is_ome_xml(start):
-        if len(pages) == 1:
-            return []  # the other planes, if any, are in other files
-        return _ome_axes(path, description_of(path, pages[0], MAX_LENGTH + 1))
     if start.startswith(("ImageJ=", "SCIFIO=")):
         # ImageJ calls the images of any stack slices (or frames), so one of these says nothing.
         named = [axis for axis in ("channels", "slices", "frames") if _imagej_number(start, axis) > 1]
@@ -92,11 +99,22 @@ def _named_axes(path: Path, pages: tuple[Page, ...], start: str) -> list[str]:
     return _micromanager_axes(path) if len(pages) > 1 else []
 
 
-def _ome_axes(path: Path, text: str) -> list[str]:
-    root = parse_ome_xml(str(path), text)
+def _ome(path: Path, pages: tuple[Page, ...], start: str) -> ElementTree.Element | None:
+    """The OME-XML of a file with several pages; of one with a single page, other planes are in other files."""
+    if len(pages) == 1 or not is_ome_xml(start):
+        return None
+    return parse_ome_xml(str(path), description_of(path, pages[0], MAX_LENGTH + 1))
+
+
+def _ome_axes(path: Path, root: ElementTree.Element) -> list[str]:
     if children(root, "BinaryOnly"):
         return ["one part"]
-    named = set()
+    named = {axis for sizes in _ome_sizes(path, root) for axis, number in sizes.items() if number > 1}
+    return [axis for axis in ("channels", "z planes", "time points") if axis in named]
+
+
+def _ome_sizes(path: Path, root: ElementTree.Element) -> Iterator[dict[str, int]]:
+    """Channels, z planes and time points of each image; of channels, as many as there are pages for."""
     for image in children(root, "Image"):
         for pixels in children(image, "Pixels"):
             samples = [whole_number(str(path), one, "SamplesPerPixel", 1) for one in children(pixels, "Channel")]
@@ -104,8 +122,7 @@ def _ome_axes(path: Path, text: str) -> list[str]:
             sizes = {"channels": channels}
             sizes |= {"z planes": whole_number(str(path), pixels, "SizeZ", 1)}
             sizes |= {"time points": whole_number(str(path), pixels, "SizeT", 1)}
-            named |= {axis for axis, number in sizes.items() if number > 1}
-    return [axis for axis in ("channels", "z planes", "time points") if axis in named]
+            yield sizes
 
 
 def _shaped_axes(text: str) -> list[str]:
