@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 
 from urnet.errors import ImageError
+from urnet.fields.read import describe_field
 from urnet.images.read import MAX_PIXELS, MIN_EDGE, read_header, read_image
 
 EDGES = st.integers(MIN_EDGE, 24)
@@ -127,6 +128,18 @@ def test_grey_with_alpha_is_grey(tmp_path):
     check_exact(tmp_path / "crop.png", grey)
     check_exact(tmp_path / "crop.tif", grey)
     check_exact(tmp_path / "deep.png", grey.astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize("planarconfig", ["contig", "separate"])
+@pytest.mark.parametrize("samples", [["unspecified"], None])
+def test_two_values_a_pixel_without_alpha_are_two_channels(tmp_path, planarconfig, samples, raises_code):
+    both = np.arange(512, dtype=np.uint16).reshape((16, 16, 2) if planarconfig == "contig" else (2, 16, 16))
+    options = {"photometric": "minisblack", "planarconfig": planarconfig, "extrasamples": samples, "metadata": None}
+    tifffile.imwrite(tmp_path / "crop.tif", both, **options)
+    for read in (read_image, read_header):
+        with raises_code("images.several_channels"):
+            read(tmp_path / "crop.tif")
+    assert describe_field(tmp_path / "crop.tif").channels == ("0", "1")
 
 
 def test_jpeg_grey_and_colour(tmp_path):

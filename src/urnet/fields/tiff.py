@@ -31,7 +31,7 @@ from urnet.fields.tiff_metadata import (
     pixel_of_ome,
     pixel_um,
 )
-from urnet.images.read import MAX_PIXELS, decoding, tiff_kind, tiff_orientation, tiff_values
+from urnet.images.read import MAX_PIXELS, decoding, has_alpha_alone, tiff_kind, tiff_orientation, tiff_values
 from urnet.images.tiff_pages import MAX_PAGES, list_pages, micromanager_metadata, open_tiff, page_at
 
 KEPT = 160 * 2**20
@@ -276,9 +276,7 @@ class TiffSource:
         side_by_side = ""
         if samples > 1 and not colour:
             # A grey value with alpha is one channel, as in crops; otherwise values side by side are channels.
-            alpha = (
-                along == "C" and len(first.extrasamples) == 1 and samples == 2 and int(first.extrasamples[0]) in (1, 2)
-            )
+            alpha = along == "C" and has_alpha_alone(first)
             axis = "TCZ".index(along)
             if grid.shape[axis] > 1:
                 what = ("time points", "channels", "z planes")[axis]

@@ -42,6 +42,7 @@ _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PILLOW_STARTS = (_PNG_START, b"\xff\xd8\xff", b"BM")
 _PILLOW_FORMATS = ("PNG", "JPEG", "BMP")
 _PNG_COLOUR_TYPES = (2, 6)  # RGB and RGBA; 16-bit PNG has no palettes
+_ALPHA = (1, 2)  # extra samples: associated and unassociated alpha
 _TIFF_KINDS = (
     tifffile.PHOTOMETRIC.MINISWHITE,
     tifffile.PHOTOMETRIC.MINISBLACK,
@@ -391,8 +392,20 @@ def check_finite(path: Path, pixels: np.ndarray) -> None:
         )
 
 
+def has_alpha_alone(page: tifffile.TiffPage) -> bool:
+    """Whether the second of two values a pixel is alpha, and the first one grey."""
+    return page.samplesperpixel == 2 and len(page.extrasamples) == 1 and int(page.extrasamples[0]) in _ALPHA
+
+
 def _tiff_header(path: Path, page: tifffile.TiffPage, pages: int) -> Header:
     depth, colour = tiff_kind(path, page)
+    palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
+    if page.samplesperpixel == 2 and not (palette or has_alpha_alone(page)):
+        raise ImageError(
+            f"{path}: 2 values a pixel, the second not marked as alpha: two channels, of which one would be "
+            "taken for the whole; save each channel as an image of its own",
+            code="images.several_channels",
+        )
     if page.is_tiled:
         tile = (page.tiledepth, page.tilelength, page.tilewidth)
         if decoded_pixels((page.imagedepth, page.imagelength, page.imagewidth), tile) > MAX_PIXELS:
