@@ -17,9 +17,9 @@ import numpy as np
 import tifffile
 
 from urnet.cells.copies import PADDING_COPIES, copy_key, same
-from urnet.fields.detect import Found, Read, detect
-from urnet.fields.matching import Agreement, match, wilson
-from urnet.images.phantom import Field, Placed, draw_field
+from urnet.fields.detection.detect import Found, Read, detect
+from urnet.fields.detection.matching import Agreement, match, wilson
+from urnet.images.simulation.phantom import Field, Placed, draw_field
 
 TILE = 40
 REACH = 9.0

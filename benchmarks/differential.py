@@ -48,8 +48,8 @@ def read(paths: list[Path]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarr
 def one_setting(job: tuple) -> list[dict]:
     """Replicates of one composition and size."""
     from urnet.calibration.reference import Reference
-    from urnet.differential.estimate import adjusted_count, classify_and_count, em
-    from urnet.differential.interval import EmTest, adjusted_interval, invert
+    from urnet.counting.estimate import adjusted_count, classify_and_count, em
+    from urnet.counting.interval import EmTest, adjusted_interval, invert
 
     probabilities, truth, rejected, composition, size, known, replicates, seed = job
     rng = np.random.default_rng(seed)

@@ -125,7 +125,7 @@ def main() -> None:
 def compared(out: Path, kinds: list[str], folds: list[str]) -> None:
     """Paired differences on the test parts, to the teacher; predictions and differences are kept as CSV."""
     from urnet.evaluation.paired import paired_differences
-    from urnet.evaluation.scored import own_part
+    from urnet.evaluation.predictions import own_part
     from urnet.training.run import Run
 
     tested: dict[str, list[pd.DataFrame]] = {kind: [] for kind in kinds}

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from machine import describe
 
-from urnet.bundle import Model, ModelConfig
+from urnet.bundle.model import Model, ModelConfig
 from urnet.errors import RunError
 from urnet.export.as_onnx import open_onnx, to_onnx
 from urnet.export.as_openvino import NAME, open_openvino, to_openvino
 from urnet.export.as_torch import open_torch, to_torch
 from urnet.export.graph import capture
-from urnet.export.packages import installed
+from urnet.export.optional_packages import installed
 from urnet.export.parity import compare
 from urnet.images.scale import Scaling
 from urnet.nets import list_enhancers

@@ -31,13 +31,13 @@ import torch
 from machine import describe, load
 from matplotlib.figure import Figure
 
+from urnet.atomic_files import whole_file
 from urnet.cells.audit import audit_cells
 from urnet.cells.decoded import decoded_cells
 from urnet.cells.divide import divide
 from urnet.cells.table import TABLE_NAME, read_cells
-from urnet.evaluation.style import DASHES, DOTS, FAINT, MANY, WIDTH, styled
-from urnet.files import whole_file
-from urnet.images.phantom import draw_crop
+from urnet.evaluation.figure_style import DASHES, DOTS, FAINT, MANY, WIDTH, styled
+from urnet.images.simulation.phantom import draw_crop
 from urnet.recipe import load_recipe
 
 SIDE, POOL = 24, 2000

@@ -33,9 +33,9 @@ import pandas as pd
 import torch
 from machine import describe, load
 
-from urnet.bundle import Model, ModelConfig
+from urnet.bundle.model import Model, ModelConfig
 from urnet.cells.simulate import write_phantom
-from urnet.export.packages import installed
+from urnet.export.optional_packages import installed
 from urnet.images.scale import Scaling
 from urnet.nets.size import count_macs
 from urnet.predict import predict_files

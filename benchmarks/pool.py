@@ -46,7 +46,7 @@ def run(cell: object, cells: object, audit: object, deadline: float) -> str:
     """One cell, in a process that has done others before."""
     import torch
 
-    from urnet.benchmark.cell import run_cell
+    from urnet.benchmark.job import run_cell
 
     if time.time() > deadline:
         return "not begun"

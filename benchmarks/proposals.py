@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from urnet.evaluation.metrics import score
-from urnet.fields.nuclei import FEATURES, nuclear_features
-from urnet.fields.propose import CLASSES, feature_table, fit_proposer, propose
+from urnet.fields.labels.nuclei import FEATURES, nuclear_features
+from urnet.fields.labels.propose import CLASSES, feature_table, fit_proposer, propose
 from urnet.images.mask import cell_mask
-from urnet.images.phantom import CROP_UM, draw_crop
+from urnet.images.simulation.phantom import CROP_UM, draw_crop
 
 LABELLED = (10, 30, 100)
 FIRST_SEED = 100

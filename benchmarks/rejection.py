@@ -25,12 +25,12 @@ import torch
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
-from urnet.bundle import Model
+from urnet.bundle.model import Model
 from urnet.calibration.distance import fit_distance
 from urnet.cells.table import Cells, read_cells
 from urnet.evaluation.evaluate import evaluate
-from urnet.images.optics import brightfield, draw_imaging
-from urnet.images.phantom import CROP_UM, FREQUENCY, Canvas, draw_crop, paint_bystander
+from urnet.images.simulation.optics import brightfield, draw_imaging
+from urnet.images.simulation.phantom import CROP_UM, FREQUENCY, Canvas, draw_crop, paint_bystander
 from urnet.nets.features import caught_inputs, last_layer
 from urnet.training.run import Run
 

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from urnet.benchmark.plans import Row
-from urnet.nets.registry import picture_options
+from urnet.nets.enhancers.registry import picture_options
 from urnet.recipe import Recipe, load_recipe
 
 RESIDUAL: dict[str, Any] = {"name": "urnet", "width": 8, "residual": True, **picture_options("urnet")}
@@ -111,8 +111,8 @@ def validated(out: Path) -> pd.DataFrame:
 
 def main() -> None:
     """Choose by validation, report by test."""
-    from urnet.benchmark.cell import GridCell
     from urnet.benchmark.collect import portable_predictions
+    from urnet.benchmark.job import GridCell
     from urnet.evaluation.paired import paired_differences
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

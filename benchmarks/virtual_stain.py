@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from urnet.cells.pixels import load_pixels
+from urnet.evaluation.figure_style import to_png
 from urnet.evaluation.galleries import gallery_figure
-from urnet.evaluation.style import to_png
 from urnet.images.scale import fit_scaling
 from urnet.nets import create_enhancer
 from urnet.training.run import Run

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from urnet.bundle import Model
+from urnet.bundle.model import Model
 from urnet.errors import ImageError, RunError
 from urnet.images.read import read_image
 

@@ -34,7 +34,7 @@ def table(path: Path) -> pd.DataFrame:
 
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
 def test_a_bundle_predicts_as_it_did(frozen, engine, tmp_path, monkeypatch):
-    from urnet.bundle import Model
+    from urnet.bundle.model import Model
     from urnet.predict import predict_files
 
     monkeypatch.chdir(frozen)
@@ -58,7 +58,7 @@ def test_a_run_is_evaluated_as_it_was(frozen):
 
 
 def test_fields_are_cut_and_counted_as_they_were(frozen):
-    from urnet.differential.run import count_cells
+    from urnet.counting.run import count_cells
 
     count_cells(frozen / "run", frozen / "fields.csv", frozen / "now", engine="torch")
     before, now = table(frozen / "count/differential.csv"), table(frozen / "now/differential.csv")
@@ -86,7 +86,7 @@ def test_a_recipe_is_read(frozen):
 
 def test_labels_and_corrections_are_kept(frozen):
     pytest.importorskip("sqlalchemy")
-    from urnet.serve.store import Store
+    from urnet.serve.database.store import Store
 
     store = Store(frozen / "labels.db")
     try:

@@ -139,7 +139,7 @@ def perform(tmp_path_factory):
     modules = ("cli.runs", "benchmark.run", "benchmark.report", "training.fit", "evaluation.evaluate", "fields.crop")
     exporting = ("onnx", "onnxruntime", "onnxscript", "bioimageio.core", "openvino", "torch.export", "torch.onnx")
     context.set_forkserver_preload(
-        [*(f"urnet.{name}" for name in modules), "urnet.fields.report", "urnet.export.formats", *exporting]
+        [*(f"urnet.{name}" for name in modules), "urnet.fields.cropping.report", "urnet.export.formats", *exporting]
     )
 
     def perform(arguments, folder, cut=None):

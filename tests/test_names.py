@@ -13,8 +13,8 @@ from urnet.calibration.conformal import join_set, split_set
 from urnet.cells.split import groups_of, split_cells
 from urnet.cells.table import find_images, read_cells
 from urnet.errors import RecipeError
-from urnet.fields.crop import _named_by_folder
-from urnet.fields.labels import read_labels
+from urnet.fields.cropping.crop import _named_by_folder
+from urnet.fields.labels.positions import read_labels
 from urnet.fields.table import FieldRow, find_fields
 from urnet.names import donor_key, is_missing, name_key, normal_name, one_spelling, twins
 from urnet.recipe import load_recipe

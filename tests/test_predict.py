@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from urnet import predict
-from urnet.bundle import Model
+from urnet.bundle.model import Model
 from urnet.errors import CellsError, RecipeError, RunError
 from urnet.images.read import read_image
 from urnet.predict import predict_files
@@ -154,7 +154,7 @@ def test_paths_that_name_nothing(model, tmp_path):
 
 
 def test_a_classifier_without_feature_maps_cannot_show_grad_cam(shapes, tmp_path):
-    from urnet.bundle import ModelConfig
+    from urnet.bundle.model import ModelConfig
     from urnet.images.scale import Scaling
 
     classifier = {"name": "test_vit", "img_size": 32}

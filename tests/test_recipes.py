@@ -3,7 +3,7 @@
 import pytest
 
 from urnet.evaluation.evaluate import evaluate
-from urnet.nets.registry import PICTURE, enhancer_options, picture_options
+from urnet.nets.enhancers.registry import PICTURE, enhancer_options, picture_options
 from urnet.recipe import list_recipes, load_recipe
 from urnet.training.distill import distill
 from urnet.training.fit import train

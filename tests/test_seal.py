@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import urnet
-from urnet.bundle import Model, seal_bundle
-from urnet.bundle_config import ModelConfig, check_config
-from urnet.bundle_seal import read_seal
+from urnet.bundle.config import ModelConfig, check_config
+from urnet.bundle.model import Model, seal_bundle
+from urnet.bundle.seal import read_seal
 from urnet.cli import run as command
 from urnet.errors import RunError, UrnetError
-from urnet.fields.cropping import Cropping
+from urnet.fields.cropping.settings import Cropping
 from urnet.images.read import read_image
 from urnet.images.scale import Scaling
 
@@ -370,7 +370,7 @@ def test_what_a_recipe_names_is_never_read_from_a_model(trained, shapes, tmp_pat
         assert str(secrets[0]) in recipe
         (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     (bundle / "cells.csv").write_text(f"path,label,split\n{secrets[1]},bar,train\n", encoding="utf-8")
-    from urnet.serve.bench import Bench
+    from urnet.serve.services import Bench
     from urnet.serve.settings import read_settings
 
     with opened() as files:
@@ -391,7 +391,7 @@ def test_what_a_recipe_names_is_never_read_from_a_model(trained, shapes, tmp_pat
 def test_no_command_takes_a_bundle_for_a_run(trained, shapes, tiny, tmp_path, opened, capsys, raises_code):
     """A table in a bundle names images anywhere on the machine."""
     from urnet.export.formats import export_run
-    from urnet.serve.waiting import Waiting
+    from urnet.serve.database.prefetch import Waiting
     from urnet.training.run import Run
 
     elsewhere = shutil.copytree(shapes, tmp_path / "elsewhere")
@@ -440,7 +440,7 @@ def test_what_a_bundle_cannot_hold_is_refused_before_training(shapes, tiny, tmp_
 
 def test_every_network_that_is_registered_may_be_in_a_bundle():
     from urnet.nets import list_enhancers
-    from urnet.nets.registry import enhancer_options
+    from urnet.nets.enhancers.registry import enhancer_options
     from urnet.recipe import list_recipes, load_recipe
 
     networks = [({"name": name, **enhancer_options(name)}, {"name": "resnet10t"}) for name in list_enhancers()]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from urnet.files import files_below, folders_in
+from urnet.atomic_files import files_below, folders_in
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from urnet.bundle import SEEN
+from urnet.bundle.model import SEEN
 from urnet.cells.table import find_images, read_cells
+from urnet.csv_tables import NUMBERS, WHOLE
 from urnet.errors import UrnetError
-from urnet.fields.labels import read_labels
+from urnet.fields.labels.positions import read_labels
 from urnet.fields.table import FieldRow, find_fields
-from urnet.tables import NUMBERS, WHOLE
 
 NO_NUMBERS = {
     "12,5": "Use a decimal point: 12.5",
@@ -188,7 +188,7 @@ def test_a_table_that_was_sent_may_name_what_lies_below(folder):
 
 
 def test_decoding_of_uploads_keeps_to_their_folder(folder, raises_code):
-    from urnet.serve.decoding import _Decoder
+    from urnet.serve.uploads.worker import _Decoder
 
     config = SimpleNamespace(tile=None, image=None)
     (folder / "cells.csv").write_text(f"path\n{os.devnull}\n", encoding="utf-8")
@@ -199,7 +199,7 @@ def test_decoding_of_uploads_keeps_to_their_folder(folder, raises_code):
 
 @pytest.mark.parametrize("name", ["cells.csv", "fields.csv", "../../cells.csv", "cells.csv.png"])
 def test_a_table_that_is_uploaded_is_no_image_and_does_not_stay(tmp_path, name):
-    from urnet.serve.uploads import put
+    from urnet.serve.uploads.receive import put
 
     aside = SimpleNamespace(files=tmp_path, take=lambda size: None, usage=None)
     for content in (b"path\n/etc/hosts\n", b"field\n../other_request/x.png\n"):

@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from urnet.cells.table import Cells, find_images, read_cells
-from urnet.tables import csv_text, from_spreadsheet, read_table, read_written, spreadsheet_safe, write_csv, write_frame
-from urnet.unfinished import growing_table
+from urnet.csv_tables import (
+    csv_text,
+    from_spreadsheet,
+    read_table,
+    read_written,
+    spreadsheet_safe,
+    write_csv,
+    write_frame,
+)
+from urnet.resumable_table import growing_table
 
 FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "＝1+1", "＋1", "－1+1", "＠a", " =1+1", "-", "=x.png"]
 PLAIN = ["", "a", "0", "-0.5", "+3", "-1e-05", ".5", "a=b", "a-b", "'", "'a", "it's", "monocyte", "#p001", "a|b"]

@@ -14,7 +14,7 @@ __all__ = ["__version__", "evaluate", "load", "train"]
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from urnet.bundle import Model
+    from urnet.bundle.model import Model
     from urnet.evaluation.evaluate import evaluate
     from urnet.training.fit import train
 
@@ -26,7 +26,7 @@ def load(path: "Path | str", *, expect: str | None = None) -> "Model":
         path: the folder.
         expect: the first 8 to 32 digits of the model's digest (`urnet about`); another model is refused.
     """
-    from urnet.bundle import Model
+    from urnet.bundle.model import Model
 
     return Model.load(path, expect=expect)
 

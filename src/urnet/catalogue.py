@@ -13,7 +13,7 @@ from urnet.nets import (
     list_classifiers,
     list_enhancers,
 )
-from urnet.nets.registry import enhancer_options
+from urnet.nets.enhancers.registry import enhancer_options
 from urnet.recipe import list_recipes, load_recipe
 
 REFERENCE_SIZE = 200

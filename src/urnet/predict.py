@@ -18,19 +18,19 @@ from pathlib import Path
 
 import numpy as np
 
-from urnet.bundle import Model
+from urnet.atomic_files import refuse_existing
+from urnet.bundle.model import Model
 from urnet.calibration.calibration import COVERAGE
 from urnet.cells.copies import padding_tiles
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import TABLE_NAME, Cells, find_images
 from urnet.errors import RecipeError, RunError
 from urnet.export.engine import SAMPLE, BatchSize, Engine, check_engine, choose_engine
-from urnet.files import refuse_existing
 from urnet.images.montage import Address, locate
 from urnet.images.read import SUFFIXES, is_file
+from urnet.prefetch import Read, read_ahead, read_cells
 from urnet.progress import Progress
-from urnet.read_ahead import Read, read_ahead, read_cells
-from urnet.unfinished import GrowingTable, growing_table, interrupted
+from urnet.resumable_table import GrowingTable, growing_table, interrupted
 
 PADDING = "padding of the archive: an identical tile stands there a dozen times or more"
 REASONS = 3

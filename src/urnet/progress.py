@@ -54,7 +54,7 @@ class Bars:
 
     def epoch_bar(self, stage: str, epochs: int) -> "Callback":
         """A Lightning callback that shows the epochs of a stage: loss, validation macro recall, time left."""
-        from urnet.training.epoch_bar import EpochBar
+        from urnet.training.progress_bar import EpochBar
 
         self._stop()
         return EpochBar(stage, epochs)

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from urnet.benchmark import figures
-from urnet.benchmark.entry import Entry
+from urnet.benchmark.row import Entry
+from urnet.evaluation.figure_style import to_png
 from urnet.evaluation.metrics import score
 from urnet.evaluation.paired import paired_differences
-from urnet.evaluation.style import to_png
 from urnet.recipe import load_recipe
 
 CLASSES = ("granulocyte", "monocyte", "CD4$ <x>")

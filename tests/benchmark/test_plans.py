@@ -8,7 +8,7 @@ from urnet.benchmark.plans import SCALES, TABLES, Row, plan
 from urnet.benchmark.published import published
 from urnet.errors import RecipeError
 from urnet.nets import build_joint, count_parameters, create_enhancer, list_enhancers
-from urnet.nets.registry import PICTURE, picture_options
+from urnet.nets.enhancers.registry import PICTURE, picture_options
 from urnet.recipe import Recipe, load_recipe
 
 ROWS = {

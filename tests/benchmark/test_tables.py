@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from urnet.benchmark.differences import differences_table
-from urnet.benchmark.entry import Entry
 from urnet.benchmark.render import TableData, to_html, to_latex, to_markdown
+from urnet.benchmark.row import Entry
 from urnet.benchmark.tables import comparisons, results_frame, table_data
 from urnet.evaluation.metrics import interval_groups, score
 from urnet.evaluation.paired import paired_differences

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from urnet.cells.table import find_images, read_cells
+from urnet.csv_tables import spreadsheet_safe
 from urnet.errors import CellsError, ImageError
 from urnet.names import is_missing, normal_name, one_spelling, twins
-from urnet.tables import spreadsheet_safe
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from urnet.differential.estimate import adjusted_count
+from urnet.counting.estimate import adjusted_count
 from urnet.errors import CellsError, ImageError, RunError
 from urnet.evaluation.evaluate import evaluate
 from urnet.images.read import read_image

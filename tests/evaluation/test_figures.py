@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from urnet.evaluation.figure_style import image_png, to_png
 from urnet.evaluation.figures import class_counts_figure, confusion_figure, curves_figure, reliability_figure
 from urnet.evaluation.galleries import cam_figure, gallery_figure
-from urnet.evaluation.style import image_png, to_png
 
 NAMES = ['a<b & "c"', "CD4$ x$_y", "granulocyte très longue sans fin", "单核细胞"]
 

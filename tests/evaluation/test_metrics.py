@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 
 from urnet.errors import CellsError
 from urnet.evaluation.metrics import interval_groups, score
-from urnet.pages import described
+from urnet.html_pages import described
 
 CLASSES = ["granulocyte", "lymphocyte", "monocyte"]
 FIGURES = ("recall", "precision", "f1")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from urnet.bundle import Model
+from urnet.bundle.model import Model
 from urnet.errors import RunError
 from urnet.export import engine as engines
 from urnet.export.engine import BatchSize, TorchEngine, choose_engine
@@ -49,7 +49,7 @@ def crops(trained, shapes) -> np.ndarray:
 def content(folder, monkeypatch) -> bytes:
     """The graph, which is not made again, since that takes seconds."""
     content = graph_of(folder).read_bytes()
-    monkeypatch.setattr("urnet.export.kept_graph.to_onnx", lambda model: content)
+    monkeypatch.setattr("urnet.export.engine_graph.to_onnx", lambda model: content)
     return content
 
 
@@ -286,7 +286,7 @@ def test_a_full_disk_is_no_obstacle(model, crops, content, monkeypatch, caplog):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("urnet.export.kept_graph.whole_file", full)
+    monkeypatch.setattr("urnet.export.engine_graph.whole_file", full)
     with caplog.at_level(logging.WARNING, "urnet"):
         engine = choose_engine(model, "onnx", crops)
     assert "cannot be kept (No space left on device)" in caplog.text
@@ -303,7 +303,7 @@ def test_a_model_in_memory_has_its_graph_in_memory(model, crops, content):
 def test_engines_that_cannot_be_had(model, monkeypatch):
     with pytest.raises(RunError, match="engine 'tensorrt' is unknown; choose one of: auto, torch, onnx, openvino"):
         choose_engine(model, "tensorrt")
-    monkeypatch.setattr("urnet.export.packages.find_spec", lambda name: None)
+    monkeypatch.setattr("urnet.export.optional_packages.find_spec", lambda name: None)
     with pytest.raises(RunError, match=r'pip install "urnet\[openvino\]"'):
         choose_engine(model, "openvino")
     with pytest.raises(RunError, match="needs the package onnxruntime"):

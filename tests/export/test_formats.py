@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 import urnet
-from urnet.bundle import Model
+from urnet.bundle.model import Model
 from urnet.errors import RunError
-from urnet.export import as_onnx, packages
+from urnet.export import as_onnx, optional_packages
 from urnet.export.card import metrics_of, model_card
 from urnet.export.formats import FORMATS, export_run
 from urnet.training.run import Run
@@ -241,12 +241,12 @@ def test_a_run_without_a_trained_bundle(run, tmp_path):
     ],
 )
 def test_a_package_that_is_missing_is_named_with_what_brings_it(format, package, advice, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(packages, "installed", lambda name: name != package)
+    monkeypatch.setattr(optional_packages, "installed", lambda name: name != package)
     with pytest.raises(RunError, match=f"needs the package {package}, which is not installed; {advice}"):
         export_run(run, format, tmp_path / "out")
     assert left_behind(tmp_path) == []
 
 
 def test_a_package_within_a_missing_one_is_missing():
-    assert not packages.installed("no_such_package.core")
-    assert packages.installed("numpy")
+    assert not optional_packages.installed("no_such_package.core")
+    assert optional_packages.installed("numpy")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from urnet.bundle import Model, ModelConfig
+from urnet.bundle.model import Model, ModelConfig
 from urnet.calibration.calibration import Calibration
 from urnet.calibration.distance import Distance
 from urnet.calibration.reference import Reference
@@ -21,7 +21,7 @@ from urnet.export.graph import Graph, capture
 from urnet.export.parity import check
 from urnet.images.scale import Scaling
 from urnet.nets import list_enhancers
-from urnet.nets.registry import picture_options
+from urnet.nets.enhancers.registry import picture_options
 
 SIZE = 32
 NARROW = {name: {"width": 2} for name in ("unet", "resunet", "unetpp", "urnet")}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from urnet.bundle import Model, Outputs
+from urnet.bundle.model import Model, Outputs
 from urnet.errors import RunError
 from urnet.export.parity import check, compare
 from urnet.images.scale import Scaling

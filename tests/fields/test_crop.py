@@ -10,10 +10,10 @@ import tifffile
 
 from urnet.cells.table import read_cells
 from urnet.errors import CellsError, ImageError, RunError
-from urnet.fields.crop import Cropping, crop_fields
-from urnet.fields.cropping import settle_pixel_size
+from urnet.fields.cropping.crop import Cropping, crop_fields
+from urnet.fields.cropping.settings import settle_pixel_size
 from urnet.fields.table import FieldRow
-from urnet.images.phantom import CROP_UM, draw_field
+from urnet.images.simulation.phantom import CROP_UM, draw_field
 
 EDGE = 48
 PIXEL = CROP_UM / EDGE
@@ -323,9 +323,10 @@ def six(scene, tmp_path):
 
 @pytest.mark.parametrize("where", ["describe_field", "measure_light", "detect"])
 def test_a_field_that_is_left_out_leaves_the_others_as_without_it(cropped, six, tmp_path, monkeypatch, where):
-    from urnet.fields import crop, sets
+    from urnet.fields.cropping import crop
+    from urnet.fields.io import multi_file
 
-    module = sets if where == "describe_field" else crop
+    module = multi_file if where == "describe_field" else crop
     how, at, lost = Cropping.load(cropped.folder / "crop.json"), [], []
 
     @contextmanager

@@ -5,11 +5,11 @@ import pytest
 import tifffile
 
 from urnet.errors import ImageError
-from urnet.fields import detect as module
-from urnet.fields.detect import Found, detect
-from urnet.fields.illumination import GRID, Illumination
-from urnet.fields.matching import Agreement, match
-from urnet.images.phantom import draw_field
+from urnet.fields.detection import detect as module
+from urnet.fields.detection.detect import Found, detect
+from urnet.fields.detection.matching import Agreement, match
+from urnet.fields.preprocessing.illumination import GRID, Illumination
+from urnet.images.simulation.phantom import draw_field
 
 SHAPE = (512, 512)
 
@@ -119,7 +119,7 @@ def test_a_least_diameter_replaces_the_fields_own_limits(full):
 
 
 def test_lymphocytes_beside_monocytes_are_no_red_cells(monkeypatch):
-    from urnet.images import phantom
+    from urnet.images.simulation import phantom
 
     monkeypatch.setattr(phantom, "FREQUENCY", {"granulocyte": 0.0, "lymphocyte": 0.6, "monocyte": 0.4})
     red = phantom.paint_bystander

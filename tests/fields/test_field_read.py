@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from urnet.errors import ImageError
-from urnet.fields.read import describe_field, open_field
+from urnet.fields.io.read import describe_field, open_field
 from urnet.images.read import read_header, read_image
 
 H, W = 75, 99

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from urnet.errors import CellsError
-from urnet.fields.again import without_absent_nuclei
-from urnet.fields.cropping import Cropping
+from urnet.fields.cropping.new_fields import without_absent_nuclei
+from urnet.fields.cropping.settings import Cropping
 from urnet.fields.table import FieldRow, find_fields, refuse_contradictions
 
 

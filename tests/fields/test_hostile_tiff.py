@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from urnet.errors import ImageError
-from urnet.fields.read import describe_field, open_field
+from urnet.fields.io.read import describe_field, open_field
 from urnet.images.montage import expand, read_crop
 from urnet.images.read import read_header, read_image, survey_pages
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from urnet.errors import ImageError
-from urnet.fields.illumination import NO_CORRECTION, Illumination, flat_through, given_flat, measure_light
-from urnet.fields.read import open_field
-from urnet.images.phantom import draw_field
+from urnet.fields.io.read import open_field
+from urnet.fields.preprocessing.illumination import NO_CORRECTION, Illumination, flat_through, given_flat, measure_light
+from urnet.images.simulation.phantom import draw_field
 
 EDGE = 512
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from urnet.fields.matching import Agreement, match, wilson
+from urnet.fields.detection.matching import Agreement, match, wilson
 
 
 def test_each_cell_is_used_once():

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from urnet.errors import ImageError
-from urnet.fields.read import describe_field, open_field
+from urnet.fields.io.read import describe_field, open_field
 
 H, W = 60, 80
 PACKAGES = {"czi": "pylibCZIrw", "nd2": "nd2", "LIF": "liffile"}
@@ -488,7 +488,7 @@ def one_of_each(tmp_path):
 
 
 def test_large_planes_are_read_in_regions(one_of_each, monkeypatch):
-    monkeypatch.setattr("urnet.fields.microscopy.WHOLE", 1000)
+    monkeypatch.setattr("urnet.fields.io.microscopy.WHOLE", 1000)
     for path in one_of_each.values():
         with open_field(path) as field:
             for top in (0, 30):

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_microscopy import lif_planes, stack, write_czi, write_lif, write_nd2
 
-from urnet.fields.crop import crop_fields
-from urnet.fields.cropping import Cropping, PixelSizeError
-from urnet.fields.pixel_size import plausible, square, why_doubted
-from urnet.fields.read import describe_field
-from urnet.images.phantom import draw_field
+from urnet.fields.cropping.crop import crop_fields
+from urnet.fields.cropping.settings import Cropping, PixelSizeError
+from urnet.fields.io.pixel_size import plausible, square, why_doubted
+from urnet.fields.io.read import describe_field
+from urnet.images.simulation.phantom import draw_field
 
 
 def write_ome(path, x, y="", unit=""):

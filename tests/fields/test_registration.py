@@ -7,8 +7,8 @@ import pytest
 from scipy.ndimage import shift as moved
 
 from urnet.errors import ImageError
-from urnet.fields.registration import Shift, register
-from urnet.images.phantom import Field, draw_donor, draw_field
+from urnet.fields.preprocessing.registration import Shift, register
+from urnet.images.simulation.phantom import Field, draw_donor, draw_field
 
 PAD = 40
 

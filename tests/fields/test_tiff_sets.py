@@ -12,13 +12,13 @@ import pytest
 import tifffile
 
 from urnet.errors import ImageError
-from urnet.fields.crop import crop_fields
-from urnet.fields.cropping import Cropping
-from urnet.fields.read import describe_field, open_field
-from urnet.fields.sets import each_plane_once
+from urnet.fields.cropping.crop import crop_fields
+from urnet.fields.cropping.settings import Cropping
+from urnet.fields.io.multi_file import each_plane_once
+from urnet.fields.io.read import describe_field, open_field
 from urnet.fields.table import FieldRow
 from urnet.images.montage import read_crop
-from urnet.images.phantom import draw_field
+from urnet.images.simulation.phantom import draw_field
 
 H, W = 40, 56
 SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"

@@ -5,10 +5,10 @@ import pytest
 import tifffile
 from scipy.ndimage import shift as moved
 
-from urnet.fields.illumination import Illumination
-from urnet.fields.read import open_field
-from urnet.fields.registration import Shift
-from urnet.fields.view import View
+from urnet.fields.io.read import open_field
+from urnet.fields.preprocessing.illumination import Illumination
+from urnet.fields.preprocessing.registration import Shift
+from urnet.fields.preprocessing.view import View
 
 
 @pytest.fixture

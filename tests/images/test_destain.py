@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from urnet.errors import ImageError
-from urnet.images.destain import destain, optical_density
-from urnet.images.optics import BACKGROUND, Imaging
 from urnet.images.read import read_image
+from urnet.images.simulation.destain import destain, optical_density
+from urnet.images.simulation.optics import BACKGROUND, Imaging
 
 
 def stained(size: int = 128) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 from urnet.errors import ImageError
 from urnet.images.mask import DISC, cell_mask
 from urnet.images.montage import read_crop
-from urnet.images.phantom import (
+from urnet.images.simulation.phantom import (
     CROP_UM,
     FREQUENCY,
     SPREAD,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from urnet.images.optics import BACKGROUND, RANGES, Imaging, brightfield, draw_imaging
+from urnet.images.simulation.optics import BACKGROUND, RANGES, Imaging, brightfield, draw_imaging
 
 
 def disc(size: int, smooth: float = 4.0) -> np.ndarray:

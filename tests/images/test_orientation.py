@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from urnet.fields.read import describe_field, open_field
+from urnet.fields.io.read import describe_field, open_field
 from urnet.images.orientation import known_orientation, orient, shown_shape, stored_region
 from urnet.images.read import read_header, read_image
 

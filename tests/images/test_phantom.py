@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import label as connected
 
 from urnet.errors import ImageError
-from urnet.images.phantom import CROP_UM, FREQUENCY, draw_crop, draw_donor, draw_field
+from urnet.images.simulation.phantom import CROP_UM, FREQUENCY, draw_crop, draw_donor, draw_field
 
 
 def nuclear_area(nuclei: np.ndarray) -> float:

@@ -5,8 +5,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from urnet.errors import ImageError
-from urnet.images.phantom import draw_crop
 from urnet.images.quality import MEASURES, quality
+from urnet.images.simulation.phantom import draw_crop
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 
 from urnet.errors import ImageError
-from urnet.fields.read import describe_field
+from urnet.fields.io.read import describe_field
 from urnet.images.read import MAX_PIXELS, MIN_EDGE, read_header, read_image
 
 EDGES = st.integers(MIN_EDGE, 24)
@@ -417,7 +417,7 @@ def few_bits(
     "kind", ["palette", "palette with alpha", "palette with alpha apart", "black is zero", "white is zero"]
 )
 def test_few_bits_and_palettes_as_crop_and_as_field(tmp_path, bits, order, kind):
-    from urnet.fields.read import open_field
+    from urnet.fields.io.read import open_field
 
     indices = np.random.default_rng(0).integers(0, 2**bits, (19, 23))
     photometric = {"black is zero": 1, "white is zero": 0}.get(kind, 3)

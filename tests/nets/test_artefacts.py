@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from urnet.nets import Enhancer, create_enhancer, list_enhancers
-from urnet.nets.fixed import gaussian_blur
-from urnet.nets.registry import enhancer_options, picture_options
+from urnet.nets.baselines.traditional import gaussian_blur
+from urnet.nets.enhancers.registry import enhancer_options, picture_options
 
 SIZE = 96
 BOUNDED = [name for name in list_enhancers() if picture_options(name)]

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from urnet.errors import ImageError, RecipeError
-from urnet.nets import Enhancer, create_enhancer, list_enhancers, register_enhancer, registry
-from urnet.nets.enhancer import reflect_pad
-from urnet.nets.registry import picture_options
+from urnet.nets import Enhancer, create_enhancer, list_enhancers, register_enhancer
+from urnet.nets.enhancers import registry
+from urnet.nets.enhancers.base import reflect_pad
+from urnet.nets.enhancers.registry import picture_options
 
 
 def options(name: str) -> list[str]:
@@ -168,7 +169,7 @@ def test_only_grey_and_rgb(channels):
 
 
 def test_a_new_enhancer_needs_nothing_but_the_decorator(monkeypatch):
-    monkeypatch.setattr("urnet.nets.registry._constructors", {})
+    monkeypatch.setattr("urnet.nets.enhancers.registry._constructors", {})
 
     @register_enhancer
     def blur(channels: int, *, strength: float = 1.0) -> Enhancer:

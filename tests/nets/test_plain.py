@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from urnet.nets import count_macs, count_parameters, create_enhancer
-from urnet.nets.plain import Plain, plain_like
+from urnet.nets.enhancers.plain import Plain, plain_like
 
 
 @pytest.mark.parametrize("depth", [1, 4, 18])

@@ -14,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from urnet.serve.app import create_app
-from urnet.serve.bench import Bench
+from urnet.serve.services import Bench
 from urnet.serve.settings import Settings
 
 
@@ -161,7 +161,7 @@ def disk_full(bench_at):
 @pytest.fixture(scope="module")
 def bench_store(bench_at):
     """The database of the server, opened beside it."""
-    from urnet.serve.store import Store
+    from urnet.serve.database.store import Store
 
     store = Store(bench_at.database)
     yield store

@@ -9,10 +9,10 @@ import tifffile
 from PIL import Image
 
 from urnet.benchmark.compare import compare
-from urnet.differential.run import count_cells
+from urnet.counting.run import count_cells
 from urnet.evaluation.evaluate import evaluate
-from urnet.fields.crop import Cropping, crop_fields
-from urnet.images.phantom import draw_field
+from urnet.fields.cropping.crop import Cropping, crop_fields
+from urnet.images.simulation.phantom import draw_field
 from urnet.training.fit import train
 
 LONG = "W" * 120

@@ -8,7 +8,7 @@ import httpx
 import pandas as pd
 import pytest
 
-from urnet.bundle import Model
+from urnet.bundle.model import Model
 from urnet.predict import predict_files
 
 DONE = "image(s) classified"

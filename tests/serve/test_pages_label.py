@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from urnet.serve.kept import LONGEST_NAME
-from urnet.serve.labelling import Labeller
-from urnet.serve.pages.keys import class_keys
+from urnet.serve.database.common import LONGEST_NAME
+from urnet.serve.database.labels import Labeller
+from urnet.serve.pages.components.keyboard import class_keys
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from urnet.cells.table import read_cells
-from urnet.serve.kept import NOT_A_CELL
-from urnet.serve.review import Reviewed
-from urnet.serve.reviewed import corrected_differential
+from urnet.serve.database.common import NOT_A_CELL
+from urnet.serve.database.reviews import Reviewed
+from urnet.serve.review_results import corrected_differential
 
 
 @pytest.fixture(scope="module")

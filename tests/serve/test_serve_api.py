@@ -15,14 +15,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from urnet.differential.run import count_cells
+from urnet.counting.run import count_cells
 from urnet.errors import RunError
 from urnet.predict import predict_files
-from urnet.serve import gate
-from urnet.serve.bench import UnreadableError
-from urnet.serve.problems import CODES
-from urnet.serve.scratch import FullError
+from urnet.serve.http import middleware
+from urnet.serve.http.errors import CODES
+from urnet.serve.services import UnreadableError
 from urnet.serve.settings import Settings, read_settings
+from urnet.serve.uploads.storage import FullError
 
 
 def problem(answer, status: int, *words: str) -> dict:
@@ -107,8 +107,8 @@ def test_tiles_that_fill_up_a_montage_are_no_results(serving, send, shapes, tmp_
         Image.fromarray(montage).save(tmp_path / "m.png")
         model = client.bench.model
         client.bench.decoders.stop()
-        from urnet.bundle import Model
-        from urnet.serve.uploads import Decoders
+        from urnet.bundle.model import Model
+        from urnet.serve.uploads.receive import Decoders
 
         tiled = Model(replace(model.config, tile=24), model.joint, model.calibration, folder=model.folder)
         client.bench.decoders = Decoders(tiled, client.bench.settings)
@@ -239,7 +239,11 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(serving, send, shapes):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 @pytest.mark.parametrize(
     "writes",
-    ["urnet.serve.uploads.shutil.copyfileobj", "urnet.serve.scratch.tempfile.mkdtemp", "tempfile.TemporaryFile"],
+    [
+        "urnet.serve.uploads.receive.shutil.copyfileobj",
+        "urnet.serve.uploads.storage.tempfile.mkdtemp",
+        "tempfile.TemporaryFile",
+    ],
 )
 def test_a_full_disk_is_said_wherever_it_shows(serving, send, shapes, monkeypatch, number, writes):
     """While the request is received (`TemporaryFile`, for parts larger than 1 MB), and while its files are stored."""
@@ -273,7 +277,7 @@ def test_every_status_has_a_code_and_the_documentation_names_them_all():
     assert [code for code in sorted(listed) if f"`{code}`" not in text] == []
 
 
-SERVER = [Path(gate.__file__).with_name(name) for name in ("access.py", "api.py", "gate.py", "problems.py")]
+SERVER = [Path(middleware.__file__).with_name(name) for name in ("access.py", "api.py", "gate.py", "problems.py")]
 
 
 def test_settings_are_documented_with_their_defaults():

@@ -17,17 +17,17 @@ from hostile_files import slow_and_large
 from PIL import Image
 from starlette.testclient import TestClient
 
-from urnet.differential.run import count_cells
-from urnet.fields.crop import Cropping, crop_fields
-from urnet.fields.read import Field
-from urnet.files import staging_of
-from urnet.images.phantom import draw_field
+from urnet.atomic_files import staging_of
+from urnet.counting.run import count_cells
+from urnet.fields.cropping.crop import Cropping, crop_fields
+from urnet.fields.io.read import Field
+from urnet.images.simulation.phantom import draw_field
 from urnet.serve.app import create_app
-from urnet.serve.bench import Bench
-from urnet.serve.decoding import _Decoder, _Lost
-from urnet.serve.scratch import Aside, FullError, size_of
+from urnet.serve.services import Bench
 from urnet.serve.settings import Settings
-from urnet.serve.uploads import put
+from urnet.serve.uploads.receive import put
+from urnet.serve.uploads.storage import Aside, FullError, size_of
+from urnet.serve.uploads.worker import _Decoder, _Lost
 from urnet.training.fit import train
 
 EDGE = 32

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from urnet.errors import StoreError
-from urnet.serve import network_drive as module
-from urnet.serve.database_lock import database_lock
-from urnet.serve.network_drive import network_drive
-from urnet.serve.store import Store
+from urnet.serve.database import network_drive as module
+from urnet.serve.database.lock import database_lock
+from urnet.serve.database.network_drive import network_drive
+from urnet.serve.database.store import Store
 
 MOUNTS = """\
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw

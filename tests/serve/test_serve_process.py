@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from urnet.cli import run as run_command
-from urnet.serve.labelling import Labeller
-from urnet.serve.store import Store
+from urnet.serve.database.labels import Labeller
+from urnet.serve.database.store import Store
 
 COMMAND = [sys.executable, "-c", "from urnet.cli import main; main()", "serve"]
 

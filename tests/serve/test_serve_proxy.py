@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from urnet.serve.proxy import OWN_PATHS, Reach, route_path
+from urnet.serve.http.proxy import OWN_PATHS, Reach, route_path
 
 PROXY, CLIENT = "10.0.0.7", "203.0.113.5"
 TOKEN = "a token of the test's own"
@@ -121,7 +121,7 @@ def test_names_of_hosts_are_allowed_one_by_one(behind, serving):
 def test_whatever_a_proxy_forwards_becomes_a_sound_request(headers):
     import asyncio
 
-    from urnet.serve.proxy import ForwardedHeaders
+    from urnet.serve.http.proxy import ForwardedHeaders
 
     seen = []
 

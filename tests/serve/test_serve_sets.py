@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from urnet.fields.cropping import Cropping
-from urnet.images.phantom import draw_field
-from urnet.serve.decoding import _Decoder, _Lost
+from urnet.fields.cropping.settings import Cropping
+from urnet.images.simulation.phantom import draw_field
+from urnet.serve.uploads.worker import _Decoder, _Lost
 
 LIMITS = {"pixels": 10**8, "field": 10**8, "file": 10**9, "images": 100}
 

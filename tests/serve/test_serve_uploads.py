@@ -16,12 +16,12 @@ import tifffile
 from hostile_files import png
 from PIL import Image
 
-from urnet.bundle import Model
+from urnet.bundle.model import Model
 from urnet.errors import ImageError
 from urnet.images.read import read_image
-from urnet.serve.scratch import Aside, Scratch, Usage
 from urnet.serve.settings import Settings
-from urnet.serve.uploads import Decoders, Upload, put_aside, shown
+from urnet.serve.uploads.receive import Decoders, Upload, put_aside, shown
+from urnet.serve.uploads.storage import Aside, Scratch, Usage
 
 
 def tiff(pages: int, width: int = 24, height: int = 24, endless: bool = False) -> bytes:
@@ -220,7 +220,7 @@ def test_what_is_said_of_our_files_is_said_of_those_that_were_sent_however_they_
     decoders, scratch = Decoders(SimpleNamespace(cropping=None, config=None), Settings(decoders=1)), Scratch(1)
 
     def cut(answer: dict) -> dict:
-        monkeypatch.setattr("urnet.serve.uploads._Process.ask", lambda *_: (answer, []))
+        monkeypatch.setattr("urnet.serve.uploads.receive._Process.ask", lambda *_: (answer, []))
         return asyncio.run(decoders.cut(Aside(scratch), tmp_path, sent))
 
     scratch.start()

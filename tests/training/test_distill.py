@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from urnet.benchmark.compare import compare
-from urnet.bundle import Model
+from urnet.bundle.model import Model
 from urnet.cli import run as run_command
 from urnet.errors import CellsError, RecipeError, RunError
 from urnet.evaluation.evaluate import evaluate
@@ -19,8 +19,8 @@ from urnet.nets import build_joint
 from urnet.recipe import Augment, Distill, Train, load_recipe
 from urnet.training.calibrate import calibrate
 from urnet.training.distill import distill
+from urnet.training.distillation_loss import DistillModule, shaped_as
 from urnet.training.fit import train
-from urnet.training.teacher import DistillModule, shaped_as
 
 STUDENT = """
 name: pupil

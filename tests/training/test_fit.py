@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import urnet
-from urnet.bundle import Model
+from urnet.bundle.model import Model
 from urnet.cells.table import Cells, read_cells
 from urnet.errors import CellsError, ImageError, RecipeError, RunError, TrainingError
 from urnet.evaluation.evaluate import evaluate
@@ -38,7 +38,7 @@ class Listener:
         self.said.append(message)
 
     def epoch_bar(self, stage, epochs):
-        from urnet.training.epoch_bar import EpochBar
+        from urnet.training.progress_bar import EpochBar
 
         self.stages.append((stage, epochs))
         return EpochBar(stage, epochs)
@@ -480,7 +480,7 @@ def test_the_papers_full_size_network_takes_a_step_of_each_training():
 
     from urnet.cells.batches import CellDataset, train_loader
     from urnet.images.scale import Scaling
-    from urnet.training.modules import JointModule, PretrainModule
+    from urnet.training.lightning_modules import JointModule, PretrainModule
 
     recipe = load_recipe("net4", ["pretrain.batch_size=2", "train.batch_size=2"])
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 200, 200)).astype(np.uint8)

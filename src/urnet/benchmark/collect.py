@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from urnet.benchmark.cell import GridCell, score_cell
-from urnet.benchmark.entry import Entry
 from urnet.benchmark.grid import Grid
+from urnet.benchmark.job import GridCell, score_cell
 from urnet.benchmark.plans import Row
+from urnet.benchmark.row import Entry
 from urnet.errors import RunError
 from urnet.evaluation.evaluate import named, runs_of
 from urnet.evaluation.metrics import interval_groups, score
-from urnet.evaluation.scored import Progress
+from urnet.evaluation.predictions import Progress
 from urnet.training.run import Run, class_order
 
 

@@ -4,14 +4,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from urnet.atomic_files import refuse_existing, whole_folder
 from urnet.benchmark.collect import entries_of_runs
-from urnet.benchmark.entry import Entry
 from urnet.benchmark.report import write_comparison
+from urnet.benchmark.row import Entry
 from urnet.cells.table import Cells
 from urnet.errors import RunError
 from urnet.evaluation.evaluate import runs_of
-from urnet.evaluation.scored import Progress
-from urnet.files import refuse_existing, whole_folder
+from urnet.evaluation.predictions import Progress
 
 
 def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | None = None) -> Path:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from urnet.benchmark.render import SIMULATED_NOTE, TableData
 from urnet.evaluation.paired import ALIKE, ONE_GROUP
-from urnet.pages import NEVER
+from urnet.html_pages import NEVER
 
 ONE_TRAINING = (
     "Each model was trained once, and another training would have given another difference: the intervals leave that "

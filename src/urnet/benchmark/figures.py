@@ -12,11 +12,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from urnet.benchmark.entry import Entry
+from urnet.benchmark.row import Entry
+from urnet.evaluation.figure_style import (
+    BLUE,
+    FAINT,
+    INK,
+    MATRIX,
+    ORANGE,
+    SHADES,
+    cut,
+    line_looks,
+    new_figure,
+    styled,
+    wrap,
+)
 from urnet.evaluation.galleries import cam_legend, group_heads, shared_limits, show_image
 from urnet.evaluation.metrics import interval_groups
 from urnet.evaluation.paired import NO_INTERVAL
-from urnet.evaluation.style import BLUE, FAINT, INK, MATRIX, ORANGE, SHADES, cut, line_looks, new_figure, styled, wrap
 
 WIDE = 7.2  # inches
 ROW = 0.27

@@ -18,14 +18,14 @@ from typing import Any
 
 import pandas as pd
 
-from urnet.benchmark.cell import GridCell, run_cell
+from urnet.atomic_files import begun_files, claimed, whole_file
+from urnet.benchmark.job import GridCell, run_cell
 from urnet.benchmark.plans import Row
 from urnet.cells.audit import Audit, audit_cells
 from urnet.cells.divide import divide
 from urnet.cells.table import TABLE_NAME, Cells
 from urnet.cpus import VARIABLE, limit_torch, usable_cpus
 from urnet.errors import RunError, UrnetError
-from urnet.files import begun_files, claimed, whole_file
 from urnet.progress import Progress
 from urnet.recipe import Recipe
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 from urnet.errors import RecipeError
 from urnet.nets import count_parameters, create_enhancer, list_enhancers
-from urnet.nets.plain import plain_like
-from urnet.nets.registry import PICTURE, enhancer_options, picture_options
+from urnet.nets.enhancers.plain import plain_like
+from urnet.nets.enhancers.registry import PICTURE, enhancer_options, picture_options
 from urnet.recipe import Recipe, load_recipe
 
 Table = Literal["table2", "table3", "table4", "ablation"]

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from urnet.benchmark.differences import interval, metric_title, points, unknown
-from urnet.benchmark.entry import Entry
 from urnet.benchmark.published import Published, accuracies, class_key, published
 from urnet.benchmark.render import CHANCE, SIMULATED_NOTE, TableData, line
+from urnet.benchmark.row import Entry
 from urnet.evaluation.paired import NO_INTERVAL
-from urnet.pages import NEVER, with_interval
+from urnet.html_pages import NEVER, with_interval
 
 Kind = Literal["table2", "table3", "table4", "ablation", "compare"]
 

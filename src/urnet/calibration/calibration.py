@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from urnet.atomic_files import whole_file
 from urnet.calibration import conformal
 from urnet.calibration.distance import Distance
 from urnet.calibration.reference import Reference
 from urnet.calibration.rejection import CHECKS, Rejection, Row
 from urnet.errors import RunError
-from urnet.files import whole_file
 from urnet.json_files import Text, canonical_json, explain
 
 FORMAT = 1

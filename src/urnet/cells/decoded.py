@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from filelock import Timeout
 
+from urnet.atomic_files import lock_file, whole_file
 from urnet.cells.cache import SPARE, cache_folder, fingerprint, make_room, used
 from urnet.cells.pixels import fit_input, load_pixels, survey
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
-from urnet.files import lock_file, whole_file
 
 _CHECKSUM = 4
 """Bytes of an entry's checksum, the CRC-32 of all its images."""

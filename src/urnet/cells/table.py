@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from urnet.atomic_files import OnDisk, files_below, folders_in, leads_out, refuse_broken_links
+from urnet.csv_tables import read_table, write_frame
 from urnet.errors import CellsError, ImageError, first_few
-from urnet.files import OnDisk, files_below, folders_in, leads_out, refuse_broken_links
 from urnet.images.montage import Address, expand, locate, read_crop
 from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
 from urnet.names import is_missing, normal_name, twins, visible
-from urnet.tables import read_table, write_frame
 
 if TYPE_CHECKING:
     from urnet.cells.kept_crops import Crops

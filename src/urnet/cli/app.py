@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 
 from urnet import __version__
+from urnet.atomic_files import DoneAlreadyError, one_command
 from urnet.cpus import set_environment
 from urnet.errors import UrnetError
-from urnet.files import DoneAlreadyError, one_command
 
 if TYPE_CHECKING:
     from urnet.cells.table import Cells

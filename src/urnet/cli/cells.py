@@ -42,7 +42,7 @@ def crop(
     border: Annotated[bool, typer.Option(help="Keep cells that the field's border cuts.")] = True,
 ) -> int:
     """Cut fields of view into crops of single cells; labels may follow, or be proposed from the fluorescence."""
-    from urnet.fields.crop import Cropping, crop_fields
+    from urnet.fields.cropping.crop import Cropping, crop_fields
     from urnet.progress import Bars
 
     if light not in ("estimated", "none"):
@@ -85,11 +85,11 @@ def audit(
     overrides: SetOption = None,
 ) -> int:
     """Look for copies, leaks and unusable files; exit code 0 when clean, 1 with findings."""
+    from urnet.atomic_files import claimed, refuse_existing
     from urnet.cells.audit import audit_cells, tally
-    from urnet.files import claimed, refuse_existing
+    from urnet.csv_tables import write_frame
     from urnet.progress import Bars
     from urnet.recipe import load_recipe
-    from urnet.tables import write_frame
 
     if table is not None:
         refuse_existing(table, file=True)
@@ -119,10 +119,10 @@ def split(
     ] = None,
 ) -> int:
     """Write a cells table with its split (the images stay where they are)."""
+    from urnet.atomic_files import refuse_existing, whole_folder
     from urnet.cells.audit import audit_cells
     from urnet.cells.divide import divide
     from urnet.cells.table import TABLE_NAME
-    from urnet.files import refuse_existing, whole_folder
     from urnet.progress import Bars
     from urnet.recipe import load_recipe
     from urnet.training.run import keep_cropping, refuse_within

@@ -8,7 +8,7 @@ import typer
 from urnet.cli.app import SEED_MAX, CellsArgument, ExpectOption, RecipeOption, SetOption, app, complain, out
 
 if TYPE_CHECKING:
-    from urnet.differential.sample import Sample
+    from urnet.counting.sample import Sample
     from urnet.evaluation.evaluate import Evaluation
 
 EngineOption = Annotated[str, typer.Option(help="What runs the networks: auto, torch, onnx or openvino.")]
@@ -20,9 +20,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of cells and training.", min=0, max=SEED_MAX)] = 0,
 ) -> int:
     """Make phantom cells, train UR-Net at laptop scale, evaluate it: minutes on two cores, no download."""
+    from urnet.atomic_files import claimed, refuse_existing
     from urnet.cells.simulate import write_phantom
     from urnet.evaluation.evaluate import evaluate as evaluate_run
-    from urnet.files import claimed, refuse_existing
     from urnet.progress import Bars
     from urnet.training.fit import train as train_runs
 
@@ -131,7 +131,7 @@ def predict(
     expect: ExpectOption = None,
 ) -> int:
     """Classify images; exit code 1 if some could not be read (their rows say why)."""
-    from urnet.bundle import Model
+    from urnet.bundle.model import Model
     from urnet.calibration.calibration import COVERAGE
     from urnet.calibration.conformal import holds_truth
     from urnet.predict import predict_files
@@ -172,8 +172,8 @@ def about(
     expect: ExpectOption = None,
 ) -> int:
     """Show what a model is: classes, input, calibration, digest, and whether its files fit their seal."""
-    from urnet.bundle import Model
-    from urnet.bundle_about import facts
+    from urnet.bundle.about import facts
+    from urnet.bundle.model import Model
 
     model = Model.load(run, expect=expect)
     for name, value in facts(model):
@@ -190,9 +190,9 @@ def calibrate(
     ] = None,
 ) -> int:
     """Calibrate a trained model anew (training does it, too): probabilities, prediction sets, rejection."""
-    from urnet.bundle_seal import read_seal
+    from urnet.bundle.seal import read_seal
     from urnet.cells.table import read_cells
-    from urnet.evaluation.unknown import rejection_auroc
+    from urnet.evaluation.out_of_distribution import rejection_auroc
     from urnet.progress import Bars
     from urnet.training.calibrate import calibrate as calibrate_run
     from urnet.training.run import Run
@@ -229,7 +229,7 @@ def differential(
     expect: ExpectOption = None,
 ) -> int:
     """Count the cells of each donor, corrected for the classifier's own confusion, with intervals."""
-    from urnet.differential.run import count_cells
+    from urnet.counting.run import count_cells
     from urnet.progress import Bars
 
     with Bars(out) as bars:
@@ -303,7 +303,7 @@ def _show(evaluation: "Evaluation") -> None:
     """The table of an evaluation, the differential, and where the report is."""
     from rich.table import Table
 
-    from urnet.pages import described, with_interval
+    from urnet.html_pages import described, with_interval
 
     metrics = evaluation.metrics
     table = Table(

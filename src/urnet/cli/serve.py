@@ -39,13 +39,13 @@ def serve(
     ] = None,
 ) -> int:
     """Serve a model on this machine: a web page, and an API for instruments."""
-    from urnet.export.packages import need
+    from urnet.export.optional_packages import need
 
     need(("fastapi", "uvicorn", "multipart", "sqlalchemy", "nicegui"), "urnet serve")
     from urnet.serve.settings import read_settings
 
     settings = read_settings(overrides or ())
-    from urnet.serve.proxy import Reach
+    from urnet.serve.http.proxy import Reach
 
     reach = Reach.parse(root_path, trusted_proxies or (), allowed_hosts or ())
     from urnet.serve.pages import add_pages

@@ -17,21 +17,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from urnet.bundle import Model
+from urnet.atomic_files import refuse_existing, whole_folder
+from urnet.bundle.model import Model
 from urnet.cells.audit import tally
 from urnet.cells.table import PARTS
+from urnet.csv_tables import write_frame
 from urnet.errors import CellsError, RecipeError, RunError
 from urnet.evaluation import figures, galleries
+from urnet.evaluation.calibration_metrics import trust_metrics
+from urnet.evaluation.figure_style import image_png, to_png
 from urnet.evaluation.gradcam import grad_cam, overlay
 from urnet.evaluation.metrics import interval_groups, score
+from urnet.evaluation.predictions import Progress, Scored, other_cells, own_part
 from urnet.evaluation.report import Report, write_report
-from urnet.evaluation.scored import Progress, Scored, other_cells, own_part
-from urnet.evaluation.style import image_png, to_png
-from urnet.evaluation.trust import trust_metrics
-from urnet.files import refuse_existing, whole_folder
 from urnet.names import donor_key
 from urnet.nets.pixel_range import PixelRange
-from urnet.tables import write_frame
 from urnet.training.run import Run
 
 OPTIMISTIC = (

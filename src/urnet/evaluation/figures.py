@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from urnet.evaluation.metrics import CALIBRATION_BINS, calibration_bins
-from urnet.evaluation.style import (
+from urnet.evaluation.figure_style import (
     BANDS,
     BLUE,
     FAINT,
@@ -25,6 +24,7 @@ from urnet.evaluation.style import (
     styled,
     wrap,
 )
+from urnet.evaluation.metrics import CALIBRATION_BINS, calibration_bins
 
 
 @styled

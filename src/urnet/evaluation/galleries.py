@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from urnet.evaluation.style import FAINT, WIDTH, cut, styled, wrap
+from urnet.evaluation.figure_style import FAINT, WIDTH, cut, styled, wrap
 
 CAM = "jet"  # blue to red, as the paper's Fig. 3b
 MOST_OUTSIDE = 0.05  # share of a row's pixels outside [0, 1] up to which it is clipped, not rescaled

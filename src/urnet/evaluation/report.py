@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from urnet import pages
+from urnet import html_pages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,4 +79,4 @@ def render(context: Report) -> str:
 
 def environment() -> jinja2.Environment:
     """Where the pages of evaluation and benchmark are."""
-    return pages.environment("urnet.evaluation")
+    return html_pages.environment("urnet.evaluation")

@@ -4,8 +4,8 @@ That is the limitation which Zheng et al. (Sensors 2023, 23, 7605, section 4) na
 takes other images. Here the images of the test cells are made worse step by step, and every run sees the same ones.
 
 All is done to raw counts at the network's size, which are then rounded and clipped to the camera's range. Lengths are
-stated for a crop of 128 px and scaled with the crop, as in `urnet.images.optics`; so is noise, which stays the same for
-an area of the specimen. Five perturbations:
+stated for a crop of 128 px and scaled with the crop, as in `urnet.images.simulation.optics`; so is noise, which stays
+the same for an area of the specimen. Five perturbations:
 
 - defocus: Fresnel propagation of the recorded amplitude √I by a defocus of the unit of `Imaging.defocus`, px². The
   phase of the light is not recorded and taken as flat, so this is the part of the change that the image itself
@@ -27,17 +27,17 @@ import pandas as pd
 from scipy import fft
 from scipy.ndimage import gaussian_filter
 
+from urnet.atomic_files import refuse_existing, whole_folder
 from urnet.cells.table import PARTS, read_cells
+from urnet.csv_tables import write_frame
 from urnet.errors import CellsError, RunError, UrnetError
 from urnet.evaluation.evaluate import OPTIMISTIC, named, runs_of
+from urnet.evaluation.figure_style import to_png
 from urnet.evaluation.figures import stress_figure
 from urnet.evaluation.metrics import interval_groups, score
+from urnet.evaluation.predictions import BATCH, Progress, Scored, other_cells, own_part
 from urnet.evaluation.report import environment
-from urnet.evaluation.scored import BATCH, Progress, Scored, other_cells, own_part
-from urnet.evaluation.style import to_png
-from urnet.files import refuse_existing, whole_folder
-from urnet.images.optics import BACKGROUND, REFERENCE, Imaging, brightfield
-from urnet.tables import write_frame
+from urnet.images.simulation.optics import BACKGROUND, REFERENCE, Imaging, brightfield
 from urnet.training.run import Run, refuse_within
 
 REPLICATES = 500

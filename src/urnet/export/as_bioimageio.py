@@ -11,7 +11,7 @@ from urnet.export.card import DOI, PAPER, RESEARCH, model_card
 from urnet.export.graph import INPUT, OUTPUTS
 
 if TYPE_CHECKING:
-    from urnet.bundle import Model
+    from urnet.bundle.model import Model
     from urnet.training.run import Run
 
 PACKAGES = ("bioimageio.core",)

@@ -9,7 +9,7 @@ from urnet.export.card import metrics_of, model_card
 from urnet.export.parity import Run
 
 if TYPE_CHECKING:
-    from urnet.bundle import Model
+    from urnet.bundle.model import Model
     from urnet.training.run import Run as RunFolder
 
 GRAPH, CARD = "model.onnx", "README.md"
@@ -40,7 +40,7 @@ def write(model: "Model", run: "RunFolder | None", onnx: bytes, folder: Path) ->
     Returns:
         What the user should know.
     """
-    from urnet.bundle import copy_bundle
+    from urnet.bundle.model import copy_bundle
 
     config = model.config
     if model.folder is None:
@@ -62,7 +62,7 @@ def open_bundle(folder: Path) -> Run:
     """Read the bundle back as a user will, to be run on the CPU."""
     import torch
 
-    from urnet.bundle import Model
+    from urnet.bundle.model import Model
 
     model = Model.load(folder)
     model.device = torch.device("cpu")

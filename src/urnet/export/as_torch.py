@@ -13,7 +13,7 @@ from urnet.export.parity import Run
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from urnet.bundle import Model
+    from urnet.bundle.model import Model
 
 ABOUT = "urnet.json"
 """Name of the file within that says what the graph is."""

@@ -7,10 +7,10 @@ from urnet import __version__
 from urnet.calibration.calibration import COVERAGE
 from urnet.cells.table import PARTS
 from urnet.errors import UrnetError
-from urnet.pages import described, with_interval
+from urnet.html_pages import described, with_interval
 
 if TYPE_CHECKING:
-    from urnet.bundle import Model
+    from urnet.bundle.model import Model
     from urnet.training.run import Run
 
 PAPER = "Zheng et al., UR-Net, Sensors 2023, 23, 7605"

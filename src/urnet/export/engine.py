@@ -19,12 +19,12 @@ import numpy as np
 from urnet.errors import RunError
 from urnet.export.as_onnx import open_onnx
 from urnet.export.as_openvino import open_openvino
-from urnet.export.kept_graph import KeptGraph
-from urnet.export.packages import installed, need
+from urnet.export.engine_graph import KeptGraph
+from urnet.export.optional_packages import installed, need
 from urnet.export.parity import Run, check, check_graph
 
 if TYPE_CHECKING:
-    from urnet.bundle import Model
+    from urnet.bundle.model import Model
 
 logger = logging.getLogger(__name__)
 

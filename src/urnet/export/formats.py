@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from urnet.atomic_files import new_file, refuse_existing, whole_folder
 from urnet.errors import RunError, UrnetError
 from urnet.export import as_bioimageio, as_hub, as_onnx, as_openvino
 from urnet.export.as_torch import open_torch, to_torch
-from urnet.export.packages import need
+from urnet.export.optional_packages import need
 from urnet.export.parity import Parity, Run, check
-from urnet.files import new_file, refuse_existing, whole_folder
 from urnet.progress import Progress
 from urnet.training.run import Run as RunFolder
 from urnet.training.run import run_of
 
 if TYPE_CHECKING:
-    from urnet.bundle import Model
+    from urnet.bundle.model import Model
     from urnet.cells.table import Cells
 
 CELLS = 64
@@ -140,7 +140,7 @@ def export_run(
         CellsError: no images at `cells`.
         ImageError: an image cannot be used.
     """
-    from urnet.bundle import Model
+    from urnet.bundle.model import Model
 
     run, out = Path(run), Path(out)
     chosen = FORMATS.get(format)

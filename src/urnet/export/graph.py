@@ -9,7 +9,7 @@ from urnet.errors import RunError
 from urnet.nets.features import look_at_features
 
 if TYPE_CHECKING:
-    from urnet.bundle import Model
+    from urnet.bundle.model import Model
 
 INPUT = "counts"
 OUTPUTS = ("probabilities", "enhanced", "features")

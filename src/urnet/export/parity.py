@@ -9,7 +9,7 @@ import numpy as np
 from urnet.errors import RunError
 
 if TYPE_CHECKING:
-    from urnet.bundle import Model, Outputs
+    from urnet.bundle.model import Model, Outputs
 
 LIMIT = 1e-4
 """Largest difference of a probability."""

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from urnet.atomic_files import OnDisk, files_below
 from urnet.cells.table import check_names
+from urnet.csv_tables import read_table
 from urnet.errors import CellsError
-from urnet.fields.read import FIELD_SUFFIXES
-from urnet.files import OnDisk, files_below
+from urnet.fields.io.read import FIELD_SUFFIXES
 from urnet.images.read import is_file
-from urnet.tables import read_table
 
 TABLE_NAME = "fields.csv"
 
@@ -42,7 +42,7 @@ class FieldRow:
         pixel_um: µm per px as the table says; none where it does not.
         channel: name or number of the brightfield's channel; none where there is one.
         nuclei_channel: likewise of the nuclei.
-        z: plane or projection, as `urnet.fields.read.open_field` takes it.
+        z: plane or projection, as `urnet.fields.io.read.open_field` takes it.
         scene: name or number of the scene.
         simulated: how the images were simulated; "" for real ones.
     """

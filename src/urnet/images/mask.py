@@ -15,7 +15,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 
 from urnet.errors import ImageError
-from urnet.images.closed_path import closed_paths
+from urnet.images.contour import closed_paths
 from urnet.images.read import MIN_EDGE
 
 ANGLES, RADII = 96, 64

@@ -1,12 +1,13 @@
-"""The networks: one file an architecture, one registry of enhancers, timm for the classifiers."""
+"""The networks: enhancers by name, timm's classifiers, and the joint model."""
 
 # Importing an architecture registers it.
-from urnet.nets import dynamic, fusion, identity, plain, resunet, rsgunet, unet, unetpp, urnet  # noqa: F401
+from urnet.nets.baselines import dynamic_filters, feature_fusion, rsgunet  # noqa: F401
+from urnet.nets.baselines.traditional import list_fixed
 from urnet.nets.classifiers import cam_layer, create_classifier, list_classifiers, normalisation
-from urnet.nets.enhancer import Enhancer
-from urnet.nets.fixed import list_fixed
+from urnet.nets.enhancers import identity, plain, resunet, unet, unetpp, urnet  # noqa: F401
+from urnet.nets.enhancers.base import Enhancer
+from urnet.nets.enhancers.registry import create_enhancer, list_enhancers, register_enhancer
 from urnet.nets.joint import JointModel, build_joint
-from urnet.nets.registry import create_enhancer, list_enhancers, register_enhancer
 from urnet.nets.size import count_macs, count_parameters
 
 __all__ = [

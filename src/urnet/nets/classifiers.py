@@ -10,7 +10,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from urnet.errors import RecipeError, WeightsError
-from urnet.nets.weights import PACKAGED_CLASSIFIER, load_weights
+from urnet.nets.classifier_weights import PACKAGED_CLASSIFIER, load_weights
 
 _NO_OPTIONS = {
     "model_name": "it is classifier.name",
@@ -61,7 +61,7 @@ def create_classifier(
             (`resnet101.a1h_in1k`).
         classes: Number of classes, K; 0 leaves the last layer out, as timm does.
         pretrained: Fetch timm's weights from its hub; passed over where `weights` are given.
-        weights: A local file, or "packaged" (see `urnet.nets.weights`).
+        weights: A local file, or "packaged" (see `urnet.nets.classifier_weights`).
         options: Further arguments of `timm.create_model`, such as `output_stride` or `drop_rate`, or of the registered
             classifier.
 

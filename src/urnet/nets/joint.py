@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from urnet.errors import RecipeError
 from urnet.nets.classifiers import create_classifier, normalisation
-from urnet.nets.registry import create_enhancer
+from urnet.nets.enhancers.registry import create_enhancer
 
 
 class JointModel(nn.Module):

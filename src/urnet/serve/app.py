@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from urnet import __version__
-from urnet.serve.access import Access, Attempts, login
-from urnet.serve.api import routes
-from urnet.serve.bench import Bench
-from urnet.serve.gate import Gate, RequestId
-from urnet.serve.problems import Problem, install
-from urnet.serve.proxy import ForwardedHeaders, Reach
+from urnet.serve.http.auth import Access, Attempts, login
+from urnet.serve.http.errors import Problem, install
+from urnet.serve.http.middleware import Gate, RequestId
+from urnet.serve.http.proxy import ForwardedHeaders, Reach
+from urnet.serve.http.routes import routes
+from urnet.serve.services import Bench
 
 DESCRIPTION = """Classifies white blood cells without stain, and counts them. For research use only.
 

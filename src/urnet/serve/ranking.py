@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from urnet.errors import StoreError
-from urnet.read_ahead import read_cells
-from urnet.serve.bench import Bench
-from urnet.serve.informative import informative_order, projected, uncertainty
-from urnet.serve.waiting import Waiting, upcoming
+from urnet.prefetch import read_cells
+from urnet.serve.active_learning import informative_order, projected, uncertainty
+from urnet.serve.database.prefetch import Waiting, upcoming
+from urnet.serve.services import Bench
 
 PART = 16
 """Cells that are with the network at a time; instruments' requests go in between."""

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from urnet.csv_tables import read_written
 from urnet.errors import RunError
 from urnet.evaluation.paired import paired_differences
-from urnet.pages import described
-from urnet.tables import read_written
+from urnet.html_pages import described
 from urnet.training.run import HISTORY_COLUMNS, Run, run_of
 
 MOST = 500

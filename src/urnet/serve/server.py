@@ -12,18 +12,18 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from urnet.bundle import Model
+from urnet.bundle.model import Model
 from urnet.cells.copies import padding_tiles
 from urnet.cells.table import TABLE_NAME, find_images, read_cells
 from urnet.errors import RunError
-from urnet.serve.access import SHORTEST_TOKEN, is_loopback, new_token
 from urnet.serve.app import create_app
-from urnet.serve.bench import Bench
-from urnet.serve.database_lock import database_lock
-from urnet.serve.http_protocol import connection_options
-from urnet.serve.proxy import Reach
+from urnet.serve.database.lock import database_lock
+from urnet.serve.database.store import Store
+from urnet.serve.http.auth import SHORTEST_TOKEN, is_loopback, new_token
+from urnet.serve.http.connections import connection_options
+from urnet.serve.http.proxy import Reach
+from urnet.serve.services import Bench
 from urnet.serve.settings import Settings
-from urnet.serve.store import Store
 
 TOKEN = "URNET_TOKEN"
 """Environment variable with the token, for servers that are to keep theirs; else one is made at each start."""

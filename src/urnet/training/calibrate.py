@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from urnet.bundle import Model, seal_bundle
+from urnet.bundle.model import Model, seal_bundle
 from urnet.calibration.calibration import Calibration
 from urnet.calibration.conformal import class_scores
 from urnet.calibration.reference import Reference

@@ -11,9 +11,9 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from urnet.atomic_files import whole_file
 from urnet.errors import RunError
-from urnet.files import whole_file
-from urnet.training.quiet import be_quiet
+from urnet.training.logging import be_quiet
 from urnet.training.run import HISTORY_COLUMNS, WRITTEN_COLUMNS
 
 STAGES = ("pretrain", "train")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from urnet.bundle import Model
+from urnet.bundle.model import Model
 from urnet.errors import RecipeError, RunError
 from urnet.recipe import Distill, Recipe, load_recipe
 from urnet.training.fit import Watcher, train_one

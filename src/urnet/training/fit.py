@@ -19,8 +19,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from urnet.bundle import Model, ModelConfig
-from urnet.bundle_config import check_config
+from urnet.atomic_files import Claim, claimed, refuse_existing, whole_file
+from urnet.bundle.config import check_config
+from urnet.bundle.model import Model, ModelConfig
 from urnet.cells.audit import Audit, audit_cells, describe_donors, tally
 from urnet.cells.batches import CellDataset, ordered_loader, train_loader
 from urnet.cells.divide import divide
@@ -28,22 +29,21 @@ from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import Cells, read_cells
 from urnet.cpus import limit_torch
 from urnet.errors import RecipeError, RunError, TrainingError, UrnetError, first_few
-from urnet.fields.cropping import Cropping
-from urnet.files import Claim, claimed, refuse_existing, whole_file
+from urnet.fields.cropping.settings import Cropping
 from urnet.images.scale import Scaling, fit_scaling, fit_scaling_0_1_0
 from urnet.nets.joint import JointModel, build_joint
 from urnet.recipe import Pretrain, Recipe, Train, load_recipe
 from urnet.training.allocator import as_usual
 from urnet.training.calibrate import calibrate_model
 from urnet.training.checkpoints import Keeper, WholeFileIO, cut_history, read_checkpoint
+from urnet.training.checks import check_step, plain_errors, warn_at_chance, warn_no_identity
 from urnet.training.data import Prepared, prepare
-from urnet.training.failures import check_step, plain_errors, warn_at_chance, warn_no_identity
+from urnet.training.distillation_loss import DistillModule, seen_by_both
+from urnet.training.lightning_modules import JointModule, PretrainModule, inverse_frequency, lay_out
+from urnet.training.logging import quietly
 from urnet.training.losses import build_enhancement_loss
-from urnet.training.modules import JointModule, PretrainModule, inverse_frequency, lay_out
-from urnet.training.quiet import quietly
 from urnet.training.recomputation import Recomputation, check_recomputation
 from urnet.training.run import Run, class_order, refuse_within
-from urnet.training.teacher import DistillModule, seen_by_both
 
 
 class Watcher(Protocol):
@@ -363,7 +363,7 @@ def _below(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 def _select(run: Run, model: JointModel, data: Prepared, recipe: Recipe, watcher: Watcher | None) -> None:
     """Put a linear SVM over selected features in place of the classifier's last layer, and keep what was selected."""
-    from urnet.training.selection import select_features  # scikit-learn takes a second to import
+    from urnet.nets.baselines.ant_colony import select_features  # scikit-learn takes a second to import
 
     progress = (lambda share: watcher.doing("select features", share)) if watcher else None
     result = select_features(model, data.train, data.validation, recipe.selection, recipe.seed, progress=progress)

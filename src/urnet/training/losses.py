@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from urnet.errors import RecipeError, WeightsError
+from urnet.nets.baselines.dynamic_filters import luminance
+from urnet.nets.classifier_weights import PACKAGED, PACKAGED_CLASSIFIER, read_state
 from urnet.nets.classifiers import create_classifier, normalisation
-from urnet.nets.dynamic import luminance
-from urnet.nets.weights import PACKAGED, PACKAGED_CLASSIFIER, read_state
 
 MS_SSIM, COLOUR, PERCEPTUAL, SMOOTHNESS = 500, 0.05 * 100 * 100 * 3 / 2, 10, 100
 """Weights of the terms of "huang2018"; PERCEPTUAL is ours (see `Perceptual`)."""

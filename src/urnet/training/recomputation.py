@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from urnet.errors import RecipeError
+from urnet.nets.checkpointing import recomputes, recomputing, statistics_kept
 from urnet.nets.joint import JointModel
-from urnet.nets.recompute import recomputes, recomputing, statistics_kept
 from urnet.recipe import Recipe
-from urnet.training.modules import JointModule, PretrainModule
+from urnet.training.lightning_modules import JointModule, PretrainModule
 
 
 class Recomputation(Callback):

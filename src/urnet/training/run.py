@@ -17,18 +17,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from urnet.bundle import CONFIG_NAME, Model
-from urnet.bundle_config import checked_scaling
+from urnet.atomic_files import begun_files, refuse_existing, whole_file
+from urnet.bundle.config import checked_scaling
+from urnet.bundle.model import CONFIG_NAME, Model
 from urnet.cells.contents import changed, with_contents
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import PAIRED, PARTS, TABLE_NAME, Cells, MissingFilesError, read_cells
+from urnet.csv_tables import read_table
 from urnet.errors import RunError
-from urnet.fields.cropping import SETTINGS_NAME
-from urnet.files import begun_files, refuse_existing, whole_file
+from urnet.fields.cropping.settings import SETTINGS_NAME
 from urnet.images.scale import Scaling
 from urnet.json_files import canonical_json, explain
 from urnet.recipe import Recipe, load_recipe
-from urnet.tables import read_table
 
 HISTORY_COLUMNS = (
     "stage",

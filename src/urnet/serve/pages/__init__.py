@@ -4,7 +4,7 @@ import warnings
 
 from fastapi import FastAPI
 
-from urnet.serve.bench import Bench
+from urnet.serve.services import Bench
 
 
 def add_pages(app: FastAPI, bench: Bench) -> None:
@@ -18,7 +18,7 @@ def add_pages(app: FastAPI, bench: Bench) -> None:
     from nicegui import ui
 
     from urnet.serve.pages import about, classify, label, review, runs
-    from urnet.serve.pages.missing import answer_missing
+    from urnet.serve.pages.error_pages import answer_missing
     from urnet.serve.pages.sessions import Sessions
 
     # It looks at every object in memory for its server, among them one of torch that warns of being looked at.

@@ -7,10 +7,10 @@ from fastapi import FastAPI
 from nicegui import ui
 
 from urnet import __version__
-from urnet.bundle_about import facts
+from urnet.bundle.about import facts
 from urnet.export.card import RESEARCH, model_card
-from urnet.serve.bench import Bench
-from urnet.serve.pages.frame import frame, text
+from urnet.serve.pages.components.layout import frame, text
+from urnet.serve.services import Bench
 from urnet.training.run import run_of
 
 USE = """Enhances and classifies crops of single white blood cells without stain, and counts them, for research on such

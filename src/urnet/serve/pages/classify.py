@@ -7,13 +7,13 @@ from importlib.resources import files
 from fastapi import FastAPI
 from nicegui import ui
 
-from urnet.serve.bench import Bench
-from urnet.serve.pages.cell_view import CellDialog
-from urnet.serve.pages.classification import Classification, Seen
-from urnet.serve.pages.counts import counts
-from urnet.serve.pages.frame import button, frame, select, text, url
-from urnet.serve.pages.sending import KEPT, routes
+from urnet.serve.pages.classify_session import Classification, Seen
+from urnet.serve.pages.components.cell_view import CellDialog
+from urnet.serve.pages.components.differential_panel import counts
+from urnet.serve.pages.components.layout import button, frame, select, text, url
+from urnet.serve.pages.routes import KEPT, routes
 from urnet.serve.pages.sessions import Closable, Session, this_session
+from urnet.serve.services import Bench
 
 PAGE = 96
 """Cells that are shown at once."""

@@ -13,9 +13,9 @@ from nicegui import ui
 
 from urnet.benchmark.differences import UNKNOWN, interval, points, verdict
 from urnet.errors import UrnetError
-from urnet.serve.pages.frame import button, text
+from urnet.serve.pages.components.elements import meter, notice, table
+from urnet.serve.pages.components.layout import button, text
 from urnet.serve.pages.sessions import Closable, this_session
-from urnet.serve.pages.work import meter, notice, table
 from urnet.serve.runs import ListedRun, compare_tests
 
 logger = logging.getLogger(__name__)

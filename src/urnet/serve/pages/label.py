@@ -13,18 +13,18 @@ from fastapi.responses import Response
 from nicegui import ui
 
 from urnet.errors import StoreError, UrnetError
-from urnet.serve.bench import Bench
-from urnet.serve.kept import NOT_A_CELL, SKIPPED, one_line, person
-from urnet.serve.labelling import CLAIMED_CODE, Labeller, Labelling, QueuedCell
-from urnet.serve.pages.answers import CACHED, saved_as
-from urnet.serve.pages.frame import button, frame, short, text, url, who
-from urnet.serve.pages.keys import board, class_keys, key_button, keys_switch, on_press
+from urnet.serve.database.common import NOT_A_CELL, SKIPPED, one_line, person
+from urnet.serve.database.labels import CLAIMED_CODE, Labeller, Labelling, QueuedCell
+from urnet.serve.database.prefetch import Waiting, path_of
+from urnet.serve.http.errors import Refused
+from urnet.serve.pages.components.elements import NO_PICTURE, facts, meter, notice, replaces, table, work_styles
+from urnet.serve.pages.components.keyboard import board, class_keys, key_button, keys_switch, on_press
+from urnet.serve.pages.components.layout import button, frame, short, text, url, who
+from urnet.serve.pages.components.responses import CACHED, saved_as
 from urnet.serve.pages.sessions import Closable, this_session
-from urnet.serve.pages.work import NO_PICTURE, facts, meter, notice, replaces, table, work_styles
-from urnet.serve.problems import Refused
 from urnet.serve.ranking import Ranking
-from urnet.serve.scratch import Aside, Scratch
-from urnet.serve.waiting import Waiting, path_of
+from urnet.serve.services import Bench
+from urnet.serve.uploads.storage import Aside, Scratch
 
 CLAIMED = 8
 """Cells that a labeller has at a time: one on the screen, the others in the browser already."""

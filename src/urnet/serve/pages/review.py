@@ -15,18 +15,18 @@ from nicegui import ui
 
 from urnet.calibration.conformal import split_set
 from urnet.errors import StoreError
-from urnet.serve.bench import Bench
-from urnet.serve.kept import NOT_A_CELL, one_line, person
-from urnet.serve.pages.answers import CACHED, saved_as
-from urnet.serve.pages.frame import button, frame, select, short, text, url, who
-from urnet.serve.pages.keys import board, class_keys, key_button, keys_switch, on_press
+from urnet.serve.database.common import NOT_A_CELL, one_line, person
+from urnet.serve.database.reviews import Review, Reviewed
+from urnet.serve.database.store import Store
+from urnet.serve.http.errors import Refused
+from urnet.serve.pages.components.elements import NO_PICTURE, facts, moment, notice, replaces, table, work_styles
+from urnet.serve.pages.components.keyboard import board, class_keys, key_button, keys_switch, on_press
+from urnet.serve.pages.components.layout import button, frame, select, short, text, url, who
+from urnet.serve.pages.components.responses import CACHED, saved_as
 from urnet.serve.pages.sessions import Closable, this_session
-from urnet.serve.pages.work import NO_PICTURE, facts, moment, notice, replaces, table, work_styles
-from urnet.serve.problems import Refused
-from urnet.serve.review import Review, Reviewed
-from urnet.serve.reviewed import KeptPictures, corrected_differential
-from urnet.serve.scratch import Aside, Scratch
-from urnet.serve.store import Store
+from urnet.serve.review_results import KeptPictures, corrected_differential
+from urnet.serve.services import Bench
+from urnet.serve.uploads.storage import Aside, Scratch
 
 TILES = 60
 """Cells on one page."""

@@ -14,14 +14,14 @@ from fastapi.responses import Response
 from nicegui import ui
 
 from urnet.errors import UrnetError
-from urnet.pages import NEVER, described, with_interval
-from urnet.serve.bench import Bench
+from urnet.html_pages import NEVER, described, with_interval
+from urnet.serve.http.errors import Refused
 from urnet.serve.pages.comparison import NAMES, Differences
-from urnet.serve.pages.curves import Line, chart, line
-from urnet.serve.pages.frame import frame, link, text, url
-from urnet.serve.pages.work import facts, notice, table, work_styles
-from urnet.serve.problems import Refused
+from urnet.serve.pages.components.curves import Line, chart, line
+from urnet.serve.pages.components.elements import facts, notice, table, work_styles
+from urnet.serve.pages.components.layout import frame, link, text, url
 from urnet.serve.runs import Figures, ListedRun, best_epoch, history_rows, recipe_differences, runs_beside
+from urnet.serve.services import Bench
 
 LIVE = 2.0
 """Seconds between two looks at a run."""

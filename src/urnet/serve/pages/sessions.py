@@ -10,9 +10,9 @@ from starlette.requests import cookie_parser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from urnet.serve.access import cookie_attributes, cookie_name
-from urnet.serve.proxy import route_path
-from urnet.serve.scratch import Scratch
+from urnet.serve.http.auth import cookie_attributes, cookie_name
+from urnet.serve.http.proxy import route_path
+from urnet.serve.uploads.storage import Scratch
 
 MOST = 200
 """Sessions that are kept; beyond, those that were not used for the longest time are forgotten, if they are idle."""

@@ -1,0 +1,545 @@
+"""A trained model on disk and in memory: `config.json` and `model.safetensors`, nothing that needs pickle.
+
+The configuration holds all that turns an image file into a decision: input size and colour, the scale of raw counts,
+the networks, the classes. Beside it lie the model's calibration (`calibration.json`, `calibration.safetensors`) and, of
+one that was trained on crops of fields, how those were cut (`crop.json`). Training writes a bundle, everything after
+training reads one. `seal.json` holds the digest of all of them.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from urnet.atomic_files import whole_file
+from urnet.bundle.config import CONFIG_NAME, ModelConfig, read_config
+from urnet.bundle.seal import Seal, check_expected, hash_json, hash_tensors, read_seal
+from urnet.calibration.calibration import COVERAGE, JSON_NAME, TENSORS_NAME, Calibration
+from urnet.calibration.temperature import probabilities as softmax
+from urnet.cpus import limit_torch
+from urnet.errors import CellsError, ImageError, RecipeError, RunError
+from urnet.fields.cropping.settings import SETTINGS_NAME, Cropping
+from urnet.images.montage import expand, read_crop
+from urnet.images.quality import quality
+from urnet.json_files import canonical, canonical_json, explain
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from urnet.cells.table import Cells
+    from urnet.nets.joint import JointModel
+
+WEIGHTS_NAME = "model.safetensors"
+
+COMPANIONS = (TENSORS_NAME, JSON_NAME, SETTINGS_NAME)
+"""Files of a bundle that not every model has."""
+FILES = (WEIGHTS_NAME, *COMPANIONS, CONFIG_NAME)
+"""Files that the seal covers."""
+
+BATCH = 16
+"""Images that go through the networks at once; more are hardly faster on a CPU, and take more memory."""
+
+TRUST_COLUMNS = ("rejected", "set")
+"""What tables of predictions say besides, where the model is calibrated."""
+
+SEEN = ("edge", "touching")
+"""Columns of a cells table that say of a crop what its pixels do not; rejection goes by them where they are filled."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model makes of N images.
+
+    Attributes:
+        logits: (N, K) float32, before the temperature.
+        probabilities: (N, K) float64, with the temperature where the model is calibrated.
+        enhanced: (N, C, S, S) float32 in about [0, 1].
+        features: (N, F) float32, of several depths in one row; what rejection goes by.
+        sizes: number of features at each depth; together F.
+    """
+
+    logits: np.ndarray
+    probabilities: np.ndarray
+    enhanced: np.ndarray
+    features: np.ndarray
+    sizes: tuple[int, ...]
+
+
+def fit_crop(config: ModelConfig, cropping: Cropping | None, crop: np.ndarray) -> np.ndarray:
+    """One raw crop of a cell to be classified, (H, W) or (H, W, 3), as `Model.fit` makes it.
+
+    Args:
+        config: of the model.
+        cropping: how its training's crops were cut out of fields; none where they were not.
+        crop: the pixels.
+
+    Raises:
+        ImageError: as `Model.fit`.
+    """
+    if cropping is not None and config.tile is None and crop.ndim >= 2:
+        cropping.check_crop(*crop.shape[:2])
+    return config.fit(crop)
+
+
+class Model:
+    """A trained model, ready to enhance and classify.
+
+    Args:
+        config: what it is.
+        joint: the networks with their trained weights.
+        calibration: what its answers are worth; none for a model that was not calibrated.
+        cropping: how the cells that it was trained on were cut out of fields; none where `urnet crop` did not do it.
+        folder: the bundle that it was read from, if it was; engines keep their graphs there.
+        seal: hashes of the files that it was read from.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        joint: "JointModel",
+        calibration: Calibration | None = None,
+        cropping: Cropping | None = None,
+        folder: Path | None = None,
+        seal: Seal | None = None,
+    ):
+        import torch
+
+        limit_torch()
+        self.config = config
+        self.calibration = calibration
+        self.cropping = cropping
+        self.folder = folder
+        self.seal = seal
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.joint = joint.to(self.device).eval()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the outputs."""
+        return self.config.classes
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the files that it was read from carried a seal, which fitted."""
+        return self.seal is not None and self.seal.stored
+
+    def save(self, folder: Path) -> None:
+        """Write the bundle with its seal; the configuration last, so that it never stands without the rest."""
+        from safetensors.torch import save
+
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.joint.state_dict().items()}
+        with whole_file(folder / WEIGHTS_NAME) as file:
+            file.write(save(state))
+        contents = self._companions()
+        for name in COMPANIONS:
+            if name in contents:
+                with whole_file(folder / name) as file:
+                    file.write(contents[name])
+            else:  # one that is there belongs to another model
+                (folder / name).unlink(missing_ok=True)
+        self._hashes(contents).write(folder)
+        with whole_file(folder / CONFIG_NAME) as file:
+            file.write(self.config.to_json().encode())
+
+    def digest(self) -> str:
+        """The digest of the model's files, as 32 hexadecimal digits; of a model in memory, what they would be."""
+        return (self.seal or self._hashes(self._companions())).digest
+
+    def _companions(self) -> dict[str, bytes]:
+        """The content of the files beside configuration and weights, by name."""
+        files = {} if self.calibration is None else self.calibration.to_files()
+        return files | ({} if self.cropping is None else {SETTINGS_NAME: self.cropping.to_json().encode()})
+
+    def _hashes(self, companions: dict[str, bytes]) -> Seal:
+        from safetensors.numpy import load
+
+        hashes = {
+            CONFIG_NAME: _hash_text(self.config.to_json().encode()),
+            WEIGHTS_NAME: hash_tensors(self.joint.state_dict()),
+        }
+        for name, content in companions.items():
+            hashes[name] = hash_tensors(load(content)) if name == TENSORS_NAME else _hash_text(content)
+        return Seal(hashes)
+
+    @classmethod
+    def load(cls, path: Path | str, *, calibrated: bool = True, expect: str | None = None) -> "Model":
+        """Read a bundle, or the bundle of a run folder, and compare it with its seal.
+
+        Args:
+            path: the folder.
+            calibrated: whether to read the calibration, where there is one.
+            expect: the first 8 to 32 digits of the digest that the model must have.
+
+        Raises:
+            RunError: no bundle there; one that is damaged, newer than this program, or whose seal is broken; or
+                another model than expected.
+        """
+        expected = check_expected(expect)
+        folder = find_bundle(path)
+        config = read_config(folder / CONFIG_NAME)
+        weights = _read_weights(folder / WEIGHTS_NAME)
+        seal = _check_seal(folder, weights, () if calibrated else (JSON_NAME, TENSORS_NAME))
+        if expected is not None and not seal.digest.startswith(expected):
+            raise RunError(
+                f"{folder}: this is the model {seal.digest}, and {expected} was expected; give the right model, or "
+                "compare the digest with the one that you noted",
+                code="model.unexpected",
+            )
+        joint = _build(config, weights, folder)
+        cut = folder / SETTINGS_NAME
+        cropping = Cropping.load(cut) if cut.is_file() else None
+        calibration = Calibration.load(folder) if calibrated and (folder / JSON_NAME).is_file() else None
+        if calibration is not None:
+            _check_fits(calibration, config, joint, folder)
+        return cls(config, joint, calibration, cropping, folder, seal)
+
+    def fit(self, crop: np.ndarray) -> np.ndarray:
+        """One raw crop, (H, W) or (H, W, 3), at the network's size and colour, still in raw counts (C, S, S).
+
+        Raises:
+            ImageError: no crop has that shape, its depth is not the one that the scale was fitted to, not all of it are
+                numbers, or it is so much larger than the crops of the training's fields that it is a field itself.
+        """
+        return fit_crop(self.config, self.cropping, crop)
+
+    def prepare(self, crop: np.ndarray) -> np.ndarray:
+        """One raw crop, (H, W) or (H, W, 3), as the network's input (C, S, S) in [0, 1].
+
+        Raises:
+            ImageError: as `fit`.
+        """
+        return self.config.scaling.apply(self.fit(crop))
+
+    def read(self, cells: "Cells", progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """All cells of a table in raw counts at the network's size, (N, C, S, S), however large a person's crops are.
+
+        Args:
+            cells: one cell at least.
+            progress: called with the number of cells read.
+
+        Raises:
+            ImageError: a cell cannot be read or used; the message names it.
+        """
+        images = []
+        for index, path in enumerate(cells.table["path"]):
+            crop = cells.read(index)
+            try:
+                images.append(self.config.fit(crop))
+            except ImageError as error:
+                raise ImageError(f"{path}: {error}") from None
+            if progress is not None:
+                progress(index + 1)
+        return np.stack(images)
+
+    def outputs(self, inputs: np.ndarray, batch_size: int = BATCH) -> Iterator[Outputs]:
+        """All that the networks say of prepared inputs (N, C, S, S), batch by batch."""
+        import torch
+
+        from urnet.nets.features import look_at_features
+
+        temperature = 1.0 if self.calibration is None else self.calibration.temperature
+        for start in range(0, len(inputs), batch_size):
+            with torch.inference_mode():
+                images = torch.from_numpy(inputs[start : start + batch_size]).to(self.device)
+                logits, enhanced, features = look_at_features(self.joint, images)
+                raw = logits.float().cpu().numpy()
+                yield Outputs(
+                    raw,
+                    softmax(raw, temperature),
+                    enhanced.cpu().numpy(),
+                    torch.cat(features, dim=1).cpu().numpy(),
+                    tuple(part.shape[1] for part in features),
+                )
+
+    def forward(self, inputs: np.ndarray, batch_size: int = BATCH) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Probabilities (B, K) and enhanced images (B, C, S, S) of prepared inputs (N, C, S, S), batch by batch."""
+        for outputs in self.outputs(inputs, batch_size):
+            yield outputs.probabilities, outputs.enhanced
+
+    def measures(self, images: np.ndarray, seen: "pd.DataFrame | None" = None) -> list[dict[str, float]]:
+        """How crops were taken, and what is known of them beside: a row of measures for each.
+
+        Args:
+            images: (N, C, S, S) raw counts, from `fit` or `read`.
+            seen: N rows of their cells table; its `edge` and `touching` are used where they are filled.
+        """
+        scaling = self.config.scaling
+        rows = [quality(np.moveaxis(image, 0, -1), scaling.low, scaling.high) for image in images]
+        for column in SEEN if seen is not None else ():
+            for row, value in zip(rows, seen.get(column, [""] * len(rows)), strict=True):
+                row |= _number(column, value)
+        return rows
+
+    def reject(self, images: np.ndarray, features: np.ndarray, seen: "pd.DataFrame | None" = None) -> list[str]:
+        """Why each crop is no countable cell; "" for those that are, and for all where the model is not calibrated.
+
+        Args:
+            images: (N, C, S, S) raw counts, from `fit` or `read`.
+            features: (N, F), from `outputs`.
+            seen: as `measures`.
+        """
+        if self.calibration is None:
+            return [""] * len(images)
+        return self.calibration.reject(self.measures(images, seen), features)
+
+    def predict(self, images: "Path | str | np.ndarray | Iterable[Path | str | np.ndarray]") -> "pd.DataFrame":
+        """Classify images.
+
+        Args:
+            images: one image or several; each a path, the address of a tile or page, or an array of raw counts, (H, W)
+                or (H, W, 3). Files of several pages, and montages of the tiles that the model was trained on, give a
+                row an image.
+
+        Returns:
+            A row an image: `path` ("" for arrays), `predicted`, `p_<class>`, and `error` with the reason where an
+            image could not be used. Of a calibrated model also `rejected`, why the image shows no countable cell ("" if
+            it does), and `set`, the classes that cannot be ruled out at 90 % coverage, joined by `|`.
+        """
+        import pandas as pd
+
+        one = isinstance(images, str | Path) or (
+            isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] == (3,))
+        )
+        rows: list[dict[str, Any]] = []
+        crops = self._crops([images] if one else images)
+        while some := list(islice(crops, BATCH)):
+            rows += self._classify(some)
+        return pd.DataFrame(rows, columns=["path", "predicted", *self.columns, "error"])
+
+    def _classify(self, crops: list[tuple[str, Callable[[], np.ndarray]]]) -> list[dict[str, Any]]:
+        """A row for each of a few images, given by their addresses and what reads them."""
+        rows, usable, pixels = [], [], []
+        for address, read in crops:
+            row: dict[str, Any] = {"path": address, "predicted": "", "error": "", **dict.fromkeys(TRUST_COLUMNS, "")}
+            try:
+                pixels.append(self.fit(read()))
+                usable.append(row)
+            except ImageError as error:
+                row["error"] = str(error)
+            rows.append(row)
+        if pixels:
+            images = np.stack(pixels)
+            outputs = next(self.outputs(self.config.scaling.apply(images), len(images)))
+            for row, told in zip(usable, self.rows(outputs.probabilities, outputs.features, images), strict=True):
+                row |= told
+        return rows
+
+    @property
+    def columns(self) -> list[str]:
+        """What tables of predictions say of a crop besides `predicted`."""
+        return [*(f"p_{name}" for name in self.classes), *(TRUST_COLUMNS if self.calibration is not None else ())]
+
+    def rows(
+        self,
+        probabilities: np.ndarray,
+        features: np.ndarray,
+        images: np.ndarray,
+        seen: "pd.DataFrame | None" = None,
+        coverage: float = COVERAGE,
+    ) -> Iterator[dict[str, Any]]:
+        """What tables of predictions say of each crop: `predicted` and `columns`.
+
+        Args:
+            probabilities: (N, K), with the temperature.
+            features: (N, F).
+            images: (N, C, S, S) raw counts, from `fit` or `read`.
+            seen: as `measures`.
+            coverage: of the prediction sets, between 0 and 1.
+        """
+        reasons = self.reject(images, features, seen)
+        sets = self.calibration.set_names(probabilities, coverage) if self.calibration is not None else reasons
+        for values, reason, names in zip(probabilities, reasons, sets, strict=True):
+            trust = () if self.calibration is None else (reason, names)
+            told = zip(self.columns, (*map(float, values), *trust), strict=True)
+            yield {"predicted": self.classes[int(values.argmax())], **dict(told)}
+
+    def _crops(self, images: "Iterable[Path | str | np.ndarray]") -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+        """Address of each image, and what reads it."""
+        tile = self.config.tile
+        for image in images:
+            if not isinstance(image, str | Path):
+                yield "", partial(np.asarray, image)
+                continue
+            name = str(image)
+            try:
+                addresses = [str(address) for address in expand(Path(), name, tile)]
+            except ImageError:
+                addresses = [name]  # damaged, no montage, or an address: reading it tells
+            for address in addresses:
+                yield address, partial(read_crop, Path(), address, tile)
+
+
+def _number(name: str, text: object) -> dict[str, float]:
+    """A table's entry as a measure; nothing where it is empty.
+
+    Raises:
+        CellsError: it is no number; tables that `urnet.csv_tables` reads were checked before.
+    """
+    if text == "" or text is None or text != text:
+        return {}
+    with suppress(ValueError):
+        if math.isfinite(value := float(str(text))):
+            return {name: value}
+    raise CellsError(f"{name} must be a number, found {text!r}. Use a decimal point: 12.5", code="tables.not_a_number")
+
+
+def find_bundle(path: Path | str) -> Path:
+    """The bundle that a path names: itself, or `model` in a run folder.
+
+    Raises:
+        RunError: there is none, or there are several.
+    """
+    folder = Path(path)
+    if (folder / "model" / CONFIG_NAME).is_file():
+        return folder / "model"
+    if any(folder.glob(f"fold*/model/{CONFIG_NAME}")):
+        raise RunError(f"{path}: a cross-validation has a model for each fold; name one, such as {folder / 'fold0'}")
+    if not (folder / CONFIG_NAME).is_file():
+        raise RunError(
+            f"{path}: no trained model here (looked for {CONFIG_NAME} and model/{CONFIG_NAME}); "
+            "give a folder written by `urnet train`; an unfinished run goes on with --resume"
+        )
+    return folder
+
+
+def seal_bundle(folder: Path) -> Seal:
+    """Seal a bundle as its files are now.
+
+    Args:
+        folder: the bundle.
+
+    Raises:
+        RunError: a file is missing or cannot be read.
+    """
+    seal = Seal(_hash_files(folder, _read_weights(folder / WEIGHTS_NAME)))
+    seal.write(folder)
+    return seal
+
+
+def copy_bundle(model: Model, out: Path) -> None:
+    """Copy the files of a model to another folder; the copy has the same digest, and is sealed.
+
+    Args:
+        model: read from a bundle.
+        out: the folder.
+
+    Raises:
+        RunError: the files have changed since the model was read.
+    """
+    assert model.folder is not None
+    for name in FILES:
+        if (model.folder / name).is_file():
+            with (model.folder / name).open("rb") as source, whole_file(out / name) as file:
+                shutil.copyfileobj(source, file)
+    if seal_bundle(out).digest != model.digest():
+        raise RunError(f"{model.folder}: the files have changed since the model was read; begin again")
+
+
+def _check_seal(folder: Path, weights: "Mapping[str, Tensor]", passed_over: tuple[str, ...]) -> Seal:
+    """The hashes of a bundle's files, once they are found to be those of its seal.
+
+    Raises:
+        RunError: the seal is broken or damaged.
+    """
+    stored = read_seal(folder)
+    found = _hash_files(folder, weights, passed_over)
+    if stored is not None:
+        stored.check(folder, found, passed_over)
+    return Seal(found, stored=stored is not None)
+
+
+def _hash_files(folder: Path, weights: "Mapping[str, Tensor]", passed_over: tuple[str, ...] = ()) -> dict[str, str]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    hashes = {WEIGHTS_NAME: hash_tensors(weights)}
+    for name in FILES:
+        path = folder / name
+        if name == WEIGHTS_NAME or name in passed_over or not path.is_file():
+            continue
+        try:
+            hashes[name] = hash_tensors(load_file(path)) if name == TENSORS_NAME else hash_json(canonical_json(path))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            fix = "make it again with `urnet calibrate`" if name in (JSON_NAME, TENSORS_NAME) else "restore the file"
+            raise RunError(f"{path}: the file is damaged ({explain(error)}); {fix}", code="model.damaged") from None
+    return hashes
+
+
+def _hash_text(content: bytes) -> str:
+    return hash_json(canonical(json.loads(content)))
+
+
+def _read_weights(path: Path) -> "dict[str, Tensor]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise RunError(
+            f"{path}: the weights are missing beside {CONFIG_NAME}; restore the file or train again",
+            code="model.weights_invalid",
+        )
+    try:
+        weights = load_file(path)
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{path}: the weights cannot be loaded ({explain(error)}); restore the file or train again",
+            code="model.weights_invalid",
+        ) from None
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise RunError(
+            f"{path}: some weights are NaN or infinite; restore the file or train again", code="model.weights_invalid"
+        )
+    return weights
+
+
+def _build(config: ModelConfig, weights: "Mapping[str, Tensor]", folder: Path) -> "JointModel":
+    """The networks of a configuration with the weights of a file.
+
+    Raises:
+        RunError: there are no such networks, or the weights are not theirs.
+    """
+    from urnet.nets.limits import build_for
+
+    try:
+        return build_for(config.build, weights)
+    except RunError as error:
+        raise RunError(
+            f"{folder / WEIGHTS_NAME}: the weights cannot be loaded ({error}); restore the file or train again",
+            code="model.weights_invalid",
+        ) from None
+    except (RecipeError, RuntimeError, TypeError, ValueError, MemoryError) as error:  # RuntimeError: no memory
+        raise RunError(
+            f"{folder / CONFIG_NAME}: names no network that can be built here ({explain(error)}); restore the file",
+            code="model.config_invalid",
+        ) from None
+
+
+def _check_fits(calibration: Calibration, config: ModelConfig, joint: "JointModel", folder: Path) -> None:
+    """Refuse a calibration of other classes or of a network with other features.
+
+    Raises:
+        RunError: it is one.
+    """
+    from urnet.nets.features import feature_sizes
+
+    problem = ""
+    if calibration.classes != config.classes:
+        problem = f"its classes ({', '.join(calibration.classes)}) are not the model's ({', '.join(config.classes)})"
+    else:
+        sizes = feature_sizes(joint, config.channels, config.size)
+        found = tuple(axes.shape[1] for axes in calibration.rejection.distance.whiten)
+        if sizes is not None and sizes != found:
+            problem = f"it describes features of the sizes {found}, and those of the networks are {sizes}"
+    if problem:
+        raise RunError(
+            f"{folder / JSON_NAME}: {problem}; make it again with `urnet calibrate`", code="model.calibration_invalid"
+        )

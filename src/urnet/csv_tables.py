@@ -1,0 +1,408 @@
+"""Read tables that people made, and write and read tables of our own, as CSV.
+
+People save CSV with commas, semicolons or tabs, in UTF-8 with or without a byte order mark. Ours have commas. They are
+opened in spreadsheets, so a text that a spreadsheet would run as a formula is written with an apostrophe before it.
+Every reader here takes that apostrophe away again.
+"""
+
+import csv
+import gzip
+import logging
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TextIO
+
+import pandas as pd
+
+from urnet.atomic_files import whole_file
+from urnet.errors import CellsError, first_few
+from urnet.names import is_missing, normal_name, one_spelling
+
+logger = logging.getLogger(__name__)
+
+_FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b])")
+"""Start of a text that a spreadsheet runs as a formula, also with full-width or small signs (OWASP, CSV injection).
+
+The apostrophes before it make the rule reversible: a text that looks escaped already is escaped once more.
+"""
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NAMES_SEPARATOR = re.compile('"?sep=([,;\\t])"?\\s*', re.IGNORECASE)
+_QUOTED = re.compile(r'[",;\t\r\n]|^\s|\s$')
+
+
+def spreadsheet_safe(text: str) -> str:
+    """Escape a text that a spreadsheet would run as a formula, with an apostrophe; `from_spreadsheet` undoes it.
+
+    Args:
+        text: any text. Numbers such as `-0.5` are no formulas and stay as they are.
+    """
+    return f"'{text}" if _is_formula(text) else text
+
+
+def from_spreadsheet(text: str) -> str:
+    """Undo `spreadsheet_safe`: remove one apostrophe, where it stands before what would be a formula."""
+    return text[1:] if text.startswith("'") and _is_formula(text[1:]) else text
+
+
+def _is_formula(text: str) -> bool:
+    return _FORMULA.match(text) is not None and _NUMBER.fullmatch(text) is None
+
+
+def csv_line(values: Iterable[object]) -> str:
+    """One line of a CSV, with its end: texts are escaped for spreadsheets, None and NaN become empty cells."""
+    cells = [_cell(value) for value in values]
+    return (",".join(cells) or '""' * len(cells)) + "\n"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, str) and value.isalnum():
+        return value
+    if value is None or value is pd.NA or value != value:
+        return ""
+    text = spreadsheet_safe(value) if isinstance(value, str) else str(value)
+    return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]) -> str:
+    """A whole table as CSV.
+
+    Args:
+        columns: names of the columns.
+        rows: the values of each row, in order or by column; a column that a row lacks is empty.
+    """
+    values = ([row.get(name) for name in columns] if isinstance(row, Mapping) else row for row in rows)
+    return "".join(map(csv_line, (columns, *values)))
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]) -> None:
+    """Write a CSV whole or not at all; one that ends in `.gz` is compressed.
+
+    Letters that are no Unicode, as Linux allows them in file names, are written as `\\udc..`.
+
+    Args:
+        path: the file; replaced where it exists.
+        columns: names of the columns.
+        rows: as for `csv_text`.
+
+    Raises:
+        OSError: the file cannot be written; an older one is unchanged.
+    """
+    content = csv_text(columns, rows).encode("utf-8", errors="backslashreplace")
+    with whole_file(path) as file:
+        file.write(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+
+
+def write_frame(path: Path, table: pd.DataFrame) -> None:
+    """Write a data frame, without its index, as `write_csv` does."""
+    write_csv(path, list(table), table.itertuples(index=False, name=None))
+
+
+_DAMAGED = "{}: not a whole table that urnet wrote ({}); restore the file, or make it again"
+
+
+def read_written(path: Path, text: Collection[str] | None = None) -> pd.DataFrame:
+    """Read a CSV that this program wrote, compressed or not.
+
+    Args:
+        path: the file.
+        text: columns that hold text; all when not given. The others become numbers, NaN where a cell is empty, if all
+            their cells are numbers.
+
+    Raises:
+        OSError: the file cannot be read.
+        CellsError: no table of ours: no header, or a line of another length.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        try:
+            lines = [[from_spreadsheet(cell) for cell in fields] for fields in csv.reader(file, strict=True) if fields]
+        except (csv.Error, EOFError) as error:
+            raise CellsError(_DAMAGED.format(path, error), code="tables.damaged") from None
+    if not lines or any(len(fields) != len(lines[0]) for fields in lines):
+        raise CellsError(_DAMAGED.format(path, "lines of different length"), code="tables.damaged")
+    table = pd.DataFrame(lines[1:], columns=lines[0], dtype=object)
+    for column in () if text is None else [name for name in table if name not in text]:
+        try:
+            table[column] = pd.to_numeric(table[column].replace("", None))
+        except (ValueError, TypeError):  # text, such as the column `set`
+            continue
+    return table
+
+
+OTHER_NAMES = {
+    "donor": re.compile(
+        "(donor|patient|subject|person|participant|individual|volunteer|case)s?(id|no|nr|number|code|name)?"
+    ),
+    "path": re.compile("file|filename|filepath|image|imagefile|imagename|imagepath|imgpath|img|crop"),
+    "label": re.compile("class|classname|celltype|cellclass|type|category|annotation"),
+}
+"""What a column is usually called elsewhere, in lower case and without blanks and signs."""
+
+NUMBERS = {
+    **dict.fromkeys(("x", "y"), "a number of pixels"),
+    **dict.fromkeys(("confidence", "touching", "edge"), "a number from 0 to 1"),
+    **{"scale": "a number of µm per pixel", "pixel_size_um": "a number of µm per pixel"},
+    **{"diameter": "a number", "focus": "a number"},
+    **{"tile": "a whole number of pixels", "fold": "a whole number"},
+}
+"""Columns of all tables that hold numbers, with what the number is."""
+
+NAMES = ("label", "donor", "proposed")
+"""Columns that hold names of classes and donors."""
+
+WHOLE = ("tile", "fold")
+"""Columns that hold whole numbers from 0."""
+
+_SPREADSHEETS = (b"PK\3\4", b"\xd0\xcf\x11\xe0")
+_SPREADSHEET_SUFFIXES = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
+
+
+def read_table(
+    path: Path,
+    columns: Collection[str],
+    *,
+    needed: Collection[str] = (),
+    paths: Collection[str] = (),
+    rows: str = "rows",
+    confusable: Collection[str] | None = None,
+    leaks: bool = True,
+    passed_over: Collection[str] | None = None,
+    as_written: bool = False,
+) -> pd.DataFrame:
+    """Read the columns that are known, as text; others are passed over.
+
+    Where donors are known by a column, one that names them otherwise (`patient_id`) must not be passed over: their
+    cells would leak from one part into another.
+
+    Args:
+        path: the CSV.
+        columns: those that are known.
+        needed: those that must be there.
+        paths: those that name files: blanks round a name are kept, backslashes become slashes.
+        rows: what a row is, for the errors: "cells", "fields".
+        confusable: columns for which a similar name is taken as a slip; all when not given.
+        leaks: whether donors under another name are an error; where nothing is divided, a note is enough.
+        passed_over: other columns (patterns, as `p_*`) that need no word; those that are neither are then named in a
+            note. None is named when not given.
+        as_written: keep the names as they are; for the table of a run, whose names were settled when it was begun.
+
+    Returns:
+        A row a line, "" where nothing stands; the index holds the line's number in the file. Text other than paths is
+        in Unicode form NFC, donors have one spelling each (`urnet.names`), and the cells of `NUMBERS` are numbers.
+
+    Raises:
+        CellsError: no such table, a spreadsheet or another file that is no text, not UTF-8, no header or nothing below
+            it, a needed column missing, one that is there twice, misspelt or names donors otherwise, a line with more
+            values than columns, or a value that should be a number (`tables.not_a_number`).
+    """
+    _refuse_binary(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            separator, above = _separator(file, columns)
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            lines = [
+                (above + reader.line_num, [from_spreadsheet(field) for field in fields])
+                for fields in reader
+                if any(field.strip() for field in fields)
+            ]
+    except FileNotFoundError:
+        raise CellsError(f"{path}: no such table") from None
+    except UnicodeDecodeError:
+        if path.suffix.lower() in _SPREADSHEET_SUFFIXES:
+            raise CellsError(_NO_SPREADSHEET.format(path)) from None
+        raise CellsError(f"{path}: the table is not UTF-8; save it as 'CSV UTF-8'") from None
+    except csv.Error as error:
+        raise CellsError(
+            f"{path}: not a table: line {above + reader.line_num} cannot be divided into cells ({error}); close each "
+            "quotation mark that is opened, and double those within a cell",
+            code="tables.unreadable",
+        ) from None
+    names = [name.strip("\ufeff\u200b").strip() for name in lines[0][1]] if lines else []
+    for column in columns:
+        if names.count(column) > 1:
+            raise CellsError(f"{path}: {names.count(column)} columns are called {column!r}; keep one")
+    _refuse_misspelt(path, names, columns, columns if confusable is None else confusable)
+    for column in needed:
+        if column not in names:
+            found = ", ".join(names) or "none"
+            other = _other_name(names, columns, column)
+            advice = f"; rename {other!r} to {column}" if other else ""
+            raise CellsError(f"{path}: the table has no column {column!r}; its columns are {found}{advice}")
+    if len(lines) <= 1:
+        raise CellsError(f"{path}: the table has a header but no {rows}")
+    for number, fields in lines[1:]:
+        if len(fields) > len(names) and any(fields[len(names) :]):
+            raise CellsError(
+                f"{path}: line {number} has {len(fields)} values for {len(names)} columns; "
+                "put values that hold the separator in quotes"
+            )
+    filled = [(fields + [""] * len(names))[: len(names)] for _, fields in lines[1:]]
+    table = pd.DataFrame(filled, columns=names, index=[number for number, _ in lines[1:]])
+    _look_at_others(path, table, columns, leaks, passed_over)
+    table = table[[column for column in columns if column in names]].copy()
+    for column in table:
+        text = table[column].str
+        table[column] = text.replace("\\", "/", regex=False) if column in paths else text.strip()
+        if column not in paths and not as_written:
+            table[column] = table[column].map(normal_name if column in NAMES else _composed)
+        if column in NUMBERS and not as_written:
+            _check_numbers(path, table[column])
+    if "donor" in table and not as_written:
+        table["donor"] = settle_donors(path, table["donor"].tolist(), rows)
+    return table
+
+
+def _composed(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def _check_numbers(path: Path, column: "pd.Series[str]") -> None:
+    allowed = r"[0-9]{1,9}" if column.name in WHOLE else _NUMBER
+    bad = column.index[(column != "") & ~column.str.fullmatch(allowed)]
+    if len(bad):
+        raise not_a_number(path, bad[0], str(column.name), column[bad[0]], len(bad))
+
+
+def not_a_number(path: Path, line: int, column: str, value: str, count: int = 1) -> CellsError:
+    """The error about a value that should be a number: what it is, where, and how to write it.
+
+    Args:
+        path: the table.
+        line: number of the line in the file.
+        column: one of `NUMBERS`.
+        value: what stands there.
+        count: number of such rows.
+    """
+    others = f" ({count} such rows)" if count > 1 else ""
+    advice = _as_number(value, whole=column in WHOLE)
+    return CellsError(
+        f"{column} must be {NUMBERS[column]}, found {value!r} in row {line} of {path}{others}. {advice}",
+        code="tables.not_a_number",
+    )
+
+
+def _as_number(value: str, *, whole: bool) -> str:
+    """How to write a value that is meant as a number."""
+    if not value:
+        return "Fill it in"
+    if whole and (number := re.fullmatch(r"([0-9]+)(?:[.,]([0-9]*))?", value)):
+        return f"Use a whole number{'' if (number[2] or '').strip('0') else f': {number[1][:9]}'}"
+    if re.fullmatch(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}", value):
+        return f"Write {value.replace(',', '.')} if the comma is a decimal one, {value.replace(',', '')} if it is not"
+    if re.fullmatch(r"[+-]?[0-9]+,[0-9]+", value):
+        return f"Use a decimal point: {value.replace(',', '.')}"
+    if re.fullmatch(r"[+-]?[0-9]{1,3}(?:[ .,'’\u00a0\u202f][0-9]{3})+(?:[.,][0-9]+)?", value):
+        return "Leave out thousands separators, and use a decimal point"
+    if is_missing(value) or value.casefold().lstrip("+-") in ("inf", "infinity"):
+        return "Leave the cell empty where the value is not known"
+    if number := re.fullmatch(r"([+-]?[0-9]+(?:[.,][0-9]+)?)\s*[^\W0-9_]+", value):
+        return f"Leave out the unit: {number[1].replace(',', '.')}"
+    return "Write digits only: 12" if whole else "Write digits, and a decimal point where one is needed: 12.5"
+
+
+def settle_donors(path: Path, donors: list[str], rows: str) -> list[str]:
+    """Give each donor one spelling, and warn of spellings that were merged and of names that say nothing.
+
+    Args:
+        path: the table or folder.
+        donors: one a row, "" where not known.
+        rows: what a row is, for the warning: "cells", "fields".
+    """
+    settled, merged, unknown = one_spelling(donors)
+    if merged:
+        told = first_few([" = ".join(map(repr, group)) for group in merged])
+        logger.warning("%s: spellings of one donor, taken as one so that its cells stay in one part: %s", path, told)
+    if unknown:
+        told = first_few([f"{name!r} ({count})" for name, count in unknown.most_common()])
+        logger.warning("%s: the donor of %d %s is taken as not known: %s", path, unknown.total(), rows, told)
+    return settled
+
+
+def _separator(file: TextIO, columns: Collection[str]) -> tuple[str, int]:
+    """Find what separates the cells of a table; afterwards the file stands at its header line.
+
+    Spreadsheets may name the separator in a first line `sep=;`. Otherwise it is the one that gives the most column
+    names that are known, then the most columns: signs within a quoted name do not count.
+
+    Returns:
+        The separator, and the number of lines before the header line.
+    """
+    first = _NAMES_SEPARATOR.fullmatch(file.readline())
+    if first:
+        return first[1], 1
+
+    def fits(separator: str) -> tuple[int, int]:
+        file.seek(0)
+        try:
+            names = next((row for row in csv.reader(file, delimiter=separator) if any(map(str.strip, row))), [])
+        except csv.Error:
+            return -1, 0
+        return sum(name.strip() in columns for name in names), len(names)
+
+    best = max(",;\t", key=fits)
+    file.seek(0)
+    return best, 0
+
+
+def _refuse_misspelt(path: Path, names: list[str], columns: Collection[str], confusable: Collection[str]) -> None:
+    """A `donr` that is passed over in silence would let donors leak."""
+    for name in names:
+        ours = sorted(c for c in confusable if len(c) > 3 and c not in names)
+        near = get_close_matches(name.casefold(), ours, 1, 0.8)
+        if near and name not in columns:
+            raise CellsError(
+                f"{path}: column {name!r} looks like {near[0]!r} misspelt; rename it to {near[0]} (to x_{name} if it "
+                "is something else)"
+            )
+
+
+def _look_at_others(
+    path: Path, table: pd.DataFrame, columns: Collection[str], leaks: bool, passed_over: Collection[str] | None
+) -> None:
+    """What is not read: donors under another name are refused, or named; other columns are named."""
+    others = [name for name in dict.fromkeys(table) if name and name not in columns]
+    others = [name for name in others if table[[name]].map(str.strip).any(axis=None)]
+    named = "donor" in table and table[["donor"]].map(str.strip).any(axis=None)
+    donor = _other_name(others, columns, "donor") if "donor" in columns and not named else None
+    if donor is not None and leaks:
+        raise CellsError(
+            f"{path}: column {donor!r} seems to name donors, but the column 'donor', by which the cells of one person "
+            f"are kept in one part, is {'empty' if 'donor' in table else 'missing'}; rename it to donor"
+            f"{', in place of the empty one' * ('donor' in table)}, or remove it (rename it to x_{donor} if it is "
+            "something else)"
+        )
+    if donor is not None:
+        logger.warning("%s: column %r is not used; rename it to donor if it says whose cells these are", path, donor)
+    silent = ("*",) if passed_over is None else passed_over
+    unused = [name for name in others if not any(fnmatchcase(name, pattern) for pattern in silent)]
+    if unused:
+        logger.warning("%s: columns not used: %s", path, ", ".join(unused))
+
+
+def _other_name(names: Collection[str], columns: Collection[str], meant: str) -> str | None:
+    """The first of some names that is no column of its own, and usually means one that is."""
+    if meant not in OTHER_NAMES:
+        return None
+    others = (name for name in names if name not in columns)
+    return next((name for name in others if OTHER_NAMES[meant].fullmatch(re.sub(r"[\W_]", "", name.casefold()))), None)
+
+
+_NO_SPREADSHEET = "{}: a spreadsheet, no CSV, or a damaged one; open it and save the table as 'CSV UTF-8'"
+
+
+def _refuse_binary(path: Path) -> None:
+    """Say what a file is that is no text, before its bytes are taken for badly encoded letters."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(1024)
+    except OSError:  # it is said where it is read
+        return
+    if start.startswith(_SPREADSHEETS):
+        raise CellsError(_NO_SPREADSHEET.format(path))
+    if b"\0" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise CellsError(f"{path}: no table but a file of another kind (its content is no text); give a CSV in UTF-8")

@@ -1,0 +1,120 @@
+"""How well a model rejects what its training never had: another class of cell, debris, anything in a cells table."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from urnet.bundle.model import Model
+from urnet.cells.table import Cells, read_cells
+from urnet.errors import CellsError, RunError
+from urnet.evaluation.calibration_metrics import share
+from urnet.evaluation.metrics import LEVEL, REPLICATES, interval_groups
+from urnet.evaluation.predictions import Progress
+from urnet.names import donor_key
+from urnet.training.calibrate import observe
+from urnet.training.run import Run
+
+COLUMNS = ("label", "cells", "auroc", "auroc_low", "auroc_high", "rejected", "rejected_low", "rejected_high")
+
+
+def rejection_auroc(
+    run: Run,
+    unknown: Cells | Path | str,
+    *,
+    replicates: int = REPLICATES,
+    level: float = LEVEL,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Compare cells that a training never had with the run's own test part.
+
+    The area under the receiver operating characteristic is the chance that the rejection score of an unknown cell is
+    above that of a known one: 0.5 for a model that cannot tell them apart.
+
+    Args:
+        run: a calibrated run.
+        unknown: cells with any labels; those of the run's classes are passed over, and where donors are known, those of
+            the training's donors, if others are left: a new donor's cells look stranger, as the test part's do.
+        replicates: of the bootstrap, which draws source images (donors where enough are known) of both kinds.
+        level: coverage of the intervals.
+        progress: called with what is done and the share of it.
+
+    Returns:
+        A row a label, as `COLUMNS` says: the AUROC and the share rejected, each with its interval (NaN where there is
+        none), and last a row with the label "" of the run's own test part, without an AUROC.
+
+    Raises:
+        RunError: the model is not calibrated.
+        CellsError: no unknown cells, or no test part to compare with.
+        ImageError: a cell cannot be read, or has another depth than the training's.
+    """
+    model, recipe = run.load_model(), run.recipe()
+    if model.calibration is None:
+        raise RunError(f"{run.folder}: the model is not calibrated; `urnet calibrate {run.folder}` does it")
+    if not isinstance(unknown, Cells):
+        unknown = read_cells(Path(unknown), tile=recipe.tile, image=recipe.image)
+    merged = {label for members in (recipe.classes or {}).values() for label in members}
+    strange = unknown.where(~unknown.table["label"].isin({*model.classes, *merged}))
+    if not len(strange):
+        raise CellsError(f"all labels given are classes of {run.folder}; give cells that its training never had")
+    if "donor" in strange.table:
+        known_donors = {donor_key(donor) for donor in (*run.donors("train"), *run.donors("validation"))}
+        fresh = ~strange.table["donor"].map(donor_key).isin(known_donors)
+        strange = strange.where(fresh) if fresh.any() else strange
+    known = run.cells().part("test")
+    if not len(known):
+        raise CellsError(f"{run.folder}: no cells in the test part to compare with")
+    ours, our_groups = _scores(model, known, progress), _groups(known)
+    level_score = -np.log10(model.calibration.rejection.level)
+    rows = []
+    for label in sorted(set(strange.table["label"])):
+        one = strange.where(strange.table["label"] == label)
+        theirs, groups = _scores(model, one, progress), _groups(one)
+        value, low, high = _auroc(ours, our_groups, theirs, groups, replicates, level)
+        rows.append((label, len(one), value, low, high, *_rejected(theirs >= level_score, groups, replicates, level)))
+    none = (np.nan, np.nan, np.nan)
+    rows.append(("", len(known), *none, *_rejected(ours >= level_score, our_groups, replicates, level)))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _scores(model: Model, cells: Cells, progress: Progress | None) -> np.ndarray:
+    told = None if progress is None else lambda done: progress("look at cells", done / len(cells))
+    seen = observe(model, replace(cells, classes=tuple(sorted(set(cells.table["label"])))), told)
+    return model.calibration.rejection.score(seen.rows, seen.features)
+
+
+def _groups(cells: Cells) -> np.ndarray:
+    table = cells.table
+    return interval_groups(table["donor"].tolist() if "donor" in table else None, table["source"].tolist())[0]
+
+
+def _rejected(hits: np.ndarray, groups: np.ndarray, replicates: int, level: float) -> tuple[float, float, float]:
+    found = share(hits, np.ones(len(hits), dtype=bool), groups, replicates, level)
+    return (found["value"], *(found["interval"] or (np.nan, np.nan)))
+
+
+def _auroc(
+    known: np.ndarray,
+    known_groups: np.ndarray,
+    unknown: np.ndarray,
+    unknown_groups: np.ndarray,
+    replicates: int,
+    level: float,
+) -> tuple[float, float, float]:
+    """The Mann-Whitney statistic over the number of pairs (ties count half), and a percentile interval."""
+    wins = (unknown[:, None] > known) + 0.5 * (unknown[:, None] == known)  # (U, N)
+    value = float(wins.mean())
+    # A pair counts as often as both of its groups were drawn, so its sums over pairs of groups are all that is needed.
+    U, N = int(unknown_groups.max()) + 1, int(known_groups.max()) + 1
+    if min(U, N) < 2:
+        return value, np.nan, np.nan
+    table = np.zeros((U, N))
+    np.add.at(table, (unknown_groups[:, None], known_groups), wins)
+    rng = np.random.default_rng(0)
+    first = rng.multinomial(U, np.full(U, 1 / U), size=replicates)  # (R, U)
+    second = rng.multinomial(N, np.full(N, 1 / N), size=replicates)
+    pairs = (first @ np.bincount(unknown_groups)) * (second @ np.bincount(known_groups))
+    drawn = np.einsum("ru,ru->r", first, (second @ table.T)) / pairs
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return value, float(low), float(high)

@@ -1,0 +1,1 @@
+"""Crop single cells from fields of view."""

@@ -1,0 +1,67 @@
+"""From a place in a field to the pixels and the mask of one cell, and to a file."""
+
+from pathlib import Path
+
+import numpy as np
+
+from urnet.cells.pixels import resized
+from urnet.fields.detection.detect import Found
+from urnet.fields.preprocessing.view import View
+
+PREVIEW = 1200
+"""Longest edge of a reduced field, px, about."""
+
+
+def grey(pixels: np.ndarray) -> np.ndarray:
+    """Mean of the colours, (H, W)."""
+    return pixels if pixels.ndim == 2 else pixels.mean(axis=2, dtype=np.float32)
+
+
+def cut(view: View, cell: Found, size: int, zoom: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """One cell in the middle of a crop, its mask there, and the share of the crop that lies beyond the border."""
+    side = max(1, round(size * zoom))
+    top, left = round(cell.y - side / 2), round(cell.x - side / 2)
+    pixels = view.read(top, left, side, side)
+    H, W = view.shape
+    inside = (min(top + side, H) - max(top, 0)) * (min(left + side, W) - max(left, 0))
+    mask = np.zeros((side, side), bool)
+    down, right = cell.top - top, cell.left - left
+    h, w = cell.mask.shape
+    rows, columns = slice(max(down, 0), min(down + h, side)), slice(max(right, 0), min(right + w, side))
+    if rows.start < rows.stop and columns.start < columns.stop:
+        mask[rows, columns] = cell.mask[
+            rows.start - down : rows.stop - down, columns.start - right : columns.stop - right
+        ]
+    planes = [pixels] if pixels.ndim == 2 else [pixels[..., k] for k in range(3)]
+    planes = [resized(np.ascontiguousarray(plane), size) for plane in planes]
+    fine = resized(mask.astype(np.float32), size) >= 0.5
+    return planes[0] if pixels.ndim == 2 else np.stack(planes, axis=-1), fine, 1 - inside / side**2
+
+
+def write_image(path: Path, pixels: np.ndarray) -> str:
+    """8 bits as PNG, which any viewer shows; what is deeper as TIFF. Returns the suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if pixels.dtype == np.uint8:
+        from PIL import Image
+
+        Image.fromarray(pixels).save(path.with_name(path.name + ".png"))
+        return ".png"
+    import tifffile
+
+    kind = "rgb" if pixels.ndim == 3 else "minisblack"
+    tifffile.imwrite(path.with_name(path.name + ".tif"), pixels, photometric=kind, compression="zlib")
+    return ".tif"
+
+
+def preview(view: View) -> tuple[np.ndarray, float]:
+    """The field reduced to about `PREVIEW` px, in grey, read in bands so that memory stays small."""
+    H, W = view.shape
+    step = max(1, int(np.ceil(max(H, W) / PREVIEW)))
+    bands = []
+    for top in range(0, H - H % step or H, step * 64):
+        height = min(step * 64, H - top)
+        band = grey(view.read(top, 0, height, W)).astype(np.float32)
+        h, w = height // step * step, W // step * step
+        if h and w:
+            bands.append(band[:h, :w].reshape(h // step, step, w // step, step).mean(axis=(1, 3)))
+    return np.concatenate(bands), float(step)

@@ -1,0 +1,1 @@
+"""Find cells in a field by rules."""

@@ -1,0 +1,98 @@
+"""Fields in ND2, the format of Nikon."""
+
+import math
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import nd2
+import numpy as np
+
+from urnet.errors import ImageError
+from urnet.fields.io.microscopy import MicroscopySource, depth_of, plane_missing, too_many_dimensions
+from urnet.fields.io.pixel_size import number, square
+from urnet.fields.io.source import Scene
+
+_LOOPS = {"XYPosLoop": "P", "TimeLoop": "T", "NETimeLoop": "T", "ZStackLoop": "Z"}
+
+
+class Nd2Source(MicroscopySource):
+    """An open ND2 file.
+
+    Raises:
+        ImageError: dimensions or pixels that are not supported.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = nd2.ND2File(path)
+        try:
+            self.scenes = self._find_scenes()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def read_part(self, scene: Scene, channel: int, z: int, part: tuple[int, int, int, int]) -> np.ndarray:
+        """Read (top, left, height, width) of a plane."""
+        places, fixed = scene.address
+        index = places.get((*fixed, z))
+        if index is None:
+            raise plane_missing(self.path, scene, channel, z)
+        top, left, height, width = part
+        file = self._file
+        together = file.components_per_channel
+        frame = np.asarray(file.read_frame(index)).reshape(-1, scene.height, scene.width, together)
+        pixels = frame[:, top : top + height, left : left + width]
+        if scene.colour:
+            return pixels[channel, ..., ::-1]  # NIS-Elements stores blue, green, red
+        return pixels[channel // together, ..., channel % together]
+
+    def _find_scenes(self) -> tuple[Scene, ...]:
+        file = self._file
+        loops = file.experiment
+        axes = Counter(_LOOPS.get(loop.type, loop.type) for loop in loops)
+        sizes = {loop.type: loop.count for loop in loops if loop.type not in _LOOPS or axes[_LOOPS[loop.type]] > 1}
+        if problem := too_many_dimensions(sizes):
+            raise ImageError(f"{self.path}: {problem}", code="fields.dimension_unsupported")
+        taken = file.attributes.sequenceCount
+        places = {
+            (at.get("P", 0), at.get("T", 0), at.get("Z", 0)): index
+            for index, at in enumerate(file.loop_indices)
+            if index < taken
+        }
+        sizes = file.sizes
+        channels, components = sizes.get("C", 1), sizes.get("S", 1)
+        dtype = depth_of(self.path, file.dtype)
+        names, positions, sides = [""] * channels, self._positions(), [math.nan] * 2
+        with suppress(Exception):  # metadata of microscopes that the library does not know leave the pixels readable
+            sides = [number(side) for side in file.voxel_size()[:2]]
+            told = [str(one.channel.name).strip() for one in file.metadata.channels]
+            names = told if len(told) == channels else names
+        times = sizes.get("T", 1)
+        return tuple(
+            Scene(
+                name=(f"{position} t{time}" if len(positions) > 1 else f"t{time}") if times > 1 else position,
+                height=sizes["Y"],
+                width=sizes["X"],
+                channels=tuple(name or str(number) for number, name in enumerate(names)),
+                planes=sizes.get("Z", 1),
+                dtype=dtype,
+                colour=components == 3,
+                pixel_um=square(sides),
+                address=(places, (number, time)),
+            )
+            for number, position in enumerate(positions)
+            for time in range(times)
+        )
+
+    def _positions(self) -> list[str]:
+        for loop in self._file.experiment:
+            if loop.type == "XYPosLoop":
+                points = list(loop.parameters.points)[: loop.count]
+                named = [point.name or f"XYPos:{number}" for number, point in enumerate(points)]
+                return named + [f"XYPos:{number}" for number in range(len(named), loop.count)]
+        return ["XYPos:0"]

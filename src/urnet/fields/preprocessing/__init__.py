@@ -1,0 +1,1 @@
+"""Correct the illumination of a field and register its fluorescence image."""

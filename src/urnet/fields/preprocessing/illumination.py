@@ -1,0 +1,296 @@
+"""Even light: the field's illumination, estimated from the fields of a batch or given by images of an empty spot.
+
+A corrected pixel is (pixel - dark) / flat. The flat is relative, of mean 1, and kept on a coarse grid that covers the
+field whatever its size, so that it is stored with the crops and applied the same way in front of a trained model. The
+dark level cannot be told from fields alone and is taken as 0 unless it is given.
+
+Estimated from fields, in the spirit of BaSiC (Peng et al., Nat. Commun. 8, 14836, 2017) but without its low-rank
+decomposition: the median brightness of each block of each field, relative to the field's own, and through these a
+polynomial of degree 4 by robust least squares, which passes over blocks that cells cover. From `MANY` fields on, cells
+lie elsewhere in most of them, and the median of what the polynomial leaves is added, smoothed: dust, and light that is
+no polynomial.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from urnet.errors import ImageError
+from urnet.fields.io.read import Field, open_field
+
+GRID = 48
+"""Edge of the grid of an estimated flat, blocks."""
+
+GIVEN_GRID = 128
+"""Greatest edge of the grid of a given flat or dark image, blocks."""
+
+DEGREE = 4
+"""Of the polynomial: vignetting falls with the fourth power of the cosine."""
+
+MANY = 8
+"""Fields from which blocks are judged one by one."""
+
+LEAST = 0.1
+"""Smallest relative brightness that is believed: darker corners hold noise, and dividing would only raise it."""
+
+_BAND = 1024  # rows that are read at once, px
+_SAMPLES = 64  # pixels along a block's edge that its median is taken of
+
+
+@dataclass(frozen=True, eq=False)
+class Illumination:
+    """The light of a batch of fields.
+
+    Args:
+        method: `none`, `estimated` or `given`.
+        flat: relative brightness, (h, w) float32, mean 1; entry (i, j) stands for the middle of block (i, j) of any
+            field cut into h x w blocks.
+        dark: counts without light, (h, w) float32, or none for 0.
+    """
+
+    method: str
+    flat: np.ndarray
+    dark: np.ndarray | None = None
+
+    def correct(self, pixels: np.ndarray, top: int, left: int, shape: tuple[int, int]) -> np.ndarray:
+        """Even out a region. All colours of a pixel are treated alike.
+
+        Args:
+            pixels: (h, w) or (h, w, 3), raw counts.
+            top: first row of the region in its field.
+            left: first column.
+            shape: height and width of the field, px.
+
+        Returns:
+            Like `pixels`, of the same type; whole numbers are rounded and kept within the type's range.
+        """
+        if self.method == "none":
+            return pixels
+        rows, columns = (np.arange(start, start + n) for start, n in zip((top, left), pixels.shape[:2], strict=True))
+        flat = _spread(self.flat, rows, columns, shape)
+        even = pixels.astype(np.float32)
+        if self.dark is not None:
+            dark = _spread(self.dark, rows, columns, shape)
+            even -= dark if even.ndim == 2 else dark[..., None]
+        even /= flat if even.ndim == 2 else flat[..., None]
+        if pixels.dtype.kind == "f":
+            return even.astype(pixels.dtype, copy=False)
+        limits = np.iinfo(pixels.dtype)
+        return np.clip(np.rint(even, out=even), limits.min, limits.max, out=even).astype(pixels.dtype)
+
+    @property
+    def unevenness(self) -> float:
+        """Brightest over darkest place of the field, minus 1."""
+        return float(self.flat.max() / self.flat.min() - 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it, to five digits."""
+        dark = None if self.dark is None else _digits(self.dark)
+        return {"method": self.method, "flat": _digits(self.flat), "dark": dark}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Illumination":
+        """What `to_json` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: not such data.
+        """
+        if data["method"] not in ("none", "estimated", "given"):
+            raise ValueError(f"illumination method {data['method']!r}")
+        flat = np.array(data["flat"], np.float32)
+        dark = None if data["dark"] is None else np.array(data["dark"], np.float32)
+        for grid in (flat, dark):
+            if grid is not None and (grid.ndim != 2 or not grid.size or not np.isfinite(grid).all()):
+                raise ValueError("illumination is no grid of numbers")
+        if flat.min() <= 0:
+            raise ValueError("illumination is not above 0 everywhere")
+        return cls(data["method"], flat, dark)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8", newline="\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Illumination":
+        """Read what `save` wrote.
+
+        Raises:
+            ImageError: damaged.
+        """
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ImageError(f"{path}: no stored illumination ({error}); restore the file") from None
+
+
+NO_CORRECTION = Illumination("none", np.ones((1, 1), np.float32))
+"""Leaves fields as they are."""
+
+
+def measure_light(field: Field) -> np.ndarray:
+    """What an estimate of the light takes from one field, (2, GRID, GRID): its blocks' brightness and texture.
+
+    Args:
+        field: open; it is read once, band by band. Colours are averaged.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    block, texture = (_at_least(grid, GRID) for grid in _blocks(field, GRID, GRID))
+    level = np.median(block)
+    return np.stack([block, texture]) / level if level > 0 else np.ones((2, *block.shape))
+
+
+def flat_through(measured: Sequence[np.ndarray]) -> Illumination:
+    """Estimate the light of fields taken at one microscope in one session.
+
+    Args:
+        measured: what `measure_light` took from each; the fields can be of any sizes.
+
+    Returns:
+        The flat; all 1 where the fields have no light in them.
+
+    Raises:
+        ValueError: no fields.
+    """
+    if not measured:
+        raise ValueError("no fields to estimate the light from")
+    stack, textures = np.stack(measured, axis=1)  # (fields, GRID, GRID) each
+    flat = _fit(stack, textures)
+    if len(stack) >= MANY:
+        rest = np.median(stack / flat, axis=0)
+        flat = flat * gaussian_filter(rest, 1.0, mode="nearest")
+    return Illumination("estimated", _relative(flat))
+
+
+def given_flat(flat: Path, dark: Path | None = None) -> Illumination:
+    """The light as an image of an empty spot shows it.
+
+    Args:
+        flat: an image of an empty spot, in focus as the fields are; of several channels, the first.
+        dark: an image with the light off, of the same size.
+
+    Raises:
+        ImageError: unreadable, blank, saturated, not brighter than the dark image, or of another size.
+    """
+    bright, edges, saturated = _given(flat)
+    if saturated > 0.01:
+        raise ImageError(
+            f"{flat}: {100 * saturated:.0f} % of it are saturated; take the empty spot with less light or exposure"
+        )
+    below = None
+    if dark is not None:
+        below, dark_edges, _ = _given(dark)
+        if dark_edges != edges:
+            sizes = " and ".join(f"{width} x {height}" for height, width in (edges, dark_edges))
+            raise ImageError(f"{flat} and {dark} are {sizes} px; flat and dark must be taken with the same camera area")
+    light = bright - (0 if below is None else below)
+    if light.min() <= LEAST * light.mean():
+        against = "black in places" if dark is None else f"no brighter than the dark image {dark} in places"
+        raise ImageError(f"{flat}: {against}; an image of an empty, evenly lit spot is needed")
+    return Illumination("given", _relative(light), below)
+
+
+def _given(path: Path) -> tuple[np.ndarray, tuple[int, int], float]:
+    """Means of blocks, (h, w); height and width; share of pixels at the top of the file's range."""
+    with open_field(path) as field:
+        H, W = field.info.height, field.info.width
+        fold = max(1, math.ceil(max(H, W) / GIVEN_GRID))
+        means, _ = _blocks(field, math.ceil(H / fold), math.ceil(W / fold), mean=True)
+        middle = field.read(H // 4, W // 4, max(1, min(H // 2, _BAND)), max(1, min(W // 2, _BAND)))
+    top = np.iinfo(middle.dtype).max if middle.dtype.kind != "f" else np.inf
+    return means, (H, W), float((middle >= top).mean())
+
+
+def _blocks(field: Field, down: int, across: int, mean: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Median (or mean) and texture of each block of a field, (down, across) float64.
+
+    The texture is the median absolute deviation from the median: high where cells lie.
+    """
+    H, W = field.info.height, field.info.width
+    down, across = min(down, H), min(across, W)
+    rows, columns = (np.linspace(0, edge, n + 1).astype(int) for edge, n in ((H, down), (W, across)))
+    level, texture = np.zeros((down, across)), np.zeros((down, across))
+    first = 0
+    while first < down:
+        last = max(first + 1, int(np.searchsorted(rows, rows[first] + _BAND, "right")) - 1)
+        band = field.read(int(rows[first]), 0, int(rows[last] - rows[first]), W)
+        for i in range(first, last):
+            step = 1 if mean else max(1, (rows[i + 1] - rows[i]) // _SAMPLES)
+            lines = band[rows[i] - rows[first] : rows[i + 1] - rows[first] : step]
+            grey = lines if lines.ndim == 2 else lines.mean(axis=2)
+            for j in range(across):
+                block = grey[:, columns[j] : columns[j + 1]]
+                if mean:
+                    level[i, j] = block.mean(dtype=np.float64)
+                else:
+                    block = block[:, :: max(1, block.shape[1] // _SAMPLES)].astype(np.float64)
+                    level[i, j] = np.median(block)
+                    texture[i, j] = np.median(np.abs(block - level[i, j]))
+        first = last
+    return level, texture
+
+
+def _at_least(grid: np.ndarray, edge: int) -> np.ndarray:
+    """A grid of edge x edge; fields with fewer pixels than that repeat theirs."""
+    rows, columns = (np.arange(edge) * n // edge for n in grid.shape)
+    return grid[np.ix_(rows, columns)]
+
+
+def _fit(stack: np.ndarray, textures: np.ndarray) -> np.ndarray:
+    """Robust polynomial through the blocks of all fields, (h, w), by iteratively reweighted least squares."""
+    F, h, w = stack.shape
+    y, x = (np.linspace(-1, 1, n) for n in (h, w))
+    powers = [(p, q) for p in range(DEGREE + 1) for q in range(DEGREE + 1 - p)]
+    terms = np.stack([np.outer(y**p, x**q).ravel() for p, q in powers], axis=1)  # (h·w, terms)
+    values = stack.reshape(F, -1)
+    texture = textures.reshape(F, -1)
+    # Blocks with cells have more texture than the empty ones beside them.
+    quiet = np.median(texture, axis=1, keepdims=True)
+    calm = 1 / (1 + (texture / np.where(quiet > 0, 2 * quiet, 1)) ** 4)
+    weight = calm
+    for _ in range(20):
+        total = weight.sum(axis=0)
+        middle = (weight * values).sum(axis=0) / np.maximum(total, 1e-12)
+        root = np.sqrt(total)[:, None]
+        fitted = terms @ np.linalg.lstsq(terms * root, middle * root[:, 0], rcond=None)[0]
+        rest = values - fitted
+        scale = 1.4826 * np.median(np.abs(rest)) + 1e-9
+        weight = calm * np.clip(1 - (rest / (4.685 * scale)) ** 2, 0, None) ** 2  # Tukey's biweight
+        if not weight.any():
+            break
+    return np.maximum(fitted, LEAST).reshape(h, w)
+
+
+def _relative(flat: np.ndarray) -> np.ndarray:
+    """Mean 1, and nowhere below `LEAST`."""
+    flat = flat / flat.mean()
+    return np.maximum(flat, LEAST).astype(np.float32)
+
+
+def _spread(grid: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Values of a grid at pixels of a field, linear between the blocks' middles, (rows, columns) float32."""
+    down = _weights(rows, shape[0], grid.shape[0])
+    across = _weights(columns, shape[1], grid.shape[1])
+    return down @ grid @ across.T
+
+
+def _weights(places: np.ndarray, edge: int, blocks: int) -> np.ndarray:
+    """How much each block counts at each place along one axis, (places, blocks) float32."""
+    at = np.clip((places + 0.5) * blocks / edge - 0.5, 0, blocks - 1)
+    lower = np.minimum(at.astype(int), max(blocks - 2, 0))
+    weights = np.zeros((len(places), blocks), np.float32)
+    weights[np.arange(len(places)), lower] = 1 - (at - lower)
+    if blocks > 1:
+        weights[np.arange(len(places)), lower + 1] += at - lower
+    return weights
+
+
+def _digits(grid: np.ndarray) -> list[list[float]]:
+    return [[float(f"{value:.5g}") for value in line] for line in grid]

@@ -1,0 +1,1 @@
+"""Simulate brightfield images: phantom cells, destaining, and the optics that both use."""

@@ -1,0 +1,1 @@
+"""Methods of other works, for comparison with UR-Net."""

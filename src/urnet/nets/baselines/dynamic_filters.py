@@ -1,0 +1,164 @@
+"""Dynamic filters (Sharma et al., CVPR 2018, "Classification-driven dynamic image enhancement", arXiv 1710.07558).
+
+A small network looks at the luminance of an image and predicts one k×k filter for it, with which that luminance is
+then convolved; colour is left alone. It is trained with the classifier, by the cross-entropy and the mean squared
+error to what an established method (a fixed enhancer) makes of the image: `train.auxiliary` and `pretrain.target`.
+
+Ours: the layers of the predicting network; a linear filter, neither made positive nor normalised, so that it can
+sharpen; a start near the filter that changes nothing, from which small learning rates train stably.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from urnet.nets.checkpointing import Recomputing
+from urnet.nets.enhancers.base import Enhancer, reflect_pad
+from urnet.nets.enhancers.registry import register_enhancer
+
+FilterSize = Annotated[int, Field(ge=2, le=31)]
+"""Side of the filter, px."""
+
+Streams = Annotated[int, Field(ge=1, le=8)]
+"""Number of filters, the original not counted."""
+
+
+def luminance(x: Tensor) -> Tensor:
+    """Give the luma Y of ITU-R BT.601: (B, C, H, W) → (B, 1, H, W); a grey image is its own."""
+    if x.shape[1] == 1:
+        return x
+    return (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+
+
+class FilterNet(nn.Module):
+    """Predicts a filter from an image's luminance: (B, 1, H, W) → (B, k, k).
+
+    Args:
+        size: k. The output is the filter that changes nothing, plus a linear layer that starts small.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in ((1, 16), (16, 32), (32, 64)):
+            convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(64, size**2)
+        nn.init.normal_(self.head.weight, std=1e-3)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("unchanged", unchanged(size), persistent=False)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Give one filter an image, (B, k, k)."""
+        features = self.features(y).mean(dim=(2, 3))  # (B, 64)
+        return self.unchanged + self.head(features).unflatten(1, self.unchanged.shape)  # (B, k, k)
+
+
+class DynamicFilter(Recomputing):
+    """One filter an image, or one for all of them.
+
+    Args:
+        size: Side k of the filter.
+        static: Filter by the mean of the predictions (article, section 3.2): in training that of the batch, in
+            evaluation the running mean over the training part, in which each batch counts 0.05.
+    """
+
+    def __init__(self, size: int, *, static: bool = False) -> None:
+        super().__init__()
+        self.predict = FilterNet(size)
+        self.static = static
+        if static:
+            self.register_buffer("mean", unchanged(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        y = luminance(x)
+        return x + self.part(convolve, y, self.filters(y)) - y  # adds the same to R, G and B, so that Cb and Cr stay
+
+    def filters(self, y: Tensor) -> Tensor:
+        """Give the filters of luminances (B, 1, H, W): (B, k, k)."""
+        if not self.static:
+            return self.part(self.predict, y)
+        if not self.training:
+            return self.mean.expand(y.shape[0], -1, -1)
+        mean = self.part(self.predict, y).mean(dim=0)  # (k, k)
+        self.mean.lerp_(mean.detach().to(self.mean.dtype), 0.05)
+        return mean.expand(y.shape[0], -1, -1)
+
+
+class DynamicStreams(Enhancer):
+    """Several dynamic filters and the original side by side, each to be classified (the article's third approach).
+
+    Args:
+        size: Side k of the filters.
+        streams: Number of filters; there is one view more.
+    """
+
+    def __init__(self, size: int, streams: int) -> None:
+        super().__init__(nn.ModuleList(DynamicFilter(size) for _ in range(streams)), fit=_any_size)
+        self.scores = nn.Parameter(torch.zeros(streams + 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give the weighted mean of the views, (B, C, H, W)."""
+        return (self.views(x) * self.view_weights().view(1, -1, 1, 1, 1)).sum(dim=1)
+
+    def views(self, x: Tensor) -> Tensor:
+        """Give each filter's image, and last the original: (B, C, H, W) → (B, V, C, H, W)."""
+        return torch.stack([*(stream(x) for stream in self.body), x], dim=1)
+
+    def view_weights(self) -> Tensor:
+        """Give the views' shares in the decision, (V,): learned, positive, together 1, equal at the start."""
+        return self.scores.softmax(dim=0)
+
+
+@register_enhancer
+def dynamic(
+    channels: int,
+    *,
+    size: FilterSize = 6,
+    variant: Literal["dynamic", "static", "streams"] = "dynamic",
+    streams: Streams = 3,
+) -> Enhancer:
+    """Build the enhancer by dynamic filters.
+
+    Args:
+        channels: C of (B, C, H, W) → (B, C, H, W).
+        size: Side k of the filter. An even one reaches a pixel further to the right and down than to the left and up.
+        variant: "dynamic": a filter for each image. "static": the mean filter, the same for all images. "streams":
+            several dynamic filters beside the original, with learned weights.
+        streams: Number of filters of the variant "streams".
+    """
+    if variant == "streams":
+        return DynamicStreams(size, streams)
+    return Enhancer(DynamicFilter(size, static=variant == "static"), fit=_any_size)
+
+
+def unchanged(size: int) -> Tensor:
+    """Give the k×k filter by which `convolve` changes nothing, (k, k)."""
+    x = torch.zeros(size, size)
+    x[(size - 1) // 2, (size - 1) // 2] = 1
+    return x
+
+
+def convolve(y: Tensor, filters: Tensor) -> Tensor:
+    """Filter each image with a filter of its own (by correlation, as convolutional layers do).
+
+    Args:
+        y: Luminances, (B, 1, H, W), mirrored outwards at their edges.
+        filters: (B, k, k).
+
+    Returns:
+        The filtered luminances, (B, 1, H, W).
+    """
+    k = filters.shape[-1]
+    before, after = (k - 1) // 2, k // 2
+    patches = F.unfold(reflect_pad(y, before, after, before, after), k)  # (B, k², H·W)
+    return (filters.flatten(1)[:, None] @ patches).unflatten(2, y.shape[-2:])
+
+
+def _any_size(size: int) -> tuple[int, int]:
+    return size, size

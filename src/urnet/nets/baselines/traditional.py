@@ -1,0 +1,321 @@
+"""Enhancers without parameters: the traditional methods that learned enhancement is compared with (paper, section 2.1).
+
+Each stands in front of a classifier like any other enhancer, and its output can be the target that another enhancer is
+trained towards (Sharma et al., CVPR 2018, https://arxiv.org/abs/1710.07558, which uses sharpening, the bilateral and
+the guided filter, histogram equalisation and weighted least squares).
+
+Colour images are enhanced in their luminance Y (ITU-R BT.601), as there; hue and saturation stay. Sizes such as `sigma`
+are in px of the network's input.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from urnet.nets.baselines.dynamic_filters import luminance
+from urnet.nets.enhancers.base import Enhancer, reflect_pad
+from urnet.nets.enhancers.registry import register_enhancer
+
+Sigma = Annotated[float, Field(gt=0, le=1000)]
+"""Standard deviation of a Gaussian, px."""
+Radius = Annotated[int, Field(ge=1, le=64)]
+"""A window reaches this many px from its centre to each side."""
+
+_LOG_FLOOR = 1 / 255
+
+_names: list[str] = []
+
+
+def list_fixed() -> list[str]:
+    """Give the names of the enhancers without parameters."""
+    return list(_names)
+
+
+def register_fixed(constructor: Callable[..., Enhancer]) -> Callable[..., Enhancer]:
+    """Register an enhancer that has no parameters, so that `list_fixed` names it as well."""
+    register_enhancer(constructor)
+    _names.append(constructor.__name__)
+    return constructor
+
+
+def unpadded(size: int) -> tuple[int, int]:
+    """Give the side that a filter of any size reads and returns, as `Enhancer` wants it."""
+    return size, size
+
+
+class LuminanceFilter(nn.Module):
+    """Filter the luminance of images, in float32 whatever autocast says.
+
+    Args:
+        function: Maps luminances in [0, 1], (B, 1, H, W), to new ones, (B, 1, H, W).
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map pixels in [0, 1], (B, C, H, W), to filtered ones in [0, 1], float32; no gradient flows back."""
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x)
+        x = x.detach().float().clamp(0, 1)
+        y = luminance(x)  # (B, 1, H, W)
+        # Cb and Cr are multiples of B − Y and R − Y: they stay when all three channels change by as much as Y does.
+        return (x + self.function(y) - y).clamp(0, 1)
+
+
+class FixedEnhancer(Enhancer):
+    """An enhancer without parameters.
+
+    Args:
+        function: Maps luminances in [0, 1], (B, 1, H, W), to new ones, (B, 1, H, W); its other arguments are `options`.
+        exportable: Whether `torch.export`, and so ONNX, can follow the function.
+        options: What the function is called with besides the luminances.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], *, exportable: bool = True, **options: Any) -> None:
+        super().__init__(LuminanceFilter(partial(function, **options)), fit=unpadded)
+        self.exportable = exportable
+
+
+@register_fixed
+def clahe(
+    channels: int,
+    *,
+    clip: Annotated[float, Field(ge=1, le=256)] = 2.0,
+    tiles: Annotated[int, Field(ge=1, le=64)] = 8,
+) -> Enhancer:
+    """Contrast-limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994).
+
+    `clip` limits a bin to that many times the mean of all bins; there are `tiles` × `tiles` histograms an image, fewer
+    where a tile would have less than 8 px a side.
+    """
+    return FixedEnhancer(_clahe, clip=clip, tiles=tiles)
+
+
+def _clahe(y: Tensor, clip: float, tiles: int) -> Tensor:
+    from kornia.enhance import equalize_clahe
+
+    height, width = (max(1, min(tiles, side // 8)) for side in y.shape[-2:])
+    # Undecorated: kornia's wrapper for other ranks of tensors would fix the batch size of an exported program.
+    return equalize_clahe.__wrapped__(y, float(clip), (height, width))
+
+
+@register_fixed
+def equalise(channels: int) -> Enhancer:
+    """Histogram equalisation over the whole image, in 256 levels; under 256 px there is nothing to equalise."""
+    return FixedEnhancer(_equalise)
+
+
+def _equalise(y: Tensor) -> Tensor:
+    from kornia.enhance import equalize
+
+    return equalize(y)
+
+
+@register_fixed
+def unsharp(channels: int, *, sigma: Sigma = 2.0, amount: Annotated[float, Field(gt=0, le=100)] = 1.0) -> Enhancer:
+    """Unsharp masking: what a blur of `sigma` takes away is added `amount` times."""
+    return FixedEnhancer(_unsharp, sigma=sigma, amount=amount)
+
+
+def _unsharp(y: Tensor, sigma: float, amount: float) -> Tensor:
+    return y + amount * (y - gaussian_blur(y, sigma))
+
+
+@register_fixed
+def retinex(
+    channels: int,
+    *,
+    small: Sigma = 15.0,
+    medium: Sigma = 80.0,
+    large: Sigma = 250.0,
+    gain: Annotated[float, Field(gt=0, le=10)] = 0.5,
+) -> Enhancer:
+    """Multi-scale retinex (Jobson, Rahman & Woodell, IEEE Trans. Image Process. 6, 965, 1997; its three scales).
+
+    The mean over the scales of the log ratio of a pixel to its blurred surroundings. How it is displayed, times `gain`
+    about mid-grey, is our choice.
+    """
+    return FixedEnhancer(_retinex, scales=(small, medium, large), gain=gain)
+
+
+def _retinex(y: Tensor, scales: tuple[float, ...], gain: float) -> Tensor:
+    y = y.clamp_min(_LOG_FLOOR)
+    ratios = [y.log() - gaussian_blur(y, sigma).log() for sigma in scales]
+    return 0.5 + gain * torch.stack(ratios).mean(dim=0)
+
+
+@register_fixed
+def homomorphic(
+    channels: int,
+    *,
+    sigma: Sigma = 20.0,
+    low: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    high: Annotated[float, Field(ge=1, le=10)] = 1.5,
+) -> Enhancer:
+    """Homomorphic filtering (Oppenheim et al., Proc. IEEE 56, 1264, 1968): illumination less, reflectance more.
+
+    In the logarithm, slow changes (a Gaussian of `sigma`) are multiplied by `low` and fast ones by `high`; the mean
+    stays.
+    """
+    return FixedEnhancer(_homomorphic, sigma=sigma, low=low, high=high)
+
+
+def _homomorphic(y: Tensor, sigma: float, low: float, high: float) -> Tensor:
+    log = y.clamp_min(_LOG_FLOOR).log()
+    slow = gaussian_blur(log, sigma)
+    mean = log.mean(dim=(-2, -1), keepdim=True)
+    return (mean + low * (slow - mean) + high * (log - slow)).exp()
+
+
+@register_fixed
+def guided(channels: int, *, radius: Radius = 4, epsilon: Annotated[float, Field(gt=0, le=1)] = 0.001) -> Enhancer:
+    """Guided filter as smoothing, the image its own guide (He et al., IEEE Trans. PAMI 35, 1397, 2013).
+
+    Windows whose variance is below `epsilon` are flattened, those above it kept.
+    """
+    return FixedEnhancer(_guided, radius=radius, epsilon=epsilon)
+
+
+def _guided(y: Tensor, radius: int, epsilon: float) -> Tensor:
+    from kornia.filters import guided_blur
+
+    def smooth(y: Tensor) -> Tensor:
+        return guided_blur(y, y, 2 * radius + 1, epsilon, separable=True)
+
+    return _with_margin(smooth, y, 2 * radius)
+
+
+@register_fixed
+def bilateral(
+    channels: int,
+    *,
+    radius: Radius = 3,
+    sigma: Sigma = 2.0,
+    contrast: Annotated[float, Field(gt=0, le=1)] = 0.05,
+) -> Enhancer:
+    """Bilateral filter (Tomasi & Manduchi, ICCV 1998): a mean over near pixels of like brightness.
+
+    Weights are Gaussian in the distance (`sigma`) and in the difference of luminance (`contrast`).
+    """
+    return FixedEnhancer(_bilateral, radius=radius, sigma=sigma, contrast=contrast)
+
+
+def _bilateral(y: Tensor, radius: int, sigma: float, contrast: float) -> Tensor:
+    from kornia.filters import bilateral_blur
+
+    def smooth(y: Tensor) -> Tensor:
+        return bilateral_blur(y, 2 * radius + 1, contrast, (sigma, sigma))
+
+    return _with_margin(smooth, y, radius)
+
+
+@register_fixed
+def wavelet(
+    channels: int,
+    *,
+    levels: Annotated[int, Field(ge=1, le=10)] = 3,
+    strength: Annotated[float, Field(gt=0, le=10)] = 0.5,
+) -> Enhancer:
+    """Wavelet denoising by soft thresholds (Donoho & Johnstone, Biometrika 81, 425, 1994), with Daubechies' db2.
+
+    The noise is the median of the finest diagonal coefficients / 0.6745; the threshold is `strength` times the
+    universal one, noise · √(2 ln HW), which by itself blurs. Images too small for a level pass unchanged.
+    """
+    return FixedEnhancer(_wavelet, levels=levels, strength=strength)
+
+
+def _wavelet(y: Tensor, levels: int, strength: float) -> Tensor:
+    import ptwt
+    import pywt
+
+    height, width = y.shape[-2:]
+    levels = min(levels, pywt.dwtn_max_level((height, width), "db2"))
+    if levels == 0:
+        return y
+    approximation, *details = ptwt.wavedec2(y.squeeze(1), "db2", mode="reflect", level=levels)
+    finest = details[-1].diagonal.abs().flatten(1)  # (B, n)
+    median = finest.sort(dim=1).values[:, finest.shape[1] // 2]  # ONNX has no median
+    noise = median.view(-1, 1, 1) / 0.6745
+    threshold = strength * noise * float(np.sqrt(2 * np.log(height * width)))
+    soft = [type(level)(*(x.sign() * (x.abs() - threshold).clamp_min(0) for x in level)) for level in details]
+    return ptwt.waverec2((approximation, *soft), "db2")[..., :height, :width].unsqueeze(1)
+
+
+@register_fixed
+def wls(
+    channels: int,
+    *,
+    smoothness: Annotated[float, Field(gt=0, le=100)] = 0.05,
+    alpha: Annotated[float, Field(ge=0.5, le=2)] = 1.2,
+) -> Enhancer:
+    """Edge-preserving smoothing by weighted least squares (Farbman et al., ACM Trans. Graph. 27(3), 67, 2008).
+
+    `smoothness` is its λ; `alpha` makes edges of the log luminance count more. A sparse system is solved for each image
+    on the CPU (about 20 ms for 96 × 96 px), which `torch.export` cannot follow.
+    """
+    return FixedEnhancer(_wls, exportable=False, smoothness=smoothness, alpha=alpha)
+
+
+def _wls(y: Tensor, smoothness: float, alpha: float) -> Tensor:
+    if y.is_meta:  # only shapes are asked for
+        return torch.empty_like(y)
+    images = y.squeeze(1).double().cpu().numpy()
+    return torch.from_numpy(np.stack([_wls_image(image, smoothness, alpha) for image in images])).unsqueeze(1).to(y)
+
+
+def _wls_image(image: np.ndarray, smoothness: float, alpha: float) -> np.ndarray:
+    """Solve (I + L) u = g, Farbman's Eq. 5, for one image (H, W), float64; L is the graph Laplacian of the pixels."""
+    from scipy.sparse import diags_array
+    from scipy.sparse.linalg import spsolve
+
+    log = np.log(np.maximum(image, _LOG_FLOOR))
+    right, below = np.zeros_like(image), np.zeros_like(image)  # weight of the edge to the neighbour, (H, W)
+    right[:, :-1] = smoothness / (np.abs(np.diff(log, axis=1)) ** alpha + 1e-4)
+    below[:-1] = smoothness / (np.abs(np.diff(log, axis=0)) ** alpha + 1e-4)
+    width, pixels = image.shape[1], image.size
+    upper = diags_array([-right.ravel()[:-1], -below.ravel()[:-width]], offsets=[1, width], shape=(pixels, pixels))
+    edges = upper + upper.T
+    system = edges + diags_array(1 - edges.sum(axis=1))
+    return spsolve(system.tocsc(), image.ravel()).reshape(image.shape)
+
+
+def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
+    """Blur with a Gaussian cut off at 3 σ; images go on beyond their border mirrored.
+
+    Args:
+        x: Images, (B, C, H, W).
+        sigma: Standard deviation, px; any, also far beyond the image's size.
+
+    Returns:
+        Blurred images, (B, C, H, W).
+    """
+    rows, columns = (_blur_matrix(side, sigma, x) for side in x.shape[-2:])
+    return rows @ x @ columns.T
+
+
+def _blur_matrix(size: int, sigma: float, like: Tensor) -> Tensor:
+    """Give the (size, size) matrix of a blur along one axis: each row a Gaussian, folded at the mirrored borders."""
+    reach = max(1, round(3 * sigma))
+    offsets = torch.arange(-reach, reach + 1, device=like.device)
+    gaussian = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    gaussian = gaussian / gaussian.sum()
+    period = max(2 * (size - 1), 1)
+    positions = (torch.arange(size, device=like.device).unsqueeze(1) + offsets) % period  # (size, 2 · reach + 1)
+    positions = torch.minimum(positions, period - positions)
+    matrix = torch.zeros(size, size, device=like.device)
+    return matrix.scatter_add(1, positions, gaussian.expand(size, -1))
+
+
+def _with_margin(function: Callable[[Tensor], Tensor], y: Tensor, margin: int) -> Tensor:
+    """Run a filter whose window may be wider than the image, on the image with a mirrored margin, and cut that off."""
+    height, width = y.shape[-2:]
+    y = function(reflect_pad(y, margin, margin, margin, margin))
+    return y[..., margin : margin + height, margin : margin + width]

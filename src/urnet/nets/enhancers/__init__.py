@@ -1,0 +1,1 @@
+"""Image enhancers: one file for each architecture, and their registry."""

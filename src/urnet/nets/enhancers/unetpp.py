@@ -1,0 +1,89 @@
+"""UNet++ (Zhou et al., DLMIA 2018, https://arxiv.org/abs/1807.10165): the skips are dense blocks of their own."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from urnet.nets.checkpointing import Recomputing
+from urnet.nets.enhancers.base import Enhancer, sides
+from urnet.nets.enhancers.blocks import (
+    UPSAMPLING,
+    DoubleConv,
+    MaxPool,
+    PaddingMode,
+    TransposedConv,
+    Upsample,
+    concatenate,
+)
+from urnet.nets.enhancers.registry import Width, register_enhancer
+
+
+class UNetPlusPlus(Recomputing):
+    """Nodes X(i,j) at scale i: X(i,0) is the encoder, X(i,j) joins X(i,0..j-1) and the upsampled X(i+1,j-1).
+
+    Args:
+        channels: C of (B, C, H, W) → (B, C, H, W).
+        width: Channels of the first scale.
+        deep_supervision: Average a head on each of X(0,1..4), in training and in use alike (the article's accurate
+            mode), instead of one head on X(0,4). There each head has its loss; one image leaves this network, so the
+            loss is that of the average, and still reaches the shallow nodes directly.
+        block: Called with (in_channels, out_channels): the convolutions of a node.
+        up: Called with (in_channels, out_channels): doubles height and width.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        deep_supervision: bool = False,
+        block: Callable[[int, int], nn.Module] = DoubleConv,
+        up: Callable[[int, int], nn.Module] = TransposedConv,
+    ) -> None:
+        super().__init__()
+        scales = [width * 2**i for i in range(5)]
+        self.down = nn.ModuleList(MaxPool(scale) for scale in scales[:-1])
+        self.nodes = nn.ModuleDict()
+        self.up = nn.ModuleDict()
+        for i, scale in enumerate(scales):
+            self.nodes[f"{i}_0"] = block(channels if i == 0 else scales[i - 1], scale)
+            for j in range(1, 5 - i):
+                self.up[f"{i}_{j}"] = up(scales[i + 1], scale)
+                self.nodes[f"{i}_{j}"] = block((j + 1) * scale, scale)
+        self.head = nn.ModuleList(nn.Conv2d(width, channels, 1) for _ in range(4 if deep_supervision else 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        rows: list[list[Tensor]] = []  # rows[i][j] is X(i,j), (B, 2ⁱw, H/2ⁱ, W/2ⁱ)
+        for i in range(5):
+            rows.append([self.part(partial(self._descend, i), x if i == 0 else rows[i - 1][0])])
+        for j in range(1, 5):
+            for i in range(5 - j):
+                rows[i].append(self.part(partial(self._join, i, j), rows[i + 1][j - 1], *rows[i]))
+        outputs = [head(node) for head, node in zip(self.head, rows[0][-len(self.head) :], strict=True)]
+        return torch.stack(outputs).mean(dim=0)  # (B, C, H, W)
+
+    def _descend(self, i: int, x: Tensor) -> Tensor:
+        return self.nodes[f"{i}_0"](x if i == 0 else self.down[i - 1](x))
+
+    def _join(self, i: int, j: int, below: Tensor, *across: Tensor) -> Tensor:
+        return self.nodes[f"{i}_{j}"](concatenate(*across, self.up[f"{i}_{j}"](below)))
+
+
+@register_enhancer
+def unetpp(
+    channels: int,
+    *,
+    width: Width = 64,
+    residual: bool = False,
+    bounded: bool = False,
+    upsample: Upsample = "transposed",
+    padding_mode: PaddingMode = "zeros",
+    deep_supervision: bool = False,
+) -> Enhancer:
+    """Build UNet++ of five scales."""
+    block = partial(DoubleConv, padding_mode=padding_mode)
+    body = UNetPlusPlus(channels, width, deep_supervision=deep_supervision, block=block, up=UPSAMPLING[upsample])
+    return Enhancer(body, residual=residual, bounded=bounded, fit=sides(padding_mode))

@@ -1,0 +1,1 @@
+"""Labels and reviews in one SQLite file."""

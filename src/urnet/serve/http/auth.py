@@ -1,0 +1,304 @@
+"""Authentication: open on loopback, by token everywhere else.
+
+On loopback, pages of other sites must not use the server through the browser that shows them. Their name for this
+address (DNS rebinding) is in Host, and their own name in Origin. On other hosts a token is required, as in Jupyter.
+"""
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Callable
+from functools import cache
+from html import escape
+from http import HTTPStatus
+from importlib.resources import files
+from ipaddress import ip_address, ip_network
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from urnet.serve.http.errors import problem
+from urnet.serve.http.proxy import Reach, is_secure, route_path
+from urnet.serve.settings import Settings
+
+LOGIN = "/login"
+OPEN = ("/healthz", "/readyz", LOGIN)
+"""Addresses that need no token: for monitoring, and for entering the token."""
+
+FORM = "application/x-www-form-urlencoded"
+LOGIN_BYTES = 4096
+"""Largest body of a login, in bytes."""
+
+SHORTEST_TOKEN = 16
+REMEMBERED = 10_000
+"""Addresses whose wrong attempts are counted at a time; beyond, the oldest are forgotten."""
+
+
+def cookie_name(base: str, instance: str) -> str:
+    """Name a cookie of one server. Browsers send cookies to all ports of a host, so two servers need two names.
+
+    Args:
+        base: what the cookie is for.
+        instance: identifier of the server, stable between its starts; not secret.
+    """
+    return f"urnet-{base}-{instance}" if instance else f"urnet-{base}"
+
+
+def cookie_attributes(scope: Scope) -> dict[str, Any]:
+    """Attributes of all cookies, as `Response.set_cookie` takes them."""
+    path = scope.get("root_path") or "/"
+    return {"path": path, "httponly": True, "samesite": "strict", "secure": is_secure(scope)}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host's name or address."""
+    try:
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def new_token() -> str:
+    """A token that nobody guesses."""
+    return secrets.token_urlsafe(32)
+
+
+class Attempts:
+    """Counts wrong tokens by address.
+
+    Args:
+        settings: how many are allowed in which time.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic):
+        self.settings, self.clock = settings, clock
+        self.wrong: dict[str, tuple[int, float]] = {}  # how many, and since when
+
+    def wait(self, address: str) -> float:
+        """Seconds that an address has to wait; 0 for none."""
+        count, since = self.wrong.get(address, (0, 0.0))
+        left = since + self.settings.lockout_seconds - self.clock()
+        return left if left > 0 and count >= self.settings.attempts else 0.0
+
+    def failed(self, address: str) -> None:
+        """Note a wrong one."""
+        now = self.clock()
+        count, since = self.wrong.pop(address, (0, now))
+        if now - since >= self.settings.lockout_seconds:
+            count, since = 0, now
+        count += 1
+        self.wrong[address] = (count, now if count >= self.settings.attempts else since)
+        if len(self.wrong) > REMEMBERED:
+            self.wrong.pop(next(iter(self.wrong)))
+
+
+class Access:
+    """Middleware that refuses requests without the token, and requests that another site made a browser send.
+
+    Args:
+        app: the next app.
+        token: the token; none on loopback, where Host is checked instead.
+        attempts: wrong tokens so far.
+        instance: identifier of the server in the names of its cookies.
+        reach: which other names it has.
+    """
+
+    def __init__(
+        self, app: ASGIApp, token: str | None, attempts: Attempts, instance: str = "", reach: Reach | None = None
+    ):
+        self.app, self.token, self.attempts = app, token, attempts
+        self.cookie = cookie_name("session", instance)
+        self.hosts = (reach or Reach()).allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection, as ASGI requires."""
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        refusal = self._foreign(scope, headers) or self._unauthorized(scope, headers)
+        if refusal is None:
+            return await self.app(scope, receive, send)
+        if scope["type"] == "websocket":
+            await receive()
+            return await send({"type": "websocket.close", "code": 1008})
+        if scope["method"] not in ("GET", "HEAD"):
+            refusal.headers["Connection"] = "close"  # nothing of the body is read
+        await refusal(scope, receive, send)
+
+    def _foreign(self, scope: Scope, headers: Headers) -> Response | None:
+        """Refuse requests that another site made a browser send."""
+        host = headers.get("host", "")
+        name = _name(host)
+        if (self.token is None or self.hosts) and not is_loopback(name) and name not in self.hosts:
+            known = ", ".join(("localhost", *sorted(self.hosts)))
+            detail = (
+                f"Host is {host[:100]!r}; this server answers to {known} only. On this machine ask for "
+                "http://localhost; elsewhere start the server with --allowed-host and the name"
+            )
+            return problem(scope, HTTPStatus.FORBIDDEN, detail)
+        origin = headers.get("origin")
+        if origin is not None and (not host or _authority(origin) != host.lower()):
+            detail = (
+                f"Origin is {origin[:100]!r} and Host {host[:100]!r}; pages of other sites may not use this server. A "
+                "proxy in front of it must pass the browser's Host on"
+            )
+            return problem(scope, HTTPStatus.FORBIDDEN, detail)
+        return None
+
+    def _unauthorized(self, scope: Scope, headers: Headers) -> Response | None:
+        """Refuse requests without the token or its cookie; who has either is let in first, whoever else has failed."""
+        if self.token is None or route_path(scope) in OPEN:
+            return None
+        scheme, _, shown = headers.get("authorization", "").partition(" ")
+        is_bearer = scheme.lower() == "bearer"
+        if is_bearer and _same(shown.strip(), self.token):
+            return None
+        if _same(cookie_parser(headers.get("cookie", "")).get(self.cookie, ""), session(self.token)):
+            return None
+        if is_bearer:  # no cookie of an earlier server, and no password for a proxy, is an attempt
+            address = address_of(scope)
+            if wait := self.attempts.wait(address):
+                return _locked(scope, wait)
+            self.attempts.failed(address)
+        if scope["type"] == "http" and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
+            return RedirectResponse(scope.get("root_path", "") + LOGIN, HTTPStatus.SEE_OTHER)
+        detail = "the token that was printed when the server started is needed: Authorization: Bearer TOKEN"
+        return problem(scope, HTTPStatus.UNAUTHORIZED, detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+def session(token: str) -> str:
+    """What the cookie holds in the token's place: the token itself stays off the browser's disk."""
+    return hmac.new(token.encode(), b"urnet session", hashlib.sha256).hexdigest()
+
+
+def address_of(scope: Scope) -> str:
+    """The client's address; of IPv6 the network, since one client has all of its addresses."""
+    address = scope["client"][0] if scope.get("client") else ""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address[:100]
+    return str(ip_network((parsed, 64), strict=False)) if parsed.version == 6 else address
+
+
+def login(token: str, attempts: Attempts, instance: str = "") -> APIRouter:
+    """The page where the token is entered once.
+
+    Args:
+        token: the token.
+        attempts: wrong tokens so far.
+        instance: identifier of the server in the name of its cookie.
+    """
+    router = APIRouter(include_in_schema=False)
+
+    @router.get(LOGIN)
+    async def ask(request: Request) -> HTMLResponse:
+        return _page(request.scope, "")
+
+    @router.post(LOGIN)
+    async def enter(request: Request) -> Response:
+        scope, address = request.scope, address_of(request.scope)
+        wait = attempts.wait(address)
+        length = request.headers.get("content-length", "")
+        if wait and not (length.isdecimal() and int(length) <= LOGIN_BYTES):
+            return _locked(scope, wait)
+        given = await _token_of(request)
+        if given is None:
+            detail = f"the login is a form of {LOGIN_BYTES:,} bytes at most (application/x-www-form-urlencoded)"
+            return problem(scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+        if not _same(given.strip(), token):
+            if wait:
+                return _locked(scope, wait)
+            attempts.failed(address)
+            return _page(
+                scope, "This is not the token. The token is printed where the server starts.", HTTPStatus.UNAUTHORIZED
+            )
+        answer = RedirectResponse(f"{scope.get('root_path', '')}/", HTTPStatus.SEE_OTHER)
+        answer.set_cookie(cookie_name("session", instance), session(token), **cookie_attributes(scope))
+        return answer
+
+    return router
+
+
+async def _token_of(request: Request) -> str | None:
+    """The token in a login form; none where the body is larger than `LOGIN_BYTES`. Nothing else of the body is kept."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > LOGIN_BYTES:
+        return None
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LOGIN_BYTES:
+            return None
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
+        return ""
+    try:
+        return parse_qs(body.decode("ascii", "replace"), max_num_fields=10).get("token", [""])[0]
+    except ValueError:
+        return ""
+
+
+def _authority(origin: str) -> str:
+    """Host and port of an Origin; "" where it is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _name(host: str) -> str:
+    """Host without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _same(given: str, right: str) -> bool:
+    """Compared in a time that does not tell how much of it is right."""
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), right.encode())
+
+
+def _locked(scope: Scope, wait: float) -> Response:
+    seconds = str(round(wait) + 1)
+    detail = f"too many wrong tokens from this address; try again in {seconds} s"
+    return problem(
+        scope, HTTPStatus.TOO_MANY_REQUESTS, detail, headers={"Retry-After": seconds}, code="access.locked_out"
+    )
+
+
+@cache
+def _styles() -> str:
+    return files("urnet").joinpath("templates", "style.css").read_text(encoding="utf-8")
+
+
+def _page(scope: Scope, message: str, status: int = HTTPStatus.OK) -> HTMLResponse:
+    root_path = scope.get("root_path", "")
+    return HTMLResponse(
+        f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Sign in · urnet</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+<style>{_styles()}
+body {{ display: grid; place-items: start center; padding: 15vh 1rem 1rem }}
+main {{ background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1.25rem 1.5rem 1.5rem }}
+main {{ width: 100%; max-width: 24rem; box-sizing: border-box; margin: 0 }}
+h1 {{ font-size: 1.3rem; margin: 0 0 .75rem }} label {{ display: block }}
+input, button {{ font: inherit; width: 100%; box-sizing: border-box; padding: .5rem .6rem; margin-top: .6rem }}
+input, button {{ border: 1px solid var(--soft); border-radius: 6px; color: var(--ink); background: var(--card) }}
+button {{ background: var(--accent); border-color: var(--accent); color: var(--card); font-weight: 600 }}
+[role="alert"] {{ border-left: 3px solid var(--warn-line); background: var(--warn-page); color: var(--warn-ink) }}
+[role="alert"] {{ padding: .5rem .75rem; margin: .9rem 0 0 }} [role="alert"]:empty {{ display: none }}
+</style></head><body><main><h1>urnet</h1>
+<form method="post" action="{root_path}{LOGIN}"><label for="token">Token, as printed when the server was started</label>
+<input id="token" name="token" type="password" autocomplete="current-password" maxlength="1000" required autofocus>
+<button>Sign in</button></form><p role="alert">{escape(message)}</p></main></body></html>
+""",
+        status,
+    )

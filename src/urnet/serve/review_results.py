@@ -1,0 +1,108 @@
+"""What is made of reviewed predictions: pictures of what was kept, and the corrected differential."""
+
+import asyncio
+import io
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+
+from urnet.errors import UrnetError
+from urnet.evaluation.figure_style import image_png
+from urnet.serve.database.common import NOT_A_CELL, SKIPPED
+from urnet.serve.database.reviews import Reviewed
+from urnet.serve.services import Bench
+from urnet.serve.uploads.receive import put_aside
+from urnet.serve.uploads.storage import Aside
+
+PICTURES = 500
+"""Pictures that are held ready."""
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class ClassShare:
+    """How many cells of a sample are of one class.
+
+    Attributes:
+        label: the class.
+        predicted: cells that the model counted.
+        counted: cells after the review.
+        share: of all counted cells; none where there are none.
+        interval: Wilson's 95 % interval of it, the chance of drawing these cells alone.
+    """
+
+    label: str
+    predicted: int
+    counted: int
+    share: float | None
+    interval: tuple[float, float] | None
+
+
+def counts(for_row: Reviewed) -> bool:
+    """Whether it is a cell that the differential counts: by a person's word, else by the model's."""
+    if for_row.corrected is not None:
+        return for_row.corrected not in (NOT_A_CELL, SKIPPED)
+    return not for_row.told.get("rejected")
+
+
+def corrected_differential(rows: Sequence[Reviewed], classes: Sequence[str]) -> list[ClassShare]:
+    """Count a sample by what the cells were called in the end.
+
+    Cells that nobody looked at count as the model called them, and are not corrected for its confusion: that was
+    measured over all cells, and people look at the doubtful ones first.
+
+    Args:
+        rows: of the sample.
+        classes: of the model; labels that it does not know come after.
+    """
+    before = Counter(row.predicted for row in rows if not row.told.get("rejected"))
+    after = Counter(row.label for row in rows if counts(row))
+    whole = sum(after.values())
+    shares = []
+    for label in dict.fromkeys((*classes, *before, *after)):
+        share, interval = None, None
+        if whole:
+            ends = binomtest(after[label], whole).proportion_ci(LEVEL, method="wilson")
+            share, interval = after[label] / whole, (float(ends.low), float(ends.high))
+        shares.append(ClassShare(label, before[label], after[label], share, interval))
+    return shares
+
+
+class KeptPictures:
+    """Kept images as PNG for the page; what was kept is decoded where uploads are.
+
+    Args:
+        bench: whose store holds them.
+    """
+
+    def __init__(self, bench: Bench):
+        self.bench = bench
+        self._held: OrderedDict[str, bytes] = OrderedDict()
+
+    async def of(self, digest: str) -> bytes | None:
+        """The picture of a kept image; none where it is not kept, or cannot be shown to this model."""
+        if digest in self._held:
+            self._held.move_to_end(digest)
+            return self._held[digest]
+        store = self.bench.store
+        content = None if store is None else await asyncio.to_thread(store.review.image, digest)
+        if content is None:
+            return None
+        with closing(Aside(self.bench.scratch)) as aside:
+            try:
+                uploads = put_aside(aside, [(digest, io.BytesIO(content))])
+                _, cells = await self.bench.decoders.read(uploads[0], 0, 1) if uploads[0].path else (0, [])
+            except UrnetError:
+                return None
+        if not cells or cells[0].crop is None:
+            return None
+        shown = self.bench.model.config.scaling.apply(cells[0].crop)
+        self._held[digest] = image_png(np.moveaxis(shown, 0, -1))
+        while len(self._held) > PICTURES:
+            self._held.popitem(last=False)
+        return self._held[digest]

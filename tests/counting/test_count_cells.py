@@ -1,0 +1,304 @@
+"""From fields or crops to counts: `urnet differential` as a whole."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+from urnet.bundle.model import Model
+from urnet.calibration.calibration import JSON_NAME
+from urnet.counting.run import count_cells
+from urnet.errors import CellsError, ImageError, RunError
+from urnet.fields.cropping.crop import Cropping, crop_fields
+from urnet.images.simulation.phantom import CROP_UM, draw_field
+from urnet.predict import predict_files
+from urnet.training.fit import train
+
+EDGE = 32
+
+
+def write_fields(folder, donors, seed):
+    """A field a donor, with a field table and its truth."""
+    folder.mkdir(parents=True)
+    rows, truth = [], []
+    for donor in donors:
+        field = draw_field(seed, donor, 0, shape=(420, 420), cells=24, crop=EDGE)
+        name = f"d{donor}.tif"
+        tifffile.imwrite(folder / name, field.brightfield, photometric="minisblack")
+        tifffile.imwrite(folder / f"n_{name}", field.nuclei, photometric="minisblack")
+        pixel = CROP_UM / EDGE
+        rows.append({"field": name, "nuclei": f"n_{name}", "donor": f"d{donor}", "pixel_size_um": pixel})
+        truth += [{"field": name, "x": c.x, "y": c.y, "label": c.label} for c in field.cells]
+    pd.DataFrame(rows).assign(simulated="phantom").to_csv(folder / "fields.csv", index=False)
+    pd.DataFrame(truth).to_csv(folder / "truth.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    return write_fields(tmp_path_factory.mktemp("count") / "fields", range(4), 1)
+
+
+@pytest.fixture(scope="module")
+def run(fields, tiny, tmp_path_factory):
+    """A run on crops of fields; not to be changed."""
+    folder = tmp_path_factory.mktemp("crop_run")
+    crop_fields(fields, folder / "cells", Cropping(size=EDGE), labels=fields / "truth.csv")
+    table = pd.read_csv(folder / "cells" / "cells.csv", dtype=str, keep_default_na=False)
+    table["label"] = table["label"].replace("monocyte", "granulocyte")  # too few of them in four fields
+    table.drop(columns=["source", "donor"]).to_csv(folder / "cells" / "cells.csv", index=False)
+    changes = ["augment.per_class=24", "train.epochs=3", "split.test=0.3", "split.validation=0.2"]
+    return train(folder / "cells", tiny, folder / "run", overrides=changes)[0]
+
+
+@pytest.fixture(scope="module")
+def counted(run, tmp_path_factory):
+    fields = write_fields(tmp_path_factory.mktemp("new") / "fields", (0, 1), 1)
+    (fields / "truth.csv").unlink()
+    return count_cells(run.folder, fields, tmp_path_factory.mktemp("out") / "count")
+
+
+def test_a_model_keeps_how_its_cells_were_cut(run):
+    model = Model.load(run.folder)
+    assert model.cropping.size == EDGE
+    assert model.cropping.pixel_um == pytest.approx(CROP_UM / EDGE, rel=1e-4)
+
+
+def test_fields_are_cut_classified_and_counted_by_donor(counted):
+    assert [sample.name for sample in counted.samples] == ["d0", "d1"]
+    table = pd.read_csv(counted.folder / "predictions.csv", keep_default_na=False)
+    assert sum(sample.cells for sample in counted.samples) == len(table)
+    for sample in counted.samples:
+        assert sample.accepted + sum(sample.rejected.values()) == sample.cells
+        assert sample.adjusted.sum() == pytest.approx(1)
+        assert (sample.adjusted_interval[:, 0] <= sample.adjusted + 1e-9).all()
+        assert (sample.adjusted_interval[:, 1] >= sample.adjusted - 1e-9).all()
+    data = json.loads((counted.folder / "differential.json").read_text(encoding="utf-8"))
+    assert data["simulated"] == "phantom"
+    assert counted.report.is_file()
+
+
+def test_cells_of_the_training_are_noticed(counted):
+    assert any("took part in this run's training or calibration" in note for note in counted.notes)
+
+
+def test_crops_are_counted_as_they_are(run, counted, tmp_path):
+    again = count_cells(run.folder, counted.folder / "cells", tmp_path / "again")
+    for first, second in zip(counted.samples, again.samples, strict=True):
+        assert first.counts.tolist() == second.counts.tolist()
+        assert np.array_equal(first.adjusted_interval, second.adjusted_interval)
+
+
+def test_a_sample_of_three_cells_says_how_little_that_is(run, counted, tmp_path):
+    table = pd.read_csv(counted.folder / "cells" / "cells.csv", dtype=str, keep_default_na=False)[:3]
+    table["path"] = [(counted.folder / "cells" / path).as_posix() for path in table["path"]]
+    table[["path", "donor"]].to_csv(tmp_path / "three.csv", index=False)
+    sample = count_cells(run.folder, tmp_path / "three.csv", tmp_path / "out").samples[0]
+    assert sample.cells == 3
+    width = sample.adjusted_interval[:, 1] - sample.adjusted_interval[:, 0]
+    assert sample.accepted == 0 or width.max() > 0.4
+    assert sample.warnings
+
+
+def blank_field(folder, name="a.tif"):
+    folder.mkdir(exist_ok=True)
+    tifffile.imwrite(folder / name, np.full((300, 300), 900, np.uint16), photometric="minisblack")
+    return folder
+
+
+def test_fields_without_cells_are_a_count_of_none(run, tmp_path):
+    fields = blank_field(tmp_path / "blank")
+    with pytest.raises(CellsError, match="pixel size is not known"):
+        count_cells(run.folder, fields, tmp_path / "out")
+    (fields / "fields.csv").write_text("field,pixel_size_um\na.tif,0.625\n", encoding="utf-8")
+    done = count_cells(run.folder, fields, tmp_path / "out2")
+    assert [(sample.name, sample.cells) for sample in done.samples] == [("blank", 0)]
+    assert "no cells: there is nothing to count" in done.samples[0].warnings[-1]
+    assert "there is nothing to count" in done.report.read_text(encoding="utf-8")
+    assert len(pd.read_csv(tmp_path / "out2" / "predictions.csv")) == 0
+
+
+def test_a_donor_without_cells_is_not_forgotten(run, tmp_path):
+    fields = write_fields(tmp_path / "fields", [0], 1)
+    blank_field(fields, "b.tif")
+    table = pd.read_csv(fields / "fields.csv", dtype=str, keep_default_na=False)
+    table.loc[1] = table.loc[0].replace({"d0.tif": "b.tif", "d0": "d9", "n_d0.tif": ""})
+    table.to_csv(fields / "fields.csv", index=False)
+    done = count_cells(run.folder, fields, tmp_path / "out")
+    assert {sample.name: sample.cells > 0 for sample in done.samples} == {"d0": True, "d9": False}
+
+
+def test_a_folder_of_fields_is_told_from_crops_wherever_one_stands(run, tmp_path, monkeypatch):
+    pixels = draw_field(1, 0, 0, shape=(300, 300), cells=6, crop=EDGE).brightfield
+    (tmp_path / "new").mkdir()
+    unit = {"resolution": (1e4 / 0.625,) * 2, "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "new" / "a.tif", pixels, photometric="minisblack", **unit)
+    monkeypatch.chdir(tmp_path)
+    done = count_cells(run.folder, Path("new"), Path("count"))
+    assert done.samples[0].cells == len(pd.read_csv("count/cells/cells.csv"))
+    table = pd.read_csv("count/predictions.csv")
+    assert table["path"].str.startswith("count/cells/cells/").all()
+    assert all(Path(path).is_file() for path in table["path"])
+
+
+def test_nothing_half_made_is_left(run, fields, tmp_path):
+    def stop(what, share):
+        if what == "classify":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        count_cells(run.folder, fields, tmp_path / "out", progress=stop)
+    assert list(tmp_path.iterdir()) == []
+    shutil.copy(fields / "d0.tif", tmp_path / "d0.tif")
+    with pytest.raises(CellsError, match="lies in the folder of the fields"):
+        count_cells(run.folder, tmp_path, tmp_path / "out")
+
+
+def test_fields_of_another_depth_say_so_and_leave_nothing(run, tmp_path):
+    fields = write_fields(tmp_path / "fields", [0], 1)
+    pixels = (tifffile.imread(fields / "d0.tif") >> 4).astype(np.uint8)
+    tifffile.imwrite(fields / "d0.tif", pixels, photometric="minisblack")
+    with pytest.raises(CellsError, match=r"none of its .* could be used: uint8 pixels, but the model was trained on"):
+        count_cells(run.folder, fields, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_fields_with_nuclei_counts_fields_without(run, tmp_path):
+    model = Model.load(run.folder)
+    model.cropping = replace(model.cropping, nuclei="*_dapi.tif", nuclei_channel="DAPI", channel="BF", scene="Well 3")
+    model.save(tmp_path / "bundle")
+    fields = write_fields(tmp_path / "fields", [0], 1)
+    table = pd.read_csv(fields / "fields.csv").drop(columns="nuclei")
+    table.to_csv(fields / "fields.csv", index=False)
+    done = count_cells(tmp_path / "bundle", fields, tmp_path / "out")
+    assert done.samples[0].cells > 0
+    assert any("found in brightfield alone" in note for note in done.notes)
+
+
+def test_what_cannot_be_counted_is_refused(run, trained, fields, tmp_path):
+    with pytest.raises(RunError, match="not trained on crops of `urnet crop`"):
+        count_cells(trained.folder, fields, tmp_path / "a")
+    with pytest.raises(RunError, match="exists already"):
+        count_cells(run.folder, fields, run.folder)
+    model = Model.load(run.folder)
+    model.save(tmp_path / "bundle")
+    (tmp_path / "bundle" / JSON_NAME).unlink()
+    with pytest.raises(RunError, match="urnet calibrate"):
+        count_cells(tmp_path / "bundle", fields, tmp_path / "b")
+
+
+def test_another_kind_of_cell_is_mostly_rejected(run, tmp_path):
+    """A class that the training never had must not come out as a confident count."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "junk").mkdir()
+    for number in range(12):
+        pixels = rng.integers(0, 4095, (EDGE, EDGE)).astype(np.uint16)
+        tifffile.imwrite(tmp_path / "junk" / f"{number}.tif", pixels, photometric="minisblack")
+    sample = count_cells(run.folder, tmp_path / "junk", tmp_path / "out").samples[0]
+    assert sum(sample.rejected.values()) >= 11
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_names_that_are_no_unicode_are_counted(run, counted, tmp_path):
+    crop = next((counted.folder / "cells" / "cells").rglob("*.tif"))
+    (tmp_path / "crops").mkdir()
+    try:
+        shutil.copy(crop, os.fsencode(tmp_path / "crops") + b"/z\xe4.tif")
+    except OSError:
+        pytest.skip("the file system takes only Unicode")
+    assert count_cells(run.folder, tmp_path / "crops", tmp_path / "out").samples[0].cells == 1
+
+
+def test_a_table_of_neither_cells_nor_fields_is_refused(run, tmp_path):
+    (tmp_path / "a.csv").write_text("file,donor\na.tif,d\n", encoding="utf-8")
+    with pytest.raises(CellsError, match="no column 'path'"):
+        count_cells(run.folder, tmp_path / "a.csv", tmp_path / "out")
+
+
+def test_images_that_could_not_be_used_are_on_the_page(run, counted, tmp_path):
+    table = pd.read_csv(counted.folder / "cells" / "cells.csv", dtype=str, keep_default_na=False)[:4]
+    table["path"] = [(counted.folder / "cells" / path).as_posix() for path in table["path"]]
+    table.loc[:, "donor"] = ["d0", "d0", "d1", "d1"]
+    table.loc[2:, "path"] = "gone.tif"
+    table[["path", "donor"]].to_csv(tmp_path / "some.csv", index=False)
+    done = count_cells(run.folder, tmp_path / "some.csv", tmp_path / "out")
+    assert {sample.name: sample.cells for sample in done.samples} == {"d0": 2, "d1": 0}
+    assert done.failed == 2
+    assert "2 image(s) could not be used" in done.report.read_text(encoding="utf-8")
+
+
+MISLABELLED = (
+    '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+    'DimensionOrder="XYCZT" Type="uint16" SizeX="999" SizeY="999" SizeC="1" SizeZ="1" SizeT="1"><TiffData/></Pixels>'
+    "</Image></OME>"
+)
+
+
+def mislabelled_field(path):
+    """A field that opens as an image, and not as a field."""
+    pixels = draw_field(1, 0, 0, shape=(300, 300), cells=6, crop=EDGE).brightfield
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, pixels, photometric="minisblack", description=MISLABELLED, metadata=None)
+    return path
+
+
+def test_a_field_never_counts_as_one_cell(run, counted, tmp_path, raises_code):
+    """Whatever it is given as, and whether or not it opens as a field."""
+    field = mislabelled_field(tmp_path / "fields" / "a.tif")
+    for given in (field, field.parent):
+        with pytest.raises(ImageError, match=r"mislabelled OME-TIFF.*999 x 999"):
+            count_cells(run.folder, given, tmp_path / "out")
+    table = tmp_path / "cells.csv"
+    table.write_text("path\nfields/a.tif\n", encoding="utf-8")
+    with pytest.raises(CellsError, match=r"300 x 300 px.*crops of 32 px.*not one cell"):
+        count_cells(run.folder, table, tmp_path / "out")
+    crop = next((counted.folder / "cells" / "cells").rglob("*.tif"))
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    shutil.copy(crop, mixed / "0.tif")
+    tifffile.imwrite(mixed / "1.tif", tifffile.imread(field), photometric="minisblack")
+    shutil.copy(field, mixed / "2.tif")
+    done = count_cells(run.folder, mixed, tmp_path / "out")
+    assert [sample.cells for sample in done.samples] == [1]
+    assert done.failed == 2
+    assert any("2 image(s) could not be used" in note and "not one cell" in note for note in done.notes)
+
+    model = Model.load(run.folder)
+    assert predict_files(model, [field.parent], tmp_path / "p.csv").failed == 1
+    assert "not one cell" in pd.read_csv(tmp_path / "p.csv")["error"][0]
+    assert "not one cell" in model.predict([field])["error"][0]
+    with raises_code("fields.counted_as_one_cell"):
+        model.fit(tifffile.imread(field))
+    assert model.fit(np.pad(tifffile.imread(crop), 8)).shape[1:] == (24, 24)  # one and a half times the edge
+
+
+def test_a_model_that_no_field_was_cut_for_takes_images_of_any_size(trained):
+    pixels = (np.arange(300 * 300).reshape(300, 300) % 251).astype(np.uint8)
+    assert Model.load(trained.folder).fit(pixels).shape[1:] == (24, 24)
+
+
+def test_the_scene_of_new_fields_is_chosen(run, counted, tmp_path):
+    scenes = [draw_field(1, donor, 0, shape=(420, 420), cells=24, crop=EDGE).brightfield for donor in (0, 1)]
+    pixel = CROP_UM / EDGE
+    size = {"PhysicalSizeX": pixel, "PhysicalSizeY": pixel, "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+    with tifffile.TiffWriter(tmp_path / "two.ome.tif", ome=True) as out:
+        for name, pixels in zip(("A", "B"), scenes, strict=True):
+            out.write(pixels, metadata={"axes": "YX", "Name": name, **size}, photometric="minisblack")
+    with tifffile.TiffWriter(tmp_path / "one.ome.tif", ome=True) as out:
+        out.write(scenes[1], metadata={"axes": "YX", **size}, photometric="minisblack")
+    alone = count_cells(run.folder, tmp_path / "one.ome.tif", tmp_path / "alone")
+    for scene in ("1", "B"):
+        done = count_cells(run.folder, tmp_path / "two.ome.tif", tmp_path / f"scene {scene}", scene=scene)
+        assert done.samples[0].counts.tolist() == alone.samples[0].counts.tolist()
+    for source, scene in (("two.ome.tif", None), ("two.ome.tif", "5"), ("one.ome.tif", "5")):
+        with pytest.raises(ImageError, match="scene"):
+            count_cells(run.folder, tmp_path / source, tmp_path / "none", scene=scene)
+    with pytest.raises(CellsError, match="--scene"):
+        count_cells(run.folder, counted.folder / "cells", tmp_path / "none", scene="0")
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,163 @@
+"""A sample's differential: what it states, and what it warns of."""
+
+import json
+
+import numpy as np
+import pytest
+
+from urnet.calibration.reference import Reference
+from urnet.counting.interval import adjusted_interval
+from urnet.counting.sample import Needed, cells_needed, count_sample
+from urnet.errors import CellsError
+
+CLASSES = ["granulocyte", "monocyte", "lymphocyte"]
+RATES = np.array([[0.93, 0.04, 0.02, 0.01], [0.12, 0.84, 0.03, 0.01], [0.03, 0.01, 0.95, 0.01]])
+KNOWN = np.rint(1000 * RATES)
+SHARES = np.array([0.65, 0.05, 0.3])
+
+
+def cells(called: list[int]) -> np.ndarray:
+    """Probabilities of so many cells called each class."""
+    return 0.02 + 0.94 * np.eye(3)[np.repeat([0, 1, 2], called)]
+
+
+def expected(number: int) -> list[int]:
+    return np.rint(number * SHARES @ RATES[:, :3]).astype(int).tolist()
+
+
+def count(called, rejected=(), confusion=KNOWN, **more):
+    probabilities = np.vstack([cells(called), np.full((len(rejected), 3), 1 / 3)])
+    return count_sample("d1", probabilities, [""] * sum(called) + list(rejected), confusion, CLASSES, **more)
+
+
+def test_a_sample_states_counts_and_corrected_shares():
+    sample = count(expected(2000), ["blurred"] * 3 + ["debris"] * 5)
+    assert (sample.name, sample.classes) == ("d1", tuple(CLASSES))
+    assert sample.accepted + 8 == sample.cells
+    assert sample.rejected == {"debris": 5, "blurred": 3}
+    assert list(sample.rejected) == ["debris", "blurred"]
+    assert sample.counts.tolist() == expected(2000)
+    assert sample.raw[1] > 0.065
+    assert sample.adjusted == pytest.approx(SHARES, abs=0.002)
+    assert (sample.adjusted_interval[:, 0] < SHARES).all()
+    assert (sample.adjusted_interval[:, 1] > SHARES).all()
+    assert sample.em.sum() == pytest.approx(1)
+    assert sample.em_interval is None
+    assert sample.warnings == ()
+
+
+def test_rejected_cells_are_counted_as_no_class():
+    alone, beside = count(expected(2000)), count(expected(2000), ["debris"] * 10)
+    assert beside.counts.tolist() == alone.counts.tolist()
+    assert beside.adjusted.tolist() == alone.adjusted.tolist()
+
+
+def test_with_the_calibrations_cells_em_is_corrected_and_has_an_interval():
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2], 300)
+    called = np.array([rng.choice(3, p=RATES[k, :3] / RATES[k, :3].sum()) for k in truth])
+    reference = Reference(0.02 + 0.94 * np.eye(3)[called], truth, np.zeros(900, dtype=bool))
+    sample = count(expected(1000), confusion=reference.confusion, reference=reference)
+    assert ((sample.em_interval[:, 0] <= sample.em) & (sample.em <= sample.em_interval[:, 1])).all()
+    # With probabilities that only repeat the winning class there is no more in them than in the counts.
+    assert sample.em == pytest.approx(sample.adjusted, abs=0.01)
+    assert sample.em_interval == pytest.approx(sample.adjusted_interval, abs=0.02)
+
+
+def test_a_sample_of_three_cells_says_how_little_it_says():
+    sample = count([2, 0, 1])
+    assert (sample.adjusted_interval[:, 1] - sample.adjusted_interval[:, 0]).max() > 0.6
+    assert any("too wide" in warning and "more cells" in warning for warning in sample.warnings)
+
+
+@pytest.mark.parametrize("rejected", [[], ["debris"] * 7])
+def test_a_sample_without_countable_cells_has_no_figures(rejected):
+    sample = count([0, 0, 0], rejected)
+    assert sample.accepted == 0
+    assert np.isnan(sample.adjusted).all()
+    assert sample.adjusted_interval.tolist() == [[0, 1]] * 3
+    assert sample.cells_needed is None
+    assert any("nothing to count" in warning for warning in sample.warnings)
+    json.dumps(sample.to_json(), allow_nan=False)
+
+
+def test_cells_that_no_composition_explains_are_warned_of():
+    # A twentieth of the granulocytes would be called monocytes; here none of a thousand.
+    sample = count([1000, 0, 0], confusion=np.rint(1000 * RATES) + np.array([[-60, 60, 0, 0], [0] * 4, [0] * 4]))
+    assert any("called monocyte more rarely" in warning for warning in sample.warnings)
+
+
+def test_more_rejected_cells_than_in_the_calibration_are_warned_of():
+    assert not any("rejected" in warning for warning in count(expected(1000), ["debris"] * 12).warnings)
+    assert any("35 % of the cells were rejected" in w for w in count(expected(650), ["debris"] * 350).warnings)
+
+
+def test_few_calibration_cells_are_warned_of():
+    few = KNOWN.copy()
+    few[1] = np.rint(20 * RATES[1])
+    assert any(
+        "only 20 cell(s) of class monocyte" in warning for warning in count(expected(500), confusion=few).warnings
+    )
+
+
+def test_corrections_that_disagree_are_warned_of():
+    probabilities = cells(expected(2000))
+    probabilities[probabilities.argmax(axis=1) == 0] = [0.5, 0.48, 0.02]
+    sample = count_sample("d1", probabilities, [""] * len(probabilities), KNOWN, CLASSES)
+    assert any("disagree" in warning for warning in sample.warnings)
+
+
+def test_a_class_that_the_calibration_lacks_is_named():
+    table = KNOWN.copy()
+    table[1] = 0
+    with pytest.raises(CellsError, match="monocyte"):
+        count(expected(500), confusion=table)
+
+
+def test_probabilities_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="do not fit"):
+        count_sample("d1", cells([3, 3, 3]), [""] * 8, KNOWN, CLASSES)
+    with pytest.raises(ValueError, match="not finite"):
+        count_sample("d1", np.full((2, 3), np.nan), ["", ""], KNOWN, CLASSES)
+
+
+class TestCellsNeeded:
+    def test_that_many_more_narrow_the_intervals_to_two_points(self):
+        table = 50 * KNOWN
+        needed = cells_needed(np.array(expected(500)), table)
+        assert needed.calibration == 0
+        ends = adjusted_interval(np.array(expected(500 + needed.cells)), table)
+        assert (ends[:, 1] - ends[:, 0]).max() / 2 == pytest.approx(0.02, abs=0.002)
+
+    def test_none_where_the_intervals_are_narrow_already(self):
+        needed = cells_needed(np.array(expected(50_000)), 50 * KNOWN)
+        assert needed == Needed(0, 0)
+        assert "as narrow as" in needed.sentence
+
+    def test_where_the_confusion_dominates_it_names_calibration_cells_that_do(self):
+        table = np.rint(KNOWN / 10)
+        needed = cells_needed(np.array(expected(500)), table)
+        assert needed.calibration > 0
+        assert "No number of further cells of this sample alone" in needed.sentence
+        more = (table.sum() + needed.calibration) / table.sum()
+        ends = adjusted_interval(np.array(expected(500 + needed.cells)), table * more)
+        assert (ends[:, 1] - ends[:, 0]).max() / 2 == pytest.approx(0.02, abs=0.004)
+
+    def test_a_classifier_at_chance_has_to_become_better(self):
+        table = np.array([[32, 27, 31, 1], [22, 29, 39, 1], [36, 28, 26, 1]])
+        needed = cells_needed(np.array([70, 65, 65]), table)
+        assert needed == Needed(None, None)
+        assert "has to become better" in needed.sentence
+
+
+def test_calls_that_the_calibration_never_heard_are_left_out_aloud():
+    """A classifier that called no calibration cell a granulocyte, nor a monocyte."""
+    never = np.array([[0, 0, 26, 46], [0, 0, 13, 23], [0, 0, 40, 6]])
+    sample = count([5, 3, 0], confusion=never)
+    assert sample.adjusted.sum() == pytest.approx(1)
+    assert np.isfinite(sample.adjusted_interval).all()
+    assert any(
+        "8 cell(s) were called granulocyte and monocyte, which no cell" in warning for warning in sample.warnings
+    )
+    assert any("The intervals of " in warning and " are too wide" in warning for warning in sample.warnings)
+    json.dumps(sample.to_json(), allow_nan=False)

@@ -1,0 +1,507 @@
+"""Kept labels and corrections: nobody's cell twice, nothing lost, nothing overwritten, old files whole or refused."""
+
+import csv
+import itertools
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from urnet.cells.table import read_cells
+from urnet.csv_tables import from_spreadsheet
+from urnet.errors import StoreError
+from urnet.serve.database import models
+from urnet.serve.database.common import LONGEST_NAME, NOT_A_CELL, SKIPPED, now, one_line, person
+from urnet.serve.database.labels import CLAIMED_CODE, Given, Labeller
+from urnet.serve.database.lock import database_lock
+from urnet.serve.database.store import Store
+
+QUEUE = "cells.csv"
+
+
+def by(who, session=None):
+    """A person in a browser of their own, or in another one."""
+    return Labeller(who, who if session is None else session)
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "bench ü.db")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def labelling(store):
+    rows = [{"path": f"{k:03d}.png", "donor": f"d{k % 2}", "proposed": "disc", "confidence": "0.5"} for k in range(40)]
+    assert store.labelling.add_cells(QUEUE, rows) == 40
+    assert store.labelling.add_cells(QUEUE, [*rows, {"path": "new.png"}]) == 1
+    return store.labelling
+
+
+def test_two_labellers_never_get_the_same_cell(labelling, store):
+    both = threading.Barrier(4)
+    other = Store(store.path)  # as another process has it
+
+    def label_all(task) -> list[str]:
+        who, mine = task
+        both.wait()
+        got = []
+        while cells := mine.claim(QUEUE, by(who), 3):
+            for cell in cells:
+                mine.label(cell.id, by(who), "disc")
+                got.append(cell.path)
+        return got
+
+    tasks = [("Ada", labelling), ("Ben", labelling), ("Cyd", other.labelling), ("Dan", other.labelling)]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(label_all, tasks))
+    other.close()
+    assert sorted(itertools.chain(*got)) == sorted([f"{k:03d}.png" for k in range(40)] + ["new.png"])
+    assert labelling.progress(QUEUE).labelled == 41
+
+
+def test_a_claimed_cell_comes_back_to_its_labeller_and_in_time_to_others(labelling):
+    first = labelling.claim(QUEUE, by("Ada"), 2)
+    assert [cell.path for cell in first] == ["000.png", "001.png"]
+    assert (first[0].proposed, first[0].confidence) == ("disc", 0.5)
+    assert labelling.claim(QUEUE, by("Ada"), 2) == first
+    assert [cell.path for cell in labelling.claim(QUEUE, by("Ben"), 2, seconds=-1)] == ["002.png", "003.png"]
+    assert [cell.path for cell in labelling.claim(QUEUE, by("Cyd"), 1)] == ["002.png"]
+    with pytest.raises(StoreError, match="Ada is looking at it"):
+        labelling.label(first[0].id, by("Ben"), "bar")
+    labelling.release("Ada")
+    assert labelling.claim(QUEUE, by("Ben"), 1) == first[:1]
+
+
+def test_two_browsers_under_one_name_get_different_cells(labelling):
+    one, two = by("Ada", "browser 1"), by("Ada", "browser 2")
+    first = labelling.claim(QUEUE, one, 2)
+    assert labelling.claim(QUEUE, one, 2) == first  # another tab of the same browser
+    other = labelling.claim(QUEUE, two, 2)
+    assert not {cell.id for cell in first} & {cell.id for cell in other}
+    with pytest.raises(StoreError, match="Ada in another browser is looking at it"):
+        labelling.label(first[0].id, two, "bar")
+    labelling.release("browser 2")
+    assert labelling.claim(QUEUE, by("Ben"), 2) == other
+    assert labelling.claim(QUEUE, one, 2) == first
+    labelling.release_all()
+    assert labelling.claim(QUEUE, by("Cyd"), 2) == first
+
+
+def test_a_label_that_replaces_another_is_told_and_both_rows_stay(labelling, store):
+    one, two = by("Ada", "browser 1"), by("ada", "browser 2")
+    (cell,) = labelling.claim(QUEUE, one, seconds=-1)  # the time is over
+    assert labelling.claim(QUEUE, two) == [cell]
+    assert labelling.label(cell.id, two, "bar") == Given(None, ())
+    given = labelling.label(cell.id, one, "disc")
+    assert (given.replaced.label, given.replaced.who, given.others) == ("bar", "ada", ())
+    assert given.replaced.at <= now()
+    (again,) = labelling.claim(QUEUE, one)
+    assert again != cell
+    assert labelling.label(cell.id, by("Ben"), "ring") == Given(None, ("Ada",))  # a second reading replaces nothing
+    with sqlite3.connect(store.path) as db:
+        rows = db.execute("SELECT label, who, session, undone IS NULL FROM labels ORDER BY id").fetchall()
+    assert rows == [("bar", "ada", "browser 2", 0), ("disc", "Ada", "browser 1", 1), ("ring", "Ben", "Ben", 1)]
+    assert labelling.progress(QUEUE).people == {"Ada": 1, "Ben": 1}
+
+
+def test_undo_takes_back_what_this_browser_gave_or_one_that_has_gone(labelling):
+    one, two = by("Ada", "browser 1"), by("Ada", "browser 2")
+    labelling.label(labelling.claim(QUEUE, one, 3)[0].id, one, "bar")
+    (cell,) = labelling.claim(QUEUE, two)
+    assert labelling.undo(QUEUE, two) is None  # the other browser is at work
+    labelling.label(cell.id, two, "ring")
+    assert labelling.undo(QUEUE, one).label == "bar"
+    assert labelling.undo(QUEUE, two).cell == cell
+    labelling.label(cell.id, two, "ring")
+    labelling.release_all()  # as a server does that starts
+    taken = labelling.undo(QUEUE, by("Ada", "browser 3"))
+    assert (taken.cell, taken.label, taken.reader) == (cell, "ring", "")
+    assert labelling.claim(QUEUE, by("Ada", "browser 3"))[0] == cell
+
+
+def test_undo_leaves_a_cell_with_whoever_reads_it_meanwhile(labelling):
+    ada, ben = by("Ada"), by("Ben")
+    labelling.label(labelling.claim(QUEUE, ada)[0].id, ada, "bar")
+    (cell,) = labelling.claim(QUEUE, ben, second=True)
+    taken = labelling.undo(QUEUE, ada)
+    assert (taken.cell, taken.reader) == (cell, "Ben")
+    assert labelling.label(cell.id, ben, "ring") == Given(None, ())
+    with pytest.raises(StoreError) as caught:
+        labelling.label(labelling.claim(QUEUE, ada)[0].id, ben, "ring")
+    assert caught.value.code == CLAIMED_CODE
+
+
+@pytest.mark.parametrize("spelling", ["Zoë", "zoë", "ZOË", " Zoe\u0308 ", "Ｚｏë", "Zo\u200dë", "Zoë\u202e"])
+def test_nobody_is_their_own_second_reader(labelling, spelling):
+    labelling.label(labelling.claim(QUEUE, by("Zoë"))[0].id, by("Zoë"), "bar")
+    again = by(spelling, "another browser")
+    assert labelling.claim(QUEUE, again, second=True) == []
+    assert len(labelling.claim(QUEUE, by("Ben"), second=True)) == 1
+    labelling.label(labelling.claim(QUEUE, again)[0].id, again, "bar")
+    assert list(labelling.progress(QUEUE).people.values()) == [2]
+    assert labelling.agreement(QUEUE) == []
+
+
+def test_the_most_informative_comes_first(labelling):
+    labelling.order(QUEUE, ["007.png", "003.png"])
+    assert [cell.path for cell in labelling.claim(QUEUE, by("Ada"), 3)] == ["007.png", "003.png", "000.png"]
+
+
+def test_undo_takes_back_and_keeps_what_was_said(labelling, store):
+    cell, other = labelling.claim(QUEUE, by("Ada"), 2)
+    labelling.label(cell.id, by("Ada"), "bar", model="m1")
+    labelling.label(other.id, by("Ada"), "ring")
+    assert labelling.undo(QUEUE, by("Ada")).cell == other
+    assert labelling.claim(QUEUE, by("Ada"), 1) == [other]
+    assert labelling.undo(QUEUE, by("Ada")).cell == cell
+    assert labelling.undo(QUEUE, by("Ada")) is None
+    assert labelling.undo(QUEUE, by("Ben")) is None
+    labelling.label(cell.id, by("Ada"), "disc")
+    labelling.label(cell.id, by("Ada"), "ring")
+    assert labelling.progress(QUEUE).labels == {"ring": 1}
+    with sqlite3.connect(store.path) as db:
+        kept = db.execute("SELECT label, who, model, version, undone IS NULL FROM labels ORDER BY id").fetchall()
+    assert [row[0] for row in kept] == ["bar", "ring", "disc", "ring"]
+    assert [row[4] for row in kept] == [0, 0, 0, 1]
+    assert kept[0][1:3] == ("Ada", "m1")
+    assert kept[0][3]
+
+
+def test_agreement_of_two_labellers(labelling):
+    ada, ben = ["disc"] * 10 + ["bar"] * 10, ["disc"] * 8 + ["bar"] * 12
+    for label in ada:
+        labelling.label(labelling.claim(QUEUE, by("Ada"))[0].id, by("Ada"), label)
+    assert labelling.claim(QUEUE, by("Ada"), second=True) == []
+    for label in ben:
+        labelling.label(labelling.claim(QUEUE, by("Ben"), second=True)[0].id, by("Ben"), label)
+    assert labelling.claim(QUEUE, by("Ben"), second=True) == []
+    (found,) = labelling.agreement(QUEUE)
+    assert (found.first, found.second, found.cells, found.agreed) == ("Ada", "Ben", 20, 18)
+    from sklearn.metrics import cohen_kappa_score
+
+    assert found.kappa == pytest.approx(cohen_kappa_score(ada, ben))
+
+
+def test_labels_become_a_table_that_training_reads(labelling, draw, tmp_path):
+    cells = draw(tmp_path / "cells", 2, classes=("disc",)) / "disc"
+    labelling.add_cells("q", [{"path": f"{cells.as_posix()}/{name}.png", "donor": "d7"} for name in ("000", "001")])
+    labelling.add_cells("q", [{"path": f"{k}"} for k in "abc"])
+    for label in ("disc", "bar", NOT_A_CELL, SKIPPED, "disc"):
+        labelling.label(labelling.claim("q", by("Ada"))[0].id, by("Ada"), label)
+    labelling.label(labelling.claim("q", by("Ben"), second=True)[0].id, by("Ben"), "disc")
+    last = labelling.claim("q", by("Ben"), 4, second=True)[-1]
+    labelling.label(last.id, by("Ben"), "ring")
+    assert labelling.export_labels("q", tmp_path / "out" / "cells.csv") == (2, 1)
+    table = pd.read_csv(tmp_path / "out" / "cells.csv", keep_default_na=False)
+    assert table["labelled_by"].tolist() == ["Ada|Ben", "Ada"]
+    read = read_cells(tmp_path / "out" / "cells.csv")
+    assert read.table["label"].tolist() == ["disc", "bar"]
+    assert set(read.table["donor"]) == {"d7"}
+    assert read.read(0).shape == (24, 24)
+
+
+def test_corrections_are_kept_with_who_when_and_which_model(store, shapes, tmp_path):
+    files = sorted((shapes / "disc").iterdir())[:3]
+    kept = [store.review.keep_image(file.read_bytes(), ".png") for file in files]
+    assert kept[0] == store.review.keep_image(files[0].read_bytes(), ".png")
+    rows = [{"path": f.name, "image": k, "predicted": "disc", "p_disc": 0.9} for f, k in zip(files, kept, strict=True)]
+    ids = store.review.add_predictions("S1", [*rows, {"path": "lost.png", "predicted": "bar"}], model="m1")
+    store.review.correct(ids[0], "Ada", "bar")
+    store.review.correct(ids[0], "Ben", "ring")
+    store.review.correct(ids[1], "Ada", "bar")
+    store.review.uncorrect(ids[1])
+    store.review.correct(ids[2], "Ada", NOT_A_CELL)
+    seen = store.review.reviewed("S1")
+    assert [one.label for one in seen] == ["ring", "disc", NOT_A_CELL, "bar"]
+    assert (seen[0].predicted, seen[0].who, seen[0].model, seen[0].told) == ("disc", "Ben", "m1", {"p_disc": 0.9})
+    assert seen[0].version
+    assert seen[0].at.endswith("+00:00")
+    assert store.review.samples() == ["S1"]
+    assert store.review.image(kept[0]) == files[0].read_bytes()
+    assert store.review.export_reviewed("S1", tmp_path / "train") == 2
+    cells = read_cells(tmp_path / "train")
+    assert cells.table["label"].tolist() == ["ring", "disc"]
+    assert cells.read(1).shape == (24, 24)
+    assert store.review.correct(ids[0], "ada", "disc").label == "ring"
+    assert store.review.uncorrect(ids[0]).who == "ada"
+    assert store.review.uncorrect(ids[0]) is None
+    with sqlite3.connect(store.path) as db:
+        assert db.execute("SELECT count(*) FROM corrections").fetchone() == (5,)
+    with pytest.raises(StoreError, match="prediction 99: there is none"):
+        store.review.correct(99, "Ada", "bar")
+
+
+def test_a_label_needs_a_name(labelling):
+    with pytest.raises(StoreError, match="give a name"):
+        labelling.claim(QUEUE, by(" \n "))
+    with pytest.raises(StoreError, match="cell 999: there is none"):
+        labelling.label(999, by("Ada"), "disc")
+
+
+@given(st.text(max_size=600) | st.text(st.characters(categories=["Cc", "Cf", "Cs", "Zs", "Mn"]), max_size=600))
+def test_names_are_short_printable_and_one_line(text):
+    name = one_line(text, LONGEST_NAME)
+    assert len(name) <= LONGEST_NAME
+    assert name == " ".join(name.split())
+    assert not [c for c in name if unicodedata.category(c)[0] == "C" and c not in "\u200c\u200d"]
+    name.encode()
+    assert one_line(name, LONGEST_NAME) == name
+    assert person(name) == person(name.upper().lower()) or not name.isascii()
+
+
+def test_ten_megabytes_of_a_name_are_cut(raises_code):
+    assert one_line("x" * 10_000_000, 100) == "x" * 99 + "…"
+    assert Labeller("<b>Ada\x00\x1b[31m\u202egnp", "").who == "<b>Ada[31mgnp"
+    for nothing in ("", " \n", "\u202e\x07", "\ud800", "\u200d"):
+        with raises_code("store.no_name"):
+            Labeller(nothing)
+
+
+LABELLER = """
+import sys
+from pathlib import Path
+from urnet.serve.labelling import Labeller
+from urnet.serve.store import Store
+labelling, ada = Store(Path(sys.argv[1])).labelling, Labeller("Ada", "b1")
+while cells := labelling.claim("q", ada, 2):
+    for cell in cells:
+        labelling.label(cell.id, ada, "disc")
+        print(cell.path, flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
+def test_kill_9_while_labelling_loses_nothing_that_was_shown(tmp_path):
+    path = tmp_path / "bench.db"
+    store = Store(path)
+    store.labelling.add_cells("q", [{"path": str(k)} for k in range(5000)])
+    store.close()
+    process = subprocess.Popen([sys.executable, "-c", LABELLER, str(path)], stdout=subprocess.PIPE, text=True)
+    shown = [process.stdout.readline().strip() for _ in range(25)]
+    process.kill()
+    shown += process.stdout.read().split()
+    process.wait()
+    with Store(path).engine.connect() as db:
+        kept = [row[0] for row in db.exec_driver_sql("SELECT path FROM labels JOIN cells ON cell = cells.id")]
+    assert len(shown) <= len(kept) <= len(shown) + 1
+    assert set(shown) <= set(kept)
+    store = Store(path)
+    assert store.labelling.claim("q", by("Ada"), 1)[0].path not in kept
+    store.close()
+
+
+def test_an_old_file_is_upgraded_whole_or_left_as_it_was(store, labelling, monkeypatch):
+    store.close()
+    before = store.path.read_bytes()
+    monkeypatch.setattr(models, "SCHEMA", 4)
+    monkeypatch.setattr(models, "UPGRADES", {2: ("ALTER TABLE cells ADD COLUMN x", "UPDATE cells SET x = 1")})
+    with pytest.raises(StoreError, match="schema 3 is too old"):
+        Store(store.path)
+    assert columns(store.path) == columns_of(before, store.path)
+    monkeypatch.setitem(models.UPGRADES, 3, ("ALTER TABLE cells ADD COLUMN y", "NONSENSE"))
+    with pytest.raises(StoreError, match="cannot be used"):
+        Store(store.path)
+    assert "x" not in columns(store.path)
+    monkeypatch.setitem(models.UPGRADES, 3, ("ALTER TABLE cells ADD COLUMN y",))
+    Store(store.path).close()
+    assert {"x", "y"} <= set(columns(store.path))
+    monkeypatch.setattr(models, "SCHEMA", 2)
+    with pytest.raises(StoreError, match="newer urnet"):
+        Store(store.path)
+
+
+def columns(path) -> list[str]:
+    with sqlite3.connect(path) as db:
+        return [row[1] for row in db.execute("PRAGMA table_info(cells)")]
+
+
+def columns_of(content: bytes, path) -> list[str]:
+    copy = path.with_name("copy.db")
+    copy.write_bytes(content)
+    return columns(copy)
+
+
+def test_files_that_are_not_ours_are_refused_and_untouched(tmp_path):
+    with sqlite3.connect(tmp_path / "other.db") as db:
+        db.execute("CREATE TABLE mine (x)")
+    (tmp_path / "text.db").write_text("this is a letter, and quite a long one " * 40, encoding="utf-8")
+    for name, words in (("other.db", "none of urnet"), ("text.db", "not a database")):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(StoreError, match=words):
+            Store(tmp_path / name)
+        assert (tmp_path / name).read_bytes()[100:] == before[100:]
+    with pytest.raises(StoreError, match="there is no folder"):
+        Store(tmp_path / "gone" / "bench.db")
+    (tmp_path / "folder.db").mkdir()
+    with pytest.raises(StoreError, match="cannot be used"):
+        Store(tmp_path / "folder.db")
+
+
+def test_a_full_disk_loses_only_what_did_not_fit(labelling, store):
+    with store.engine.connect() as db:
+        db.exec_driver_sql("COMMIT")
+        pages = db.exec_driver_sql("PRAGMA page_count").scalar_one()
+    store.engine.dispose()
+    from sqlalchemy import event
+
+    @event.listens_for(store.engine, "connect")
+    def small(connection, record):
+        connection.execute(f"PRAGMA max_page_count = {pages}").close()
+
+    with pytest.raises(StoreError, match=r"full.*make room") as caught:
+        store.review.keep_image(bytes(200_000), ".png")
+    assert caught.value.code == "store.full"
+    assert labelling.progress(QUEUE).cells == 41
+
+
+@pytest.mark.parametrize("formula", ["=1+1", "+cmd", "-a", "@SUM(A1)", "\tx", "\r=x", "'=x", " =x"])
+def test_nothing_that_is_exported_runs_as_a_formula(store, tmp_path, formula):
+    store.labelling.add_cells("q", [{"path": f"{formula}.png", "donor": formula}])
+    ada = by(f"{formula}da")
+    store.labelling.label(store.labelling.claim("q", ada)[0].id, ada, formula)
+    store.labelling.export_labels("q", tmp_path / "labels.csv")
+    image = store.review.keep_image(b"x", ".png")
+    rows = [{"path": f"{formula}.png", "image": image, "predicted": "disc"}]
+    (number,) = store.review.add_predictions(formula, rows, model=formula)
+    store.review.correct(number, ada.who, formula)
+    store.review.export_reviewed(formula, tmp_path / "reviewed")
+    for file in (tmp_path / "labels.csv", tmp_path / "reviewed" / "cells.csv"):
+        with file.open(encoding="utf-8", newline="") as lines:
+            header, row = csv.reader(lines)
+        assert len(header) == len(row) == 5
+        assert not [cell for cell in row if cell.lstrip()[:1] in ("=", "+", "-", "@") or cell[:1] in ("\t", "\r")]
+        assert dict(zip(header, map(from_spreadsheet, row), strict=True))["label"] == formula
+
+
+def test_names_that_are_no_unicode_are_refused_with_their_name(labelling, store, raises_code):
+    before = labelling.progress(QUEUE)
+    with raises_code("store.not_text") as caught:
+        labelling.add_cells(QUEUE, [{"path": "fine.png"}, {"path": "cells/\udcff.png"}])
+    assert "cells/\\udcff.png" in str(caught.value)
+    with raises_code("store.not_text"):
+        store.review.add_predictions("S", [{"path": "\udcff.png", "predicted": "disc"}], model="m")
+    with raises_code("store.not_text"):
+        labelling.label(1, by("Ada"), "\udcff")
+    assert labelling.progress(QUEUE) == before
+
+
+FROZEN = Path(__file__).parents[1] / "frozen" / "0.1.0" / "labels.db"
+
+
+def dump(path) -> list[str]:
+    with sqlite3.connect(path) as db:
+        return [f"user_version {db.execute('PRAGMA user_version').fetchone()}", *db.iterdump()]
+
+
+def test_a_file_of_schema_1_is_upgraded_and_one_that_fails_in_the_middle_is_as_it_was(tmp_path, monkeypatch):
+    path = Path(shutil.copy(FROZEN, tmp_path / "labels.db"))
+    before = dump(path)
+    whole = models.UPGRADES[1]
+    for broken in ((*whole, "NONSENSE"), (*whole[:2], "INSERT INTO nowhere VALUES (1)"), ("NONSENSE",)):
+        monkeypatch.setitem(models.UPGRADES, 1, broken)
+        with pytest.raises(StoreError, match="cannot be used"):
+            Store(path)
+        assert dump(path) == before
+    monkeypatch.setitem(models.UPGRADES, 1, whole)
+    store = Store(path)
+    name = store.id
+    assert store.labelling.progress("cells").people == {"Ada": 6, "Bela": 5}
+    assert store.labelling.undo("cells", by("Ada")).label
+    assert store.labelling.claim("cells", by("Ada"))
+    store.close()
+    store = Store(path)
+    assert store.id == name
+    store.close()
+    made = Store(tmp_path / "new.db")
+    assert made.id != name
+    made.close()
+    assert [described(path, table) for table in TABLES] == [described(made.path, table) for table in TABLES]
+
+
+TABLES = ("cells", "claims", "labels", "identity", "images", "predictions", "corrections")
+
+
+def described(path, table) -> list[tuple]:
+    """Columns by name: type, whether they may be empty, and their key; an upgrade puts new ones last."""
+    with sqlite3.connect(path) as db:
+        return sorted((row[1], row[2], row[3], row[5]) for row in db.execute(f"PRAGMA table_info({table})"))
+
+
+@pytest.mark.parametrize("action", ["claim", "label", "undo", "release", "correct"])
+def test_a_locked_database_keeps_all_as_it_was_and_says_so(labelling, store, monkeypatch, action, raises_code):
+    ada = by("Ada")
+    cells = labelling.claim(QUEUE, ada, 2)
+    labelling.label(cells[0].id, ada, "bar")
+    (prediction,) = store.review.add_predictions("S", [{"path": "a", "predicted": "bar"}], model="m")
+    store.engine.dispose()
+    monkeypatch.setattr(models, "BUSY_SECONDS", 0.05)
+    impatient = Store(store.path)
+    before = dump(store.path)
+    actions = {
+        "claim": lambda: impatient.labelling.claim(QUEUE, ada, 3),
+        "label": lambda: impatient.labelling.label(cells[1].id, ada, "disc"),
+        "undo": lambda: impatient.labelling.undo(QUEUE, ada),
+        "release": lambda: impatient.labelling.release("Ada"),
+        "correct": lambda: impatient.review.correct(prediction, "Ada", "disc"),
+    }
+    with sqlite3.connect(store.path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with raises_code("store.locked"):
+            actions[action]()
+        other.execute("ROLLBACK")
+    assert dump(store.path) == before
+    actions[action]()  # the connection is as good as before
+    assert dump(store.path) != before
+    impatient.close()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from urnet.serve.database_lock import database_lock
+with database_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_database_is_for_one_server_and_a_killed_one_holds_none(tmp_path, raises_code):
+    path = tmp_path / "bench.db"
+    with database_lock(path):
+        (tmp_path / "link.db").symlink_to(path)
+        for same in (path, tmp_path / "link.db"):
+            with raises_code("store.in_use"), database_lock(same):
+                pass
+        with database_lock(tmp_path / "other.db"):
+            pass
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with raises_code("store.in_use"), database_lock(path):
+        pass
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert [file.name for file in tmp_path.glob("*.lock")] == ["bench.db.lock"]
+    with database_lock(path):
+        pass
+    assert list(tmp_path.glob("*.lock")) == []
+    with raises_code("store.no_folder"), database_lock(tmp_path / "gone" / "bench.db"):
+        pass
+
+
+def test_a_database_where_locks_do_not_work_is_refused(tmp_path, monkeypatch, raises_code):
+    monkeypatch.setattr("urnet.serve.database.lock.lock_file", lambda path: None)
+    with raises_code("store.no_locks"), database_lock(tmp_path / "bench.db"):
+        pass

@@ -1,0 +1,137 @@
+"""Where what was sent lies: gone when it is not needed or its server is dead, and never more than is allowed."""
+
+import asyncio
+import io
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from urnet.serve.settings import Settings
+from urnet.serve.uploads.receive import Decoders, put_aside
+from urnet.serve.uploads.storage import Aside, FullError, Scratch, size_of
+
+OWNER = """
+import sys, time
+from urnet.serve.scratch import Aside, Scratch
+scratch = Scratch(100)
+scratch.start()
+(Aside(scratch).files / "cell.png").write_bytes(b"sent")
+print(scratch.root, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty temporary folder of the system."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
+
+
+def owner() -> tuple[subprocess.Popen, str]:
+    process = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
+    return process, process.stdout.readline().strip()
+
+
+@contextmanager
+def started(most: int):
+    scratch = Scratch(most)
+    scratch.start()
+    try:
+        yield scratch
+    finally:
+        scratch.stop()
+
+
+def test_what_a_killed_server_left_is_removed_and_what_belongs_to_another_one_stays(place):
+    (dead, left), (living, kept) = owner(), owner()
+    dead.kill()
+    dead.wait()
+    (place / "urnet-serve-strange").mkdir()  # nobody knows whose
+    (place / "urnet-other").mkdir()
+    with started(100) as own:
+        there = {path.name for path in place.iterdir() if path.is_dir()}
+        assert there == {Path(kept).name, own.root.name, "urnet-serve-strange", "urnet-other"}
+        assert not list(place.glob(f"{Path(left).name}*"))
+        assert size_of(Path(kept)) == 4
+    living.kill()
+    living.wait()
+    with started(100):
+        pass
+    assert {path.name for path in place.iterdir()} == {"urnet-serve-strange", "urnet-other"}
+    for process in (dead, living):
+        process.stdout.close()
+
+
+def test_where_locks_do_not_work_a_server_starts_and_removes_nothing_but_its_own(place, monkeypatch):
+    monkeypatch.setattr("urnet.serve.uploads.storage.lock_file", lambda path: None)
+    (place / "urnet-serve-other").mkdir()
+    (place / "urnet-serve-other.lock").touch()
+    with started(100) as own:
+        assert own.folder().is_dir()
+    assert sorted(path.name for path in place.iterdir()) == ["urnet-serve-other", "urnet-serve-other.lock"]
+
+
+def test_all_together_hold_no_more_than_allowed_and_give_it_back(place):
+    with started(100) as scratch:
+        with closing(Aside(scratch)) as first, closing(Aside(scratch)) as second:
+            first.take(60)
+            with pytest.raises(FullError, match=r"holds 60 bytes .* 41 more .* its 100 \(upload_bytes\)"):
+                second.take(41)
+            second.take(40)
+            first.close()
+            first.close()
+            second.take(60)
+        assert scratch.used == 0
+        with closing(Aside(scratch)) as aside, pytest.raises(FullError):
+            put_aside(aside, [("a.png", io.BytesIO(b"a" * 101))])
+        assert scratch.used == 0
+        assert list(scratch.root.iterdir()) == []
+        scratch.root.rmdir()  # as systems tidy up
+        with closing(Aside(scratch)) as aside:
+            assert aside.files.is_dir()
+
+
+def test_cells_that_are_still_cut_for_who_gave_up_meanwhile_are_deleted(place, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+
+    def ask(process, order, seconds, given_up):
+        begun.set()
+        assert go.wait(20)
+        out = Path(order["out"])
+        out.mkdir(parents=True)
+        (out / "cells.csv").write_bytes(b"path")
+        return {"fields": False}, []
+
+    monkeypatch.setattr("urnet.serve.uploads.receive._Process.ask", ask)
+    decoders = Decoders(SimpleNamespace(cropping=None, config=None), Settings(decoders=1))
+
+    async def give_up(aside: Aside) -> None:
+        cutting = asyncio.create_task(decoders.cut(aside, aside.root / "cells", []))
+        await asyncio.to_thread(begun.wait, 20)
+        cutting.cancel()
+        aside.close()
+        go.set()
+
+    with started(100) as scratch:
+        asyncio.run(give_up(Aside(scratch)))
+        decoders.stop()
+        assert list(scratch.root.iterdir()) == []
+
+
+def test_an_instrument_is_told_to_wait_where_the_server_is_full(serving, send, shapes):
+    file = shapes / "disc" / "000.png"
+    with serving(upload_bytes=2 * file.stat().st_size + 1024) as client:
+        answer = send(client, *[file] * 40)
+        assert answer.status_code == 429
+        assert answer.headers["Retry-After"] == "30"
+        assert "try again later" in answer.json()["detail"]
+        assert send(client, file).status_code == 200
+        assert client.bench.scratch.used == 0
