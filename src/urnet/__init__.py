@@ -8,7 +8,8 @@ table = model.predict(["cell.png"])
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from urnet.version import __version__
+
 __all__ = ["__version__", "evaluate", "load", "train"]
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter
 
-from urnet import __version__
 from urnet.errors import ImageError, RunError
 from urnet.images.read import MIN_EDGE
 from urnet.images.scale import ANY_DEPTH, Scaling
 from urnet.json_files import Text, canonical_json, explain
+from urnet.version import __version__
 
 if TYPE_CHECKING:
     from urnet.nets.joint import JointModel

@@ -13,13 +13,13 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from urnet import __version__
 from urnet.atomic_files import whole_folder
 from urnet.cells.table import TABLE_NAME, read_cells
 from urnet.csv_tables import write_csv
 from urnet.errors import CellsError, ImageError
 from urnet.images.simulation.destain import destain
 from urnet.images.simulation.phantom import CROP_UM, FREQUENCY, draw_crop, draw_field
+from urnet.version import __version__
 
 SIZES = (16, 1024)
 """Least and greatest side of a simulated crop, px."""

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from urnet import __version__
 from urnet.atomic_files import DoneAlreadyError, one_command
 from urnet.cpus import set_environment
 from urnet.errors import UrnetError
+from urnet.version import __version__
 
 if TYPE_CHECKING:
     from urnet.cells.table import Cells

@@ -12,10 +12,10 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-import urnet
 from urnet.counting.sample import Sample
 from urnet.csv_tables import write_frame
 from urnet.html_pages import NEVER, environment
+from urnet.version import __version__
 
 PAGES = "samples"
 
@@ -58,7 +58,7 @@ def write_reports(
         "date": date,
         "simulated": simulated,
         "notes": list(notes),
-        "version": urnet.__version__,
+        "version": __version__,
     }
     # A file name that is not valid Unicode, as Linux allows, must not stop the report.
     how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}

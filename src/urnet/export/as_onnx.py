@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from urnet import __version__
 from urnet.cpus import usable_cpus
 from urnet.errors import RunError
 from urnet.export.parity import Run
+from urnet.version import __version__
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto

@@ -3,11 +3,11 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from urnet import __version__
 from urnet.calibration.calibration import COVERAGE
 from urnet.cells.table import PARTS
 from urnet.errors import UrnetError
 from urnet.html_pages import described, with_interval
+from urnet.version import __version__
 
 if TYPE_CHECKING:
     from urnet.bundle.model import Model

@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from urnet import __version__
 from urnet.atomic_files import whole_file
 from urnet.cells.cache import user_cache
 from urnet.export.as_onnx import OPSET, to_onnx
+from urnet.version import __version__
 
 if TYPE_CHECKING:
     from urnet.bundle.model import Model

@@ -6,13 +6,13 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from urnet import __version__
 from urnet.serve.http.auth import Access, Attempts, login
 from urnet.serve.http.errors import Problem, install
 from urnet.serve.http.middleware import Gate, RequestId
 from urnet.serve.http.proxy import ForwardedHeaders, Reach
 from urnet.serve.http.routes import routes
 from urnet.serve.services import Bench
+from urnet.version import __version__
 
 DESCRIPTION = """Classifies white blood cells without stain, and counts them. For research use only.
 

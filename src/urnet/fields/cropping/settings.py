@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from urnet import __version__
 from urnet.errors import CellsError, ImageError, RunError, first_few
 from urnet.fields.io.pixel_size import why_doubted
 from urnet.fields.preprocessing.illumination import Illumination
 from urnet.fields.table import FieldRow
 from urnet.json_files import Text, canonical_json, explain
+from urnet.version import __version__
 
 SETTINGS_NAME = "crop.json"
 FORMAT = 1

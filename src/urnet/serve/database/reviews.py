@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, and_, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from urnet import __version__
 from urnet.atomic_files import whole_file
 from urnet.csv_tables import write_csv
 from urnet.errors import StoreError
 from urnet.serve.database.common import NOT_A_CELL, SKIPPED, Earlier, named, now
 from urnet.serve.database.models import corrections, images, predictions
+from urnet.version import __version__
 
 if TYPE_CHECKING:
     from urnet.serve.database.store import Store

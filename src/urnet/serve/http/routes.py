@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, File, Form, UploadFile
 from pydantic import BaseModel, ConfigDict
 
-from urnet import __version__
 from urnet.calibration.calibration import COVERAGE
 from urnet.calibration.conformal import split_set
 from urnet.serve.http.errors import FileProblem, Refused, answers
 from urnet.serve.services import Answer, Bench, Counted, UnreadableError
 from urnet.serve.uploads.receive import Upload, put_aside
 from urnet.serve.uploads.storage import Aside
+from urnet.version import __version__
 
 EVERYWHERE = answers(401, 403, 413, 429)
 WITH_FILES = EVERYWHERE | answers(400, 408, 413, 422, 503, 507)

@@ -6,12 +6,12 @@ from functools import cache
 from fastapi import FastAPI
 from nicegui import ui
 
-from urnet import __version__
 from urnet.bundle.about import facts
 from urnet.export.card import RESEARCH, model_card
 from urnet.serve.pages.components.layout import frame, text
 from urnet.serve.services import Bench
 from urnet.training.run import run_of
+from urnet.version import __version__
 
 USE = """Enhances and classifies crops of single white blood cells without stain, and counts them, for research on such
 methods. Look at the rejected cells and at the prediction sets, not only at the classes. No decision on a person's

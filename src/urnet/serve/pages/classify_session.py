@@ -18,7 +18,6 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from urnet import __version__
 from urnet.bundle.model import Model
 from urnet.calibration.conformal import split_set
 from urnet.counting.report import page as report_page
@@ -30,6 +29,7 @@ from urnet.serve.pages.sessions import Closable
 from urnet.serve.services import FILES, Answer, Bench, Cut, Place
 from urnet.serve.uploads.receive import Upload, put
 from urnet.serve.uploads.storage import Aside
+from urnet.version import __version__
 
 PICTURES = 400
 """Pictures that are kept in memory."""
