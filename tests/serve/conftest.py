@@ -104,7 +104,7 @@ def serving_at():
 
 
 @pytest.fixture(scope="module")
-def bench_at(serving_at, served, shapes, tmp_path_factory):
+def server_url(serving_at, served, shapes, tmp_path_factory):
     """Address of a server with cells to be labelled and a database of this module's."""
     with serving_at(served, tmp_path_factory.mktemp("bench"), "--cells", shapes) as address:
         yield address
@@ -141,7 +141,7 @@ def browser():
 
 
 @pytest.fixture
-def disk_full(bench_at):
+def disk_full(server_url):
     """Lets the server write no further into its files: `with disk_full():`."""
     resource = pytest.importorskip("resource", reason="no limits of processes on this system")
     if not hasattr(resource, "prlimit"):
@@ -149,44 +149,44 @@ def disk_full(bench_at):
 
     @contextmanager
     def disk_full():
-        before = resource.prlimit(bench_at.pid, resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+        before = resource.prlimit(server_url.pid, resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
         try:
             yield
         finally:
-            resource.prlimit(bench_at.pid, resource.RLIMIT_FSIZE, before)
+            resource.prlimit(server_url.pid, resource.RLIMIT_FSIZE, before)
 
     return disk_full
 
 
 @pytest.fixture(scope="module")
-def bench_store(bench_at):
+def server_store(server_url):
     """The database of the server, opened beside it."""
     from urnet.serve.database.store import Store
 
-    store = Store(bench_at.database)
+    store = Store(server_url.database)
     yield store
     store.close()
 
 
 @pytest.fixture
-def look(browser, bench_at):
-    """Opens pages as a person does: `look("/label", width=400, scheme="dark")`; no error may show in the console."""
+def open_page(browser, server_url):
+    """Open pages as a person does: `open_page("/label", width=400, scheme="dark")`; fails on errors in the console."""
     contexts, wrong = [], []
 
-    def look(path="/", *, width=1280, height=900, scheme="light", context=None):
+    def open_page(path="/", *, width=1280, height=900, scheme="light", context=None):
         if context is None:
             context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
             contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        own = (bench_at, "data:", "blob:")
+        own = (server_url, "data:", "blob:")
         page.on("request", lambda request: None if request.url.startswith(own) else wrong.append(request.url))
-        page.goto(bench_at + path)
+        page.goto(server_url + path)
         page.wait_for_selector("h1")
         return page
 
-    yield look
+    yield open_page
     for context in contexts:
         context.close()
     assert wrong == []

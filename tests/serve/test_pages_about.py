@@ -15,8 +15,8 @@ PAGES = ("/", "/about")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280, 2560])
 @pytest.mark.parametrize("path", PAGES)
-def test_pages_are_legible_at_every_width_in_light_and_dark(look, axe, path, width, scheme):
-    page = look(path, width=width, scheme=scheme)
+def test_pages_are_legible_at_every_width_in_light_and_dark(open_page, axe, path, width, scheme):
+    page = open_page(path, width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -24,8 +24,8 @@ def test_pages_are_legible_at_every_width_in_light_and_dark(look, axe, path, wid
     assert axe(page) == []
 
 
-def test_it_shows_the_model_card_with_its_limits(look, served):
-    page = look("/about")
+def test_it_shows_the_model_card_with_its_limits(open_page, served):
+    page = open_page("/about")
     told = page.inner_text("main")
     assert "not a medical device, not for diagnosis" in told
     assert "bar, disc, ring" in told
@@ -34,19 +34,19 @@ def test_it_shows_the_model_card_with_its_limits(look, served):
     assert page.locator("nav a[aria-current=page]").inner_text() == "About"
 
 
-def test_everything_comes_from_the_server_itself(bench_at):
-    html = httpx.get(f"{bench_at}/", headers={"accept": "text/html"}).text
+def test_everything_comes_from_the_server_itself(server_url):
+    html = httpx.get(f"{server_url}/", headers={"accept": "text/html"}).text
     assert not re.findall(r"(?:src|href)=[\"']https?://", html)
 
 
-def test_the_keyboard_reaches_the_content_and_the_pages(look):
-    page = look("/about")
+def test_the_keyboard_reaches_the_content_and_the_pages(open_page):
+    page = open_page("/about")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
     assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.tagName") == "MAIN"
-    page = look("/about")
+    page = open_page("/about")
     for _ in range(2):
         page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Classify"
@@ -55,8 +55,8 @@ def test_the_keyboard_reaches_the_content_and_the_pages(look):
     page.wait_for_selector("text=Choose files")
 
 
-def test_a_name_is_asked_for_in_a_dialog_and_kept(look, axe):
-    page = look("/about")
+def test_a_name_is_asked_for_in_a_dialog_and_kept(open_page, axe):
+    page = open_page("/about")
     page.click("text=No name yet")
     page.wait_for_selector("dialog[open]")
     assert page.evaluate("document.activeElement.tagName") == "INPUT"
@@ -97,31 +97,31 @@ def test_a_name_is_proposed_again_when_the_server_has_started_anew(browser, serv
     page.close()
 
 
-def test_what_is_not_there_is_said_to_people_and_to_programs(bench_at):
-    page = httpx.get(f"{bench_at}/nowhere", headers={"accept": "text/html"})
+def test_what_is_not_there_is_said_to_people_and_to_programs(server_url):
+    page = httpx.get(f"{server_url}/nowhere", headers={"accept": "text/html"})
     assert page.status_code == 404
     assert "There is no such page" in page.text
-    told = httpx.get(f"{bench_at}/v1/nowhere")
+    told = httpx.get(f"{server_url}/v1/nowhere")
     assert told.status_code == 404
     assert told.headers["content-type"] == "application/problem+json"
-    wrong = httpx.get(f"{bench_at}/v1/predict")
+    wrong = httpx.get(f"{server_url}/v1/predict")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
-    assert httpx.get(f"{bench_at}/openapi.json").json()["info"]["title"] == "urnet"
+    assert httpx.get(f"{server_url}/openapi.json").json()["info"]["title"] == "urnet"
 
 
-def test_pages_of_other_sites_get_nowhere(bench_at):
-    port = bench_at.rpartition(":")[2]
-    assert httpx.get(f"{bench_at}/", headers={"host": f"evil.example:{port}"}).status_code == 403
-    posted = httpx.post(f"{bench_at}/bench/classify", headers={"origin": "http://evil.example"})
+def test_pages_of_other_sites_get_nowhere(server_url):
+    port = server_url.rpartition(":")[2]
+    assert httpx.get(f"{server_url}/", headers={"host": f"evil.example:{port}"}).status_code == 403
+    posted = httpx.post(f"{server_url}/classify", headers={"origin": "http://evil.example"})
     assert posted.status_code == 403
-    sockets = f"{bench_at}/_nicegui_ws/socket.io/?EIO=4&transport=polling"
+    sockets = f"{server_url}/_nicegui_ws/socket.io/?EIO=4&transport=polling"
     assert httpx.get(sockets, headers={"origin": "http://evil.example"}).status_code == 403
 
 
-def test_a_cookie_that_a_client_made_up_is_not_taken(bench_at):
-    (name,) = httpx.get(f"{bench_at}/about", headers={"accept": "text/html"}).cookies
+def test_a_cookie_that_a_client_made_up_is_not_taken(server_url):
+    (name,) = httpx.get(f"{server_url}/about", headers={"accept": "text/html"}).cookies
     assert re.fullmatch("urnet-bench-[0-9a-f]{8}", name)
-    answer = httpx.get(f"{bench_at}/about", headers={"accept": "text/html", "cookie": f"{name}=mine"})
+    answer = httpx.get(f"{server_url}/about", headers={"accept": "text/html", "cookie": f"{name}=mine"})
     given = answer.cookies[name]
     assert given != "mine"
     assert len(given) > 20

@@ -20,13 +20,13 @@ def few(shapes):
 
 
 @pytest.fixture
-def sent(look, few, tmp_path):
+def sent(open_page, few, tmp_path):
     """Opens the page and has some files classified, one of which is damaged."""
 
     def sent(**how):
         damaged = tmp_path / "damaged.png"
         damaged.write_bytes(few[0].read_bytes()[:200])
-        page = look("/", **how)
+        page = open_page("/", **how)
         page.fill("#sample", "Donor 7")
         page.set_input_files("#files", [*few, damaged])
         page.wait_for_selector(f".status >> text={DONE}")
@@ -82,13 +82,13 @@ WHOLE_WORDS = """(selector) => [...document.querySelectorAll(selector)].every((o
 
 
 @pytest.mark.parametrize("width", [400, 1280])
-def test_names_of_classes_break_between_words_only(sent, look, width):
+def test_names_of_classes_break_between_words_only(sent, open_page, width):
     page = sent(width=width)
     assert page.evaluate(WHOLE_WORDS, ".side .shares tbody th")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.click("text=Keep for review")
     page.wait_for_selector("text=predictions kept for review")
-    page = look("/review", context=page.context)
+    page = open_page("/review", context=page.context)
     page.wait_for_selector(".tile span")
     assert page.evaluate(WHOLE_WORDS, ".tile span")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -136,7 +136,7 @@ def test_cells_are_chosen_by_class_and_put_in_order(sent):
     assert shares == sorted(shares)
 
 
-def test_a_page_that_comes_back_finds_its_work_and_other_browsers_do_not(sent, browser, bench_at):
+def test_a_page_that_comes_back_finds_its_work_and_other_browsers_do_not(sent, browser, server_url):
     page = sent()
     page.click(".cells button >> nth=4")
     page.wait_for_selector(".cell-view[open]")
@@ -145,16 +145,16 @@ def test_a_page_that_comes_back_finds_its_work_and_other_browsers_do_not(sent, b
     page.wait_for_selector(".cell-view[open]")
     assert page.inner_text("#cell-title") == title
     assert page.locator(".cells button").count() == 10
-    assert httpx.get(bench_at + picture).status_code == 404
+    assert httpx.get(server_url + picture).status_code == 404
     other = browser.new_page()
-    other.goto(bench_at)
+    other.goto(server_url)
     other.wait_for_selector("text=Choose files")
     assert other.locator(".cells button").count() == 0
     other.close()
 
 
-def test_work_can_be_cancelled_and_what_is_there_stays(look, shapes):
-    page = look("/")
+def test_work_can_be_cancelled_and_what_is_there_stays(open_page, shapes):
+    page = open_page("/")
     page.set_input_files("#files", sorted(shapes.glob("*/*.png")) * 10)
     page.wait_for_selector("button:has-text('Cancel'):visible")
     page.focus("button:has-text('Cancel')")
@@ -167,13 +167,13 @@ def test_work_can_be_cancelled_and_what_is_there_stays(look, shapes):
     assert page.locator("progress:visible").count() == 0
 
 
-def test_a_folder_is_taken_without_what_is_no_image(look, shapes, tmp_path):
+def test_a_folder_is_taken_without_what_is_no_image(open_page, shapes, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     for number, source in enumerate(sorted(shapes.glob("*/*.png"))[::12]):
         (folder / f"{number}.png").write_bytes(source.read_bytes())
     (folder / "notes.txt").write_text("no image", encoding="utf-8")
-    page = look("/")
+    page = open_page("/")
     page.set_input_files("#folder", folder)
     page.wait_for_selector(f".status >> text=5 {DONE}")
     assert page.inner_text("#sending-text") == "5 files sent; 1 other file left out"
@@ -195,8 +195,8 @@ def test_files_can_be_dropped(sent):
     page.wait_for_selector(f".status >> text=Donor 7: 2 {DONE}")
 
 
-def test_pictures_of_a_sample_that_is_replaced_are_no_longer_asked_for(look, shapes):
-    page = look("/", height=4000)
+def test_pictures_of_a_sample_that_is_replaced_are_no_longer_asked_for(open_page, shapes):
+    page = open_page("/", height=4000)
     files = sorted(shapes.glob("*/*.png"))
     for _ in range(3):
         page.set_input_files("#files", files)
@@ -212,8 +212,8 @@ def test_a_connection_that_was_lost_comes_back(sent):
     page.wait_for_selector(".cell-view[open] .pictures img")
 
 
-def test_what_cannot_be_classified_is_said(look, tmp_path):
-    page = look("/")
+def test_what_cannot_be_classified_is_said(open_page, tmp_path):
+    page = open_page("/")
     page.set_input_files("#files", [])
     (tmp_path / "letter.txt").write_text("no image", encoding="utf-8")
     page.set_input_files("#files", tmp_path / "letter.txt")
@@ -223,19 +223,19 @@ def test_what_cannot_be_classified_is_said(look, tmp_path):
     page.wait_for_selector(".status >> text=0 image(s) classified, 1 not usable")
 
 
-def test_addresses_of_what_is_not_there_are_refused(bench_at):
-    with httpx.Client(base_url=bench_at) as client:
-        key = client.post("/bench/classify").json()["key"]
-        at = f"/bench/classify/{key}"
+def test_addresses_of_what_is_not_there_are_refused(server_url):
+    with httpx.Client(base_url=server_url) as client:
+        key = client.post("/classify").json()["key"]
+        at = f"/classify/{key}"
         assert client.get(f"{at}/0/raw.png").status_code == 404
         assert client.get(f"{at}/field/0.png").status_code == 404
         assert client.get(f"{at}/report.html").status_code == 404
         assert client.post(f"{at}/files").status_code == 422
-        assert client.post("/bench/classify/other/files", files=[("files", ("a.png", b"x"))]).status_code == 404
+        assert client.post("/classify/other/files", files=[("files", ("a.png", b"x"))]).status_code == 404
         assert client.get(f"{at}/%2e%2e/raw.png").status_code == 404
         assert client.get(f"{at}/0/../../etc.png").status_code == 404
         assert client.post(f"{at}/files", files=[("files", ("../../a.png", b"x"))]).json() == {"files": 1}
-        client.post("/bench/classify")
+        client.post("/classify")
         assert client.post(f"{at}/start").status_code == 404
 
 
@@ -246,12 +246,12 @@ def test_predictions_are_kept_for_review(sent):
 
 
 def test_a_full_disk_while_files_are_sent_is_said_and_they_can_be_sent_again(
-    browser, bench_at, few, tmp_path, disk_full
+    browser, server_url, few, tmp_path, disk_full
 ):
     large = tmp_path / "large.png"
     large.write_bytes(few[0].read_bytes() + bytes(2 * 2**20))
     page = browser.new_page()  # its console names the answer 507
-    page.goto(bench_at)
+    page.goto(server_url)
     with disk_full():
         page.set_input_files("#files", large)
         page.wait_for_selector("#sending-error >> text=the server's disk is full")

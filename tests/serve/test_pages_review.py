@@ -14,9 +14,9 @@ from urnet.serve.review_results import corrected_differential
 
 
 @pytest.fixture(scope="module")
-def samples(bench_store, shapes):
+def samples(server_store, shapes):
     """Two samples in the server's database."""
-    store = bench_store
+    store = server_store
     for name, count in (("S1", 7), ("Slide 2 <b>&ü", 70)):
         rows = []
         for k in range(count):
@@ -29,8 +29,8 @@ def samples(bench_store, shapes):
     return store
 
 
-def open_sample(look, sample="", **more):
-    page = look(f"/review?sample={sample}", **more)
+def open_sample(open_page, sample="", **more):
+    page = open_page(f"/review?sample={sample}", **more)
     page.wait_for_selector(".tile img")
     return page
 
@@ -46,15 +46,15 @@ def said(page, words) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280, 2560])
-def test_it_is_legible_at_every_width(look, axe, samples, width, scheme):
-    page = open_sample(look, width=width, scheme=scheme)
+def test_it_is_legible_at_every_width(open_page, axe, samples, width, scheme):
+    page = open_sample(open_page, width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator(".tile").count() == 60
     assert axe(page) == []
 
 
-def test_cells_are_corrected_by_keys_alone(look, samples):
-    page = open_sample(look, "S1")
+def test_cells_are_corrected_by_keys_alone(open_page, samples):
+    page = open_sample(open_page, "S1")
     for _ in range(40):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.className").startswith("tile"):
@@ -83,8 +83,8 @@ def test_cells_are_corrected_by_keys_alone(look, samples):
     assert samples.review.reviewed("S1")[3].corrected is None
 
 
-def test_a_correction_with_the_mouse_and_where_one_was_after_a_reload(look, samples):
-    page = open_sample(look, "S1")
+def test_a_correction_with_the_mouse_and_where_one_was_after_a_reload(open_page, samples):
+    page = open_sample(open_page, "S1")
     page.get_by_label("Sample").select_option("Slide 2 <b>&ü")
     page.wait_for_function("document.querySelectorAll('.tile').length === 60")
     page.get_by_role("button", name="Next").click()
@@ -102,8 +102,8 @@ def test_a_correction_with_the_mouse_and_where_one_was_after_a_reload(look, samp
     assert page.get_by_label("Sample").input_value() == "Slide 2 <b>&ü"
 
 
-def test_what_was_reviewed_is_taken_along_to_train_on(look, samples, bench_at, tmp_path):
-    page = open_sample(look, "S1")
+def test_what_was_reviewed_is_taken_along_to_train_on(open_page, samples, server_url, tmp_path):
+    page = open_sample(open_page, "S1")
     with page.expect_download() as download:
         page.get_by_role("link", name="Crops and cells table").click()
     with zipfile.ZipFile(io.BytesIO(download.value.path().read_bytes())) as archive:
@@ -112,17 +112,17 @@ def test_what_was_reviewed_is_taken_along_to_train_on(look, samples, bench_at, t
     assert len(cells) == 7
     assert "ring" in cells.table["label"].tolist()
     assert cells.read(0).shape == (24, 24)
-    answer = page.request.get(f"{bench_at}/review/cells.zip?sample=..%2F..%2Fetc")
+    answer = page.request.get(f"{server_url}/review/cells.zip?sample=..%2F..%2Fetc")
     assert (answer.status, answer.json()["title"]) == (404, "Not Found")
 
 
-def test_pictures_are_named_by_their_digest_only(look, samples, bench_at):
-    page = open_sample(look, "S1")
+def test_pictures_are_named_by_their_digest_only(open_page, samples, server_url):
+    page = open_sample(open_page, "S1")
     digest = samples.review.reviewed("S1")[0].image
-    answer = page.request.get(f"{bench_at}/review/image/{digest}")
+    answer = page.request.get(f"{server_url}/review/image/{digest}")
     assert Image.open(io.BytesIO(answer.body())).size == (24, 24)
     for other in ("0" * 64, "..%2Fbench.db"):
-        answer = page.request.get(f"{bench_at}/review/image/{other}")
+        answer = page.request.get(f"{server_url}/review/image/{other}")
         assert answer.status == 404 or answer.headers["content-type"].startswith("image/svg")
 
 
@@ -160,8 +160,8 @@ def choose_first(page, number) -> None:
     page.wait_for_function("n => document.querySelector('[data-keys]').dataset.at === n", arg=str(number))
 
 
-def test_a_correction_that_replaces_that_of_another_is_told(look, samples):
-    page = open_sample(look, "S1")
+def test_a_correction_that_replaces_that_of_another_is_told(open_page, samples):
+    page = open_sample(open_page, "S1")
     at = int(page.locator("[data-keys]").get_attribute("data-at"))
     samples.review.correct(at, "Ben", "ring")  # after the page was read
     page.keyboard.press("1")
@@ -177,8 +177,8 @@ def test_a_correction_that_replaces_that_of_another_is_told(look, samples):
     assert "Ben had called it ring" in page.get_by_role("status").inner_text()
 
 
-def test_a_full_disk_is_told_and_nothing_shown_as_kept(look, samples, disk_full):
-    page = open_sample(look, "S1")
+def test_a_full_disk_is_told_and_nothing_shown_as_kept(open_page, samples, disk_full):
+    page = open_sample(open_page, "S1")
     page.keyboard.press("c")
     name(page, "Eve")
     said(page, "Kept: ")
@@ -199,10 +199,10 @@ HOSTILE = "<img src=x onerror=alert(1)>\u202egnp.\x00\x1b[31m" + "x" * 20_000
 
 
 @pytest.mark.parametrize("width", [400, 1400])
-def test_hostile_names_are_shown_as_text_and_cut(look, axe, samples, width):
+def test_hostile_names_are_shown_as_text_and_cut(open_page, axe, samples, width):
     rows = [{"path": f"{k}{HOSTILE}", "predicted": HOSTILE, "rejected": HOSTILE, "set": HOSTILE} for k in range(2)]
     samples.review.add_predictions(HOSTILE, [{**row, f"p_{HOSTILE}": 1.0} for row in rows], model=HOSTILE)
-    page = look("/review", width=width)
+    page = open_page("/review", width=width)
     page.wait_for_selector(".tile")
     page.locator("select").first.select_option(index=0)
     page.wait_for_function("document.querySelector('.tile').innerText.includes('<img src=x')")

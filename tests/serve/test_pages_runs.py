@@ -41,16 +41,16 @@ def beside(served):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280, 2560])
-def test_it_is_legible_at_every_width(look, axe, beside, width, scheme):
+def test_it_is_legible_at_every_width(open_page, axe, beside, width, scheme):
     for address in ("/runs?run=twin", "/runs?run=run&beside=twin"):
-        page = look(address, width=width, scheme=scheme)
+        page = open_page(address, width=width, scheme=scheme)
         page.wait_for_selector("svg.chart")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert axe(page) == []
 
 
-def test_curves_grow_while_a_run_goes_on(look, beside):
-    page = look("/runs?run=going")
+def test_curves_grow_while_a_run_goes_on(open_page, beside):
+    page = open_page("/runs?run=going")
     page.wait_for_selector("svg.chart")
     assert "in epoch 2" in page.locator("svg.chart").first.get_attribute("aria-label")
     assert "unfinished" in page.locator("[role=status]").inner_text()
@@ -60,8 +60,8 @@ def test_curves_grow_while_a_run_goes_on(look, beside):
     page.wait_for_function("document.querySelector('svg.chart').ariaLabel.includes('in epoch 3')")
 
 
-def test_a_run_its_report_and_another_one_beside_it_by_keys(look, beside):
-    page = look("/runs")
+def test_a_run_its_report_and_another_one_beside_it_by_keys(open_page, beside):
+    page = open_page("/runs")
     assert page.locator("[aria-current=true]").inner_text().startswith("run")
     assert "served" in page.locator("[aria-current=true]").inner_text()
     with page.context.expect_page() as opened:
@@ -84,7 +84,7 @@ def in_view(page, cell) -> bool:
 
 
 @pytest.mark.parametrize("width", [400, 1280])
-def test_one_source_has_neither_interval_nor_verdict_and_both_columns_are_in_view(look, beside, width):
+def test_one_source_has_neither_interval_nor_verdict_and_both_columns_are_in_view(open_page, beside, width):
     for name in ("slide", "slide-b"):
         shutil.copytree(beside / "run", beside / name)
         part = beside / name / "evaluation" / "test"
@@ -94,7 +94,7 @@ def test_one_source_has_neither_interval_nor_verdict_and_both_columns_are_in_vie
         metrics["intervals"] |= {"unit": "source image", "groups": 1}
         (part / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     try:
-        page = look("/runs?run=slide&beside=slide-b", width=width)
+        page = open_page("/runs?run=slide&beside=slide-b", width=width)
         page.wait_for_selector("text=No interval (one group)")
         shown = page.get_by_role("region", name="Differences on the test part")
         rows = [row.locator("td").all() for row in shown.locator("tbody tr").all()]
@@ -102,7 +102,7 @@ def test_one_source_has_neither_interval_nor_verdict_and_both_columns_are_in_vie
         assert [[cell.inner_text() for cell in row[1:]] for row in rows] == [["no interval: one group", "–"]] * 5
         assert all(in_view(page, cell) for row in rows for cell in row)
         assert "chance." not in shown.inner_text()
-        page = look("/runs?run=slide", width=width)
+        page = open_page("/runs?run=slide", width=width)
         page.wait_for_selector("text=12 cells, no intervals: all cells come from one source image.")
     finally:
         for name in ("slide", "slide-b"):
@@ -122,14 +122,14 @@ def test_figures_that_do_not_say_what_their_intervals_are_are_left_out(beside):
 
 
 def test_comparisons_keep_no_thread_from_others(monkeypatch, beside):
-    from urnet.serve.pages import comparison
+    from urnet.serve.pages.components import run_comparison
 
     go, found = threading.Event(), runs_beside(beside / "run")
-    monkeypatch.setattr(comparison, "compare_tests", lambda *runs: go.wait(60))
+    monkeypatch.setattr(run_comparison, "compare_tests", lambda *runs: go.wait(60))
 
     async def many() -> str:
         with ThreadPoolExecutor(2) as threads:
-            made = [comparison.Comparison(found["run"], found["twin"], threads) for _ in range(50)]
+            made = [run_comparison.Comparison(found["run"], found["twin"], threads) for _ in range(50)]
             await asyncio.sleep(0.1)
             try:
                 return await asyncio.wait_for(asyncio.to_thread(str, "a picture"), 10)
@@ -147,7 +147,7 @@ def test_comparisons_keep_no_thread_from_others(monkeypatch, beside):
 @pytest.fixture
 def slowly(monkeypatch, served, beside, pages):
     """Address of a server in this process whose comparisons end when they are let go, and what lets them."""
-    from urnet.serve.pages import comparison
+    from urnet.serve.pages.components import run_comparison
 
     go = threading.Event()
 
@@ -155,7 +155,7 @@ def slowly(monkeypatch, served, beside, pages):
         assert go.wait(60)
         return compare_tests(*runs)
 
-    monkeypatch.setattr(comparison, "compare_tests", compare)
+    monkeypatch.setattr(run_comparison, "compare_tests", compare)
     bench = Bench.open(served, Settings(decoders=1), "onnx")
     server = uvicorn.Server(uvicorn.Config(create_app(bench, pages=pages), log_config=None))
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -193,16 +193,16 @@ def test_a_comparison_shows_that_it_goes_on_can_be_cancelled_and_outlives_its_pa
     page.close()
 
 
-def test_no_path_of_a_request_reaches_the_file_system(look, beside, bench_at, tmp_path):
-    page = look("/runs?run=..%2F..%2F..&beside=%2Fetc")
+def test_no_path_of_a_request_reaches_the_file_system(open_page, beside, server_url, tmp_path):
+    page = open_page("/runs?run=..%2F..%2F..&beside=%2Fetc")
     assert page.locator("[aria-current=true]").inner_text().startswith("run")
     shutil.copytree(beside / "run", tmp_path / "elsewhere")
     for run in ("../../etc", str(tmp_path / "elsewhere"), "../run", ".hidden", "run/evaluation"):
         for part in ("test", "../evaluation/test"):
-            answer = page.request.get(f"{bench_at}/runs/report", params={"run": run, "part": part})
+            answer = page.request.get(f"{server_url}/runs/report", params={"run": run, "part": part})
             assert answer.status == 404, (run, part)
-    assert page.request.get(f"{bench_at}/runs/report", params={"run": "run", "part": "../test"}).status == 404
-    answer = page.request.get(f"{bench_at}/runs/report", params={"run": "run", "part": "test"})
+    assert page.request.get(f"{server_url}/runs/report", params={"run": "run", "part": "../test"}).status == 404
+    answer = page.request.get(f"{server_url}/runs/report", params={"run": "run", "part": "test"})
     assert answer.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
 
 

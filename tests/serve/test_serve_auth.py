@@ -115,7 +115,7 @@ def test_little_of_a_login_is_read(guarded, kind, locked, monkeypatch):
 
 def test_nothing_of_a_body_is_read_without_the_token(guarded):
     assert in_parts(guarded, "/v1/predict", "multipart/form-data; boundary=x", 5000) == (401, 0)
-    assert in_parts(guarded, "/bench/classify", "application/x-www-form-urlencoded", 5000) == (401, 0)
+    assert in_parts(guarded, "/classify", "application/x-www-form-urlencoded", 5000) == (401, 0)
 
 
 def in_parts(client, path, kind, size) -> tuple[int, int]:

@@ -91,7 +91,7 @@ def some_damaged(fields):
 
 
 @pytest.fixture(scope="module")
-def bench_at(serving_at, run, tmp_path_factory):
+def server_url(serving_at, run, tmp_path_factory):
     """Address of a server whose model cuts fields."""
     with serving_at(run.folder, tmp_path_factory.mktemp("bench")) as address:
         yield address
@@ -295,7 +295,7 @@ def test_cells_for_which_there_is_no_room_do_not_stay(run, fields, serving):
 def test_the_page_says_where_each_cell_of_a_field_lies(run, fields, pages):
     app = create_app(Bench.open(run.folder, Settings(decoders=1), "onnx"), pages=pages)
     with TestClient(app, base_url="http://localhost") as client:
-        at = f"/bench/classify/{client.post('/bench/classify').json()['key']}"
+        at = f"/classify/{client.post('/classify').json()['key']}"
         for field in sorted(fields.iterdir()):
             client.post(f"{at}/files", files=[("files", (f"my {field.name}", field.read_bytes()))])
         assert client.post(f"{at}/start").json() == {"files": 4}
@@ -311,12 +311,12 @@ def test_the_page_says_where_each_cell_of_a_field_lies(run, fields, pages):
         assert client.get(f"{at}/0/blue-red.png").headers["content-type"] == "image/png"
 
 
-def test_the_page_asks_whether_to_count_without_the_damaged_fields(look, axe, some_damaged, whole, run, tmp_path):
+def test_the_page_asks_whether_to_count_without_the_damaged_fields(open_page, axe, some_damaged, whole, run, tmp_path):
     sent = tmp_path / "sent"
     sent.mkdir()
     for name, content in some_damaged.items():
         (sent / name).write_bytes(content)
-    page = look("/")
+    page = open_page("/")
     page.fill("#sample", "fields")
     page.set_input_files("#files", sorted(sent.iterdir()))
     page.wait_for_selector(".status >> text=image(s) classified, 2 not usable", timeout=60_000)

@@ -71,7 +71,7 @@ def nothing_stored(monkeypatch):
     "path",
     [
         *("/login", "/healthz", "/readyz", "/v1/predict", "/v1/differential", "/v1/model", "/nothing", "/openapi.json"),
-        *("/bench/classify/x/files", "/_nicegui/x.js", "/_nicegui_ws/socket.io/", "/"),
+        *("/classify/x/files", "/_nicegui/x.js", "/_nicegui_ws/socket.io/", "/"),
     ],
 )
 def test_without_a_token_no_body_is_read_beyond_a_few_kilobytes(guarded, nothing_stored, method, path):
@@ -98,7 +98,7 @@ def test_uploads_of_a_page_take_places_too(serving, pages):
         while not hasattr(layer, "places"):
             layer = layer.app
         layer.places.enter()
-        for path in ("/v1/predict", "/v1/differential", "/bench/classify/x/files"):
+        for path in ("/v1/predict", "/v1/differential", "/classify/x/files"):
             assert client.post(path, headers=FORM, content=PART).status_code == 429
         assert client.get("/healthz").status_code == 200
 

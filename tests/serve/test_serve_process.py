@@ -125,8 +125,8 @@ def test_kill_9_under_load_leaves_nothing_behind_and_the_next_start_works_with_a
 
 def send_to_page(address: str, file: Path) -> None:
     with httpx.Client(base_url=address) as browser:
-        key = browser.post("/bench/classify").json()["key"]
-        sent = browser.post(f"/bench/classify/{key}/files", files=[("files", (file.name, file.read_bytes()))])
+        key = browser.post("/classify").json()["key"]
+        sent = browser.post(f"/classify/{key}/files", files=[("files", (file.name, file.read_bytes()))])
         assert sent.json() == {"files": 1}
 
 

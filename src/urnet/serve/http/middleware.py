@@ -17,7 +17,7 @@ from urnet.serve.settings import Settings
 
 _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-_WITH_FILES = re.compile(r"/v1/(predict|differential)|/bench/classify/[^/]+/files")
+_WITH_FILES = re.compile(r"/v1/(predict|differential)|/classify/[^/]+/files")
 """Paths to which files are sent; a request to any other has a small body."""
 
 SAFE_HEADERS = {

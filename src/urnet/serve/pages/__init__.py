@@ -19,7 +19,7 @@ def add_pages(app: FastAPI, bench: Bench) -> None:
 
     from urnet.serve.pages import about, classify, label, review, runs
     from urnet.serve.pages.error_pages import answer_missing
-    from urnet.serve.pages.sessions import Sessions
+    from urnet.serve.pages.sessions import SessionMiddleware
 
     # It looks at every object in memory for its server, among them one of torch that warns of being looked at.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.reduce_op`", FutureWarning)
@@ -27,7 +27,7 @@ def add_pages(app: FastAPI, bench: Bench) -> None:
     for page in (classify, label, review, runs, about):
         page.add(app, bench)
     answer_missing(app)
-    app.add_middleware(Sessions, scratch=bench.scratch, instance=app.state.instance)
+    app.add_middleware(SessionMiddleware, scratch=bench.scratch, instance=app.state.instance)
     ui.run_with(
         app,
         title="urnet",

@@ -7,12 +7,12 @@ from importlib.resources import files
 from fastapi import FastAPI
 from nicegui import ui
 
-from urnet.serve.pages.classify_session import Classification, Seen
-from urnet.serve.pages.components.cell_view import CellDialog
+from urnet.serve.classification_job import ClassificationJob, Seen
+from urnet.serve.pages.classify_routes import KEPT, routes
+from urnet.serve.pages.components.cell_dialog import CellDialog
 from urnet.serve.pages.components.differential_panel import counts
 from urnet.serve.pages.components.layout import button, frame, select, text, url
-from urnet.serve.pages.routes import KEPT, routes
-from urnet.serve.pages.sessions import Closable, Session, this_session
+from urnet.serve.pages.sessions import Session, SessionData, this_session
 from urnet.serve.services import Bench
 
 PAGE = 96
@@ -34,7 +34,7 @@ AS_SENT, DOUBTFUL = "as sent", "least sure first"
 
 
 @dataclass
-class View(Closable):
+class View(SessionData):
     """What a browser looks at.
 
     Attributes:
@@ -53,7 +53,7 @@ class View(Closable):
     cell: int | None = None
     colours: str = "viridis"
 
-    def cells(self, mine: Classification) -> list[Seen]:
+    def cells(self, mine: ClassificationJob) -> list[Seen]:
         """The cells that are chosen, in order."""
         found = [one for one in mine.seen if self._shows(one)]
         if self.order == DOUBTFUL:
@@ -127,10 +127,10 @@ class _Page:
         ui.timer(LOOK_SECONDS, self.look)
 
     @property
-    def mine(self) -> Classification | None:
+    def mine(self) -> ClassificationJob | None:
         """What this browser classifies."""
         found = self.session.kept.get(KEPT)
-        return found if isinstance(found, Classification) else None
+        return found if isinstance(found, ClassificationJob) else None
 
     def look(self) -> None:
         """Show what is new."""
@@ -216,9 +216,9 @@ class _Page:
         mine = self.mine
         if mine is None or mine.state == "receiving" or mine.is_running or not mine.seen:
             return
-        _download("Download CSV", f"/bench/classify/{mine.key}/predictions.csv")
+        _download("Download CSV", f"/classify/{mine.key}/predictions.csv")
         if mine.counted is not None:
-            _download("Download the sample report", f"/bench/classify/{mine.key}/report.html")
+            _download("Download the sample report", f"/classify/{mine.key}/report.html")
         if mine.reviewing:
             text("span", mine.reviewing).classes("soft").props("role=status")
         if mine.can_keep:
@@ -268,7 +268,7 @@ class _Page:
                     self._cell(mine, one)
         self.shown = numbers
 
-    def _cell(self, mine: Classification, one: Seen) -> None:
+    def _cell(self, mine: ClassificationJob, one: Seen) -> None:
         with ui.element("button").props("type=button").classes("cell") as made:
             if one.answer.error:
                 made.classes("failed")
@@ -276,7 +276,7 @@ class _Page:
                 text("span", one.answer.error).classes("reason")
             else:
                 picture = ui.element("img").props('alt="" width=96 height=96 loading=lazy')
-                picture.props["src"] = url(f"/bench/classify/{mine.key}/{one.number}/raw.png")
+                picture.props["src"] = url(f"/classify/{mine.key}/{one.number}/raw.png")
                 with ui.element("span").classes("call"):
                     text("b", one.answer.row["predicted"])
                     text("span", f" {100 * probability(one):.1f} %")
@@ -304,7 +304,7 @@ def _download(label: str, to: str) -> None:
     made.props["href"] = url(to)
 
 
-def _share(mine: Classification) -> tuple[int, int]:
+def _share(mine: ClassificationJob) -> tuple[int, int]:
     """What is done, of how much; of 0 where nobody knows."""
     if mine.state != "classifying":
         return 0, 0
@@ -313,7 +313,7 @@ def _share(mine: Classification) -> tuple[int, int]:
     return mine.files_done, len(mine.cut.sources)
 
 
-def _progress(mine: Classification) -> str:
+def _progress(mine: ClassificationJob) -> str:
     if mine.state == "waiting":
         return "waiting until other samples are done"
     if mine.state == "cutting":
@@ -322,7 +322,7 @@ def _progress(mine: Classification) -> str:
     return f"{done:,} of {total:,} {'cells' if mine.cut.places else 'files'} classified"
 
 
-def _ended(mine: Classification) -> str:
+def _ended(mine: ClassificationJob) -> str:
     if mine.state == "failed":
         return f"failed: {mine.error}"
     unusable = sum(bool(one.answer.error) for one in mine.seen)

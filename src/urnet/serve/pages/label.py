@@ -21,7 +21,7 @@ from urnet.serve.pages.components.elements import NO_PICTURE, facts, meter, noti
 from urnet.serve.pages.components.keyboard import board, class_keys, key_button, keys_switch, on_press
 from urnet.serve.pages.components.layout import button, frame, short, text, url, who
 from urnet.serve.pages.components.responses import CACHED, saved_as
-from urnet.serve.pages.sessions import Closable, this_session
+from urnet.serve.pages.sessions import SessionData, this_session
 from urnet.serve.ranking import Ranking
 from urnet.serve.services import Bench
 from urnet.serve.uploads.storage import Aside, Scratch
@@ -111,7 +111,7 @@ def add(app: FastAPI, bench: Bench) -> None:
 
 
 @dataclass
-class Place(Closable):
+class Place(SessionData):
     """What a labeller chose; kept for the browser's session. The cells themselves are claimed in the store.
 
     Attributes:

@@ -23,7 +23,7 @@ from urnet.serve.pages.components.elements import NO_PICTURE, facts, moment, not
 from urnet.serve.pages.components.keyboard import board, class_keys, key_button, keys_switch, on_press
 from urnet.serve.pages.components.layout import button, frame, select, short, text, url, who
 from urnet.serve.pages.components.responses import CACHED, saved_as
-from urnet.serve.pages.sessions import Closable, this_session
+from urnet.serve.pages.sessions import SessionData, this_session
 from urnet.serve.review_results import KeptPictures, corrected_differential
 from urnet.serve.services import Bench
 from urnet.serve.uploads.storage import Aside, Scratch
@@ -104,7 +104,7 @@ def add(app: FastAPI, bench: Bench) -> None:
 
 
 @dataclass
-class Place(Closable):
+class Place(SessionData):
     """Where a reviewer is; kept for the browser's session, so that a page that was lost comes back there.
 
     Attributes:

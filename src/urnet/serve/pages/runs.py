@@ -16,10 +16,10 @@ from nicegui import ui
 from urnet.errors import UrnetError
 from urnet.html_pages import NEVER, described, with_interval
 from urnet.serve.http.errors import Refused
-from urnet.serve.pages.comparison import NAMES, Differences
 from urnet.serve.pages.components.curves import Line, chart, line
 from urnet.serve.pages.components.elements import facts, notice, table, work_styles
 from urnet.serve.pages.components.layout import frame, link, text, url
+from urnet.serve.pages.components.run_comparison import NAMES, Differences
 from urnet.serve.runs import Figures, ListedRun, best_epoch, history_rows, recipe_differences, runs_beside
 from urnet.serve.services import Bench
 

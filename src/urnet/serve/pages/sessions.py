@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from nicegui import ui
 from starlette.requests import cookie_parser
@@ -15,7 +16,7 @@ from urnet.serve.http.proxy import route_path
 from urnet.serve.uploads.storage import Scratch
 
 MOST = 200
-"""Sessions that are kept; beyond, those that were not used for the longest time are forgotten, if they are idle."""
+"""Maximum number of sessions; beyond it, idle ones end, the longest unused first."""
 
 SECONDS = 7 * 86_400.0
 """How long one is kept that nobody uses."""
@@ -24,7 +25,7 @@ SCARCE_SECONDS = 3600.0
 """The same where more than half of the room for what was sent is taken: others need it, instruments too."""
 
 
-class Closable:
+class SessionData(Protocol):
     """What a page keeps between two visits."""
 
     @property
@@ -50,7 +51,7 @@ class Session:
 
     key: str
     name: str = ""
-    kept: dict[str, Closable] = field(default_factory=dict)
+    kept: dict[str, SessionData] = field(default_factory=dict)
     used: float = 0.0
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -66,7 +67,7 @@ class Session:
         self.kept.clear()
 
 
-class Sessions:
+class SessionMiddleware:
     """Gives each browser a session, under a random key of ours: one that a client made up is not taken.
 
     Args:

@@ -3,7 +3,7 @@
 from nicegui import ui
 
 from urnet.html_pages import NEVER
-from urnet.serve.pages.classify_session import Classification
+from urnet.serve.classification_job import ClassificationJob
 from urnet.serve.pages.components.layout import button, text
 from urnet.serve.services import NOT_CALIBRATED
 
@@ -11,7 +11,7 @@ NAMED = 10
 """Files that cannot be read which are named one by one."""
 
 
-def counts(mine: Classification | None) -> None:
+def counts(mine: ClassificationJob | None) -> None:
     """What is counted so far."""
     if mine is None or not mine.seen:
         text("p", "Counted as cells arrive: the share of each class with its 95 % interval.").classes("soft")
@@ -67,7 +67,7 @@ def counts(mine: Classification | None) -> None:
         _notes([*sample.warnings, *mine.notes])
 
 
-def _raw(mine: Classification) -> None:
+def _raw(mine: ClassificationJob) -> None:
     """Counts that nothing corrects."""
     if not mine.can_count:
         _notes([NOT_CALIBRATED[:1].upper() + NOT_CALIBRATED[1:] + "."])
@@ -82,7 +82,7 @@ def _raw(mine: Classification) -> None:
     _notes([] if mine.is_running else mine.notes)
 
 
-def _choice(mine: Classification) -> None:
+def _choice(mine: ClassificationJob) -> None:
     """What cannot be read, and whether to count without it."""
     lost, files = mine.cut.lost, len(mine.uploads)
     with ui.element("div").classes("notice warn").props("role=note"):

@@ -45,7 +45,7 @@ def frame(title: str, active: str) -> Iterator[None]:
     ui.add_head_html(f"<style>{styles()}</style>")
     ui.page_title(f"{title} · urnet")
     with client.layout:
-        header = ui.element("header").classes("bench")
+        header = ui.element("header").classes("app")
     header.move(target_index=0)
     with header:
         link("Skip to the content", "#main").classes("skip")
@@ -202,5 +202,5 @@ def _person() -> None:
 def styles() -> str:
     """The style sheet of all pages, and what the bench adds to it."""
     shared = files("urnet").joinpath("templates", "style.css").read_text(encoding="utf-8")
-    own = files("urnet.serve.pages").joinpath("templates", "bench.css").read_text(encoding="utf-8")
+    own = files("urnet.serve.pages").joinpath("templates", "app.css").read_text(encoding="utf-8")
     return shared + own

@@ -6,7 +6,7 @@
   const at = (id) => document.getElementById(id);
 
   async function post(path, body) {
-    const answer = await fetch(window.path_prefix + "/bench/classify" + path, { method: "POST", body, signal: stop.signal });
+    const answer = await fetch(window.path_prefix + "/classify" + path, { method: "POST", body, signal: stop.signal });
     const told = await answer.json();
     if (!answer.ok) throw new Error(told.detail || answer.statusText);
     return told;

@@ -10,9 +10,9 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import Response
 
 from urnet.errors import ImageError
+from urnet.serve.classification_job import AT_ONCE, ClassificationJob
 from urnet.serve.http.errors import Refused
 from urnet.serve.http.routes import PixelSize
-from urnet.serve.pages.classify_session import AT_ONCE, Classification
 from urnet.serve.pages.components.responses import CACHED, saved_as
 from urnet.serve.pages.sessions import Session
 from urnet.serve.services import Bench
@@ -26,8 +26,8 @@ MAPS = {"viridis": "viridis", "blue-red": "jet"}
 
 
 def routes(bench: Bench) -> APIRouter:
-    """The addresses below `/bench/classify`; each browser sees only what it sent itself."""
-    router = APIRouter(prefix="/bench/classify", include_in_schema=False)
+    """The addresses below `/classify`; each browser sees only what it sent itself."""
+    router = APIRouter(prefix="/classify", include_in_schema=False)
     turn = asyncio.Semaphore(AT_ONCE)
 
     @router.post("")
@@ -38,7 +38,7 @@ def routes(bench: Bench) -> APIRouter:
         before = session.kept.pop(KEPT, None)
         if before is not None:
             before.close()
-        made = session.kept[KEPT] = Classification(bench, turn, shown(sample.strip() or "sample"), pixel_size_um)
+        made = session.kept[KEPT] = ClassificationJob(bench, turn, shown(sample.strip() or "sample"), pixel_size_um)
         return {"key": made.key}
 
     @router.post("/{key}/files")
@@ -110,10 +110,10 @@ def routes(bench: Bench) -> APIRouter:
     return router
 
 
-def _mine(request: Request, key: str) -> Classification:
+def _mine(request: Request, key: str) -> ClassificationJob:
     session: Session = request.scope["urnet.session"]
     mine = session.kept.get(KEPT)
-    if not isinstance(mine, Classification) or mine.key != key:
+    if not isinstance(mine, ClassificationJob) or mine.key != key:
         raise Refused(HTTPStatus.NOT_FOUND, "this browser has no such sample; another one was begun since")
     return mine
 

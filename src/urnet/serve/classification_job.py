@@ -25,7 +25,6 @@ from urnet.counting.sample import Sample
 from urnet.csv_tables import csv_text
 from urnet.errors import CellsError, ImageError, RecipeError, UrnetError
 from urnet.serve.http.errors import Refused, told_to_people
-from urnet.serve.pages.sessions import Closable
 from urnet.serve.services import FILES, Answer, Bench, Cut, Place
 from urnet.serve.uploads.receive import Upload, put
 from urnet.serve.uploads.storage import Aside
@@ -78,7 +77,7 @@ class Seen:
         return split_set(self.answer.row.get("set", ""))
 
 
-class Classification(Closable):
+class ClassificationJob:
     """Files of one sample on their way from the browser to the differential.
 
     Args:

@@ -30,7 +30,7 @@ def page(served, pages):
 
 
 def begin(browser) -> str:
-    return f"/bench/classify/{browser.post('/bench/classify').json()['key']}"
+    return f"/classify/{browser.post('/classify').json()['key']}"
 
 
 def put(browser, at, content, files=1):
@@ -61,11 +61,11 @@ def test_browsers_share_the_room_and_a_new_sample_gives_back_that_of_the_old_one
 
 def test_the_pixel_size_of_fields_comes_with_their_sample(page, shapes):
     with page() as (browser, _):
-        key = browser.post("/bench/classify", data={"sample": "a", "pixel_size_um": "0.25"}).json()["key"]
-        put(browser, f"/bench/classify/{key}", (shapes / "disc" / "000.png").read_bytes(), 2)
+        key = browser.post("/classify", data={"sample": "a", "pixel_size_um": "0.25"}).json()["key"]
+        put(browser, f"/classify/{key}", (shapes / "disc" / "000.png").read_bytes(), 2)
         (session,) = sessions_of(browser).sessions.values()
         assert [upload.pixel_um for upload in session.kept["classify"].uploads] == [0.25, 0.25]
-        refused = browser.post("/bench/classify", data={"pixel_size_um": "-1"})
+        refused = browser.post("/classify", data={"pixel_size_um": "-1"})
     assert refused.status_code == 422
     assert refused.json()["detail"] == "pixel_size_um: Input should be greater than 0"
 
@@ -98,13 +98,13 @@ class Work:
 
 def test_a_session_at_work_is_not_forgotten_however_scarce_the_room_is():
     pytest.importorskip("nicegui", reason="NiceGUI is not installed")
-    from urnet.serve.pages.sessions import MOST, SCARCE_SECONDS, Sessions
+    from urnet.serve.pages.sessions import MOST, SCARCE_SECONDS, SessionMiddleware
 
     async def app(scope, receive, send):
         scope["urnet.session"].kept.setdefault("work", Work())
 
     now, scratch = [0.0], SimpleNamespace(is_scarce=True)
-    sessions = Sessions(app, scratch, "x", lambda: now[0])
+    sessions = SessionMiddleware(app, scratch, "x", lambda: now[0])
 
     def visit(path="/", key=""):
         cookie = (b"cookie", f"urnet-bench-x={key}".encode())
@@ -154,9 +154,9 @@ def sessions_of(browser):
 
 def test_a_count_that_is_asked_for_at_the_very_end_is_made(page, tmp_path):
     with page() as (_, bench):
-        from urnet.serve.pages.classify_session import Classification
+        from urnet.serve.classification_job import ClassificationJob
 
-        went = asyncio.run(count_late(Classification, bench.scratch, tmp_path))
+        went = asyncio.run(count_late(ClassificationJob, bench.scratch, tmp_path))
     assert went == ("done", 1)
 
 

@@ -7,9 +7,9 @@ from nicegui import ui
 
 from urnet.calibration.calibration import COVERAGE
 from urnet.calibration.conformal import holds_truth
-from urnet.serve.pages.classify_session import Classification, Seen
+from urnet.serve.classification_job import ClassificationJob, Seen
+from urnet.serve.pages.classify_routes import MAPS
 from urnet.serve.pages.components.layout import button, text, url
-from urnet.serve.pages.routes import MAPS
 from urnet.serve.services import Bench
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class CellDialog:
         mine: what it classifies.
     """
 
-    def __init__(self, bench: Bench, view: "View", mine: Callable[[], Classification | None]):
+    def __init__(self, bench: Bench, view: "View", mine: Callable[[], ClassificationJob | None]):
         self.bench, self.view, self.mine = bench, view, mine
         with ui.element("dialog").props("aria-labelledby=cell-title").classes("cell-view") as self.dialog:
             with ui.element("div").classes("line"):
@@ -86,7 +86,7 @@ class CellDialog:
             with ui.element("div").classes("notice warn"):
                 text("p", f"This image cannot be used: {one.answer.error}")
             return
-        address = url(f"/bench/classify/{mine.key}/{one.number}")
+        address = url(f"/classify/{mine.key}/{one.number}")
         self._verdict(one)
         with ui.element("div").classes("pictures"):
             _picture(f"{address}/raw.png", "Raw", "as it came, on the model's scale")
@@ -173,7 +173,7 @@ def _compared(address: str) -> None:
             slider.on("input", js_handler=SLIDE)
 
 
-def _where(mine: Classification, one: Seen) -> None:
+def _where(mine: ClassificationJob, one: Seen) -> None:
     with ui.element("section").props("aria-labelledby=cell-place"):
         text("h3", "Where it lies").props("id=cell-place")
         if one.place is None:
@@ -190,7 +190,7 @@ def _where(mine: Classification, one: Seen) -> None:
             picture.props["aria-label"] = f"The cell in {field.name}"
             image = ui.element("image").props("x=0 y=0")
             image.props["width"], image.props["height"] = field.width, field.height
-            image.props["href"] = url(f"/bench/classify/{mine.key}/field/{one.place.field}.png")
+            image.props["href"] = url(f"/classify/{mine.key}/field/{one.place.field}.png")
             for r, kind in ((radius, "halo"), (radius, "mark")):
                 ring = ui.element("circle").classes(kind)
                 ring.props["cx"], ring.props["cy"], ring.props["r"] = one.place.x, one.place.y, r

@@ -15,7 +15,7 @@ from urnet.benchmark.differences import UNKNOWN, interval, points, verdict
 from urnet.errors import UrnetError
 from urnet.serve.pages.components.elements import meter, notice, table
 from urnet.serve.pages.components.layout import button, text
-from urnet.serve.pages.sessions import Closable, this_session
+from urnet.serve.pages.sessions import SessionData, this_session
 from urnet.serve.runs import ListedRun, compare_tests
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ SPOKEN = {
 """What the page says of how far it is."""
 
 
-class Comparison(Closable):
+class Comparison(SessionData):
     """The difference of two runs, being computed.
 
     Args:
