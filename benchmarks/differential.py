@@ -47,7 +47,7 @@ def read(paths: list[Path]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarr
 
 def one_setting(job: tuple) -> list[dict]:
     """Replicates of one composition and size."""
-    from urnet.calibration.reference import Reference
+    from urnet.calibration.confusion import Reference
     from urnet.counting.estimate import adjusted_count, classify_and_count, em
     from urnet.counting.interval import EmTest, adjusted_interval, invert
 

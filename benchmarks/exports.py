@@ -17,14 +17,14 @@ from machine import describe
 
 from urnet.bundle.model import Model, ModelConfig
 from urnet.errors import RunError
-from urnet.export.as_onnx import open_onnx, to_onnx
-from urnet.export.as_openvino import NAME, open_openvino, to_openvino
-from urnet.export.as_torch import open_torch, to_torch
 from urnet.export.graph import capture
-from urnet.export.optional_packages import installed
+from urnet.export.onnx_format import open_onnx, to_onnx
+from urnet.export.openvino_format import NAME, open_openvino, to_openvino
 from urnet.export.parity import compare
+from urnet.export.torch_format import open_torch, to_torch
 from urnet.images.scale import Scaling
 from urnet.nets import list_enhancers
+from urnet.optional_packages import installed
 
 CROPS = 20
 NARROW = {name: {"width": 8} for name in ("unet", "resunet", "unetpp", "urnet")}

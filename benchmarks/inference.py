@@ -35,9 +35,9 @@ from machine import describe, load
 
 from urnet.bundle.model import Model, ModelConfig
 from urnet.cells.simulate import write_phantom
-from urnet.export.optional_packages import installed
 from urnet.images.scale import Scaling
 from urnet.nets.size import count_macs
+from urnet.optional_packages import installed
 from urnet.predict import predict_files
 from urnet.recipe import load_recipe
 

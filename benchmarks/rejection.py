@@ -26,7 +26,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
 from urnet.bundle.model import Model
-from urnet.calibration.distance import fit_distance
+from urnet.calibration.mahalanobis import fit_distance
 from urnet.cells.table import Cells, read_cells
 from urnet.evaluation.evaluate import evaluate
 from urnet.images.simulation.optics import brightfield, draw_imaging

@@ -58,7 +58,7 @@ def test_a_run_is_evaluated_as_it_was(frozen):
 
 
 def test_fields_are_cut_and_counted_as_they_were(frozen):
-    from urnet.counting.run import count_cells
+    from urnet.counting.differential import count_cells
 
     count_cells(frozen / "run", frozen / "fields.csv", frozen / "now", engine="torch")
     before, now = table(frozen / "count/differential.csv"), table(frozen / "now/differential.csv")

@@ -97,7 +97,7 @@ def hurry(graphs):
     """Leave out what takes long and writes nothing: figures, resampling, capturing a graph that was captured before."""
     from urnet.benchmark import report
     from urnet.evaluation import evaluate, stress
-    from urnet.export import as_onnx, formats
+    from urnet.export import formats, onnx_format
 
     report._figures = lambda *_: []
     evaluate._pictures = lambda *_: [("confusion", "Confusion", "", b"png")]
@@ -108,7 +108,7 @@ def hurry(graphs):
         import bioimageio.core
 
         bioimageio.core.test_model = lambda *_, **__: SimpleNamespace(status="passed")
-    for place, name in ((as_onnx, "to_onnx"), (formats, "to_torch")):
+    for place, name in ((onnx_format, "to_onnx"), (formats, "to_torch")):
         setattr(place, name, remembered(getattr(place, name), graphs / name))
 
 

@@ -180,8 +180,8 @@ def test_an_expected_model_in_python(trained, raises_code):
 def test_exports_carry_the_digest(bundle, shapes, tmp_path):
     import onnx
 
-    from urnet.export.as_openvino import to_openvino
     from urnet.export.formats import export_run
+    from urnet.export.openvino_format import to_openvino
 
     model = Model.load(bundle)
     export_run(bundle, "hub", tmp_path / "hub", cells=shapes / "disc")

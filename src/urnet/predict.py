@@ -299,7 +299,7 @@ def _cam(model: Model, crops: np.ndarray, probabilities: np.ndarray) -> np.ndarr
     """Grad-CAM of the predicted classes, (B, S, S), in batches of one size: in others, the last bits are others."""
     import torch
 
-    from urnet.evaluation.gradcam import grad_cam
+    from urnet.nets.gradcam import grad_cam
 
     inputs, classes = model.config.scaling.apply(crops), probabilities.argmax(axis=1)
     maps = []
@@ -339,7 +339,7 @@ def _check_cam(model: Model) -> None:
     """Find out with one black image, not after the first batch."""
     import torch
 
-    from urnet.evaluation.gradcam import grad_cam
+    from urnet.nets.gradcam import grad_cam
 
     config = model.config
     try:
@@ -354,7 +354,7 @@ def _write_cam(path: Path, image: np.ndarray, heat: np.ndarray) -> str:
     """A map (S, S) over its image (C, S, S) as PNG."""
     from PIL import Image
 
-    from urnet.evaluation.gradcam import overlay
+    from urnet.nets.gradcam import overlay
 
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(overlay(np.moveaxis(image, 0, -1), heat)).save(path)

@@ -7,7 +7,7 @@ import pytest
 from test_rejection import fitted, good
 
 from urnet.calibration.calibration import Calibration
-from urnet.calibration.reference import Reference
+from urnet.calibration.confusion import Reference
 from urnet.errors import RunError
 
 

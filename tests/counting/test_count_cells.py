@@ -13,7 +13,7 @@ import tifffile
 
 from urnet.bundle.model import Model
 from urnet.calibration.calibration import JSON_NAME
-from urnet.counting.run import count_cells
+from urnet.counting.differential import count_cells
 from urnet.errors import CellsError, ImageError, RunError
 from urnet.fields.cropping.crop import Cropping, crop_fields
 from urnet.images.simulation.phantom import CROP_UM, draw_field

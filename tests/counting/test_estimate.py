@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from urnet.calibration.reference import Reference
+from urnet.calibration.confusion import Reference
 from urnet.counting.estimate import adjusted_count, check_confusion, classify_and_count, corrected_em, em
 from urnet.errors import CellsError
 

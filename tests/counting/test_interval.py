@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from urnet.calibration.reference import Reference
+from urnet.calibration.confusion import Reference
 from urnet.counting.estimate import adjusted_count, corrected_em
 from urnet.counting.interval import acceptance_region, adjusted_interval, em_interval
 from urnet.errors import CellsError

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from urnet.calibration.reference import Reference
+from urnet.calibration.confusion import Reference
 from urnet.counting.interval import adjusted_interval
 from urnet.counting.sample import Needed, cells_needed, count_sample
 from urnet.errors import CellsError

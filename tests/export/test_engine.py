@@ -303,7 +303,7 @@ def test_a_model_in_memory_has_its_graph_in_memory(model, crops, content):
 def test_engines_that_cannot_be_had(model, monkeypatch):
     with pytest.raises(RunError, match="engine 'tensorrt' is unknown; choose one of: auto, torch, onnx, openvino"):
         choose_engine(model, "tensorrt")
-    monkeypatch.setattr("urnet.export.optional_packages.find_spec", lambda name: None)
+    monkeypatch.setattr("urnet.optional_packages.find_spec", lambda name: None)
     with pytest.raises(RunError, match=r'pip install "urnet\[openvino\]"'):
         choose_engine(model, "openvino")
     with pytest.raises(RunError, match="needs the package onnxruntime"):

@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 
 import urnet
+from urnet import optional_packages
 from urnet.bundle.model import Model
 from urnet.errors import RunError
-from urnet.export import as_onnx, optional_packages
-from urnet.export.card import metrics_of, model_card
+from urnet.export import onnx_format
 from urnet.export.formats import FORMATS, export_run
+from urnet.export.model_card import metrics_of, model_card
 from urnet.training.run import Run
 
 
@@ -51,13 +52,13 @@ def evaluated(run, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def onnx(run) -> bytes:
-    return as_onnx.to_onnx(Model.load(run))
+    return onnx_format.to_onnx(Model.load(run))
 
 
 @pytest.fixture
 def quick(onnx, monkeypatch):
     """Formats that hold ONNX take what was made once."""
-    monkeypatch.setattr(as_onnx, "to_onnx", lambda model, opset=None: onnx)
+    monkeypatch.setattr(onnx_format, "to_onnx", lambda model, opset=None: onnx)
 
 
 def left_behind(folder: Path) -> list[str]:

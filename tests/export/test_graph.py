@@ -11,14 +11,14 @@ from onnx import TensorProto, helper
 
 from urnet.bundle.model import Model, ModelConfig
 from urnet.calibration.calibration import Calibration
-from urnet.calibration.distance import Distance
-from urnet.calibration.reference import Reference
+from urnet.calibration.confusion import Reference
+from urnet.calibration.mahalanobis import Distance
 from urnet.calibration.rejection import Rejection
 from urnet.errors import RunError
-from urnet.export.as_onnx import open_onnx, to_onnx
-from urnet.export.as_torch import open_torch, to_torch
 from urnet.export.graph import Graph, capture
+from urnet.export.onnx_format import open_onnx, to_onnx
 from urnet.export.parity import check
+from urnet.export.torch_format import open_torch, to_torch
 from urnet.images.scale import Scaling
 from urnet.nets import list_enhancers
 from urnet.nets.enhancers.registry import picture_options
@@ -178,7 +178,7 @@ def test_an_unknown_opset_is_named_with_those_that_are_known(opset):
 
 
 def test_weights_beyond_one_file_are_refused_before_the_work(monkeypatch):
-    monkeypatch.setattr("urnet.export.as_onnx._MOST_BYTES", 1000)
+    monkeypatch.setattr("urnet.export.onnx_format._MOST_BYTES", 1000)
     with pytest.raises(RunError, match="one ONNX file holds 2; use format torch"):
         to_onnx(build())
 

@@ -67,7 +67,7 @@ def test_gradients_reach_every_parameter():
 
 
 def test_grad_cam_finds_the_first_backbones_last_map():
-    from urnet.evaluation.gradcam import grad_cam
+    from urnet.nets.gradcam import grad_cam
 
     model = build_joint("none", "shahzad2022", 3, 1, classifier_options=TWO)
     assert cam_layer(model.classifier) is model.classifier.backbones[0].final_conv

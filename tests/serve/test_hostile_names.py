@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 from urnet.benchmark.compare import compare
-from urnet.counting.run import count_cells
+from urnet.counting.differential import count_cells
 from urnet.evaluation.evaluate import evaluate
 from urnet.fields.cropping.crop import Cropping, crop_fields
 from urnet.images.simulation.phantom import draw_field

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from urnet.counting.run import count_cells
+from urnet.counting.differential import count_cells
 from urnet.errors import RunError
 from urnet.predict import predict_files
 from urnet.serve.http import middleware

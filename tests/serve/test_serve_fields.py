@@ -18,7 +18,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from urnet.atomic_files import staging_of
-from urnet.counting.run import count_cells
+from urnet.counting.differential import count_cells
 from urnet.fields.cropping.crop import Cropping, crop_fields
 from urnet.fields.io.read import Field
 from urnet.images.simulation.phantom import draw_field

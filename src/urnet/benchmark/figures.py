@@ -188,7 +188,7 @@ def cam_gallery_figure(
         raw: M images, each (H, W), (H, W, 1) or (H, W, 3), in [0, 1].
         labels: M class names; one that repeats its left neighbour's is written once.
     """
-    from urnet.evaluation.gradcam import overlay
+    from urnet.nets.gradcam import overlay
 
     rows = {
         title: [overlay(image, np.asarray(cam, np.float32)) / 255 for image, cam in zip(raw, cams, strict=True)]

@@ -202,8 +202,8 @@ def _cam(scored: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     from urnet.evaluation.cam_share import cam_share, chance_share
     from urnet.evaluation.evaluate import picture
-    from urnet.evaluation.gradcam import grad_cam
     from urnet.images.mask import cell_mask
+    from urnet.nets.gradcam import grad_cam
 
     maps = grad_cam(scored.model.joint, torch.from_numpy(scored.inputs(slice(None))))
     crops = map(picture, scored.images)

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from urnet.atomic_files import whole_file
 from urnet.calibration import conformal
-from urnet.calibration.distance import Distance
-from urnet.calibration.reference import Reference
+from urnet.calibration.confusion import Reference
+from urnet.calibration.mahalanobis import Distance
 from urnet.calibration.rejection import CHECKS, Rejection, Row
 from urnet.errors import RunError
 from urnet.json_files import Text, canonical_json, explain

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from urnet.calibration.distance import Distance, fit_distance
+from urnet.calibration.mahalanobis import Distance, fit_distance
 
 FALSE_REJECTION = 0.02
 """Share of good cells that may be rejected, unless another is asked for."""

@@ -229,7 +229,7 @@ def differential(
     expect: ExpectOption = None,
 ) -> int:
     """Count the cells of each donor, corrected for the classifier's own confusion, with intervals."""
-    from urnet.counting.run import count_cells
+    from urnet.counting.differential import count_cells
     from urnet.progress import Bars
 
     with Bars(out) as bars:

@@ -39,7 +39,7 @@ def serve(
     ] = None,
 ) -> int:
     """Serve a model on this machine: a web page, and an API for instruments."""
-    from urnet.export.optional_packages import need
+    from urnet.optional_packages import need
 
     need(("fastapi", "uvicorn", "multipart", "sqlalchemy", "nicegui"), "urnet serve")
     from urnet.serve.settings import read_settings

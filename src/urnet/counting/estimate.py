@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from urnet.calibration.reference import Reference
+from urnet.calibration.confusion import Reference
 from urnet.errors import CellsError
 
 STEPS = 10_000  # of EM; it stops long before, but for a composition at the edge

@@ -30,7 +30,7 @@ from typing import Protocol
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from urnet.calibration.reference import Reference
+from urnet.calibration.confusion import Reference
 from urnet.counting.estimate import adjusted_count, check_confusion, class_means, em_scores, invertible, solved_shares
 
 LEVEL = 0.95

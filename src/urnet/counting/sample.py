@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from urnet.calibration.reference import Reference
+from urnet.calibration.confusion import Reference
 from urnet.counting.estimate import adjusted_count, check_confusion, classify_and_count, corrected_em, em
 from urnet.counting.interval import LEVEL, CountTest, adjusted_interval, em_interval
 

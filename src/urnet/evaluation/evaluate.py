@@ -26,11 +26,11 @@ from urnet.errors import CellsError, RecipeError, RunError
 from urnet.evaluation import figures, galleries
 from urnet.evaluation.calibration_metrics import trust_metrics
 from urnet.evaluation.figure_style import image_png, to_png
-from urnet.evaluation.gradcam import grad_cam, overlay
 from urnet.evaluation.metrics import interval_groups, score
 from urnet.evaluation.predictions import Progress, Scored, other_cells, own_part
 from urnet.evaluation.report import Report, write_report
 from urnet.names import donor_key
+from urnet.nets.gradcam import grad_cam, overlay
 from urnet.nets.pixel_range import PixelRange
 from urnet.training.run import Run
 

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from urnet.evaluation.figure_style import FAINT, WIDTH, cut, styled, wrap
 
-CAM = "jet"  # blue to red, as the paper's Fig. 3b
 MOST_OUTSIDE = 0.05  # share of a row's pixels outside [0, 1] up to which it is clipped, not rescaled
 
 
@@ -71,9 +70,11 @@ def cam_figure(
 
 def cam_legend(figure: Figure, bottom: float) -> None:
     """Write what the colours of Grad-CAM mean below the pictures, `bottom` inches above the figure's edge."""
+    from urnet.nets.gradcam import COLOUR_MAP
+
     width, height = figure.get_size_inches()
     axes = figure.add_axes((0.5 - 0.8 / width, bottom / height, 1.6 / width, 0.08 / height))
-    axes.imshow(np.linspace(0, 1, 256)[None], cmap=CAM, aspect="auto")
+    axes.imshow(np.linspace(0, 1, 256)[None], cmap=COLOUR_MAP, aspect="auto")
     axes.set_axis_off()
     for place, text, side in ((0, "no weight ", "right"), (1, " most", "left")):
         axes.text(place, 0.5, text, ha=side, va="center", fontsize=9, transform=axes.transAxes)

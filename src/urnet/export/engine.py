@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from urnet.errors import RunError
-from urnet.export.as_onnx import open_onnx
-from urnet.export.as_openvino import open_openvino
 from urnet.export.engine_graph import KeptGraph
-from urnet.export.optional_packages import installed, need
+from urnet.export.onnx_format import open_onnx
+from urnet.export.openvino_format import open_openvino
 from urnet.export.parity import Run, check, check_graph
+from urnet.optional_packages import installed, need
 
 if TYPE_CHECKING:
     from urnet.bundle.model import Model

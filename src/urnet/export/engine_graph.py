@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from urnet.atomic_files import whole_file
 from urnet.cells.cache import user_cache
-from urnet.export.as_onnx import OPSET, to_onnx
+from urnet.export.onnx_format import OPSET, to_onnx
 from urnet.version import __version__
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import numpy as np
 
 from urnet.atomic_files import new_file, refuse_existing, whole_folder
 from urnet.errors import RunError, UrnetError
-from urnet.export import as_bioimageio, as_hub, as_onnx, as_openvino
-from urnet.export.as_torch import open_torch, to_torch
-from urnet.export.optional_packages import need
+from urnet.export import bioimageio_format, hub_format, onnx_format, openvino_format
 from urnet.export.parity import Parity, Run, check
+from urnet.export.torch_format import open_torch, to_torch
+from urnet.optional_packages import need
 from urnet.progress import Progress
 from urnet.training.run import Run as RunFolder
 from urnet.training.run import run_of
@@ -74,40 +74,40 @@ class Format:
     write: Callable[[Source], bytes] | Callable[[Source, Path], list[str]]
     read: Callable[[Path], Run]
     file: bool = False
-    packages: tuple[str, ...] = as_onnx.PACKAGES
+    packages: tuple[str, ...] = onnx_format.PACKAGES
     opset: bool = True
 
 
 def _write_openvino(source: Source, folder: Path) -> list[str]:
-    as_openvino.to_openvino(as_onnx.to_onnx(source.model, source.opset), folder)
+    openvino_format.to_openvino(onnx_format.to_onnx(source.model, source.opset), folder)
     return []
 
 
 def _write_bioimageio(source: Source, folder: Path) -> list[str]:
-    onnx = as_onnx.to_onnx(source.model, source.opset)
-    return as_bioimageio.write(source.model, source.run, onnx, source.counts, folder)
+    onnx = onnx_format.to_onnx(source.model, source.opset)
+    return bioimageio_format.write(source.model, source.run, onnx, source.counts, folder)
 
 
 def _write_hub(source: Source, folder: Path) -> list[str]:
-    notes = as_hub.write(source.model, source.run, as_onnx.to_onnx(source.model, source.opset), folder)
-    check(source.model, as_hub.open_bundle(folder), source.counts)
+    notes = hub_format.write(source.model, source.run, onnx_format.to_onnx(source.model, source.opset), folder)
+    check(source.model, hub_format.open_bundle(folder), source.counts)
     return notes
 
 
 FORMATS = {
-    "onnx": Format(lambda source: as_onnx.to_onnx(source.model, source.opset), as_onnx.open_onnx, file=True),
+    "onnx": Format(lambda source: onnx_format.to_onnx(source.model, source.opset), onnx_format.open_onnx, file=True),
     "openvino": Format(
         _write_openvino,
-        lambda folder: as_openvino.open_openvino(folder / as_openvino.NAME),
-        packages=(*as_onnx.PACKAGES, *as_openvino.PACKAGES),
+        lambda folder: openvino_format.open_openvino(folder / openvino_format.NAME),
+        packages=(*onnx_format.PACKAGES, *openvino_format.PACKAGES),
     ),
     "torch": Format(lambda source: to_torch(source.model), open_torch, file=True, packages=(), opset=False),
     "bioimageio": Format(
         _write_bioimageio,
-        lambda folder: as_onnx.open_onnx(folder / as_bioimageio.WEIGHTS),
-        packages=(*as_onnx.PACKAGES, *as_bioimageio.PACKAGES),
+        lambda folder: onnx_format.open_onnx(folder / bioimageio_format.WEIGHTS),
+        packages=(*onnx_format.PACKAGES, *bioimageio_format.PACKAGES),
     ),
-    "hub": Format(_write_hub, lambda folder: as_onnx.open_onnx(folder / as_hub.GRAPH)),
+    "hub": Format(_write_hub, lambda folder: onnx_format.open_onnx(folder / hub_format.GRAPH)),
 }
 
 
@@ -148,7 +148,7 @@ def export_run(
         raise RunError(f"format {format!r} is unknown; choose one of: {', '.join(FORMATS)}")
     if opset is not None and not chosen.opset:
         raise RunError(f"an opset was given, and format {format} has none; leave it out")
-    as_onnx.check_opset(opset)
+    onnx_format.check_opset(opset)
     need(chosen.packages, f"format {format}")
     refuse_existing(out, file=chosen.file)
     model = _on_cpu(Model.load(run, expect=expect))

@@ -418,7 +418,7 @@ def _grad_cam(model: Model, inputs: np.ndarray, predicted: int) -> np.ndarray | 
     """Grad-CAM of a class in one image, (S, S); none where the classifier has no feature maps."""
     import torch
 
-    from urnet.evaluation.gradcam import grad_cam
+    from urnet.nets.gradcam import grad_cam
 
     try:
         return grad_cam(model.joint, torch.from_numpy(inputs), torch.tensor([predicted]))[0]

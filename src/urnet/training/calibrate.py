@@ -12,7 +12,7 @@ import numpy as np
 from urnet.bundle.model import Model, seal_bundle
 from urnet.calibration.calibration import Calibration
 from urnet.calibration.conformal import class_scores
-from urnet.calibration.reference import Reference
+from urnet.calibration.confusion import Reference
 from urnet.calibration.rejection import FALSE_REJECTION, fit_rejection
 from urnet.calibration.temperature import fit_temperature, probabilities
 from urnet.cells.table import Cells

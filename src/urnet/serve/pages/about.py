@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from nicegui import ui
 
 from urnet.bundle.about import facts
-from urnet.export.card import RESEARCH, model_card
+from urnet.export.model_card import RESEARCH, model_card
 from urnet.serve.pages.components.layout import frame, text
 from urnet.serve.services import Bench
 from urnet.training.run import run_of

@@ -79,7 +79,7 @@ def routes(bench: Bench) -> APIRouter:
         if raw is None or pixels is None:
             raise Refused(HTTPStatus.NOT_FOUND, f"image {number}: there is no such picture of it")
         if what in MAPS:
-            from urnet.evaluation.gradcam import overlay
+            from urnet.nets.gradcam import overlay
 
             return _png(overlay(np.moveaxis(raw, 0, -1), pixels, MAPS[what]))
         eight = np.rint(255 * np.moveaxis(pixels, 0, -1)).astype(np.uint8)

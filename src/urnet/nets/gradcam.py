@@ -18,6 +18,8 @@ from urnet.errors import RecipeError
 from urnet.nets.classifiers import cam_layer
 
 OPACITY = 0.45
+COLOUR_MAP = "jet"
+"""Blue to red, as in the paper's Fig. 3b."""
 
 
 def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None, batch_size: int = 32) -> np.ndarray:
@@ -93,13 +95,11 @@ def overlay(image: np.ndarray, cam: np.ndarray, colours: str | None = None) -> n
     """
     import matplotlib
 
-    from urnet.evaluation.galleries import CAM
-
     if image.shape[:2] != cam.shape:
         raise ValueError(f"image {image.shape} and map {cam.shape}: expected the same height and width")
     grey = image.ndim == 2 or image.shape[2] == 1
     pixels = np.clip(np.repeat(image.reshape(*cam.shape, 1), 3, axis=2) if grey else image, 0, 1)  # (H, W, 3)
-    painted = matplotlib.colormaps[colours or CAM](np.clip(cam, 0, 1))[..., :3]
+    painted = matplotlib.colormaps[colours or COLOUR_MAP](np.clip(cam, 0, 1))[..., :3]
     return np.rint(255 * ((1 - OPACITY) * pixels + OPACITY * painted)).astype(np.uint8)
 
 

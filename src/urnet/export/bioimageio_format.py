@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from urnet.errors import RunError
-from urnet.export.card import DOI, PAPER, RESEARCH, model_card
 from urnet.export.graph import INPUT, OUTPUTS
+from urnet.export.model_card import DOI, PAPER, RESEARCH, model_card
 
 if TYPE_CHECKING:
     from urnet.bundle.model import Model

@@ -60,7 +60,7 @@ def to_onnx(model: "Model", opset: int | None = None, program: "ExportedProgram 
             are not installed.
     """
     from urnet.export.graph import INPUT, OUTPUTS, capture
-    from urnet.export.optional_packages import need
+    from urnet.optional_packages import need
 
     need(PACKAGES, "a graph in ONNX")
     version = check_opset(opset)
@@ -102,7 +102,7 @@ def open_onnx(source: Path | bytes, threads: int | None = None) -> Run:
         RunError: the file is damaged, is no graph of this package, or ONNX Runtime is not installed.
     """
     from urnet.export.graph import INPUT, OUTPUTS
-    from urnet.export.optional_packages import need
+    from urnet.optional_packages import need
 
     need(("onnx", "onnxruntime"), "running ONNX")
     import onnxruntime

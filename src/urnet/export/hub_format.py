@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from urnet.export.card import metrics_of, model_card
+from urnet.export.model_card import metrics_of, model_card
 from urnet.export.parity import Run
 
 if TYPE_CHECKING:

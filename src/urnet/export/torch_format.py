@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from urnet.export.as_onnx import properties
+from urnet.export.onnx_format import properties
 from urnet.export.parity import Run
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from urnet.calibration.distance import fit_distance
+from urnet.calibration.mahalanobis import fit_distance
 
 SIZES = (6, 10)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from urnet.cpus import usable_cpus
 from urnet.errors import RunError
-from urnet.export.as_onnx import read_graph
+from urnet.export.onnx_format import read_graph
 from urnet.export.parity import Run
 
 PACKAGES = ("openvino",)
@@ -23,7 +23,7 @@ def to_openvino(onnx: bytes, folder: Path) -> None:
     Raises:
         RunError: OpenVINO is not installed, or cannot read the graph.
     """
-    from urnet.export.optional_packages import need
+    from urnet.optional_packages import need
 
     need((*PACKAGES, "onnx"), "format openvino")
     import openvino
@@ -49,7 +49,7 @@ def open_openvino(source: Path | bytes, threads: int | None = None) -> Run:
     Raises:
         RunError: OpenVINO is not installed, or the files are damaged.
     """
-    from urnet.export.optional_packages import need
+    from urnet.optional_packages import need
 
     need(PACKAGES, "running OpenVINO")
     import openvino

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from urnet.errors import RecipeError
-from urnet.evaluation.gradcam import grad_cam, overlay
 from urnet.nets.classifiers import cam_layer
+from urnet.nets.gradcam import grad_cam, overlay
 from urnet.nets.joint import build_joint
 
 
