@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.evaluation.metrics import score
-from urnet.fields.labels.nuclei import FEATURES, nuclear_features
+from urnet.fields.labels.nuclear_features import FEATURES, nuclear_features
 from urnet.fields.labels.propose import CLASSES, feature_table, fit_proposer, propose
 from urnet.images.mask import cell_mask
 from urnet.images.simulation.phantom import CROP_UM, draw_crop

@@ -323,10 +323,10 @@ def six(scene, tmp_path):
 
 @pytest.mark.parametrize("where", ["describe_field", "measure_light", "detect"])
 def test_a_field_that_is_left_out_leaves_the_others_as_without_it(cropped, six, tmp_path, monkeypatch, where):
+    from urnet.fields import duplicates
     from urnet.fields.cropping import crop
-    from urnet.fields.io import multi_file
 
-    module = multi_file if where == "describe_field" else crop
+    module = duplicates if where == "describe_field" else crop
     how, at, lost = Cropping.load(cropped.folder / "crop.json"), [], []
 
     @contextmanager

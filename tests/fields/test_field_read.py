@@ -577,7 +577,7 @@ def test_files_can_be_removed_once_closed(tmp_path):
 
 MEASURE = """
 import json, resource, sys
-from urnet.fields.read import open_field
+from urnet.fields.io.read import open_field
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 total = 0
 with open_field(sys.argv[1]) as field:

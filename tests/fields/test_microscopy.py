@@ -40,7 +40,7 @@ def read_all(path: Path, **choice: str) -> np.ndarray:
 def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, raises_code, suffix):
     monkeypatch.setitem(sys.modules, PACKAGES[suffix], None)
     monkeypatch.setitem(sys.modules, f"{PACKAGES[suffix]}.czi", None)
-    monkeypatch.delitem(sys.modules, f"urnet.fields.{suffix.lower()}", raising=False)
+    monkeypatch.delitem(sys.modules, f"urnet.fields.io.{suffix.lower()}", raising=False)
     (tmp_path / f"f.{suffix}").write_bytes(b"whatever")
     with raises_code("fields.reader_missing") as caught:
         describe_field(tmp_path / f"f.{suffix}")
@@ -49,7 +49,9 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, raises
 
 
 def test_importing_the_reader_does_not_import_the_packages():
-    code = "import sys, urnet.fields.read; sys.exit(bool({'pylibCZIrw', 'nd2', 'liffile', 'dask'} & set(sys.modules)))"
+    code = (
+        "import sys, urnet.fields.io.read; sys.exit(bool({'pylibCZIrw', 'nd2', 'liffile', 'dask'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -521,7 +523,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from urnet.errors import ImageError
-from urnet.fields.read import open_field
+from urnet.fields.io.read import open_field
 
 source, at = Path(sys.argv[1]), Path(sys.argv[2])
 whole, random = source.read_bytes(), np.random.default_rng(0)

@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from urnet.errors import ImageError
-from urnet.fields.labels.nuclei import FEATURES, nuclear_features, nucleus_mask
+from urnet.fields.labels.nuclear_features import FEATURES, nuclear_features, nucleus_mask
 from urnet.images.montage import expand, read_crop
 from urnet.images.simulation.phantom import CROP_UM, FREQUENCY, draw_crop
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from urnet.errors import CellsError
-from urnet.fields.labels.nuclei import FEATURES, nuclear_features
+from urnet.fields.labels.nuclear_features import FEATURES, nuclear_features
 from urnet.fields.labels.propose import CLASSES, LOBES, TEXTBOOK, feature_table, fit_proposer, propose
 from urnet.images.mask import cell_mask
 from urnet.images.simulation.phantom import CROP_UM, draw_crop

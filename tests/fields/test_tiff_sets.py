@@ -14,7 +14,7 @@ import tifffile
 from urnet.errors import ImageError
 from urnet.fields.cropping.crop import crop_fields
 from urnet.fields.cropping.settings import Cropping
-from urnet.fields.io.multi_file import each_plane_once
+from urnet.fields.duplicates import each_plane_once
 from urnet.fields.io.read import describe_field, open_field
 from urnet.fields.table import FieldRow
 from urnet.images.montage import read_crop
@@ -237,12 +237,12 @@ import os
 import os, sys
 from pathlib import Path
 from urnet.errors import ImageError
-from urnet.fields.kind import is_larger_than_crops
-from urnet.fields.read import open_field, describe_field
+from urnet.fields.field_or_crop import is_larger_than_crops
+from urnet.fields.io.read import open_field, describe_field
 from urnet.images.montage import expand, read_crop
 from urnet.images.read import read_header, read_image, survey_pages
-import urnet.fields.crop, urnet.serve.decoding, imagecodecs
-from urnet.fields.cropping import Cropping
+import urnet.fields.cropping.crop, urnet.serve.uploads.worker, imagecodecs
+from urnet.fields.cropping.settings import Cropping
 
 opened = []
 folder = os.path.realpath(sys.argv[1])
@@ -262,7 +262,7 @@ for warm in (False, True):
             read_header, read_image, survey_pages,
             lambda p: read_crop(p.parent, p.name),
             lambda p: expand(p.parent, p.name, None),
-            lambda p: urnet.fields.crop.crop_fields(p, p.parent / "out", Cropping(size=8)),
+            lambda p: urnet.fields.cropping.crop.crop_fields(p, p.parent / "out", Cropping(size=8)),
         ):
             try:
                 read(path)

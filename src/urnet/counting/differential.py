@@ -15,7 +15,7 @@ from urnet.csv_tables import csv_text, read_written, write_frame
 from urnet.errors import CellsError, RunError
 from urnet.evaluation.predictions import seen_in_training
 from urnet.fields.cropping.crop import Cropped, crop_fields
-from urnet.fields.io.classify import holds_fields
+from urnet.fields.field_or_crop import holds_fields
 from urnet.fields.table import FieldRow, refuse_among_fields
 from urnet.predict import PADDING, predict_files, told_reasons
 from urnet.progress import Progress

@@ -38,7 +38,7 @@ _MICROMANAGER_INDEX, _MICROMANAGER_SUMMARY, _MICROMANAGER_ROWS = 54773648, 23554
 """Numbers by which Micro-Manager marks the parts of its metadata (micro-manager.org/Micro-Manager_File_Formats)."""
 
 _OTHER_FILES = dict.fromkeys(("is_ome", "is_mmstack", "is_ndtiff"), False)
-"""Formats for which tifffile opens files that it names: `urnet.fields.io.ome` does so, by the rule for companions."""
+"""Formats for which tifffile opens other files. `urnet.fields.io.tiff.ome` opens them, by the rule for companions."""
 
 _BY_HAND = dict.fromkeys(("is_shaped", "is_scanimage"), False)
 """Formats whose metadata tifffile follows without a bound."""

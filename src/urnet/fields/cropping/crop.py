@@ -20,20 +20,20 @@ from urnet.atomic_files import whole_folder
 from urnet.cells.table import TABLE_NAME, check_names
 from urnet.csv_tables import settle_donors, write_frame
 from urnet.errors import CellsError, ImageError, first_few
-from urnet.fields.cropping.cut import cut, grey, preview, write_image
+from urnet.fields.cropping.extract import cut, grey, preview, write_image
 from urnet.fields.cropping.new_fields import with_what_is_there, without_absent_nuclei
 from urnet.fields.cropping.settings import SETTINGS_NAME, Cropping, settle_pixel_size
 from urnet.fields.detection.detect import Found, detect
 from urnet.fields.detection.matching import Agreement
-from urnet.fields.io.classify import refuse_crops
-from urnet.fields.io.multi_file import Describer, each_plane_once
+from urnet.fields.duplicates import Describer, each_plane_once
+from urnet.fields.field_or_crop import refuse_crops
 from urnet.fields.io.read import FieldInfo, open_field, z_of_partner
-from urnet.fields.labels.nuclei import nuclear_features
+from urnet.fields.labels.nuclear_features import nuclear_features
 from urnet.fields.labels.positions import label_notes, labels_of, read_labels
 from urnet.fields.labels.propose import feature_table, fit_proposer, propose
+from urnet.fields.preprocessing.corrected_field import View
 from urnet.fields.preprocessing.illumination import Illumination, flat_through, given_flat, measure_light
 from urnet.fields.preprocessing.registration import Shift, register
-from urnet.fields.preprocessing.view import View
 from urnet.fields.table import FieldRow, find_fields, refuse_among_fields, refuse_contradictions
 from urnet.images.quality import quality
 from urnet.names import normal_name

@@ -11,7 +11,7 @@ from pathlib import Path
 from urnet.atomic_files import leads_out
 from urnet.errors import CellsError
 from urnet.fields.cropping.settings import Cropping
-from urnet.fields.io.multi_file import Describer
+from urnet.fields.duplicates import Describer
 from urnet.fields.table import FieldRow, find_fields, partner_of
 from urnet.images.read import is_file
 

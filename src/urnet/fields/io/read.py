@@ -16,7 +16,7 @@ from urnet.fields.io.microscopy import SUFFIXES as MICROSCOPY_SUFFIXES
 from urnet.fields.io.microscopy import open_microscopy
 from urnet.fields.io.pixel_size import plausible
 from urnet.fields.io.source import Region, Scene, SingleImage, Source
-from urnet.fields.io.tiff import TiffSource
+from urnet.fields.io.tiff.source import TiffSource
 from urnet.images.orientation import orient, shown_shape, stored_region
 from urnet.images.read import MIN_EDGE, SUFFIXES, TIFF_STARTS, first_bytes, size_of_single_image
 

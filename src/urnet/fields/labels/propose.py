@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.errors import CellsError
-from urnet.fields.labels.nuclei import FEATURES
+from urnet.fields.labels.nuclear_features import FEATURES
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline

@@ -25,7 +25,7 @@ from urnet.csv_tables import write_csv
 from urnet.errors import ImageError, UrnetError
 from urnet.fields.cropping.crop import crop_fields
 from urnet.fields.cropping.settings import Cropping, PixelSizeError
-from urnet.fields.io.classify import is_larger_than_crops
+from urnet.fields.field_or_crop import is_larger_than_crops
 from urnet.fields.table import TABLE_NAME as FIELD_TABLE
 from urnet.images.read import survey_pages
 from urnet.prefetch import read_cells

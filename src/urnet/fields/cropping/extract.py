@@ -6,7 +6,7 @@ import numpy as np
 
 from urnet.cells.pixels import resized
 from urnet.fields.detection.detect import Found
-from urnet.fields.preprocessing.view import View
+from urnet.fields.preprocessing.corrected_field import View
 
 PREVIEW = 1200
 """Longest edge of a reduced field, px, about."""

@@ -19,10 +19,8 @@ import numpy as np
 import tifffile
 
 from urnet.errors import ImageError
-from urnet.fields.io.ome import OmeSet, PlaneAt, read_ome
 from urnet.fields.io.source import Region, Scene, checked
-from urnet.fields.io.stacks import Stack, micromanager_pixel_um, micromanager_stacks, ndtiff_stacks, shaped_stacks
-from urnet.fields.io.tiff_metadata import (
+from urnet.fields.io.tiff.metadata import (
     channel_names,
     channels_of_ome,
     check_no_page_left,
@@ -31,6 +29,8 @@ from urnet.fields.io.tiff_metadata import (
     pixel_of_ome,
     pixel_um,
 )
+from urnet.fields.io.tiff.ome import OmeSet, PlaneAt, read_ome
+from urnet.fields.io.tiff.stacks import Stack, micromanager_pixel_um, micromanager_stacks, ndtiff_stacks, shaped_stacks
 from urnet.images.read import MAX_PIXELS, decoding, has_alpha_alone, tiff_kind, tiff_orientation, tiff_values
 from urnet.images.tiff_pages import MAX_PAGES, list_pages, micromanager_metadata, open_tiff, page_at
 

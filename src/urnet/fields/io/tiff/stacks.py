@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from urnet.errors import ImageError
-from urnet.fields.io.ome import PlaneAt
+from urnet.fields.io.tiff.ome import PlaneAt
 from urnet.images.tiff_pages import Page, description_of, is_ndtiff
 
 _MAX_METADATA = 2**20

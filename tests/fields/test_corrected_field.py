@@ -6,9 +6,9 @@ import tifffile
 from scipy.ndimage import shift as moved
 
 from urnet.fields.io.read import open_field
+from urnet.fields.preprocessing.corrected_field import View
 from urnet.fields.preprocessing.illumination import Illumination
 from urnet.fields.preprocessing.registration import Shift
-from urnet.fields.preprocessing.view import View
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 import tifffile
 
 from urnet.errors import ImageError
-from urnet.fields.io.ome import OmeImage, OmeSet
 from urnet.fields.io.pixel_size import COARSEST_UM, number, square
+from urnet.fields.io.tiff.ome import OmeImage, OmeSet
 from urnet.images.ome_xml import children
 from urnet.images.tiff_pages import Page
 

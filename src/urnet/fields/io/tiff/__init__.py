@@ -1,0 +1,1 @@
+"""Read fields from TIFF and OME-TIFF files."""
