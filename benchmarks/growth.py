@@ -31,7 +31,7 @@ import torch
 from machine import describe, load
 from matplotlib.figure import Figure
 
-from urnet.atomic_files import whole_file
+from urnet.atomic_files import atomic_file
 from urnet.cells.audit import audit_cells
 from urnet.cells.decoded import decoded_cells
 from urnet.cells.divide import divide
@@ -72,7 +72,7 @@ def main() -> None:
             row = {"cells": size, "stage": name, **json.loads(told.stdout.splitlines()[-1]), "load": load()}
             print(row, flush=True)
             figures["rows"].append(row)
-            with whole_file(out) as file:
+            with atomic_file(out) as file:
                 file.write((json.dumps(figures, indent=2) + "\n").encode())
     print(pd.DataFrame(figures["rows"]).to_string(index=False, float_format="{:.4g}".format))
     drawn(pd.DataFrame(figures["rows"])).savefig(arguments.work / "growth.png", dpi=200)

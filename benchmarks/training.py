@@ -89,16 +89,16 @@ class Clock(Callback):
 
 
 class Listener:
-    """Urnet's watcher, who brings the clock."""
+    """Urnet's reporter, who brings the clock."""
 
     def __init__(self, clock: Clock):
         self.clock = clock
 
-    def doing(self, what: str, share: float) -> None:
-        """Not looked at."""
+    def update(self, task: str, share: float) -> None:
+        """Ignore it."""
 
-    def say(self, message: str) -> None:
-        """Not looked at."""
+    def notify(self, message: str) -> None:
+        """Ignore it."""
 
     def epoch_bar(self, stage: str, epochs: int) -> Callback:
         """The clock."""
@@ -361,7 +361,7 @@ def run_ours(options: dict[str, Any]) -> None:
     clock = Clock(told, options["steps"], options["warm"])
     devices = options.get("devices", 1)
     try:
-        train(options["folder"], "net4", out, overrides=overrides, watcher=Listener(clock), devices=devices)
+        train(options["folder"], "net4", out, overrides=overrides, reporter=Listener(clock), devices=devices)
     except Exception as error:  # from another process it comes as text
         if "EnoughError" not in f"{type(error).__name__} {error}":
             raise

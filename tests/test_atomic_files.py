@@ -14,21 +14,21 @@ from filelock import Timeout
 
 from urnet.atomic_files import (
     _unlock,
-    claimed,
-    files_below,
+    atomic_file,
+    atomic_folder,
+    command_scope,
+    find_files,
     lock_file,
+    lock_output,
     move,
     new_file,
-    one_command,
     refuse_existing,
-    whole_file,
-    whole_folder,
 )
 from urnet.errors import UrnetError
 
 
 def test_a_file_is_written_into_a_new_folder(tmp_path):
-    with whole_file(tmp_path / "neu ü" / "a.bin") as file:
+    with atomic_file(tmp_path / "neu ü" / "a.bin") as file:
         file.write(b"new")
     assert (tmp_path / "neu ü" / "a.bin").read_bytes() == b"new"
     assert [path.name for path in (tmp_path / "neu ü").iterdir()] == ["a.bin"]
@@ -38,7 +38,7 @@ def test_a_file_is_written_into_a_new_folder(tmp_path):
 def test_a_link_in_the_place_of_an_unfinished_file_is_not_written_through(tmp_path):
     (tmp_path / "other").write_bytes(b"another file")
     (tmp_path / ".a.bin.unfinished.part").symlink_to(tmp_path / "other")
-    with whole_file(tmp_path / "a.bin") as file:
+    with atomic_file(tmp_path / "a.bin") as file:
         file.write(b"new")
     assert (tmp_path / "other").read_bytes() == b"another file"
     assert (tmp_path / "a.bin").read_bytes() == b"new"
@@ -63,7 +63,7 @@ def test_files_of_the_user_beside_an_output_stay(tmp_path, end):
 
 def test_an_unfinished_file_of_a_killed_process_goes_when_a_folder_takes_its_name(tmp_path):
     other(tmp_path / "out", "within a file")
-    with whole_folder(tmp_path / "out"):
+    with atomic_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == ["out"]
 
@@ -83,7 +83,7 @@ def test_what_was_there_stays_when_writing_fails(tmp_path, error):
     (tmp_path / "a.bin").write_bytes(b"old")
 
     def write() -> None:
-        with whole_file(tmp_path / "a.bin") as file:
+        with atomic_file(tmp_path / "a.bin") as file:
             file.write(b"half of the ne")
             raise error
 
@@ -100,7 +100,7 @@ def test_a_full_disk_behind_another_error_is_brought_to_light(tmp_path):
         except OSError:
             raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904 - as torch.save does
 
-    with pytest.raises(OSError, match="No space left") as caught, whole_file(tmp_path / "a.bin"):
+    with pytest.raises(OSError, match="No space left") as caught, atomic_file(tmp_path / "a.bin"):
         save()
     assert caught.value.errno == errno.ENOSPC
 
@@ -109,7 +109,7 @@ LONG = "x" * 252
 """A name that the system takes; with a suffix of ours it is too long."""
 
 
-@pytest.mark.parametrize("write", [whole_file, whole_folder, new_file])
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder, new_file])
 def test_errors_name_what_was_asked_for(tmp_path, write):
     with pytest.raises(OSError, match="too long") as told, write(tmp_path / LONG):
         pass
@@ -130,16 +130,16 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path):
         (tmp_path / "above").symlink_to(".", target_is_directory=True)
     except OSError:
         pytest.skip("links are not allowed here")
-    assert [file.name for file in files_below(tmp_path, {".png"})] == ["a.png", "gone.png", "self.png"]
+    assert [file.name for file in find_files(tmp_path, {".png"})] == ["a.png", "gone.png", "self.png"]
 
 
 OTHER = """
 import os, sys
 from pathlib import Path
-from urnet.files import new_file, one_command, whole_folder
+from urnet.atomic_files import atomic_folder, command_scope, new_file
 
 out, moment = Path(sys.argv[1]), sys.argv[2]
-with one_command("the same"):
+with command_scope("the same"):
     if moment == "within a file":
         with new_file(out) as file:
             os._exit(9)
@@ -147,7 +147,7 @@ with one_command("the same"):
         with new_file(out) as file:
             file.write(b"whole")
         os._exit(9)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         (folder / "a.txt").write_text("whole")
         if moment == "within":
             os._exit(9)
@@ -171,7 +171,7 @@ def test_what_a_killed_process_left_of_a_folder_is_removed_by_the_next_one(tmp_p
     out = tmp_path / "neu ü"
     other(out, "within")
     assert names(tmp_path) == [f".neu ü.unfinished{suffix}" for suffix in ("", ".json", ".lock")]
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         assert names(folder) == []
         (folder / "b.txt").write_text("whole")
     assert names(tmp_path) == ["neu ü"]
@@ -185,11 +185,11 @@ def test_an_output_that_was_complete_when_its_command_was_killed_is_accepted_fro
     out = tmp_path / "out"
 
     def again(command: str) -> None:
-        with one_command(command), new_file(out) if kind == "file" else whole_folder(out):
+        with command_scope(command), new_file(out) if kind == "file" else atomic_folder(out):
             pass
 
     other(out, "file" if kind == "file" else "after")
-    with raises_code("files.done_already"), one_command("the same"):
+    with raises_code("files.done_already"), command_scope("the same"):
         refuse_existing(out)
     assert names(tmp_path) == ["out"]
     with pytest.raises(UrnetError, match="exists already"):
@@ -197,7 +197,7 @@ def test_an_output_that_was_complete_when_its_command_was_killed_is_accepted_fro
     for command, code in (("the same", "files.done_already"), ("another", None)):
         out.unlink() if kind == "file" else shutil.rmtree(out)
         other(out, "file" if kind == "file" else "after")
-        with pytest.raises(UrnetError) as caught, one_command(command):
+        with pytest.raises(UrnetError) as caught, command_scope(command):
             refuse_existing(out)
         assert (caught.value.code == "files.done_already") == (code is not None)
         assert names(tmp_path) == ["out"]
@@ -210,14 +210,14 @@ def test_two_processes_do_not_write_one_output(tmp_path, raises_code):
     try:
         assert process.stdout.readline().strip() == b"ready"
         before = names(tmp_path)
-        for write in (whole_folder, new_file):
+        for write in (atomic_folder, new_file):
             with raises_code("run.busy"), write(out):
                 pass
         assert names(tmp_path) == before
     finally:
         process.kill()
         process.communicate()
-    with whole_folder(out):
+    with atomic_folder(out):
         pass
     assert names(tmp_path) == ["out"]
 
@@ -226,12 +226,12 @@ def test_a_folder_of_the_user_in_the_place_of_ours_stays(tmp_path, raises_code):
     mine = tmp_path / ".out.unfinished"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
-    with raises_code("run.staging"), whole_folder(tmp_path / "out"):
+    with raises_code("run.staging"), atomic_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == [".out.unfinished"]
     assert names(mine) == ["notes.txt"]
     (mine / "notes.txt").unlink()
-    with whole_folder(tmp_path / "out"):
+    with atomic_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == ["out"]
 
@@ -241,7 +241,7 @@ def test_a_renewed_folder_keeps_what_is_not_replaced(tmp_path):
     (out / "figures").mkdir(parents=True)
     (out / "notes.txt").write_text("mine")
     (out / "figures" / "a.png").write_text("old")
-    with whole_folder(out, renewed=True) as folder:
+    with atomic_folder(out, replace_files=True) as folder:
         (folder / "figures").mkdir()
         (folder / "figures" / "a.png").write_text("new")
         (folder / "b.csv").write_text("new")
@@ -255,7 +255,7 @@ def test_a_renewed_folder_keeps_what_is_not_replaced(tmp_path):
 
 def test_an_error_or_an_interruption_leaves_nothing(tmp_path):
     def fail(error: type[BaseException]) -> None:
-        with one_command("any"), whole_folder(tmp_path / "out") as folder:
+        with command_scope("any"), atomic_folder(tmp_path / "out") as folder:
             (folder / "a.txt").write_text("half")
             raise error
 
@@ -266,21 +266,21 @@ def test_an_error_or_an_interruption_leaves_nothing(tmp_path):
 
 
 def test_within_a_claimed_folder_nothing_more_is_locked(tmp_path):
-    with one_command("any"), claimed(tmp_path / "out", in_place=True) as claim:
-        assert not claim.left
-        assert not claim.same
-        with whole_folder(tmp_path / "out" / "cells") as folder:
+    with command_scope("any"), lock_output(tmp_path / "out", in_place=True) as claim:
+        assert not claim.interrupted
+        assert not claim.same_command
+        with atomic_folder(tmp_path / "out" / "cells") as folder:
             assert names(tmp_path / "out") == [".cells.unfinished"]
             (folder / "a.txt").write_text("whole")
-        with claimed(tmp_path / "out" / "run", in_place=True):
+        with lock_output(tmp_path / "out" / "run", in_place=True):
             assert names(tmp_path / "out") == ["cells"]
     assert names(tmp_path) == ["out"]
 
 
 def test_an_output_is_locked_once_by_one_command(tmp_path):
-    with one_command("any"):
+    with command_scope("any"):
         for _ in range(2):
-            with whole_folder(tmp_path / "out", renewed=True) as folder:
+            with atomic_folder(tmp_path / "out", replace_files=True) as folder:
                 (folder / "a.txt").write_text("whole")
     assert names(tmp_path) == ["out"]
 
@@ -290,9 +290,9 @@ def test_a_folder_that_grows_in_place_needs_no_room_beside_it(tmp_path):
     (tmp_path / "mounted").mkdir()
     tmp_path.chmod(0o500)
     try:
-        with claimed(tmp_path / "mounted", in_place=True):
+        with lock_output(tmp_path / "mounted", in_place=True):
             (tmp_path / "mounted" / "a.txt").write_text("whole")
-        with pytest.raises(PermissionError), whole_folder(tmp_path / "mounted"):
+        with pytest.raises(PermissionError), atomic_folder(tmp_path / "mounted"):
             pass
     finally:
         tmp_path.chmod(0o700)
@@ -339,10 +339,10 @@ def no_locks(request, monkeypatch):
 
 def test_without_locks_no_lock_file_is_left(tmp_path, no_locks):
     assert lock_file(tmp_path / "a.lock") is None
-    with one_command("any"), new_file(tmp_path / "a.txt"):
+    with command_scope("any"), new_file(tmp_path / "a.txt"):
         pass
     assert names(tmp_path) == ["a.txt"]
-    with pytest.raises(UrnetError, match="exists already"), one_command("any"):
+    with pytest.raises(UrnetError, match="exists already"), command_scope("any"):
         refuse_existing(tmp_path / "a.txt")
 
 
@@ -361,9 +361,9 @@ def test_a_lock_file_that_was_removed_meanwhile_is_not_locked(tmp_path):
 
 
 def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, no_locks, raises_code):
-    with whole_folder(tmp_path / "out") as folder:
+    with atomic_folder(tmp_path / "out") as folder:
         (folder / "a.txt").write_text("whole")
     assert names(tmp_path) == ["out"]
     (tmp_path / ".new.unfinished" / "cells").mkdir(parents=True)
-    with raises_code("run.staging"), whole_folder(tmp_path / "new"):
+    with raises_code("run.staging"), atomic_folder(tmp_path / "new"):
         pass

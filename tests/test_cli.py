@@ -17,7 +17,7 @@ import tifffile
 from PIL import Image
 
 from urnet.cli import run
-from urnet.cli.app import spread_set
+from urnet.cli.app import expand_set_options
 
 COMMANDS = (
     *("demo", "train", "evaluate", "predict", "distill", "calibrate", "differential", "export", "serve"),
@@ -84,7 +84,7 @@ def test_every_help_answers_without_loading_torch():
     ],
 )
 def test_several_keys_may_follow_one_set(given, meant):
-    assert spread_set(given) == meant
+    assert expand_set_options(given) == meant
 
 
 def test_from_cells_to_a_report_and_predictions_in_folders_of_any_name(urnet, draw, tiny, tmp_path):

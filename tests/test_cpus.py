@@ -20,7 +20,7 @@ def system(tmp_path, monkeypatch):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(content, encoding="ascii")
         monkeypatch.setattr(cpus, "_ROOT", tmp_path)
-        monkeypatch.setattr(cpus, "_allowed", lambda: allowed)
+        monkeypatch.setattr(cpus, "_affinity_cpus", lambda: allowed)
         monkeypatch.delenv("URNET_THREADS", raising=False)
 
     return system

@@ -16,7 +16,7 @@ from urnet.errors import RecipeError
 from urnet.fields.cropping.crop import _named_by_folder
 from urnet.fields.labels.positions import read_labels
 from urnet.fields.table import FieldRow, find_fields
-from urnet.names import donor_key, is_missing, name_key, normal_name, one_spelling, twins
+from urnet.names import donor_key, find_lookalikes, is_missing, name_key, normalize_name, unify_donor_names
 from urnet.recipe import load_recipe
 
 UNKNOWN = ["NA", "na", "N/A", "None", "null", "NaN", "nan", "-", "?", "#N/A", "<NA>", "ＮＡ", "\u200b"]
@@ -81,7 +81,7 @@ def test_a_label_that_says_nothing_is_refused(folder, raises_code, form, name):
         pytest.skip("no folder can be called so")
     with raises_code("cells.label_missing") as caught:
         form(folder, ["a", name, "a"])
-    assert repr(normal_name(name)) in str(caught.value)
+    assert repr(normalize_name(name)) in str(caught.value)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -164,9 +164,9 @@ def test_a_donor_that_says_nothing_is_not_known_and_it_is_said(folder, caplog, n
 
 @given(st.lists(st.one_of(st.text(max_size=5), st.sampled_from(["2", "2.0", "02", "NA", "d", "D"])), max_size=8))
 def test_one_spelling_is_stable(names):
-    names = list(map(normal_name, names))
-    chosen, merged, unknown = one_spelling(names)
-    assert one_spelling(chosen) == (chosen, [], {})
+    names = list(map(normalize_name, names))
+    chosen, merged, unknown = unify_donor_names(names)
+    assert unify_donor_names(chosen) == (chosen, [], {})
     for one, other in zip(names, chosen, strict=True):
         assert donor_key(one) == donor_key(other) or other == ""
     assert {name for name in names if name and is_missing(name)} == set(unknown)
@@ -175,10 +175,10 @@ def test_one_spelling_is_stable(names):
 
 @given(st.text(max_size=10))
 def test_keys_are_stable(name):
-    assert normal_name(normal_name(name)) == normal_name(name)
-    assert name_key(normal_name(name)) == name_key(name)
+    assert normalize_name(normalize_name(name)) == normalize_name(name)
+    assert name_key(normalize_name(name)) == name_key(name)
     assert name_key(unicodedata.normalize("NFD", name)) == name_key(name)
-    assert not twins([name, name])
+    assert not find_lookalikes([name, name])
 
 
 # --- prediction sets

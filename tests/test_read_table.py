@@ -17,7 +17,7 @@ def read(tmp_path):
     def call(text, name="t.csv", **options):
         path = tmp_path / name
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return read_table(path, COLUMNS, needed=("path",), **options)
+        return read_table(path, COLUMNS, required=("path",), **options)
 
     return call
 
@@ -43,14 +43,14 @@ def test_an_empty_column_of_donors_leaks_nothing(read):
 
 
 def test_where_nothing_is_divided_donors_under_another_name_are_noted(read, caplog):
-    assert list(read("path,patient_id,stain\na.png,7,b\n", leaks=False)) == ["path"]
+    assert list(read("path,patient_id,stain\na.png,7,b\n", refuse_donor_synonyms=False)) == ["path"]
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "column 'patient_id' is not used; rename it to donor" in record.getMessage()
 
 
 def test_columns_that_are_not_used_are_named_in_one_line(read, caplog):
-    read("path,stain batch,label,p_a,empty,slide\na.png,1,x,0.5,,3\n", passed_over=("p_*",))
+    read("path,stain batch,label,p_a,empty,slide\na.png,1,x,0.5,,3\n", ignored=("p_*",))
     assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
         "columns not used: stain batch, slide"
     ]

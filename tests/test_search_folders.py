@@ -2,7 +2,7 @@
 
 import pytest
 
-from urnet.atomic_files import files_below, folders_in
+from urnet.atomic_files import find_files, find_folders
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def tree(tmp_path):
 
 
 def names(folder):
-    return [file.relative_to(folder).as_posix() for file in files_below(folder, {".png"})]
+    return [file.relative_to(folder).as_posix() for file in find_files(folder, {".png"})]
 
 
 OWN = ["a/1.png", "a/deep/2.png", "b/3.png", "linked/4.png", "linked/deep/5.png"]
@@ -52,7 +52,7 @@ def test_links_to_the_folder_or_above_it_are_no_class_folders(tree, caplog):
     for name, place in (("self", "."), ("top", "../.."), ("way round", "../out/back")):
         (tree / name).symlink_to(place, target_is_directory=True)
     (tree.parent / "out" / "back").symlink_to("../in", target_is_directory=True)
-    assert [folder.name for folder in folders_in(tree, {".png"})] == ["a", "b", "linked"]
+    assert [folder.name for folder in find_folders(tree, {".png"})] == ["a", "b", "linked"]
     assert "links to a folder above it are not followed: self, top, way round" in caplog.text
 
 
@@ -62,7 +62,7 @@ def test_a_linked_folder_that_is_gone_is_an_error(tree, raises_code):
         names(tree)
     assert "monocytes: a link that leads nowhere" in str(caught.value)
     with raises_code("files.link_broken"):
-        folders_in(tree, {".png"})
+        find_folders(tree, {".png"})
 
 
 def test_hidden_folders_with_images_are_named(tree, caplog):
@@ -81,5 +81,5 @@ def test_hidden_folders_with_images_are_named(tree, caplog):
     (record,) = caplog.records
     assert record.getMessage().endswith("not searched: .trash (2 images), __MACOSX (1 image), a/.checkpoints (1 image)")
     caplog.clear()
-    assert [folder.name for folder in folders_in(tree, {".png"})] == ["a", "b", "linked"]
+    assert [folder.name for folder in find_folders(tree, {".png"})] == ["a", "b", "linked"]
     assert caplog.records[0].getMessage().endswith("not searched: .trash (2 images), __MACOSX (1 image)")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from urnet.bundle.model import SEEN
 from urnet.cells.table import find_images, read_cells
-from urnet.csv_tables import NUMBERS, WHOLE
+from urnet.csv_tables import INTEGER_COLUMNS, NUMERIC_COLUMNS
 from urnet.errors import UrnetError
 from urnet.fields.labels.positions import read_labels
 from urnet.fields.table import FieldRow, find_fields
@@ -78,7 +78,7 @@ def as_positions(folder, column, value):
     return read_labels(folder / "l.csv", [FieldRow("a.png", folder / "a.png")], [info])
 
 
-CELLS = sorted(set(NUMBERS) - {"pixel_size_um"})
+CELLS = sorted(set(NUMERIC_COLUMNS) - {"pixel_size_um"})
 TABLES = [
     *((form, column) for form in (to_train, to_predict, to_label) for column in CELLS),
     (as_fields, "pixel_size_um"),
@@ -92,18 +92,18 @@ def test_what_is_no_number_is_refused_with_its_row(folder, raises_code, form, co
         with raises_code("tables.not_a_number") as caught:
             form(folder, column, value)
         message = str(caught.value)
-        assert message.startswith(f"{column} must be {NUMBERS[column]}, found {value!r} in row 3 of ")
-        assert advice in message or (column in WHOLE and "Use a whole number" in message)
+        assert message.startswith(f"{column} must be {NUMERIC_COLUMNS[column]}, found {value!r} in row 3 of ")
+        assert advice in message or (column in INTEGER_COLUMNS and "Use a whole number" in message)
 
 
 @pytest.mark.parametrize(("form", "column"), TABLES)
 def test_numbers_are_read(folder, form, column):
-    for value in ("12", *(() if column in WHOLE else ("12.5", "1e1", "0.30", "+9."))):
+    for value in ("12", *(() if column in INTEGER_COLUMNS else ("12.5", "1e1", "0.30", "+9."))):
         form(folder, column, value)
 
 
 def test_the_columns_that_rejection_uses_are_numbers():
-    assert set(SEEN) <= set(NUMBERS)
+    assert set(SEEN) <= set(NUMERIC_COLUMNS)
 
 
 def test_a_whole_number_with_a_point_says_how_to_write_it(folder):

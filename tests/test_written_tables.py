@@ -13,11 +13,11 @@ from PIL import Image
 
 from urnet.cells.table import Cells, find_images, read_cells
 from urnet.csv_tables import (
-    csv_text,
-    from_spreadsheet,
+    escape_formula,
+    format_csv,
+    read_own_table,
     read_table,
-    read_written,
-    spreadsheet_safe,
+    unescape_formula,
     write_csv,
     write_frame,
 )
@@ -35,21 +35,21 @@ text = st.one_of(
 
 @pytest.mark.parametrize("value", FORMULAS)
 def test_a_formula_is_written_as_text(value):
-    assert spreadsheet_safe(value) == f"'{value}"
-    assert spreadsheet_safe(f"'{value}") == f"''{value}"
+    assert escape_formula(value) == f"'{value}"
+    assert escape_formula(f"'{value}") == f"''{value}"
 
 
 @pytest.mark.parametrize("value", PLAIN)
 def test_other_texts_and_numbers_are_written_as_they_are(value):
-    assert spreadsheet_safe(value) == value
+    assert escape_formula(value) == value
 
 
 @given(text)
 @example("'-5")
 @example("''=")
 def test_reading_gives_back_every_text(value):
-    written = spreadsheet_safe(value)
-    assert from_spreadsheet(written) == value
+    written = escape_formula(value)
+    assert unescape_formula(written) == value
     assert not re.match(r"\s*[=+\-@＝＋－＠]", written) or float(written.strip()) is not None
 
 
@@ -59,18 +59,18 @@ def test_a_table_of_any_texts_is_read_as_it_was_written(tmp_path_factory, rows, 
     for file in ("t.csv", "t.csv.gz"):
         path = tmp_path_factory.getbasetemp() / file
         write_csv(path, columns, rows)
-        table = read_written(path)
+        table = read_own_table(path)
         assert list(table) == columns
         assert list(table.itertuples(index=False, name=None)) == rows
-    cells = [cell for row in csv.reader(io.StringIO(csv_text(columns, rows), newline="")) for cell in row]
-    assert cells == [spreadsheet_safe(cell) for row in (columns, *rows) for cell in row]
+    cells = [cell for row in csv.reader(io.StringIO(format_csv(columns, rows), newline="")) for cell in row]
+    assert cells == [escape_formula(cell) for row in (columns, *rows) for cell in row]
 
 
 @given(st.lists(text.filter(lambda value: value.strip() and "\0" not in value), min_size=1, max_size=4))
 def test_a_user_table_keeps_paths_of_any_text(tmp_path_factory, paths):
     path = tmp_path_factory.getbasetemp() / "user.csv"
     write_csv(path, ["path", "label"], [(value, "x") for value in paths])
-    table = read_table(path, ("path", "label"), needed=("path",), paths=("path",))
+    table = read_table(path, ("path", "label"), required=("path",), path_columns=("path",))
     assert table["path"].tolist() == [value.replace("\\", "/") for value in paths]
 
 
@@ -78,7 +78,7 @@ def test_numbers_stay_numbers_and_what_is_missing_is_empty(tmp_path):
     table = pd.DataFrame({"name": ["-a", None], "x": [-0.5, np.nan], "n": [-3, 4], "text": ["-0.5", "NA"]})
     write_frame(tmp_path / "t.csv", table)
     assert (tmp_path / "t.csv").read_text() == "name,x,n,text\n'-a,-0.5,-3,-0.5\n,,4,NA\n"
-    back = read_written(tmp_path / "t.csv", ("name", "text"))
+    back = read_own_table(tmp_path / "t.csv", ("name", "text"))
     assert (back["x"].dtype, back["n"].dtype) == (np.float64, np.int64)
     assert back["text"].tolist() == ["-0.5", "NA"]
 

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from urnet.errors import CellsError, RunError, UrnetError, first_few
+from urnet.errors import CellsError, RunError, UrnetError, list_first
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +33,14 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
-class DoneAlreadyError(UrnetError):
+class OutputCompleteError(UrnetError):
     """The same command had completed this output when it was killed."""
 
     code = "files.done_already"
 
 
 @dataclass(frozen=True)
-class Claim:
+class OutputLock:
     """An output that this process may write.
 
     Attributes:
@@ -48,8 +48,8 @@ class Claim:
         same: whether that process ran the same command.
     """
 
-    left: bool = False
-    same: bool = False
+    interrupted: bool = False
+    same_command: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class _Command:
 
 
 _COMMAND: ContextVar[_Command | None] = ContextVar("command", default=None)
-_CLAIMED: ContextVar[tuple[Path, ...]] = ContextVar("claimed", default=())
+_LOCKED: ContextVar[tuple[Path, ...]] = ContextVar("locked", default=())
 
 
 @contextmanager
-def one_command(digest: str) -> Iterator[None]:
+def command_scope(digest: str) -> Iterator[None]:
     """Mark all outputs within as those of one command, so that a repeated command recognises them.
 
     Their locks are held until the command ends: killed before that, it finds its complete output when it is repeated.
@@ -83,7 +83,7 @@ def one_command(digest: str) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(out: Path, *, in_place: bool = False) -> Iterator[Claim]:
+def lock_output(out: Path, *, in_place: bool = False) -> Iterator[OutputLock]:
     """Lock an output against other processes, and remove what a killed one left of it.
 
     Within a claimed folder nothing more is locked: all of it belongs to this process.
@@ -97,21 +97,21 @@ def claimed(out: Path, *, in_place: bool = False) -> Iterator[Claim]:
         OSError: its parent folder cannot be written.
     """
     full = Path(out).resolve()
-    command, claims = _COMMAND.get(), _CLAIMED.get()
+    command, claims = _COMMAND.get(), _LOCKED.get()
     if _owned(full):
         _remove_staging(full, ours=True)
-        yield Claim()
+        yield OutputLock()
         return
     try:
         lock, left = _lock(out, full)
     except OSError as error:
         if in_place and error.errno in _FORBIDDEN and full.is_dir():  # such as a mounted folder
-            yield Claim()
+            yield OutputLock()
             return
         raise
     if lock is None:  # nobody knows whether what is left there is dead
         _remove_staging(full, ours=False)
-        yield Claim()
+        yield OutputLock()
         return
     record = full.with_name(f".{full.name}.unfinished.json")
     same = command is not None and _read(record) == command.digest
@@ -127,11 +127,11 @@ def claimed(out: Path, *, in_place: bool = False) -> Iterator[Claim]:
         _remove_staging(full, ours=left)
         if mine and command is not None:
             _write(record, command.digest)
-        token = _CLAIMED.set((*claims, full, staging_of(full)))
+        token = _LOCKED.set((*claims, full, staging_folder(full)))
         try:
-            yield Claim(left, same)
+            yield OutputLock(left, same)
         finally:
-            _CLAIMED.reset(token)
+            _LOCKED.reset(token)
             if command is not None:
                 command.places.append(full)
                 command.ends.push(ends.pop_all())
@@ -148,7 +148,7 @@ def refuse_existing(path: Path, *, file: bool = False, resumes: bool = False) ->
     Raises:
         RunError: the path exists, and is not an empty folder that can be filled; or an interrupted prediction has rows
             for a file of this name.
-        DoneAlreadyError: it exists because the same command wrote it, and was killed afterwards.
+        OutputCompleteError: it exists because the same command wrote it, and was killed afterwards.
     """
     path = Path(path)
     if path.exists() and (file or not path.is_dir() or any(path.iterdir())):
@@ -165,7 +165,7 @@ def refuse_existing(path: Path, *, file: bool = False, resumes: bool = False) ->
 
 
 @contextmanager
-def blamed_on(path: Path) -> Iterator[None]:
+def attribute_errors(path: Path) -> Iterator[None]:
     """Let errors of the system name what the user asked for, and no file that is written beside it meanwhile.
 
     Args:
@@ -188,7 +188,7 @@ def blamed_on(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Write a binary file beside its place, and move it there once it is complete.
 
     Args:
@@ -197,8 +197,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be written; what was there before is untouched and the attempt is removed.
     """
-    part = unfinished_file(path)
-    with blamed_on(path):
+    part = staging_file(path)
+    with attribute_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if part.is_symlink():  # writing through it would replace the file that it leads to
             part.unlink()
@@ -228,36 +228,36 @@ def new_file(out: Path) -> Iterator[BinaryIO]:
         RunError: it exists, or another process is writing it.
         OSError: it cannot be written.
     """
-    with claimed(out):
+    with lock_output(out):
         refuse_existing(out, file=True)
-        with whole_file(out) as file:
+        with atomic_file(out) as file:
             yield file
 
 
 @contextmanager
-def whole_folder(out: Path, *, renewed: bool = False) -> Iterator[Path]:
+def atomic_folder(out: Path, *, replace_files: bool = False) -> Iterator[Path]:
     """Fill a folder beside its place, and give it its name once it is complete.
 
     Args:
         out: the folder.
-        renewed: its files replace those of an earlier one, and other files stay; else it must not exist, or be empty.
+        replace_files: replace files of an existing folder, and leave its other files.
 
     Raises:
         CellsError: `out` holds something.
         RunError: another process is writing it.
     """
     out = Path(out)
-    full, staging = out.resolve(), staging_of(out)
-    if not renewed:
+    full, staging = out.resolve(), staging_folder(out)
+    if not replace_files:
         _refuse_filled(out)
-    with claimed(out):
-        if not renewed:  # another process may have filled it meanwhile
+    with lock_output(out):
+        if not replace_files:  # another process may have filled it meanwhile
             _refuse_filled(out)
-        with blamed_on(out):
+        with attribute_errors(out):
             staging.mkdir(parents=True)
         try:
             yield staging
-            if renewed:
+            if replace_files:
                 _move_into(staging, full)
             else:
                 if full.exists():
@@ -268,20 +268,20 @@ def whole_folder(out: Path, *, renewed: bool = False) -> Iterator[Path]:
             raise
 
 
-def staging_of(out: Path) -> Path:
-    """Where `whole_folder` fills a folder."""
+def staging_folder(out: Path) -> Path:
+    """Where `atomic_folder` fills a folder."""
     full = out.resolve()
     return full.with_name(f".{full.name}.unfinished")
 
 
-def unfinished_file(out: Path) -> Path:
-    """Where `whole_file` writes a file."""
+def staging_file(out: Path) -> Path:
+    """Where `atomic_file` writes a file."""
     return out.with_name(f".{out.name}.unfinished.part")
 
 
-def begun_files(out: Path) -> list[Path]:
+def unfinished_files(out: Path) -> list[Path]:
     """Unfinished files of an output that a killed process may have left: named as now, and as version 0.1.0 did."""
-    return [unfinished_file(out), out.with_name(f"{out.name}.part")]
+    return [staging_file(out), out.with_name(f"{out.name}.part")]
 
 
 def move(source: Path, place: Path) -> None:
@@ -313,7 +313,7 @@ def _move_into(source: Path, folder: Path) -> None:
 def _owned(full: Path) -> bool:
     """Whether a place lies in what this process has claimed."""
     command = _COMMAND.get()
-    places = (*_CLAIMED.get(), *(command.places if command is not None else ()))
+    places = (*_LOCKED.get(), *(command.places if command is not None else ()))
     return any(full.is_relative_to(place) for place in places)
 
 
@@ -347,7 +347,7 @@ def lock_file(path: Path, *, wait: float = 0) -> FileLock | None:
 def _lock(out: Path, full: Path) -> tuple[FileLock | None, bool]:
     """Hold the lock of an output, as `lock_file`; and whether a killed process left its file."""
     path = full.with_name(f".{full.name}.unfinished.lock")
-    with blamed_on(out):
+    with attribute_errors(out):
         path.parent.mkdir(parents=True, exist_ok=True)
         left = path.exists()
         try:
@@ -372,11 +372,11 @@ def _unlock(lock: FileLock) -> None:
 
 
 def _remove_staging(full: Path, *, ours: bool) -> None:
-    staging = staging_of(full)
+    staging = staging_folder(full)
     if ours:
         shutil.rmtree(staging, ignore_errors=True)
         with suppress(OSError):
-            unfinished_file(full).unlink(missing_ok=True)
+            staging_file(full).unlink(missing_ok=True)
         return
     if not staging.is_dir():
         return
@@ -403,7 +403,7 @@ def _completed_before(path: Path) -> bool:
         return False
     command, known = _COMMAND.get(), _read(record)
     with suppress(OSError):
-        unfinished_file(full).unlink(missing_ok=True)
+        staging_file(full).unlink(missing_ok=True)
         if full.is_file() and not full.with_name(f"{full.name}.part").exists():
             full.with_name(full.name + TABLE_SIDECAR).unlink(missing_ok=True)
         record.unlink(missing_ok=True)
@@ -419,8 +419,8 @@ def _refuse_filled(out: Path) -> None:
     raise CellsError(f"{out}: exists already and is not an empty folder; nothing is overwritten, give another name")
 
 
-def _done_already(out: Path) -> DoneAlreadyError:
-    return DoneAlreadyError(f"{out}: complete already; the same command wrote it before it was killed")
+def _done_already(out: Path) -> OutputCompleteError:
+    return OutputCompleteError(f"{out}: complete already; the same command wrote it before it was killed")
 
 
 def _is_free(path: Path) -> bool:
@@ -440,7 +440,7 @@ def _write(record: Path, digest: str) -> None:
         record.write_text(json.dumps({"command": digest}) + "\n", encoding="utf-8")
 
 
-def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
+def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """Find the files of some kinds in a folder and below it, in the same order on every system.
 
     Links to folders are followed. A folder that is reached twice counts once, where it really lies or by the first
@@ -481,13 +481,13 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
     return chosen
 
 
-def folders_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
+def find_folders(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The folders that lie directly in a folder, in order; hidden ones are named where they hold files of some kinds.
 
     Links to the folder itself or to one above it are left out, and named.
 
     Raises:
-        CellsError: a folder that cannot be entered, or a link that leads nowhere, as in `files_below`.
+        CellsError: a folder that cannot be entered, or a link that leads nowhere, as in `find_files`.
     """
     entries = sorted(folder / entry.name for entry in _entries(folder))
     _name_hidden(folder, [path for path in entries if _is_hidden(path.name) and path.is_dir()], suffixes)
@@ -553,7 +553,7 @@ def _name_hidden(folder: Path, hidden: list[Path], suffixes: Collection[str]) ->
         if count := sum(Path(name).suffix.lower() in suffixes for name in names):
             told.append(f"{_relative(folder, [path])} ({count} image{'s' * (count > 1)})")
     if told:
-        logger.warning("%s: hidden folders are not searched: %s", folder, first_few(told))
+        logger.warning("%s: hidden folders are not searched: %s", folder, list_first(told))
 
 
 def refuse_broken_links(paths: Iterable[Path]) -> None:
@@ -572,7 +572,7 @@ def refuse_broken_links(paths: Iterable[Path]) -> None:
 
 
 def _relative(folder: Path, paths: list[Path]) -> str:
-    return first_few([path.relative_to(folder).as_posix() for path in paths])
+    return list_first([path.relative_to(folder).as_posix() for path in paths])
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
@@ -598,7 +598,7 @@ def _leads_nowhere(file: Path) -> bool:
     return file.is_symlink() and not file.exists()
 
 
-class OnDisk:
+class DiskNames:
     """Spell paths as their folders do, where names are the same text in other Unicode forms (NFC, NFD).
 
     A table written on one system may be read on another that composes letters differently. Folders are listed once.
@@ -611,7 +611,7 @@ class OnDisk:
         self.root = root
         self._listed: dict[Path, dict[str, str]] = {}
 
-    def spelled(self, path: str) -> str:
+    def spell(self, path: str) -> str:
         """A path, with forward slashes, as the disk spells it; unchanged where nothing on the disk is called so."""
         if path.isascii() or os.path.lexists(self.root / path):
             return path
@@ -632,7 +632,7 @@ class OnDisk:
         return self._listed[folder]
 
 
-def leads_out(root: Path, path: str) -> bool:
+def is_outside(root: Path, path: str) -> bool:
     """Whether a path leads out of a folder: absolute on any system, with `..`, or through a link."""
     if PureWindowsPath(path).drive or PureWindowsPath(path).root or ".." in PureWindowsPath(path).parts:
         return True

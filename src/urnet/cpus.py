@@ -11,10 +11,10 @@ from pathlib import Path
 
 from urnet.errors import RunError
 
-VARIABLE = "URNET_THREADS"
+THREADS_VARIABLE = "URNET_THREADS"
 """Environment variable that sets the number of threads."""
 
-MOST = 1024
+MAX_THREADS = 1024
 
 _ROOT = Path("/")
 
@@ -25,15 +25,15 @@ def usable_cpus() -> int:
     Raises:
         RunError: `URNET_THREADS` is no number of threads.
     """
-    named = os.environ.get(VARIABLE)
+    named = os.environ.get(THREADS_VARIABLE)
     if named:
-        if not named.isascii() or not named.isdecimal() or not 1 <= int(named) <= MOST:
+        if not named.isascii() or not named.isdecimal() or not 1 <= int(named) <= MAX_THREADS:
             raise RunError(
-                f"{VARIABLE} is {named!r}; give a number of threads from 1 to {MOST}, or leave it out",
+                f"{THREADS_VARIABLE} is {named!r}; give a number of threads from 1 to {MAX_THREADS}, or leave it out",
                 code="cpus.threads",
             )
         return int(named)
-    return max(1, int(min(_allowed(), *_quotas())))
+    return max(1, int(min(_affinity_cpus(), *_cgroup_quotas())))
 
 
 def limit_torch() -> None:
@@ -41,7 +41,7 @@ def limit_torch() -> None:
     import torch
 
     cpus = usable_cpus()
-    if os.environ.get(VARIABLE) or torch.get_num_threads() > cpus:
+    if os.environ.get(THREADS_VARIABLE) or torch.get_num_threads() > cpus:
         torch.set_num_threads(cpus)
 
 
@@ -58,7 +58,7 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _allowed() -> int:
+def _affinity_cpus() -> int:
     """CPUs of the process's affinity."""
     if hasattr(os, "process_cpu_count"):  # from Python 3.13 on
         return os.process_cpu_count() or 1
@@ -67,10 +67,10 @@ def _allowed() -> int:
     return os.cpu_count() or 1
 
 
-def _quotas() -> Iterator[float]:
+def _cgroup_quotas() -> Iterator[float]:
     """CPUs that the cgroups of this process, and those above them, grant; first the most of all."""
-    yield float(MOST)
-    for folder, unified in _cgroups():
+    yield float(MAX_THREADS)
+    for folder, unified in _cgroup_folders():
         with suppress(OSError, ValueError, ZeroDivisionError):
             if unified:
                 quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
@@ -81,7 +81,7 @@ def _quotas() -> Iterator[float]:
                 yield int(quota) / int(period)
 
 
-def _cgroups() -> Iterator[tuple[Path, bool]]:
+def _cgroup_folders() -> Iterator[tuple[Path, bool]]:
     """Folders of the CPU cgroups from this process's own up to the root, and whether they are of version 2.
 
     Within a container the path may be that of the host, and only the root is there.

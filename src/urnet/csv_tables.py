@@ -18,9 +18,9 @@ from typing import TextIO
 
 import pandas as pd
 
-from urnet.atomic_files import whole_file
-from urnet.errors import CellsError, first_few
-from urnet.names import is_missing, normal_name, one_spelling
+from urnet.atomic_files import atomic_file
+from urnet.errors import CellsError, list_first
+from urnet.names import is_missing, normalize_name, unify_donor_names
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ _NAMES_SEPARATOR = re.compile('"?sep=([,;\\t])"?\\s*', re.IGNORECASE)
 _QUOTED = re.compile(r'[",;\t\r\n]|^\s|\s$')
 
 
-def spreadsheet_safe(text: str) -> str:
-    """Escape a text that a spreadsheet would run as a formula, with an apostrophe; `from_spreadsheet` undoes it.
+def escape_formula(text: str) -> str:
+    """Escape a text that a spreadsheet would run as a formula, with an apostrophe; `unescape_formula` undoes it.
 
     Args:
         text: any text. Numbers such as `-0.5` are no formulas and stay as they are.
@@ -44,8 +44,8 @@ def spreadsheet_safe(text: str) -> str:
     return f"'{text}" if _is_formula(text) else text
 
 
-def from_spreadsheet(text: str) -> str:
-    """Undo `spreadsheet_safe`: remove one apostrophe, where it stands before what would be a formula."""
+def unescape_formula(text: str) -> str:
+    """Undo `escape_formula`: remove one apostrophe, where it stands before what would be a formula."""
     return text[1:] if text.startswith("'") and _is_formula(text[1:]) else text
 
 
@@ -53,7 +53,7 @@ def _is_formula(text: str) -> bool:
     return _FORMULA.match(text) is not None and _NUMBER.fullmatch(text) is None
 
 
-def csv_line(values: Iterable[object]) -> str:
+def format_csv_line(values: Iterable[object]) -> str:
     """One line of a CSV, with its end: texts are escaped for spreadsheets, None and NaN become empty cells."""
     cells = [_cell(value) for value in values]
     return (",".join(cells) or '""' * len(cells)) + "\n"
@@ -64,11 +64,11 @@ def _cell(value: object) -> str:
         return value
     if value is None or value is pd.NA or value != value:
         return ""
-    text = spreadsheet_safe(value) if isinstance(value, str) else str(value)
+    text = escape_formula(value) if isinstance(value, str) else str(value)
     return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]) -> str:
+def format_csv(columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]) -> str:
     """A whole table as CSV.
 
     Args:
@@ -76,7 +76,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[s
         rows: the values of each row, in order or by column; a column that a row lacks is empty.
     """
     values = ([row.get(name) for name in columns] if isinstance(row, Mapping) else row for row in rows)
-    return "".join(map(csv_line, (columns, *values)))
+    return "".join(map(format_csv_line, (columns, *values)))
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]) -> None:
@@ -87,13 +87,13 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object
     Args:
         path: the file; replaced where it exists.
         columns: names of the columns.
-        rows: as for `csv_text`.
+        rows: as for `format_csv`.
 
     Raises:
         OSError: the file cannot be written; an older one is unchanged.
     """
-    content = csv_text(columns, rows).encode("utf-8", errors="backslashreplace")
-    with whole_file(path) as file:
+    content = format_csv(columns, rows).encode("utf-8", errors="backslashreplace")
+    with atomic_file(path) as file:
         file.write(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
@@ -105,7 +105,7 @@ def write_frame(path: Path, table: pd.DataFrame) -> None:
 _DAMAGED = "{}: not a whole table that urnet wrote ({}); restore the file, or make it again"
 
 
-def read_written(path: Path, text: Collection[str] | None = None) -> pd.DataFrame:
+def read_own_table(path: Path, text: Collection[str] | None = None) -> pd.DataFrame:
     """Read a CSV that this program wrote, compressed or not.
 
     Args:
@@ -120,7 +120,7 @@ def read_written(path: Path, text: Collection[str] | None = None) -> pd.DataFram
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         try:
-            lines = [[from_spreadsheet(cell) for cell in fields] for fields in csv.reader(file, strict=True) if fields]
+            lines = [[unescape_formula(cell) for cell in fields] for fields in csv.reader(file, strict=True) if fields]
         except (csv.Error, EOFError) as error:
             raise CellsError(_DAMAGED.format(path, error), code="tables.damaged") from None
     if not lines or any(len(fields) != len(lines[0]) for fields in lines):
@@ -134,7 +134,7 @@ def read_written(path: Path, text: Collection[str] | None = None) -> pd.DataFram
     return table
 
 
-OTHER_NAMES = {
+COLUMN_SYNONYMS = {
     "donor": re.compile(
         "(donor|patient|subject|person|participant|individual|volunteer|case)s?(id|no|nr|number|code|name)?"
     ),
@@ -143,7 +143,7 @@ OTHER_NAMES = {
 }
 """What a column is usually called elsewhere, in lower case and without blanks and signs."""
 
-NUMBERS = {
+NUMERIC_COLUMNS = {
     **dict.fromkeys(("x", "y"), "a number of pixels"),
     **dict.fromkeys(("confidence", "touching", "edge"), "a number from 0 to 1"),
     **{"scale": "a number of µm per pixel", "pixel_size_um": "a number of µm per pixel"},
@@ -152,10 +152,10 @@ NUMBERS = {
 }
 """Columns of all tables that hold numbers, with what the number is."""
 
-NAMES = ("label", "donor", "proposed")
+NAME_COLUMNS = ("label", "donor", "proposed")
 """Columns that hold names of classes and donors."""
 
-WHOLE = ("tile", "fold")
+INTEGER_COLUMNS = ("tile", "fold")
 """Columns that hold whole numbers from 0."""
 
 _SPREADSHEETS = (b"PK\3\4", b"\xd0\xcf\x11\xe0")
@@ -166,13 +166,13 @@ def read_table(
     path: Path,
     columns: Collection[str],
     *,
-    needed: Collection[str] = (),
-    paths: Collection[str] = (),
-    rows: str = "rows",
-    confusable: Collection[str] | None = None,
-    leaks: bool = True,
-    passed_over: Collection[str] | None = None,
-    as_written: bool = False,
+    required: Collection[str] = (),
+    path_columns: Collection[str] = (),
+    row_noun: str = "rows",
+    check_spelling: Collection[str] | None = None,
+    refuse_donor_synonyms: bool = True,
+    ignored: Collection[str] | None = None,
+    verbatim: bool = False,
 ) -> pd.DataFrame:
     """Read the columns that are known, as text; others are passed over.
 
@@ -182,22 +182,23 @@ def read_table(
     Args:
         path: the CSV.
         columns: those that are known.
-        needed: those that must be there.
-        paths: those that name files: blanks round a name are kept, backslashes become slashes.
-        rows: what a row is, for the errors: "cells", "fields".
-        confusable: columns for which a similar name is taken as a slip; all when not given.
-        leaks: whether donors under another name are an error; where nothing is divided, a note is enough.
-        passed_over: other columns (patterns, as `p_*`) that need no word; those that are neither are then named in a
+        required: those that must be there.
+        path_columns: those that name files: blanks round a name are kept, backslashes become slashes.
+        row_noun: what a row is, for the errors: "cells", "fields".
+        check_spelling: columns for which a similar name is taken as a slip; all when not given.
+        refuse_donor_synonyms: raise an error, instead of a warning, where another column seems to name donors.
+        ignored: other columns (patterns, as `p_*`) that need no word; those that are neither are then named in a
             note. None is named when not given.
-        as_written: keep the names as they are; for the table of a run, whose names were settled when it was begun.
+        verbatim: keep the names as they are; for the table of a run, whose names were settled when it was begun.
 
     Returns:
         A row a line, "" where nothing stands; the index holds the line's number in the file. Text other than paths is
-        in Unicode form NFC, donors have one spelling each (`urnet.names`), and the cells of `NUMBERS` are numbers.
+        in Unicode form NFC, donors have one spelling each (`urnet.names`), and the cells of
+        `NUMERIC_COLUMNS` are numbers.
 
     Raises:
         CellsError: no such table, a spreadsheet or another file that is no text, not UTF-8, no header or nothing below
-            it, a needed column missing, one that is there twice, misspelt or names donors otherwise, a line with more
+            it, a required column missing, one that is there twice, misspelt or names donors otherwise, a line with more
             values than columns, or a value that should be a number (`tables.not_a_number`).
     """
     _refuse_binary(path)
@@ -206,7 +207,7 @@ def read_table(
             separator, above = _separator(file, columns)
             reader = csv.reader(file, delimiter=separator, strict=True)
             lines = [
-                (above + reader.line_num, [from_spreadsheet(field) for field in fields])
+                (above + reader.line_num, [unescape_formula(field) for field in fields])
                 for fields in reader
                 if any(field.strip() for field in fields)
             ]
@@ -226,15 +227,15 @@ def read_table(
     for column in columns:
         if names.count(column) > 1:
             raise CellsError(f"{path}: {names.count(column)} columns are called {column!r}; keep one")
-    _refuse_misspelt(path, names, columns, columns if confusable is None else confusable)
-    for column in needed:
+    _refuse_misspelt(path, names, columns, columns if check_spelling is None else check_spelling)
+    for column in required:
         if column not in names:
             found = ", ".join(names) or "none"
-            other = _other_name(names, columns, column)
+            other = _find_synonym(names, columns, column)
             advice = f"; rename {other!r} to {column}" if other else ""
             raise CellsError(f"{path}: the table has no column {column!r}; its columns are {found}{advice}")
     if len(lines) <= 1:
-        raise CellsError(f"{path}: the table has a header but no {rows}")
+        raise CellsError(f"{path}: the table has a header but no {row_noun}")
     for number, fields in lines[1:]:
         if len(fields) > len(names) and any(fields[len(names) :]):
             raise CellsError(
@@ -243,17 +244,17 @@ def read_table(
             )
     filled = [(fields + [""] * len(names))[: len(names)] for _, fields in lines[1:]]
     table = pd.DataFrame(filled, columns=names, index=[number for number, _ in lines[1:]])
-    _look_at_others(path, table, columns, leaks, passed_over)
+    _check_other_columns(path, table, columns, refuse_donor_synonyms, ignored)
     table = table[[column for column in columns if column in names]].copy()
     for column in table:
         text = table[column].str
-        table[column] = text.replace("\\", "/", regex=False) if column in paths else text.strip()
-        if column not in paths and not as_written:
-            table[column] = table[column].map(normal_name if column in NAMES else _composed)
-        if column in NUMBERS and not as_written:
+        table[column] = text.replace("\\", "/", regex=False) if column in path_columns else text.strip()
+        if column not in path_columns and not verbatim:
+            table[column] = table[column].map(normalize_name if column in NAME_COLUMNS else _composed)
+        if column in NUMERIC_COLUMNS and not verbatim:
             _check_numbers(path, table[column])
-    if "donor" in table and not as_written:
-        table["donor"] = settle_donors(path, table["donor"].tolist(), rows)
+    if "donor" in table and not verbatim:
+        table["donor"] = unify_donors(path, table["donor"].tolist(), row_noun)
     return table
 
 
@@ -262,31 +263,31 @@ def _composed(text: str) -> str:
 
 
 def _check_numbers(path: Path, column: "pd.Series[str]") -> None:
-    allowed = r"[0-9]{1,9}" if column.name in WHOLE else _NUMBER
+    allowed = r"[0-9]{1,9}" if column.name in INTEGER_COLUMNS else _NUMBER
     bad = column.index[(column != "") & ~column.str.fullmatch(allowed)]
     if len(bad):
-        raise not_a_number(path, bad[0], str(column.name), column[bad[0]], len(bad))
+        raise number_error(path, bad[0], str(column.name), column[bad[0]], len(bad))
 
 
-def not_a_number(path: Path, line: int, column: str, value: str, count: int = 1) -> CellsError:
+def number_error(path: Path, line: int, column: str, value: str, count: int = 1) -> CellsError:
     """The error about a value that should be a number: what it is, where, and how to write it.
 
     Args:
         path: the table.
         line: number of the line in the file.
-        column: one of `NUMBERS`.
+        column: one of `NUMERIC_COLUMNS`.
         value: what stands there.
         count: number of such rows.
     """
     others = f" ({count} such rows)" if count > 1 else ""
-    advice = _as_number(value, whole=column in WHOLE)
+    advice = _suggest_number(value, whole=column in INTEGER_COLUMNS)
     return CellsError(
-        f"{column} must be {NUMBERS[column]}, found {value!r} in row {line} of {path}{others}. {advice}",
+        f"{column} must be {NUMERIC_COLUMNS[column]}, found {value!r} in row {line} of {path}{others}. {advice}",
         code="tables.not_a_number",
     )
 
 
-def _as_number(value: str, *, whole: bool) -> str:
+def _suggest_number(value: str, *, whole: bool) -> str:
     """How to write a value that is meant as a number."""
     if not value:
         return "Fill it in"
@@ -305,7 +306,7 @@ def _as_number(value: str, *, whole: bool) -> str:
     return "Write digits only: 12" if whole else "Write digits, and a decimal point where one is needed: 12.5"
 
 
-def settle_donors(path: Path, donors: list[str], rows: str) -> list[str]:
+def unify_donors(path: Path, donors: list[str], rows: str) -> list[str]:
     """Give each donor one spelling, and warn of spellings that were merged and of names that say nothing.
 
     Args:
@@ -313,12 +314,12 @@ def settle_donors(path: Path, donors: list[str], rows: str) -> list[str]:
         donors: one a row, "" where not known.
         rows: what a row is, for the warning: "cells", "fields".
     """
-    settled, merged, unknown = one_spelling(donors)
+    settled, merged, unknown = unify_donor_names(donors)
     if merged:
-        told = first_few([" = ".join(map(repr, group)) for group in merged])
+        told = list_first([" = ".join(map(repr, group)) for group in merged])
         logger.warning("%s: spellings of one donor, taken as one so that its cells stay in one part: %s", path, told)
     if unknown:
-        told = first_few([f"{name!r} ({count})" for name, count in unknown.most_common()])
+        told = list_first([f"{name!r} ({count})" for name, count in unknown.most_common()])
         logger.warning("%s: the donor of %d %s is taken as not known: %s", path, unknown.total(), rows, told)
     return settled
 
@@ -361,14 +362,14 @@ def _refuse_misspelt(path: Path, names: list[str], columns: Collection[str], con
             )
 
 
-def _look_at_others(
+def _check_other_columns(
     path: Path, table: pd.DataFrame, columns: Collection[str], leaks: bool, passed_over: Collection[str] | None
 ) -> None:
     """What is not read: donors under another name are refused, or named; other columns are named."""
     others = [name for name in dict.fromkeys(table) if name and name not in columns]
     others = [name for name in others if table[[name]].map(str.strip).any(axis=None)]
     named = "donor" in table and table[["donor"]].map(str.strip).any(axis=None)
-    donor = _other_name(others, columns, "donor") if "donor" in columns and not named else None
+    donor = _find_synonym(others, columns, "donor") if "donor" in columns and not named else None
     if donor is not None and leaks:
         raise CellsError(
             f"{path}: column {donor!r} seems to name donors, but the column 'donor', by which the cells of one person "
@@ -384,12 +385,14 @@ def _look_at_others(
         logger.warning("%s: columns not used: %s", path, ", ".join(unused))
 
 
-def _other_name(names: Collection[str], columns: Collection[str], meant: str) -> str | None:
+def _find_synonym(names: Collection[str], columns: Collection[str], meant: str) -> str | None:
     """The first of some names that is no column of its own, and usually means one that is."""
-    if meant not in OTHER_NAMES:
+    if meant not in COLUMN_SYNONYMS:
         return None
     others = (name for name in names if name not in columns)
-    return next((name for name in others if OTHER_NAMES[meant].fullmatch(re.sub(r"[\W_]", "", name.casefold()))), None)
+    return next(
+        (name for name in others if COLUMN_SYNONYMS[meant].fullmatch(re.sub(r"[\W_]", "", name.casefold()))), None
+    )
 
 
 _NO_SPREADSHEET = "{}: a spreadsheet, no CSV, or a damaged one; open it and save the table as 'CSV UTF-8'"

@@ -6,7 +6,7 @@ Every message says what was found, what the rule is and what to do, and names th
 from collections.abc import Sequence
 
 
-def first_few(names: Sequence[str], most: int = 3) -> str:
+def list_first(names: Sequence[str], most: int = 3) -> str:
     """Names in a message: `a, b, c and 2 more`."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 

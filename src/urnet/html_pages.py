@@ -7,10 +7,10 @@ from typing import Any
 
 import jinja2
 
-NEVER = "–"
+NO_VALUE = "–"
 
 
-def environment(room: str) -> jinja2.Environment:
+def create_environment(room: str) -> jinja2.Environment:
     """Where a room's templates are: everything that they show is escaped, and a name that is missing is an error.
 
     Args:
@@ -34,7 +34,7 @@ def environment(room: str) -> jinja2.Environment:
     return made
 
 
-def with_interval(figure: Mapping[str, Any], scale: float = 100) -> str:
+def format_interval(figure: Mapping[str, Any], scale: float = 100) -> str:
     """A figure with its interval, in per cent: `83.3 (80.1–86.0)`.
 
     Args:
@@ -42,7 +42,7 @@ def with_interval(figure: Mapping[str, Any], scale: float = 100) -> str:
         scale: 100 for a share, 1 for what is in per cent already.
     """
     if figure["value"] is None:
-        return NEVER
+        return NO_VALUE
     text = f"{scale * figure['value']:.1f}"
     if figure["interval"] is None:
         return text
@@ -50,7 +50,7 @@ def with_interval(figure: Mapping[str, Any], scale: float = 100) -> str:
     return f"{text} ({scale * low:.1f}–{scale * high:.1f})"
 
 
-def described(intervals: Mapping[str, Any]) -> str:
+def describe_intervals(intervals: Mapping[str, Any]) -> str:
     """What the intervals are, in a few words: `95 % intervals over 40 source images`.
 
     Args:
@@ -70,15 +70,15 @@ def _jpeg(picture: bytes) -> str:
 
 
 def _number(figure: float | None) -> str:
-    return NEVER if figure is None else f"{figure:.3f}"
+    return NO_VALUE if figure is None else f"{figure:.3f}"
 
 
 def _percent(figure: float | None) -> str:
-    return NEVER if figure is None else f"{figure:.1f}"
+    return NO_VALUE if figure is None else f"{figure:.1f}"
 
 
 def _count(figure: float) -> str:
-    return NEVER if math.isnan(figure) else f"{int(figure):,}"
+    return NO_VALUE if math.isnan(figure) else f"{int(figure):,}"
 
 
 def _bar(figure: Mapping[str, Any], whole: float) -> str:

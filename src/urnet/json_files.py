@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
-MOST_BYTES = 2**24
+MAX_BYTES = 2**24
 """Size limit of a JSON file."""
 
 
-def plain(text: str) -> str:
+def check_text(text: str) -> str:
     """Refuse text with control characters, or that UTF-8 cannot hold.
 
     Raises:
@@ -22,11 +22,11 @@ def plain(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(max_length=255), AfterValidator(plain)]
+Text = Annotated[str, Field(max_length=255), AfterValidator(check_text)]
 """A name in a JSON file."""
 
 
-def canonical_json(path: Path) -> bytes:
+def read_canonical_json(path: Path) -> bytes:
     """Read a JSON file of a bundle in canonical form: sorted keys, no white space, ASCII.
 
     Raises:
@@ -34,21 +34,21 @@ def canonical_json(path: Path) -> bytes:
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"more than {MOST_BYTES // 2**20} MiB of JSON")
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES // 2**20} MiB of JSON")
     try:
-        return canonical(json.loads(content.decode("utf-8")))
+        return to_canonical_json(json.loads(content.decode("utf-8")))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def canonical(data: Any) -> bytes:
+def to_canonical_json(data: Any) -> bytes:
     """JSON data in canonical form."""
     return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
 
 
-def explain(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """The first problem of a validation in one line, with its key."""
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())[:200] or type(error).__name__

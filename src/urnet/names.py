@@ -16,7 +16,7 @@ MISSING = frozenset(("na", "n/a", "n.a.", "#n/a", "#na", "<na>", "nan", "-nan", 
 _NUMBER = re.compile(r"\+?0*([0-9]+?)(?:\.([0-9]*?)0*)?")
 
 
-def normal_name(text: str) -> str:
+def normalize_name(text: str) -> str:
     """A name in Unicode form NFC, without blanks around it; several blanks within it become one."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
@@ -24,7 +24,7 @@ def normal_name(text: str) -> str:
 def name_key(name: str) -> str:
     """The same text for names that look alike: without case, width and letters that are not visible."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return normal_name("".join(letter for letter in folded if unicodedata.category(letter) != "Cf"))
+    return normalize_name("".join(letter for letter in folded if unicodedata.category(letter) != "Cf"))
 
 
 def donor_key(donor: str) -> str:
@@ -41,7 +41,7 @@ def is_missing(name: str) -> bool:
     return name_key(name) in {*MISSING, ""}
 
 
-def twins(names: Iterable[str]) -> list[list[str]]:
+def find_lookalikes(names: Iterable[str]) -> list[list[str]]:
     """Groups of different names that look alike, in order."""
     alike = defaultdict(list)
     for name in sorted(set(names)):
@@ -49,7 +49,7 @@ def twins(names: Iterable[str]) -> list[list[str]]:
     return [group for group in alike.values() if len(group) > 1]
 
 
-def one_spelling(donors: Sequence[str]) -> tuple[list[str], list[list[str]], Counter[str]]:
+def unify_donor_names(donors: Sequence[str]) -> tuple[list[str], list[list[str]], Counter[str]]:
     """Give each donor one spelling, the most frequent one, and "" where it is not known.
 
     Returns:
@@ -66,6 +66,6 @@ def one_spelling(donors: Sequence[str]) -> tuple[list[str], list[list[str]], Cou
     return [chosen.get(name, "") for name in donors], merged, unknown
 
 
-def visible(name: str) -> str:
+def quote_name(name: str) -> str:
     """A name in quotes; letters beyond ASCII also as numbers, where names that look alike have to be told apart."""
     return repr(name) if name.isascii() else f"{name!r} ({ascii(name)[1:-1]})"

@@ -14,8 +14,8 @@ Progress = Callable[[str, float], None]
 """Is told what is being done, and the share of it that is done, 0 to 1."""
 
 
-class Bars:
-    """Shows what a command is doing. Use as a context; it is a `urnet.training.fit.Watcher`.
+class ProgressBars:
+    """Shows what a command is doing. Use as a context; it is a `urnet.training.fit.Reporter`.
 
     Args:
         console: where to show it; without markup, since remarks name files.
@@ -25,9 +25,9 @@ class Bars:
         self.console = console
         self.progress: rich.progress.Progress | None = None
         self.tasks: dict[str, Any] = {}
-        self.remarks = _Remarks(self)
+        self.remarks = _WarningHandler(self)
 
-    def __enter__(self) -> "Bars":
+    def __enter__(self) -> "ProgressBars":
         logging.getLogger("urnet").addHandler(self.remarks)
         return self
 
@@ -35,8 +35,8 @@ class Bars:
         logging.getLogger("urnet").removeHandler(self.remarks)
         self._stop()
 
-    def doing(self, what: str, share: float) -> None:
-        """One step of the preparation or of the evaluation, and how much of it is done, 0 to 1."""
+    def update(self, task: str, share: float) -> None:
+        """Show the share of a task that is done, 0 to 1."""
         if not self.console.is_terminal:
             return
         if self.progress is None:
@@ -44,12 +44,12 @@ class Bars:
             columns = (kind.TextColumn("{task.description:<22}"), kind.BarColumn(), kind.TimeElapsedColumn())
             self.progress = kind.Progress(*columns, console=self.console)
             self.progress.start()
-        if what not in self.tasks:
-            self.tasks[what] = self.progress.add_task(what, total=1.0)
-        self.progress.update(self.tasks[what], completed=share)
+        if task not in self.tasks:
+            self.tasks[task] = self.progress.add_task(task, total=1.0)
+        self.progress.update(self.tasks[task], completed=share)
 
-    def say(self, message: str) -> None:
-        """Something that the user should know."""
+    def notify(self, message: str) -> None:
+        """Show a message."""
         self.console.print(message)
 
     def epoch_bar(self, stage: str, epochs: int) -> "Callback":
@@ -65,14 +65,14 @@ class Bars:
             self.progress, self.tasks = None, {}
 
 
-class Silence:
-    """Watches a training and says nothing; it is a `urnet.training.fit.Watcher`."""
+class NoProgress:
+    """Watches a training and says nothing; it is a `urnet.training.fit.Reporter`."""
 
-    def doing(self, what: str, share: float) -> None:
-        """Pass over it."""
+    def update(self, task: str, share: float) -> None:
+        """Show nothing."""
 
-    def say(self, message: str) -> None:
-        """Pass over it."""
+    def notify(self, message: str) -> None:
+        """Show nothing."""
 
     def epoch_bar(self, stage: str, epochs: int) -> "Callback":
         """A callback that does nothing."""
@@ -81,16 +81,16 @@ class Silence:
         return Callback()
 
 
-class _Remarks(logging.Handler):
+class _WarningHandler(logging.Handler):
     """Shows what the package logs, each remark once."""
 
-    def __init__(self, bars: Bars):
+    def __init__(self, bars: ProgressBars):
         super().__init__(logging.WARNING)
         self.bars = bars
-        self.said: set[str] = set()
+        self.shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if message not in self.said:
-            self.said.add(message)
-            self.bars.say(f"note: {message}")
+        if message not in self.shown:
+            self.shown.add(message)
+            self.bars.notify(f"note: {message}")

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from urnet.atomic_files import TABLE_SIDECAR, blamed_on, claimed, move, whole_file
-from urnet.csv_tables import csv_line, from_spreadsheet
+from urnet.atomic_files import TABLE_SIDECAR, atomic_file, attribute_errors, lock_output, move
+from urnet.csv_tables import format_csv_line, unescape_formula
 from urnet.errors import RunError
 
 Row = Mapping[str, str]
@@ -37,7 +37,7 @@ class GrowingTable:
 
     def write(self, rows: Sequence[Row]) -> None:
         """Add rows; they are on their way to the disk when this returns."""
-        self.file.writelines(csv_line(row.get(name) for name in self.columns) for row in rows)
+        self.file.writelines(format_csv_line(row.get(name) for name in self.columns) for row in rows)
         self.file.flush()
         self.done += len(rows)
         for row in rows:
@@ -68,7 +68,7 @@ def growing_table(
         RunError: the table exists, another process is writing it, or what was interrupted was about something else.
     """
     part, sidecar = out.with_name(f"{out.name}.part"), out.with_name(out.name + TABLE_SIDECAR)
-    with claimed(out):
+    with lock_output(out):
         if out.exists():
             raise RunError(f"{out}: exists already; choose another --out, or remove it yourself")
         if part.exists():
@@ -76,14 +76,14 @@ def growing_table(
             done = _keep_whole_rows(part, columns, paths, each)
         else:
             done = -1
-            with blamed_on(out), whole_file(sidecar) as file:
+            with attribute_errors(out), atomic_file(sidecar) as file:
                 file.write(json.dumps(dict(about), indent=2).encode())
         table = None
         try:
             with part.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 table = GrowingTable(file, columns, max(done, 0), each)
                 if done < 0:
-                    file.write(csv_line(columns))
+                    file.write(format_csv_line(columns))
                 yield table
         except BaseException:
             empty = (table.done if table else max(done, 0)) == 0
@@ -124,7 +124,7 @@ def _keep_whole_rows(part: Path, columns: Sequence[str], paths: Sequence[str], e
         for fields in csv.reader(lines):
             if not lines.whole or len(fields) != len(columns):
                 break
-            fields = [from_spreadsheet(field) for field in fields]
+            fields = [unescape_formula(field) for field in fields]
             row = dict(zip(columns, fields, strict=True))
             if fields != list(columns) if rows < 0 else rows >= len(paths) or row["path"] != paths[rows]:
                 raise RunError(f"{part}: line {lines.count} is not of this prediction; move or remove the file")

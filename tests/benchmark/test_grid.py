@@ -29,12 +29,12 @@ class Notes:
     """A watcher that remembers what it was told."""
 
     def __init__(self):
-        self.said = []
+        self.messages = []
 
-    def say(self, message):
-        self.said.append(message)
+    def notify(self, message):
+        self.messages.append(message)
 
-    def doing(self, what, share):
+    def update(self, task, share):
         pass
 
 
@@ -290,9 +290,9 @@ def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(opened, rows, monkeypa
     assert outcomes["net1, seed 0, fold 0"]["error"] == "the user's fault"
     assert outcomes["net3, seed 0, fold 0"]["error"] == "ZeroDivisionError: ours"
     assert {outcome["status"] for title, outcome in outcomes.items() if title not in errors} == {"done"}
-    assert notes.said[0] == "[1/8] net1, seed 0, fold 0"
-    assert "net1, seed 0, fold 0 failed: the user's fault" in notes.said
-    assert any(line.startswith("[8/8] net4, seed 0, fold 1 (") and line.endswith("left)") for line in notes.said)
+    assert notes.messages[0] == "[1/8] net1, seed 0, fold 0"
+    assert "net1, seed 0, fold 0 failed: the user's fault" in notes.messages
+    assert any(line.startswith("[8/8] net4, seed 0, fold 1 (") and line.endswith("left)") for line in notes.messages)
 
     monkeypatch.setattr(grids, "run_cell", fake({}))
     again = unfinished(every)

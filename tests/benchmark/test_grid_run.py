@@ -17,7 +17,7 @@ from urnet.benchmark.run import run_benchmark
 from urnet.cells.table import read_cells
 from urnet.errors import CellsError, RecipeError, RunError
 from urnet.evaluation.evaluate import evaluate
-from urnet.progress import Silence
+from urnet.progress import NoProgress
 from urnet.training import fit
 from urnet.training.run import Run
 
@@ -164,7 +164,7 @@ def test_a_changed_recipe_is_trained_anew_beside_the_old_one(copied, go_on):
     assert pd.read_csv(copied / "table3" / "results.csv")["recipe"].tolist() == ["net1", "net1"]
 
 
-class Interrupting(Silence):
+class Interrupting(NoProgress):
     """Ctrl-C as the given stage of training begins, counted over all cells."""
 
     def __init__(self, stage: int):

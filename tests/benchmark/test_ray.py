@@ -22,13 +22,13 @@ class Notes:
     """A watcher that remembers what it was told."""
 
     def __init__(self):
-        self.said, self.shares = [], []
+        self.messages, self.shares = [], []
 
-    def say(self, message):
-        self.said.append(message)
+    def notify(self, message):
+        self.messages.append(message)
 
-    def doing(self, what, share):
-        if what == "cells":
+    def update(self, task, share):
+        if task == "cells":
             self.shares.append(share)
 
 
@@ -43,8 +43,8 @@ def test_through_ray_a_grid_gives_what_it_gives_alone(phantoms, small, tmp_path,
     notes = Notes()
     done = run_benchmark("table3", phantoms.name, tmp_path / "ray", jobs=2, overrides=small, watcher=notes, **ONE_ROW)
     assert done.failed == []
-    assert [line[:5] for line in notes.said] == ["[1/2]", "[2/2]"]
-    assert all("net1, seed 0, fold" in line and ": done" in line for line in notes.said)
+    assert [line[:5] for line in notes.messages] == ["[1/2]", "[2/2]"]
+    assert all("net1, seed 0, fold" in line and ": done" in line for line in notes.messages)
     assert notes.shares[-1] == 1.0
     run_benchmark("table3", phantoms, tmp_path / "own", overrides=small, **ONE_ROW)
     ours, alone = answers(tmp_path / "ray"), answers(tmp_path / "own")

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from urnet.cells.table import find_images, read_cells
-from urnet.csv_tables import spreadsheet_safe
+from urnet.csv_tables import escape_formula
 from urnet.errors import CellsError, ImageError
-from urnet.names import is_missing, normal_name, one_spelling, twins
+from urnet.names import find_lookalikes, is_missing, normalize_name, unify_donor_names
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -130,16 +130,16 @@ TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"], 
 @quick
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5))
 def test_whatever_is_written_is_read_again(tmp_path, rows):
-    labels = [normal_name(label) for label, _ in rows]
-    assume(not twins(labels) and not any(map(is_missing, labels)))
+    labels = [normalize_name(label) for label, _ in rows]
+    assume(not find_lookalikes(labels) and not any(map(is_missing, labels)))
     save(tmp_path / "1.png")
     with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "donor"])
-        writer.writerows(["1.png", spreadsheet_safe(label), spreadsheet_safe(donor)] for label, donor in rows)
+        writer.writerows(["1.png", escape_formula(label), escape_formula(donor)] for label, donor in rows)
     cells = read_cells(tmp_path / "t.csv")
     assert cells.table["label"].tolist() == labels
-    assert cells.table["donor"].tolist() == one_spelling([normal_name(donor) for _, donor in rows])[0]
+    assert cells.table["donor"].tolist() == unify_donor_names([normalize_name(donor) for _, donor in rows])[0]
     cells.write(tmp_path / "below" / "cells.csv")
     again = read_cells(tmp_path / "below")
     assert list(again.table["path"]) == ["../1.png"] * len(rows)

@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 
 from urnet.errors import CellsError
 from urnet.evaluation.metrics import interval_groups, score
-from urnet.html_pages import described
+from urnet.html_pages import describe_intervals
 
 CLASSES = ["granulocyte", "lymphocyte", "monocyte"]
 FIGURES = ("recall", "precision", "f1")
@@ -148,8 +148,8 @@ def test_one_group_has_no_intervals():
 def test_one_group_is_said_to_give_no_intervals(donors):
     _, told = interval_groups(donors, ["a.png"] * 9)
     assert told["note"].startswith("No figure has an interval: all cells come from one source image")
-    assert described(told) == "no intervals: all cells come from one source image"
-    assert described(interval_groups(None, list("ab"))[1]) == "95 % intervals over 2 source images"
+    assert describe_intervals(told) == "no intervals: all cells come from one source image"
+    assert describe_intervals(interval_groups(None, list("ab"))[1]) == "95 % intervals over 2 source images"
 
 
 def test_a_calibration_error_that_is_the_same_in_every_group_has_no_interval():

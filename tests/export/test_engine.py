@@ -286,7 +286,7 @@ def test_a_full_disk_is_no_obstacle(model, crops, content, monkeypatch, caplog):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("urnet.export.engine_graph.whole_file", full)
+    monkeypatch.setattr("urnet.export.engine_graph.atomic_file", full)
     with caplog.at_level(logging.WARNING, "urnet"):
         engine = choose_engine(model, "onnx", crops)
     assert "cannot be kept (No space left on device)" in caplog.text

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from urnet.cells.table import read_cells
-from urnet.csv_tables import from_spreadsheet
+from urnet.csv_tables import unescape_formula
 from urnet.errors import StoreError
 from urnet.serve.database import models
 from urnet.serve.database.common import LONGEST_NAME, NOT_A_CELL, SKIPPED, now, one_line, person
@@ -382,7 +382,7 @@ def test_nothing_that_is_exported_runs_as_a_formula(store, tmp_path, formula):
             header, row = csv.reader(lines)
         assert len(header) == len(row) == 5
         assert not [cell for cell in row if cell.lstrip()[:1] in ("=", "+", "-", "@") or cell[:1] in ("\t", "\r")]
-        assert dict(zip(header, map(from_spreadsheet, row), strict=True))["label"] == formula
+        assert dict(zip(header, map(unescape_formula, row), strict=True))["label"] == formula
 
 
 def test_names_that_are_no_unicode_are_refused_with_their_name(labelling, store, raises_code):

@@ -17,7 +17,7 @@ from hostile_files import slow_and_large
 from PIL import Image
 from starlette.testclient import TestClient
 
-from urnet.atomic_files import staging_of
+from urnet.atomic_files import staging_folder
 from urnet.counting.differential import count_cells
 from urnet.fields.cropping.crop import Cropping, crop_fields
 from urnet.fields.io.read import Field
@@ -199,12 +199,12 @@ def test_what_a_process_that_died_has_left_is_in_nobodys_way(run, fields, tmp_pa
     model, out = run.load_model(), tmp_path / "cells"
     decoder = _Decoder(model.config, model.cropping, LIMITS)
     whole = decoder.cut(tmp_path / "files", out, {}, _Lost(lambda name: None, {}))
-    (staging_of(out) / "cells").mkdir(parents=True)
+    (staging_folder(out) / "cells").mkdir(parents=True)
     again = decoder.cut(tmp_path / "files", out, {}, _Lost(lambda name: None, {"d2.tif": "died"}))
     assert again["unreadable"] == {"d2.tif": "died"}
     assert [one["name"] for one in again["seen"]] == ["d0.tif", "d1.tif", "d3.tif"]
     assert 0 < again["cells"] < whole["cells"]
-    assert not staging_of(out).exists()
+    assert not staging_folder(out).exists()
 
 
 def test_a_full_disk_is_blamed_on_no_field():

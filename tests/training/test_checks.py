@@ -78,10 +78,10 @@ def test_an_identity_that_was_not_learned_is_said(error, said, tmp_path, caplog)
 
 def test_the_error_of_the_identity_is_in_history_and_progress(shapes, tiny, tmp_path, capsys, caplog):
     class Shown:
-        def doing(self, what, share):
+        def update(self, task, share):
             pass
 
-        def say(self, message):
+        def notify(self, message):
             pass
 
         def epoch_bar(self, stage, epochs):
@@ -89,7 +89,7 @@ def test_the_error_of_the_identity_is_in_history_and_progress(shapes, tiny, tmp_
 
     overrides = ["enhancer.residual=false", "pretrain.epochs=2", "train.epochs=1", "augment.per_class=8"]
     with caplog.at_level(logging.WARNING, logger="urnet"):
-        run = train(shapes, tiny, tmp_path / "run", overrides=overrides, watcher=Shown())[0]
+        run = train(shapes, tiny, tmp_path / "run", overrides=overrides, reporter=Shown())[0]
     history = run.history()
     shares = history["identity_error"][history["stage"] == "pretrain"]
     assert (shares > 0.01).all()

@@ -26,16 +26,16 @@ SHORT = ("train.epochs=2", "augment.per_class=8")
 
 
 class Listener:
-    """A watcher that remembers what it was told."""
+    """A reporter that remembers what it was told."""
 
     def __init__(self):
-        self.said, self.done, self.stages = [], [], []
+        self.messages, self.done, self.stages = [], [], []
 
-    def doing(self, what, share):
-        self.done.append(what)
+    def update(self, task, share):
+        self.done.append(task)
 
-    def say(self, message):
-        self.said.append(message)
+    def notify(self, message):
+        self.messages.append(message)
 
     def epoch_bar(self, stage, epochs):
         from urnet.training.progress_bar import EpochBar
@@ -111,13 +111,13 @@ def test_a_run_is_told_as_it_goes(draw, tiny, tmp_path, capsys):
     first = cells / "bar" / "000.png"
     Image.open(first).rotate(90).save(cells / "bar" / "turned.png")
     Image.open(first.with_name("001.png")).convert("RGB").save(first.with_name("001.png"))
-    watcher = Listener()
+    reporter = Listener()
     overrides = [*SHORT, "pretrain.epochs=1", "protocol=paper"]
-    train(cells, tiny, tmp_path / "run", overrides=overrides, watcher=watcher)
-    assert any(message.startswith("audit: 1 turned copy") for message in watcher.said)
-    assert any("converted between grey and colour" in message for message in watcher.said)
-    assert any("optimistic" in message for message in watcher.said)
-    assert watcher.stages == [("pretrain", 1), ("train", 2)]
+    train(cells, tiny, tmp_path / "run", overrides=overrides, reporter=reporter)
+    assert any(message.startswith("audit: 1 turned copy") for message in reporter.messages)
+    assert any("converted between grey and colour" in message for message in reporter.messages)
+    assert any("optimistic" in message for message in reporter.messages)
+    assert reporter.stages == [("pretrain", 1), ("train", 2)]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["pretrain epoch 1/1", "train epoch 1/2", "train epoch 2/2"]
     assert "macro recall" in lines[-1]
@@ -379,11 +379,11 @@ def test_protocol_paper_chooses_by_accuracy_on_the_balanced_test_part(shapes, ti
 
 
 def test_folds_train_a_run_each_and_pool(shapes, tiny, tmp_path):
-    watcher = Listener()
+    reporter = Listener()
     overrides = ["split.folds=3", "train.epochs=1", "augment.per_class=8"]
-    runs = train(shapes, tiny, tmp_path / "cv", overrides=overrides, watcher=watcher)
+    runs = train(shapes, tiny, tmp_path / "cv", overrides=overrides, reporter=reporter)
     assert [run.folder.name for run in runs] == ["fold0", "fold1", "fold2"]
-    assert [message for message in watcher.said if "fold" in message][:1] == ["fold 0 of 3"]
+    assert [message for message in reporter.messages if "fold" in message][:1] == ["fold 0 of 3"]
     tested = pd.concat([pd.read_csv(run.cells_path).query("split == 'test'") for run in runs])
     assert sorted(tested["path"]) == sorted(pd.read_csv(runs[0].cells_path)["path"])
     metrics = evaluate(tmp_path / "cv").metrics
@@ -394,10 +394,10 @@ def test_folds_train_a_run_each_and_pool(shapes, tiny, tmp_path):
     (tmp_path / "cv" / "fold2" / "model" / "config.json").unlink()
     with pytest.raises(RunError, match=r"2 of 3 folds are trained.*--resume"):
         evaluate(tmp_path / "cv")
-    assert sum(message.startswith("audit: ") for message in watcher.said) <= 1
-    watcher.said.clear()
-    train(shapes, tiny, tmp_path / "cv", overrides=overrides, resume=True, watcher=watcher)
-    assert [message for message in watcher.said if "finished already" in message] == [
+    assert sum(message.startswith("audit: ") for message in reporter.messages) <= 1
+    reporter.messages.clear()
+    train(shapes, tiny, tmp_path / "cv", overrides=overrides, resume=True, reporter=reporter)
+    assert [message for message in reporter.messages if "finished already" in message] == [
         f"{run.folder} is finished already" for run in runs[:2]
     ]
     one = train(shapes, tiny, tmp_path / "one", overrides=[*overrides, "split.fold=1"])[0]
@@ -466,7 +466,7 @@ def test_an_image_that_cannot_be_read_is_named_before_training(draw, tiny, tmp_p
 def test_two_processes_train_together_and_in_silence(shapes, tiny, tmp_path, capfd):
     """The slow one: two processes have to start."""
     overrides = ["train.epochs=2", "augment.per_class=16"]
-    run = train(shapes, tiny, tmp_path / "run", overrides=overrides, devices=2, watcher=Listener())[0]
+    run = train(shapes, tiny, tmp_path / "run", overrides=overrides, devices=2, reporter=Listener())[0]
     assert run.history()["epoch"].tolist() == [1, 2]
     assert run.load_model().config.epoch in (1, 2)
     out, err = capfd.readouterr()

@@ -192,9 +192,9 @@ def test_resume_of_a_finished_run_says_so_and_changes_nothing(short, shapes, tin
     from test_fit import Listener
 
     before = {path: path.stat().st_mtime_ns for path in short.folder.rglob("*") if path.is_file()}
-    watcher = Listener()
-    train(shapes, tiny, short.folder, overrides=SHORT, resume=True, watcher=watcher)
-    assert watcher.said == [f"{short.folder} is finished already"]
+    reporter = Listener()
+    train(shapes, tiny, short.folder, overrides=SHORT, resume=True, reporter=reporter)
+    assert reporter.messages == [f"{short.folder} is finished already"]
     assert before == {path: path.stat().st_mtime_ns for path in short.folder.rglob("*") if path.is_file()}
 
 

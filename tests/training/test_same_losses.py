@@ -33,14 +33,14 @@ class Losses(Callback):
         self.steps.append(float(outputs["loss"]))
 
 
-class Watcher:
+class Recorder:
     def __init__(self):
         self.losses = Losses()
 
-    def doing(self, what, share):
+    def update(self, task, share):
         pass
 
-    def say(self, message):
+    def notify(self, message):
         pass
 
     def epoch_bar(self, stage, epochs):
@@ -92,12 +92,12 @@ def same(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> b
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_fifty_steps_are_those_of_a_plain_loop(shapes, tiny, tmp_path, double, checkpointing):
-    watcher = Watcher()
+    reporter = Recorder()
     overrides = [*STILL, "train.epochs=13", f"train.checkpointing={str(checkpointing).lower()}"]
-    run = train(shapes, tiny, tmp_path / "run", overrides=overrides, watcher=watcher)[0]
+    run = train(shapes, tiny, tmp_path / "run", overrides=overrides, reporter=reporter)[0]
     losses, weights = plain(run)
-    assert len(losses) == len(watcher.losses.steps) == 52
-    assert np.allclose(losses, watcher.losses.steps, atol=1e-8)
+    assert len(losses) == len(reporter.losses.steps) == 52
+    assert np.allclose(losses, reporter.losses.steps, atol=1e-8)
     assert losses[-1] < losses[0]
     assert same(read_checkpoint(run.checkpoints / "last.ckpt")["state_dict"], weights)
 

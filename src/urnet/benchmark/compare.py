@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from urnet.atomic_files import refuse_existing, whole_folder
+from urnet.atomic_files import atomic_folder, refuse_existing
 from urnet.benchmark.collect import entries_of_runs
 from urnet.benchmark.report import write_comparison
 from urnet.benchmark.row import Entry
@@ -42,7 +42,7 @@ def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | No
             )
     cells = runs_of(Path(runs[0]))[0].cells()
     dataset = f"{len(first.predictions):,} test cells" + (f"; {cells.simulated}" if cells.simulated else "")
-    with whole_folder(out) as staging:
+    with atomic_folder(out) as staging:
         write_comparison(
             staging, "compare", entries, name=_common_folder(cells), dataset=dataset, simulated=cells.simulated
         )

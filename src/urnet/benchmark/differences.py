@@ -8,7 +8,7 @@ import pandas as pd
 
 from urnet.benchmark.render import SIMULATED_NOTE, TableData
 from urnet.evaluation.paired import ALIKE, ONE_GROUP
-from urnet.html_pages import NEVER
+from urnet.html_pages import NO_VALUE
 
 ONE_TRAINING = (
     "Each model was trained once, and another training would have given another difference: the intervals leave that "
@@ -46,7 +46,7 @@ def differences_table(
         rows.append([metric_title(str(metric))])
         for row in group.to_dict("records"):
             name = f"{titles.get(row['second'], row['second'])} against {titles.get(row['first'], row['first'])}"
-            p = NEVER if math.isnan(row["p_holm"]) else f"{row['p_holm']:.3f}"
+            p = NO_VALUE if math.isnan(row["p_holm"]) else f"{row['p_holm']:.3f}"
             rows.append([name, points(row["difference"]), interval(row, "_simultaneous"), p, verdict(row)])
     notes = []
     if len(differences):
@@ -72,7 +72,7 @@ def differences_table(
 def points(share: float) -> str:
     """A signed difference in points; what rounds to zero has no sign."""
     if math.isnan(share):
-        return NEVER
+        return NO_VALUE
     text = f"{100 * share:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
@@ -94,7 +94,7 @@ def verdict(row: Mapping[str, Any]) -> str:
         row: of `paired_differences`.
     """
     if row["note"]:
-        return NEVER
+        return NO_VALUE
     return "could be chance" if row["chance"] else "higher" if row["difference"] > 0 else "lower"
 
 

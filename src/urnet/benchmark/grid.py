@@ -18,13 +18,13 @@ from typing import Any
 
 import pandas as pd
 
-from urnet.atomic_files import begun_files, claimed, whole_file
+from urnet.atomic_files import atomic_file, lock_output, unfinished_files
 from urnet.benchmark.job import GridCell, run_cell
 from urnet.benchmark.plans import Row
 from urnet.cells.audit import Audit, audit_cells
 from urnet.cells.divide import divide
 from urnet.cells.table import TABLE_NAME, Cells
-from urnet.cpus import VARIABLE, limit_torch, usable_cpus
+from urnet.cpus import THREADS_VARIABLE, limit_torch, usable_cpus
 from urnet.errors import RunError, UrnetError
 from urnet.progress import Progress
 from urnet.recipe import Recipe
@@ -82,7 +82,7 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
     """
     folder = folder.resolve()
     manifest = folder / MANIFEST
-    begun = begun_files(manifest)  # of a benchmark that was killed as it began
+    begun = unfinished_files(manifest)  # of a benchmark that was killed as it began
     if folder.exists() and not manifest.is_file() and any(path not in begun for path in _listed(folder)):
         raise RunError(f"{folder}: holds something else than a benchmark; choose another --out")
     audit = audit_cells(cells, progress=lambda share: progress("audit", share))
@@ -95,11 +95,11 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
         "division": division(cells, audit),
         "cells": int(audit.distinct.sum()),
     }
-    with claimed(folder, in_place=True):
+    with lock_output(folder, in_place=True):
         if manifest.is_file():
             _same_cells(manifest, found)
         else:  # the manifest first, without which the table would be taken for the user's own
-            with whole_file(manifest) as file:
+            with atomic_file(manifest) as file:
                 file.write((json.dumps(found, indent=2) + "\n").encode())
             for left in begun:
                 left.unlink(missing_ok=True)
@@ -155,7 +155,7 @@ def run_alone(grid: Grid, todo: Sequence[GridCell], watcher: Any) -> None:
     """One cell after the other, in this process."""
     started = time.monotonic()
     for done, cell in enumerate(todo):
-        watcher.say(f"[{done + 1}/{len(todo)}] {cell.title}{_left(started, done, len(todo))}")
+        watcher.notify(f"[{done + 1}/{len(todo)}] {cell.title}{_left(started, done, len(todo))}")
         try:
             run_cell(cell, grid.cells, grid.audit, watcher)
         except UrnetError as error:
@@ -215,8 +215,8 @@ def run_through_ray(grid: Grid, todo: Sequence[GridCell], jobs: int | None, addr
                     )
                 done = total - len(waiting)
                 left = _left(started, done, total) + _running(waiting.values())
-                watcher.say(f"[{done}/{total}] {cell.title}: {cell.outcome()['status']}{left}")
-            watcher.doing("cells", 1 - len(waiting) / total)
+                watcher.notify(f"[{done}/{total}] {cell.title}: {cell.outcome()['status']}{left}")
+            watcher.update("cells", 1 - len(waiting) / total)
     finally:
         ray.shutdown()
 
@@ -244,7 +244,7 @@ def _share(nodes: Sequence[dict[str, float]], jobs: int | None) -> tuple[float, 
 
 def _ray_cell(cell: GridCell, shared: tuple[Cells, Audit], threads: int) -> str:
     """One cell in a process of its own; what went wrong, or ""."""
-    os.environ[VARIABLE] = str(max(1, threads))
+    os.environ[THREADS_VARIABLE] = str(max(1, threads))
     limit_torch()
     try:
         run_cell(cell, *shared)
@@ -271,7 +271,7 @@ def _running(cells: Iterable[GridCell]) -> str:
 
 def _failed(cell: GridCell, error: str, watcher: Any) -> None:
     cell.fail(error)
-    watcher.say(f"{cell.title} failed: {error}")
+    watcher.notify(f"{cell.title} failed: {error}")
 
 
 def _left(started: float, done: int, total: int) -> str:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from urnet.atomic_files import whole_file
+from urnet.atomic_files import atomic_file
 from urnet.cells.audit import Audit
 from urnet.cells.table import Cells
-from urnet.csv_tables import read_written, write_frame
+from urnet.csv_tables import read_own_table, write_frame
 from urnet.errors import RecipeError
 from urnet.recipe import Recipe
 from urnet.training.run import Run
@@ -72,7 +72,7 @@ class GridCell:
     def predictions(self) -> pd.DataFrame:
         """The predictions of a cell that is done, with `seed` and `fold`."""
         text = ("path", "label", "predicted", "source", "donor")
-        table = read_written(self.predictions_path, text)
+        table = read_own_table(self.predictions_path, text)
         return table.assign(seed=self.recipe.seed, fold=self.recipe.split.fold or 0)
 
     def examples(self) -> dict[str, np.ndarray]:
@@ -98,7 +98,7 @@ class GridCell:
         return spent
 
     def _conclude(self, outcome: dict[str, Any]) -> None:
-        with whole_file(self.outcome_path) as file:
+        with atomic_file(self.outcome_path) as file:
             file.write((json.dumps(outcome, indent=2, ensure_ascii=False) + "\n").encode())
 
 
@@ -118,7 +118,7 @@ def run_cell(cell: GridCell, cells: Cells, audit: Audit, watcher: Any = None) ->
 
     started, spent = time.monotonic(), cell.begin()
     try:
-        train(cells, cell.recipe, cell.folder, resume=True, audit=audit, watcher=watcher)
+        train(cells, cell.recipe, cell.folder, resume=True, audit=audit, reporter=watcher)
     finally:
         if spent is not None:
             spent += time.monotonic() - started
@@ -155,7 +155,7 @@ def score_cell(cell: GridCell, train_seconds: float | None = None) -> None:
         examples = _examples(scored, cams)
     write_frame(cell.predictions_path, rows)
     if examples:
-        with whole_file(cell.examples_path) as file:
+        with atomic_file(cell.examples_path) as file:
             np.savez_compressed(file, **examples)
     cell._conclude(
         {

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from urnet.atomic_files import whole_file
+from urnet.atomic_files import atomic_file
 from urnet.benchmark import figures, published, tables
 from urnet.benchmark.differences import differences_table
 from urnet.benchmark.render import TableData, to_html, to_latex, to_markdown
@@ -131,7 +131,7 @@ def _write(
     for section in page.sections:
         for title, _, png in section.figures:
             stem = "".join(letter if letter.isalnum() else "-" for letter in title.lower()).strip("-")
-            with whole_file(folder / "figures" / f"{stem}.png") as file:
+            with atomic_file(folder / "figures" / f"{stem}.png") as file:
                 file.write(png)
     write_frame(folder / "results.csv", tables.results_frame(entries, name, table))
     if len(differences):
@@ -140,7 +140,7 @@ def _write(
 
 
 def _replace(path: Path, text: str) -> None:
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
 

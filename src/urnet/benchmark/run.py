@@ -16,7 +16,7 @@ from urnet.cells.pixels import survey
 from urnet.cells.table import PAIRED, Cells, read_cells
 from urnet.errors import CellsError, RecipeError
 from urnet.nets import build_joint, create_classifier
-from urnet.progress import Silence
+from urnet.progress import NoProgress
 from urnet.recipe import Classifier, load_recipe
 from urnet.training.run import refuse_within
 
@@ -82,10 +82,10 @@ def run_benchmark(
     from urnet.benchmark.report import write_comparison  # draws, and takes seconds to import
 
     refuse_within(Path(out), Path(cells))
-    watcher = watcher or Silence()
+    watcher = watcher or NoProgress()
     what = planned(table, cells, folds=folds, scale=scale, protocol=protocol, overrides=overrides, only=only)
     rows, folds = what.rows, what.folds
-    with open_grid(Path(out), what.cells, rows[0].recipe, watcher.doing) as grid:
+    with open_grid(Path(out), what.cells, rows[0].recipe, watcher.update) as grid:
         todo = unfinished(grid.all_cells(rows, seeds, folds)) if train else []
         if ray is None:
             _fetch_weights(cell.recipe.classifier for cell in todo)

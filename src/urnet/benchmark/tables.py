@@ -17,7 +17,7 @@ from urnet.benchmark.published import Published, accuracies, class_key, publishe
 from urnet.benchmark.render import CHANCE, SIMULATED_NOTE, TableData, line
 from urnet.benchmark.row import Entry
 from urnet.evaluation.paired import NO_INTERVAL
-from urnet.html_pages import NEVER, with_interval
+from urnet.html_pages import NO_VALUE, format_interval
 
 Kind = Literal["table2", "table3", "table4", "ablation", "compare"]
 
@@ -108,7 +108,7 @@ def optimism_table(honest: Sequence[Entry], optimistic: Sequence[Entry]) -> Tabl
         theirs = paper.get(entry.name)
         if entry.complete and entry.metrics and theirs:
             pair = [metrics["macro_recall"] for metrics in (entry.metrics, theirs)]
-            rows.append([entry.title, *map(with_interval, pair), points(pair[1]["value"] - pair[0]["value"])])
+            rows.append([entry.title, *map(format_interval, pair), points(pair[1]["value"] - pair[0]["value"])])
     if not rows:
         return None
     header = ["Model", "Macro recall, honest, %", "Macro recall, paper, %", "Gain, points"]
@@ -189,7 +189,7 @@ def _overview(table: Kind, entries: Sequence[Entry]) -> TableData:
             rows.append(first)
             continue
         theirs = [_percent(paper.get(entry.name))] * beside
-        ours = [with_interval(entry.metrics[metric]) for metric in ("accuracy", "macro_recall")]
+        ours = [format_interval(entry.metrics[metric]) for metric in ("accuracy", "macro_recall")]
         rows.append([*first, ours[0], *theirs, ours[1], *_cost(entry)])
     notes = _notes(entries) + _cost_notes(entries) + (_paper_notes(table, entries) if beside else [])
     return TableData(TITLES[table], [header], rows, notes)
@@ -218,7 +218,7 @@ def _by_class(table: Kind, entries: Sequence[Entry]) -> TableData:
             ours = [metrics["per_class"][name][figure] for name in classes] + [metrics[f"macro_{figure}"]]
             known = [_published(theirs, figure, name) for name in (*classes, None)]
             for our, their in zip(ours, known, strict=True):
-                cells += [with_interval(our), *[_percent(their)] * beside]
+                cells += [format_interval(our), *[_percent(their)] * beside]
             rows.append(cells)
     title = f"{TITLES[table]} (by class)"
     return TableData(title, header, rows, _notes(entries) + (_paper_notes(table, entries) if beside else []))
@@ -253,7 +253,7 @@ def _against_baseline(table: Kind, entries: Sequence[Entry], differences: pd.Dat
             for metric in metrics:
                 ours = entry.metrics.get(metric) or entry.metrics["per_class"][rarest]["recall"]
                 difference = _difference(found.get((entry.name, metric)))
-                cells += [with_interval(ours), difference] if found else [with_interval(ours)]
+                cells += [format_interval(ours), difference] if found else [format_interval(ours)]
         rows.append(cells)
     notes = _notes(entries)
     if found:
@@ -341,12 +341,12 @@ def _cost_notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def _percent(share: float | None) -> str:
-    return NEVER if share is None or math.isnan(share) else f"{100 * share:.1f}"
+    return NO_VALUE if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
 def _difference(row: Mapping[str, Any] | None) -> str:
     if row is None or math.isnan(row["difference"]):
-        return NEVER
+        return NO_VALUE
     if row["note"]:
         return f"{points(row['difference'])} ({NO_INTERVAL})"
     return f"{points(row['difference'])} ({interval(row, '_simultaneous')})" + CHANCE * bool(row["chance"])
@@ -355,5 +355,5 @@ def _difference(row: Mapping[str, Any] | None) -> str:
 def _short(number: float, decimals: int = 1) -> str:
     """Three digits or so: 0.42, 78.6, 1,204."""
     if math.isnan(number):
-        return NEVER
+        return NO_VALUE
     return f"{number:,.{decimals}f}" if number >= 10 else f"{number:.{decimals + 1}f}"

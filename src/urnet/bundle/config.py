@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdap
 from urnet.errors import ImageError, RunError
 from urnet.images.read import MIN_EDGE
 from urnet.images.scale import ANY_DEPTH, Scaling
-from urnet.json_files import Text, canonical_json, explain
+from urnet.json_files import Text, describe_error, read_canonical_json
 from urnet.version import __version__
 
 if TYPE_CHECKING:
@@ -186,12 +186,12 @@ def read_config(path: Path) -> ModelConfig:
         RunError: the file is damaged, newer than this program, or holds values that no model has.
     """
     try:
-        return parse_config(canonical_json(path))
+        return parse_config(read_canonical_json(path))
     except (OSError, ValueError, RunError) as error:
         if isinstance(error, RunError) and error.code == "model.newer":
             raise RunError(f"{path}: {error}", code=error.code) from None
         raise RunError(
-            f"{path}: not a model configuration of urnet ({explain(error)}); restore the file, or train again",
+            f"{path}: not a model configuration of urnet ({describe_error(error)}); restore the file, or train again",
             code="model.config_invalid",
         ) from None
 
@@ -206,7 +206,7 @@ def check_config(config: ModelConfig) -> None:
         parse_config(config.to_json().encode())
     except ValueError as error:
         raise RunError(
-            f"this model could not be opened again ({explain(error)}); change the recipe or the labels",
+            f"this model could not be opened again ({describe_error(error)}); change the recipe or the labels",
             code="model.config_invalid",
         ) from None
 

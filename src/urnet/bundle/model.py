@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from urnet.atomic_files import whole_file
+from urnet.atomic_files import atomic_file
 from urnet.bundle.config import CONFIG_NAME, ModelConfig, read_config
 from urnet.bundle.seal import Seal, check_expected, hash_json, hash_tensors, read_seal
 from urnet.calibration.calibration import COVERAGE, JSON_NAME, TENSORS_NAME, Calibration
@@ -29,7 +29,7 @@ from urnet.errors import CellsError, ImageError, RecipeError, RunError
 from urnet.fields.cropping.settings import SETTINGS_NAME, Cropping
 from urnet.images.montage import expand, read_crop
 from urnet.images.quality import quality
-from urnet.json_files import canonical, canonical_json, explain
+from urnet.json_files import describe_error, read_canonical_json, to_canonical_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,17 +137,17 @@ class Model:
         from safetensors.torch import save
 
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.joint.state_dict().items()}
-        with whole_file(folder / WEIGHTS_NAME) as file:
+        with atomic_file(folder / WEIGHTS_NAME) as file:
             file.write(save(state))
         contents = self._companions()
         for name in COMPANIONS:
             if name in contents:
-                with whole_file(folder / name) as file:
+                with atomic_file(folder / name) as file:
                     file.write(contents[name])
             else:  # one that is there belongs to another model
                 (folder / name).unlink(missing_ok=True)
         self._hashes(contents).write(folder)
-        with whole_file(folder / CONFIG_NAME) as file:
+        with atomic_file(folder / CONFIG_NAME) as file:
             file.write(self.config.to_json().encode())
 
     def digest(self) -> str:
@@ -438,7 +438,7 @@ def copy_bundle(model: Model, out: Path) -> None:
     assert model.folder is not None
     for name in FILES:
         if (model.folder / name).is_file():
-            with (model.folder / name).open("rb") as source, whole_file(out / name) as file:
+            with (model.folder / name).open("rb") as source, atomic_file(out / name) as file:
                 shutil.copyfileobj(source, file)
     if seal_bundle(out).digest != model.digest():
         raise RunError(f"{model.folder}: the files have changed since the model was read; begin again")
@@ -467,15 +467,19 @@ def _hash_files(folder: Path, weights: "Mapping[str, Tensor]", passed_over: tupl
         if name == WEIGHTS_NAME or name in passed_over or not path.is_file():
             continue
         try:
-            hashes[name] = hash_tensors(load_file(path)) if name == TENSORS_NAME else hash_json(canonical_json(path))
+            hashes[name] = (
+                hash_tensors(load_file(path)) if name == TENSORS_NAME else hash_json(read_canonical_json(path))
+            )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             fix = "make it again with `urnet calibrate`" if name in (JSON_NAME, TENSORS_NAME) else "restore the file"
-            raise RunError(f"{path}: the file is damaged ({explain(error)}); {fix}", code="model.damaged") from None
+            raise RunError(
+                f"{path}: the file is damaged ({describe_error(error)}); {fix}", code="model.damaged"
+            ) from None
     return hashes
 
 
 def _hash_text(content: bytes) -> str:
-    return hash_json(canonical(json.loads(content)))
+    return hash_json(to_canonical_json(json.loads(content)))
 
 
 def _read_weights(path: Path) -> "dict[str, Tensor]":
@@ -491,7 +495,7 @@ def _read_weights(path: Path) -> "dict[str, Tensor]":
         weights = load_file(path)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{path}: the weights cannot be loaded ({explain(error)}); restore the file or train again",
+            f"{path}: the weights cannot be loaded ({describe_error(error)}); restore the file or train again",
             code="model.weights_invalid",
         ) from None
     if not all(tensor.isfinite().all() for tensor in weights.values()):
@@ -518,7 +522,8 @@ def _build(config: ModelConfig, weights: "Mapping[str, Tensor]", folder: Path) -
         ) from None
     except (RecipeError, RuntimeError, TypeError, ValueError, MemoryError) as error:  # RuntimeError: no memory
         raise RunError(
-            f"{folder / CONFIG_NAME}: names no network that can be built here ({explain(error)}); restore the file",
+            f"{folder / CONFIG_NAME}: names no network that can be built here ({describe_error(error)}); "
+            "restore the file",
             code="model.config_invalid",
         ) from None
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from urnet.atomic_files import whole_file
+from urnet.atomic_files import atomic_file
 from urnet.errors import RunError
-from urnet.json_files import canonical, canonical_json, explain
+from urnet.json_files import describe_error, read_canonical_json, to_canonical_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ class Seal:
     def write(self, folder: Path) -> None:
         """Write `seal.json`."""
         data = {"format": 1, "digest": self.digest, "files": dict(sorted(self.files.items()))}
-        with whole_file(folder / SEAL_NAME) as file:
+        with atomic_file(folder / SEAL_NAME) as file:
             file.write((json.dumps(data, indent=2) + "\n").encode())
 
     def check(self, folder: Path, found: Mapping[str, str], passed_over: tuple[str, ...] = ()) -> None:
@@ -112,10 +112,10 @@ def read_seal(folder: Path) -> Seal | None:
             )
         return None
     try:
-        content = _File.model_validate_json(canonical_json(path))
+        content = _File.model_validate_json(read_canonical_json(path))
     except (ValidationError, ValueError) as error:
         raise RunError(
-            f"{path}: not a seal that this urnet can read ({explain(error)}); restore the file, or update urnet",
+            f"{path}: not a seal that this urnet can read ({describe_error(error)}); restore the file, or update urnet",
             code="model.seal_broken",
         ) from None
     seal = Seal(content.files)
@@ -138,7 +138,7 @@ def hash_tensors(tensors: "Mapping[str, np.ndarray | Tensor]") -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         dtype = str(tensor.dtype).removeprefix("torch.")
-        content.update(canonical([name, dtype, list(tensor.shape)]))
+        content.update(to_canonical_json([name, dtype, list(tensor.shape)]))
         content.update(_values(tensor))
     return content.hexdigest()
 

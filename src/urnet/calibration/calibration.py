@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from urnet.atomic_files import whole_file
+from urnet.atomic_files import atomic_file
 from urnet.calibration import conformal
 from urnet.calibration.confusion import Reference
 from urnet.calibration.mahalanobis import Distance
 from urnet.calibration.rejection import CHECKS, Rejection, Row
 from urnet.errors import RunError
-from urnet.json_files import Text, canonical_json, explain
+from urnet.json_files import Text, describe_error, read_canonical_json
 
 FORMAT = 1
 JSON_NAME, TENSORS_NAME = "calibration.json", "calibration.safetensors"
@@ -118,7 +118,7 @@ class Calibration:
     def save(self, folder: Path) -> None:
         """Write both files; the one that names the other comes last."""
         for name, content in self.to_files().items():
-            with whole_file(folder / name) as file:
+            with atomic_file(folder / name) as file:
                 file.write(content)
 
     @classmethod
@@ -133,7 +133,7 @@ class Calibration:
 
         path = folder / JSON_NAME
         try:
-            content = canonical_json(path)
+            content = read_canonical_json(path)
             about = _read_about(content)
             packed = (folder / TENSORS_NAME).read_bytes()
             if hashlib.sha256(packed).hexdigest() != about.sha256:
@@ -143,7 +143,7 @@ class Calibration:
             raise RunError(f"{path}: {error}", code=error.code) from None
         except Exception as error:  # of JSON, safetensors and pydantic, without a common base
             raise RunError(
-                f"{path}: the calibration is damaged ({explain(error)}); make it again with `urnet calibrate`",
+                f"{path}: the calibration is damaged ({describe_error(error)}); make it again with `urnet calibrate`",
                 code="model.calibration_invalid",
             ) from None
 

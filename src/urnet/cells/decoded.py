@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from filelock import Timeout
 
-from urnet.atomic_files import lock_file, whole_file
+from urnet.atomic_files import atomic_file, lock_file
 from urnet.cells.cache import SPARE, cache_folder, fingerprint, make_room, used
 from urnet.cells.pixels import fit_input, load_pixels, survey
 from urnet.cells.table import Cells
@@ -139,7 +139,7 @@ def _build(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     # Not written through a map, where a full disk kills the process.
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         np.lib.format.write_array_header_1_0(file, header)
         checksum = 0
         for index in range(len(cells)):

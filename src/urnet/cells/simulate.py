@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from urnet.atomic_files import whole_folder
+from urnet.atomic_files import atomic_folder
 from urnet.cells.table import TABLE_NAME, read_cells
 from urnet.csv_tables import write_csv
 from urnet.errors import CellsError, ImageError
@@ -77,7 +77,7 @@ def write_phantom(
             f"so at least {least} cells: ask for more cells or fewer donors"
         )
     report = progress or (lambda share: None)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         rows = []
         for donor in range(donors):
             for label, count in _composition(cells // donors + (donor < cells % donors)).items():
@@ -148,7 +148,7 @@ def write_destained(
         raise CellsError(f"target is {target!r}; it must be one of {', '.join(TARGETS)}")
     source = read_cells(stained)
     kept = [column for column in _KEPT if column in source.table]
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         rows: list[dict[str, str]] = []
         names: set[str] = set()
         for index, row in enumerate(source.table.to_dict("records")):

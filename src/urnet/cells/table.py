@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from urnet.atomic_files import OnDisk, files_below, folders_in, leads_out, refuse_broken_links
+from urnet.atomic_files import DiskNames, find_files, find_folders, is_outside, refuse_broken_links
 from urnet.csv_tables import read_table, write_frame
-from urnet.errors import CellsError, ImageError, first_few
+from urnet.errors import CellsError, ImageError, list_first
 from urnet.images.montage import Address, expand, locate, read_crop
 from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
-from urnet.names import is_missing, normal_name, twins, visible
+from urnet.names import find_lookalikes, is_missing, normalize_name, quote_name
 
 if TYPE_CHECKING:
     from urnet.cells.kept_crops import Crops
@@ -257,7 +257,7 @@ def find_images(
             kept = cells.table[[column for column in ("path", *_TOLD) if column in cells.table]]
             rows += [row | {"path": (cells.root / row["path"]).as_posix()} for row in kept.to_dict("records")]
             continue
-        files = files_below(path, SUFFIXES) if path.is_dir() else [path]
+        files = find_files(path, SUFFIXES) if path.is_dir() else [path]
         if path.is_dir():
             files = [file for file in files if file.name == image] or files
         if not files:
@@ -277,13 +277,13 @@ def _read_csv(path: Path, labelled: bool, as_written: bool) -> pd.DataFrame:
     table = read_table(
         path,
         COLUMNS,
-        needed=("path", "label") if labelled else ("path",),
-        paths=PATHS,
-        rows="cells",
-        confusable=set(COLUMNS) - {*CROPPED, *CONTENTS.values()},
-        leaks=labelled,
-        passed_over=_PASSED_OVER if labelled else None,
-        as_written=as_written,
+        required=("path", "label") if labelled else ("path",),
+        path_columns=PATHS,
+        row_noun="cells",
+        check_spelling=set(COLUMNS) - {*CROPPED, *CONTENTS.values()},
+        refuse_donor_synonyms=labelled,
+        ignored=_PASSED_OVER if labelled else None,
+        verbatim=as_written,
     )
     if "split" in table:
         table["split"] = table["split"].str.casefold()
@@ -292,19 +292,19 @@ def _read_csv(path: Path, labelled: bool, as_written: bool) -> pd.DataFrame:
 
 def _settle_paths(path: Path, root: Path, table: pd.DataFrame, contained: bool) -> None:
     """Spell file names as the disk does; in a contained table refuse those that lead out of its folder."""
-    on_disk = OnDisk(root)
+    on_disk = DiskNames(root)
 
     def settled(text: str) -> str:
-        if text.isascii() or (found := on_disk.spelled(text)) != text:
+        if text.isascii() or (found := on_disk.spell(text)) != text:
             return text if text.isascii() else found
         address = Address.parse(text)
-        return text if address.file == text else str(replace(address, file=on_disk.spelled(address.file)))
+        return text if address.file == text else str(replace(address, file=on_disk.spell(address.file)))
 
     for column in PATHS:
         if column not in table:
             continue
         table[column] = table[column].map(settled)
-        outside = [text for text in table[column] if text and contained and leads_out(root, locate(root, text).file)]
+        outside = [text for text in table[column] if text and contained and is_outside(root, locate(root, text).file)]
         if outside:
             raise CellsError(
                 f"{path}: the column {column!r} names {outside[0]!r}, which lies outside the table's folder; a table "
@@ -316,9 +316,9 @@ def _settle_paths(path: Path, root: Path, table: pd.DataFrame, contained: bool) 
 def _scan(
     root: Path, image: str | None, target: str | None, classes: Mapping[str, Sequence[str]] | None
 ) -> pd.DataFrame:
-    folders = folders_in(root, SUFFIXES)
+    folders = find_folders(root, SUFFIXES)
     if not folders:
-        loose = len(files_below(root, SUFFIXES))
+        loose = len(find_files(root, SUFFIXES))
         raise CellsError(
             f"{root}: no {TABLE_NAME} and no folders named after classes here ({loose} loose images); "
             "sort the images into one folder a class, or write a CSV with the columns path,label"
@@ -330,7 +330,7 @@ def _scan(
     _refuse_folder_twice([folder for _, folder in parts])
     rows = []
     for part, folder in parts:
-        files = [folder / image] if image else files_below(folder, SUFFIXES)
+        files = [folder / image] if image else find_files(folder, SUFFIXES)
         refuse_broken_links(files)
         if not image:
             _refuse_parts_within(root, folder, files, is_only=len(folders) == 1)
@@ -340,7 +340,7 @@ def _scan(
         if not files:
             raise CellsError(f"{folder}: the class folder holds no {image or 'image'}; add images or remove the folder")
         for file in files:
-            row = {"path": file.relative_to(root).as_posix(), "label": normal_name(folder.name)}
+            row = {"path": file.relative_to(root).as_posix(), "label": normalize_name(folder.name)}
             if part:
                 row["split"] = part
             if any("\ud800" <= letter <= "\udfff" for letter in row["path"]):
@@ -415,7 +415,7 @@ def _refuse_parts_within(root: Path, folder: Path, files: list[Path], *, is_only
         if parts:
             fix = f"give {place} if it holds the split; else " if is_only else ""
             raise CellsError(
-                f"{place}: holds the folders {first_few(parts)}, named like parts of a split, within the class folder "
+                f"{place}: holds the folders {list_first(parts)}, named like parts of a split, within the class folder "
                 f"{folder.name!r}; a given split would be lost: {fix}move the parts above the classes "
                 f"(train/{folder.name}/…), rename the folders if they are none, or {_TABLE_ADVICE}",
                 code="cells.split_folders",
@@ -459,14 +459,14 @@ def _given_parts(
         loose = [file.name for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES and file.is_file()]
         if loose:
             raise CellsError(
-                f"{folder}: holds images that are in no class folder ({first_few(loose)}); where the first folders are "
-                f"parts ({names}), each holds one folder a class: move the images, or {advice}",
+                f"{folder}: holds images that are in no class folder ({list_first(loose)}); where the first folders "
+                f"are parts ({names}), each holds one folder a class: move the images, or {advice}",
                 code="cells.split_folders",
             )
-        inside = folders_in(folder, SUFFIXES)
+        inside = find_folders(folder, SUFFIXES)
         below += [(part, one) for one in inside]
-        to_class = {normal_name(label): name for name, members in (classes or {}).items() for label in members}
-        labels = (normal_name(one.name) for one in inside)
+        to_class = {normalize_name(label): name for name, members in (classes or {}).items() for label in members}
+        labels = (normalize_name(one.name) for one in inside)
         known[folder.name] = {to_class.get(label, label) for label in labels}
     everywhere = set.intersection(*known.values())
     lacking = [
@@ -570,7 +570,7 @@ def _check_files(root: Path, table: pd.DataFrame) -> None:
         if missing:
             raise MissingFilesError(
                 f"{root}: {len(missing)} file(s) named in column '{column}' do not exist: "
-                f"{first_few(missing)}; paths are relative to the table",
+                f"{list_first(missing)}; paths are relative to the table",
                 missing,
             )
 
@@ -602,10 +602,10 @@ def check_names(path: Path, labels: pd.Series, where: str = "row {}") -> None:
             f"classes={{NAME: ['{labels[rows[0]]}'], …}}",
             code="cells.label_missing",
         )
-    if groups := twins(set(labels) - {""}):
+    if groups := find_lookalikes(set(labels) - {""}):
         raise CellsError(
-            f"{path}: the classes {' and '.join(map(visible, groups[0]))} differ only in how they are written; write "
-            f"both alike, or merge them in the recipe: classes={{NAME: [{', '.join(map(repr, groups[0]))}], …}}",
+            f"{path}: the classes {' and '.join(map(quote_name, groups[0]))} differ only in how they are written; "
+            f"write both alike, or merge them in the recipe: classes={{NAME: [{', '.join(map(repr, groups[0]))}], …}}",
             code="cells.label_twins",
         )
 
@@ -614,10 +614,10 @@ def _check_labels(path: Path, labels: pd.Series, classes: Mapping[str, Sequence[
     """Check the names that no class of the recipe settles."""
     if not classes:
         check_names(path, labels, where)
-    elif groups := twins(classes):
+    elif groups := find_lookalikes(classes):
         raise CellsError(
-            f"the classes {' and '.join(map(visible, groups[0]))} of the recipe differ only in how they are written; "
-            "give them different names",
+            f"the classes {' and '.join(map(quote_name, groups[0]))} of the recipe differ only in how they are "
+            "written; give them different names",
             code="cells.label_twins",
         )
 
@@ -627,8 +627,8 @@ def _merge(
 ) -> tuple[pd.Series, tuple[str, ...]]:
     if not classes:
         return labels, tuple(sorted(set(labels)))
-    to_class = {normal_name(label): name for name, members in classes.items() for label in members}
-    to_class |= {normal_name(name): name for name in classes if normal_name(name) not in to_class}
+    to_class = {normalize_name(label): name for name, members in classes.items() for label in members}
+    to_class |= {normalize_name(name): name for name in classes if normalize_name(name) not in to_class}
     unknown = sorted(set(labels) - set(to_class))
     if unknown:
         raise CellsError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from urnet.atomic_files import DoneAlreadyError, one_command
+from urnet.atomic_files import OutputCompleteError, command_scope
 from urnet.cpus import set_environment
 from urnet.errors import UrnetError
 from urnet.version import __version__
@@ -57,7 +57,7 @@ def main() -> None:
     try:
         set_environment()
     except UrnetError as error:
-        sys.exit(complain(error, 2))
+        sys.exit(print_error(error, 2))
     sys.exit(run(sys.argv[1:]))
 
 
@@ -67,31 +67,33 @@ def run(arguments: list[str]) -> int:
     try:
         # Not by calling the command: typer would swallow what an interruption has to say.
         with (
-            one_command(_digest(arguments)),
-            command.make_context("urnet", spread_set(arguments) or ["--help"]) as context,
+            command_scope(_digest(arguments)),
+            command.make_context("urnet", expand_set_options(arguments) or ["--help"]) as context,
         ):
             return int(command.invoke(context) or 0)
-    except DoneAlreadyError as done:
+    except OutputCompleteError as done:
         out.print(str(done))
         return 0
     except UrnetError as error:
-        return complain(error, 2)
+        return print_error(error, 2)
     except typer.Exit as end:
         return end.exit_code
     except KeyboardInterrupt as stop:
-        return complain(stop.args[0] if stop.args else "interrupted", 130)
+        return print_error(stop.args[0] if stop.args else "interrupted", 130)
     except BrokenPipeError:
         return 1
     except MemoryError:
-        return complain("memory is full; use fewer or smaller images, a smaller batch or a narrower network", 2)
+        return print_error("memory is full; use fewer or smaller images, a smaller batch or a narrower network", 2)
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "")
         reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-        return complain(f"{reason}{advice}", 2)
+        return print_error(f"{reason}{advice}", 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # wrong usage; typer does not export the class that all of these share
             context = getattr(error, "ctx", None)
-            return complain(f"{error.format_message()} (see {context.command_path if context else 'urnet'} --help)", 2)
+            return print_error(
+                f"{error.format_message()} (see {context.command_path if context else 'urnet'} --help)", 2
+            )
         raise
 
 
@@ -139,13 +141,13 @@ _ADVICE = {
 """What to do about errors of the system."""
 
 
-def complain(reason: object, code: int) -> int:
+def print_error(reason: object, code: int) -> int:
     """Say why a command ends, and return its exit code."""
     err.print(f"urnet: {reason}", style="red")
     return code
 
 
-def spread_set(arguments: list[str]) -> list[str]:
+def expand_set_options(arguments: list[str]) -> list[str]:
     """`--set a=1 b=2` means `--set a=1 --set b=2`."""
     spread: list[str] = []
     taken = False  # whether the argument before this one was a value of --set

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from urnet.cli.app import CellsArgument, RecipeOption, SetOption, app, complain, out, read
+from urnet.cli.app import CellsArgument, RecipeOption, SetOption, app, out, print_error, read
 
 if TYPE_CHECKING:
     from urnet.cells.audit import Audit
@@ -43,7 +43,7 @@ def crop(
 ) -> int:
     """Cut fields of view into crops of single cells; labels may follow, or be proposed from the fluorescence."""
     from urnet.fields.cropping.crop import Cropping, crop_fields
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
 
     if light not in ("estimated", "none"):
         raise typer.BadParameter(f"{light!r}: choose estimated or none", param_hint="--light")
@@ -62,16 +62,16 @@ def crop(
         border=border,
         light=light,
     )
-    with Bars(out) as bars:
+    with ProgressBars(out) as bars:
         done = crop_fields(
-            fields, folder, how, labels=labels, folder_names=folder_names, flat=flat, dark=dark, progress=bars.doing
+            fields, folder, how, labels=labels, folder_names=folder_names, flat=flat, dark=dark, progress=bars.update
         )
     out.print(f"{len(done.table)} cells in {len(done.fields)} field(s): {folder}")
     for note in done.notes:
         out.print(f"note: {note}")
     out.print(f"report: {folder / 'report.html'}")
     if not len(done.table):
-        return complain("no cell was found; the note above says what to look at", 1)
+        return print_error("no cell was found; the note above says what to look at", 1)
     return 0
 
 
@@ -85,22 +85,22 @@ def audit(
     overrides: SetOption = None,
 ) -> int:
     """Look for copies, leaks and unusable files; exit code 0 when clean, 1 with findings."""
-    from urnet.atomic_files import claimed, refuse_existing
+    from urnet.atomic_files import lock_output, refuse_existing
     from urnet.cells.audit import audit_cells, tally
     from urnet.csv_tables import write_frame
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
     from urnet.recipe import load_recipe
 
     if table is not None:
         refuse_existing(table, file=True)
     settings = load_recipe(recipe, overrides or ())
-    with Bars(out) as bars:
-        found = audit_cells(read(cells, settings), progress=lambda share: bars.doing("audit", share))
+    with ProgressBars(out) as bars:
+        found = audit_cells(read(cells, settings), progress=lambda share: bars.update("audit", share))
     for note in found.notes:
         out.print(note)
-    _show_findings(found, f"see {table}" if table is not None else "--out FILE.csv lists them all")
+    _print_findings(found, f"see {table}" if table is not None else "--out FILE.csv lists them all")
     if table is not None:
-        with claimed(table):
+        with lock_output(table):
             refuse_existing(table, file=True)
             write_frame(table, found.to_frame())
     kinds = [finding.kind for finding in found.findings]
@@ -119,29 +119,29 @@ def split(
     ] = None,
 ) -> int:
     """Write a cells table with its split (the images stay where they are)."""
-    from urnet.atomic_files import refuse_existing, whole_folder
+    from urnet.atomic_files import atomic_folder, refuse_existing
     from urnet.cells.audit import audit_cells
     from urnet.cells.divide import divide
     from urnet.cells.table import TABLE_NAME
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
     from urnet.recipe import load_recipe
     from urnet.training.run import keep_cropping, refuse_within
 
     refuse_existing(folder)
     refuse_within(folder, cells)
     settings = load_recipe(recipe, overrides or ())
-    with Bars(out) as bars:
+    with ProgressBars(out) as bars:
         table = read(cells, settings)
-        found = audit_cells(table, near=False, progress=lambda share: bars.doing("audit", share))
+        found = audit_cells(table, near=False, progress=lambda share: bars.update("audit", share))
     divided = divide(table, settings, found)
-    with whole_folder(folder) as staging:
+    with atomic_folder(folder) as staging:
         if augment_to is not None:
             from urnet.cells.augment import write_augmented
 
             divided = write_augmented(divided, staging, augment_to, seed=settings.split.seed)
         divided.write(staging / TABLE_NAME)
         keep_cropping(table, staging)
-    _show_parts(divided)
+    _print_split(divided)
     out.print(f"written: {folder / TABLE_NAME}")
     return 0
 
@@ -156,11 +156,11 @@ def destain(
 ) -> int:
     """Simulate the stain-free look of stained cells ("simulated destaining")."""
     from urnet.cells.simulate import write_destained
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
 
-    with Bars(out) as bars:
+    with ProgressBars(out) as bars:
         write_destained(
-            stained, folder, size=size, target=target, seed=seed, progress=lambda share: bars.doing("destain", share)
+            stained, folder, size=size, target=target, seed=seed, progress=lambda share: bars.update("destain", share)
         )
     out.print(f"simulated destaining: {folder}")
     return 0
@@ -177,9 +177,9 @@ def phantom(
 ) -> int:
     """Draw phantom cells of three types, and fields of view with known positions."""
     from urnet.cells.simulate import write_phantom
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
 
-    with Bars(out) as bars:
+    with ProgressBars(out) as bars:
         write_phantom(
             folder,
             cells,
@@ -187,31 +187,31 @@ def phantom(
             donors=donors,
             fields=fields,
             seed=seed,
-            progress=lambda share: bars.doing("draw", share),
+            progress=lambda share: bars.update("draw", share),
         )
     out.print(f"phantom cells: {folder}")
     return 0
 
 
-MOST_SHOWN = 10
+MAX_SHOWN = 10
 """Findings of a kind that are printed, and files of a finding."""
 
 
-def _show_findings(found: "Audit", elsewhere: str) -> None:
+def _print_findings(found: "Audit", elsewhere: str) -> None:
     """The findings kind by kind, the first ones of each; `elsewhere` says where all are."""
     for kind, findings in groupby(found.findings, lambda finding: finding.kind):
         same = list(findings)
-        for finding in same[:MOST_SHOWN]:
+        for finding in same[:MAX_SHOWN]:
             out.print(f"{kind}: {finding.detail}")
-            for path in finding.paths[:MOST_SHOWN]:
+            for path in finding.paths[:MAX_SHOWN]:
                 out.print(f"  {path}")
-            if len(finding.paths) > MOST_SHOWN:
-                out.print(f"  … and {len(finding.paths) - MOST_SHOWN} more files; {elsewhere}")
-        if len(same) > MOST_SHOWN:
-            out.print(f"{kind}: … and {len(same) - MOST_SHOWN} more, {len(same)} in all; {elsewhere}")
+            if len(finding.paths) > MAX_SHOWN:
+                out.print(f"  … and {len(finding.paths) - MAX_SHOWN} more files; {elsewhere}")
+        if len(same) > MAX_SHOWN:
+            out.print(f"{kind}: … and {len(same) - MAX_SHOWN} more, {len(same)} in all; {elsewhere}")
 
 
-def _show_parts(cells: "Cells") -> None:
+def _print_split(cells: "Cells") -> None:
     """How many cells of each class each part or fold has."""
     from rich.table import Table
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from urnet.cli.app import CellsArgument, SetOption, app, complain, err, out
+from urnet.cli.app import CellsArgument, SetOption, app, err, out, print_error
 
 if TYPE_CHECKING:
     pass
@@ -31,13 +31,13 @@ def benchmark(
     ] = False,
 ) -> int:
     """Fill a table of the paper with these cells; stopped anywhere, the same command goes on."""
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
     from urnet.recipe import load_recipe
 
     load_recipe("net1", overrides or ())  # a mistake is said before torch is loaded
     from urnet.benchmark.run import run_benchmark
 
-    with Bars(out) as bars:
+    with ProgressBars(out) as bars:
         done = run_benchmark(
             table,
             cells,
@@ -58,7 +58,7 @@ def benchmark(
     if done.failed:
         for failure in done.failed:
             err.print(failure)
-        return complain(f"{len(done.failed)} run(s) failed; the same command tries them again", 1)
+        return print_error(f"{len(done.failed)} run(s) failed; the same command tries them again", 1)
     return 0
 
 
@@ -69,10 +69,10 @@ def compare(
 ) -> int:
     """Compare runs on the cells that all of them tested: tables, paired differences, figures."""
     from urnet.benchmark.compare import compare as compare_runs
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
 
-    with Bars(out) as bars:
-        report = compare_runs(runs, folder, progress=bars.doing)
+    with ProgressBars(out) as bars:
+        report = compare_runs(runs, folder, progress=bars.update)
     out.print((folder / "tables" / "differences.md").read_text(encoding="utf-8"))
     out.print(f"report: {report}")
     return 0
@@ -86,10 +86,10 @@ def stress(
 ) -> int:
     """Recall against defocus, blur, noise, gain and illumination ramp."""
     from urnet.evaluation.stress import stress as stress_runs
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
 
-    with Bars(out) as bars:
-        done = stress_runs(runs, cells, folder, progress=bars.doing)
+    with ProgressBars(out) as bars:
+        done = stress_runs(runs, cells, folder, progress=bars.update)
     out.print(f"report: {done.report}")
     return 0
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from urnet.cli.app import SEED_MAX, CellsArgument, ExpectOption, RecipeOption, SetOption, app, complain, out
+from urnet.cli.app import SEED_MAX, CellsArgument, ExpectOption, RecipeOption, SetOption, app, out, print_error
 
 if TYPE_CHECKING:
     from urnet.counting.sample import Sample
@@ -20,21 +20,21 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of cells and training.", min=0, max=SEED_MAX)] = 0,
 ) -> int:
     """Make phantom cells, train UR-Net at laptop scale, evaluate it: minutes on two cores, no download."""
-    from urnet.atomic_files import claimed, refuse_existing
+    from urnet.atomic_files import lock_output, refuse_existing
     from urnet.cells.simulate import write_phantom
     from urnet.evaluation.evaluate import evaluate as evaluate_run
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
     from urnet.training.fit import train as train_runs
 
-    with claimed(folder, in_place=True) as claim, Bars(out) as bars:
-        if not claim.same:
+    with lock_output(folder, in_place=True) as claim, ProgressBars(out) as bars:
+        if not claim.same_command:
             refuse_existing(folder)
         cells = folder / "cells"
         if not cells.is_dir():
-            write_phantom(cells, 1200, seed=seed, progress=lambda share: bars.doing("draw phantom cells", share))
-        run = train_runs(cells, "demo", folder / "run", seed=seed, resume=True, watcher=bars)[0]
-        evaluation = evaluate_run(run, progress=bars.doing)
-    _show(evaluation)
+            write_phantom(cells, 1200, seed=seed, progress=lambda share: bars.update("draw phantom cells", share))
+        run = train_runs(cells, "demo", folder / "run", seed=seed, resume=True, reporter=bars)[0]
+        evaluation = evaluate_run(run, progress=bars.update)
+    _print_evaluation(evaluation)
     return 0
 
 
@@ -52,13 +52,13 @@ def train(
     allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help="Train although a given split leaks.")] = False,
 ) -> int:
     """Train a run: audit, split, pre-training, joint training."""
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
     from urnet.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides or ())  # a mistake is said before torch is loaded, which takes seconds
     from urnet.training.fit import train as train_runs
 
-    with Bars(out) as bars:
+    with ProgressBars(out) as bars:
         runs = train_runs(
             cells,
             settings,
@@ -67,11 +67,11 @@ def train(
             resume=resume,
             devices=devices,
             allow_leaks=allow_leaks,
-            watcher=bars,
+            reporter=bars,
         )
     for run in runs:
         out.print(f"trained: {run.folder}")
-    out.print(f"next: urnet evaluate {quoted(folder)}")
+    out.print(f"next: urnet evaluate {quote_path(folder)}")
     return 0
 
 
@@ -87,18 +87,17 @@ def distill(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run; a finished one is accepted.")] = False,
 ) -> int:
     """Train a small student that learns from a run, on the run's cells and split."""
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
     from urnet.recipe import load_recipe
 
     load_recipe(student, overrides or ())  # a mistake is said before torch is loaded, which takes seconds
     from urnet.training.distill import distill as distill_run
 
-    with Bars(out) as bars:
-        done = distill_run(run, student, folder, overrides=overrides or (), seed=seed, resume=resume, watcher=bars)
+    with ProgressBars(out) as bars:
+        done = distill_run(run, student, folder, overrides=overrides or (), seed=seed, resume=resume, reporter=bars)
     out.print(f"trained: {done.folder}")
-    out.print(
-        f"next: urnet evaluate {quoted(done.folder)} and urnet compare {quoted(run)} {quoted(done.folder)} --out …"
-    )
+    student_path = quote_path(done.folder)
+    out.print(f"next: urnet evaluate {student_path} and urnet compare {quote_path(run)} {student_path} --out …")
     return 0
 
 
@@ -112,11 +111,11 @@ def evaluate(
 ) -> int:
     """Evaluate a run: metrics.json, predictions.csv, figures/ and report.html."""
     from urnet.evaluation.evaluate import evaluate as evaluate_run
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
 
-    with Bars(out) as bars:
-        evaluation = evaluate_run(run, cells, split=split, out=folder, expect=expect, progress=bars.doing)
-    _show(evaluation)
+    with ProgressBars(out) as bars:
+        evaluation = evaluate_run(run, cells, split=split, out=folder, expect=expect, progress=bars.update)
+    _print_evaluation(evaluation)
     return 0
 
 
@@ -135,10 +134,10 @@ def predict(
     from urnet.calibration.calibration import COVERAGE
     from urnet.calibration.conformal import holds_truth
     from urnet.predict import predict_files
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
 
     model = Model.load(run, expect=expect)
-    with Bars(out) as bars:
+    with ProgressBars(out) as bars:
         done = predict_files(
             model,
             images,
@@ -146,7 +145,7 @@ def predict(
             engine=engine,
             enhanced=enhanced,
             cam=cam,
-            progress=bars.doing,
+            progress=bars.update,
         )
     out.print(", ".join(f"{name} {count}" for name, count in done.counts.items()))
     classified = done.images - done.failed - done.left_out
@@ -162,7 +161,7 @@ def predict(
     if done.left_out:
         out.print(f"{done.left_out} tiles are padding of their archive and are not counted")
     if done.failed:
-        return complain(done.complaint, 1)
+        return print_error(done.complaint, 1)
     return 0
 
 
@@ -193,16 +192,16 @@ def calibrate(
     from urnet.bundle.seal import read_seal
     from urnet.cells.table import read_cells
     from urnet.evaluation.out_of_distribution import rejection_auroc
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
     from urnet.training.calibrate import calibrate as calibrate_run
     from urnet.training.run import Run
 
     opened = Run.open(run)
     recipe = opened.recipe()
     strange = None if unknown is None else read_cells(unknown, tile=recipe.tile, image=recipe.image)
-    with Bars(out) as bars:
-        done = calibrate_run(opened, false_rejection=false_rejection, progress=bars.doing)
-        table = rejection_auroc(opened, strange, progress=bars.doing) if strange is not None else None
+    with ProgressBars(out) as bars:
+        done = calibrate_run(opened, false_rejection=false_rejection, progress=bars.update)
+        table = rejection_auroc(opened, strange, progress=bars.update) if strange is not None else None
     if seal := read_seal(opened.model):
         out.print(f"the model is sealed anew; its digest is now {seal.digest}")
     parts = ", ".join(f"{count} {name}" for name, count in done.parts.items() if count)
@@ -211,8 +210,9 @@ def calibrate(
     out.print(f"{rejected} of {cells} cells of the {done.reference_part} part are rejected")
     if table is not None:
         for row in table.to_dict("records"):
-            share = f"{100 * row['rejected']:.1f} %{_ends(100 * row['rejected_low'], 100 * row['rejected_high'], 1)}"
-            known = f"AUROC {row['auroc']:.3f}{_ends(row['auroc_low'], row['auroc_high'], 3)}, "
+            interval = _format_interval(100 * row["rejected_low"], 100 * row["rejected_high"], 1)
+            share = f"{100 * row['rejected']:.1f} %{interval}"
+            known = f"AUROC {row['auroc']:.3f}{_format_interval(row['auroc_low'], row['auroc_high'], 3)}, "
             name = row["label"] or f"the run's own {done.reference_part} part"
             out.print(f"{name}: {known if row['label'] else ''}rejected {share} of {row['cells']}")
     return 0
@@ -230,19 +230,19 @@ def differential(
 ) -> int:
     """Count the cells of each donor, corrected for the classifier's own confusion, with intervals."""
     from urnet.counting.differential import count_cells
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
 
-    with Bars(out) as bars:
+    with ProgressBars(out) as bars:
         done = count_cells(
-            run, source, folder, coverage=coverage, engine=engine, scene=scene, expect=expect, progress=bars.doing
+            run, source, folder, coverage=coverage, engine=engine, scene=scene, expect=expect, progress=bars.update
         )
     for sample in done.samples:
-        _show_sample(sample)
+        _print_sample(sample)
     for note in done.notes:
         out.print(f"note: {note}")
     out.print(f"report: {done.report}")
     if done.failed:
-        return complain(f"{done.failed} image(s) could not be used; the column 'error' says why", 1)
+        return print_error(f"{done.failed} image(s) could not be used; the column 'error' says why", 1)
     return 0
 
 
@@ -257,10 +257,10 @@ def export(
 ) -> int:
     """Write the model as one graph for other programs, checked against the original on real cells."""
     from urnet.export.formats import export_run
-    from urnet.progress import Bars
+    from urnet.progress import ProgressBars
 
-    with Bars(out) as bars:
-        done = export_run(run, kind, folder, cells=cells, opset=opset, expect=expect, progress=bars.doing)
+    with ProgressBars(out) as bars:
+        done = export_run(run, kind, folder, cells=cells, opset=opset, expect=expect, progress=bars.update)
     out.print(
         f"checked on {done.parity.cells} cells: probabilities differ by {done.parity.difference:.1e} at most, "
         "no decision changes"
@@ -271,17 +271,17 @@ def export(
     return 0
 
 
-def quoted(path: Path) -> str:
+def quote_path(path: Path) -> str:
     """A path as a shell takes it."""
     return f'"{path}"' if " " in str(path) else str(path)
 
 
-def _ends(low: float, high: float, decimals: int) -> str:
+def _format_interval(low: float, high: float, decimals: int) -> str:
     """An interval behind a figure, in brackets."""
     return " (no interval)" if low != low else f" ({low:.{decimals}f}–{high:.{decimals}f})"
 
 
-def _show_sample(sample: "Sample") -> None:
+def _print_sample(sample: "Sample") -> None:
     """One sample's differential."""
     from rich.table import Table
 
@@ -299,11 +299,11 @@ def _show_sample(sample: "Sample") -> None:
         out.print(f"note: {sample.name}: {warning}")
 
 
-def _show(evaluation: "Evaluation") -> None:
+def _print_evaluation(evaluation: "Evaluation") -> None:
     """The table of an evaluation, the differential, and where the report is."""
     from rich.table import Table
 
-    from urnet.html_pages import described, with_interval
+    from urnet.html_pages import describe_intervals, format_interval
 
     metrics = evaluation.metrics
     table = Table(
@@ -313,17 +313,17 @@ def _show(evaluation: "Evaluation") -> None:
     for column in ("recall", "precision", "F1", "cells"):
         table.add_column(column, justify="right")
     for name, figures in metrics["per_class"].items():
-        cells = [with_interval(figures[key]) for key in ("recall", "precision", "f1")]
+        cells = [format_interval(figures[key]) for key in ("recall", "precision", "f1")]
         table.add_row(name, *cells, str(figures["support"]))
-    table.add_row("average", *(with_interval(metrics[f"macro_{key}"]) for key in ("recall", "precision", "f1")), "")
-    table.add_row("accuracy", with_interval(metrics["accuracy"]), "", "", str(metrics["n"]))
+    table.add_row("average", *(format_interval(metrics[f"macro_{key}"]) for key in ("recall", "precision", "f1")), "")
+    table.add_row("accuracy", format_interval(metrics["accuracy"]), "", "", str(metrics["n"]))
     out.print(table)
-    out.print(described(metrics["intervals"]))
+    out.print(describe_intervals(metrics["intervals"]))
     differential = Table(title="differential, % of cells", box=None, pad_edge=False)
     for column in ("class", "counted", "true"):
         differential.add_column(column, justify="left" if column == "class" else "right")
     for name, share in metrics["differential"].items():
-        differential.add_row(name, with_interval(share["predicted_percent"], 1), f"{share['true_percent']:.1f}")
+        differential.add_row(name, format_interval(share["predicted_percent"], 1), f"{share['true_percent']:.1f}")
     out.print(differential)
     out.print(metrics["differential_note"])
     for fold in metrics["folds"] or []:

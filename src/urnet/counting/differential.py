@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from urnet.atomic_files import refuse_existing, whole_folder
+from urnet.atomic_files import atomic_folder, refuse_existing
 from urnet.bundle.model import Model
 from urnet.cells.table import find_images
 from urnet.counting.report import write_reports
 from urnet.counting.sample import Sample, count_sample
-from urnet.csv_tables import csv_text, read_written, write_frame
+from urnet.csv_tables import format_csv, read_own_table, write_frame
 from urnet.errors import CellsError, RunError
 from urnet.evaluation.predictions import seen_in_training
 from urnet.fields.cropping.crop import Cropped, crop_fields
@@ -92,7 +92,7 @@ def count_cells(
         raise CellsError(f"{source}: these are cells and not fields, so --scene {scene} names nothing; leave it out")
     if fields:
         refuse_among_fields(out, source)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         cells, cropped, notes = source, None, []
         if fields:
             cells = folder / "cells"
@@ -146,13 +146,13 @@ def _classify(
         write_frame(path, nothing)
         return nothing.assign(donor="", simulated=""), {}
     done = predict_files(model, [cells], path, engine=engine, coverage=coverage, progress=say)
-    table = read_written(path)
+    table = read_own_table(path)
     if cropped is not None:  # the folder gets its name when all of it is there
         for column in ("path", "error"):
             for shown in (Path.as_posix, str):
                 table[column] = table[column].str.replace(shown(folder), shown(out), regex=False)
         with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.write(csv_text(list(table), table.itertuples(index=False, name=None)))
+            file.write(format_csv(list(table), table.itertuples(index=False, name=None)))
     told = find_images([cells], model.config.tile, model.config.image).table
     table = table.assign(donor=told["donor"], simulated=told["simulated"])
     return table[table["error"] != PADDING], done.reasons

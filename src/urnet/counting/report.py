@@ -14,7 +14,7 @@ import pandas as pd
 
 from urnet.counting.sample import Sample
 from urnet.csv_tables import write_frame
-from urnet.html_pages import NEVER, environment
+from urnet.html_pages import NO_VALUE, create_environment
 from urnet.version import __version__
 
 PAGES = "samples"
@@ -110,13 +110,13 @@ def page(sample: Sample, about: dict[str, Any]) -> str:
 
 
 def _templates() -> jinja2.Environment:
-    made = environment("urnet.counting")
+    made = create_environment("urnet.counting")
     made.filters |= {"share": _share, "ends": _ends, "at": _at}
     return made
 
 
 def _share(share: float) -> str:
-    return NEVER if math.isnan(share) else f"{100 * share:.1f}"
+    return NO_VALUE if math.isnan(share) else f"{100 * share:.1f}"
 
 
 def _ends(interval: np.ndarray) -> str:

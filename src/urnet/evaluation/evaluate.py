@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from urnet.atomic_files import refuse_existing, whole_folder
+from urnet.atomic_files import atomic_folder, refuse_existing
 from urnet.bundle.model import Model
 from urnet.cells.audit import tally
 from urnet.cells.table import PARTS
@@ -104,7 +104,7 @@ def evaluate(
             warnings = [pooled, *warnings]
     note = _not_corrected(scored[0].model, name if cells is None else "")
     place = target or folder / "evaluation" / name
-    with whole_folder(place, renewed=cells is None and target is None) as staging:
+    with atomic_folder(place, replace_files=cells is None and target is None) as staging:
         metrics = _write(runs, scored, staging, name, warnings, note, progress)
     return Evaluation(place, metrics)
 

@@ -79,4 +79,4 @@ def render(context: Report) -> str:
 
 def environment() -> jinja2.Environment:
     """Where the pages of evaluation and benchmark are."""
-    return html_pages.environment("urnet.evaluation")
+    return html_pages.create_environment("urnet.evaluation")

@@ -27,7 +27,7 @@ import pandas as pd
 from scipy import fft
 from scipy.ndimage import gaussian_filter
 
-from urnet.atomic_files import refuse_existing, whole_folder
+from urnet.atomic_files import atomic_folder, refuse_existing
 from urnet.cells.table import PARTS, read_cells
 from urnet.csv_tables import write_frame
 from urnet.errors import CellsError, RunError, UrnetError
@@ -206,7 +206,7 @@ def stress(
         donors += [{"run": name, **row} for row in _by_donor(parts, tables[name])]
     result = Stress(out, pd.DataFrame(rows), pd.DataFrame(donors), [*warnings, *_unlike(tables)])
     dataset = cells.resolve().name + (f", {split} part" if first.cells.has_split else "")
-    with whole_folder(out) as staging:
+    with atomic_folder(out) as staging:
         _write(result, staging, classes, dataset, first.cells.simulated)
     return result
 

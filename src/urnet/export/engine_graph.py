@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from urnet.atomic_files import whole_file
+from urnet.atomic_files import atomic_file
 from urnet.cells.cache import user_cache
 from urnet.export.onnx_format import OPSET, to_onnx
 from urnet.version import __version__
@@ -59,10 +59,10 @@ class KeptGraph:
             logger.warning("%s: is made anew, since it was not exported here or has been changed", self.path)
         mine = self.path.with_name(f"{self.path.name}.{os.getpid()}")  # another process may be making the same
         try:
-            with whole_file(mine) as file:
+            with atomic_file(mine) as file:
                 file.write(content)
             mine.replace(self.path)
-            with whole_file(_record_of(content)) as file:
+            with atomic_file(_record_of(content)) as file:
                 file.write(self.path.stem.encode("ascii"))
         except OSError as error:
             mine.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from urnet.atomic_files import new_file, refuse_existing, whole_folder
+from urnet.atomic_files import atomic_folder, new_file, refuse_existing
 from urnet.errors import RunError, UrnetError
 from urnet.export import bioimageio_format, hub_format, onnx_format, openvino_format
 from urnet.export.parity import Parity, Run, check
@@ -162,7 +162,7 @@ def export_run(
             _tell(progress, "check", 0.0)
             parity, notes = check(model, chosen.read(Path(file.name)), counts), []
     else:
-        with whole_folder(out) as staging:
+        with atomic_folder(out) as staging:
             notes = chosen.write(source, staging)
             _tell(progress, "check", 0.0)
             parity = check(model, chosen.read(staging), counts)

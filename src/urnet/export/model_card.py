@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urnet.calibration.calibration import COVERAGE
 from urnet.cells.table import PARTS
 from urnet.errors import UrnetError
-from urnet.html_pages import described, with_interval
+from urnet.html_pages import describe_intervals, format_interval
 from urnet.version import __version__
 
 if TYPE_CHECKING:
@@ -120,15 +120,15 @@ def _validation(model: "Model", metrics: dict[str, Any] | None) -> str:
         return "This run was not evaluated, so no figure is stated. `urnet evaluate RUN`, then export it again."
     rows = ["| | recall, % | precision, % | F1, % | cells |", "|---|---:|---:|---:|---:|"]
     for name, figures in metrics["per_class"].items():
-        shares = " | ".join(with_interval(figures[key]) for key in ("recall", "precision", "f1"))
+        shares = " | ".join(format_interval(figures[key]) for key in ("recall", "precision", "f1"))
         rows.append(f"| {escape(name)} | {shares} | {figures['support']} |")
-    shares = " | ".join(with_interval(metrics[f"macro_{key}"]) for key in ("recall", "precision", "f1"))
+    shares = " | ".join(format_interval(metrics[f"macro_{key}"]) for key in ("recall", "precision", "f1"))
     rows += [f"| **macro average** | {shares} | {metrics['n']} |"]
     intervals = metrics["intervals"]
     joined = ". In brackets" if intervals["groups"] > 1 else ";"
     text = [
-        f"On the run's own test part, {metrics['n']} cells; accuracy {with_interval(metrics['accuracy'])} %"
-        f"{joined} {described(intervals)}.",
+        f"On the run's own test part, {metrics['n']} cells; accuracy {format_interval(metrics['accuracy'])} %"
+        f"{joined} {describe_intervals(intervals)}.",
         "\n".join(rows),
     ]
     notes = [intervals.get("note", ""), *metrics["warnings"]]

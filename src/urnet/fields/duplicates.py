@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from urnet.errors import CellsError, ImageError, first_few
+from urnet.errors import CellsError, ImageError, list_first
 from urnet.fields.io.read import PROJECTIONS, FieldInfo, describe_field, pick
 from urnet.fields.table import FieldRow
 
@@ -63,9 +63,9 @@ def each_plane_once(infos: Mapping[FieldRow, FieldInfo]) -> tuple[dict[FieldRow,
     left_out = {row for rows in again.values() for row in rows}
     notes = [
         f"{original.field} and {len(rows)} other file(s) hold one image and were read once: "
-        f"{first_few([row.field for row in rows])}."
+        f"{list_first([row.field for row in rows])}."
         if len(infos[original].files) > 1
-        else f"{first_few([row.field for row in rows])}: the same plane as {original.field}; its cells count once."
+        else f"{list_first([row.field for row in rows])}: the same plane as {original.field}; its cells count once."
         for original, rows in again.items()
     ]
     return {row: info for row, info in infos.items() if row not in left_out}, notes

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from urnet.atomic_files import files_below
+from urnet.atomic_files import find_files
 from urnet.cells.table import TABLE_NAME as CELLS_TABLE
 from urnet.csv_tables import read_table
 from urnet.errors import CellsError, ImageError
@@ -38,7 +38,7 @@ def holds_fields(source: Path, tile: int | None, cropping: Cropping | None) -> b
         return False
     if source.is_dir() and is_file(source / FIELD_TABLE):
         return True
-    files = files_below(source, FIELD_SUFFIXES) if source.is_dir() else [source]
+    files = find_files(source, FIELD_SUFFIXES) if source.is_dir() else [source]
     if not files:
         raise CellsError(f"{source}: neither fields nor crops in this folder or below; give one that holds images")
     if is_file(files[0]) and files[0].suffix.lower() in MICROSCOPY_SUFFIXES:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from urnet.atomic_files import OnDisk, files_below
+from urnet.atomic_files import DiskNames, find_files
 from urnet.cells.table import check_names
 from urnet.csv_tables import read_table
 from urnet.errors import CellsError
@@ -94,7 +94,7 @@ def find_fields(
     if root.is_dir():
         table = root / TABLE_NAME
         folder = root
-        rows = _from_table(table) if is_file(table) else _from_files(root, files_below(root, FIELD_SUFFIXES), nuclei)
+        rows = _from_table(table) if is_file(table) else _from_files(root, find_files(root, FIELD_SUFFIXES), nuclei)
     elif is_file(root):
         folder = root.parent
         rows = _from_table(root) if root.suffix.lower() == ".csv" else _from_files(folder, [root], nuclei)
@@ -204,21 +204,21 @@ def _composed(name: str) -> str:
 
 
 def _from_table(path: Path) -> list[dict]:
-    table = read_table(path, COLUMNS, paths=("field", "brightfield", "nuclei"), rows="fields")
+    table = read_table(path, COLUMNS, path_columns=("field", "brightfield", "nuclei"), row_noun="fields")
     if "field" not in table and "brightfield" not in table:
         raise CellsError(f"{path}: the table has neither a column 'field' nor 'brightfield'; add one with the files")
     if "label" in table:
         check_names(path, table["label"])
-    rows, on_disk = [], OnDisk(path.parent)
+    rows, on_disk = [], DiskNames(path.parent)
     for line, record in zip(table.index, table.to_dict("records"), strict=True):
         name = record.get("field", "").strip() or record.get("brightfield", "").strip()
         if not name:
             raise CellsError(f"{path}: line {line} names no field; fill in the column 'field'")
         row = {key: value for key, value in record.items() if value}
         file = record.get("brightfield", "").strip() or name
-        row |= {"field": _composed(name), "brightfield": path.parent / on_disk.spelled(file)}
+        row |= {"field": _composed(name), "brightfield": path.parent / on_disk.spell(file)}
         if row.get("nuclei", "").strip():
-            row["nuclei"] = path.parent / on_disk.spelled(row["nuclei"].strip())
+            row["nuclei"] = path.parent / on_disk.spell(row["nuclei"].strip())
         row["pixel_um"] = _pixel(path, line, record.get("pixel_size_um", ""))
         rows.append(row)
     twice = [name for name, count in Counter(row["field"] for row in rows).items() if count > 1]

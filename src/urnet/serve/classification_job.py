@@ -22,7 +22,7 @@ from urnet.bundle.model import Model
 from urnet.calibration.conformal import split_set
 from urnet.counting.report import page as report_page
 from urnet.counting.sample import Sample
-from urnet.csv_tables import csv_text
+from urnet.csv_tables import format_csv
 from urnet.errors import CellsError, ImageError, RecipeError, UrnetError
 from urnet.serve.http.errors import Refused, told_to_people
 from urnet.serve.services import FILES, Answer, Bench, Cut, Place
@@ -215,7 +215,7 @@ class ClassificationJob:
             if one.place is not None:
                 row |= {"field": self.cut.fields[one.place.field].name, "x": one.place.x, "y": one.place.y}
             rows.append(row)
-        return csv_text(columns, rows)
+        return format_csv(columns, rows)
 
     def report(self) -> str | None:
         """The sample's page, as `urnet differential` writes it; none where nothing can be counted."""

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from urnet.csv_tables import read_written
+from urnet.csv_tables import read_own_table
 from urnet.errors import RunError
 from urnet.evaluation.paired import paired_differences
-from urnet.html_pages import described
+from urnet.html_pages import describe_intervals
 from urnet.training.run import HISTORY_COLUMNS, Run, run_of
 
 MOST = 500
@@ -79,7 +79,7 @@ class ListedRun:
             try:
                 metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
                 metrics["macro_recall"]["value"], metrics["accuracy"]["value"], metrics["per_class"]
-                described(metrics["intervals"])
+                describe_intervals(metrics["intervals"])
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             report = folder / "report.html"
@@ -152,7 +152,7 @@ def compare_tests(first: ListedRun, second: ListedRun) -> pd.DataFrame:
         known = next((found.metrics.get("classes") for found in one.figures() if found.split == "test"), None)
         if known is None or not one.predictions.is_file():
             raise RunError(f"{one.name}: has no figures of its test part; run `urnet evaluate` on it")
-        rows = read_written(one.predictions, ("path", "label", "predicted", "source", "donor"))
+        rows = read_own_table(one.predictions, ("path", "label", "predicted", "source", "donor"))
         here = one.run.folder.resolve()
         predictions[one.name] = rows.assign(path=[os.path.normpath(here / path) for path in rows["path"]])
         classes.append(tuple(known))

@@ -16,7 +16,7 @@ import pandas as pd
 from urnet.bundle.model import Model
 from urnet.calibration.calibration import COVERAGE
 from urnet.counting.sample import Sample, count_sample
-from urnet.errors import CellsError, ImageError, RunError, first_few
+from urnet.errors import CellsError, ImageError, RunError, list_first
 from urnet.evaluation.predictions import seen_among, training_keys
 from urnet.export.engine import Engine, choose_engine
 from urnet.predict import PADDING
@@ -393,7 +393,7 @@ def _without(lost: Sequence[Answer], files: int) -> list[str]:
     """A note on which files a count leaves out."""
     if not lost:
         return []
-    named = first_few([answer.path for answer in lost])
+    named = list_first([answer.path for answer in lost])
     return [f"{files - len(lost)} of the {files} files are counted; {named} cannot be read."]
 
 

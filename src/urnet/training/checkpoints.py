@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from urnet.atomic_files import whole_file
+from urnet.atomic_files import atomic_file
 from urnet.errors import RunError
 from urnet.training.logging import be_quiet
 from urnet.training.run import HISTORY_COLUMNS, WRITTEN_COLUMNS
@@ -24,7 +24,7 @@ class WholeFileIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint; on a full disk the old one stays."""
-        with whole_file(Path(path)) as file:
+        with atomic_file(Path(path)) as file:
             torch.save(checkpoint, file)
 
 
@@ -136,5 +136,5 @@ def cut_history(path: Path, stage: str, epochs: int) -> None:
     except (KeyError, TypeError, ValueError, csv.Error):
         raise RunError(f"{path}: not the history of a training; restore the file, or remove it to go on") from None
     if whole.getvalue() != text:
-        with whole_file(path) as file:
+        with atomic_file(path) as file:
             file.write(whole.getvalue().encode())

@@ -6,7 +6,7 @@ from pathlib import Path
 from urnet.bundle.model import Model
 from urnet.errors import RecipeError, RunError
 from urnet.recipe import Distill, Recipe, load_recipe
-from urnet.training.fit import Watcher, train_one
+from urnet.training.fit import Reporter, train_one
 from urnet.training.run import Run
 
 OF_THE_RUN = ("classes", "tile", "image", "target", "split", "protocol")
@@ -21,7 +21,7 @@ def distill(
     overrides: Iterable[str] = (),
     seed: int | None = None,
     resume: bool = False,
-    watcher: Watcher | None = None,
+    reporter: Reporter | None = None,
 ) -> Run:
     """Train a student on the cells of a finished run, with the run's own split.
 
@@ -33,7 +33,7 @@ def distill(
         overrides: changes to the recipe, `key=value`.
         seed: of the training; the recipe's when not given.
         resume: go on with an interrupted run.
-        watcher: is told how it goes.
+        reporter: is told how it goes.
 
     Returns:
         The finished run.
@@ -57,7 +57,7 @@ def distill(
     if out is None:
         place = run.folder.resolve()
         out = place.with_name(f"{place.name}-{learns.name}")
-    return train_one(cells, None, learns, Path(out), resume=resume, watcher=watcher, teacher=model)
+    return train_one(cells, None, learns, Path(out), resume=resume, reporter=reporter, teacher=model)
 
 
 def student_recipe(student: Path | str, teacher: Recipe, model: Model, overrides: Iterable[str] = ()) -> Recipe:

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from urnet.atomic_files import Claim, claimed, refuse_existing, whole_file
+from urnet.atomic_files import OutputLock, atomic_file, lock_output, refuse_existing
 from urnet.bundle.config import check_config
 from urnet.bundle.model import Model, ModelConfig
 from urnet.cells.audit import Audit, audit_cells, describe_donors, tally
@@ -28,7 +28,7 @@ from urnet.cells.divide import divide
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import Cells, read_cells
 from urnet.cpus import limit_torch
-from urnet.errors import RecipeError, RunError, TrainingError, UrnetError, first_few
+from urnet.errors import RecipeError, RunError, TrainingError, UrnetError, list_first
 from urnet.fields.cropping.settings import Cropping
 from urnet.images.scale import Scaling, fit_scaling, fit_scaling_0_1_0
 from urnet.nets.joint import JointModel, build_joint
@@ -46,14 +46,14 @@ from urnet.training.recomputation import Recomputation, check_recomputation
 from urnet.training.run import Run, class_order, refuse_within
 
 
-class Watcher(Protocol):
-    """Who is told how a training goes; the command shows bars."""
+class Reporter(Protocol):
+    """Receiver of progress and messages; the command line shows progress bars."""
 
-    def doing(self, what: str, share: float) -> None:
-        """Preparation: what is done, and how much of it."""
+    def update(self, task: str, share: float) -> None:
+        """Report the share of a task that is done, 0 to 1."""
 
-    def say(self, message: str) -> None:
-        """Something that the user should know."""
+    def notify(self, message: str) -> None:
+        """Report a message."""
 
     def epoch_bar(self, stage: str, epochs: int) -> Callback:
         """A Lightning callback that shows the epochs of a stage."""
@@ -70,7 +70,7 @@ def train(
     devices: int = 1,
     allow_leaks: bool = False,
     audit: Audit | None = None,
-    watcher: Watcher | None = None,
+    reporter: Reporter | None = None,
 ) -> list[Run]:
     """Train one run, or one for each fold.
 
@@ -85,7 +85,7 @@ def train(
         devices: processes on as many GPUs, or on the CPU.
         allow_leaks: train although a given split has one cell or donor in two parts.
         audit: of these cells, where it has been made already.
-        watcher: is told how it goes.
+        reporter: receives progress and messages.
 
     Returns:
         The finished runs.
@@ -117,16 +117,16 @@ def train(
     def audited() -> Audit:
         if audit is not None:
             return audit
-        found = audit_cells(cells, progress=(lambda share: watcher.doing("audit", share)) if watcher else None)
+        found = audit_cells(cells, progress=(lambda share: reporter.update("audit", share)) if reporter else None)
         kinds = [finding.kind for finding in found.findings]
-        if watcher is not None:
-            watcher.say(describe_donors(cells))
-        if kinds and watcher is not None:
-            watcher.say(f"audit: {tally(kinds)}; `urnet audit` (with the same --set) lists the files")
+        if reporter is not None:
+            reporter.notify(describe_donors(cells))
+        if kinds and reporter is not None:
+            reporter.notify(f"audit: {tally(kinds)}; `urnet audit` (with the same --set) lists the files")
         return found
 
     if recipe.split.folds is None or recipe.split.fold is not None:
-        return [train_one(cells, audited, recipe, out, resume, devices, allow_leaks, watcher)]
+        return [train_one(cells, audited, recipe, out, resume, devices, allow_leaks, reporter)]
     folds = {out / f"fold{fold}": recipe.changed(split={"fold": fold}) for fold in range(recipe.split.folds)}
     runs = []
     with _claimed(out) as claim:
@@ -134,9 +134,9 @@ def train(
         if not resume and _rank() == 0:
             refuse_existing(out)
         for fold, (folder, one) in enumerate(folds.items()):
-            if watcher is not None:
-                watcher.say(f"fold {fold} of {len(folds)}")
-            runs.append(train_one(cells, audited, one, folder, resume, devices, allow_leaks, watcher))
+            if reporter is not None:
+                reporter.notify(f"fold {fold} of {len(folds)}")
+            runs.append(train_one(cells, audited, one, folder, resume, devices, allow_leaks, reporter))
     return runs
 
 
@@ -148,7 +148,7 @@ def train_one(
     resume: bool = False,
     devices: int = 1,
     allow_leaks: bool = False,
-    watcher: Watcher | None = None,
+    reporter: Reporter | None = None,
     teacher: Model | None = None,
 ) -> Run:
     """Train one run; everything that can be wrong with cells and recipe shows itself before its folder is begun.
@@ -156,20 +156,20 @@ def train_one(
     Args:
         cells: undivided, or divided already where there is no audit.
         audit: makes that of the cells.
-        recipe, out, resume, devices, allow_leaks, watcher: as in `train`.
+        recipe, out, resume, devices, allow_leaks, reporter: as in `train`.
         teacher: what the run learns from, as `recipe.distill` says.
     """
     with _claimed(out) as claim:
         resume = resume or _is_interrupted({out: recipe}, claim)
-        return _train_one(Run(out), cells, audit, recipe, resume, devices, allow_leaks, watcher, teacher)
+        return _train_one(Run(out), cells, audit, recipe, resume, devices, allow_leaks, reporter, teacher)
 
 
-def _claimed(out: Path) -> AbstractContextManager[Claim]:
+def _claimed(out: Path) -> AbstractContextManager[OutputLock]:
     """Claim a folder for all processes of a distributed training; the first one does."""
-    return claimed(out, in_place=True) if _rank() == 0 else nullcontext(Claim())
+    return lock_output(out, in_place=True) if _rank() == 0 else nullcontext(OutputLock())
 
 
-def _is_interrupted(recipes: Mapping[Path, Recipe], claim: Claim) -> bool:
+def _is_interrupted(recipes: Mapping[Path, Recipe], claim: OutputLock) -> bool:
     """Whether folders hold the runs of these very recipes, stopped before their end or killed right after it."""
     runs = {Run(folder): recipe for folder, recipe in recipes.items() if folder.is_dir()}
     try:
@@ -177,7 +177,7 @@ def _is_interrupted(recipes: Mapping[Path, Recipe], claim: Claim) -> bool:
     except UrnetError:
         return False
     finished = sum(run.finished for run in runs)
-    return bool(runs) and same and (claim.left or finished < len(recipes))
+    return bool(runs) and same and (claim.interrupted or finished < len(recipes))
 
 
 def _train_one(
@@ -188,7 +188,7 @@ def _train_one(
     resume: bool,
     devices: int,
     allow_leaks: bool,
-    watcher: Watcher | None,
+    reporter: Reporter | None,
     teacher: Model | None,
 ) -> Run:
     limit_torch()
@@ -198,19 +198,19 @@ def _train_one(
     elif new:
         run.refuse_existing()
         if audit is not None:
-            cells = _divided(cells, audit(), recipe, allow_leaks, watcher)
+            cells = _divided(cells, audit(), recipe, allow_leaks, reporter)
     else:
         run.refuse_bundle()
-        cells = _continued(run, cells, recipe, watcher)
+        cells = _continued(run, cells, recipe, reporter)
     if run.finished:
-        if watcher is not None:
-            watcher.say(f"{run.folder} is finished already")
+        if reporter is not None:
+            reporter.notify(f"{run.folder} is finished already")
         return run
     cells = known_crops(cells)
     scaling, fit = _scaling_of(run) if run.recipe_path.is_file() else (None, fit_scaling)
-    data = prepare(cells, recipe, watcher.doing if watcher else None, scaling=scaling, fit=fit)
-    if data.converted and watcher is not None:
-        watcher.say(f"{data.converted} image(s) converted between grey and colour")
+    data = prepare(cells, recipe, reporter.update if reporter else None, scaling=scaling, fit=fit)
+    if data.converted and reporter is not None:
+        reporter.notify(f"{data.converted} image(s) converted between grey and colour")
     config = _config(data, recipe, cells.classes)
     check_config(config)
     L.seed_everything(recipe.seed, verbose=False)
@@ -229,38 +229,38 @@ def _train_one(
         check_recomputation(model, recipe)
     check_step(model, data, recipe)
     learns = any(True for _ in model.enhancer.parameters())
-    if recipe.pretrain.epochs and not learns and watcher is not None:
-        watcher.say(f"enhancer {recipe.enhancer.name} has nothing to learn; there is no pre-training")
+    if recipe.pretrain.epochs and not learns and reporter is not None:
+        reporter.notify(f"enhancer {recipe.enhancer.name} has nothing to learn; there is no pre-training")
     if new and _rank() == 0:
-        hashing = (lambda share: watcher.doing("hash cells", share)) if watcher else None
+        hashing = (lambda share: reporter.update("hash cells", share)) if reporter else None
         Run.create(run.folder, recipe, cells, data.scaling, hashing)
     with plain_errors(run):
         if recipe.pretrain.epochs and learns:
-            _pretrain(run, model, data, recipe, devices, watcher)
+            _pretrain(run, model, data, recipe, devices, reporter)
         module, seen = _joint_module(model, data, recipe, teacher, cells)
-        epoch = _train_jointly(run, module, data, seen, recipe, devices, watcher)
+        epoch = _train_jointly(run, module, data, seen, recipe, devices, reporter)
         if _rank() == 0:
             warn_at_chance(run, epoch, data.validation.labels, recipe)
             if recipe.selection is not None:
-                _select(run, model, data, recipe, watcher)
+                _select(run, model, data, recipe, reporter)
             trained = Model(replace(config, epoch=epoch), model)
             if run.cropping_path.is_file():
                 trained.cropping = Cropping.load(run.cropping_path)
             if recipe.protocol == "honest":  # protocol `paper` has no held-out part that training did not choose by
-                trained.calibration = calibrate_model(trained, cells, progress=watcher.doing if watcher else None)
+                trained.calibration = calibrate_model(trained, cells, progress=reporter.update if reporter else None)
             trained.save(run.model)
     return run
 
 
-def _divided(cells: Cells, audit: Audit, recipe: Recipe, allow_leaks: bool, watcher: Watcher | None) -> Cells:
+def _divided(cells: Cells, audit: Audit, recipe: Recipe, allow_leaks: bool, reporter: Reporter | None) -> Cells:
     """The cells of a new run with their parts."""
     divided = divide(cells, recipe, audit, allow_leaks=allow_leaks)
-    if watcher is not None and recipe.protocol == "paper":
-        watcher.say("protocol paper: the epoch is chosen on the test part, so its figures will be optimistic")
+    if reporter is not None and recipe.protocol == "paper":
+        reporter.notify("protocol paper: the epoch is chosen on the test part, so its figures will be optimistic")
     return replace(divided, classes=class_order(recipe, divided))
 
 
-def _continued(run: Run, cells: Cells, recipe: Recipe, watcher: Watcher | None) -> Cells:
+def _continued(run: Run, cells: Cells, recipe: Recipe, reporter: Reporter | None) -> Cells:
     """The cells of an interrupted run, after a check that it is the same experiment."""
     if run.recipe() != recipe:
         raise RunError(
@@ -268,11 +268,11 @@ def _continued(run: Run, cells: Cells, recipe: Recipe, watcher: Watcher | None) 
         )
     if not run.has_cells(cells):
         raise RunError(f"{run.folder}: the run was begun with other cells; resume with the same, or take a new --out")
-    changed = run.changed_images((lambda share: watcher.doing("compare cells", share)) if watcher else None)
+    changed = run.changed_images((lambda share: reporter.update("compare cells", share)) if reporter else None)
     if changed:
         raise RunError(
             f"{run.folder}: {len(changed)} image(s) have other pixels than when the run was begun: "
-            f"{first_few(changed)} (from the run's folder). A run goes on with the very pixels that it began "
+            f"{list_first(changed)} (from the run's folder). A run goes on with the very pixels that it began "
             "with; put the files back as they were, or train into a new --out"
         )
     return run.cells()
@@ -297,14 +297,14 @@ def _difference(old: Recipe, new: Recipe) -> str:
 
 
 def _pretrain(
-    run: Run, model: JointModel, data: Prepared, recipe: Recipe, devices: int, watcher: Watcher | None
+    run: Run, model: JointModel, data: Prepared, recipe: Recipe, devices: int, reporter: Reporter | None
 ) -> None:
     """Train the enhancer by itself, and leave it with the weights of its lowest loss."""
     module = PretrainModule(model.enhancer, _loss(data, recipe), recipe.pretrain, recipe.augment, recipe.seed)
     # Under protocol `paper` the held part is the test part, which pre-training has no business with.
     held, monitor = (data.validation, "validation_loss") if recipe.protocol == "honest" else (None, "train_loss")
     keeper = Keeper(run.checkpoints / "pretrain", run.history_path, "pretrain", monitor, larger=False)
-    _fit(run, module, keeper, data.train, held, recipe, recipe.pretrain, devices, watcher)
+    _fit(run, module, keeper, data.train, held, recipe, recipe.pretrain, devices, reporter)
     best = read_checkpoint(keeper.best_path)
     model.enhancer.load_state_dict(_below("enhancer.", best["state_dict"]))
     if _rank() == 0:
@@ -334,12 +334,12 @@ def _train_jointly(
     seen: CellDataset,
     recipe: Recipe,
     devices: int,
-    watcher: Watcher | None,
+    reporter: Reporter | None,
 ) -> int:
     """Train enhancer and classifier, leave the model with its best epoch's weights, and return that epoch."""
     monitor = "validation_macro_recall" if recipe.protocol == "honest" else "validation_accuracy"
     keeper = Keeper(run.checkpoints, run.history_path, "train", monitor, larger=True)
-    _fit(run, module, keeper, seen, data.validation, recipe, recipe.train, devices, watcher)
+    _fit(run, module, keeper, seen, data.validation, recipe, recipe.train, devices, reporter)
     best = read_checkpoint(keeper.best_path)
     module.model.load_state_dict(_below("model.", best["state_dict"]))
     return int(best["epoch"]) + 1
@@ -361,13 +361,13 @@ def _below(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def _select(run: Run, model: JointModel, data: Prepared, recipe: Recipe, watcher: Watcher | None) -> None:
+def _select(run: Run, model: JointModel, data: Prepared, recipe: Recipe, reporter: Reporter | None) -> None:
     """Put a linear SVM over selected features in place of the classifier's last layer, and keep what was selected."""
     from urnet.nets.baselines.ant_colony import select_features  # scikit-learn takes a second to import
 
-    progress = (lambda share: watcher.doing("select features", share)) if watcher else None
+    progress = (lambda share: reporter.update("select features", share)) if reporter else None
     result = select_features(model, data.train, data.validation, recipe.selection, recipe.seed, progress=progress)
-    with whole_file(run.selection_path) as file:
+    with atomic_file(run.selection_path) as file:
         file.write((json.dumps(result.to_json(), indent=2) + "\n").encode())
 
 
@@ -380,7 +380,7 @@ def _fit(
     recipe: Recipe,
     settings: Pretrain | Train,
     devices: int,
-    watcher: Watcher | None,
+    reporter: Reporter | None,
 ) -> None:
     """Train a stage to its end, from its beginning or from its last whole epoch."""
     resumed = keeper.last_path if keeper.last_path.is_file() else None
@@ -390,8 +390,8 @@ def _fit(
     if _rank() == 0:
         cut_history(run.history_path, keeper.stage, done)
     callbacks: list[Callback] = [keeper]
-    if watcher is not None:
-        callbacks.append(watcher.epoch_bar(keeper.stage, settings.epochs))
+    if reporter is not None:
+        callbacks.append(reporter.epoch_bar(keeper.stage, settings.epochs))
     if recipe.train.checkpointing:
         callbacks.append(Recomputation())
     joint = isinstance(settings, Train)

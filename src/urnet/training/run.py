@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from urnet.atomic_files import begun_files, refuse_existing, whole_file
+from urnet.atomic_files import atomic_file, refuse_existing, unfinished_files
 from urnet.bundle.config import checked_scaling
 from urnet.bundle.model import CONFIG_NAME, Model
 from urnet.cells.contents import changed, with_contents
@@ -27,7 +27,7 @@ from urnet.csv_tables import read_table
 from urnet.errors import RunError
 from urnet.fields.cropping.settings import SETTINGS_NAME
 from urnet.images.scale import Scaling
-from urnet.json_files import canonical_json, explain
+from urnet.json_files import describe_error, read_canonical_json
 from urnet.recipe import Recipe, load_recipe
 
 HISTORY_COLUMNS = (
@@ -147,14 +147,14 @@ class Run:
         run = cls(Path(folder))
         run.refuse_existing()
         cells = with_contents(cells, _trained_on(cells, recipe), progress)
-        with whole_file(run.recipe_path) as file:
+        with atomic_file(run.recipe_path) as file:
             file.write(recipe.to_yaml().encode())
             file.flush()
             cells.write(run.cells_path)
             run.scaling_path.write_text(json.dumps(asdict(scaling), indent=2) + "\n", encoding="utf-8")
             keep_cropping(cells, run.folder)
             run.checkpoints.mkdir(exist_ok=True)
-        for left in begun_files(run.recipe_path):
+        for left in unfinished_files(run.recipe_path):
             left.unlink(missing_ok=True)
         return run
 
@@ -164,7 +164,7 @@ class Run:
         Raises:
             RunError: the folder exists and is not empty.
         """
-        begun = any(file.is_file() for file in begun_files(self.recipe_path))
+        begun = any(file.is_file() for file in unfinished_files(self.recipe_path))
         if self.recipe_path.is_file() or not begun:
             refuse_existing(self.folder)
 
@@ -221,11 +221,11 @@ class Run:
         if not self.scaling_path.is_file():
             return None
         try:
-            return checked_scaling(json.loads(canonical_json(self.scaling_path)))
+            return checked_scaling(json.loads(read_canonical_json(self.scaling_path)))
         except ValueError as error:
             raise RunError(
-                f"{self.scaling_path}: not the scaling of a run ({explain(error)}); restore the file, or train into a "
-                "new --out"
+                f"{self.scaling_path}: not the scaling of a run ({describe_error(error)}); restore the file, or "
+                "train into a new --out"
             ) from None
 
     def has_cells(self, cells: Cells) -> bool:
@@ -260,7 +260,7 @@ class Run:
 
     def _table(self) -> pd.DataFrame:
         columns = ("label", "split", "donor", "left_out")
-        return read_table(self.cells_path, columns, confusable=(), leaks=False, as_written=True)
+        return read_table(self.cells_path, columns, check_spelling=(), refuse_donor_synonyms=False, verbatim=True)
 
     def history(self) -> pd.DataFrame:
         """`WRITTEN_COLUMNS`, a row an epoch; empty before the first, and without a figure where none was written.

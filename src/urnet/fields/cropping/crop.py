@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from urnet.atomic_files import whole_folder
+from urnet.atomic_files import atomic_folder
 from urnet.cells.table import TABLE_NAME, check_names
-from urnet.csv_tables import settle_donors, write_frame
-from urnet.errors import CellsError, ImageError, first_few
+from urnet.csv_tables import unify_donors, write_frame
+from urnet.errors import CellsError, ImageError, list_first
 from urnet.fields.cropping.extract import cut, grey, preview, write_image
 from urnet.fields.cropping.new_fields import with_what_is_there, without_absent_nuclei
 from urnet.fields.cropping.settings import SETTINGS_NAME, Cropping, settle_pixel_size
@@ -36,7 +36,7 @@ from urnet.fields.preprocessing.illumination import Illumination, flat_through, 
 from urnet.fields.preprocessing.registration import Shift, register
 from urnet.fields.table import FieldRow, find_fields, refuse_among_fields, refuse_contradictions
 from urnet.images.quality import quality
-from urnet.names import normal_name
+from urnet.names import normalize_name
 from urnet.progress import Progress
 
 BATCH = 5
@@ -187,7 +187,7 @@ def crop_fields(
     def as_trained() -> bool:  # also where leaving fields out has made them few
         return again and len(rows) < BATCH and how.illumination is not None
 
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         if flat is not None:
             how = replace(how, light="given", illumination=given_flat(flat, dark))
         elif how.light == "estimated" and not as_trained():
@@ -241,7 +241,7 @@ _COLUMNS = (
 def _named_by_folder(rows: list[FieldRow], root: Path, what: Literal["label", "donor"]) -> list[FieldRow]:
     names = []
     for row in rows:
-        above = normal_name(Path(row.field).parent.name)
+        above = normalize_name(Path(row.field).parent.name)
         if not above:
             raise CellsError(
                 f"{root / row.field}: lies in no folder of its own below {root}, so no folder's name can be its "
@@ -249,7 +249,7 @@ def _named_by_folder(rows: list[FieldRow], root: Path, what: Literal["label", "d
             )
         names.append(getattr(row, what) or above)
     if what == "donor":
-        names = settle_donors(root, names, "fields")
+        names = unify_donors(root, names, "fields")
     else:
         check_names(root, pd.Series(names, index=[row.field for row in rows]), "the field {}")
     return [replace(row, **{what: name}) for row, name in zip(rows, names, strict=True)]
@@ -398,7 +398,7 @@ def _notes(table: pd.DataFrame, fields: Sequence[CroppedField], again: bool) -> 
     if not len(table):
         notes.append("No cells were found in any field." + ("" if again else f" {CHECK}"))
     elif empty:
-        notes.append(f"No cells were found in {first_few(empty)}.")
+        notes.append(f"No cells were found in {list_first(empty)}.")
     labelled = int((table["label"] != "").sum())
     if labelled < len(table) and not again:
         proposed = int((table["proposed"] != "").sum())

@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from urnet.atomic_files import leads_out
+from urnet.atomic_files import is_outside
 from urnet.errors import CellsError
 from urnet.fields.cropping.settings import Cropping
 from urnet.fields.duplicates import Describer
@@ -60,7 +60,7 @@ def without_absent_nuclei(asked: Cropping, fields: Path) -> tuple[Cropping, list
 def _leads_out(root: Path, row: FieldRow, partner: Path) -> bool:
     """Whether a field's partner lies neither in the folder of the fields nor in the field's own, a link perhaps."""
     folders = (root, row.brightfield.parent)
-    return all(leads_out(folder, os.path.relpath(partner, folder)) for folder in folders)
+    return all(is_outside(folder, os.path.relpath(partner, folder)) for folder in folders)
 
 
 def with_what_is_there(row: FieldRow, asked: Cropping, fields: Describer) -> FieldRow:

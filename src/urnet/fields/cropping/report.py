@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from urnet.html_pages import environment
+from urnet.html_pages import create_environment
 from urnet.images.montage import read_crop
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def write_crop_report(path: Path, cropped: "Cropped") -> None:
     chosen = np.sort(generator.permutation(len(table))[:SHEET])
     light = cropped.cropping.illumination
     page = (
-        environment("urnet.fields.cropping")
+        create_environment("urnet.fields.cropping")
         .get_template("crop.html.j2")
         .render(
             cropped=cropped,

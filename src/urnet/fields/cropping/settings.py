@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from urnet.errors import CellsError, ImageError, RunError, first_few
+from urnet.errors import CellsError, ImageError, RunError, list_first
 from urnet.fields.io.pixel_size import why_doubted
 from urnet.fields.preprocessing.illumination import Illumination
 from urnet.fields.table import FieldRow
-from urnet.json_files import Text, canonical_json, explain
+from urnet.json_files import Text, describe_error, read_canonical_json
 from urnet.version import __version__
 
 SETTINGS_NAME = "crop.json"
@@ -131,7 +131,7 @@ class Cropping:
             RunError: damaged, with impossible values, or written by a newer program.
         """
         try:
-            content = canonical_json(path)
+            content = read_canonical_json(path)
             data = json.loads(content)
             if isinstance(data, dict) and type(data.get("format")) is int and data["format"] > FORMAT:
                 raise RunError(
@@ -144,7 +144,7 @@ class Cropping:
             return cls(**settings, illumination=light)
         except (OSError, ValueError, CellsError) as error:
             raise RunError(
-                f"{path}: not the settings of `urnet crop` ({explain(error)}); restore the file",
+                f"{path}: not the settings of `urnet crop` ({describe_error(error)}); restore the file",
                 code="model.cropping_invalid",
             ) from None
 
@@ -211,7 +211,7 @@ def settle_pixel_size(
     unknown = [row.field for row, pixel in zip(rows, pixels, strict=True) if pixel is None]
     stated = {name: pixel for name, pixel in (doubted or {}).items() if name in unknown}
     not_believed = "".join(
-        f"; the file of {first_few(names)} states {why_doubted(pixel)}, which is not believed"
+        f"; the file of {list_first(names)} states {why_doubted(pixel)}, which is not believed"
         for pixel in sorted(set(stated.values()))
         if (names := [name for name in stated if stated[name] == pixel])
     )
@@ -222,7 +222,7 @@ def settle_pixel_size(
             if again and asked.pixel_um is not None
             else "micrometres are asked for"
         )
-        raise PixelSizeError(f"{first_few(unknown)}: the pixel size is not known, but {why}{not_believed}")
+        raise PixelSizeError(f"{list_first(unknown)}: the pixel size is not known, but {why}{not_believed}")
     if again:
         _check_span(asked, rows, pixels)
         return asked, []
@@ -240,7 +240,7 @@ def settle_pixel_size(
         notes.append(f"Fields have {len(known)} pixel sizes; all crops are resampled to {chosen:.4g} µm.")
     if unknown:
         notes.append(
-            f"{first_few(unknown)}: pixel size unknown, taken to be {chosen:.4g} µm like the others'{not_believed}."
+            f"{list_first(unknown)}: pixel size unknown, taken to be {chosen:.4g} µm like the others'{not_believed}."
         )
     settled = replace(asked, pixel_um=chosen)
     _check_span(settled, rows, pixels)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.cells.table import check_names
-from urnet.csv_tables import not_a_number, read_table
+from urnet.csv_tables import number_error, read_table
 from urnet.errors import CellsError
 from urnet.fields.detection.detect import Found
 from urnet.fields.detection.matching import Agreement, match
@@ -33,9 +33,9 @@ def read_labels(path: Path, rows: Sequence[FieldRow], infos: Sequence[FieldInfo]
     table = read_table(
         path,
         ("field", "x", "y", "label", "donor", "simulated"),
-        needed=("field", "x", "y", "label"),
-        paths=("field",),
-        rows="labelled positions",
+        required=("field", "x", "y", "label"),
+        path_columns=("field",),
+        row_noun="labelled positions",
     )
     table = table[table["label"] != ""]
     if not len(table):
@@ -44,7 +44,7 @@ def read_labels(path: Path, rows: Sequence[FieldRow], infos: Sequence[FieldInfo]
     for column in ("x", "y"):
         empty = table.index[table[column] == ""]
         if len(empty):
-            raise not_a_number(path, empty[0], column, "", len(empty))
+            raise number_error(path, empty[0], column, "", len(empty))
         table = table.assign(**{column: table[column].astype(float)})
     table["field"] = table["field"].map(lambda name: unicodedata.normalize("NFC", name))
     names = {row.field for row in rows}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, and_, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from urnet.atomic_files import whole_file
+from urnet.atomic_files import atomic_file
 from urnet.csv_tables import write_csv
 from urnet.errors import StoreError
 from urnet.serve.database.common import NOT_A_CELL, SKIPPED, Earlier, named, now
@@ -171,7 +171,7 @@ class Review:
                 found = db.execute(select(images).where(images.c.sha256 == one.image)).one()
             name = f"{one.image[:32]}{found.suffix}"
             if not (folder / name).is_file():
-                with whole_file(folder / name) as file:
+                with atomic_file(folder / name) as file:
                     file.write(found.content)
             rows.append((name, one.label, sample, one.who or "", one.model))
         write_csv(folder / "cells.csv", ("path", "label", "donor", "corrected_by", "model"), rows)

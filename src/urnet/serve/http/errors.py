@@ -13,7 +13,7 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from urnet.errors import UrnetError, first_few
+from urnet.errors import UrnetError, list_first
 from urnet.serve.uploads.storage import DISK_FULL, FullError, is_disk_full
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
             why = f"{len(nameless)} part(s) 'files' have no file name, so they are text and no files"
             code = "request.file_name_missing"
         else:
-            sent = f"; it has {first_few([repr(name[:50]) for name in others])}" if others else ""
+            sent = f"; it has {list_first([repr(name[:50]) for name in others])}" if others else ""
             why = f"the request has no part 'files'{sent}"
             code = "request.files_missing"
         how = f"{_EXAMPLE} {request.url.path}"

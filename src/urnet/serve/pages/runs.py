@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from nicegui import ui
 
 from urnet.errors import UrnetError
-from urnet.html_pages import NEVER, described, with_interval
+from urnet.html_pages import NO_VALUE, describe_intervals, format_interval
 from urnet.serve.http.errors import Refused
 from urnet.serve.pages.components.curves import Line, chart, line
 from urnet.serve.pages.components.elements import facts, notice, table, work_styles
@@ -192,7 +192,7 @@ def _figures(chosen: ListedRun, found: list[Figures]) -> None:
         name = "Test part" if one.split == "test" else one.split
         text("h3", name)
         metrics = one.metrics
-        note = f"{metrics.get('n', 0):,} cells, {described(metrics['intervals'])}"
+        note = f"{metrics.get('n', 0):,} cells, {describe_intervals(metrics['intervals'])}"
         note += "; protocol paper, optimistic" if metrics.get("protocol") == "paper" else ""
         text("p", f"{note}.").classes("small soft")
         rows = [(NAMES[key], _figure(metrics[key]), "", "") for key in NAMES]
@@ -246,8 +246,8 @@ def _address(**asked: str) -> str:
 
 def _figure(figure: Mapping[str, Any]) -> str:
     """A figure whose interval stays on one line."""
-    return with_interval(figure).replace("–", "\N{WORD JOINER}–\N{WORD JOINER}")
+    return format_interval(figure).replace("–", "\N{WORD JOINER}–\N{WORD JOINER}")
 
 
 def _number(value: float) -> str:
-    return NEVER if pd.isna(value) else f"{value:.4g}"
+    return NO_VALUE if pd.isna(value) else f"{value:.4g}"

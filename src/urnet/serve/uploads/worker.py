@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from urnet.atomic_files import staging_of
+from urnet.atomic_files import staging_folder
 from urnet.bundle.config import ModelConfig
 from urnet.bundle.model import SEEN, fit_crop
 from urnet.cells.copies import copy_key, padding_tiles
@@ -163,7 +163,7 @@ class _Decoder:
         table = folder.with_name(FIELD_TABLE)
         rows = [[path.name, f"{folder.name}/{path.name}", str(pixels.get(path.name, ""))] for path in left]
         write_csv(table, ("field", "brightfield", "pixel_size_um"), rows)
-        for left_behind in (staging_of(out), out):  # by a process that died
+        for left_behind in (staging_folder(out), out):  # by a process that died
             shutil.rmtree(left_behind, ignore_errors=True)
         try:
             cropped = crop_fields(table, out, self.cropping, again=True, attempt=lambda row: lost(row.brightfield))

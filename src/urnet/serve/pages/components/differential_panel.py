@@ -2,7 +2,7 @@
 
 from nicegui import ui
 
-from urnet.html_pages import NEVER
+from urnet.html_pages import NO_VALUE
 from urnet.serve.classification_job import ClassificationJob
 from urnet.serve.pages.components.layout import button, text
 from urnet.serve.services import NOT_CALIBRATED
@@ -46,9 +46,9 @@ def counts(mine: ClassificationJob | None) -> None:
                 value = one["percent"]
                 with ui.element("tr"):
                     _row_head(name)
-                    text("td", NEVER if value is None else f"{value:.1f}").classes("n value")
+                    text("td", NO_VALUE if value is None else f"{value:.1f}").classes("n value")
                     with ui.element("td").classes("wide"):
-                        text("span", NEVER if low is None else f"{low:.1f} to {high:.1f}").classes("interval")
+                        text("span", NO_VALUE if low is None else f"{low:.1f} to {high:.1f}").classes("interval")
                         if value is not None and low is not None:
                             _bar(value, low, high)
                     text("td", f"{one['count']:,}").classes("n")
