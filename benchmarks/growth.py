@@ -31,12 +31,12 @@ import torch
 from machine import describe, load
 from matplotlib.figure import Figure
 
-from urnet.atomic_files import atomic_file
 from urnet.cells.audit import audit_cells
 from urnet.cells.decoded import decoded_cells
 from urnet.cells.divide import divide
 from urnet.cells.table import TABLE_NAME, read_cells
 from urnet.evaluation.figure_style import DASHES, DOTS, FAINT, MANY, WIDTH, styled
+from urnet.files.atomic import atomic_file
 from urnet.images.simulation.phantom import draw_crop
 from urnet.recipe import load_recipe
 

@@ -12,19 +12,11 @@ from contextlib import nullcontext, suppress
 import pytest
 from filelock import Timeout
 
-from urnet.atomic_files import (
-    _unlock,
-    atomic_file,
-    atomic_folder,
-    command_scope,
-    find_files,
-    lock_file,
-    lock_output,
-    move,
-    new_file,
-    refuse_existing,
-)
 from urnet.errors import UrnetError
+from urnet.files.atomic import atomic_file, atomic_folder, move, new_file
+from urnet.files.locks import lock_file, unlock
+from urnet.files.outputs import command_scope, lock_output, refuse_existing
+from urnet.files.search import find_files
 
 
 def test_a_file_is_written_into_a_new_folder(tmp_path):
@@ -136,7 +128,8 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path):
 OTHER = """
 import os, sys
 from pathlib import Path
-from urnet.atomic_files import atomic_folder, command_scope, new_file
+from urnet.files.atomic import atomic_folder, new_file
+from urnet.files.outputs import command_scope
 
 out, moment = Path(sys.argv[1]), sys.argv[2]
 with command_scope("the same"):
@@ -301,7 +294,7 @@ def test_a_folder_that_grows_in_place_needs_no_room_beside_it(tmp_path):
 def test_windows_is_given_time_to_let_go(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("new")
     waited = []
-    monkeypatch.setattr("urnet.atomic_files.time.sleep", waited.append)
+    monkeypatch.setattr("urnet.files.atomic.time.sleep", waited.append)
     replace, refused = type(tmp_path).replace, [True, True]
 
     def scanned(self, place):
@@ -311,11 +304,11 @@ def test_windows_is_given_time_to_let_go(tmp_path, monkeypatch):
         return replace(self, place)
 
     monkeypatch.setattr(type(tmp_path), "replace", scanned)
-    monkeypatch.setattr("urnet.atomic_files._IS_WINDOWS", True)
+    monkeypatch.setattr("urnet.files.atomic.IS_WINDOWS", True)
     move(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_text() == "new"
     assert len(waited) == 2
-    monkeypatch.setattr("urnet.atomic_files._IS_WINDOWS", False)
+    monkeypatch.setattr("urnet.files.atomic.IS_WINDOWS", False)
     refused.append(True)
     with pytest.raises(PermissionError):
         move(tmp_path / "b", tmp_path / "c")
@@ -332,7 +325,7 @@ def no_locks(request, monkeypatch):
         raise OSError(number, os.strerror(number))
 
     if request.param == "other" or os.name == "nt":
-        monkeypatch.setattr("urnet.atomic_files.FileLock.acquire", fail)
+        monkeypatch.setattr("urnet.files.locks.FileLock.acquire", fail)
     else:
         monkeypatch.setattr("fcntl.flock", fail)
 
@@ -352,11 +345,11 @@ def test_a_lock_file_that_was_removed_meanwhile_is_not_locked(tmp_path):
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(lock_file, tmp_path / "a.lock", wait=20)
         time.sleep(0.2)
-        _unlock(first)
+        unlock(first)
         second = waiting.result()
     with pytest.raises(Timeout):
         lock_file(tmp_path / "a.lock")
-    _unlock(second)
+    unlock(second)
     assert names(tmp_path) == []
 
 

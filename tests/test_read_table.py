@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from urnet.csv_tables import read_table
 from urnet.errors import CellsError
+from urnet.files.user_tables import read_table
 
 COLUMNS = ("path", "label", "donor", "split")
 

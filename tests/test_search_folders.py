@@ -2,7 +2,7 @@
 
 import pytest
 
-from urnet.atomic_files import find_files, find_folders
+from urnet.files.search import find_files, find_folders
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from PIL import Image
 
 from urnet.bundle.model import SEEN
 from urnet.cells.table import find_images, read_cells
-from urnet.csv_tables import INTEGER_COLUMNS, NUMERIC_COLUMNS
 from urnet.errors import UrnetError
 from urnet.fields.labels.positions import read_labels
 from urnet.fields.table import FieldRow, find_fields
+from urnet.files.user_tables import INTEGER_COLUMNS, NUMERIC_COLUMNS
 
 NO_NUMBERS = {
     "12,5": "Use a decimal point: 12.5",

@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from urnet.cells.table import Cells, find_images, read_cells
-from urnet.csv_tables import (
-    escape_formula,
-    format_csv,
-    read_own_table,
-    read_table,
-    unescape_formula,
-    write_csv,
-    write_frame,
-)
+from urnet.files.csv_tables import escape_formula, format_csv, read_own_table, unescape_formula, write_csv, write_frame
+from urnet.files.user_tables import read_table
 from urnet.resumable_table import growing_table
 
 FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "＝1+1", "＋1", "－1+1", "＠a", " =1+1", "-", "=x.png"]

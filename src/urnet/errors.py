@@ -3,7 +3,11 @@
 Every message says what was found, what the rule is and what to do, and names the file or the key.
 """
 
-from collections.abc import Sequence
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 
 def list_first(names: Sequence[str], most: int = 3) -> str:
@@ -76,3 +80,26 @@ class StoreError(UrnetError):
     """Kept labels and corrections cannot be read or written."""
 
     code = "store.unusable"
+
+
+@contextmanager
+def attribute_errors(path: Path) -> Iterator[None]:
+    """Let errors of the system name what the user asked for, and no file that is written beside it meanwhile.
+
+    Args:
+        path: what was asked for.
+
+    Raises:
+        OSError: as in the context, about `path`; or about the part of it that is a file and should be a folder.
+        IsADirectoryError: as in the context: a folder of the user's stands where a file is to be written.
+    """
+    try:
+        yield
+    except IsADirectoryError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        file = next((above for above in path.parents if above.is_file()), None)
+        number, place = (error.errno, path) if file is None else (errno.ENOTDIR, file)
+        raise OSError(number, os.strerror(number), str(place)) from None

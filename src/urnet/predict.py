@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from urnet.atomic_files import refuse_existing
 from urnet.bundle.model import Model
 from urnet.calibration.calibration import COVERAGE
 from urnet.cells.copies import padding_tiles
@@ -26,6 +25,7 @@ from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import TABLE_NAME, Cells, find_images
 from urnet.errors import RecipeError, RunError
 from urnet.export.engine import SAMPLE, BatchSize, Engine, check_engine, choose_engine
+from urnet.files.outputs import refuse_existing
 from urnet.images.montage import Address, locate
 from urnet.images.read import SUFFIXES, is_file
 from urnet.prefetch import Read, read_ahead, read_cells

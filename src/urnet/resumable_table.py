@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from urnet.atomic_files import TABLE_SIDECAR, atomic_file, attribute_errors, lock_output, move
-from urnet.csv_tables import format_csv_line, unescape_formula
-from urnet.errors import RunError
+from urnet.errors import RunError, attribute_errors
+from urnet.files.atomic import atomic_file, move
+from urnet.files.csv_tables import format_csv_line, unescape_formula
+from urnet.files.outputs import TABLE_SIDECAR, lock_output
 
 Row = Mapping[str, str]
 
@@ -70,7 +71,7 @@ def growing_table(
     part, sidecar = out.with_name(f"{out.name}.part"), out.with_name(out.name + TABLE_SIDECAR)
     with lock_output(out):
         if out.exists():
-            raise RunError(f"{out}: exists already; choose another --out, or remove it yourself")
+            raise RunError(f"{out}: exists already; choose another --out, or remove it yourself", code="run.exists")
         if part.exists():
             _check_same(part, sidecar, about)
             done = _keep_whole_rows(part, columns, paths, each)

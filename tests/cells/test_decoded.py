@@ -147,7 +147,7 @@ def test_where_nothing_can_be_kept_it_is_said_and_memory_does(cells, monkeypatch
         def refuse(*_, **__):
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-        monkeypatch.setattr("urnet.atomic_files.FileLock.acquire", refuse)
+        monkeypatch.setattr("urnet.files.locks.FileLock.acquire", refuse)
     else:
 
         def fail(*_):

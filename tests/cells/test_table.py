@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from urnet.cells.table import find_images, read_cells
-from urnet.csv_tables import escape_formula
 from urnet.errors import CellsError, ImageError
+from urnet.files.csv_tables import escape_formula
 from urnet.names import find_lookalikes, is_missing, normalize_name, unify_donor_names
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

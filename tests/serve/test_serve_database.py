@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from urnet.cells.table import read_cells
-from urnet.csv_tables import unescape_formula
 from urnet.errors import StoreError
+from urnet.files.csv_tables import unescape_formula
 from urnet.serve.database import models
 from urnet.serve.database.common import LONGEST_NAME, NOT_A_CELL, SKIPPED, now, one_line, person
 from urnet.serve.database.labels import CLAIMED_CODE, Given, Labeller

@@ -17,10 +17,10 @@ from hostile_files import slow_and_large
 from PIL import Image
 from starlette.testclient import TestClient
 
-from urnet.atomic_files import staging_folder
 from urnet.counting.differential import count_cells
 from urnet.fields.cropping.crop import Cropping, crop_fields
 from urnet.fields.io.read import Field
+from urnet.files.outputs import staging_folder
 from urnet.images.simulation.phantom import draw_field
 from urnet.serve.app import create_app
 from urnet.serve.services import Bench

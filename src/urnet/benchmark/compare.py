@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from urnet.atomic_files import atomic_folder, refuse_existing
 from urnet.benchmark.collect import entries_of_runs
 from urnet.benchmark.report import write_comparison
 from urnet.benchmark.row import Entry
@@ -12,6 +11,8 @@ from urnet.cells.table import Cells
 from urnet.errors import RunError
 from urnet.evaluation.evaluate import runs_of
 from urnet.evaluation.predictions import Progress
+from urnet.files.atomic import atomic_folder
+from urnet.files.outputs import refuse_existing
 
 
 def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | None = None) -> Path:

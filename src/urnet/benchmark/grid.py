@@ -18,7 +18,6 @@ from typing import Any
 
 import pandas as pd
 
-from urnet.atomic_files import atomic_file, lock_output, unfinished_files
 from urnet.benchmark.job import GridCell, run_cell
 from urnet.benchmark.plans import Row
 from urnet.cells.audit import Audit, audit_cells
@@ -26,6 +25,8 @@ from urnet.cells.divide import divide
 from urnet.cells.table import TABLE_NAME, Cells
 from urnet.cpus import THREADS_VARIABLE, limit_torch, usable_cpus
 from urnet.errors import RunError, UrnetError
+from urnet.files.atomic import atomic_file
+from urnet.files.outputs import lock_output, unfinished_files
 from urnet.progress import Progress
 from urnet.recipe import Recipe
 

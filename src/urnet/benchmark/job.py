@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from urnet.atomic_files import atomic_file
 from urnet.cells.audit import Audit
 from urnet.cells.table import Cells
-from urnet.csv_tables import read_own_table, write_frame
 from urnet.errors import RecipeError
+from urnet.files.atomic import atomic_file
+from urnet.files.csv_tables import read_own_table, write_frame
 from urnet.recipe import Recipe
 from urnet.training.run import Run
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from urnet.atomic_files import atomic_file
 from urnet.benchmark import figures, published, tables
 from urnet.benchmark.differences import differences_table
 from urnet.benchmark.render import TableData, to_html, to_latex, to_markdown
 from urnet.benchmark.row import Entry
-from urnet.csv_tables import write_frame
 from urnet.evaluation.evaluate import OPTIMISTIC, VERSIONS, picture
 from urnet.evaluation.figure_style import to_png
 from urnet.evaluation.paired import paired_differences
 from urnet.evaluation.report import environment
+from urnet.files.atomic import atomic_file
+from urnet.files.csv_tables import write_frame
 
 CURVES = 8
 """More entries than this make no legible curves."""

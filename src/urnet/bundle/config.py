@@ -11,9 +11,9 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter
 
 from urnet.errors import ImageError, RunError
+from urnet.files.json_files import Text, describe_error, read_canonical_json
 from urnet.images.read import MIN_EDGE
 from urnet.images.scale import ANY_DEPTH, Scaling
-from urnet.json_files import Text, describe_error, read_canonical_json
 from urnet.version import __version__
 
 if TYPE_CHECKING:

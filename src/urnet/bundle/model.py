@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from urnet.atomic_files import atomic_file
 from urnet.bundle.config import CONFIG_NAME, ModelConfig, read_config
 from urnet.bundle.seal import Seal, check_expected, hash_json, hash_tensors, read_seal
 from urnet.calibration.calibration import COVERAGE, JSON_NAME, TENSORS_NAME, Calibration
@@ -27,9 +26,10 @@ from urnet.calibration.temperature import probabilities as softmax
 from urnet.cpus import limit_torch
 from urnet.errors import CellsError, ImageError, RecipeError, RunError
 from urnet.fields.cropping.settings import SETTINGS_NAME, Cropping
+from urnet.files.atomic import atomic_file
+from urnet.files.json_files import describe_error, read_canonical_json, to_canonical_json
 from urnet.images.montage import expand, read_crop
 from urnet.images.quality import quality
-from urnet.json_files import describe_error, read_canonical_json, to_canonical_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -382,7 +382,7 @@ def _number(name: str, text: object) -> dict[str, float]:
     """A table's entry as a measure; nothing where it is empty.
 
     Raises:
-        CellsError: it is no number; tables that `urnet.csv_tables` reads were checked before.
+        CellsError: it is no number; tables that `urnet.files.user_tables` reads were checked before.
     """
     if text == "" or text is None or text != text:
         return {}

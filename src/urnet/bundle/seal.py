@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from urnet.atomic_files import atomic_file
 from urnet.errors import RunError
-from urnet.json_files import describe_error, read_canonical_json, to_canonical_json
+from urnet.files.atomic import atomic_file
+from urnet.files.json_files import describe_error, read_canonical_json, to_canonical_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from urnet.atomic_files import atomic_file
 from urnet.calibration import conformal
 from urnet.calibration.confusion import Reference
 from urnet.calibration.mahalanobis import Distance
 from urnet.calibration.rejection import CHECKS, Rejection, Row
 from urnet.errors import RunError
-from urnet.json_files import Text, describe_error, read_canonical_json
+from urnet.files.atomic import atomic_file
+from urnet.files.json_files import Text, describe_error, read_canonical_json
 
 FORMAT = 1
 JSON_NAME, TENSORS_NAME = "calibration.json", "calibration.safetensors"

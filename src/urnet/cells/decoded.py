@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from filelock import Timeout
 
-from urnet.atomic_files import atomic_file, lock_file
 from urnet.cells.cache import SPARE, cache_folder, fingerprint, make_room, used
 from urnet.cells.pixels import fit_input, load_pixels, survey
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
+from urnet.files.atomic import atomic_file
+from urnet.files.locks import lock_file
 
 _CHECKSUM = 4
 """Bytes of an entry's checksum, the CRC-32 of all its images."""

@@ -22,9 +22,9 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from urnet.atomic_files import lock_file
 from urnet.cells.cache import LIMIT, SPARE, cache_folder, fingerprint, make_room, used
 from urnet.cells.table import Cells
+from urnet.files.locks import lock_file
 
 LARGEST = LIMIT // 4
 """Bytes of one table's crops that are kept: a few large tables should not drive out all others."""

@@ -13,10 +13,10 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from urnet.atomic_files import atomic_folder
 from urnet.cells.table import TABLE_NAME, read_cells
-from urnet.csv_tables import write_csv
 from urnet.errors import CellsError, ImageError
+from urnet.files.atomic import atomic_folder
+from urnet.files.csv_tables import write_csv
 from urnet.images.simulation.destain import destain
 from urnet.images.simulation.phantom import CROP_UM, FREQUENCY, draw_crop, draw_field
 from urnet.version import __version__

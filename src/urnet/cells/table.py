@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from urnet.atomic_files import DiskNames, find_files, find_folders, is_outside, refuse_broken_links
-from urnet.csv_tables import read_table, write_frame
 from urnet.errors import CellsError, ImageError, list_first
+from urnet.files.csv_tables import write_frame
+from urnet.files.paths import DiskNames, is_outside
+from urnet.files.search import find_files, find_folders, refuse_broken_links
+from urnet.files.user_tables import read_table
 from urnet.images.montage import Address, expand, locate, read_crop
 from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
 from urnet.names import find_lookalikes, is_missing, normalize_name, quote_name

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from urnet.atomic_files import OutputCompleteError, command_scope
 from urnet.cpus import set_environment
 from urnet.errors import UrnetError
+from urnet.files.outputs import OutputCompleteError, command_scope
 from urnet.version import __version__
 
 if TYPE_CHECKING:

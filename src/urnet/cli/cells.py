@@ -85,9 +85,9 @@ def audit(
     overrides: SetOption = None,
 ) -> int:
     """Look for copies, leaks and unusable files; exit code 0 when clean, 1 with findings."""
-    from urnet.atomic_files import lock_output, refuse_existing
     from urnet.cells.audit import audit_cells, tally
-    from urnet.csv_tables import write_frame
+    from urnet.files.csv_tables import write_frame
+    from urnet.files.outputs import lock_output, refuse_existing
     from urnet.progress import ProgressBars
     from urnet.recipe import load_recipe
 
@@ -119,10 +119,11 @@ def split(
     ] = None,
 ) -> int:
     """Write a cells table with its split (the images stay where they are)."""
-    from urnet.atomic_files import atomic_folder, refuse_existing
     from urnet.cells.audit import audit_cells
     from urnet.cells.divide import divide
     from urnet.cells.table import TABLE_NAME
+    from urnet.files.atomic import atomic_folder
+    from urnet.files.outputs import refuse_existing
     from urnet.progress import ProgressBars
     from urnet.recipe import load_recipe
     from urnet.training.run import keep_cropping, refuse_within

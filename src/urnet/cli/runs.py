@@ -20,9 +20,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of cells and training.", min=0, max=SEED_MAX)] = 0,
 ) -> int:
     """Make phantom cells, train UR-Net at laptop scale, evaluate it: minutes on two cores, no download."""
-    from urnet.atomic_files import lock_output, refuse_existing
     from urnet.cells.simulate import write_phantom
     from urnet.evaluation.evaluate import evaluate as evaluate_run
+    from urnet.files.outputs import lock_output, refuse_existing
     from urnet.progress import ProgressBars
     from urnet.training.fit import train as train_runs
 

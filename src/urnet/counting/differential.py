@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from urnet.atomic_files import atomic_folder, refuse_existing
 from urnet.bundle.model import Model
 from urnet.cells.table import find_images
 from urnet.counting.report import write_reports
 from urnet.counting.sample import Sample, count_sample
-from urnet.csv_tables import format_csv, read_own_table, write_frame
 from urnet.errors import CellsError, RunError
 from urnet.evaluation.predictions import seen_in_training
 from urnet.fields.cropping.crop import Cropped, crop_fields
 from urnet.fields.field_or_crop import holds_fields
 from urnet.fields.table import FieldRow, refuse_among_fields
+from urnet.files.atomic import atomic_folder
+from urnet.files.csv_tables import format_csv, read_own_table, write_frame
+from urnet.files.outputs import refuse_existing
 from urnet.predict import PADDING, predict_files, told_reasons
 from urnet.progress import Progress
 from urnet.training.run import run_of

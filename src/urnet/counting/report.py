@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.counting.sample import Sample
-from urnet.csv_tables import write_frame
+from urnet.files.csv_tables import write_frame
 from urnet.html_pages import NO_VALUE, create_environment
 from urnet.version import __version__
 

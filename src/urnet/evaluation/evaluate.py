@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from urnet.atomic_files import atomic_folder, refuse_existing
 from urnet.bundle.model import Model
 from urnet.cells.audit import tally
 from urnet.cells.table import PARTS
-from urnet.csv_tables import write_frame
 from urnet.errors import CellsError, RecipeError, RunError
 from urnet.evaluation import figures, galleries
 from urnet.evaluation.calibration_metrics import trust_metrics
@@ -29,6 +27,9 @@ from urnet.evaluation.figure_style import image_png, to_png
 from urnet.evaluation.metrics import interval_groups, score
 from urnet.evaluation.predictions import Progress, Scored, other_cells, own_part
 from urnet.evaluation.report import Report, write_report
+from urnet.files.atomic import atomic_folder
+from urnet.files.csv_tables import write_frame
+from urnet.files.outputs import refuse_existing
 from urnet.names import donor_key
 from urnet.nets.gradcam import grad_cam, overlay
 from urnet.nets.pixel_range import PixelRange

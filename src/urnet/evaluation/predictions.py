@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from urnet.atomic_files import refuse_existing
 from urnet.bundle.model import Model
 from urnet.calibration.temperature import probabilities as softmax
 from urnet.cells.audit import audit_cells, tally
@@ -16,6 +15,7 @@ from urnet.cells.copies import copy_key
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import PARTS, Cells, find_images, read_cells
 from urnet.errors import CellsError, ImageError, RunError, UrnetError
+from urnet.files.outputs import refuse_existing
 from urnet.nets.pixel_range import PixelRange
 from urnet.progress import Progress
 from urnet.training.data import paper_test

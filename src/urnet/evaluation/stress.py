@@ -27,9 +27,7 @@ import pandas as pd
 from scipy import fft
 from scipy.ndimage import gaussian_filter
 
-from urnet.atomic_files import atomic_folder, refuse_existing
 from urnet.cells.table import PARTS, read_cells
-from urnet.csv_tables import write_frame
 from urnet.errors import CellsError, RunError, UrnetError
 from urnet.evaluation.evaluate import OPTIMISTIC, named, runs_of
 from urnet.evaluation.figure_style import to_png
@@ -37,6 +35,9 @@ from urnet.evaluation.figures import stress_figure
 from urnet.evaluation.metrics import interval_groups, score
 from urnet.evaluation.predictions import BATCH, Progress, Scored, other_cells, own_part
 from urnet.evaluation.report import environment
+from urnet.files.atomic import atomic_folder
+from urnet.files.csv_tables import write_frame
+from urnet.files.outputs import refuse_existing
 from urnet.images.simulation.optics import BACKGROUND, REFERENCE, Imaging, brightfield
 from urnet.training.run import Run, refuse_within
 

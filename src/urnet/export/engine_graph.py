@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from urnet.atomic_files import atomic_file
 from urnet.cells.cache import user_cache
 from urnet.export.onnx_format import OPSET, to_onnx
+from urnet.files.atomic import atomic_file
 from urnet.version import __version__
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from urnet.atomic_files import atomic_folder, new_file, refuse_existing
 from urnet.errors import RunError, UrnetError
 from urnet.export import bioimageio_format, hub_format, onnx_format, openvino_format
 from urnet.export.parity import Parity, Run, check
 from urnet.export.torch_format import open_torch, to_torch
+from urnet.files.atomic import atomic_folder, new_file
+from urnet.files.outputs import refuse_existing
 from urnet.optional_packages import need
 from urnet.progress import Progress
 from urnet.training.run import Run as RunFolder

@@ -4,15 +4,15 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from urnet.atomic_files import find_files
 from urnet.cells.table import TABLE_NAME as CELLS_TABLE
-from urnet.csv_tables import read_table
 from urnet.errors import CellsError, ImageError
 from urnet.fields.cropping.settings import LARGER, Cropping
 from urnet.fields.io.microscopy import SUFFIXES as MICROSCOPY_SUFFIXES
 from urnet.fields.io.read import FIELD_SUFFIXES, FieldInfo, describe_field
 from urnet.fields.table import TABLE_NAME as FIELD_TABLE
 from urnet.fields.table import FieldRow
+from urnet.files.search import find_files
+from urnet.files.user_tables import read_table
 from urnet.images.read import Header, is_file, read_header
 
 

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from urnet.atomic_files import DiskNames, find_files
 from urnet.cells.table import check_names
-from urnet.csv_tables import read_table
 from urnet.errors import CellsError
 from urnet.fields.io.read import FIELD_SUFFIXES
+from urnet.files.paths import DiskNames
+from urnet.files.search import find_files
+from urnet.files.user_tables import read_table
 from urnet.images.read import is_file
 
 TABLE_NAME = "fields.csv"

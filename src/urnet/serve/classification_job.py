@@ -22,8 +22,8 @@ from urnet.bundle.model import Model
 from urnet.calibration.conformal import split_set
 from urnet.counting.report import page as report_page
 from urnet.counting.sample import Sample
-from urnet.csv_tables import format_csv
 from urnet.errors import CellsError, ImageError, RecipeError, UrnetError
+from urnet.files.csv_tables import format_csv
 from urnet.serve.http.errors import Refused, told_to_people
 from urnet.serve.services import FILES, Answer, Bench, Cut, Place
 from urnet.serve.uploads.receive import Upload, put

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from urnet.csv_tables import read_own_table
 from urnet.errors import RunError
 from urnet.evaluation.paired import paired_differences
+from urnet.files.csv_tables import read_own_table
 from urnet.html_pages import describe_intervals
 from urnet.training.run import HISTORY_COLUMNS, Run, run_of
 

@@ -11,8 +11,8 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from urnet.atomic_files import atomic_file
 from urnet.errors import RunError
+from urnet.files.atomic import atomic_file
 from urnet.training.logging import be_quiet
 from urnet.training.run import HISTORY_COLUMNS, WRITTEN_COLUMNS
 

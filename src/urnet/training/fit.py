@@ -19,7 +19,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from urnet.atomic_files import OutputLock, atomic_file, lock_output, refuse_existing
 from urnet.bundle.config import check_config
 from urnet.bundle.model import Model, ModelConfig
 from urnet.cells.audit import Audit, audit_cells, describe_donors, tally
@@ -30,6 +29,8 @@ from urnet.cells.table import Cells, read_cells
 from urnet.cpus import limit_torch
 from urnet.errors import RecipeError, RunError, TrainingError, UrnetError, list_first
 from urnet.fields.cropping.settings import Cropping
+from urnet.files.atomic import atomic_file
+from urnet.files.outputs import OutputLock, lock_output, refuse_existing
 from urnet.images.scale import Scaling, fit_scaling, fit_scaling_0_1_0
 from urnet.nets.joint import JointModel, build_joint
 from urnet.recipe import Pretrain, Recipe, Train, load_recipe

@@ -17,17 +17,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from urnet.atomic_files import atomic_file, refuse_existing, unfinished_files
 from urnet.bundle.config import checked_scaling
 from urnet.bundle.model import CONFIG_NAME, Model
 from urnet.cells.contents import changed, with_contents
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import PAIRED, PARTS, TABLE_NAME, Cells, MissingFilesError, read_cells
-from urnet.csv_tables import read_table
 from urnet.errors import RunError
 from urnet.fields.cropping.settings import SETTINGS_NAME
+from urnet.files.atomic import atomic_file
+from urnet.files.json_files import describe_error, read_canonical_json
+from urnet.files.outputs import refuse_existing, unfinished_files
+from urnet.files.user_tables import read_table
 from urnet.images.scale import Scaling
-from urnet.json_files import describe_error, read_canonical_json
 from urnet.recipe import Recipe, load_recipe
 
 HISTORY_COLUMNS = (

@@ -16,9 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from urnet.atomic_files import atomic_folder
 from urnet.cells.table import TABLE_NAME, check_names
-from urnet.csv_tables import unify_donors, write_frame
 from urnet.errors import CellsError, ImageError, list_first
 from urnet.fields.cropping.extract import cut, grey, preview, write_image
 from urnet.fields.cropping.new_fields import with_what_is_there, without_absent_nuclei
@@ -35,6 +33,9 @@ from urnet.fields.preprocessing.corrected_field import View
 from urnet.fields.preprocessing.illumination import Illumination, flat_through, given_flat, measure_light
 from urnet.fields.preprocessing.registration import Shift, register
 from urnet.fields.table import FieldRow, find_fields, refuse_among_fields, refuse_contradictions
+from urnet.files.atomic import atomic_folder
+from urnet.files.csv_tables import write_frame
+from urnet.files.user_tables import unify_donors
 from urnet.images.quality import quality
 from urnet.names import normalize_name
 from urnet.progress import Progress

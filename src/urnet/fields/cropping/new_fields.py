@@ -8,11 +8,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from urnet.atomic_files import is_outside
 from urnet.errors import CellsError
 from urnet.fields.cropping.settings import Cropping
 from urnet.fields.duplicates import Describer
 from urnet.fields.table import FieldRow, find_fields, partner_of
+from urnet.files.paths import is_outside
 from urnet.images.read import is_file
 
 

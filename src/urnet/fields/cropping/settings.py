@@ -14,7 +14,7 @@ from urnet.errors import CellsError, ImageError, RunError, list_first
 from urnet.fields.io.pixel_size import why_doubted
 from urnet.fields.preprocessing.illumination import Illumination
 from urnet.fields.table import FieldRow
-from urnet.json_files import Text, describe_error, read_canonical_json
+from urnet.files.json_files import Text, describe_error, read_canonical_json
 from urnet.version import __version__
 
 SETTINGS_NAME = "crop.json"

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from urnet.cells.table import check_names
-from urnet.csv_tables import number_error, read_table
 from urnet.errors import CellsError
 from urnet.fields.detection.detect import Found
 from urnet.fields.detection.matching import Agreement, match
 from urnet.fields.io.read import FieldInfo
 from urnet.fields.table import FieldRow
+from urnet.files.user_tables import number_error, read_table
 
 
 def read_labels(path: Path, rows: Sequence[FieldRow], infos: Sequence[FieldInfo]) -> pd.DataFrame:

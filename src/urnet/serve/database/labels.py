@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, func, insert, not_, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from urnet.csv_tables import write_csv
 from urnet.errors import StoreError
+from urnet.files.csv_tables import write_csv
 from urnet.serve.database.common import NOT_A_CELL, SKIPPED, Earlier, named, now, person
 from urnet.serve.database.models import SAME_PERSON, cells, claims, labels
 from urnet.version import __version__

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from urnet.atomic_files import lock_file
 from urnet.errors import StoreError
+from urnet.files.locks import lock_file
 from urnet.serve.database.network_drive import refuse_network_drive
 
 

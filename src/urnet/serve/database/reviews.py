@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, and_, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from urnet.atomic_files import atomic_file
-from urnet.csv_tables import write_csv
 from urnet.errors import StoreError
+from urnet.files.atomic import atomic_file
+from urnet.files.csv_tables import write_csv
 from urnet.serve.database.common import NOT_A_CELL, SKIPPED, Earlier, named, now
 from urnet.serve.database.models import corrections, images, predictions
 from urnet.version import __version__

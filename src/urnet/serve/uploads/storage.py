@@ -17,8 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from urnet.atomic_files import lock_file
 from urnet.errors import UrnetError
+from urnet.files.locks import lock_file
 
 PREFIX = "urnet-serve-"
 

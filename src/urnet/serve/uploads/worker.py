@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from urnet.atomic_files import staging_folder
 from urnet.bundle.config import ModelConfig
 from urnet.bundle.model import SEEN, fit_crop
 from urnet.cells.copies import copy_key, padding_tiles
 from urnet.cells.table import Cells, find_images
-from urnet.csv_tables import write_csv
 from urnet.errors import ImageError, UrnetError
 from urnet.fields.cropping.crop import crop_fields
 from urnet.fields.cropping.settings import Cropping, PixelSizeError
 from urnet.fields.field_or_crop import is_larger_than_crops
 from urnet.fields.table import TABLE_NAME as FIELD_TABLE
+from urnet.files.csv_tables import write_csv
+from urnet.files.outputs import staging_folder
 from urnet.images.read import survey_pages
 from urnet.prefetch import read_cells
 from urnet.serve.uploads.storage import DISK_FULL, is_disk_full
