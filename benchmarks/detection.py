@@ -19,7 +19,7 @@ import tifffile
 from urnet.cells.copies import PADDING_COPIES, copy_key, same
 from urnet.fields.detection.detect import Found, Read, detect
 from urnet.fields.detection.matching import Agreement, match, wilson
-from urnet.images.simulation.phantom import Field, Placed, draw_field
+from urnet.images.simulation.phantom import PhantomField, PlacedCell, draw_field
 
 TILE = 40
 REACH = 9.0
@@ -34,12 +34,12 @@ def regions(pixels: np.ndarray) -> Read:
     return lambda top, left, height, width: pixels[top : top + height, left : left + width]
 
 
-def positions(cells: list[Found] | tuple[Placed, ...]) -> np.ndarray:
+def positions(cells: list[Found] | tuple[PlacedCell, ...]) -> np.ndarray:
     """Columns x and y, (N, 2)."""
     return np.array([(cell.x, cell.y) for cell in cells]).reshape(-1, 2)
 
 
-def overlap(cell: Found, true: Placed) -> float:
+def overlap(cell: Found, true: PlacedCell) -> float:
     """Intersection over union of a mask and the disc of a phantom cell's mean radius."""
     half = int(np.ceil(true.radius)) + max(cell.mask.shape)
     y, x = np.mgrid[true.y - half : true.y + half + 1, true.x - half : true.x + half + 1]
@@ -60,7 +60,7 @@ def line(name: str, agreement: Agreement, more: str = "") -> None:
     )
 
 
-def phantoms(fields: list[tuple[int, Field]], nuclear: bool) -> None:
+def phantoms(fields: list[tuple[int, PhantomField]], nuclear: bool) -> None:
     """Precision and recall on phantom fields: in all, by donor, and recall by how a cell lies to its neighbour."""
     channel = "brightfield and nuclei" if nuclear else "brightfield"
     donors: dict[int, Agreement] = {}

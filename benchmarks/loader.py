@@ -29,7 +29,7 @@ from urnet.cells.batches import CellDataset, train_loader
 from urnet.cells.decoded import decoded_cells
 from urnet.cells.simulate import write_phantom
 from urnet.cells.table import read_cells
-from urnet.images.rows import Rows
+from urnet.images.rows import LazyRows
 from urnet.images.scale import fit_scaling
 
 PLAIN = Path(__file__).parent / "plain" / "loader.py"
@@ -91,7 +91,7 @@ def load_and_turn(folder: Path, size: int, channels: int, epochs: int) -> None:
     begun = time.perf_counter()
     whole = decoded_cells(cells, size, channels)
     decoded = time.perf_counter() - begun
-    rows = Rows(whole, np.arange(len(whole)))
+    rows = LazyRows(whole, np.arange(len(whole)))
     dataset = CellDataset(rows, cells.labels, fit_scaling(rows, str(whole.dtype)))
     told = []
     loader = train_loader(dataset, BATCH, balanced=False, per_class=None, seed=0)

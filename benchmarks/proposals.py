@@ -18,7 +18,7 @@ import pandas as pd
 from urnet.evaluation.metrics import score
 from urnet.fields.labels.nuclear_features import FEATURES, nuclear_features
 from urnet.fields.labels.propose import CLASSES, feature_table, fit_proposer, propose
-from urnet.images.mask import cell_mask
+from urnet.images.mask import segment_cell
 from urnet.images.simulation.phantom import CROP_UM, draw_crop
 
 LABELLED = (10, 30, 100)
@@ -39,7 +39,7 @@ def draw(seed: int, donors: int, cells: int) -> dict[bool, pd.DataFrame]:
         for label in CLASSES:
             for index in range(cells):
                 crop = draw_crop(label, seed, donor, index, SIZE)
-                rows[True].append(nuclear_features(crop.nuclei, cell_mask(crop.image)[0], CROP_UM / SIZE))
+                rows[True].append(nuclear_features(crop.nuclei, segment_cell(crop.image)[0], CROP_UM / SIZE))
                 rows[False].append(nuclear_features(crop.nuclei, None, CROP_UM / SIZE))
                 truth.append({"donor": f"{seed}.{donor}", "half": donor % 2, "label": label})
     return {masked: pd.concat([feature_table(rows[masked]), pd.DataFrame(truth)], axis=1) for masked in rows}

@@ -29,8 +29,8 @@ from urnet.bundle.model import Model
 from urnet.calibration.mahalanobis import fit_distance
 from urnet.cells.table import Cells, read_cells
 from urnet.evaluation.evaluate import evaluate
-from urnet.images.simulation.optics import brightfield, draw_imaging
-from urnet.images.simulation.phantom import CROP_UM, FREQUENCY, Canvas, draw_crop, paint_bystander
+from urnet.images.simulation.optics import draw_imaging, simulate_brightfield
+from urnet.images.simulation.phantom import CLASS_FREQUENCY, CROP_UM, Scene, draw_crop, paint_other_particle
 from urnet.nets.features import caught_inputs, last_layer
 from urnet.training.run import Run
 
@@ -77,16 +77,16 @@ def drawn(model: Model) -> dict[str, np.ndarray]:
     """Grey phantoms of what is no cell, and of cells, under all imaging conditions of the simulation."""
     rng, edge = np.random.default_rng(0), 128
 
-    def scene(paint: Callable[[Canvas], None]) -> np.ndarray:
-        canvas, imaging = Canvas(edge, edge), draw_imaging(rng)
+    def scene(paint: Callable[[Scene], None]) -> np.ndarray:
+        canvas, imaging = Scene(edge, edge), draw_imaging(rng)
         paint(canvas)
-        return model.fit(_bytes(brightfield(canvas.phase, canvas.density, imaging, rng)))
+        return model.fit(_bytes(simulate_brightfield(canvas.phase, canvas.density, imaging, rng)))
 
-    def bystander(canvas: Canvas) -> None:
-        canvas.add(paint_bystander(rng, CROP_UM / edge), edge // 2, edge // 2)
+    def bystander(canvas: Scene) -> None:
+        canvas.add(paint_other_particle(rng, CROP_UM / edge), edge // 2, edge // 2)
 
     def cell(index: int) -> np.ndarray:
-        label = list(FREQUENCY)[index % 3]
+        label = list(CLASS_FREQUENCY)[index % 3]
         return model.fit(draw_crop(label, 0, index % 8, index, edge).image)
 
     return {

@@ -10,7 +10,7 @@ import tifffile
 
 from urnet.cells.table import find_images
 from urnet.errors import ImageError
-from urnet.images.read import decoding, read_image
+from urnet.images.read import read_image, translate_decoder_errors
 from urnet.prefetch import read_ahead
 
 
@@ -67,6 +67,6 @@ def test_threads_that_decode_leave_warnings_and_logs_as_they_were(model, draw, t
     list(read_ahead(model, find_images([cells]), 0, 64))
     assert list(warnings.filters) == before
     assert logging.getLogger("tifffile").disabled == log
-    with pytest.raises(ImageError), decoding(tmp_path):
+    with pytest.raises(ImageError), translate_decoder_errors(tmp_path):
         read_image(tmp_path / "none.png")
     assert list(warnings.filters) == before

@@ -26,7 +26,7 @@ from urnet.cells.table import TABLE_NAME, Cells, find_images
 from urnet.errors import RecipeError, RunError
 from urnet.export.engine import SAMPLE, BatchSize, Engine, check_engine, choose_engine
 from urnet.files.outputs import refuse_existing
-from urnet.images.montage import Address, locate
+from urnet.images.montage import Address, resolve_address
 from urnet.images.read import SUFFIXES, is_file
 from urnet.prefetch import Read, read_ahead, read_cells
 from urnet.progress import Progress
@@ -320,7 +320,7 @@ def _digest(cells: Cells) -> str:
     """What tells these images from all others: what the table says of them, and each file's size and time."""
     content, last, stamp = sha256(), "", ""
     for row in cells.table.itertuples(index=False):
-        file = locate(cells.root, row.path).file
+        file = resolve_address(cells.root, row.path).file
         if file != last:  # the tiles of a montage follow each other
             last, stamp = file, _stamp(cells.root / file)
         content.update("\0".join((*row, stamp, "")).encode("utf-8", "surrogateescape"))

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from urnet.cells.batches import CellDataset, EpochSampler, ordered_loader, train_loader
-from urnet.images.rows import Rows
+from urnet.images.rows import LazyRows
 from urnet.images.scale import Scaling
 
 
@@ -52,7 +52,7 @@ def test_cells_kept_on_a_device_are_the_same_to_the_bit(depth):
     top = 1 if depth == np.float32 else np.iinfo(depth).max
     counts = (random.random((9, 2, 8, 8)) * top).astype(depth)
     scaling = Scaling(0.13 * top, 0.81 * top, np.dtype(depth).name)
-    rows = Rows(counts, np.arange(3, 9))
+    rows = LazyRows(counts, np.arange(3, 9))
     for cells in (CellDataset(counts, np.arange(9), scaling), CellDataset(rows, np.arange(6), scaling, rows, scaling)):
         before = cells.__getitems__([4, 0, 2])
         cells.keep_on(torch.device("cpu"))

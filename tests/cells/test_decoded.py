@@ -17,7 +17,7 @@ from urnet.cells.decoded import decoded_cells
 from urnet.cells.pixels import load_pixels
 from urnet.cells.table import Cells, read_cells
 from urnet.errors import CellsError, ImageError
-from urnet.images.rows import Rows
+from urnet.images.rows import LazyRows
 
 
 @pytest.fixture(autouse=True)
@@ -238,15 +238,15 @@ def test_beyond_the_limit_what_was_not_used_for_longest_goes(cells, monkeypatch)
 
 def test_rows_are_read_when_asked_for_and_travel_without_their_pixels(cells):
     whole = decoded_cells(cells, 24, 1)
-    rows = Rows(whole, np.array([7, 2, 2, 11]))
+    rows = LazyRows(whole, np.array([7, 2, 2, 11]))
     assert (len(rows), rows.shape, rows.size, rows.dtype) == (4, (4, 1, 24, 24), 4 * 24**2, np.uint8)
     np.testing.assert_array_equal(rows[[3, 0]], whole[[11, 7]])
     assert type(rows[[3, 0]]) is np.ndarray
-    np.testing.assert_array_equal(np.concatenate(list(rows.parts())), rows[:])
+    np.testing.assert_array_equal(np.concatenate(list(rows.iterate_parts())), rows[:])
     sent = pickle.dumps(rows)
     assert len(sent) < 1000
     np.testing.assert_array_equal(pickle.loads(sent)[:], rows[:])
-    in_memory = Rows(np.arange(24).reshape(4, 1, 2, 3), np.array([1]))
+    in_memory = LazyRows(np.arange(24).reshape(4, 1, 2, 3), np.array([1]))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(in_memory))[:], in_memory[:])
 
 

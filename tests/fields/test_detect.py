@@ -121,9 +121,9 @@ def test_a_least_diameter_replaces_the_fields_own_limits(full):
 def test_lymphocytes_beside_monocytes_are_no_red_cells(monkeypatch):
     from urnet.images.simulation import phantom
 
-    monkeypatch.setattr(phantom, "FREQUENCY", {"granulocyte": 0.0, "lymphocyte": 0.6, "monocyte": 0.4})
-    red = phantom.paint_bystander
-    monkeypatch.setattr(phantom, "paint_bystander", lambda rng, pixel: red(rng, 3 * pixel))  # specks, no red cells
+    monkeypatch.setattr(phantom, "CLASS_FREQUENCY", {"granulocyte": 0.0, "lymphocyte": 0.6, "monocyte": 0.4})
+    red = phantom.paint_other_particle
+    monkeypatch.setattr(phantom, "paint_other_particle", lambda rng, pixel: red(rng, 3 * pixel))  # specks, no red cells
     field = draw_field(3, 1, 0)
     assert len(find(field.brightfield)) == len(find(field.brightfield, least=14))
 

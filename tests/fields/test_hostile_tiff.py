@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from urnet.errors import ImageError
 from urnet.fields.io.read import describe_field, open_field
-from urnet.images.montage import expand, read_crop
+from urnet.images.montage import list_images, read_crop
 from urnet.images.read import read_header, read_image, survey_pages
 
 H, W = 24, 32
@@ -28,7 +28,7 @@ def read_all(path):
         read_header,
         read_image,
         survey_pages,
-        lambda p: [read_crop(p.parent, str(one)).shape for one in expand(p.parent, p.name, None)[:3]],
+        lambda p: [read_crop(p.parent, str(one)).shape for one in list_images(p.parent, p.name, None)[:3]],
     ):
         started = time.process_time()
         try:

@@ -10,8 +10,8 @@ from scipy.ndimage import gaussian_filter
 
 from urnet.errors import ImageError
 from urnet.fields.labels.nuclear_features import FEATURES, nuclear_features, nucleus_mask
-from urnet.images.montage import expand, read_crop
-from urnet.images.simulation.phantom import CROP_UM, FREQUENCY, draw_crop
+from urnet.images.montage import list_images, read_crop
+from urnet.images.simulation.phantom import CLASS_FREQUENCY, CROP_UM, draw_crop
 
 
 def disc(size: int, row: float, column: float, radius: float) -> np.ndarray:
@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("size", [48, 128])
 def test_nuclei_of_phantom_cells_are_found_whole(size):
-    for label in FREQUENCY:
+    for label in CLASS_FREQUENCY:
         for index in range(6):
             crop = draw_crop(label, 7, 0, index, size)
             measured = nuclear_features(crop.nuclei, None, CROP_UM / size)
@@ -209,7 +209,7 @@ def test_nuclei_of_jurkat_cells(jurkat):
     """At most 1 % are missed; G2 has twice the DNA of G1, a larger nucleus, and mitosis is brighter than both."""
     measured = {}
     for phase in ("g1", "g2", "metaphase"):
-        tiles = [read_crop(jurkat, str(place), 40) for place in expand(jurkat, f"{phase}/dna.tif", 40)]
+        tiles = [read_crop(jurkat, str(place), 40) for place in list_images(jurkat, f"{phase}/dna.tif", 40)]
         copies = Counter(tile.tobytes() for tile in tiles)
         distinct = [tile for tile in tiles if copies[tile.tobytes()] < 12][:: 4 if phase != "metaphase" else 1]
         features = [nuclear_features(tile) for tile in distinct]

@@ -7,7 +7,7 @@ import pytest
 from urnet.errors import CellsError
 from urnet.fields.labels.nuclear_features import FEATURES, nuclear_features
 from urnet.fields.labels.propose import CLASSES, LOBES, TEXTBOOK, feature_table, fit_proposer, propose
-from urnet.images.mask import cell_mask
+from urnet.images.mask import segment_cell
 from urnet.images.simulation.phantom import CROP_UM, draw_crop
 
 SIZE = 48
@@ -21,7 +21,7 @@ def cells() -> pd.DataFrame:
         for label in CLASSES:
             for index in range(10):
                 crop = draw_crop(label, 21, donor, index, SIZE)
-                rows.append(nuclear_features(crop.nuclei, cell_mask(crop.image)[0], CROP_UM / SIZE))
+                rows.append(nuclear_features(crop.nuclei, segment_cell(crop.image)[0], CROP_UM / SIZE))
                 truth.append({"label": label, "donor": donor})
     return pd.concat([feature_table(rows), pd.DataFrame(truth)], axis=1)
 

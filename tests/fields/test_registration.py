@@ -8,17 +8,17 @@ from scipy.ndimage import shift as moved
 
 from urnet.errors import ImageError
 from urnet.fields.preprocessing.registration import Shift, register
-from urnet.images.simulation.phantom import Field, draw_donor, draw_field
+from urnet.images.simulation.phantom import PhantomField, draw_donor, draw_field
 
 PAD = 40
 
 
 @lru_cache
-def phantom(donor: int, cells: int = 60, edge: int = 768) -> Field:
+def phantom(donor: int, cells: int = 60, edge: int = 768) -> PhantomField:
     return draw_field(1, donor, 0, shape=(edge + 2 * PAD, edge + 2 * PAD), cells=cells)
 
 
-def pair(field: Field, down: float, right: float, noise: float = 0.03) -> tuple[np.ndarray, np.ndarray]:
+def pair(field: PhantomField, down: float, right: float, noise: float = 0.03) -> tuple[np.ndarray, np.ndarray]:
     """Brightfield, and nuclei that lie (down, right) px above and left of where they belong."""
     glow = moved(field.nuclei.astype(np.float32), (-down, -right), order=3, mode="reflect")
     glow += np.random.default_rng(0).normal(0, noise * np.ptp(glow), glow.shape).astype(np.float32)

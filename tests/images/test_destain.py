@@ -5,7 +5,7 @@ import pytest
 
 from urnet.errors import ImageError
 from urnet.images.read import read_image
-from urnet.images.simulation.destain import destain, optical_density
+from urnet.images.simulation.destain import compute_optical_density, destain
 from urnet.images.simulation.optics import BACKGROUND, Imaging
 
 
@@ -39,12 +39,12 @@ def test_the_seed_decides():
 
 def test_in_focus_only_absorption_is_left():
     result = destain(stained(), np.random.default_rng(0), Imaging(absorption=0.06))
-    expected = BACKGROUND * np.exp(-0.06 * optical_density(stained()))
+    expected = BACKGROUND * np.exp(-0.06 * compute_optical_density(stained()))
     np.testing.assert_allclose(result.image, expected, rtol=1e-5)
 
 
 def test_density_is_that_of_the_stain():
-    density = optical_density(stained())
+    density = compute_optical_density(stained())
     assert np.median(density[:10]) == 0
     expected = np.mean(-np.log(np.array([80, 40, 130]) / np.array([250, 225, 215])))
     assert density[64, 64] == pytest.approx(expected, rel=1e-5)
@@ -81,7 +81,7 @@ def test_real_nuclei_lose_most_of_their_contrast(pbc):
     ratios = []
     for path in sorted((pbc / "neutrophil").glob("*.jpg"))[:12]:
         image = read_image(path)
-        density = optical_density(image)
+        density = compute_optical_density(image)
         centre = np.zeros(density.shape, bool)
         centre[100:260, 100:260] = True
         nucleus = centre & (density > 0.8)

@@ -4,32 +4,32 @@ import numpy as np
 import pytest
 
 from urnet.errors import ImageError
-from urnet.images.mask import DISC, cell_mask
+from urnet.images.mask import FALLBACK_RADIUS, segment_cell
 from urnet.images.montage import read_crop
 from urnet.images.simulation.phantom import (
+    CLASS_FREQUENCY,
     CROP_UM,
-    FREQUENCY,
-    SPREAD,
+    IMAGING_SPREAD,
     THICKNESS,
-    Canvas,
+    Scene,
     draw_crop,
     draw_donor,
     draw_imaging,
-    paint_bystander,
-    paint_cell,
-    stream,
+    open_random_stream,
+    paint_other_particle,
+    paint_white_cell,
 )
 
 
 def true_mask(label: str, seed: int, donor: int, index: int, size: int) -> np.ndarray:
     """Where the cell of `draw_crop` adds to the phase, without its neighbour; the stream is drawn as there."""
-    rng, traits, canvas = stream(seed, donor, label, index), draw_donor(seed, donor), Canvas(size, size)
-    draw_imaging(rng, around=traits.imaging, spread=SPREAD)
+    rng, traits, canvas = open_random_stream(seed, donor, label, index), draw_donor(seed, donor), Scene(size, size)
+    draw_imaging(rng, around=traits.imaging, spread=IMAGING_SPREAD)
     middle = rng.normal(size / 2, 0.02 * size, 2).astype(int)
     if rng.random() < 0.25:
         rng.uniform()
-        paint_bystander(rng, CROP_UM / size)
-    canvas.add(paint_cell(label, traits, rng, CROP_UM / size), *middle)
+        paint_other_particle(rng, CROP_UM / size)
+    canvas.add(paint_white_cell(label, traits, rng, CROP_UM / size), *middle)
     return canvas.phase > 0.1 * THICKNESS
 
 
@@ -44,14 +44,14 @@ def disc(size: int, row: float, column: float, radius: float) -> np.ndarray:
 
 @pytest.mark.parametrize(("size", "least"), [(16, 0.7), (24, 0.85), (48, 0.9), (200, 0.9), (400, 0.9)])
 def test_phantom_cells_are_found_at_every_size(size, least):
-    cells = [(label, 5, donor, 10 * donor) for donor in range(4 if size > 100 else 8) for label in FREQUENCY]
-    overlaps = [overlap(cell_mask(draw_crop(*cell, size).image)[0], true_mask(*cell, size)) for cell in cells]
+    cells = [(label, 5, donor, 10 * donor) for donor in range(4 if size > 100 else 8) for label in CLASS_FREQUENCY]
+    overlaps = [overlap(segment_cell(draw_crop(*cell, size).image)[0], true_mask(*cell, size)) for cell in cells]
     assert np.median(overlaps) > least
 
 
 def test_stain_free_lymphocytes_of_a_cell_line_are_found_in_raw_16_bit_counts(jurkat):
     crops = [read_crop(jurkat, f"g1/brightfield.tif#r{row:02d}c{c:02d}", 40) for row in range(3) for c in range(8)]
-    masks, found = zip(*(cell_mask(crop) for crop in crops), strict=True)
+    masks, found = zip(*(segment_cell(crop) for crop in crops), strict=True)
     assert np.mean(found) > 0.9
     assert all(mask[17:23, 17:23].all() for mask in masks)
     # About 10 to 20 of 40 px across.
@@ -61,7 +61,7 @@ def test_stain_free_lymphocytes_of_a_cell_line_are_found_in_raw_16_bit_counts(ju
 def test_a_neighbour_that_touches_the_cell_does_not_belong_to_it():
     cell = disc(96, 47.5, 47.5, 24)
     image = 500 + 80.0 * (cell | disc(96, 47.5, 95, 23.5)) + np.random.default_rng(0).normal(0, 8, (96, 96))
-    mask, found = cell_mask(image.astype(np.uint16))
+    mask, found = segment_cell(image.astype(np.uint16))
     assert found
     assert overlap(mask, cell) > 0.9
 
@@ -77,7 +77,7 @@ def test_depth_colour_brightness_and_illumination_do_not_matter(sign):
         np.repeat(image[..., None], 3, axis=2).astype(np.uint8),
         image.astype(np.uint8)[..., None],
     ):
-        mask, found = cell_mask(crop)
+        mask, found = segment_cell(crop)
         assert found
         assert mask.dtype == bool
         assert overlap(mask, cell) > 0.88
@@ -85,25 +85,25 @@ def test_depth_colour_brightness_and_illumination_do_not_matter(sign):
 
 def test_a_crop_that_is_not_square_keeps_its_shape():
     cell = disc(90, 30, 44.5, 15)[:61]
-    mask, found = cell_mask((120 + 40 * cell).astype(np.uint8))
+    mask, found = segment_cell((120 + 40 * cell).astype(np.uint8))
     assert found
     assert mask.shape == (61, 90)
     assert overlap(mask, cell) > 0.9
 
 
 def test_without_an_outline_it_is_the_central_disc_and_says_so():
-    mask, found = cell_mask(np.full((40, 40), 7, np.uint8))
+    mask, found = segment_cell(np.full((40, 40), 7, np.uint8))
     assert not found
-    assert mask.sum() == pytest.approx(np.pi * (DISC * 40) ** 2, rel=0.03)
+    assert mask.sum() == pytest.approx(np.pi * (FALLBACK_RADIUS * 40) ** 2, rel=0.03)
     rng = np.random.default_rng(0)
-    noise = [cell_mask(rng.normal(100, 3, (48, 48)))[1] for _ in range(40)]
+    noise = [segment_cell(rng.normal(100, 3, (48, 48)))[1] for _ in range(40)]
     assert np.mean(noise) < 0.4
 
 
 def test_what_is_no_crop_is_refused():
     with pytest.raises(ImageError, match=r"an array of shape \(4, 40\); a mask needs"):
-        cell_mask(np.zeros((4, 40)))
+        segment_cell(np.zeros((4, 40)))
     with pytest.raises(ImageError, match=r"shape \(20, 20, 2\)"):
-        cell_mask(np.zeros((20, 20, 2)))
+        segment_cell(np.zeros((20, 20, 2)))
     with pytest.raises(ImageError, match="NaN or infinite"):
-        cell_mask(np.full((20, 20), np.nan))
+        segment_cell(np.full((20, 20), np.nan))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from urnet.errors import ImageError
-from urnet.images.montage import Address, expand, locate, read_crop
+from urnet.images.montage import Address, list_images, read_crop, resolve_address
 from urnet.images.read import read_image
 
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20).filter(
@@ -51,7 +51,7 @@ def montage(tmp_path):
 
 
 def test_a_montage_falls_into_its_tiles(montage):
-    addresses = expand(montage, "m.tif", 10)
+    addresses = list_images(montage, "m.tif", 10)
     assert [str(a) for a in addresses[:5]] == [
         "m.tif#r00c00",
         "m.tif#r00c01",
@@ -68,14 +68,14 @@ def test_a_montage_falls_into_its_tiles(montage):
 
 def test_a_montage_of_one_tile_and_a_plain_file_are_themselves(montage):
     tifffile.imwrite(montage / "one.tif", np.zeros((10, 10), np.uint16))
-    assert expand(montage, "one.tif", 10) == [Address("one.tif")]
-    assert expand(montage, "m.tif", None) == [Address("m.tif")]
+    assert list_images(montage, "one.tif", 10) == [Address("one.tif")]
+    assert list_images(montage, "m.tif", None) == [Address("m.tif")]
 
 
 def test_a_stack_falls_into_its_pages(tmp_path):
     stack = np.random.default_rng(0).integers(0, 255, (4, 9, 11), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "s.tif", stack, photometric="minisblack")
-    addresses = expand(tmp_path, "s.tif", None)
+    addresses = list_images(tmp_path, "s.tif", None)
     assert [str(a) for a in addresses] == ["s.tif#p000", "s.tif#p001", "s.tif#p002", "s.tif#p003"]
     for address, page in zip(addresses, stack, strict=True):
         np.testing.assert_array_equal(read_crop(tmp_path, str(address)), page)
@@ -84,10 +84,10 @@ def test_a_stack_falls_into_its_pages(tmp_path):
 
 def test_edges_that_the_tile_does_not_divide_are_an_error(montage):
     with pytest.raises(ImageError, match=r"m\.tif: 40 x 30 px, 1 page\(s\), is no montage of 7 px tiles"):
-        expand(montage, "m.tif", 7)
+        list_images(montage, "m.tif", 7)
     tifffile.imwrite(montage / "s.tif", np.zeros((2, 20, 20), np.uint8), photometric="minisblack")
     with pytest.raises(ImageError, match=r"2 page\(s\)"):
-        expand(montage, "s.tif", 10)
+        list_images(montage, "s.tif", 10)
 
 
 @pytest.mark.parametrize("address", ["m.tif#r03c00", "m.tif#r00c04", "m.tif#r99c99"])
@@ -109,7 +109,7 @@ def test_a_file_may_be_called_like_an_address(montage):
     image = np.arange(100, dtype=np.uint8).reshape(10, 10)
     Image.fromarray(image).save(montage / "x.png")
     (montage / "x.png").rename(montage / "x#p001")
-    assert locate(montage, "x#p001") == Address("x#p001")
+    assert resolve_address(montage, "x#p001") == Address("x#p001")
     np.testing.assert_array_equal(read_crop(montage, "x#p001"), image)
 
 
@@ -122,7 +122,7 @@ def test_a_changed_montage_is_read_anew_and_a_changed_crop_harms_nothing(montage
 
 
 def test_jurkat_tiles(jurkat):
-    addresses = expand(jurkat, "g1/brightfield.tif", 40)
+    addresses = list_images(jurkat, "g1/brightfield.tif", 40)
     assert len(addresses) == 24 * 30
     whole = read_image(jurkat / "g1" / "brightfield.tif")
     np.testing.assert_array_equal(read_crop(jurkat, "g1/brightfield.tif#r03c17", 40), whole[120:160, 680:720])
@@ -130,7 +130,7 @@ def test_jurkat_tiles(jurkat):
 
 def test_a_name_too_long_for_the_system_is_no_file(tmp_path):
     name = "x" * 5000 + ".png"
-    assert locate(tmp_path, name) == Address(name)
+    assert resolve_address(tmp_path, name) == Address(name)
     with pytest.raises(ImageError):
         read_crop(tmp_path, name)
 
@@ -243,11 +243,11 @@ def large_imagej(path):
 def test_only_pages_that_are_cells_are_counted(tmp_path, write, expected, raises_code):
     write(tmp_path / "s.tif")
     if isinstance(expected, str):
-        for read in (lambda: expand(tmp_path, "s.tif", None), lambda: read_crop(tmp_path, "s.tif")):
+        for read in (lambda: list_images(tmp_path, "s.tif", None), lambda: read_crop(tmp_path, "s.tif")):
             with raises_code(expected):
                 read()
     else:
-        assert [str(a) for a in expand(tmp_path, "s.tif", None)] == ["s.tif" + one for one in expected]
+        assert [str(a) for a in list_images(tmp_path, "s.tif", None)] == ["s.tif" + one for one in expected]
     with tifffile.TiffFile(tmp_path / "s.tif") as tif:  # addresses of old tables keep their meaning
         for number, page in enumerate(tif.pages):
             if min(page.shape[:2]) >= 16 and page.dtype == np.uint16:
@@ -257,7 +257,7 @@ def test_only_pages_that_are_cells_are_counted(tmp_path, write, expected, raises
 
 def test_a_montage_with_smaller_versions_of_itself_is_a_montage(tmp_path):
     pyramid(tmp_path / "s.tif")
-    assert len(expand(tmp_path, "s.tif", 16)) == 16
+    assert len(list_images(tmp_path, "s.tif", 16)) == 16
     np.testing.assert_array_equal(read_crop(tmp_path, "s.tif#r01c02", 16), IMAGE[16:32, 32:48])
 
 
@@ -293,7 +293,7 @@ def test_metadata_matter_to_cells_where_there_are_several_pages(tmp_path, descri
             out.write(page, photometric="minisblack", metadata=None, description=text, contiguous=False)
     if isinstance(expected, str):
         with raises_code(expected):
-            expand(tmp_path, "f.tif", None)
+            list_images(tmp_path, "f.tif", None)
     else:
-        assert [str(one) for one in expand(tmp_path, "f.tif", None)] == [f"f.tif{place}" for place in expected]
+        assert [str(one) for one in list_images(tmp_path, "f.tif", None)] == [f"f.tif{place}" for place in expected]
         assert read_crop(tmp_path, "f.tif" + expected[-1]).shape == (16, 16)

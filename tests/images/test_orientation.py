@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from urnet.fields.io.read import describe_field, open_field
-from urnet.images.orientation import known_orientation, orient, shown_shape, stored_region
+from urnet.images.orientation import map_to_stored, orient, orient_shape, parse_orientation
 from urnet.images.read import read_header, read_image
 
 H, W = 24, 40
@@ -72,7 +72,7 @@ def test_a_picture_is_read_as_viewers_show_it(tmp_path, kind, orientation):
     with Image.open(path) as image:
         shown = ImageOps.exif_transpose(image)
         expected = np.asarray(shown)
-        assert shown.size[::-1] == shown_shape((H, W), orientation)
+        assert shown.size[::-1] == orient_shape((H, W), orientation)
     got = read_image(path)
     np.testing.assert_array_equal(got, orient(read_image(stored), orientation))
     if kind != "jpg":  # which libraries decode to values that differ by one
@@ -89,17 +89,17 @@ def test_a_picture_is_read_as_viewers_show_it(tmp_path, kind, orientation):
 def test_a_region_of_the_shown_picture_is_found_in_the_stored_one(orientation, data):
     stored = np.arange(6 * 9).reshape(6, 9)
     shown = orient(stored, orientation)
-    assert shown.shape == shown_shape(stored.shape, orientation)
+    assert shown.shape == orient_shape(stored.shape, orientation)
     top, left = (data.draw(st.integers(0, edge - 1)) for edge in shown.shape)
     height, width = (data.draw(st.integers(1, edge - at)) for edge, at in zip(shown.shape, (top, left), strict=True))
-    t, b, h, w = stored_region((top, left, height, width), stored.shape, orientation)
+    t, b, h, w = map_to_stored((top, left, height, width), stored.shape, orientation)
     part = orient(stored[t : t + h, b : b + w], orientation)
     np.testing.assert_array_equal(part, shown[top : top + height, left : left + width])
 
 
 @pytest.mark.parametrize("value", [None, 0, 9, 255, "1", (6,), 6.0])
 def test_an_orientation_that_is_none_turns_nothing(value):
-    assert known_orientation(value) == 1
+    assert parse_orientation(value) == 1
 
 
 def test_damaged_metadata_turn_nothing(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import label as connected
 
 from urnet.errors import ImageError
-from urnet.images.simulation.phantom import CROP_UM, FREQUENCY, draw_crop, draw_donor, draw_field
+from urnet.images.simulation.phantom import CLASS_FREQUENCY, CROP_UM, draw_crop, draw_donor, draw_field
 
 
 def nuclear_area(nuclei: np.ndarray) -> float:
@@ -21,11 +21,11 @@ def cell_area(clean: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def crops():
-    return {name: [draw_crop(name, 0, donor, i) for donor in range(6) for i in range(8)] for name in FREQUENCY}
+    return {name: [draw_crop(name, 0, donor, i) for donor in range(6) for i in range(8)] for name in CLASS_FREQUENCY}
 
 
 @pytest.mark.parametrize("size", [20, 48, 101])
-@pytest.mark.parametrize("name", FREQUENCY)
+@pytest.mark.parametrize("name", CLASS_FREQUENCY)
 def test_a_crop_is_8_bit_and_square(name, size):
     crop = draw_crop(name, 0, 0, 0, size)
     for image in (crop.image, crop.clean, crop.nuclei):
@@ -55,16 +55,18 @@ def test_donors_differ_and_defocus_has_both_signs():
 
 
 def test_sizes_are_in_the_textbooks_order(crops):
-    area = {name: np.mean([cell_area(crop.clean) for crop in crops[name]]) for name in FREQUENCY}
+    area = {name: np.mean([cell_area(crop.clean) for crop in crops[name]]) for name in CLASS_FREQUENCY}
     assert 1.2 * area["lymphocyte"] < area["granulocyte"]
     assert 1.2 * area["granulocyte"] < area["monocyte"]
-    ratio = {name: np.mean([nuclear_area(c.nuclei) / cell_area(c.clean) for c in crops[name]]) for name in FREQUENCY}
+    ratio = {
+        name: np.mean([nuclear_area(c.nuclei) / cell_area(c.clean) for c in crops[name]]) for name in CLASS_FREQUENCY
+    }
     assert ratio["lymphocyte"] > 1.3 * max(ratio["granulocyte"], ratio["monocyte"])
 
 
 def test_classes_overlap_in_size(crops):
     """Else a ruler would do, and there were nothing to learn."""
-    areas = {name: [cell_area(crop.clean) for crop in crops[name]] for name in FREQUENCY}
+    areas = {name: [cell_area(crop.clean) for crop in crops[name]] for name in CLASS_FREQUENCY}
     assert max(areas["lymphocyte"]) > min(areas["granulocyte"])
     assert max(areas["granulocyte"]) > min(areas["monocyte"])
 

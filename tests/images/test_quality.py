@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from urnet.errors import ImageError
-from urnet.images.quality import MEASURES, quality
+from urnet.images.quality import MEASURES, measure_quality
 from urnet.images.simulation.phantom import draw_crop
 
 
@@ -15,7 +15,7 @@ def crop() -> np.ndarray:
 
 
 def measured(image: np.ndarray) -> dict[str, float]:
-    return quality(np.clip(np.rint(image), 0, 255).astype(np.uint8), 0, 255)
+    return measure_quality(np.clip(np.rint(image), 0, 255).astype(np.uint8), 0, 255)
 
 
 def test_every_measure_is_a_number(crop):
@@ -39,36 +39,36 @@ def test_brightness_and_contrast_follow_gain(crop):
 
 def test_a_ramp_is_measured_from_end_to_end_and_leaves_the_contrast_alone():
     rows = np.linspace(0.3, 0.5, 64)[:, None] * np.ones(48)
-    found = quality(rows, 0, 1)
+    found = measure_quality(rows, 0, 1)
     assert found["ramp"] == pytest.approx(0.2)
     assert found["contrast"] == pytest.approx(0, abs=1e-9)
     assert found["brightness"] == pytest.approx(0.4)
-    across = quality(rows + np.linspace(0, 0.1, 48), 0, 1)
+    across = measure_quality(rows + np.linspace(0, 0.1, 48), 0, 1)
     assert across["ramp"] == pytest.approx(np.hypot(0.2, 0.1))
 
 
 def test_saturation_counts_pixels_at_both_ends():
     image = np.full((10, 10), 100, np.uint8)
     image[0, :3], image[1, 0] = 255, 0
-    assert quality(image, 0, 255)["saturation"] == pytest.approx(0.04)
-    assert quality(image, 50, 100)["saturation"] == 1
+    assert measure_quality(image, 0, 255)["saturation"] == pytest.approx(0.04)
+    assert measure_quality(image, 50, 100)["saturation"] == 1
 
 
 def test_noise_is_its_standard_deviation(crop):
     smooth = gaussian_filter(crop / 255, 2)
     noisy = smooth + 0.05 * np.random.default_rng(0).standard_normal(smooth.shape)
-    assert quality(smooth, 0, 1)["noise"] < 0.002
-    assert quality(noisy, 0, 1)["noise"] == pytest.approx(0.05, rel=0.1)
+    assert measure_quality(smooth, 0, 1)["noise"] < 0.002
+    assert measure_quality(noisy, 0, 1)["noise"] == pytest.approx(0.05, rel=0.1)
 
 
 def test_an_empty_image_has_no_focus():
-    assert quality(np.full((16, 16), 0.5), 0, 1)["focus"] == -8
+    assert measure_quality(np.full((16, 16), 0.5), 0, 1)["focus"] == -8
 
 
 def test_depth_and_colour_make_no_difference(crop):
     grey = measured(crop)
-    deep = quality(crop.astype(np.uint16) * 100 + 1000, 1000, 26_500)
-    colour = quality(np.stack([crop] * 3, axis=-1), 0, 255)
+    deep = measure_quality(crop.astype(np.uint16) * 100 + 1000, 1000, 26_500)
+    colour = measure_quality(np.stack([crop] * 3, axis=-1), 0, 255)
     assert deep == pytest.approx(grey, abs=1e-6)
     assert colour == pytest.approx(grey, abs=1e-6)
 
@@ -76,4 +76,4 @@ def test_depth_and_colour_make_no_difference(crop):
 @pytest.mark.parametrize("image", [np.zeros((4, 40)), np.zeros((40, 40, 2)), np.full((20, 20), np.nan)])
 def test_what_is_no_crop_is_refused(image):
     with pytest.raises(ImageError):
-        quality(image, 0, 1)
+        measure_quality(image, 0, 1)

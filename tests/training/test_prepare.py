@@ -8,7 +8,7 @@ from urnet.cells import decoded
 from urnet.cells.audit import audit_cells
 from urnet.cells.divide import divide
 from urnet.cells.table import read_cells
-from urnet.images.rows import Rows
+from urnet.images.rows import LazyRows
 from urnet.recipe import load_recipe
 from urnet.training.data import prepare
 from urnet.training.fit import train
@@ -42,7 +42,7 @@ def test_folds_and_repeated_runs_decode_once(shapes, tiny, built):
             divided = divide(cells, recipe, audit)
             data = prepare(divided, recipe)
             for part, name in ((data.train, "train"), (data.validation, "validation")):
-                assert isinstance(part.images, Rows)
+                assert isinstance(part.images, LazyRows)
                 own = divided.part(name)
                 expected = np.stack([own.read(index) for index in range(len(own))])[:, None]
                 np.testing.assert_array_equal(part.images[:], expected)

@@ -202,12 +202,12 @@ def _cam(scored: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     from urnet.evaluation.cam_share import cam_share, chance_share
     from urnet.evaluation.evaluate import picture
-    from urnet.images.mask import cell_mask
+    from urnet.images.mask import segment_cell
     from urnet.nets.gradcam import grad_cam
 
     maps = grad_cam(scored.model.joint, torch.from_numpy(scored.inputs(slice(None))))
     crops = map(picture, scored.images)
-    masks, found = (np.stack(part) for part in zip(*map(cell_mask, crops), strict=True))
+    masks, found = (np.stack(part) for part in zip(*map(segment_cell, crops), strict=True))
     shares, chance = (np.where(found, share, np.nan) for share in (cam_share(maps, masks), chance_share(masks)))
     return shares, chance, maps
 

@@ -28,8 +28,8 @@ from urnet.errors import CellsError, ImageError, RecipeError, RunError
 from urnet.fields.cropping.settings import SETTINGS_NAME, Cropping
 from urnet.files.atomic import atomic_file
 from urnet.files.json_files import describe_error, read_canonical_json, to_canonical_json
-from urnet.images.montage import expand, read_crop
-from urnet.images.quality import quality
+from urnet.images.montage import list_images, read_crop
+from urnet.images.quality import measure_quality
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -273,7 +273,7 @@ class Model:
             seen: N rows of their cells table; its `edge` and `touching` are used where they are filled.
         """
         scaling = self.config.scaling
-        rows = [quality(np.moveaxis(image, 0, -1), scaling.low, scaling.high) for image in images]
+        rows = [measure_quality(np.moveaxis(image, 0, -1), scaling.low, scaling.high) for image in images]
         for column in SEEN if seen is not None else ():
             for row, value in zip(rows, seen.get(column, [""] * len(rows)), strict=True):
                 row |= _number(column, value)
@@ -371,7 +371,7 @@ class Model:
                 continue
             name = str(image)
             try:
-                addresses = [str(address) for address in expand(Path(), name, tile)]
+                addresses = [str(address) for address in list_images(Path(), name, tile)]
             except ImageError:
                 addresses = [name]  # damaged, no montage, or an address: reading it tells
             for address in addresses:

@@ -19,7 +19,7 @@ from urnet.cells.kept_crops import keeping
 from urnet.cells.near_copies import near_pairs
 from urnet.cells.table import PARTS, Cells
 from urnet.errors import CellsError, ImageError, LeakError
-from urnet.images.rows import Rows
+from urnet.images.rows import LazyRows
 
 SATURATED_SHARE = 0.25
 """From this share of pixels at a crop's own brightest or darkest count on, it is called saturated.
@@ -252,7 +252,7 @@ def _find_near_copies(
     table = cells.table.iloc[kept]
     paths = table["path"].to_numpy()
     parts = table["split"].to_numpy() if cells.has_split else np.full(len(kept), "")
-    for i, j, alike in near_pairs(Rows(thumbnails, kept), progress):
+    for i, j, alike in near_pairs(LazyRows(thumbnails, kept), progress):
         across = f" ({parts[i]} / {parts[j]})" if parts[i] != parts[j] else ""
         detail = f"correlation {alike:.4f}{across}: look at both; a warning only"
         audit.findings.append(Finding("near-copy", (paths[i], paths[j]), detail))

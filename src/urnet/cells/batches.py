@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from urnet.cells.augment import epoch_order
-from urnet.images.rows import Rows
+from urnet.images.rows import LazyRows
 from urnet.images.scale import Scaling
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -27,10 +27,10 @@ class CellDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        images: np.ndarray | Rows,
+        images: np.ndarray | LazyRows,
         labels: np.ndarray,
         scaling: Scaling,
-        targets: np.ndarray | Rows | None = None,
+        targets: np.ndarray | LazyRows | None = None,
         target_scaling: Scaling | None = None,
     ):
         self.images, self.labels, self.scaling = images, labels, scaling
@@ -72,10 +72,10 @@ class CellDataset(Dataset[Batch]):
 class _Kept:
     """Raw counts (N, C, S, S) on a device; what is taken of them is scaled there as `Scaling.apply` does."""
 
-    def __init__(self, counts: np.ndarray | Rows, scaling: Scaling, device: torch.device):
+    def __init__(self, counts: np.ndarray | LazyRows, scaling: Scaling, device: torch.device):
         # GPUs index few kinds of unsigned numbers: 16 bits are kept as signed ones.
         self.wraps, self.scaling = counts.dtype == np.uint16, scaling
-        parts = counts.parts() if isinstance(counts, Rows) else [counts]
+        parts = counts.iterate_parts() if isinstance(counts, LazyRows) else [counts]
         numbers = (torch.from_numpy(part.view(np.int16) if self.wraps else part).to(device) for part in parts)
         self.counts = torch.cat(list(numbers))
 

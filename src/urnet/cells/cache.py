@@ -15,7 +15,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from urnet.cells.table import Cells
-from urnet.images.montage import locate
+from urnet.images.montage import resolve_address
 
 LIMIT = 20 * 10**9
 """Bytes that are kept; beyond it, entries that were not used for longest go, but never the one that is asked for."""
@@ -57,7 +57,7 @@ def fingerprint(cells: Cells, size: int | None, channels: int | None, column: st
     content, last, stamp = sha256("\0".join(about).encode()), "", ""
     root = cells.root.resolve()
     for path, tile in zip(cells.table[column], cells.table.get("tile", [""] * len(cells)), strict=True):
-        file = locate(cells.root, path).file
+        file = resolve_address(cells.root, path).file
         if file != last:  # the tiles of a montage follow each other
             last, stamp = file, _stamp(cells.root / file)
         address = os.path.normpath(root / path)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from urnet.cells.copies import THUMBNAIL
-from urnet.images.rows import Rows
+from urnet.images.rows import LazyRows
 
 HASH_BITS = 10
 """Most bits of 64 in which the perceptual hashes of a candidate pair may differ."""
@@ -44,7 +44,7 @@ _SIGNS = (-1.0) ** np.arange(LOW)
 Pair = tuple[int, int, float]
 
 
-def near_pairs(thumbnails: np.ndarray | Rows, progress: Callable[[float], None] | None = None) -> list[Pair]:
+def near_pairs(thumbnails: np.ndarray | LazyRows, progress: Callable[[float], None] | None = None) -> list[Pair]:
     """Pairs of different crops that look alike in some orientation.
 
     Args:
@@ -144,7 +144,7 @@ def invariant(spectra: np.ndarray) -> np.ndarray:
     return np.concatenate([np.where(_SIGNS > 0, diagonal, np.abs(diagonal)), one, other], axis=1)
 
 
-def _described(thumbnails: np.ndarray | Rows, progress: Callable[[float], None]) -> tuple[np.ndarray, np.ndarray]:
+def _described(thumbnails: np.ndarray | LazyRows, progress: Callable[[float], None]) -> tuple[np.ndarray, np.ndarray]:
     """Hashes in all orientations (N, 8), and points in the directions in which they differ most (N, 32)."""
     count = len(thumbnails)
     some = invariant(spectra(thumbnails[np.linspace(0, count - 1, min(SAMPLE, count)).astype(int)]))

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from urnet.cells.table import Cells
-from urnet.images.montage import locate
+from urnet.images.montage import resolve_address
 from urnet.images.read import Header, read_header
 
 
@@ -111,7 +111,7 @@ def survey(cells: Cells, column: str = "path") -> Look:
     colours = np.zeros(len(cells), bool)
     tiles = cells.table.get("tile", [""] * len(cells))
     for index, (path, tile) in enumerate(zip(cells.table[column], tiles, strict=True)):
-        file = locate(cells.root, path).file
+        file = resolve_address(cells.root, path).file
         if file not in headers:
             headers[file] = read_header(cells.root / file)
         header = headers[file]

@@ -18,7 +18,7 @@ from urnet.errors import CellsError, ImageError
 from urnet.files.atomic import atomic_folder
 from urnet.files.csv_tables import write_csv
 from urnet.images.simulation.destain import destain
-from urnet.images.simulation.phantom import CROP_UM, FREQUENCY, draw_crop, draw_field
+from urnet.images.simulation.phantom import CLASS_FREQUENCY, CROP_UM, draw_crop, draw_field
 from urnet.version import __version__
 
 SIZES = (16, 1024)
@@ -70,11 +70,11 @@ def write_phantom(
     _check_numbers(size, seed)
     if donors < 1 or fields < 0:
         raise CellsError(f"donors is {donors} and fields is {fields}; donors must be at least 1, fields at least 0")
-    least = donors * len(FREQUENCY)
+    least = donors * len(CLASS_FREQUENCY)
     if cells < least:
         raise CellsError(
-            f"{cells} cells asked for {donors} donors; every donor needs one of each of the {len(FREQUENCY)} classes, "
-            f"so at least {least} cells: ask for more cells or fewer donors"
+            f"{cells} cells asked for {donors} donors; every donor needs one of each of the {len(CLASS_FREQUENCY)} "
+            f"classes, so at least {least} cells: ask for more cells or fewer donors"
         )
     report = progress or (lambda share: None)
     with atomic_folder(out) as folder:
@@ -186,9 +186,9 @@ def write_destained(
 
 def _composition(cells: int) -> dict[str, int]:
     """How many of one donor's cells are of each class: the natural shares, but a few monocytes where there is room."""
-    monocytes = max(round(FREQUENCY["monocyte"] * cells), min(3, max(1, cells // 10)))
+    monocytes = max(round(CLASS_FREQUENCY["monocyte"] * cells), min(3, max(1, cells // 10)))
     others = cells - monocytes
-    share = FREQUENCY["lymphocyte"] / (FREQUENCY["lymphocyte"] + FREQUENCY["granulocyte"])
+    share = CLASS_FREQUENCY["lymphocyte"] / (CLASS_FREQUENCY["lymphocyte"] + CLASS_FREQUENCY["granulocyte"])
     lymphocytes = max(round(share * others), 1)
     return {"granulocyte": others - lymphocytes, "lymphocyte": lymphocytes, "monocyte": monocytes}
 

@@ -24,7 +24,7 @@ from urnet.files.csv_tables import write_frame
 from urnet.files.paths import DiskNames, is_outside
 from urnet.files.search import find_files, find_folders, refuse_broken_links
 from urnet.files.user_tables import read_table
-from urnet.images.montage import Address, expand, locate, read_crop
+from urnet.images.montage import Address, list_images, read_crop, resolve_address
 from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
 from urnet.names import find_lookalikes, is_missing, normalize_name, quote_name
 
@@ -306,7 +306,9 @@ def _settle_paths(path: Path, root: Path, table: pd.DataFrame, contained: bool) 
         if column not in table:
             continue
         table[column] = table[column].map(settled)
-        outside = [text for text in table[column] if text and contained and is_outside(root, locate(root, text).file)]
+        outside = [
+            text for text in table[column] if text and contained and is_outside(root, resolve_address(root, text).file)
+        ]
         if outside:
             raise CellsError(
                 f"{path}: the column {column!r} names {outside[0]!r}, which lies outside the table's folder; a table "
@@ -526,7 +528,7 @@ def _expand(root: Path, table: pd.DataFrame, tile: int | None, strict: bool) -> 
     rows = []
     for record in table.to_dict("records"):
         edge = record.get("tile", "") or (str(tile) if tile else "")
-        place = locate(root, record["path"])
+        place = resolve_address(root, record["path"])
         whole = place == Address(record["path"])
         stack = Path(place.file).suffix.lower() in (".tif", ".tiff")
         if whole and (edge or stack) and is_file(root / place.file):
@@ -556,7 +558,7 @@ def _addresses(root: Path, file: str, tile: int | None, *, strict: bool = False)
     """
     for edge in dict.fromkeys((tile, None)):
         try:
-            return expand(root, file, edge)
+            return list_images(root, file, edge)
         except ImageError:
             if edge and strict:
                 raise
@@ -567,7 +569,7 @@ def _check_files(root: Path, table: pd.DataFrame) -> None:
     for column in PATHS:
         if column not in table:
             continue
-        files = {locate(root, path).file for path in table[column] if path}
+        files = {resolve_address(root, path).file for path in table[column] if path}
         missing = sorted(f for f in files if not (root / f).is_file())
         if missing:
             raise MissingFilesError(
@@ -579,7 +581,7 @@ def _check_files(root: Path, table: pd.DataFrame) -> None:
 
 def _default_source(root: Path, table: pd.DataFrame) -> list[str]:
     """Tiles are sources of their own; the pages of one stack may show the same cell and stay together."""
-    places = [(path, locate(root, path)) for path in table["path"]]
+    places = [(path, resolve_address(root, path)) for path in table["path"]]
     return [place.file if place.page is not None else path for path, place in places]
 
 

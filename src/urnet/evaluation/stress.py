@@ -38,7 +38,7 @@ from urnet.evaluation.report import environment
 from urnet.files.atomic import atomic_folder
 from urnet.files.csv_tables import write_frame
 from urnet.files.outputs import refuse_existing
-from urnet.images.simulation.optics import BACKGROUND, REFERENCE, Imaging, brightfield
+from urnet.images.simulation.optics import BACKGROUND, REFERENCE_PX, Imaging, simulate_brightfield
 from urnet.training.run import Run, refuse_within
 
 REPLICATES = 500
@@ -71,18 +71,18 @@ def _defocus(counts: np.ndarray, z: float, rngs: list[np.random.Generator], span
     black = min(0.0, float(counts.min()))
     amplitude = np.sqrt(np.pad(counts - black, ((0, 0), (0, 0), (edge, edge), (edge, edge)), mode="symmetric"))
     k = 2 * np.pi * fft.fftfreq(S + 2 * edge)
-    phase = 0.5 * z * (S / REFERENCE) ** 2 * (k[:, None] ** 2 + k**2)
+    phase = 0.5 * z * (S / REFERENCE_PX) ** 2 * (k[:, None] ** 2 + k**2)
     wave = fft.ifft2(fft.fft2(amplitude) * np.exp(-1j * phase).astype(np.complex64))
     return (np.abs(wave) ** 2 + black)[..., edge : edge + S, edge : edge + S]
 
 
 def _blur(counts: np.ndarray, sigma: float, rngs: list[np.random.Generator], span: float) -> np.ndarray:
-    return gaussian_filter(counts, sigma * counts.shape[-1] / REFERENCE, axes=(2, 3), mode="nearest")
+    return gaussian_filter(counts, sigma * counts.shape[-1] / REFERENCE_PX, axes=(2, 3), mode="nearest")
 
 
 def _noise(counts: np.ndarray, sigma: float, rngs: list[np.random.Generator], span: float) -> np.ndarray:
     drawn = np.stack([rng.standard_normal(counts.shape[1:], dtype=np.float32) for rng in rngs])
-    return counts + np.float32(sigma * span * counts.shape[-1] / REFERENCE) * drawn
+    return counts + np.float32(sigma * span * counts.shape[-1] / REFERENCE_PX) * drawn
 
 
 def _gain(counts: np.ndarray, change: float, rngs: list[np.random.Generator], span: float) -> np.ndarray:
@@ -92,7 +92,9 @@ def _gain(counts: np.ndarray, change: float, rngs: list[np.random.Generator], sp
 def _ramp(counts: np.ndarray, share: float, rngs: list[np.random.Generator], span: float) -> np.ndarray:
     nothing = np.zeros(counts.shape[-2:], np.float32)
     conditions = [Imaging(ramp=share, angle=float(rng.uniform(0, 2 * np.pi))) for rng in rngs]
-    lit = [brightfield(nothing, nothing, one, rng) / BACKGROUND for one, rng in zip(conditions, rngs, strict=True)]
+    lit = [
+        simulate_brightfield(nothing, nothing, one, rng) / BACKGROUND for one, rng in zip(conditions, rngs, strict=True)
+    ]
     return counts * np.stack(lit)[:, None]
 
 

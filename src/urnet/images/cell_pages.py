@@ -14,16 +14,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from urnet.errors import ImageError
-from urnet.images.ome_xml import MAX_LENGTH, children, is_ome_xml, parse_ome_xml, whole_number
-from urnet.images.tiff_pages import Page, description_of, is_ndtiff, list_pages, micromanager_metadata
+from urnet.images.ome_xml import MAX_LENGTH, find_children, is_ome_xml, parse_ome_xml, read_whole_number
+from urnet.images.tiff_pages import Page, is_ndtiff, list_pages, read_description, read_micromanager_metadata
 
-OTHER_SIZE = 1.9
+MIN_OTHER_SIZE_RATIO = 1.9
 """Ratio of edges from which pages are taken for different resolutions of something, or for something else."""
 
-_START = 65_536
+_DESCRIPTION_BYTES = 65_536
 
 
-def pages_of_cells(path: Path) -> tuple[int, ...]:
+def list_cell_pages(path: Path) -> tuple[int, ...]:
     """Numbers of the pages of a TIFF that show one cell each, at full resolution.
 
     Raises:
@@ -33,34 +33,36 @@ def pages_of_cells(path: Path) -> tuple[int, ...]:
             invalid, as `parse_ome_xml`.
     """
     about = path.stat()
-    return _pages_of_cells(path, about.st_mtime_ns, about.st_size)
+    return _list_cell_pages(path, about.st_mtime_ns, about.st_size)
 
 
 @lru_cache(maxsize=64)
-def _pages_of_cells(path: Path, modified: int, size: int) -> tuple[int, ...]:
+def _list_cell_pages(path: Path, modified: int, size: int) -> tuple[int, ...]:
     pages = list_pages(path)
     full = [number for number, page in enumerate(pages) if not (page.reduced or page.mask)] or [0]
-    start = description_of(path, pages[0], _START)
-    root = _ome(path, pages, start)
-    axes = _named_axes(path, pages, start) if root is None else _ome_axes(path, root)
+    start = read_description(path, pages[0], _DESCRIPTION_BYTES)
+    root = _parse_ome_xml(path, pages, start)
+    axes = _list_axes(path, pages, start) if root is None else _list_ome_axes(path, root)
     if axes:
         raise ImageError(
             f"{path}: its pages are {' and '.join(axes)} of one image and not several cells. {_FIX}",
             code="images.pages_of_one_image",
         )
-    if root is not None and (named := sum(math.prod(sizes.values()) for sizes in _ome_sizes(path, root))) < len(full):
+    if root is not None and (named := sum(math.prod(sizes.values()) for sizes in _iterate_ome_sizes(path, root))) < len(
+        full
+    ):
         raise ImageError(
             f"{path}: its OME-XML names {named} plane(s), but the file holds {len(full)} pages, which can be anything. "
             f"{_FIX}",
             code="images.pages_ambiguous",
         )
-    if len(full) == 1 and len(pages) == 1 and (hidden := _imagej_number(start, "images")) > 1:
+    if len(full) == 1 and len(pages) == 1 and (hidden := _read_imagej_number(start, "images")) > 1:
         raise ImageError(
             f"{path}: holds {hidden} images behind a single page, as ImageJ writes large stacks. Save it from ImageJ "
             "as an image sequence",
             code="images.pages_ambiguous",
         )
-    _check_alike(path, [pages[number] for number in full])
+    _check_same_kind(path, [pages[number] for number in full])
     return tuple(full)
 
 
@@ -70,9 +72,9 @@ _FIX = (
 )
 
 
-def _check_alike(path: Path, pages: list[Page]) -> None:
+def _check_same_kind(path: Path, pages: list[Page]) -> None:
     for edges, what in (([p.width for p in pages], "wide"), ([p.height for p in pages], "high")):
-        if max(edges) >= OTHER_SIZE * min(edges):
+        if max(edges) >= MIN_OTHER_SIZE_RATIO * min(edges):
             raise ImageError(
                 f"{path}: its pages are {min(edges)} to {max(edges)} px {what}; they can be resolutions or overviews "
                 f"of one image and not several cells. {_FIX}",
@@ -87,45 +89,47 @@ def _check_alike(path: Path, pages: list[Page]) -> None:
         )
 
 
-def _named_axes(path: Path, pages: tuple[Page, ...], start: str) -> list[str]:
+def _list_axes(path: Path, pages: tuple[Page, ...], start: str) -> list[str]:
     """Axes of one image that the file's metadata name, other than its rows and columns."""
     if start.startswith(("ImageJ=", "SCIFIO=")):
         # ImageJ calls the images of any stack slices (or frames), so one of these says nothing.
-        named = [axis for axis in ("channels", "slices", "frames") if _imagej_number(start, axis) > 1]
+        named = [axis for axis in ("channels", "slices", "frames") if _read_imagej_number(start, axis) > 1]
         if "channels" in named or len(named) > 1:
             return named
     if start.startswith("{"):
-        return _shaped_axes(start)
-    return _micromanager_axes(path) if len(pages) > 1 else []
+        return _list_tifffile_axes(start)
+    return _list_micromanager_axes(path) if len(pages) > 1 else []
 
 
-def _ome(path: Path, pages: tuple[Page, ...], start: str) -> ElementTree.Element | None:
+def _parse_ome_xml(path: Path, pages: tuple[Page, ...], start: str) -> ElementTree.Element | None:
     """The OME-XML of a file with several pages; of one with a single page, other planes are in other files."""
     if len(pages) == 1 or not is_ome_xml(start):
         return None
-    return parse_ome_xml(str(path), description_of(path, pages[0], MAX_LENGTH + 1))
+    return parse_ome_xml(str(path), read_description(path, pages[0], MAX_LENGTH + 1))
 
 
-def _ome_axes(path: Path, root: ElementTree.Element) -> list[str]:
-    if children(root, "BinaryOnly"):
+def _list_ome_axes(path: Path, root: ElementTree.Element) -> list[str]:
+    if find_children(root, "BinaryOnly"):
         return ["one part"]
-    named = {axis for sizes in _ome_sizes(path, root) for axis, number in sizes.items() if number > 1}
+    named = {axis for sizes in _iterate_ome_sizes(path, root) for axis, number in sizes.items() if number > 1}
     return [axis for axis in ("channels", "z planes", "time points") if axis in named]
 
 
-def _ome_sizes(path: Path, root: ElementTree.Element) -> Iterator[dict[str, int]]:
+def _iterate_ome_sizes(path: Path, root: ElementTree.Element) -> Iterator[dict[str, int]]:
     """Channels, z planes and time points of each image; of channels, as many as there are pages for."""
-    for image in children(root, "Image"):
-        for pixels in children(image, "Pixels"):
-            samples = [whole_number(str(path), one, "SamplesPerPixel", 1) for one in children(pixels, "Channel")]
-            channels = whole_number(str(path), pixels, "SizeC", 1) // max([1, *samples])
+    for image in find_children(root, "Image"):
+        for pixels in find_children(image, "Pixels"):
+            samples = [
+                read_whole_number(str(path), one, "SamplesPerPixel", 1) for one in find_children(pixels, "Channel")
+            ]
+            channels = read_whole_number(str(path), pixels, "SizeC", 1) // max([1, *samples])
             sizes = {"channels": channels}
-            sizes |= {"z planes": whole_number(str(path), pixels, "SizeZ", 1)}
-            sizes |= {"time points": whole_number(str(path), pixels, "SizeT", 1)}
+            sizes |= {"z planes": read_whole_number(str(path), pixels, "SizeZ", 1)}
+            sizes |= {"time points": read_whole_number(str(path), pixels, "SizeT", 1)}
             yield sizes
 
 
-def _shaped_axes(text: str) -> list[str]:
+def _list_tifffile_axes(text: str) -> list[str]:
     """Axes that Python's tifffile has written; axes without a name say nothing."""
     try:
         about = json.loads(text)
@@ -136,17 +140,17 @@ def _shaped_axes(text: str) -> list[str]:
     return [name for axis, name in names.items() if isinstance(sizes.get(axis), int) and sizes[axis] > 1]
 
 
-def _micromanager_axes(path: Path) -> list[str]:
+def _list_micromanager_axes(path: Path) -> list[str]:
     if is_ndtiff(path):
         return ["planes"]
-    summary = micromanager_metadata(path).get("Summary")
+    summary = read_micromanager_metadata(path).get("Summary")
     if not isinstance(summary, dict):
         return []
     names = {"Channels": "channels", "Slices": "z planes", "Frames": "time points"}
     return [name for key, name in names.items() if isinstance(summary.get(key), int) and summary[key] > 1]
 
 
-def _imagej_number(start: str, name: str) -> int:
+def _read_imagej_number(start: str, name: str) -> int:
     if not start.startswith(("ImageJ=", "SCIFIO=")):
         return 1
     found = re.search(rf"^{name}=(\d{{1,9}})\s*$", start, re.MULTILINE)

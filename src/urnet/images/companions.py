@@ -11,11 +11,11 @@ from pathlib import Path
 
 from urnet.errors import ImageError
 
-_MAX_BYTES = 255
+_MAX_NAME_BYTES = 255
 """Longest file name of common file systems, in bytes."""
 
-_FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
-_DEVICE = re.compile(r"(con|prn|aux|nul|clock\$|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
+_FORBIDDEN_LETTERS = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
+_DEVICE_NAME = re.compile(r"(con|prn|aux|nul|clock\$|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
 
 
 def is_bare_name(name: str) -> bool:
@@ -25,11 +25,11 @@ def is_bare_name(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return (
-        0 < length <= _MAX_BYTES
+        0 < length <= _MAX_NAME_BYTES
         and name == name.strip()
         and not name.endswith(".")
-        and _FORBIDDEN.search(name) is None
-        and _DEVICE.fullmatch(name) is None
+        and _FORBIDDEN_LETTERS.search(name) is None
+        and _DEVICE_NAME.fullmatch(name) is None
     )
 
 
@@ -49,7 +49,7 @@ def resolve_companion(given: Path, name: str) -> Path:
             file.
     """
     companion = given.parent / name if is_bare_name(name) else None
-    if companion is None or _leads_out(companion):
+    if companion is None or _is_link_to_other_folder(companion):
         raise ImageError(
             f"{given}: names another file by a path or a link; a file can only belong to files in its own folder, "
             "named without a path. Put the files of the set into one folder, or save the image as a single file",
@@ -68,7 +68,7 @@ def resolve_companion(given: Path, name: str) -> Path:
     return companion
 
 
-def _leads_out(path: Path) -> bool:
+def _is_link_to_other_folder(path: Path) -> bool:
     """Whether a link at this path leads to another folder; nothing is said of what is there."""
     try:
         return Path(os.path.realpath(path)).parent != Path(os.path.realpath(path.parent))

@@ -6,11 +6,11 @@ and those of a field's cells (in `fields.outline`) are such paths, along edges.
 
 import numpy as np
 
-BEND = 0.05
+BENDING_PENALTY = 0.05
 """What a path pays for each step inwards or outwards, in units of the gain."""
 
 
-def closed_paths(gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_closed_paths(gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The path once round, at most one radius further in or out at each angle, along which the gain is greatest.
 
     Two turns are made, and the middle one of their length kept, so that its end meets its beginning.
@@ -25,7 +25,9 @@ def closed_paths(gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     total, came_from = gain[:, 0], np.zeros((2 * A, N, R), dtype=np.int8)
     for step in range(1, 2 * A):
         padded = np.pad(total, ((0, 0), (1, 1)), constant_values=-np.inf)
-        moves = np.stack([padded[:, :-2] - BEND, total, padded[:, 2:] - BEND])  # from further in, the same, further out
+        moves = np.stack(
+            [padded[:, :-2] - BENDING_PENALTY, total, padded[:, 2:] - BENDING_PENALTY]
+        )  # from further in, the same, further out
         came_from[step] = moves.argmax(axis=0) - 1
         total = moves.max(axis=0) + gain[:, step % A]
     middles = np.arange(N)

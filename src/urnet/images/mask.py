@@ -15,30 +15,30 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 
 from urnet.errors import ImageError
-from urnet.images.contour import closed_paths
+from urnet.images.contour import find_closed_paths
 from urnet.images.read import MIN_EDGE
 
-ANGLES, RADII = 96, 64
-FINE = 64
+N_ANGLES, N_RADII = 96, 64
+FINE_EDGE_PX = 64
 """Edge in px to which smaller crops are enlarged, so that an outline passes between their pixels."""
 
-NEAREST, FARTHEST = 0.09, 0.48
+MIN_RADIUS, MAX_RADIUS = 0.09, 0.48
 """Least and greatest distance of an outline from the middle, as shares of the crop's shorter edge."""
 
-DISC = 0.3
+FALLBACK_RADIUS = 0.3
 """Radius of the disc that stands in for a cell without an outline, as a share of the shorter edge."""
 
-SMOOTHING = 1 / 128
+SMOOTHING_SIGMA = 1 / 128
 """Standard deviation of the gradient's smoothing, as a share of the shorter edge; 0.7 px at least."""
 
-ROUNDING = 1e-9
+MIN_RELATIVE_GRADIENT = 1e-9
 """Edges below this share of the brightness are rounding."""
 
-WEAKEST = 0.5
+MIN_OUTLINE_STRENGTH = 0.5
 """Mean edge strength, 0 to 1, below which an outline is none: pure noise gives about 0.45."""
 
 
-def cell_mask(crop: np.ndarray) -> tuple[np.ndarray, bool]:
+def segment_cell(crop: np.ndarray) -> tuple[np.ndarray, bool]:
     """Find the cell in the middle of a crop.
 
     Args:
@@ -60,36 +60,36 @@ def cell_mask(crop: np.ndarray) -> tuple[np.ndarray, bool]:
     H, W = grey.shape
     rows, columns = np.mgrid[:H, :W] - np.array([(H - 1) / 2, (W - 1) / 2])[:, None, None]
     distance = np.hypot(rows, columns)
-    edges = _outward_edges(_enlarged(grey))  # (ANGLES, RADII)
+    edges = _compute_radial_gradient(_enlarge(grey))  # (ANGLES, RADII)
     strongest = np.percentile(np.abs(edges), 99)
-    if strongest > ROUNDING * np.abs(grey).max():
+    if strongest > MIN_RELATIVE_GRADIENT * np.abs(grey).max():
         edges = np.clip(edges / strongest, -1, 1)
-        rings, strengths = closed_paths(np.stack([edges, -edges]))  # bright outside, or dark
+        rings, strengths = find_closed_paths(np.stack([edges, -edges]))  # bright outside, or dark
         best = strengths.argmax()
-        if strengths[best] >= WEAKEST:
+        if strengths[best] >= MIN_OUTLINE_STRENGTH:
             ring = rings[best]
-            angles = np.arange(ANGLES + 1) * 2 * np.pi / ANGLES
-            outline = _radii(min(H, W))[np.append(ring, ring[0])]
+            angles = np.arange(N_ANGLES + 1) * 2 * np.pi / N_ANGLES
+            outline = _list_radii(min(H, W))[np.append(ring, ring[0])]
             reach = np.interp(np.arctan2(rows, columns) % (2 * np.pi), angles, outline)  # (H, W)
             return distance <= reach, True
-    return distance <= DISC * min(H, W), False
+    return distance <= FALLBACK_RADIUS * min(H, W), False
 
 
-def _enlarged(grey: np.ndarray) -> np.ndarray:
-    fold = FINE / min(grey.shape)
+def _enlarge(grey: np.ndarray) -> np.ndarray:
+    fold = FINE_EDGE_PX / min(grey.shape)
     return grey if fold <= 1 else zoom(grey, fold, order=3, mode="nearest", grid_mode=True)
 
 
-def _radii(edge: int) -> np.ndarray:
-    return np.linspace(NEAREST * edge, FARTHEST * edge, RADII)
+def _list_radii(edge: int) -> np.ndarray:
+    return np.linspace(MIN_RADIUS * edge, MAX_RADIUS * edge, N_RADII)
 
 
-def _outward_edges(grey: np.ndarray) -> np.ndarray:
+def _compute_radial_gradient(grey: np.ndarray) -> np.ndarray:
     """Rise of the brightness away from the middle, (ANGLES, RADII)."""
     H, W = grey.shape
-    sigma = max(0.7, SMOOTHING * min(H, W))
-    angles = (np.arange(ANGLES) * 2 * np.pi / ANGLES)[:, None]
-    radii = _radii(min(H, W))
+    sigma = max(0.7, SMOOTHING_SIGMA * min(H, W))
+    angles = (np.arange(N_ANGLES) * 2 * np.pi / N_ANGLES)[:, None]
+    radii = _list_radii(min(H, W))
     places = [(H - 1) / 2 + np.sin(angles) * radii, (W - 1) / 2 + np.cos(angles) * radii]
     down, right = (
         map_coordinates(gaussian_filter(grey, sigma, order=order, mode="nearest"), places, order=1, mode="nearest")

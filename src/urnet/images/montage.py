@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from urnet.errors import ImageError
-from urnet.images.cell_pages import pages_of_cells
-from urnet.images.read import TIFF_STARTS, first_bytes, is_file, read_header, read_image
+from urnet.images.cell_pages import list_cell_pages
+from urnet.images.read import TIFF_STARTS, is_file, read_first_bytes, read_header, read_image
 
-_ONE_AT_A_TIME = threading.Lock()
-_FRAGMENT = re.compile(r"(?P<file>.+)#(?:p(?P<page>\d{1,9})|r(?P<row>\d{1,9})c(?P<column>\d{1,9}))")
+_DECODING_LOCK = threading.Lock()
+_ADDRESS = re.compile(r"(?P<file>.+)#(?:p(?P<page>\d{1,9})|r(?P<row>\d{1,9})c(?P<column>\d{1,9}))")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> "Address":
         """Split `file#p002` or `file#r03c17`; anything else is a plain path."""
-        match = _FRAGMENT.fullmatch(text)
+        match = _ADDRESS.fullmatch(text)
         if match is None:
             return cls(text)
         parts = {key: int(value) for key, value in match.groupdict().items() if key != "file" and value is not None}
@@ -44,13 +44,13 @@ class Address:
         return f"{self.file}#p{self.page:03d}" if self.page is not None else self.file
 
 
-def locate(root: Path, address: str) -> Address:
+def resolve_address(root: Path, address: str) -> Address:
     """The image at an address; a file whose own name looks like an address is that file."""
     place = Address.parse(address)
     return Address(address) if place.file != address and is_file(root / address) else place
 
 
-def expand(root: Path, file: str, tile: int | None) -> list[Address]:
+def list_images(root: Path, file: str, tile: int | None) -> list[Address]:
     """All images in one file: itself, its pages of full resolution, or its tiles.
 
     Args:
@@ -60,10 +60,10 @@ def expand(root: Path, file: str, tile: int | None) -> list[Address]:
 
     Raises:
         ImageError: unreadable, a montage whose edges `tile` does not divide, or pages that may not be a cell each (as
-            `pages_of_cells`).
+            `list_cell_pages`).
     """
     header = read_header(root / file)
-    pages = _pages(root / file)
+    pages = _list_pages(root / file)
     if tile is not None:
         if header.height % tile or header.width % tile or pages != (0,):
             raise ImageError(
@@ -76,8 +76,8 @@ def expand(root: Path, file: str, tile: int | None) -> list[Address]:
     return [Address(file, page=page) for page in pages] if pages != (0,) else [Address(file)]
 
 
-def _pages(path: Path) -> tuple[int, ...]:
-    return pages_of_cells(path) if first_bytes(path).startswith(TIFF_STARTS) else (0,)
+def _list_pages(path: Path) -> tuple[int, ...]:
+    return list_cell_pages(path) if read_first_bytes(path).startswith(TIFF_STARTS) else (0,)
 
 
 def read_crop(root: Path, address: str, tile: int | None = None) -> np.ndarray:
@@ -93,15 +93,15 @@ def read_crop(root: Path, address: str, tile: int | None = None) -> np.ndarray:
 
     Raises:
         ImageError: as `read_image`, a tile outside the montage or without a tile size, or a file named without a page
-            whose pages may not be a cell each (as `pages_of_cells`).
+            whose pages may not be a cell each (as `list_cell_pages`).
     """
-    place = locate(root, address)
+    place = resolve_address(root, address)
     path = root / place.file
     if place.row is None:
-        return read_image(path, _pages(path)[0] if place.page is None else place.page)
+        return read_image(path, _list_pages(path)[0] if place.page is None else place.page)
     if tile is None:
         raise ImageError(f"{path}: {address} is a tile of a montage, but no tile size is given (tile=PIXELS)")
-    with _ONE_AT_A_TIME:  # threads that read tiles of one montage decode it once
+    with _DECODING_LOCK:  # threads that read tiles of one montage decode it once
         montage = _read_montage(path, path.stat().st_mtime_ns if is_file(path) else 0)
     crop = montage[place.row * tile : (place.row + 1) * tile, place.column * tile : (place.column + 1) * tile]
     if crop.shape[:2] != (tile, tile):

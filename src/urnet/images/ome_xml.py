@@ -7,12 +7,12 @@ from urnet.errors import ImageError
 MAX_LENGTH = 64 * 2**20
 """Longest OME-XML that is parsed, in characters."""
 
-_START = 2000
+_START_LENGTH = 2000
 
 
 def is_ome_xml(description: str) -> bool:
     """Whether a description is OME-XML, perhaps one that has lost its end."""
-    return "<OME" in description[:_START]
+    return "<OME" in description[:_START_LENGTH]
 
 
 def parse_ome_xml(where: str, text: str) -> ElementTree.Element:
@@ -41,12 +41,12 @@ def parse_ome_xml(where: str, text: str) -> ElementTree.Element:
     )
 
 
-def children(element: ElementTree.Element, name: str) -> list[ElementTree.Element]:
+def find_children(element: ElementTree.Element, name: str) -> list[ElementTree.Element]:
     """Children of a name, whatever version of the OME schema their namespace is."""
     return [child for child in element if child.tag.rpartition("}")[2] == name]
 
 
-def whole_number(where: str, element: ElementTree.Element, name: str, otherwise: int | None) -> int:
+def read_whole_number(where: str, element: ElementTree.Element, name: str, otherwise: int | None) -> int:
     """An attribute that counts something.
 
     Args:

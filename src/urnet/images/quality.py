@@ -13,16 +13,16 @@ from urnet.images.read import MIN_EDGE
 
 MEASURES = ("brightness", "contrast", "ramp", "saturation", "noise", "focus")
 
-FINE, COARSE = 1.0, 2.0
+FINE_PX, COARSE_PX = 1.0, 2.0
 """Standard deviations in px of the two blurs between which detail counts as being in focus."""
 
-_FAINT = 1e-4
+_MIN_CONTRAST = 1e-4
 """Contrast, as a share of the scale, below which an image is empty and has no focus to speak of."""
 
-_IMMERKAER = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]]) / 6
+_IMMERKAER_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]]) / 6
 
 
-def quality(crop: np.ndarray, low: float, high: float) -> dict[str, float]:
+def measure_quality(crop: np.ndarray, low: float, high: float) -> dict[str, float]:
     """Measure how a crop was taken.
 
     Args:
@@ -39,7 +39,7 @@ def quality(crop: np.ndarray, low: float, high: float) -> dict[str, float]:
         - saturation: share of pixels at or beyond `low` or `high`, 0 to 1.
         - noise: standard deviation of what no smooth image has (Immerkær, Comput. Vis. Image Underst. 64, 300, 1996,
           Eq. 3, with the median for robustness).
-        - focus: logarithm (base 10) of the share of the variance that lies between blurs of `FINE` and `COARSE` px, as
+        - focus: logarithm (base 10) of the share of the variance between blurs of `FINE_PX` and `COARSE_PX`, as
           a difference of Gaussians; defocus takes the fine detail first. 0 at most, -8 for an empty image.
 
     Raises:
@@ -59,9 +59,9 @@ def quality(crop: np.ndarray, low: float, high: float) -> dict[str, float]:
     fall, rise = grey.mean(axis=1) @ down / (down @ down), grey.mean(axis=0) @ right / (right @ right)
     flat = grey - grey.mean() - fall * down[:, None] - rise * right
     variance = flat.var()
-    detail = gaussian_filter(flat, FINE, mode="nearest") - gaussian_filter(flat, COARSE, mode="nearest")
-    share = detail.var() / variance if variance > _FAINT**2 else 0.0
-    residual = np.abs(correlate(flat, _IMMERKAER, mode="nearest")[1:-1, 1:-1])
+    detail = gaussian_filter(flat, FINE_PX, mode="nearest") - gaussian_filter(flat, COARSE_PX, mode="nearest")
+    share = detail.var() / variance if variance > _MIN_CONTRAST**2 else 0.0
+    residual = np.abs(correlate(flat, _IMMERKAER_KERNEL, mode="nearest")[1:-1, 1:-1])
     return {
         "brightness": float(np.median(grey)),
         "contrast": float(np.sqrt(variance)),

@@ -20,8 +20,8 @@ import tifffile
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from urnet.errors import ImageError
-from urnet.images.orientation import AS_STORED, known_orientation, orient, shown_shape
-from urnet.images.tiff_pages import decoded_pixels, list_pages, open_tiff, page_at
+from urnet.images.orientation import AS_STORED, orient, orient_shape, parse_orientation
+from urnet.images.tiff_pages import count_decoded_pixels, list_pages, open_page, open_tiff
 
 MAX_PIXELS = 10**8
 """Largest crop, montage or page that is decoded, in pixels."""
@@ -29,7 +29,7 @@ MAX_PIXELS = 10**8
 MIN_EDGE = 8
 """Shortest edge of a usable crop, in pixels: below it the four halvings of the enhancers have nothing left."""
 
-MAX_EXIF = 2**20
+MAX_EXIF_BYTES = 2**20
 """Most bytes of EXIF that are looked at."""
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
@@ -43,7 +43,7 @@ _PILLOW_STARTS = (_PNG_START, b"\xff\xd8\xff", b"BM")
 _PILLOW_FORMATS = ("PNG", "JPEG", "BMP")
 _PNG_COLOUR_TYPES = (2, 6)  # RGB and RGBA; 16-bit PNG has no palettes
 _ALPHA = (1, 2)  # extra samples: associated and unassociated alpha
-_TIFF_KINDS = (
+_TIFF_PHOTOMETRICS = (
     tifffile.PHOTOMETRIC.MINISWHITE,
     tifffile.PHOTOMETRIC.MINISBLACK,
     tifffile.PHOTOMETRIC.RGB,
@@ -90,10 +90,10 @@ def survey_pages(path: Path) -> PageSurvey:
     Raises:
         ImageError: not such an image, damaged, or a chain of pages that is a loop or too long.
     """
-    if first_bytes(path).startswith(TIFF_STARTS):
-        sizes = [page.pixels for page in list_pages(path)]
+    if read_first_bytes(path).startswith(TIFF_STARTS):
+        sizes = [page.pixel_count for page in list_pages(path)]
     else:
-        height, width, _, _ = size_of_single_image(path)
+        height, width, _, _ = read_single_image_size(path)
         sizes = [height * width]
     return PageSurvey(len(sizes), max(sizes), sum(sizes))
 
@@ -107,30 +107,30 @@ def read_header(path: Path) -> Header:
     Raises:
         ImageError: not an image of these kinds, damaged, larger than `MAX_PIXELS` or of an unsupported depth.
     """
-    start = first_bytes(path)
-    with decoding(path):
+    start = read_first_bytes(path)
+    with translate_decoder_errors(path):
         if start.startswith(TIFF_STARTS):
             pages = list_pages(path)
             with open_tiff(path) as tif:
-                page = page_at(tif, pages[0], 0)
-                header = _tiff_header(path, page, len(pages))
-                height, width = shown_shape((header.height, header.width), tiff_orientation(page))
+                page = open_page(tif, pages[0], 0)
+                header = _read_tiff_header(path, page, len(pages))
+                height, width = orient_shape((header.height, header.width), read_tiff_orientation(page))
                 return replace(header, height=height, width=width)
-    height, width, depth, colour = size_of_single_image(path)
-    return _allowed(path, Header(height, width, 1, depth, colour))
+    height, width, depth, colour = read_single_image_size(path)
+    return _check_size(path, Header(height, width, 1, depth, colour))
 
 
-def size_of_single_image(path: Path) -> tuple[int, int, str, bool]:
+def read_single_image_size(path: Path) -> tuple[int, int, str, bool]:
     """Height, width, depth and colour of a PNG, JPEG or BMP of any size, from its header.
 
     Raises:
         ImageError: not such an image, damaged, or one of several frames.
     """
-    start = first_bytes(path)
-    with _single_image(path) as image:
+    start = read_first_bytes(path)
+    with _open_single_image(path) as image:
         deep = _is_16_bit_png(start)
         colour = start[25] in _PNG_COLOUR_TYPES if deep else not _is_grey(image)
-        height, width = shown_shape((image.height, image.width), _orientation(path, image))
+        height, width = orient_shape((image.height, image.width), _read_orientation(path, image))
         return height, width, "uint16" if deep else "uint8", colour
 
 
@@ -147,15 +147,15 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
     Raises:
         ImageError: unreadable, truncated, too large or too small, not finite, of several frames, or no such page.
     """
-    start = first_bytes(path)
+    start = read_first_bytes(path)
     if start.startswith(TIFF_STARTS):
-        with decoding(path):
+        with translate_decoder_errors(path):
             pixels = _read_tiff(path, page)
     else:
         header = read_header(path)
         _check_page(path, page, header.pages)
-        with _single_image(path) as image:
-            orientation = _orientation(path, image)
+        with _open_single_image(path) as image:
+            orientation = _read_orientation(path, image)
             if _is_16_bit_png(start):
                 import imagecodecs
 
@@ -167,18 +167,18 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
     if min(height, width) < MIN_EDGE:
         raise ImageError(f"{path}: {width} x {height} px; a crop needs at least {MIN_EDGE} px each way")
     check_finite(path, pixels)
-    return _without_alpha(pixels)
+    return _drop_alpha(pixels)
 
 
 @contextmanager
-def _single_image(path: Path) -> Iterator[Image.Image]:
+def _open_single_image(path: Path) -> Iterator[Image.Image]:
     """Open a PNG, JPEG or BMP that holds one picture.
 
     Raises:
         ImageError: damaged, or of several frames.
     """
-    with decoding(path), path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
-        frames = _large_frames(path) if image.format == "MPO" else getattr(image, "n_frames", 1)
+    with translate_decoder_errors(path), path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
+        frames = _count_full_size_frames(path) if image.format == "MPO" else getattr(image, "n_frames", 1)
         if frames > 1:
             raise ImageError(
                 f"{path}: {frames} frames (an animation or a series), of which one would be taken for the whole; "
@@ -188,7 +188,7 @@ def _single_image(path: Path) -> Iterator[Image.Image]:
         yield image
 
 
-def _large_frames(path: Path) -> int:
+def _count_full_size_frames(path: Path) -> int:
     """Number of pictures in a JPEG of several: the smaller ones are previews and brightness maps of cameras."""
     with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
         size, count = image.size, 1
@@ -199,23 +199,23 @@ def _large_frames(path: Path) -> int:
     return count
 
 
-def _orientation(path: Path, image: Image.Image) -> int:
+def _read_orientation(path: Path, image: Image.Image) -> int:
     """How a PNG, JPEG or BMP is to be turned, from EXIF or XMP; damaged metadata say nothing."""
     with suppress(Exception):
         exif = Image.Image.getexif(image)  # PNG's own decodes all pixels to see what stands behind them
         if ExifTags.Base.Orientation not in exif and image.format == "PNG":
-            exif.load(_exif_behind_pixels(path))
-        return known_orientation(exif.get(ExifTags.Base.Orientation))
+            exif.load(_read_trailing_exif(path))
+        return parse_orientation(exif.get(ExifTags.Base.Orientation))
     return AS_STORED
 
 
-def _exif_behind_pixels(path: Path) -> bytes:
+def _read_trailing_exif(path: Path) -> bytes:
     """The EXIF of a PNG that stands behind its pixels, where some programs write it; empty where there is none."""
     with path.open("rb") as file:
         file.seek(len(_PNG_START))
         while len(head := file.read(8)) == 8:
             length, name = int.from_bytes(head[:4], "big"), head[4:]
-            if name == b"eXIf" and length <= MAX_EXIF:
+            if name == b"eXIf" and length <= MAX_EXIF_BYTES:
                 return file.read(length)
             file.seek(length + 4, 1)
     return b""
@@ -229,7 +229,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def first_bytes(path: Path) -> bytes:
+def read_first_bytes(path: Path) -> bytes:
     """The first 32 bytes of an image file, by which its kind is told.
 
     Raises:
@@ -251,7 +251,7 @@ def first_bytes(path: Path) -> bytes:
     return start
 
 
-class _Silence:
+class _MutedDecoders:
     """No warnings, and nothing from tifffile's log.
 
     Both belong to the whole process: of the threads that decode at once, the first to come silences them, and the last
@@ -278,19 +278,19 @@ class _Silence:
                 self.restore.close()
 
 
-_SILENCE = _Silence()
+_MUTED_DECODERS = _MutedDecoders()
 
 
 @contextmanager
-def decoding(path: Path) -> Iterator[None]:
+def translate_decoder_errors(path: Path) -> Iterator[None]:
     """Turn whatever a decoder throws, warns or logs about a damaged file into one `ImageError` that names the file."""
     try:
-        with _SILENCE:
+        with _MUTED_DECODERS:
             yield
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(_too_large(path)) from None
+        raise ImageError(_format_too_large(path)) from None
     except UnidentifiedImageError:
         raise ImageError(f"{path}: damaged or incomplete image (its header cannot be read)") from None
     except Exception as error:
@@ -299,13 +299,13 @@ def decoding(path: Path) -> Iterator[None]:
         raise ImageError(f"{path}: damaged or incomplete image{told}") from None
 
 
-def _allowed(path: Path, header: Header) -> Header:
+def _check_size(path: Path, header: Header) -> Header:
     if header.height * header.width > MAX_PIXELS:
-        raise ImageError(_too_large(path, f"{header.width} x {header.height} px"))
+        raise ImageError(_format_too_large(path, f"{header.width} x {header.height} px"))
     return header
 
 
-def _too_large(path: Path, size: str = "its size") -> str:
+def _format_too_large(path: Path, size: str = "its size") -> str:
     return (
         f"{path}: {size} is more than the {MAX_PIXELS:,} px allowed for one image; cut it into crops first, "
         "or save a field as a tiled TIFF"
@@ -320,13 +320,13 @@ def _is_grey(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA")
 
 
-def _without_alpha(pixels: np.ndarray) -> np.ndarray:
+def _drop_alpha(pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim == 3:
         pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]
     return np.ascontiguousarray(pixels)
 
 
-def tiff_kind(path: Path, page: tifffile.TiffPage, most_samples: int = 4) -> tuple[str, bool]:
+def classify_tiff_pixels(path: Path, page: tifffile.TiffPage, most_samples: int = 4) -> tuple[str, bool]:
     """Depth at which a TIFF page is handed on (`uint8`, `uint16` or `float32`), and whether it comes in colour.
 
     Args:
@@ -344,7 +344,7 @@ def tiff_kind(path: Path, page: tifffile.TiffPage, most_samples: int = 4) -> tup
         )
     kind = tifffile.PHOTOMETRIC(page.photometric)
     decoded_to_rgb = kind == tifffile.PHOTOMETRIC.YCBCR and page.compression == tifffile.COMPRESSION.JPEG
-    if not (kind in _TIFF_KINDS or decoded_to_rgb) or page.samplesperpixel > most_samples or page.imagedepth > 1:
+    if not (kind in _TIFF_PHOTOMETRICS or decoded_to_rgb) or page.samplesperpixel > most_samples or page.imagedepth > 1:
         raise ImageError(
             f"{path}: {page.samplesperpixel} channel(s) of kind {kind.name}, {page.imagedepth} deep; "
             "save each page as one grey channel or as RGB"
@@ -354,13 +354,13 @@ def tiff_kind(path: Path, page: tifffile.TiffPage, most_samples: int = 4) -> tup
     return depth, palette or page.samplesperpixel >= 3
 
 
-def tiff_values(pixels: np.ndarray, page: tifffile.TiffPage, depth: str) -> np.ndarray:
+def convert_tiff_values(pixels: np.ndarray, page: tifffile.TiffPage, depth: str) -> np.ndarray:
     """Stored values as brightness: palettes looked up, inverted grey turned round, few bits spread over eight.
 
     Args:
         pixels: (H, W) or (H, W, samples) as decoded, a part of the page or all of it.
         page: the page that they come from.
-        depth: as `tiff_kind` says.
+        depth: as `classify_tiff_pixels` says.
     """
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
         places = pixels[..., 0] if pixels.ndim == 3 else pixels  # alpha stands beside the place in the palette
@@ -374,9 +374,9 @@ def tiff_values(pixels: np.ndarray, page: tifffile.TiffPage, depth: str) -> np.n
     return pixels.astype(depth, copy=False)
 
 
-def tiff_orientation(page: tifffile.TiffPage) -> int:
+def read_tiff_orientation(page: tifffile.TiffPage) -> int:
     """How a TIFF page is to be turned, 1 to 8."""
-    return known_orientation(page.tags.valueof(274, default=AS_STORED))
+    return parse_orientation(page.tags.valueof(274, default=AS_STORED))
 
 
 def check_finite(path: Path, pixels: np.ndarray) -> None:
@@ -392,15 +392,15 @@ def check_finite(path: Path, pixels: np.ndarray) -> None:
         )
 
 
-def has_alpha_alone(page: tifffile.TiffPage) -> bool:
+def is_grey_with_alpha(page: tifffile.TiffPage) -> bool:
     """Whether the second of two values a pixel is alpha, and the first one grey."""
     return page.samplesperpixel == 2 and len(page.extrasamples) == 1 and int(page.extrasamples[0]) in _ALPHA
 
 
-def _tiff_header(path: Path, page: tifffile.TiffPage, pages: int) -> Header:
-    depth, colour = tiff_kind(path, page)
+def _read_tiff_header(path: Path, page: tifffile.TiffPage, pages: int) -> Header:
+    depth, colour = classify_tiff_pixels(path, page)
     palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
-    if page.samplesperpixel == 2 and not (palette or has_alpha_alone(page)):
+    if page.samplesperpixel == 2 and not (palette or is_grey_with_alpha(page)):
         raise ImageError(
             f"{path}: 2 values a pixel, the second not marked as alpha: two channels, of which one would be "
             "taken for the whole; save each channel as an image of its own",
@@ -408,10 +408,10 @@ def _tiff_header(path: Path, page: tifffile.TiffPage, pages: int) -> Header:
         )
     if page.is_tiled:
         tile = (page.tiledepth, page.tilelength, page.tilewidth)
-        if decoded_pixels((page.imagedepth, page.imagelength, page.imagewidth), tile) > MAX_PIXELS:
+        if count_decoded_pixels((page.imagedepth, page.imagelength, page.imagewidth), tile) > MAX_PIXELS:
             size = f"{page.imagewidth} x {page.imagelength} px in tiles of {page.tilewidth} x {page.tilelength} px"
-            raise ImageError(_too_large(path, size), code="images.too_large")
-    return _allowed(path, Header(page.imagelength, page.imagewidth, pages, depth, colour))
+            raise ImageError(_format_too_large(path, size), code="images.too_large")
+    return _check_size(path, Header(page.imagelength, page.imagewidth, pages, depth, colour))
 
 
 def _check_page(path: Path, page: int, pages: int) -> None:
@@ -426,11 +426,11 @@ def _read_tiff(path: Path, index: int) -> np.ndarray:
     if about.end > path.stat().st_size or not about.stored:
         raise ImageError(f"{path}: truncated: page {index} points beyond the end of the file")
     with open_tiff(path) as tif:
-        page = page_at(tif, about, index)
-        header = _tiff_header(path, page, len(pages))
+        page = open_page(tif, about, index)
+        header = _read_tiff_header(path, page, len(pages))
         pixels = page.asarray()
     if pixels.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.shape[:2] != (header.height, header.width):
         raise ImageError(f"{path}: damaged: page {index} does not hold the pixels that its header names")
-    return orient(tiff_values(pixels, page, header.dtype), tiff_orientation(page))
+    return orient(convert_tiff_values(pixels, page, header.dtype), read_tiff_orientation(page))

@@ -6,40 +6,40 @@ from pathlib import Path
 
 import numpy as np
 
-PART = 2**26
+PART_BYTES = 2**26
 """Bytes that are read in one go where all rows are looked at."""
 
 
-class Rows:
+class LazyRows:
     """Some rows of an array, read when they are asked for; of a mapped file, no more than that is in memory.
 
     Args:
-        whole: (N, C, S, S).
+        array: (N, C, S, S).
         index: (M,) rows of it.
     """
 
-    def __init__(self, whole: np.ndarray, index: np.ndarray):
-        self.whole, self.index = whole, index
-        self.shape, self.dtype = (len(index), *whole.shape[1:]), whole.dtype
+    def __init__(self, array: np.ndarray, index: np.ndarray):
+        self.array, self.index = array, index
+        self.shape, self.dtype = (len(index), *array.shape[1:]), array.dtype
         self.size = math.prod(self.shape)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, rows: list[int] | np.ndarray | slice) -> np.ndarray:
-        return self.whole[self.index[rows]]
+        return self.array[self.index[rows]]
 
-    def parts(self) -> Iterator[np.ndarray]:
+    def iterate_parts(self) -> Iterator[np.ndarray]:
         """All rows, a part at a time."""
-        step = max(1, PART * len(self) // max(1, self.size * self.dtype.itemsize))
+        step = max(1, PART_BYTES * len(self) // max(1, self.size * self.dtype.itemsize))
         return (self[start : start + step] for start in range(0, len(self), step))
 
     def __getstate__(self) -> dict[str, object]:
         """Another process maps the file itself; pickling its content would copy it."""
-        file = getattr(self.whole, "filename", None)
-        return self.__dict__ | ({"whole": Path(file)} if file is not None else {})
+        file = getattr(self.array, "filename", None)
+        return self.__dict__ | ({"array": Path(file)} if file is not None else {})
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        if isinstance(self.whole, Path):
-            self.whole = np.load(self.whole, mmap_mode="r")
+        if isinstance(self.array, Path):
+            self.array = np.load(self.array, mmap_mode="r")

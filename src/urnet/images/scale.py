@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from urnet.errors import ImageError
-from urnet.images.rows import Rows
+from urnet.images.rows import LazyRows
 
 PERCENTILES = (0.1, 99.9)
 MARGIN = 0.02
@@ -49,7 +49,7 @@ class Scaling:
         return np.clip(np.rint(counts), 0, limit).astype(self.dtype)
 
 
-def fit_scaling(images: np.ndarray | Rows, depth: str, limits: tuple[float, float] | None = None) -> Scaling:
+def fit_scaling(images: np.ndarray | LazyRows, depth: str, limits: tuple[float, float] | None = None) -> Scaling:
     """Fit the scaling of a set of images, by the same rule for every depth.
 
     `low` and `high` are the percentiles 0.1 and 99.9 over all pixels and channels, with a margin of 2 % of the range
@@ -66,23 +66,23 @@ def fit_scaling(images: np.ndarray | Rows, depth: str, limits: tuple[float, floa
     """
     if limits is not None:
         return Scaling(float(limits[0]), float(limits[1]), depth)
-    lowest, low, high, highest = _distribution(images, depth)
+    lowest, low, high, highest = _measure_range(images, depth)
     margin = MARGIN * (high - low)
     return Scaling(max(lowest, low - margin), min(highest, high + margin), depth)
 
 
-def fit_scaling_0_1_0(images: np.ndarray | Rows, depth: str, limits: tuple[float, float] | None = None) -> Scaling:
+def fit_scaling_0_1_0(images: np.ndarray | LazyRows, depth: str, limits: tuple[float, float] | None = None) -> Scaling:
     """Fit the scaling as version 0.1.0 did, for its interrupted runs: (0, 255) for 8 bits, else without a margin."""
     if limits is None:
-        limits = (0, 255) if depth == "uint8" else _distribution(images, depth)[1:3]
+        limits = (0, 255) if depth == "uint8" else _measure_range(images, depth)[1:3]
     return fit_scaling(images, depth, limits)
 
 
-def _distribution(images: np.ndarray | Rows, depth: str) -> tuple[float, float, float, float]:
+def _measure_range(images: np.ndarray | LazyRows, depth: str) -> tuple[float, float, float, float]:
     """Give the lowest count, both percentiles, and the highest count."""
-    parts = images.parts() if isinstance(images, Rows) else [images]
+    parts = images.iterate_parts() if isinstance(images, LazyRows) else [images]
     counted = depth in ("uint8", "uint16")
-    lowest, low, high, highest = _percentiles_of_counts(parts) if counted else _percentiles(parts, images.size)
+    lowest, low, high, highest = _measure_integer_range(parts) if counted else _measure_float_range(parts, images.size)
     if high <= low:
         raise ImageError(
             f"the images are constant ({low:g} nearly everywhere); there is nothing to scale", code="images.constant"
@@ -90,7 +90,7 @@ def _distribution(images: np.ndarray | Rows, depth: str) -> tuple[float, float, 
     return lowest, low, high, highest
 
 
-def _percentiles_of_counts(parts: Iterable[np.ndarray]) -> tuple[float, float, float, float]:
+def _measure_integer_range(parts: Iterable[np.ndarray]) -> tuple[float, float, float, float]:
     """Of 8 or 16 bits: the lowest count, the counts that so many per cent do not exceed, and the highest count."""
     counts = sum(np.bincount(part.ravel().astype(np.uint16), minlength=2**16) for part in parts)
     below = np.cumsum(counts) / np.sum(counts)
@@ -99,7 +99,7 @@ def _percentiles_of_counts(parts: Iterable[np.ndarray]) -> tuple[float, float, f
     return float(there[0]), low, high, float(there[-1])
 
 
-def _percentiles(parts: Iterable[np.ndarray], total: int) -> tuple[float, float, float, float]:
+def _measure_float_range(parts: Iterable[np.ndarray], total: int) -> tuple[float, float, float, float]:
     """Give the minimum, `np.percentile` of `total` values, and the maximum, with only the tails in memory."""
     low_place, high_place = ((total - 1) * (percentile / 100) for percentile in PERCENTILES)
     below, above = min(int(low_place) + 2, total), total - int(high_place)  # values in the tails
@@ -109,10 +109,15 @@ def _percentiles(parts: Iterable[np.ndarray], total: int) -> tuple[float, float,
         low = np.partition(low, below - 1)[:below] if len(low) > below else low
         high = np.partition(high, -above)[-above:] if len(high) > above else high
     low, high = np.sort(low), np.sort(high)
-    return float(low[0]), _between(low, low_place), _between(high, high_place - int(high_place)), float(high[-1])
+    return (
+        float(low[0]),
+        _interpolate(low, low_place),
+        _interpolate(high, high_place - int(high_place)),
+        float(high[-1]),
+    )
 
 
-def _between(values: np.ndarray, place: float) -> float:
+def _interpolate(values: np.ndarray, place: float) -> float:
     """The value at a place between two, counted from the nearer one so that nothing is lost by rounding."""
     first, share = int(place), np.float64(place - int(place))
     before, after = values[first], values[min(first + 1, len(values) - 1)]

@@ -25,22 +25,22 @@ MAX_PAGES = 100_000
 _MAX_TAGS = 4096
 """Most tags of a page; the standard defines fewer than two hundred."""
 
-_HEADER = 8
+_HEADER_BYTES = 8
 """Bytes of the shortest header: no pixels lie within it. A strip or tile that is left empty is 0 bytes at byte 0."""
 
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_LETTERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_TYPE_LETTERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 
-_ORDERS = {b"II": "<", b"MM": ">"}
+_BYTE_ORDERS = {b"II": "<", b"MM": ">"}
 
-_NDTIFF = 483729
+_NDTIFF_MARK = 483729
 _MICROMANAGER_INDEX, _MICROMANAGER_SUMMARY, _MICROMANAGER_ROWS = 54773648, 2355492, 3453623
 """Numbers by which Micro-Manager marks the parts of its metadata (micro-manager.org/Micro-Manager_File_Formats)."""
 
-_OTHER_FILES = dict.fromkeys(("is_ome", "is_mmstack", "is_ndtiff"), False)
+_NO_OTHER_FILES = dict.fromkeys(("is_ome", "is_mmstack", "is_ndtiff"), False)
 """Formats for which tifffile opens other files. `urnet.fields.io.tiff.ome` opens them, by the rule for companions."""
 
-_BY_HAND = dict.fromkeys(("is_shaped", "is_scanimage"), False)
+_NO_UNBOUNDED_METADATA = dict.fromkeys(("is_shaped", "is_scanimage"), False)
 """Formats whose metadata tifffile follows without a bound."""
 
 
@@ -83,17 +83,17 @@ class Page:
     micromanager: tuple[int, int]
 
     @property
-    def pixels(self) -> int:
+    def pixel_count(self) -> int:
         """Pixels that are decoded to read it, with those of its tiles beyond its edges."""
-        return decoded_pixels((self.depth, self.height, self.width), self.tile)
+        return count_decoded_pixels((self.depth, self.height, self.width), self.tile)
 
     @property
-    def form(self) -> tuple[int, ...]:
+    def layout(self) -> tuple[int, ...]:
         """What pages have in common that are planes of one image."""
         return (self.width, self.height, self.depth, self.samples, *self.kind)
 
 
-def decoded_pixels(shape: tuple[int, int, int], tile: tuple[int, int, int]) -> int:
+def count_decoded_pixels(shape: tuple[int, int, int], tile: tuple[int, int, int]) -> int:
     """Count the pixels of all tiles of a page: a tile is decoded whole, also where it is larger than the page."""
     return math.prod(-(-edge // max(1, step)) * max(1, step) for edge, step in zip(shape, tile, strict=True))
 
@@ -111,21 +111,21 @@ def list_pages(path: Path) -> tuple[Page, ...]:
     except OSError as error:
         raise ImageError(f"{path}: cannot be opened ({error.strerror})") from None
     except (struct.error, ValueError, KeyError, OverflowError):
-        raise _damaged(path, "its list of pages cannot be read") from None
+        raise _damaged_error(path, "its list of pages cannot be read") from None
 
 
 @lru_cache(maxsize=8)
 def _list_pages(path: Path, modified: int, size: int) -> tuple[Page, ...]:
     with path.open("rb") as file:
-        return tuple(_walk(path, file, size))
+        return tuple(_walk_directories(path, file, size))
 
 
 def open_tiff(path: Path) -> tifffile.TiffFile:
     """Open a TIFF with a decoder that opens no other file, whatever this one names."""
-    return tifffile.TiffFile(path, **_OTHER_FILES, **_BY_HAND)
+    return tifffile.TiffFile(path, **_NO_OTHER_FILES, **_NO_UNBOUNDED_METADATA)
 
 
-def page_at(tif: tifffile.TiffFile, page: Page, index: int) -> tifffile.TiffPage:
+def open_page(tif: tifffile.TiffFile, page: Page, index: int) -> tifffile.TiffPage:
     """The decoder's view of one page, without a walk along the chain."""
     first = tif.pages.first
     if first.offset == page.offset:
@@ -134,7 +134,7 @@ def page_at(tif: tifffile.TiffFile, page: Page, index: int) -> tifffile.TiffPage
     return tifffile.TiffPage(tif, index)
 
 
-def description_of(path: Path, page: Page, most: int) -> str:
+def read_description(path: Path, page: Page, most: int) -> str:
     """The description of a page, at most so many bytes of it."""
     offset, length = page.description
     with path.open("rb") as file:
@@ -142,7 +142,7 @@ def description_of(path: Path, page: Page, most: int) -> str:
         return file.read(min(length, most)).rstrip(b"\0").decode("utf-8", "replace")
 
 
-def micromanager_metadata(path: Path) -> dict[str, Any]:
+def read_micromanager_metadata(path: Path) -> dict[str, Any]:
     """`Summary` and `IndexMap` of a stack that Micro-Manager has written; empty for other files.
 
     The index has a row for each plane: channel, slice, frame, position and the offset of its directory.
@@ -150,18 +150,18 @@ def micromanager_metadata(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(40)
-        if start[:2] not in _ORDERS or len(start) < 40:
+        if start[:2] not in _BYTE_ORDERS or len(start) < 40:
             return {}
-        order = _ORDERS[start[:2]]
+        order = _BYTE_ORDERS[start[:2]]
         index, index_at, *_, summary, summary_length = struct.unpack(order + "8I", start[8:40])
         if index != _MICROMANAGER_INDEX or summary != _MICROMANAGER_SUMMARY:
             return {}
         try:
-            about = json.loads(_at(file, 40, summary_length, size))
+            about = json.loads(_read_at(file, 40, summary_length, size))
         except (ValueError, RecursionError):
             return {}
-        head, count = struct.unpack(order + "II", _at(file, index_at, 8, size) or bytes(8))
-        rows = _at(file, index_at + 8, count * 20, size) if head == _MICROMANAGER_ROWS else b""
+        head, count = struct.unpack(order + "II", _read_at(file, index_at, 8, size) or bytes(8))
+        rows = _read_at(file, index_at + 8, count * 20, size) if head == _MICROMANAGER_ROWS else b""
         if not isinstance(about, dict) or not rows:
             return {}
         return {"Summary": about, "IndexMap": np.frombuffer(rows, order + "u4").reshape(-1, 5).astype(np.int64)}
@@ -171,19 +171,19 @@ def is_ndtiff(path: Path) -> bool:
     """Whether Micro-Manager has written a file as NDTiff, in which each page says where it belongs."""
     with path.open("rb") as file:
         mark = file.read(12)[8:]
-    return _NDTIFF in (int.from_bytes(mark, "little"), int.from_bytes(mark, "big"))
+    return _NDTIFF_MARK in (int.from_bytes(mark, "little"), int.from_bytes(mark, "big"))
 
 
-def _damaged(path: Path, what: str) -> ImageError:
+def _damaged_error(path: Path, what: str) -> ImageError:
     return ImageError(
         f"{path}: truncated or damaged TIFF: {what}; copy the file again, or export it anew",
         code="images.pages_damaged",
     )
 
 
-def _walk(path: Path, file: BinaryIO, size: int) -> Iterator[Page]:
+def _walk_directories(path: Path, file: BinaryIO, size: int) -> Iterator[Page]:
     start = file.read(16).ljust(16, b"\0")
-    order = _ORDERS[start[:2]]
+    order = _BYTE_ORDERS[start[:2]]
     big = struct.unpack(order + "H", start[2:4])[0] == 43
     place = struct.unpack(order + ("Q" if big else "I"), start[8:16] if big else start[4:8])[0]
     count_of, tag_of, next_of = (order + letters for letters in (("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")))
@@ -193,48 +193,48 @@ def _walk(path: Path, file: BinaryIO, size: int) -> Iterator[Page]:
     while place:
         number = len(seen)
         if place in seen:
-            raise _damaged(path, f"its pages form a loop after page {number - 1}")
+            raise _damaged_error(path, f"its pages form a loop after page {number - 1}")
         if number == MAX_PAGES:
-            raise _damaged(path, f"more than {MAX_PAGES:,} pages, the most that are read")
+            raise _damaged_error(path, f"more than {MAX_PAGES:,} pages, the most that are read")
         seen.add(place)
-        head = _at(file, place, struct.calcsize(count_of), size)
+        head = _read_at(file, place, struct.calcsize(count_of), size)
         count = struct.unpack(count_of, head)[0] if head else 0
-        body = _at(file, place + len(head), count * entry + inline, size) if 0 < count <= _MAX_TAGS else b""
+        body = _read_at(file, place + len(head), count * entry + inline, size) if 0 < count <= _MAX_TAGS else b""
         if not body:
-            raise _damaged(path, f"page {number} lies beyond its end or has no tags")
+            raise _damaged_error(path, f"page {number} lies beyond its end or has no tags")
         tags: dict[int, np.ndarray] = {}
-        texts = dict.fromkeys(_TEXTS, (0, 0))
+        texts = dict.fromkeys(_TEXT_TAGS, (0, 0))
         for code, kind, length, value in struct.iter_unpack(tag_of, body[: count * entry]):
-            if code not in _WANTED:
+            if code not in _WANTED_TAGS:
                 continue
-            needed = length * _SIZES.get(kind, 1)
+            needed = length * _TYPE_SIZES.get(kind, 1)
             far = struct.unpack(next_of, value)[0]
-            if code in _TEXTS:
+            if code in _TEXT_TAGS:
                 if needed > inline and far > size - needed:
-                    raise _damaged(path, f"the description of page {number} lies beyond its end")
+                    raise _damaged_error(path, f"the description of page {number} lies beyond its end")
                 texts[code] = (far, needed) if needed > inline and not texts[code][1] else texts[code]
                 continue
-            if kind not in _LETTERS or code in tags:
+            if kind not in _TYPE_LETTERS or code in tags:
                 continue
             if needed > inline:
                 listed += needed
-                value = _at(file, far, needed, size) if listed <= size + 2**20 else b""  # arrays do not overlap
+                value = _read_at(file, far, needed, size) if listed <= size + 2**20 else b""  # arrays do not overlap
                 if not value:
-                    raise _damaged(path, f"page {number} lists pixels beyond its end")
-            tags[code] = np.frombuffer(value[:needed], order + _LETTERS[kind])
-        yield _page(path, number, place, tags, texts, size)
+                    raise _damaged_error(path, f"page {number} lists pixels beyond its end")
+            tags[code] = np.frombuffer(value[:needed], order + _TYPE_LETTERS[kind])
+        yield _parse_page(path, number, place, tags, texts, size)
         place = struct.unpack(next_of, body[-inline:])[0]
     if not seen:
-        raise _damaged(path, "it has no page")
+        raise _damaged_error(path, "it has no page")
 
 
-_TEXTS = (270, 51123)
-_WANTED = frozenset(
-    (*_TEXTS, 254, 255, 256, 257, 258, 259, 262, 273, 277, 279, 284, 322, 323, 324, 325, 339, 32997, 32998)
+_TEXT_TAGS = (270, 51123)
+_WANTED_TAGS = frozenset(
+    (*_TEXT_TAGS, 254, 255, 256, 257, 258, 259, 262, 273, 277, 279, 284, 322, 323, 324, 325, 339, 32997, 32998)
 )
 
 
-def _page(
+def _parse_page(
     path: Path, number: int, offset: int, tags: dict[int, np.ndarray], texts: dict[int, tuple[int, int]], size: int
 ) -> Page:
     def one(code: int, otherwise: int) -> int:
@@ -248,9 +248,9 @@ def _page(
     starts, counts = starts[:listed], counts[:listed]
     filled = counts > 0
     if (starts >= 2**63).any() or (counts >= 2**63).any():
-        raise _damaged(path, f"page {number} lists pixels beyond its end")
-    if (starts[filled] < _HEADER).any():
-        raise _damaged(path, f"page {number} lists a strip or tile with pixels at byte 0, within the header")
+        raise _damaged_error(path, f"page {number} lists pixels beyond its end")
+    if (starts[filled] < _HEADER_BYTES).any():
+        raise _damaged_error(path, f"page {number} lists a strip or tile with pixels at byte 0, within the header")
     ends = (starts + counts)[filled]
     return Page(
         offset=offset,
@@ -271,7 +271,7 @@ def _page(
     )
 
 
-def _at(file: BinaryIO, place: int, length: int, size: int) -> bytes:
+def _read_at(file: BinaryIO, place: int, length: int, size: int) -> bytes:
     """Bytes at a place; none of them where they are not all there."""
     if not 0 <= place <= size - length:
         return b""

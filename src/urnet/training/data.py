@@ -13,7 +13,7 @@ from urnet.cells.decoded import decoded_cells
 from urnet.cells.pixels import survey
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
-from urnet.images.rows import Rows
+from urnet.images.rows import LazyRows
 from urnet.images.scale import ANY_DEPTH, Scaling, fit_scaling
 from urnet.nets import create_enhancer, list_fixed
 from urnet.progress import Progress
@@ -85,7 +85,7 @@ def prepare(
     # The whole table as well, so that all folds share what is decoded.
     whole = decoded_cells(used, size, channels, progress=_counter(progress, "read cells", len(used)))
     parts = [np.flatnonzero(used.table["split"] == name) for name in ("train", chooser)]
-    images, held = (Rows(whole, part) for part in parts)
+    images, held = (LazyRows(whole, part) for part in parts)
     depth = next(iter(look.depths)) if len(look.depths) == 1 else ANY_DEPTH
     scaling = scaling or fit(images, depth, recipe.input.limits)
     targets = held_targets = target_scaling = None
@@ -134,7 +134,7 @@ def paper_test(images: np.ndarray, labels: np.ndarray, recipe: Recipe) -> tuple[
     )
 
 
-def _enhanced(name: str, scaling: Scaling, images: Rows) -> np.ndarray:
+def _enhanced(name: str, scaling: Scaling, images: LazyRows) -> np.ndarray:
     """What a fixed enhancer makes of raw counts, (N, C, S, S) in [0, 1]."""
     enhancer = create_enhancer(name, images.shape[1])
     parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
@@ -143,7 +143,7 @@ def _enhanced(name: str, scaling: Scaling, images: Rows) -> np.ndarray:
 
 def _paired(
     cells: Cells, parts: list[np.ndarray], size: int, channels: int, kind: str, fit: Callable[..., Scaling]
-) -> tuple[Rows, Rows, Scaling]:
+) -> tuple[LazyRows, LazyRows, Scaling]:
     """The paired images of two parts, given as rows of the table, and their scale."""
     seen = cells.table.iloc[np.concatenate(parts)]
     columns = ["target"] if kind == "target" else [f"target_{kind}", "target"]
@@ -163,7 +163,7 @@ def _paired(
     there = (cells.table[column] != "").to_numpy()
     whole = decoded_cells(cells.where(there), size, channels, column=column)
     row = np.cumsum(there) - 1  # of each cell in `whole`
-    targets, held = (Rows(whole, row[part]) for part in parts)
+    targets, held = (LazyRows(whole, row[part]) for part in parts)
     return targets, held, fit(targets, next(iter(depths)), None)
 
 

@@ -15,7 +15,7 @@ from urnet.bundle.model import Model
 from urnet.cells.batches import Batch, CellDataset
 from urnet.cells.decoded import decoded_cells
 from urnet.cells.table import Cells
-from urnet.images.rows import Rows
+from urnet.images.rows import LazyRows
 from urnet.recipe import Distill
 from urnet.training.data import Prepared
 from urnet.training.lightning_modules import JointModule, painted_towards
@@ -90,5 +90,5 @@ def seen_by_both(teacher: Model, data: Prepared, cells: Cells) -> CellDataset:
     if (config.size, config.channels, config.scaling) == (data.size, data.channels, data.scaling):
         return CellDataset(own.images, own.labels, own.scaling)
     used = cells.where(cells.table["split"] != "")  # as `prepare` decodes them
-    theirs = Rows(decoded_cells(used, config.size, config.channels), np.flatnonzero(used.table["split"] == "train"))
+    theirs = LazyRows(decoded_cells(used, config.size, config.channels), np.flatnonzero(used.table["split"] == "train"))
     return CellDataset(own.images, own.labels, own.scaling, theirs, config.scaling)

@@ -36,7 +36,7 @@ from urnet.fields.table import FieldRow, find_fields, refuse_among_fields, refus
 from urnet.files.atomic import atomic_folder
 from urnet.files.csv_tables import write_frame
 from urnet.files.user_tables import unify_donors
-from urnet.images.quality import quality
+from urnet.images.quality import measure_quality
 from urnet.names import normalize_name
 from urnet.progress import Progress
 
@@ -411,4 +411,4 @@ def _notes(table: pd.DataFrame, fields: Sequence[CroppedField], again: bool) -> 
 def _focus(crop: np.ndarray) -> float:
     """Focus at the crop's own contrast: before training nobody knows what will be black and white."""
     low, high = float(crop.min()), float(crop.max())
-    return quality(crop, low, high if high > low else low + 1)["focus"]
+    return measure_quality(crop, low, high if high > low else low + 1)["focus"]

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter1d, map_coordinates
 
 from urnet.fields.detection.energy import STRONG
 from urnet.fields.detection.split_touching import Piece
-from urnet.images.contour import closed_paths
+from urnet.images.contour import find_closed_paths
 
 ANGLES, RADII = 64, 56
 
@@ -62,7 +62,7 @@ def outlines(
     edges = at(down, distance) * sine + at(right, distance) * cosine  # (N, ANGLES, RADII)
     strength = np.percentile(np.abs(edges), 97, axis=(1, 2))
     edges = np.clip(edges / np.maximum(strength, np.finfo(np.float32).tiny)[:, None, None], -1, 1)
-    (brighter, gain), (darker, loss) = closed_paths(edges), closed_paths(-edges)  # outside
+    (brighter, gain), (darker, loss) = find_closed_paths(edges), find_closed_paths(-edges)  # outside
     outline = radii[:, None] * steps[np.where((gain > loss)[:, None], brighter, darker)]  # (N, ANGLES)
 
     beyond = outline[:, :, None] * REACH

@@ -13,7 +13,7 @@ import numpy as np
 
 from urnet.errors import ImageError
 from urnet.fields.io.source import Region, Scene, Source, checked
-from urnet.images.read import decoding
+from urnet.images.read import translate_decoder_errors
 
 WHOLE = 256 * 2**20
 """Bytes of a plane up to which it is read once and kept; larger ones are read in regions."""
@@ -51,7 +51,7 @@ def open_microscopy(path: Path) -> Source:
             'run `pip install "urnet[microscopy]"`, or export the field as an OME-TIFF',
             code="fields.reader_missing",
         ) from None
-    with decoding(path):
+    with translate_decoder_errors(path):
         with path.open("rb") as file:
             start = file.read(16)
         if not start:
@@ -94,7 +94,7 @@ class MicroscopySource(ABC):
             return checked(self.path, pixels.astype(dtype, copy=False))
 
         def region(top: int, left: int, height: int, width: int) -> np.ndarray:
-            with decoding(self.path):
+            with translate_decoder_errors(self.path):
                 if not small:
                     return read(top, left, height, width)
                 if not whole:

@@ -17,8 +17,8 @@ from urnet.fields.io.microscopy import open_microscopy
 from urnet.fields.io.pixel_size import plausible
 from urnet.fields.io.source import Region, Scene, SingleImage, Source
 from urnet.fields.io.tiff.source import TiffSource
-from urnet.images.orientation import orient, shown_shape, stored_region
-from urnet.images.read import MIN_EDGE, SUFFIXES, TIFF_STARTS, first_bytes, size_of_single_image
+from urnet.images.orientation import map_to_stored, orient, orient_shape
+from urnet.images.read import MIN_EDGE, SUFFIXES, TIFF_STARTS, read_first_bytes, read_single_image_size
 
 FIELD_SUFFIXES = SUFFIXES | MICROSCOPY_SUFFIXES
 """Names that are looked for in folders of fields (lower case)."""
@@ -97,7 +97,7 @@ class Field:
                 f"{self.info.height} rows and {self.info.width} columns"
             )
         scene = self._scene
-        region = stored_region((top, left, height, width), (scene.height, scene.width), scene.orientation)
+        region = map_to_stored((top, left, height, width), (scene.height, scene.width), scene.orientation)
         pixels = self._planes[0](*region) if self._project is None else self._project(self._planes, region)
         return np.ascontiguousarray(orient(pixels, scene.orientation))
 
@@ -177,10 +177,10 @@ def z_of_partner(path: Path, z: str | None, scene: str | None = None) -> str | N
 def _open(path: Path) -> Source:
     if path.suffix.lower() in MICROSCOPY_SUFFIXES:
         source: Source = open_microscopy(path)
-    elif first_bytes(path).startswith(TIFF_STARTS):
+    elif read_first_bytes(path).startswith(TIFF_STARTS):
         source = TiffSource(path)
     else:
-        source = SingleImage(path, *size_of_single_image(path))
+        source = SingleImage(path, *read_single_image_size(path))
     try:
         if not source.scenes:
             raise ImageError(f"{path}: holds no image; export the field anew")
@@ -212,7 +212,7 @@ def _scene(source: Source, asked: str | None) -> int:
 
 
 def _info(source: Source, number: int, scene: Scene) -> FieldInfo:
-    height, width = shown_shape((scene.height, scene.width), scene.orientation)
+    height, width = orient_shape((scene.height, scene.width), scene.orientation)
     believed = scene.pixel_um is not None and plausible(scene.pixel_um)
     return FieldInfo(
         height=height,

@@ -12,12 +12,12 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from urnet.errors import ImageError
-from urnet.images.simulation.optics import REFERENCE, Imaging, brightfield, draw_imaging
+from urnet.images.simulation.optics import REFERENCE_PX, Imaging, draw_imaging, simulate_brightfield
 
-SATURATION = 0.15
+SATURATION_DENSITY = 0.15
 """Optical density at which the thickness has come within 1/e of a full cell's."""
 
-FULL = 1.25
+WHITE_PHASE = 1.25
 """Phase that `clean` shows as white: a saturated cell (1) under an optical density of 2.5, denser than any nucleus."""
 
 
@@ -36,7 +36,7 @@ class Destained:
     imaging: Imaging
 
 
-def optical_density(stained: np.ndarray) -> np.ndarray:
+def compute_optical_density(stained: np.ndarray) -> np.ndarray:
     """Mean optical density over the colours, −ln(I/I_bg), with the 95th percentile of each colour as background.
 
     Args:
@@ -72,8 +72,8 @@ def destain(stained: np.ndarray, rng: np.random.Generator, imaging: Imaging | No
     Raises:
         ImageError: if the crop is not 8-bit RGB.
     """
-    density = optical_density(stained)
-    scale = min(density.shape) / REFERENCE
-    phase = gaussian_filter(1 - np.exp(-density / SATURATION), scale, mode="nearest") + 0.1 * density
+    density = compute_optical_density(stained)
+    scale = min(density.shape) / REFERENCE_PX
+    phase = gaussian_filter(1 - np.exp(-density / SATURATION_DENSITY), scale, mode="nearest") + 0.1 * density
     imaging = imaging or draw_imaging(rng)
-    return Destained(brightfield(phase, density, imaging, rng), np.clip(phase / FULL, 0, 1), imaging)
+    return Destained(simulate_brightfield(phase, density, imaging, rng), np.clip(phase / WHITE_PHASE, 0, 1), imaging)

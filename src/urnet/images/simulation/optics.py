@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter, laplace
 
-REFERENCE = 128
+REFERENCE_PX = 128
 """Side in px of the crop for which lengths are stated."""
 
 BACKGROUND = 0.5
@@ -21,7 +21,7 @@ BACKGROUND = 0.5
 ABSORPTION = 0.06
 """Share ε of the stained optical density that an unstained cell still absorbs."""
 
-RANGES = {"defocus": (-3.0, 3.0), "blur": (0.6, 1.8), "ramp": (0.0, 0.15), "gain": (0.8, 1.15)}
+IMAGING_RANGES = {"defocus": (-3.0, 3.0), "blur": (0.6, 1.8), "ramp": (0.0, 0.15), "gain": (0.8, 1.15)}
 """Least and greatest value of each imaging condition; see `Imaging` for units."""
 
 
@@ -49,7 +49,7 @@ class Imaging:
 
 
 def draw_imaging(rng: np.random.Generator, around: Imaging | None = None, spread: float = 0.2) -> Imaging:
-    """Draw imaging conditions uniformly from `RANGES`, or near given ones.
+    """Draw imaging conditions uniformly from `IMAGING_RANGES`, or near given ones.
 
     Args:
         rng: source of chance.
@@ -60,7 +60,7 @@ def draw_imaging(rng: np.random.Generator, around: Imaging | None = None, spread
         The conditions of one image.
     """
     values = {}
-    for name, (low, high) in RANGES.items():
+    for name, (low, high) in IMAGING_RANGES.items():
         if around is None:
             value = rng.uniform(low, high)
         else:
@@ -69,7 +69,7 @@ def draw_imaging(rng: np.random.Generator, around: Imaging | None = None, spread
     return Imaging(angle=float(rng.uniform(0, 2 * np.pi)), noise=0.02, **values)
 
 
-def brightfield(
+def simulate_brightfield(
     phase: np.ndarray, density: np.ndarray, imaging: Imaging, rng: np.random.Generator, crop: float | None = None
 ) -> np.ndarray:
     """Image a phase object in brightfield: transport of intensity, point spread, illumination ramp, gain, noise.
@@ -85,17 +85,17 @@ def brightfield(
         Grey values in [0, 1], (H, W), float32. With default conditions, `BACKGROUND`·e^(−ε·od).
     """
     H, W = phase.shape
-    scale = (crop or min(H, W)) / REFERENCE
+    scale = (crop or min(H, W)) / REFERENCE_PX
     transmitted = np.exp(-imaging.absorption * density.astype(np.float32))
     seen = transmitted * (1 - imaging.defocus * scale**2 * laplace(phase.astype(np.float32), mode="nearest"))
     seen = gaussian_filter(seen, imaging.blur * scale, mode="nearest")
-    seen *= BACKGROUND * imaging.gain * _ramp(H, W, imaging)
+    seen *= BACKGROUND * imaging.gain * _compute_ramp(H, W, imaging)
     if imaging.noise:
         seen += BACKGROUND * imaging.gain * imaging.noise * rng.standard_normal((H, W), dtype=np.float32)
     return np.clip(seen, 0, 1)
 
 
-def _ramp(H: int, W: int, imaging: Imaging) -> np.ndarray:
+def _compute_ramp(H: int, W: int, imaging: Imaging) -> np.ndarray:
     """Illumination relative to the image's middle, (H, W): 1 ± ramp/2 at the ends."""
     rows = np.linspace(-0.5, 0.5, H, dtype=np.float32)[:, None]
     columns = np.linspace(-0.5, 0.5, W, dtype=np.float32)

@@ -14,9 +14,9 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from urnet.errors import ImageError
-from urnet.images.simulation.optics import REFERENCE, Imaging, brightfield, draw_imaging
+from urnet.images.simulation.optics import REFERENCE_PX, Imaging, draw_imaging, simulate_brightfield
 
-FREQUENCY = {"granulocyte": 0.60, "lymphocyte": 0.32, "monocyte": 0.08}
+CLASS_FREQUENCY = {"granulocyte": 0.60, "lymphocyte": 0.32, "monocyte": 0.08}
 """The classes, and their shares in the blood of a healthy adult."""
 
 CROP_UM = 20.0
@@ -25,17 +25,17 @@ CROP_UM = 20.0
 THICKNESS = 2.5
 """Phase of a cell in suspension, round, when one spread on a slide has 1."""
 
-FULL = 1.25 * THICKNESS
+WHITE_PHASE = 1.25 * THICKNESS
 """Phase that `clean` shows as white."""
 
-SPREAD = 0.12
+IMAGING_SPREAD = 0.12
 """How far the imaging conditions stray from the donor's, as a share of their ranges (standard deviation)."""
 
-_STREAMS = (*FREQUENCY, "donor", "field")
+_STREAMS = (*CLASS_FREQUENCY, "donor", "field")
 
 
 @dataclass(frozen=True)
-class Donor:
+class PhantomDonor:
     """What the cells and the slide of one donor have in common.
 
     Args:
@@ -52,7 +52,7 @@ class Donor:
 
 
 @dataclass(frozen=True)
-class Crop:
+class PhantomCrop:
     """One phantom cell in the middle of an image; all three (size, size), uint8.
 
     Args:
@@ -67,7 +67,7 @@ class Crop:
 
 
 @dataclass(frozen=True)
-class Patch:
+class ParticlePatch:
     """One particle on its own, centred on the middle pixel of square arrays of odd side.
 
     Args:
@@ -83,22 +83,22 @@ class Patch:
     radius: float
 
 
-def stream(seed: int, donor: int, kind: str, index: int = 0) -> np.random.Generator:
+def open_random_stream(seed: int, donor: int, kind: str, index: int = 0) -> np.random.Generator:
     """Open the random stream of one cell (`kind` is its class), of a donor or of a field."""
     return np.random.default_rng((seed, donor, 1 + _STREAMS.index(kind), index))
 
 
-def draw_donor(seed: int, donor: int) -> Donor:
+def draw_donor(seed: int, donor: int) -> PhantomDonor:
     """Draw what sets one donor apart.
 
     Args:
         seed: seed of the whole set, at least 0.
         donor: number of the donor, from 0.
     """
-    rng = stream(seed, donor, "donor")
+    rng = open_random_stream(seed, donor, "donor")
     # Never in focus, where nothing is to be seen of transparent cells; above and below it, however few the donors.
     defocus = float(rng.uniform(1.2, 3)) * (-1) ** donor
-    return Donor(
+    return PhantomDonor(
         size=rng.normal(1, 0.02),
         texture=rng.lognormal(0, 0.2),
         nucleus=rng.lognormal(0, 0.2),
@@ -106,33 +106,35 @@ def draw_donor(seed: int, donor: int) -> Donor:
     )
 
 
-def draw_crop(label: str, seed: int, donor: int, index: int, size: int = 48) -> Crop:
+def draw_crop(label: str, seed: int, donor: int, index: int, size: int = 48) -> PhantomCrop:
     """Draw one cell as it would be cropped from a field.
 
     Args:
-        label: a class of `FREQUENCY`.
+        label: a class of `CLASS_FREQUENCY`.
         seed: seed of the whole set, at least 0.
         donor: number of the donor, from 0.
         index: number of the cell among those of its class and donor, from 0.
         size: side in px; the crop covers `CROP_UM` micrometres whatever its size.
     """
-    rng = stream(seed, donor, label, index)
+    rng = open_random_stream(seed, donor, label, index)
     traits = draw_donor(seed, donor)
-    imaging = draw_imaging(rng, around=traits.imaging, spread=SPREAD)
-    canvas = Canvas(size, size)
+    imaging = draw_imaging(rng, around=traits.imaging, spread=IMAGING_SPREAD)
+    canvas = Scene(size, size)
     middle = rng.normal(size / 2, 0.02 * size, 2).astype(int)
     if rng.random() < 0.25:
         angle = rng.uniform(0, 2 * np.pi)
         row, column = (size / 2 + 0.55 * size * np.array([np.sin(angle), np.cos(angle)])).astype(int)
-        canvas.add(paint_bystander(rng, CROP_UM / size), row, column)
-    canvas.add(paint_cell(label, traits, rng, CROP_UM / size), *middle)
-    image = brightfield(canvas.phase, canvas.density, imaging, rng)
-    nuclei = fluorescence(canvas.nuclei, size, rng)
-    return Crop(*(np.rint(255 * np.clip(a, 0, 1)).astype(np.uint8) for a in (image, canvas.phase / FULL, nuclei)))
+        canvas.add(paint_other_particle(rng, CROP_UM / size), row, column)
+    canvas.add(paint_white_cell(label, traits, rng, CROP_UM / size), *middle)
+    image = simulate_brightfield(canvas.phase, canvas.density, imaging, rng)
+    nuclei = simulate_fluorescence(canvas.nuclei, size, rng)
+    return PhantomCrop(
+        *(np.rint(255 * np.clip(a, 0, 1)).astype(np.uint8) for a in (image, canvas.phase / WHITE_PHASE, nuclei))
+    )
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedCell:
     """Where a white cell lies in a phantom field.
 
     Args:
@@ -151,7 +153,7 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Field:
+class PhantomField:
     """A phantom field of view.
 
     Args:
@@ -160,14 +162,14 @@ class Field:
         cells: the white cells in it.
     """
 
-    brightfield: np.ndarray
+    simulate_brightfield: np.ndarray
     nuclei: np.ndarray
-    cells: tuple[Placed, ...]
+    cells: tuple[PlacedCell, ...]
 
 
 def draw_field(
     seed: int, donor: int, index: int, *, shape: tuple[int, int] = (1024, 1024), cells: int = 60, crop: int = 48
-) -> Field:
+) -> PhantomField:
     """Draw a field of white cells, about a fifth of them in pairs that touch or overlap, with red cells and debris.
 
     Args:
@@ -175,40 +177,40 @@ def draw_field(
         donor: number of the donor, from 0.
         index: number of the field among its donor's, from 0.
         shape: height and width, px.
-        cells: number of white cells, their classes drawn by `FREQUENCY`; all lie wholly inside.
+        cells: number of white cells, their classes drawn by `CLASS_FREQUENCY`; all lie wholly inside.
         crop: side in px that a crop of `CROP_UM` micrometres has at this magnification.
 
     Raises:
         ImageError: if so many cells do not fit in.
     """
-    rng = stream(seed, donor, "field", index)
+    rng = open_random_stream(seed, donor, "field", index)
     traits = draw_donor(seed, donor)
-    imaging = draw_imaging(rng, around=traits.imaging, spread=SPREAD)
-    labels = [str(label) for label in rng.choice(list(FREQUENCY), cells, p=list(FREQUENCY.values()))]
-    patches = [paint_cell(label, traits, rng, CROP_UM / crop) for label in labels]
-    places = _place([patch.radius for patch in patches], shape, 0.1 * crop, rng)
-    canvas = Canvas(*shape)
+    imaging = draw_imaging(rng, around=traits.imaging, spread=IMAGING_SPREAD)
+    labels = [str(label) for label in rng.choice(list(CLASS_FREQUENCY), cells, p=list(CLASS_FREQUENCY.values()))]
+    patches = [paint_white_cell(label, traits, rng, CROP_UM / crop) for label in labels]
+    places = _place_cells([patch.radius for patch in patches], shape, 0.1 * crop, rng)
+    canvas = Scene(*shape)
     for patch, (row, column, _) in zip(patches, places, strict=True):
         canvas.add(patch, row, column)
     taken = np.array([(*place[:2], patch.radius) for place, patch in zip(places, patches, strict=True)]).reshape(-1, 3)
     for _ in range(cells):
-        bystander = paint_bystander(rng, CROP_UM / crop)
+        bystander = paint_other_particle(rng, CROP_UM / crop)
         row, column = (int(rng.integers(side)) for side in shape)
         # May lean on a white cell, but not lie on it.
         if np.all(np.hypot(taken[:, 0] - row, taken[:, 1] - column) > taken[:, 2] + 0.9 * bystander.radius):
             canvas.add(bystander, row, column)
     images = (
-        brightfield(canvas.phase, canvas.density, imaging, rng, crop),
-        np.clip(fluorescence(canvas.nuclei, crop, rng), 0, 1),
+        simulate_brightfield(canvas.phase, canvas.density, imaging, rng, crop),
+        np.clip(simulate_fluorescence(canvas.nuclei, crop, rng), 0, 1),
     )
     placed = (
-        Placed(column, row, patch.radius, label, contact)
+        PlacedCell(column, row, patch.radius, label, contact)
         for label, patch, (row, column, contact) in zip(labels, patches, places, strict=True)
     )
-    return Field(*(np.rint(4095 * image).astype(np.uint16) for image in images), tuple(placed))
+    return PhantomField(*(np.rint(4095 * image).astype(np.uint16) for image in images), tuple(placed))
 
 
-def _place(
+def _place_cells(
     radii: list[float], shape: tuple[int, int], gap: float, rng: np.random.Generator
 ) -> list[tuple[int, int, str]]:
     """Row, column and contact of each disc: alone, or as the second of a pair; pairs lie `gap` px and more apart."""
@@ -239,13 +241,13 @@ def _place(
     return places
 
 
-class Canvas:
+class Scene:
     """Phase, density and nuclear fluorescence of a scene, each (height, width), float32, to which particles add up."""
 
     def __init__(self, height: int, width: int):
         self.phase, self.density, self.nuclei = np.zeros((3, height, width), np.float32)
 
-    def add(self, patch: Patch, row: int, column: int) -> None:
+    def add(self, patch: ParticlePatch, row: int, column: int) -> None:
         """Put a particle's centre on a pixel; what lies beyond the border is cut off."""
         half = patch.phase.shape[0] // 2
         top, left = row - half, column - half
@@ -260,7 +262,7 @@ class Canvas:
         self.nuclei[rows, columns] += patch.nucleus[inside]
 
 
-def fluorescence(nuclei: np.ndarray, crop: int, rng: np.random.Generator) -> np.ndarray:
+def simulate_fluorescence(nuclei: np.ndarray, crop: int, rng: np.random.Generator) -> np.ndarray:
     """Image nuclei in fluorescence: point spread, background, shot noise and read-out noise.
 
     Args:
@@ -271,36 +273,36 @@ def fluorescence(nuclei: np.ndarray, crop: int, rng: np.random.Generator) -> np.
     Returns:
         Brightness, (H, W), float32, mostly within [0, 1].
     """
-    seen = 0.05 + 0.7 * gaussian_filter(nuclei, 2 * crop / REFERENCE)
+    seen = 0.05 + 0.7 * gaussian_filter(nuclei, 2 * crop / REFERENCE_PX)
     return seen + np.sqrt(0.0015 * seen + 1e-4) * rng.standard_normal(seen.shape, dtype=np.float32)
 
 
-def paint_cell(label: str, donor: Donor, rng: np.random.Generator, pixel: float) -> Patch:
+def paint_white_cell(label: str, donor: PhantomDonor, rng: np.random.Generator, pixel: float) -> ParticlePatch:
     """Draw one white cell.
 
     Args:
-        label: a class of `FREQUENCY`.
+        label: a class of `CLASS_FREQUENCY`.
         donor: the traits it shares with its donor's cells.
         rng: the cell's random stream.
         pixel: side of a pixel, micrometres.
     """
-    mean, spread, least, most = _RADIUS[label]
+    mean, spread, least, most = _RADIUS_UM[label]
     radius = float(np.clip(rng.normal(mean, spread), least, most)) * donor.size
     wobble = 0.035 if label == "monocyte" else 0.02
     flatness = rng.uniform(2.2, 4.5)
     chain = _NUCLEUS[label](radius, rng)
     nuclear = rng.lognormal(np.log(0.11), 0.25) * donor.nucleus
-    graininess = rng.lognormal(np.log(_GRAIN[label]), 0.35) * donor.texture
-    granules = rng.poisson(_GRANULES[label])
+    graininess = rng.lognormal(np.log(_TEXTURE_STRENGTH[label]), 0.35) * donor.texture
+    granules = rng.poisson(_GRANULE_COUNT[label])
 
-    grid = _Grid(radius, pixel, wobble, rng)
+    grid = _ParticleGrid(radius, pixel, wobble, rng)
     body = np.sqrt(np.clip(1 - grid.rho**flatness, 0, 1))
-    depth = _depth(chain, grid, rng)  # micrometres inside the nucleus, negative outside
+    depth = _compute_depth(chain, grid, rng)  # micrometres inside the nucleus, negative outside
     nucleus = np.clip(0.5 + depth / 0.4, 0, 1) * np.clip((1 - grid.rho) * radius / 0.4, 0, 1)
-    chromatin = _texture(grid, 0.45, rng)
+    chromatin = _draw_texture(grid, 0.45, rng)
     cytoplasm = np.clip(body * 1.5, 0, 1) * (1 - nucleus)
     phase = 0.8 * body + nuclear * nucleus * (1 + 0.25 * chromatin)
-    phase += cytoplasm * graininess * (_texture(grid, 0.3, rng) + _spots(grid, granules, 0.16, rng))
+    phase += cytoplasm * graininess * (_draw_texture(grid, 0.3, rng) + _draw_granules(grid, granules, 0.16, rng))
     density = 0.5 * body + 0.5 * nucleus
     # The stain binds to a fixed amount of DNA: the smaller the nucleus, the brighter.
     area = nucleus.sum() * grid.step**2
@@ -308,7 +310,7 @@ def paint_cell(label: str, donor: Donor, rng: np.random.Generator, pixel: float)
     return grid.patch(phase, density, glow)
 
 
-def paint_bystander(rng: np.random.Generator, pixel: float) -> Patch:
+def paint_other_particle(rng: np.random.Generator, pixel: float) -> ParticlePatch:
     """Draw what is not a white cell: a red cell, a platelet or a fragment, none with a nucleus.
 
     Args:
@@ -316,52 +318,56 @@ def paint_bystander(rng: np.random.Generator, pixel: float) -> Patch:
         pixel: side of a pixel, micrometres.
     """
     if rng.random() < 0.55:
-        grid = _Grid(rng.normal(3.7, 0.2), pixel, 0.015, rng)
+        grid = _ParticleGrid(rng.normal(3.7, 0.2), pixel, 0.015, rng)
         r2 = np.clip(grid.rho, 0, 1) ** 2
         height = np.sqrt(1 - r2) * (0.207 + 2.003 * r2 - 1.123 * r2**2) / 0.65
         return grid.patch(0.7 * height, 1.2 * height)
     radius, wobble, height = (
         (rng.uniform(0.7, 1.3), 0.04, 0.3) if rng.random() < 0.6 else (rng.uniform(1.2, 2.4), 0.12, 0.5)
     )
-    grid = _Grid(radius, pixel, wobble, rng)
+    grid = _ParticleGrid(radius, pixel, wobble, rng)
     body = np.sqrt(np.clip(1 - grid.rho**2, 0, 1)) * rng.uniform(0.6, 1.2) * height
     return grid.patch(body, 0.5 * body)
 
 
-_RADIUS = {  # micrometres: mean, standard deviation, least, greatest
+_RADIUS_UM = {  # micrometres: mean, standard deviation, least, greatest
     "granulocyte": (5.9, 0.4, 4.8, 7.0),
     "lymphocyte": (4.6, 0.5, 3.6, 6.2),
     "monocyte": (7.1, 0.62, 5.6, 8.4),
 }
-_GRAIN = {"granulocyte": 0.04, "lymphocyte": 0.015, "monocyte": 0.02}  # phase, standard deviation of the texture
-_GRANULES = {"granulocyte": 90, "lymphocyte": 4, "monocyte": 25}  # mean number
+_TEXTURE_STRENGTH = {
+    "granulocyte": 0.04,
+    "lymphocyte": 0.015,
+    "monocyte": 0.02,
+}  # phase, standard deviation of the texture
+_GRANULE_COUNT = {"granulocyte": 90, "lymphocyte": 4, "monocyte": 25}  # mean number
 
 
-def _lobed(radius: float, rng: np.random.Generator) -> np.ndarray:
+def _draw_lobed_nucleus(radius: float, rng: np.random.Generator) -> np.ndarray:
     """Two to five lobes on an arc, joined by bridges of any width: the widest make a band like a monocyte's."""
     lobes = rng.choice([2, 3, 4, 5], p=[0.25, 0.45, 0.25, 0.05])
     lobe = rng.uniform(0.36, 0.44) * (2 / lobes) ** 0.7 * radius
     span = min(rng.uniform(0.75, 1.15) * (1.0 + 1.1 * lobes), 5.2)
-    return _arc(0.48 * radius, span, lobes, lobe, rng.uniform(0.1, 0.7) * lobe, rng)
+    return _draw_arc(0.48 * radius, span, lobes, lobe, rng.uniform(0.1, 0.7) * lobe, rng)
 
 
-def _kidney(radius: float, rng: np.random.Generator) -> np.ndarray:
+def _draw_kidney_nucleus(radius: float, rng: np.random.Generator) -> np.ndarray:
     """One thick arc, from a bean to a horseshoe."""
     thickness = rng.uniform(0.33, 0.44) * radius
-    return _arc(rng.uniform(0.28, 0.42) * radius, rng.uniform(1.4, 3.0), 1, thickness, 0.8 * thickness, rng)
+    return _draw_arc(rng.uniform(0.28, 0.42) * radius, rng.uniform(1.4, 3.0), 1, thickness, 0.8 * thickness, rng)
 
 
-def _round(radius: float, rng: np.random.Generator) -> np.ndarray:
+def _draw_round_nucleus(radius: float, rng: np.random.Generator) -> np.ndarray:
     """One disc that leaves a thin rim of cytoplasm, wider in large lymphocytes, at times dented."""
     fill = np.clip(rng.normal(0.86 - 0.07 * max(radius - 4.5, 0), 0.05), 0.6, 0.92)
     dent = rng.uniform(0, 0.22) * radius
-    return _arc(dent, 1.6, 1, fill * radius - dent, fill * radius - dent, rng)
+    return _draw_arc(dent, 1.6, 1, fill * radius - dent, fill * radius - dent, rng)
 
 
-_NUCLEUS = {"granulocyte": _lobed, "lymphocyte": _round, "monocyte": _kidney}
+_NUCLEUS = {"granulocyte": _draw_lobed_nucleus, "lymphocyte": _draw_round_nucleus, "monocyte": _draw_kidney_nucleus}
 
 
-def _arc(arc: float, span: float, lobes: int, lobe: float, bridge: float, rng: np.random.Generator) -> np.ndarray:
+def _draw_arc(arc: float, span: float, lobes: int, lobe: float, bridge: float, rng: np.random.Generator) -> np.ndarray:
     """A chain of circles along an arc about the cell's centre: columns x, y, radius in µm, (6·lobes + 1, 3)."""
     along = np.linspace(0, 1, 6 * lobes + 1)
     radii = bridge + (lobe - bridge) * np.sin(np.pi * lobes * along) ** 2
@@ -373,7 +379,7 @@ def _arc(arc: float, span: float, lobes: int, lobe: float, bridge: float, rng: n
     return np.stack([x - 0.7 * x.mean(), y - 0.7 * y.mean(), radii], axis=1)
 
 
-class _Grid:
+class _ParticleGrid:
     """Fine coordinates about one particle, and the way back to pixels.
 
     `rho` is the distance from the centre as a share of the outline's, so that the particle fills rho < 1.
@@ -381,7 +387,7 @@ class _Grid:
 
     def __init__(self, radius: float, pixel: float, wobble: float, rng: np.random.Generator):
         # Fine enough that shapes are as smooth as in a crop of the reference size.
-        self.fold = int(np.ceil(REFERENCE * pixel / CROP_UM))
+        self.fold = int(np.ceil(REFERENCE_PX * pixel / CROP_UM))
         self.step = pixel / self.fold
         self.pixel = pixel
         self.radius = radius
@@ -400,11 +406,11 @@ class _Grid:
             )
         self.rho = np.hypot(self.x, self.y) / (radius * np.clip(outline, 0.75, 1.28))
 
-    def patch(self, phase: np.ndarray, density: np.ndarray, nucleus: np.ndarray | None = None) -> Patch:
+    def patch(self, phase: np.ndarray, density: np.ndarray, nucleus: np.ndarray | None = None) -> ParticlePatch:
         """Smooth by a reference pixel, as a stained cell's thickness is, and average down to pixels."""
-        smooth = CROP_UM / REFERENCE / self.step
+        smooth = CROP_UM / REFERENCE_PX / self.step
         nucleus = np.zeros_like(phase) if nucleus is None else nucleus
-        return Patch(
+        return ParticlePatch(
             self._shrink(gaussian_filter(THICKNESS * phase, smooth)),
             self._shrink(density),
             self._shrink(nucleus),
@@ -416,22 +422,22 @@ class _Grid:
         return fine.reshape(n, self.fold, n, self.fold).mean(axis=(1, 3), dtype=np.float32)
 
 
-def _depth(chain: np.ndarray, grid: _Grid, rng: np.random.Generator) -> np.ndarray:
+def _compute_depth(chain: np.ndarray, grid: _ParticleGrid, rng: np.random.Generator) -> np.ndarray:
     """Signed distance into the union of circles, micrometres, rounded off at its corners and slightly uneven."""
     depth = np.full(grid.rho.shape, -np.inf, np.float32)
     for x, y, radius in chain.astype(np.float32):
         np.maximum(depth, radius - np.hypot(grid.x - x, grid.y - y), out=depth)
-    return gaussian_filter(depth, 0.25 / grid.step) + 0.1 * _texture(grid, 0.8, rng)
+    return gaussian_filter(depth, 0.25 / grid.step) + 0.1 * _draw_texture(grid, 0.8, rng)
 
 
-def _texture(grid: _Grid, length: float, rng: np.random.Generator) -> np.ndarray:
+def _draw_texture(grid: _ParticleGrid, length: float, rng: np.random.Generator) -> np.ndarray:
     """Smooth noise with a correlation length in micrometres, mean 0, standard deviation about 1."""
     sigma = length / grid.step
     noise = gaussian_filter(rng.standard_normal(grid.rho.shape, dtype=np.float32), sigma, mode="wrap")
     return noise * np.float32(2 * np.sqrt(np.pi) * sigma)
 
 
-def _spots(grid: _Grid, count: int, length: float, rng: np.random.Generator) -> np.ndarray:
+def _draw_granules(grid: _ParticleGrid, count: int, length: float, rng: np.random.Generator) -> np.ndarray:
     """Granules at random places in the cell: Gaussian spots of a given radius in micrometres, about 2 high."""
     angle, reach = rng.uniform(0, 2 * np.pi, count), grid.radius * 0.95 * np.sqrt(rng.random(count))
     place = np.stack([reach * np.sin(angle), reach * np.cos(angle)]) / grid.step + grid.side / 2

@@ -15,7 +15,7 @@ from urnet.bundle.model import Model
 from urnet.cells.table import PAIRED, TABLE_NAME, Cells, find_images, paired_file, read_cells
 from urnet.errors import ImageError, StoreError, UrnetError
 from urnet.evaluation.figure_style import image_png
-from urnet.images.montage import locate
+from urnet.images.montage import resolve_address
 from urnet.serve.database.models import cells, claims, labels
 from urnet.serve.database.store import Store
 from urnet.training.run import run_of
@@ -219,7 +219,7 @@ def _target(run: Path) -> str | None:
 
 def _beside(address: str, target: str) -> str:
     """The paired image of a cell in a class folder; "" where there is none."""
-    place = locate(Path(), address)
+    place = resolve_address(Path(), address)
     file = paired_file(Path(place.file), target)
     return str(replace(place, file=file.as_posix())) if file is not None and file.is_file() else ""
 

@@ -23,7 +23,7 @@ import numpy as np
 from urnet.bundle.model import SEEN, Model
 from urnet.errors import ImageError
 from urnet.fields.cropping.settings import SETTINGS_NAME
-from urnet.images.read import TIFF_STARTS, first_bytes
+from urnet.images.read import TIFF_STARTS, read_first_bytes
 from urnet.predict import PADDING
 from urnet.serve.settings import Settings
 from urnet.serve.uploads.storage import Aside, Usage
@@ -130,7 +130,7 @@ def put(aside: Aside, number: int, given: str, content: BinaryIO, pixel_um: floa
         aside.take(-size)
         raise
     try:
-        start = first_bytes(path)
+        start = read_first_bytes(path)
     except ImageError as error:
         path.unlink()
         return Upload(name, None, str(error).replace(str(path), name), pixel_um, aside.usage)

@@ -10,7 +10,7 @@ import tifffile
 from urnet.errors import ImageError
 from urnet.fields.io.pixel_size import COARSEST_UM, number, square
 from urnet.fields.io.tiff.ome import OmeImage, OmeSet
-from urnet.images.ome_xml import children
+from urnet.images.ome_xml import find_children
 from urnet.images.tiff_pages import Page
 
 _MICROMETRES = {
@@ -62,7 +62,7 @@ def check_no_page_left(path: Path, pages: Sequence[Page], ome: OmeSet) -> None:
 
 def channels_of_ome(image: OmeImage) -> list[str | None]:
     """Names of the channels as the OME-XML has them."""
-    return [one.get("Name") for one in children(image.pixels, "Channel")]
+    return [one.get("Name") for one in find_children(image.pixels, "Channel")]
 
 
 def imagej_channels(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> list[str]:

@@ -17,9 +17,9 @@ from xml.etree import ElementTree
 
 from urnet.errors import ImageError
 from urnet.images.companions import resolve_companion
-from urnet.images.ome_xml import MAX_LENGTH, children, is_ome_xml, parse_ome_xml, whole_number
+from urnet.images.ome_xml import MAX_LENGTH, find_children, is_ome_xml, parse_ome_xml, read_whole_number
 from urnet.images.read import TIFF_STARTS
-from urnet.images.tiff_pages import MAX_PAGES, Page, description_of, list_pages
+from urnet.images.tiff_pages import MAX_PAGES, Page, list_pages, read_description
 
 _MAX_SEARCHED = 1000
 """Most files of a folder whose UUIDs are read to find one that was renamed."""
@@ -91,18 +91,20 @@ def read_ome(path: Path) -> OmeSet | None:
             (`fields.planes_missing`) or a plane twice (`fields.plane_twice`), or files as `resolve_companion`.
     """
     first = list_pages(path)[0]
-    text = description_of(path, first, MAX_LENGTH + 1)
+    text = read_description(path, first, MAX_LENGTH + 1)
     if not is_ome_xml(text):
         return None
     own = parse_ome_xml(str(path), text)
     root, holder = own, path
-    if binary_only := children(own, "BinaryOnly"):
+    if binary_only := find_children(own, "BinaryOnly"):
         files = _Files(path, own.get("UUID"), path)
         holder = files.find(binary_only[0].get("UUID"), binary_only[0].get("MetadataFile"))
         root = parse_ome_xml(str(holder), _metadata_in(path, holder))
-        if children(root, "BinaryOnly"):
+        if find_children(root, "BinaryOnly"):
             raise _invalid(path, f"leaves its metadata to {holder.name}, which leaves them to another file")
-    named = [image for image in children(root, "Image") if any(children(p, "TiffData") for p in _pixels(image))]
+    named = [
+        image for image in find_children(root, "Image") if any(find_children(p, "TiffData") for p in _pixels(image))
+    ]
     if not named:
         raise _invalid(path, "names no pages")
     files = _Files(path, own.get("UUID"), holder, named)
@@ -116,7 +118,7 @@ def _metadata_in(path: Path, holder: Path) -> str:
     with holder.open("rb") as file:
         start = file.read(4)
         if start in TIFF_STARTS:
-            return description_of(holder, list_pages(holder)[0], MAX_LENGTH + 1)
+            return read_description(holder, list_pages(holder)[0], MAX_LENGTH + 1)
         data = start + file.read(MAX_LENGTH)
     if not is_ome_xml(data[:4000].decode("utf-8", "replace")):
         raise _invalid(path, f"leaves its metadata to {holder.name}, which holds none")
@@ -124,7 +126,7 @@ def _metadata_in(path: Path, holder: Path) -> str:
 
 
 def _pixels(image: ElementTree.Element) -> list[ElementTree.Element]:
-    return children(image, "Pixels")
+    return find_children(image, "Pixels")
 
 
 def _invalid(path: Path, what: str, code: str = "images.ome_xml_invalid") -> ImageError:
@@ -141,10 +143,10 @@ def _image(
     taken: dict[PlaneAt, tuple[int, int, int, int]],
 ) -> OmeImage:
     where, pixels = str(path), _pixels(image)[0]
-    samples = {whole_number(where, one, "SamplesPerPixel", 1) for one in children(pixels, "Channel")} or {1}
+    samples = {read_whole_number(where, one, "SamplesPerPixel", 1) for one in find_children(pixels, "Channel")} or {1}
     if len(samples) > 1 or 0 in samples:
         raise _invalid(path, "names channels with different numbers of samples in one image")
-    sizes = {axis: whole_number(where, pixels, f"Size{axis}", 1) for axis in "ZCT"}
+    sizes = {axis: read_whole_number(where, pixels, f"Size{axis}", 1) for axis in "ZCT"}
     sizes["C"] //= next(iter(samples))
     total = sizes["Z"] * sizes["C"] * sizes["T"]
     order = pixels.get("DimensionOrder", "XYCZT")
@@ -176,8 +178,8 @@ def _image(
     return OmeImage(
         element=image,
         pixels=pixels,
-        width=whole_number(where, pixels, "SizeX", None),
-        height=whole_number(where, pixels, "SizeY", None),
+        width=read_whole_number(where, pixels, "SizeX", None),
+        height=read_whole_number(where, pixels, "SizeY", None),
         type=pixels.get("Type", ""),
         times=sizes["T"],
         channels=sizes["C"],
@@ -192,15 +194,15 @@ def _named(
     """Planes and their places as the `TiffData` elements give them, in any order."""
     where = str(path)
     total = sizes["Z"] * sizes["C"] * sizes["T"]
-    for data in children(pixels, "TiffData"):
-        uuids = children(data, "UUID")
+    for data in find_children(pixels, "TiffData"):
+        uuids = find_children(data, "UUID")
         file = files.find(uuids[0].text, uuids[0].get("FileName")) if uuids else files.holder
-        page = whole_number(where, data, "IFD", 0)
-        first = {axis: whole_number(where, data, f"First{axis}", 0) for axis in order}
+        page = read_whole_number(where, data, "IFD", 0)
+        first = {axis: read_whole_number(where, data, f"First{axis}", 0) for axis in order}
         if any(first[axis] >= sizes[axis] for axis in order):
             continue  # as ImageJ leaves it when it crops; the plane is missing then
         start = first[order[0]] + sizes[order[0]] * (first[order[1]] + sizes[order[1]] * first[order[2]])
-        count = whole_number(where, data, "PlaneCount", whole_number(where, data, "NumPlanes", 0))
+        count = read_whole_number(where, data, "PlaneCount", read_whole_number(where, data, "NumPlanes", 0))
         count = count or (1 if "IFD" in data.attrib else total)
         there = len(files.pages(file)) - page
         for step in range(min(count, total - start, there)):
@@ -228,8 +230,8 @@ class _Files:
         self._by_uuid: dict[str, list[Path]] | None = None
         for image in images or []:
             for pixels in _pixels(image):
-                for data in children(pixels, "TiffData"):
-                    for one in children(data, "UUID"):
+                for data in find_children(pixels, "TiffData"):
+                    for one in find_children(data, "UUID"):
                         self._names[_plain(one.text)].add((one.get("FileName") or "").strip())
 
     def find(self, uuid: str | None, name: str | None) -> Path:
@@ -320,7 +322,7 @@ def _uuid_of(given: Path, name: str) -> str:
 def _own_uuid(file: Path) -> str:
     """The UUID in the OME-XML of a TIFF or of a file of its own; "" where there is none."""
     if _is_tiff(file):
-        text = description_of(file, list_pages(file)[0], _UUID_WITHIN)
+        text = read_description(file, list_pages(file)[0], _UUID_WITHIN)
     else:
         with file.open("rb") as opened:
             text = opened.read(_UUID_WITHIN).decode("utf-8", "replace")

@@ -31,8 +31,15 @@ from urnet.fields.io.tiff.metadata import (
 )
 from urnet.fields.io.tiff.ome import OmeSet, PlaneAt, read_ome
 from urnet.fields.io.tiff.stacks import Stack, micromanager_pixel_um, micromanager_stacks, ndtiff_stacks, shaped_stacks
-from urnet.images.read import MAX_PIXELS, decoding, has_alpha_alone, tiff_kind, tiff_orientation, tiff_values
-from urnet.images.tiff_pages import MAX_PAGES, list_pages, micromanager_metadata, open_tiff, page_at
+from urnet.images.read import (
+    MAX_PIXELS,
+    classify_tiff_pixels,
+    convert_tiff_values,
+    is_grey_with_alpha,
+    read_tiff_orientation,
+    translate_decoder_errors,
+)
+from urnet.images.tiff_pages import MAX_PAGES, list_pages, open_page, open_tiff, read_micromanager_metadata
 
 KEPT = 160 * 2**20
 """Bytes of decoded tiles or strips that are kept: neighbouring regions share them."""
@@ -75,7 +82,7 @@ class TiffSource:
         self._pages = {path: list_pages(path)}
         self._others: dict[Path, tifffile.TiffFile] = {}
         self._loaded: OrderedDict[PlaneAt, tifffile.TiffPage] = OrderedDict()
-        with decoding(path), _lost() as lost:
+        with translate_decoder_errors(path), _lost() as lost:
             self._tif = open_tiff(path)
         try:
             if lost:
@@ -83,7 +90,7 @@ class TiffSource:
                     f"{path}: truncated: of its pages or what it says of them, something lies beyond its end "
                     f"({len(self._pages[path])} page(s) are there); copy it again, or export it anew"
                 )
-            with decoding(path):
+            with translate_decoder_errors(path):
                 self.scenes = self._find_scenes()
         except BaseException:
             self.close()
@@ -114,7 +121,7 @@ class TiffSource:
         if place in self._loaded:
             self._loaded.move_to_end(place)
             return self._loaded[place]
-        page = page_at(self._open(place.file), self._pages[place.file][place.page], place.page)
+        page = open_page(self._open(place.file), self._pages[place.file][place.page], place.page)
         self._check_whole(page, place.file.stat().st_size)
         self._check_pieces(page)
         self._loaded[place] = page
@@ -141,7 +148,7 @@ class TiffSource:
 
     def _find_scenes(self) -> tuple[Scene, ...]:
         tif, path, pages = self._tif, self.path, self._pages[self.path]
-        index = micromanager_metadata(path)
+        index = read_micromanager_metadata(path)
         ome = None
         try:
             ome = read_ome(path)
@@ -159,9 +166,9 @@ class TiffSource:
         if stacks := shaped_stacks(path, pages):
             return self._stack_scenes(stacks)
         full = [number for number, page in enumerate(pages) if not (page.reduced or page.mask)]
-        if len({pages[number].form for number in full}) == 1:
+        if len({pages[number].layout for number in full}) == 1:
             return self._stack_scenes([Stack(None, "Z", (len(full),), [PlaneAt(path, number) for number in full])])
-        if len({page.form for page in pages}) > MAX_FORMS:
+        if len({page.layout for page in pages}) > MAX_FORMS:
             raise ImageError(
                 f"{path}: its {len(pages)} pages have more than {MAX_FORMS} different sizes or kinds; save each field "
                 "as a file of its own"
@@ -269,14 +276,14 @@ class TiffSource:
 
         Several values of a pixel that are no colour lie along the axis `along`.
         """
-        depth, colour = tiff_kind(self.path, first, MAX_SAMPLES)
+        depth, colour = classify_tiff_pixels(self.path, first, MAX_SAMPLES)
         samples = first.samplesperpixel
         T, C, Z = grid.shape
         colour = colour and first.photometric in _RGB and along == "C"
         side_by_side = ""
         if samples > 1 and not colour:
             # A grey value with alpha is one channel, as in crops; otherwise values side by side are channels.
-            alpha = along == "C" and has_alpha_alone(first)
+            alpha = along == "C" and is_grey_with_alpha(first)
             axis = "TCZ".index(along)
             if grid.shape[axis] > 1:
                 what = ("time points", "channels", "z planes")[axis]
@@ -303,7 +310,7 @@ class TiffSource:
                 address=(grid[0].tolist(), t, first)
                 if side_by_side == "T"
                 else (grid[t].tolist(), side_by_side, first),
-                orientation=tiff_orientation(first),
+                orientation=read_tiff_orientation(first),
             )
             for t in range(T)
         ]
@@ -346,8 +353,8 @@ class TiffSource:
                 )
             if not page.stored:
                 raise ImageError(f"{self.path}: damaged: a page holds no pixels; copy it again, or export it anew")
-            form = form or page.form
-            if page.form != form:
+            form = form or page.layout
+            if page.layout != form:
                 raise ImageError(
                     f"{self.path}: mislabelled: its metadata make one image of pages of different sizes or kinds "
                     f"({form[0]} x {form[1]} px and {page.width} x {page.height} px); export the file anew"
@@ -452,7 +459,7 @@ class _Plane:
 
     def region(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """(h, w), or (h, w, 3) in colour."""
-        with decoding(self.source.path):
+        with translate_decoder_errors(self.source.path):
             page = self.source.page(self.place)  # looked up each time: thousands of planes are not held at once
             keyframe = page.keyframe
             palette = keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE
@@ -465,7 +472,7 @@ class _Plane:
                 if self.sample is not None:
                     pixels = pixels[..., self.sample : self.sample + 1]
             pixels = pixels[..., :3] if self.colour and not palette else pixels[..., 0]
-            return checked(self.source.path, tiff_values(pixels, keyframe, self.depth))
+            return checked(self.source.path, convert_tiff_values(pixels, keyframe, self.depth))
 
     def _rows(
         self, at: "tifffile.TiffPage", plane: int, together: int, top: int, left: int, height: int, width: int

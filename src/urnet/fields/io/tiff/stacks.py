@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from urnet.errors import ImageError
 from urnet.fields.io.tiff.ome import PlaneAt
-from urnet.images.tiff_pages import Page, description_of, is_ndtiff
+from urnet.images.tiff_pages import Page, is_ndtiff, read_description
 
 _MAX_METADATA = 2**20
 
@@ -245,7 +245,7 @@ def _tails(page: Page, inner: list[int]) -> list[tuple[list[int], int | None]]:
 
 
 def _shape_of(path: Path, page: Page) -> tuple[list[int], str] | None:
-    text = description_of(path, page, _MAX_METADATA)
+    text = read_description(path, page, _MAX_METADATA)
     if text.startswith("shape="):
         text = json.dumps({"shape": [int(n) for n in text[7:-1].split(",") if n.strip().isdigit()]})
     if not text.startswith("{") or '"shape"' not in text:
