@@ -17,8 +17,8 @@ import numpy as np
 import tifffile
 
 from urnet.cells.copies import PADDING_COPIES, copy_key, same
-from urnet.fields.detection.detect import Found, Read, detect
-from urnet.fields.detection.matching import Agreement, match, wilson
+from urnet.fields.detection.detect import Detection, ReadRegion, detect
+from urnet.fields.detection.matching import Agreement, match_positions, wilson
 from urnet.images.simulation.phantom import PhantomField, PlacedCell, draw_field
 
 TILE = 40
@@ -29,17 +29,17 @@ PHASES = ("s", "g2", "prophase", "metaphase", "anaphase", "telophase", "g1")
 CONTACTS = ("single", "touching", "overlapping")
 
 
-def regions(pixels: np.ndarray) -> Read:
+def regions(pixels: np.ndarray) -> ReadRegion:
     """A field in memory as `detect` reads it."""
     return lambda top, left, height, width: pixels[top : top + height, left : left + width]
 
 
-def positions(cells: list[Found] | tuple[PlacedCell, ...]) -> np.ndarray:
+def positions(cells: list[Detection] | tuple[PlacedCell, ...]) -> np.ndarray:
     """Columns x and y, (N, 2)."""
     return np.array([(cell.x, cell.y) for cell in cells]).reshape(-1, 2)
 
 
-def overlap(cell: Found, true: PlacedCell) -> float:
+def overlap(cell: Detection, true: PlacedCell) -> float:
     """Intersection over union of a mask and the disc of a phantom cell's mean radius."""
     half = int(np.ceil(true.radius)) + max(cell.mask.shape)
     y, x = np.mgrid[true.y - half : true.y + half + 1, true.x - half : true.x + half + 1]
@@ -54,7 +54,8 @@ def line(name: str, agreement: Agreement, more: str = "") -> None:
     """Print one row of the table."""
     (p_low, p_high), (r_low, r_high) = agreement.precision_interval, agreement.recall_interval
     print(
-        f"{name:<34} {agreement.truth:>6} {agreement.found:>6}   {agreement.precision:.3f} [{p_low:.3f}, {p_high:.3f}]"
+        f"{name:<34} {agreement.truth:>6} {agreement.detected:>6}"
+        f"   {agreement.precision:.3f} [{p_low:.3f}, {p_high:.3f}]"
         f"   {agreement.recall:.3f} [{r_low:.3f}, {r_high:.3f}]   {more}",
         flush=True,
     )
@@ -69,7 +70,7 @@ def phantoms(fields: list[tuple[int, PhantomField]], nuclear: bool) -> None:
     for donor, field in fields:
         nuclei = regions(field.nuclei) if nuclear else None
         cells = detect(regions(field.brightfield), field.brightfield.shape, nuclei=nuclei)
-        pairs = match(positions(cells), positions(field.cells), REACH)
+        pairs = match_positions(positions(cells), positions(field.cells), REACH)
         agreement = Agreement(len(cells), len(field.cells), len(pairs))
         donors[donor] = donors.get(donor, Agreement(0, 0, 0)) + agreement
         for cell in field.cells:
@@ -112,7 +113,7 @@ def jurkat(folder: Path, phase: str) -> Agreement:
         cell for cell in cells if int((cell.y + 0.5) // TILE) * across + int((cell.x + 0.5) // TILE) not in padding
     ]
     truth = truth[[k for k in range(len(tiles)) if k not in padding]]
-    return Agreement(len(cells), len(truth), len(match(positions(cells), truth, REACH)))
+    return Agreement(len(cells), len(truth), len(match_positions(positions(cells), truth, REACH)))
 
 
 def large(side: int) -> None:

@@ -13,7 +13,7 @@ from urnet.calibration.conformal import join_set, split_set
 from urnet.cells.split import groups_of, split_cells
 from urnet.cells.table import find_images, read_cells
 from urnet.errors import RecipeError
-from urnet.fields.cropping.crop import _named_by_folder
+from urnet.fields.cropping.crop import _name_by_folder
 from urnet.fields.labels.positions import read_labels
 from urnet.fields.table import FieldRow, find_fields
 from urnet.names import donor_key, find_lookalikes, is_missing, name_key, normalize_name, unify_donor_names
@@ -68,7 +68,7 @@ def as_field_folders(folder, labels, donors=None):
     rows = []
     for number, name in enumerate(donors or labels):
         rows.append(FieldRow(f"{name}/{number}.png", folder / f"{number}.png"))
-    return _named_by_folder(rows, folder, "donor" if donors else "label")
+    return _name_by_folder(rows, folder, "donor" if donors else "label")
 
 
 FORMS = [as_field_folders, as_cells, as_folders, as_fields, as_positions]

@@ -19,7 +19,7 @@ from urnet.bundle.model import Model, seal_bundle
 from urnet.bundle.seal import read_seal
 from urnet.cli import run as command
 from urnet.errors import RunError, UrnetError
-from urnet.fields.cropping.settings import Cropping
+from urnet.fields.cropping.settings import CropSettings
 from urnet.images.read import read_image
 from urnet.images.scale import Scaling
 
@@ -31,7 +31,7 @@ def sealed(trained, tmp_path_factory):
     """A sealed bundle with all of its files; not to be changed."""
     folder = tmp_path_factory.mktemp("sealed") / "model"
     model = trained.load_model()
-    model.cropping = Cropping(size=24, nuclei="*_dapi.tif", diameter_um=(5.0, 20.0))
+    model.cropping = CropSettings(size=24, nuclei="*_dapi.tif", diameter_um=(5.0, 20.0))
     model.save(folder)
     return folder
 

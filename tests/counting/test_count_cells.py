@@ -15,7 +15,7 @@ from urnet.bundle.model import Model
 from urnet.calibration.calibration import JSON_NAME
 from urnet.counting.differential import count_cells
 from urnet.errors import CellsError, ImageError, RunError
-from urnet.fields.cropping.crop import Cropping, crop_fields
+from urnet.fields.cropping.crop import CropSettings, crop_fields
 from urnet.images.simulation.phantom import CROP_UM, draw_field
 from urnet.predict import predict_files
 from urnet.training.fit import train
@@ -49,7 +49,7 @@ def fields(tmp_path_factory):
 def run(fields, tiny, tmp_path_factory):
     """A run on crops of fields; not to be changed."""
     folder = tmp_path_factory.mktemp("crop_run")
-    crop_fields(fields, folder / "cells", Cropping(size=EDGE), labels=fields / "truth.csv")
+    crop_fields(fields, folder / "cells", CropSettings(size=EDGE), labels=fields / "truth.csv")
     table = pd.read_csv(folder / "cells" / "cells.csv", dtype=str, keep_default_na=False)
     table["label"] = table["label"].replace("monocyte", "granulocyte")  # too few of them in four fields
     table.drop(columns=["source", "donor"]).to_csv(folder / "cells" / "cells.csv", index=False)

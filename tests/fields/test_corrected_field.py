@@ -6,7 +6,7 @@ import tifffile
 from scipy.ndimage import shift as moved
 
 from urnet.fields.io.read import open_field
-from urnet.fields.preprocessing.corrected_field import View
+from urnet.fields.preprocessing.corrected_field import CorrectedField
 from urnet.fields.preprocessing.illumination import Illumination
 from urnet.fields.preprocessing.registration import Shift
 
@@ -27,19 +27,19 @@ def test_beyond_the_border_the_field_is_mirrored(noise, region):
     top, left, height, width = region
     whole = np.pad(pixels, 30, mode="reflect")
     expected = whole[top + 30 : top + 30 + height, left + 30 : left + 30 + width]
-    assert np.array_equal(View(field).read(*region), expected)
+    assert np.array_equal(CorrectedField(field).read(*region), expected)
 
 
 def test_a_region_may_be_larger_than_many_fields(tmp_path):
     tifffile.imwrite(tmp_path / "small.tif", np.arange(81, dtype=np.uint8).reshape(9, 9), photometric="minisblack")
     with open_field(tmp_path / "small.tif") as field:
-        assert View(field).read(-30, -30, 80, 80).shape == (80, 80)
+        assert CorrectedField(field).read(-30, -30, 80, 80).shape == (80, 80)
 
 
 @pytest.mark.parametrize("way", [(2.0, -3.0), (0.5, 0.25), (-1.75, 4.1)])
 def test_a_moved_channel_lies_where_the_shift_says(noise, way):
     field, pixels = noise
-    view = View(field, shift=Shift(*way, 0.0))
+    view = CorrectedField(field, shift=Shift(*way, 0.0))
     expected = moved(pixels.astype(float), way, order=1)
     assert np.abs(view.read(10, 10, 20, 30) - expected[10:30, 10:40]).max() <= 0.6
 
@@ -47,7 +47,7 @@ def test_a_moved_channel_lies_where_the_shift_says(noise, way):
 def test_light_is_evened_out_whatever_the_region(noise):
     field, pixels = noise
     flat = np.linspace(0.8, 1.2, 16, dtype=np.float32)[None, :].repeat(16, axis=0)
-    view = View(field, Illumination("given", flat))
+    view = CorrectedField(field, Illumination("given", flat))
     whole = view.read(0, 0, 40, 52)
     assert np.array_equal(view.read(8, 9, 10, 11), whole[8:18, 9:20])
     assert whole[:, :5].mean() / pixels[:, :5].mean() > 1.15

@@ -6,9 +6,9 @@ import tifffile
 
 from urnet.errors import ImageError
 from urnet.fields.detection import detect as module
-from urnet.fields.detection.detect import Found, detect
-from urnet.fields.detection.matching import Agreement, match
-from urnet.fields.preprocessing.illumination import GRID, Illumination
+from urnet.fields.detection.detect import Detection, detect
+from urnet.fields.detection.matching import Agreement, match_positions
+from urnet.fields.preprocessing.illumination import GRID_BLOCKS, Illumination
 from urnet.images.simulation.phantom import draw_field
 
 SHAPE = (512, 512)
@@ -27,7 +27,7 @@ def regions(pixels):
     return read
 
 
-def find(pixels, nuclei=None, **options) -> list[Found]:
+def find(pixels, nuclei=None, **options) -> list[Detection]:
     return detect(regions(pixels), pixels.shape[:2], nuclei=None if nuclei is None else regions(nuclei), **options)
 
 
@@ -36,10 +36,10 @@ def centres(cells) -> np.ndarray:
 
 
 def agreement(cells, field, reach=9.0) -> Agreement:
-    return Agreement(len(cells), len(field.cells), len(match(centres(cells), centres(field.cells), reach)))
+    return Agreement(len(cells), len(field.cells), len(match_positions(centres(cells), centres(field.cells), reach)))
 
 
-def iou(cell: Found, true) -> float:
+def iou(cell: Detection, true) -> float:
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     disc = np.hypot(y - true.y, x - true.x) <= true.radius
     mask = np.zeros(SHAPE, bool)
@@ -47,7 +47,7 @@ def iou(cell: Found, true) -> float:
     return (mask & disc).sum() / (mask | disc).sum()
 
 
-def same_cells(first: list[Found], second: list[Found]) -> bool:
+def same_cells(first: list[Detection], second: list[Detection]) -> bool:
     return len(first) == len(second) and all(
         (a.x, a.y, a.area, a.touching, a.top, a.left) == (b.x, b.y, b.area, b.touching, b.top, b.left)
         and np.array_equal(a.mask, b.mask)
@@ -84,7 +84,7 @@ def noise():
 
 def test_finds_single_cells_in_brightfield(fields):
     for field in fields:
-        found = {int(true) for _, true in match(centres(find(field.brightfield)), centres(field.cells), 9)}
+        found = {int(true) for _, true in match_positions(centres(find(field.brightfield)), centres(field.cells), 9)}
         single = {k for k, cell in enumerate(field.cells) if cell.contact == "single"}
         assert single <= found
 
@@ -101,7 +101,7 @@ def test_masks_lie_on_the_cells(fields):
     overlaps = []
     for field in fields:
         cells = find(field.brightfield)
-        pairs = match(centres(cells), centres(field.cells), 9)
+        pairs = match_positions(centres(cells), centres(field.cells), 9)
         overlaps += [iou(cells[i], field.cells[j]) for i, j in pairs if field.cells[j].contact == "single"]
     assert np.median(overlaps) > 0.85
 
@@ -133,7 +133,7 @@ def test_jurkat_montages_as_free_fields(jurkat):
     rows, columns = np.mgrid[19.5:480:40, 19.5:600:40]
     truth = np.stack([columns.ravel(), rows.ravel()], axis=1)
     cells = find(montage)
-    counted = Agreement(len(cells), len(truth), len(match(centres(cells), truth, 10)))
+    counted = Agreement(len(cells), len(truth), len(match_positions(centres(cells), truth, 10)))
     assert counted.recall >= 0.97
     assert counted.precision >= 0.97
 
@@ -157,7 +157,7 @@ def test_what_is_said_of_a_cell(cells):
 def test_touching_cells_say_so(full):
     cells = find(full.brightfield, full.nuclei)
     share = {"single": [], "touching": []}
-    for i, j in match(centres(cells), centres(full.cells), 9):
+    for i, j in match_positions(centres(cells), centres(full.cells), 9):
         share.setdefault(full.cells[j].contact, []).append(cells[i].touching)
     assert np.median(share["touching"]) > 0.05
     assert np.median(share["single"]) == 0
@@ -222,10 +222,10 @@ def test_depth_colour_scale_and_sign_do_not_matter(field, cells):
     grey = field.brightfield
     for pixels in (np.stack([grey] * 3, axis=-1), grey.astype(np.float32) / 4095, 4095 - grey):
         other = find(pixels)
-        assert len(match(centres(other), centres(cells), 2)) >= len(cells) - 1
+        assert len(match_positions(centres(other), centres(cells), 2)) >= len(cells) - 1
         assert abs(len(other) - len(cells)) <= 1
     coarse = find((grey >> 4).astype(np.uint8))
-    assert len(match(centres(coarse), centres(cells), 2)) >= 0.95 * len(cells)
+    assert len(match_positions(centres(coarse), centres(cells), 2)) >= 0.95 * len(cells)
 
 
 def test_values_that_are_no_numbers_are_background(field, cells):
@@ -235,14 +235,14 @@ def test_values_that_are_no_numbers_are_background(field, cells):
     pixels[5, 5] = np.inf
     found = find(pixels)
     away = [c for c in cells if not (80 < c.y < 150 and 280 < c.x < 420)]
-    assert len(match(centres(found), centres(away), 3)) >= len(away) - 2
+    assert len(match_positions(centres(found), centres(away), 3)) >= len(away) - 2
     assert find(np.full((200, 200), np.nan)) == []
 
 
 def test_a_ramp_of_light_does_not_matter(field):
     ramp = np.linspace(0.6, 1.4, SHAPE[1])
     even, uneven = find(field.brightfield, least=14), find(field.brightfield * ramp, least=14)
-    assert len(match(centres(uneven), centres(even), 4)) >= len(even) - 2
+    assert len(match_positions(centres(uneven), centres(even), 4)) >= len(even) - 2
 
 
 @pytest.mark.parametrize("value", [0, 700])
@@ -263,7 +263,7 @@ def test_noise_holds_nothing(noise):
 
 def test_nuclei_are_found_where_the_brightfield_shows_nothing(field, noise):
     found = find(noise, field.nuclei)
-    assert len(match(centres(found), centres(field.cells), 9)) >= 0.8 * len(field.cells)
+    assert len(match_positions(centres(found), centres(field.cells), 9)) >= 0.8 * len(field.cells)
     assert find(field.brightfield, np.full(SHAPE, 100, np.uint16)) == []
 
 
@@ -289,14 +289,14 @@ def test_impossible_options_are_refused(field, options):
 
 def test_clumps_of_the_working_picture_stay_bounded():
     # What is larger is no cell, whatever its outline: tracing it would cost without limit.
-    assert 2 * module.LARGEST < module.OVERLAP
+    assert 2 * module.MAX_WIDTH_PX < module.TILE_OVERLAP_PX
 
 
 @pytest.mark.parametrize(("level", "noise"), [(30000, 0.0), (65535, 0.0), (30000, 0.001)])
 def test_what_dividing_by_the_light_leaves_is_no_cell(level, noise):
     """A covered lamp or a saturated camera under light that was estimated on other fields."""
     rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[-1 : 1 : GRID * 1j, -1 : 1 : GRID * 1j]
+    rows, columns = np.mgrid[-1 : 1 : GRID_BLOCKS * 1j, -1 : 1 : GRID_BLOCKS * 1j]
     light = Illumination("estimated", (1.05 - 0.1 * (rows**2 + columns**2)).astype(np.float32))
     field = np.clip(level * (1 + noise * rng.standard_normal((512, 512))), 0, 65535).astype(np.uint16)
     even = light.correct(field, 0, 0, field.shape)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from urnet.fields.detection.detect import detect
-from urnet.fields.detection.scale import WORKING, reduce_field, typical_width
+from urnet.fields.detection.scale import WORKING_WIDTH_PX, reduce_field, typical_width
 from urnet.images.simulation.phantom import draw_field
 
 
@@ -27,7 +27,7 @@ def test_cells_become_as_wide_as_they_are_searched(fold):
     read, _ = counted(np.kron(field.brightfield, np.ones((fold, fold), np.uint16)))
     view = reduce_field(read, None, (400 * fold, 400 * fold), None, None)
     width = 2 * np.median([cell.radius for cell in field.cells]) * fold
-    assert width / view.fold == pytest.approx(WORKING, rel=0.3)
+    assert width / view.fold == pytest.approx(WORKING_WIDTH_PX, rel=0.3)
 
 
 def test_a_small_field_is_read_once_at_each_reduction():

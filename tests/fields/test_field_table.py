@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from urnet.errors import CellsError
-from urnet.fields.cropping.new_fields import without_absent_nuclei
-from urnet.fields.cropping.settings import Cropping
-from urnet.fields.table import FieldRow, find_fields, refuse_contradictions
+from urnet.fields.cropping.new_fields import drop_absent_nuclei
+from urnet.fields.cropping.settings import CropSettings
+from urnet.fields.table import FieldRow, check_options_agree, find_fields
 
 
 @pytest.fixture
@@ -95,16 +95,16 @@ def test_patterns_that_cannot_be(touch, pattern):
 def test_the_pattern_of_a_model_is_followed_within_the_folder_of_the_fields(touch, raises_code, monkeypatch):
     root = touch("p/bf/1.tif", "p/dapi/1.tif", "dapi/1.tif", "etc/1.tif")
     for pattern, followed in (("../dapi/*.tif", True), ("../../dapi/*.tif", False), ("../../etc/*.tif", False)):
-        asked = Cropping(nuclei=pattern)
-        known, notes = without_absent_nuclei(asked, root / "p")
+        asked = CropSettings(nuclei=pattern)
+        known, notes = drop_absent_nuclei(asked, root / "p")
         assert (known.nuclei is not None) == followed == (not notes)
         monkeypatch.chdir(root / "p" / "bf")
         for folder in (root / "p" / "bf", Path()):
-            known, notes = without_absent_nuclei(asked, folder)
+            known, notes = drop_absent_nuclei(asked, folder)
             assert known.nuclei is None
             assert notes
     (root / "p" / "fields.csv").write_text("field,nuclei\nbf/1.tif,../etc/1.tif\n", encoding="utf-8")
-    known, notes = without_absent_nuclei(Cropping(nuclei="../../dapi/*.tif"), root / "p")
+    known, notes = drop_absent_nuclei(CropSettings(nuclei="../../dapi/*.tif"), root / "p")
     assert known.nuclei is None
     assert not notes  # the user's own table names nuclei anywhere
     try:
@@ -116,7 +116,7 @@ def test_the_pattern_of_a_model_is_followed_within_the_folder_of_the_fields(touc
     for pattern in ("glow/*.tif", "*_n.tif"):
         for folder in (root / "p" / "bf", root / "p" / "bf" / "1.tif", root / "q"):
             with raises_code("fields.nuclei_outside"):
-                without_absent_nuclei(Cropping(nuclei=pattern), folder)
+                drop_absent_nuclei(CropSettings(nuclei=pattern), folder)
 
 
 def test_nothing_there(touch):
@@ -200,17 +200,17 @@ def test_an_option_that_the_table_contradicts_is_refused(touch, column, options,
     (root / "fields.csv").write_text(f"field,{name}\na.tif,{value}\n", encoding="utf-8")
     for place in (root, root / "fields.csv"):
         with pytest.raises(CellsError, match=message):
-            refuse_contradictions(place, **options)
-    refuse_contradictions(root, **dict.fromkeys(options))
-    refuse_contradictions(root / "a.tif", **options)
+            check_options_agree(place, **options)
+    check_options_agree(root, **dict.fromkeys(options))
+    check_options_agree(root / "a.tif", **options)
     (root / "fields.csv").write_text(f"field,{name}\na.tif,{value}\nb.tif,\n", encoding="utf-8")
-    refuse_contradictions(root, **options)  # it says what the table leaves open
+    check_options_agree(root, **options)  # it says what the table leaves open
 
 
 def test_an_option_that_says_what_the_table_says_is_none_too_many(touch):
     root = touch("d/a.tif", "d/a_nuclei.tif")
     (root / "fields.csv").write_text("field,nuclei,z\nd/a.tif,d/a_nuclei.tif,max\n", encoding="utf-8")
-    refuse_contradictions(root, nuclei="*_nuclei.tif", z="max")
+    check_options_agree(root, nuclei="*_nuclei.tif", z="max")
 
 
 def test_a_link_that_leads_nowhere_is_no_field_that_is_passed_over(touch):

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from urnet.errors import ImageError
 from urnet.fields.io.read import open_field
-from urnet.fields.preprocessing.illumination import NO_CORRECTION, Illumination, flat_through, given_flat, measure_light
+from urnet.fields.preprocessing.illumination import (
+    NO_CORRECTION,
+    Illumination,
+    estimate_illumination,
+    measure_illumination,
+    read_flat_field,
+)
 from urnet.images.simulation.phantom import draw_field
 
 EDGE = 512
@@ -38,8 +44,8 @@ def estimated(paths) -> Illumination:
     measured = []
     for path in paths:
         with open_field(path) as field:
-            measured.append(measure_light(field))
-    return flat_through(measured)
+            measured.append(measure_illumination(field))
+    return estimate_illumination(measured)
 
 
 def unevenness(image: np.ndarray) -> float:
@@ -119,7 +125,7 @@ def test_blank_fields_have_even_light(tmp_path, level):
     light = estimated([tmp_path / "f.tif"])
     np.testing.assert_allclose(light.flat, 1, atol=1e-4)
     with pytest.raises(ValueError, match="no fields"):
-        flat_through([])
+        estimate_illumination([])
 
 
 @settings(deadline=None, max_examples=30)
@@ -162,10 +168,10 @@ def test_given_flat_and_dark(tmp_path):
     tifffile.imwrite(tmp_path / "dark.tif", dark)
     field = draw_field(3, 0, 0, shape=(EDGE, EDGE), cells=20).brightfield
     seen = np.rint(field * light + 100).astype(np.uint16)
-    corrected = given_flat(tmp_path / "flat.tif", tmp_path / "dark.tif").correct(seen, 0, 0, seen.shape)
+    corrected = read_flat_field(tmp_path / "flat.tif", tmp_path / "dark.tif").correct(seen, 0, 0, seen.shape)
     ratio = corrected / np.maximum(field, 1)
     assert ratio.std() / ratio.mean() < 0.005
-    without = given_flat(tmp_path / "flat.tif").correct(seen, 0, 0, seen.shape) / np.maximum(field, 1)
+    without = read_flat_field(tmp_path / "flat.tif").correct(seen, 0, 0, seen.shape) / np.maximum(field, 1)
     assert without.std() > 1.5 * ratio.std()
 
 
@@ -188,4 +194,4 @@ def test_given_images_that_cannot_be(tmp_path):
         ("absent", None, "no such file"),
     ]:
         with pytest.raises(ImageError, match=words):
-            given_flat(tmp_path / f"{flat}.tif", dark and tmp_path / f"{dark}.tif")
+            read_flat_field(tmp_path / f"{flat}.tif", dark and tmp_path / f"{dark}.tif")

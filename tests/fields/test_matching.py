@@ -3,46 +3,46 @@
 import numpy as np
 import pytest
 
-from urnet.fields.detection.matching import Agreement, match, wilson
+from urnet.fields.detection.matching import Agreement, match_positions, wilson
 
 
 def test_each_cell_is_used_once():
     found = np.array([[0.0, 0.0], [1.0, 0.0]])
-    assert match(found, np.array([[0.4, 0.0]]), 5).tolist() == [[0, 0]]
+    assert match_positions(found, np.array([[0.4, 0.0]]), 5).tolist() == [[0, 0]]
 
 
 def test_as_many_pair_as_can():
     # The nearest pair first would leave the outer two without a partner.
     found, truth = np.array([[0.0, 0.0], [3.0, 0.0]]), np.array([[2.0, 0.0], [-2.5, 0.0]])
-    assert match(found, truth, 3).tolist() == [[0, 1], [1, 0]]
+    assert match_positions(found, truth, 3).tolist() == [[0, 1], [1, 0]]
 
 
 def test_more_pairs_come_before_shorter_ones():
     found, truth = np.array([[0.0, 0.0], [2.0, 0.0]]), np.array([[1.9, 0.0], [4.0, 0.0]])
-    assert match(found, truth, 2).tolist() == [[0, 0], [1, 1]]
+    assert match_positions(found, truth, 2).tolist() == [[0, 0], [1, 1]]
 
 
 def test_reach_is_inclusive():
     found, truth = np.array([[0.0, 0.0]]), np.array([[3.0, 4.0]])
-    assert len(match(found, truth, 5.0)) == 1
-    assert len(match(found, truth, 4.99)) == 0
+    assert len(match_positions(found, truth, 5.0)) == 1
+    assert len(match_positions(found, truth, 4.99)) == 0
 
 
 def test_the_same_place_pairs():
     places = np.array([[5.0, 5.0], [50.0, 5.0]])
-    assert match(places, places[::-1], 1).tolist() == [[0, 1], [1, 0]]
+    assert match_positions(places, places[::-1], 1).tolist() == [[0, 1], [1, 0]]
 
 
 @pytest.mark.parametrize("empty", [np.zeros((0, 2)), np.zeros(0), []])
 def test_nothing_pairs_with_nothing(empty):
     some = np.array([[1.0, 2.0]])
-    for pairs in (match(empty, some, 3), match(some, empty, 3), match(empty, empty, 3)):
+    for pairs in (match_positions(empty, some, 3), match_positions(some, empty, 3), match_positions(empty, empty, 3)):
         assert pairs.shape == (0, 2)
 
 
 def test_positions_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"\(N, 2\)"):
-        match(np.zeros((3, 3)), np.zeros((3, 2)), 1)
+        match_positions(np.zeros((3, 3)), np.zeros((3, 2)), 1)
 
 
 def test_agrees_with_one_assignment_over_all():
@@ -56,7 +56,7 @@ def test_agrees_with_one_assignment_over_all():
         cost = np.where(distance <= reach, distance, 1e4)
         i, j = linear_sum_assignment(cost)
         close = cost[i, j] < 1e4
-        pairs = match(found, truth, reach)
+        pairs = match_positions(found, truth, reach)
         assert len(pairs) == close.sum()
         assert distance[tuple(pairs.T)].sum() == pytest.approx(distance[i[close], j[close]].sum())
 
@@ -65,7 +65,7 @@ def test_many_cells_need_no_large_matrix():
     rng = np.random.default_rng(1)
     truth = np.stack(np.meshgrid(np.arange(200), np.arange(200)), -1).reshape(-1, 2) * 40.0
     found = rng.permutation(truth) + rng.normal(0, 1, truth.shape)
-    assert len(match(found, truth, 10)) == len(truth)
+    assert len(match_positions(found, truth, 10)) == len(truth)
 
 
 def test_precision_and_recall():

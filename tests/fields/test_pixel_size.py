@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from test_microscopy import lif_planes, stack, write_czi, write_lif, write_nd2
 
 from urnet.fields.cropping.crop import crop_fields
-from urnet.fields.cropping.settings import Cropping, PixelSizeError
-from urnet.fields.io.pixel_size import plausible, square, why_doubted
+from urnet.fields.cropping.settings import CropSettings, PixelSizeError
+from urnet.fields.io.pixel_size import explain_implausible, is_plausible, square_pixel_um
 from urnet.fields.io.read import describe_field
 from urnet.images.simulation.phantom import draw_field
 
@@ -66,22 +66,22 @@ def test_what_is_stated_without_calibration_is_not_believed(tmp_path, case):
     write, doubted = STATED[case]
     info = describe_field(write(tmp_path))
     assert info.pixel_um is None
-    assert info.doubted_um == (None if doubted is None else pytest.approx(doubted))
+    assert info.implausible_um == (None if doubted is None else pytest.approx(doubted))
 
 
 @pytest.mark.parametrize("um", ["0.99", "1.01", "0.005", "5", "0.3225"])
 def test_what_a_calibration_can_be_is_believed(tmp_path, um):
     info = describe_field(write_ome(tmp_path / "f.ome.tif", um))
     assert info.pixel_um == pytest.approx(float(um))
-    assert info.doubted_um is None
+    assert info.implausible_um is None
 
 
 @given(st.floats(), st.floats())
 def test_every_size_has_an_answer(across, down):
-    side = square([across, down])
+    side = square_pixel_um([across, down])
     assert side is None or (math.isfinite(side) and side > 0)
-    if side is not None and not plausible(side):
-        assert "µm" in why_doubted(side)
+    if side is not None and not is_plausible(side):
+        assert "µm" in explain_implausible(side)
 
 
 def test_a_note_says_what_is_not_believed_and_the_users_own_figure_is(tmp_path):
@@ -89,18 +89,18 @@ def test_a_note_says_what_is_not_believed_and_the_users_own_figure_is(tmp_path):
     (tmp_path / "fields").mkdir()
     about = {"axes": "YX", "PhysicalSizeX": 1.0, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 1.0}
     tifffile.imwrite(tmp_path / "fields" / "a.ome.tif", pixels, metadata=about)
-    done = crop_fields(tmp_path / "fields", tmp_path / "out", Cropping(size=32))
-    assert done.cropping.pixel_um is None
+    done = crop_fields(tmp_path / "fields", tmp_path / "out", CropSettings(size=32))
+    assert done.settings.pixel_um is None
     assert any("a.ome.tif states 1 µm" in note and "not believed" in note for note in done.notes)
     assert "states 1 µm" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     with pytest.raises(
         PixelSizeError, match=r"states 1 µm.*not believed; give it in a field table \(column pixel_size"
     ):
-        crop_fields(tmp_path / "fields", tmp_path / "b", Cropping(size=32, width_um=20.0))
+        crop_fields(tmp_path / "fields", tmp_path / "b", CropSettings(size=32, width_um=20.0))
     table = pd.DataFrame([{"field": "a.ome.tif", "pixel_size_um": "1.0"}])
     table.to_csv(tmp_path / "fields" / "fields.csv", index=False)
-    believed = crop_fields(tmp_path / "fields", tmp_path / "c", Cropping(size=32))
-    assert believed.cropping.pixel_um == 1.0
+    believed = crop_fields(tmp_path / "fields", tmp_path / "c", CropSettings(size=32))
+    assert believed.settings.pixel_um == 1.0
     assert not any("believed" in note for note in believed.notes)
 
 
@@ -109,6 +109,6 @@ def test_a_czi_without_pixel_size_asks_for_it_by_name(tmp_path):
     pixels = draw_field(1, 0, 0, shape=(300, 300), cells=6, crop=32).brightfield
     (tmp_path / "fields").mkdir()
     write_czi(tmp_path / "fields" / "a.czi", [{"data": np.asarray(pixels)}], um=None)
-    assert len(crop_fields(tmp_path / "fields", tmp_path / "out", Cropping(size=32)).table)
+    assert len(crop_fields(tmp_path / "fields", tmp_path / "out", CropSettings(size=32)).table)
     with pytest.raises(PixelSizeError, match=r"a\.czi: the pixel size is not known.*pixel_size_um"):
-        crop_fields(tmp_path / "fields", tmp_path / "b", Cropping(size=32, width_um=20.0))
+        crop_fields(tmp_path / "fields", tmp_path / "b", CropSettings(size=32, width_um=20.0))

@@ -6,7 +6,7 @@ import pytest
 
 from urnet.errors import CellsError
 from urnet.fields.labels.nuclear_features import FEATURES, nuclear_features
-from urnet.fields.labels.propose import CLASSES, LOBES, TEXTBOOK, feature_table, fit_proposer, propose
+from urnet.fields.labels.propose import CLASSES, LOBE_FREQUENCIES, TEXTBOOK, feature_table, fit_proposer, propose
 from urnet.images.mask import segment_cell
 from urnet.images.simulation.phantom import CROP_UM, draw_crop
 
@@ -100,8 +100,8 @@ def test_a_proposal_is_no_label(cells):
 
 def test_the_textbook_is_complete():
     assert set(TEXTBOOK) <= set(FEATURES)
-    assert set(LOBES) == set(CLASSES)
-    for shares in LOBES.values():
+    assert set(LOBE_FREQUENCIES) == set(CLASSES)
+    for shares in LOBE_FREQUENCIES.values():
         assert sum(shares) == pytest.approx(1)
 
 

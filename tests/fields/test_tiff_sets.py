@@ -13,8 +13,8 @@ import tifffile
 
 from urnet.errors import ImageError
 from urnet.fields.cropping.crop import crop_fields
-from urnet.fields.cropping.settings import Cropping
-from urnet.fields.duplicates import each_plane_once
+from urnet.fields.cropping.settings import CropSettings
+from urnet.fields.duplicates import drop_duplicate_planes
 from urnet.fields.io.read import describe_field, open_field
 from urnet.fields.table import FieldRow
 from urnet.images.montage import read_crop
@@ -242,7 +242,7 @@ from urnet.fields.io.read import open_field, describe_field
 from urnet.images.montage import expand, read_crop
 from urnet.images.read import read_header, read_image, survey_pages
 import urnet.fields.cropping.crop, urnet.serve.uploads.worker, imagecodecs
-from urnet.fields.cropping.settings import Cropping
+from urnet.fields.cropping.settings import CropSettings
 
 opened = []
 folder = os.path.realpath(sys.argv[1])
@@ -258,11 +258,11 @@ for warm in (False, True):
             describe_field,
             lambda p: open_field(p).read(0, 0, 8, 8),
             lambda p: open_field(p, channel="1", z="max", scene="1").read(0, 0, 8, 8),
-            lambda p: is_larger_than_crops(p, Cropping(size=8)),
+            lambda p: is_larger_than_crops(p, CropSettings(size=8)),
             read_header, read_image, survey_pages,
             lambda p: read_crop(p.parent, p.name),
             lambda p: expand(p.parent, p.name, None),
-            lambda p: urnet.fields.cropping.crop.crop_fields(p, p.parent / "out", Cropping(size=8)),
+            lambda p: urnet.fields.cropping.crop.crop_fields(p, p.parent / "out", CropSettings(size=8)),
         ):
             try:
                 read(path)
@@ -345,27 +345,27 @@ def test_a_folder_with_a_set_is_one_field_for_each_scene_asked(tmp_path, drawn):
     for k, one in enumerate(values):
         tifffile.imwrite(alone / f"{k}.tif", one)
     for scene in (0, 1):
-        how = Cropping(size=48, scene=str(scene), light="none")
+        how = CropSettings(size=48, scene=str(scene), light="none")
         done = crop_fields(folder, tmp_path / f"out{scene}", how)
         assert [one.row.field for one in done.fields] == ["pos_0.ome.tif"]
         assert any("pos_1.ome.tif" in note and "read once" in note for note in done.notes)
-        expected = crop_fields(alone / f"{scene}.tif", tmp_path / f"alone{scene}", Cropping(size=48, light="none"))
+        expected = crop_fields(alone / f"{scene}.tif", tmp_path / f"alone{scene}", CropSettings(size=48, light="none"))
         pd.testing.assert_frame_equal(done.table[["x", "y"]], expected.table[["x", "y"]])
     (folder / "fields.csv").write_text(
         "field,brightfield,scene,donor\nA,pos_0.ome.tif,0,d1\nB,pos_1.ome.tif,Pos1,d1\nC,pos_0.ome.tif,1,d1\n"
     )
-    done = crop_fields(folder, tmp_path / "table", Cropping(size=48, light="none"))
+    done = crop_fields(folder, tmp_path / "table", CropSettings(size=48, light="none"))
     assert [one.row.field for one in done.fields] == ["A", "B"]
     (folder / "fields.csv").write_text("field,brightfield,scene,donor\nA,pos_0.ome.tif,0,d1\nB,pos_1.ome.tif,Pos0,d2\n")
     with pytest.raises(Exception) as twice:  # noqa: PT011
-        crop_fields(folder, tmp_path / "contradicts", Cropping(size=48, light="none"))
+        crop_fields(folder, tmp_path / "contradicts", CropSettings(size=48, light="none"))
     assert twice.value.code == "fields.plane_twice"
 
 
 def once(path: Path, choices: list[dict[str, str | None]]) -> list[str]:
     """Names of the rows that are left of rows of one file."""
     rows = [FieldRow(str(number), path, **choice) for number, choice in enumerate(choices)]
-    return [row.field for row in each_plane_once({row: describe_field(path) for row in rows})[0]]
+    return [row.field for row in drop_duplicate_planes({row: describe_field(path) for row in rows})[0]]
 
 
 def test_one_plane_in_several_spellings_counts_once(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from urnet.benchmark.compare import compare
 from urnet.counting.differential import count_cells
 from urnet.evaluation.evaluate import evaluate
-from urnet.fields.cropping.crop import Cropping, crop_fields
+from urnet.fields.cropping.crop import CropSettings, crop_fields
 from urnet.images.simulation.phantom import draw_field
 from urnet.training.fit import train
 
@@ -62,7 +62,7 @@ def reports(hostile, tmp_path_factory):
     labels = [*CLASSES.values()]
     truth = [{"field": name, "x": c.x, "y": c.y, "label": labels[k % 3]} for k, c in enumerate(field.cells)]
     pd.DataFrame(truth).to_csv(out / "truth.csv", index=False)
-    crop_fields(fields, out / "cells", Cropping(size=32), labels=out / "truth.csv")
+    crop_fields(fields, out / "cells", CropSettings(size=32), labels=out / "truth.csv")
     compared = compare([run.folder for run in runs], out / f"compared{RUNS}")
     return {
         "evaluation": runs[0].folder / "evaluation" / "test" / "report.html",

@@ -18,7 +18,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from urnet.counting.differential import count_cells
-from urnet.fields.cropping.crop import Cropping, crop_fields
+from urnet.fields.cropping.crop import CropSettings, crop_fields
 from urnet.fields.io.read import Field
 from urnet.files.outputs import staging_folder
 from urnet.images.simulation.phantom import draw_field
@@ -54,7 +54,7 @@ def fields(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(fields, tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served_crops")
-    crop_fields(fields, folder / "cells", Cropping(size=EDGE), labels=fields.parent / "truth.csv")
+    crop_fields(fields, folder / "cells", CropSettings(size=EDGE), labels=fields.parent / "truth.csv")
     table = pd.read_csv(folder / "cells" / "cells.csv", dtype=str, keep_default_na=False)
     table.drop(columns=["source"]).to_csv(folder / "cells" / "cells.csv", index=False)
     changes = ["augment.per_class=24", "train.epochs=3", "split.test=0.3", "split.validation=0.2"]

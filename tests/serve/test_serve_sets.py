@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from urnet.fields.cropping.settings import Cropping
+from urnet.fields.cropping.settings import CropSettings
 from urnet.images.simulation.phantom import draw_field
 from urnet.serve.uploads.worker import _Decoder, _Lost
 
@@ -29,7 +29,7 @@ def part(number: int, names: list[str], shape: tuple[int, int], types: str) -> b
 
 def cut(folder, out):
     config = SimpleNamespace(tile=None, image=None)
-    decoder = _Decoder(config, Cropping(size=48, channel="0", light="none"), LIMITS)
+    decoder = _Decoder(config, CropSettings(size=48, channel="0", light="none"), LIMITS)
     return decoder.cut(folder, out, {}, _Lost(lambda name: None, {}))
 
 

@@ -25,7 +25,7 @@ from urnet.calibration.calibration import COVERAGE, JSON_NAME, TENSORS_NAME, Cal
 from urnet.calibration.temperature import probabilities as softmax
 from urnet.cpus import limit_torch
 from urnet.errors import CellsError, ImageError, RecipeError, RunError
-from urnet.fields.cropping.settings import SETTINGS_NAME, Cropping
+from urnet.fields.cropping.settings import SETTINGS_NAME, CropSettings
 from urnet.files.atomic import atomic_file
 from urnet.files.json_files import describe_error, read_canonical_json, to_canonical_json
 from urnet.images.montage import list_images, read_crop
@@ -74,7 +74,7 @@ class Outputs:
     sizes: tuple[int, ...]
 
 
-def fit_crop(config: ModelConfig, cropping: Cropping | None, crop: np.ndarray) -> np.ndarray:
+def fit_crop(config: ModelConfig, cropping: CropSettings | None, crop: np.ndarray) -> np.ndarray:
     """One raw crop of a cell to be classified, (H, W) or (H, W, 3), as `Model.fit` makes it.
 
     Args:
@@ -107,7 +107,7 @@ class Model:
         config: ModelConfig,
         joint: "JointModel",
         calibration: Calibration | None = None,
-        cropping: Cropping | None = None,
+        cropping: CropSettings | None = None,
         folder: Path | None = None,
         seal: Seal | None = None,
     ):
@@ -196,7 +196,7 @@ class Model:
             )
         joint = _build(config, weights, folder)
         cut = folder / SETTINGS_NAME
-        cropping = Cropping.load(cut) if cut.is_file() else None
+        cropping = CropSettings.load(cut) if cut.is_file() else None
         calibration = Calibration.load(folder) if calibrated and (folder / JSON_NAME).is_file() else None
         if calibration is not None:
             _check_fits(calibration, config, joint, folder)

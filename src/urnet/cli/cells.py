@@ -42,14 +42,14 @@ def crop(
     border: Annotated[bool, typer.Option(help="Keep cells that the field's border cuts.")] = True,
 ) -> int:
     """Cut fields of view into crops of single cells; labels may follow, or be proposed from the fluorescence."""
-    from urnet.fields.cropping.crop import Cropping, crop_fields
+    from urnet.fields.cropping.crop import CropSettings, crop_fields
     from urnet.progress import ProgressBars
 
     if light not in ("estimated", "none"):
         raise typer.BadParameter(f"{light!r}: choose estimated or none", param_hint="--light")
     if folder_names not in (None, "label", "donor"):
         raise typer.BadParameter(f"{folder_names!r}: choose label or donor", param_hint="--folders-are")
-    how = Cropping(
+    how = CropSettings(
         size=size,
         width_um=width,
         channel=channel,

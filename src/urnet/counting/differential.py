@@ -12,9 +12,9 @@ from urnet.counting.report import write_reports
 from urnet.counting.sample import Sample, count_sample
 from urnet.errors import CellsError, RunError
 from urnet.evaluation.predictions import seen_in_training
-from urnet.fields.cropping.crop import Cropped, crop_fields
-from urnet.fields.field_or_crop import holds_fields
-from urnet.fields.table import FieldRow, refuse_among_fields
+from urnet.fields.cropping.crop import CropResult, crop_fields
+from urnet.fields.field_or_crop import contains_fields
+from urnet.fields.table import FieldRow, check_output_location
 from urnet.files.atomic import atomic_folder
 from urnet.files.csv_tables import format_csv, read_own_table, write_frame
 from urnet.files.outputs import refuse_existing
@@ -83,7 +83,7 @@ def count_cells(
         raise RunError(
             f"{run}: the model is not calibrated, so its counts cannot be corrected; `urnet calibrate {run}` does it"
         )
-    fields = holds_fields(source, model.config.tile, model.cropping)
+    fields = contains_fields(source, model.config.tile, model.cropping)
     if fields and model.cropping is None:
         raise RunError(
             f"{source}: these are fields, but the model was not trained on crops of `urnet crop`, so that nobody "
@@ -92,12 +92,12 @@ def count_cells(
     if scene is not None and not fields:
         raise CellsError(f"{source}: these are cells and not fields, so --scene {scene} names nothing; leave it out")
     if fields:
-        refuse_among_fields(out, source)
+        check_output_location(out, source)
     with atomic_folder(out) as folder:
         cells, cropped, notes = source, None, []
         if fields:
             cells = folder / "cells"
-            cropped = crop_fields(source, cells, model.cropping, again=True, scene=scene, progress=progress)
+            cropped = crop_fields(source, cells, model.cropping, for_prediction=True, scene=scene, progress=progress)
             notes += cropped.notes
         table, reasons = _classify(model, cells, cropped, folder, out, coverage, engine, say)
         failed = sum(reasons.values())
@@ -126,14 +126,14 @@ def count_cells(
     return Differential(out, samples, out / report.name, notes, failed)
 
 
-def _rows(cropped: Cropped | None) -> list[FieldRow]:
+def _rows(cropped: CropResult | None) -> list[FieldRow]:
     return [one.row for one in cropped.fields] if cropped is not None else []
 
 
 def _classify(
     model: Model,
     cells: Path,
-    cropped: Cropped | None,
+    cropped: CropResult | None,
     folder: Path,
     out: Path,
     coverage: float,
@@ -159,7 +159,7 @@ def _classify(
     return table[table["error"] != PADDING], done.reasons
 
 
-def _count(model: Model, table: pd.DataFrame, cropped: Cropped | None, alone: str) -> list[Sample]:
+def _count(model: Model, table: pd.DataFrame, cropped: CropResult | None, alone: str) -> list[Sample]:
     """A sample a donor, those without cells as well; `alone` names the only one of a donor that is not known."""
     assert model.calibration is not None
     donors = sorted({*table["donor"], *(row.donor for row in _rows(cropped))})

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from urnet.errors import CellsError, ImageError, list_first
-from urnet.fields.io.read import PROJECTIONS, FieldInfo, describe_field, pick
+from urnet.fields.io.read import PROJECTIONS, FieldInfo, choose_by_name, describe_field
 from urnet.fields.table import FieldRow
 
 
-class Describer:
+class FieldDescriber:
     """Describes fields, and the files of one set only once."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Describer:
         return info
 
 
-def each_plane_once(infos: Mapping[FieldRow, FieldInfo]) -> tuple[dict[FieldRow, FieldInfo], list[str]]:
+def drop_duplicate_planes(infos: Mapping[FieldRow, FieldInfo]) -> tuple[dict[FieldRow, FieldInfo], list[str]]:
     """Leave out fields whose plane is that of an earlier one.
 
     Args:
@@ -74,7 +74,7 @@ def each_plane_once(infos: Mapping[FieldRow, FieldInfo]) -> tuple[dict[FieldRow,
 def _channel(row: FieldRow, info: FieldInfo) -> str:
     """The channel's number, by whichever name it is called; as it is written where there is none of that name."""
     try:
-        return str(pick(row.brightfield, "channel", row.channel, info.channels))
+        return str(choose_by_name(row.brightfield, "channel", row.channel, info.channels))
     except ImageError:
         return (row.channel or "").strip()
 

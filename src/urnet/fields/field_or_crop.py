@@ -6,7 +6,7 @@ from pathlib import Path
 
 from urnet.cells.table import TABLE_NAME as CELLS_TABLE
 from urnet.errors import CellsError, ImageError
-from urnet.fields.cropping.settings import LARGER, Cropping
+from urnet.fields.cropping.settings import MAX_CROP_RATIO, CropSettings
 from urnet.fields.io.microscopy import SUFFIXES as MICROSCOPY_SUFFIXES
 from urnet.fields.io.read import FIELD_SUFFIXES, FieldInfo, describe_field
 from urnet.fields.table import TABLE_NAME as FIELD_TABLE
@@ -16,7 +16,7 @@ from urnet.files.user_tables import read_table
 from urnet.images.read import Header, is_file, read_header
 
 
-def holds_fields(source: Path, tile: int | None, cropping: Cropping | None) -> bool:
+def contains_fields(source: Path, tile: int | None, cropping: CropSettings | None) -> bool:
     """Whether these are fields of view rather than crops.
 
     Args:
@@ -45,10 +45,10 @@ def holds_fields(source: Path, tile: int | None, cropping: Cropping | None) -> b
         return True
     if cropping is None or tile is not None:
         return False
-    return larger_than_crops(files, cropping)
+    return are_larger_than_crops(files, cropping)
 
 
-def larger_than_crops(files: Iterable[Path], cropping: Cropping) -> bool:
+def are_larger_than_crops(files: Iterable[Path], cropping: CropSettings) -> bool:
     """Whether images are too large to be crops, by the first of them that can be read.
 
     Args:
@@ -61,7 +61,7 @@ def larger_than_crops(files: Iterable[Path], cropping: Cropping) -> bool:
     return False
 
 
-def is_larger_than_crops(file: Path, cropping: Cropping) -> bool:
+def is_larger_than_crops(file: Path, cropping: CropSettings) -> bool:
     """Whether an image is too large to be a crop.
 
     One that cannot be opened as a field, and opens as an image, is judged as an image: whoever then opens it as a field
@@ -82,8 +82,8 @@ def _edge(info: FieldInfo) -> int:
     return max(info.height, info.width)
 
 
-def refuse_crops(
-    fields: Path, how: Cropping, infos: Mapping[FieldRow, FieldInfo], pixels: Mapping[FieldRow, float | None]
+def check_not_crops(
+    fields: Path, how: CropSettings, infos: Mapping[FieldRow, FieldInfo], pixels: Mapping[FieldRow, float | None]
 ) -> None:
     """Images that are hardly larger than the crops to be cut out of them are no fields, unless a table says so.
 
@@ -101,7 +101,7 @@ def refuse_crops(
     for row, info in infos.items():
         pixel = pixels[row]
         zoom = 1.0 if pixel is None or how.pixel_um is None else how.pixel_um / pixel
-        if _edge(info) > LARGER * how.size * zoom:
+        if _edge(info) > MAX_CROP_RATIO * how.size * zoom:
             return
     widest = max(infos.values(), key=_edge)
     raise CellsError(

@@ -103,7 +103,7 @@ def find_fields(
         raise CellsError(f"{root}: no such file or folder; give an image, a folder of images or a field table (CSV)")
     settled = []
     for row in rows:
-        glow = row.get("nuclei") or (partner_of(row["brightfield"], nuclei) if nuclei is not None else None)
+        glow = row.get("nuclei") or (partner_path(row["brightfield"], nuclei) if nuclei is not None else None)
         glow_channel = row.get("nuclei_channel") or nuclei_channel
         if glow is None and glow_channel:
             glow = row["brightfield"]
@@ -128,7 +128,7 @@ def find_fields(
     return folder, settled
 
 
-def refuse_contradictions(root: Path, **options: str | None) -> None:
+def check_options_agree(root: Path, **options: str | None) -> None:
     """Options only fill what a field table leaves open: one that it contradicts in every row would do nothing.
 
     Args:
@@ -146,7 +146,7 @@ def refuse_contradictions(root: Path, **options: str | None) -> None:
         if given is None or not rows or not all(row.get(name) for row in rows):
             continue
         if name == "nuclei":
-            same = all(Path(os.path.normpath(row[name])) == partner_of(row["brightfield"], given) for row in rows)
+            same = all(Path(os.path.normpath(row[name])) == partner_path(row["brightfield"], given) for row in rows)
         else:
             same = all(row[name].strip() == given.strip() for row in rows)
         if not same:
@@ -156,7 +156,7 @@ def refuse_contradictions(root: Path, **options: str | None) -> None:
             )
 
 
-def refuse_among_fields(out: Path, fields: Path) -> None:
+def check_output_location(out: Path, fields: Path) -> None:
     """Crops are not written among the fields, where they would be fields the next time.
 
     Args:
@@ -180,7 +180,7 @@ def _from_files(root: Path, files: list[Path], nuclei: str | None) -> Iterator[d
         raise CellsError(f"{root}: no image in this folder or below; fields are files that end in {kinds}")
     if nuclei is not None and len(files) > 1:
         place = {file: Path(os.path.normpath(file)) for file in files}
-        partner = {file: partner_of(file, nuclei) for file in files}
+        partner = {file: partner_path(file, nuclei) for file in files}
         named = set(partner.values())  # of which nuclei in a folder of their own name themselves
         fields = [file for file in files if place[file] not in named]
         claimed = {partner[file] for file in fields}
@@ -247,7 +247,7 @@ def _check_pattern(nuclei: str) -> None:
         )
 
 
-def partner_of(brightfield: Path, nuclei: str) -> Path:
+def partner_path(brightfield: Path, nuclei: str) -> Path:
     """Where a field's nuclei lie by a pattern; ".ome" counts as part of the ending."""
     stem = re.sub(r"\.ome$", "", brightfield.stem, flags=re.IGNORECASE)
     return Path(os.path.normpath(brightfield.parent / nuclei.replace("*", stem)))

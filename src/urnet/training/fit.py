@@ -28,7 +28,7 @@ from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import Cells, read_cells
 from urnet.cpus import limit_torch
 from urnet.errors import RecipeError, RunError, TrainingError, UrnetError, list_first
-from urnet.fields.cropping.settings import Cropping
+from urnet.fields.cropping.settings import CropSettings
 from urnet.files.atomic import atomic_file
 from urnet.files.outputs import OutputLock, lock_output, refuse_existing
 from urnet.images.scale import Scaling, fit_scaling, fit_scaling_0_1_0
@@ -246,7 +246,7 @@ def _train_one(
                 _select(run, model, data, recipe, reporter)
             trained = Model(replace(config, epoch=epoch), model)
             if run.cropping_path.is_file():
-                trained.cropping = Cropping.load(run.cropping_path)
+                trained.cropping = CropSettings.load(run.cropping_path)
             if recipe.protocol == "honest":  # protocol `paper` has no held-out part that training did not choose by
                 trained.calibration = calibrate_model(trained, cells, progress=reporter.update if reporter else None)
             trained.save(run.model)

@@ -18,21 +18,26 @@ import pandas as pd
 
 from urnet.cells.table import TABLE_NAME, check_names
 from urnet.errors import CellsError, ImageError, list_first
-from urnet.fields.cropping.extract import cut, grey, preview, write_image
-from urnet.fields.cropping.new_fields import with_what_is_there, without_absent_nuclei
-from urnet.fields.cropping.settings import SETTINGS_NAME, Cropping, settle_pixel_size
-from urnet.fields.detection.detect import Found, detect
+from urnet.fields.cropping.extract import extract_crop, make_preview, to_grey, write_image
+from urnet.fields.cropping.new_fields import drop_absent_choices, drop_absent_nuclei
+from urnet.fields.cropping.settings import SETTINGS_NAME, CropSettings, choose_pixel_size
+from urnet.fields.detection.detect import Detection, detect
 from urnet.fields.detection.matching import Agreement
-from urnet.fields.duplicates import Describer, each_plane_once
-from urnet.fields.field_or_crop import refuse_crops
-from urnet.fields.io.read import FieldInfo, open_field, z_of_partner
+from urnet.fields.duplicates import FieldDescriber, drop_duplicate_planes
+from urnet.fields.field_or_crop import check_not_crops
+from urnet.fields.io.read import FieldInfo, open_field, partner_z
 from urnet.fields.labels.nuclear_features import nuclear_features
-from urnet.fields.labels.positions import label_notes, labels_of, read_labels
+from urnet.fields.labels.positions import match_labels, note_unmatched_labels, read_labels
 from urnet.fields.labels.propose import feature_table, fit_proposer, propose
-from urnet.fields.preprocessing.corrected_field import View
-from urnet.fields.preprocessing.illumination import Illumination, flat_through, given_flat, measure_light
+from urnet.fields.preprocessing.corrected_field import CorrectedField
+from urnet.fields.preprocessing.illumination import (
+    Illumination,
+    estimate_illumination,
+    measure_illumination,
+    read_flat_field,
+)
 from urnet.fields.preprocessing.registration import Shift, register
-from urnet.fields.table import FieldRow, find_fields, refuse_among_fields, refuse_contradictions
+from urnet.fields.table import FieldRow, check_options_agree, check_output_location, find_fields
 from urnet.files.atomic import atomic_folder
 from urnet.files.csv_tables import write_frame
 from urnet.files.user_tables import unify_donors
@@ -40,25 +45,25 @@ from urnet.images.quality import measure_quality
 from urnet.names import normalize_name
 from urnet.progress import Progress
 
-BATCH = 5
+MIN_FIELDS_FOR_ILLUMINATION = 5
 """Fields from which new light is estimated in front of a trained model; with fewer, the training's is used."""
 
-MOST_SHIFT = 0.05
+MAX_SHIFT_SHARE = 0.05
 """How far nuclei may lie from the brightfield, as a share of the field's shorter edge."""
 
-OTHER_SHAPE = 0.05
+MAX_ASPECT_DIFFERENCE = 0.05
 """How far the ratio of a field's edges may be from that of the image of an empty spot, as a logarithm."""
 
-CHECK = (
+NOTHING_DETECTED_HINT = (
     "Look at the fields in the report: are they the brightfield (--channel), at a z where cells show a rim (--z), of "
     "the right pixel size, and do --diameter and --roundness allow these cells?"
 )
 """What to look at where nothing was found."""
 
-WINDOW = 2048
+REGISTRATION_WINDOW_PX = 2048
 """Edge of the middle part of a field from which the shift of its nuclei is measured, px."""
 
-Attempt = Callable[[FieldRow], AbstractContextManager[Any]]
+FieldGuard = Callable[[FieldRow], AbstractContextManager[Any]]
 """Holds what is done with one field. Where it lets an error pass, that field is left out and the others go on."""
 
 
@@ -69,95 +74,95 @@ class CroppedField:
     Args:
         row: where it is.
         info: its size and pixels.
-        found: the cells in it.
+        detections: the cells in it.
         shift: by how much the nuclei were moved; none without nuclei.
-        preview: the evenly lit field, reduced, with `reduction` field pixels to one of its own.
-        reduction: see there.
+        preview: the evenly lit field, reduced.
+        preview_scale: field pixels per pixel of the preview.
         agreement: with the positions in a table of labels; none without.
     """
 
     row: FieldRow
     info: FieldInfo
-    found: list[Found]
+    detections: list[Detection]
     shift: Shift | None
     preview: np.ndarray
-    reduction: float
+    preview_scale: float
     agreement: Agreement | None
 
 
 @dataclass(frozen=True)
-class Cropped:
+class CropResult:
     """What `crop_fields` wrote.
 
     Args:
         folder: the cells folder.
         table: its cells.
         fields: field by field.
-        cropping: as it was settled.
+        settings: as used, with the chosen pixel size and illumination.
         notes: what the user should know.
     """
 
     folder: Path
     table: pd.DataFrame
     fields: list[CroppedField]
-    cropping: Cropping
+    settings: CropSettings
     notes: list[str] = field(default_factory=list)
 
 
 def crop_fields(
     fields: Path,
     out: Path,
-    cropping: Cropping | None = None,
+    settings: CropSettings | None = None,
     *,
     labels: Path | None = None,
     folder_names: Literal["label", "donor"] | None = None,
     flat: Path | None = None,
     dark: Path | None = None,
-    again: bool = False,
+    for_prediction: bool = False,
     scene: str | None = None,
-    attempt: Attempt | None = None,
+    guard: FieldGuard | None = None,
     progress: Progress | None = None,
-) -> Cropped:
+) -> CropResult:
     """Cut fields into cells.
 
     Args:
         fields: an image, a folder of images, or a field table.
         out: new cells folder: `cells.csv`, `cells/`, `masks/`, `nuclei/`, `crop.json`, `report.html`.
-        cropping: how; the default when not given.
+        settings: how; the default when not given.
         labels: table with `field,x,y,label` (and `donor`); a cell takes the label of the position that it covers.
         folder_names: what the name of the folder that a field lies in says.
         flat: image of an empty spot, for the light.
         dark: image without light.
-        again: the settings are those of a training's crops and stand as they are: the same pixel size is asked for,
-            the light of few fields is corrected as it was then, and nobody waits for labels.
-        scene: of every field, instead of the one in `cropping`.
-        attempt: is asked before each piece of work on one field, and may leave that field out; without it, the first
+        for_prediction: use the settings of a trained model's crops unchanged: require the same pixel size, correct few
+            fields with the model's illumination, and write no notes on labels.
+        scene: of every field, instead of the one in `settings`.
+        guard: is asked before each piece of work on one field, and may leave that field out; without it, the first
             that cannot be read ends it all.
         progress: called with what is done and the share of it.
 
     Raises:
         CellsError: no fields, settings that contradict the files, images that look like crops already, or `out` holds
             something.
-        ImageError: a field cannot be read, or its nuclei do not belong to it; or `attempt` left out all of them.
+        ImageError: a field cannot be read, or its nuclei do not belong to it; or `guard` left out all of them.
     """
     say = progress or (lambda what, share: None)
-    attempting = attempt or (lambda row: nullcontext())
-    asked = cropping or Cropping()
+    guarded = guard or (lambda row: nullcontext())
+    asked = settings or CropSettings()
     if dark is not None and flat is None:
         raise CellsError(f"--dark {dark} without --flat; a dark image corrects nothing by itself")
     if flat is not None and asked.light == "none":
         raise CellsError(f"--flat {flat} with --light none; leave one of them out")
-    refuse_among_fields(out, fields)
+    check_output_location(out, fields)
     notes: list[str] = []
     may_be_absent = asked
     if scene is not None:
-        refuse_contradictions(fields, scene=scene)
+        check_options_agree(fields, scene=scene)
         asked, may_be_absent = replace(asked, scene=scene), replace(asked, scene=None)
-    if again:
-        asked, notes = without_absent_nuclei(asked, fields)
+    if for_prediction:
+        asked, notes = drop_absent_nuclei(asked, fields)
     else:
         names = ("nuclei", "nuclei_channel", "channel", "z", "scene")
-        refuse_contradictions(fields, **{name: getattr(asked, name) for name in names})
+        check_options_agree(fields, **{name: getattr(asked, name) for name in names})
     root, rows = find_fields(
         fields,
         nuclei=asked.nuclei,
@@ -167,39 +172,39 @@ def crop_fields(
         scene=asked.scene,
     )
     if folder_names is not None:
-        rows = _named_by_folder(rows, root, folder_names)
+        rows = _name_by_folder(rows, root, folder_names)
     infos: dict[FieldRow, FieldInfo] = {}
-    fields_of = Describer()
+    fields_of = FieldDescriber()
     for row in rows:
-        with attempting(row):
-            known = with_what_is_there(row, may_be_absent, fields_of) if again else row
+        with guarded(row):
+            known = drop_absent_choices(row, may_be_absent, fields_of) if for_prediction else row
             infos[known] = fields_of.describe(known)
-    infos, told = each_plane_once(infos)
+    infos, told = drop_duplicate_planes(infos)
     notes += told
     rows = _left(list(infos), fields)
     pixels = {row: row.pixel_um or info.pixel_um for row, info in infos.items()}
-    doubted = {row.field: info.doubted_um for row, info in infos.items() if info.doubted_um is not None}
-    how, said = settle_pixel_size(asked, rows, list(pixels.values()), again, doubted)
+    doubted = {row.field: info.implausible_um for row, info in infos.items() if info.implausible_um is not None}
+    how, said = choose_pixel_size(asked, rows, list(pixels.values()), for_prediction, doubted)
     notes += said
-    if not again:
-        refuse_crops(fields, how, infos, pixels)
+    if not for_prediction:
+        check_not_crops(fields, how, infos, pixels)
     truth = read_labels(labels, rows, list(infos.values())) if labels is not None else None
 
     def as_trained() -> bool:  # also where leaving fields out has made them few
-        return again and len(rows) < BATCH and how.illumination is not None
+        return for_prediction and len(rows) < MIN_FIELDS_FOR_ILLUMINATION and how.illumination is not None
 
     with atomic_folder(out) as folder:
         if flat is not None:
-            how = replace(how, light="given", illumination=given_flat(flat, dark))
+            how = replace(how, light="given", illumination=read_flat_field(flat, dark))
         elif how.light == "estimated" and not as_trained():
             say("estimate light", 0.0)
             measured = {}
             for row in rows:
-                with attempting(row), open_field(row.brightfield, channel=row.channel, z=row.z, scene=row.scene) as one:
-                    measured[row] = measure_light(one)
+                with guarded(row), open_field(row.brightfield, channel=row.channel, z=row.z, scene=row.scene) as one:
+                    measured[row] = measure_illumination(one)
             rows = _left(list(measured), fields)
             if not as_trained():
-                how = replace(how, illumination=flat_through(list(measured.values())))
+                how = replace(how, illumination=estimate_illumination(list(measured.values())))
         if how.light == "given" and how.illumination is not None:
             _check_light(how.illumination, {row: infos[row] for row in rows})
         if how.illumination is not None:  # as it will be stored, so that the same fields give the same crops again
@@ -207,7 +212,7 @@ def crop_fields(
         table, nuclear, done, stems = [], [], [], set()
         for number, row in enumerate(rows):
             stem, finished = _free_stem(row.field, stems), len(done)
-            with attempting(row):
+            with guarded(row):
                 cells, features, result = _crop_field(folder, stem, row, pixels[row], how, truth)
                 table += cells
                 nuclear += features
@@ -218,15 +223,15 @@ def crop_fields(
             say("crop fields", (number + 1) / len(rows))
         _left(done, fields)
         proposed = _propose(table, nuclear)
-        notes += [] if again else proposed
+        notes += [] if for_prediction else proposed
         frame = pd.DataFrame(table, columns=list(_COLUMNS))
         kept = [column for column in _COLUMNS if column in ("path", "label") or (frame[column] != "").any()]
         write_frame(folder / TABLE_NAME, frame[kept])
         how.save(folder / SETTINGS_NAME)
         if truth is not None:
-            notes += label_notes(truth, [one.agreement for one in done if one.agreement is not None])
-        notes += _notes(frame, done, again)
-        cropped = Cropped(Path(out), frame, done, how, notes)
+            notes += note_unmatched_labels(truth, [one.agreement for one in done if one.agreement is not None])
+        notes += _notes(frame, done, for_prediction)
+        cropped = CropResult(Path(out), frame, done, how, notes)
         from urnet.fields.cropping.report import write_crop_report
 
         write_crop_report(folder / "report.html", cropped)
@@ -239,7 +244,7 @@ _COLUMNS = (
 )
 
 
-def _named_by_folder(rows: list[FieldRow], root: Path, what: Literal["label", "donor"]) -> list[FieldRow]:
+def _name_by_folder(rows: list[FieldRow], root: Path, what: Literal["label", "donor"]) -> list[FieldRow]:
     names = []
     for row in rows:
         above = normalize_name(Path(row.field).parent.name)
@@ -266,7 +271,7 @@ def _free_stem(field: str, taken: set[str]) -> str:
 
 
 def _left(those: list[Any], fields: Path) -> list[Any]:
-    """Fields that an attempt did not leave out, or an error where it left out all of them."""
+    """Fields that an guard did not leave out, or an error where it left out all of them."""
     if not those:
         raise ImageError(f"{fields}: none of the fields can be used")
     return those
@@ -276,7 +281,7 @@ def _check_light(light: Illumination, infos: Mapping[FieldRow, FieldInfo]) -> No
     """Images of an empty spot are stretched over a field of another binning, but not over another camera area."""
     height, width = light.flat.shape
     for row, info in infos.items():
-        if abs(math.log(info.width / info.height * height / width)) > OTHER_SHAPE:
+        if abs(math.log(info.width / info.height * height / width)) > MAX_ASPECT_DIFFERENCE:
             raise ImageError(
                 f"{row.brightfield} is {info.width} x {info.height} px, and the image of an empty spot has another "
                 f"shape ({width} to {height}); both must be taken with the same camera area"
@@ -284,7 +289,7 @@ def _check_light(light: Illumination, infos: Mapping[FieldRow, FieldInfo]) -> No
 
 
 def _crop_field(
-    folder: Path, stem: str, row: FieldRow, pixel: float | None, how: Cropping, truth: pd.DataFrame | None
+    folder: Path, stem: str, row: FieldRow, pixel: float | None, how: CropSettings, truth: pd.DataFrame | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, float] | None], CroppedField]:
     """Find, cut and write the cells of one field: their rows, what their nuclei look like, and how it went."""
     with _views(row, how) as (bright, nuclei, shift):
@@ -302,11 +307,11 @@ def _crop_field(
         )
         zoom = 1.0 if own is None or how.pixel_um is None else how.pixel_um / own  # field px to a px of the crop
         mine = truth[truth["field"] == row.field] if truth is not None else None
-        known, agreement = labels_of(found, mine)
+        known, agreement = match_labels(found, mine)
         cells, features = [], []
         for number, cell in enumerate(found):
             name = f"{stem}/{number:05d}"
-            crop, mask, edge = cut(bright, cell, how.size, zoom)
+            crop, mask, edge = extract_crop(bright, cell, how.size, zoom)
             suffix = write_image(folder / "cells" / name, crop)
             write_image(folder / "masks" / name, np.where(mask, np.uint8(255), np.uint8(0)))
             record = dict.fromkeys(_COLUMNS, "") | {
@@ -328,23 +333,23 @@ def _crop_field(
             record |= known.get(number, {})
             measured = None
             if nuclei is not None:
-                glow, _, _ = cut(nuclei, cell, how.size, zoom)
+                glow, _, _ = extract_crop(nuclei, cell, how.size, zoom)
                 record["target_nuclei"] = f"nuclei/{name}{write_image(folder / 'nuclei' / name, glow)}"
                 measured = nuclear_features(glow, mask, how.pixel_um)
             features.append(measured)
             cells.append(record)
-        return cells, features, CroppedField(row, bright.field.info, found, shift, *preview(bright), agreement)
+        return cells, features, CroppedField(row, bright.field.info, found, shift, *make_preview(bright), agreement)
 
 
 @contextmanager
-def _views(row: FieldRow, how: Cropping) -> Iterator[tuple[View, View | None, Shift | None]]:
+def _views(row: FieldRow, how: CropSettings) -> Iterator[tuple[CorrectedField, CorrectedField | None, Shift | None]]:
     """The brightfield in even light, and the nuclei moved onto it."""
     with open_field(row.brightfield, channel=row.channel, z=row.z, scene=row.scene) as field:
-        bright = View(field, how.illumination)
+        bright = CorrectedField(field, how.illumination)
         if row.nuclei is None:
             yield bright, None, None
             return
-        z = row.z if row.nuclei == row.brightfield else z_of_partner(row.nuclei, row.z, row.scene)
+        z = row.z if row.nuclei == row.brightfield else partner_z(row.nuclei, row.z, row.scene)
         with open_field(row.nuclei, channel=row.nuclei_channel, z=z, scene=row.scene) as glowing:
             if bright.shape != (glowing.info.height, glowing.info.width):
                 raise ImageError(
@@ -354,17 +359,17 @@ def _views(row: FieldRow, how: Cropping) -> Iterator[tuple[View, View | None, Sh
             top, left, height, width = _middle(bright.shape)
             try:
                 shift = register(
-                    grey(bright.read(top, left, height, width)),
-                    grey(glowing.read(top, left, height, width)),
-                    MOST_SHIFT * min(bright.shape),
+                    to_grey(bright.read(top, left, height, width)),
+                    to_grey(glowing.read(top, left, height, width)),
+                    MAX_SHIFT_SHARE * min(bright.shape),
                 )
             except ImageError as error:
                 raise ImageError(f"{row.brightfield} and {row.nuclei}: {error}") from None
-            yield bright, View(glowing, shift=shift), shift
+            yield bright, CorrectedField(glowing, shift=shift), shift
 
 
 def _middle(shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    height, width = (min(WINDOW, edge) for edge in shape)
+    height, width = (min(REGISTRATION_WINDOW_PX, edge) for edge in shape)
     return (shape[0] - height) // 2, (shape[1] - width) // 2, height, width
 
 
@@ -390,18 +395,18 @@ def _propose(cells: list[dict[str, Any]], nuclear: list[dict[str, float] | None]
     return [note]
 
 
-def _notes(table: pd.DataFrame, fields: Sequence[CroppedField], again: bool) -> list[str]:
-    empty = [one.row.field for one in fields if not one.found]
+def _notes(table: pd.DataFrame, fields: Sequence[CroppedField], for_prediction: bool) -> list[str]:
+    empty = [one.row.field for one in fields if not one.detections]
     notes = []
     depths = sorted({one.info.dtype for one in fields})
     if len(depths) > 1:
         notes.append(f"Fields are {' and '.join(depths)}: their counts do not compare, and crops keep them.")
     if not len(table):
-        notes.append("No cells were found in any field." + ("" if again else f" {CHECK}"))
+        notes.append("No cells were found in any field." + ("" if for_prediction else f" {NOTHING_DETECTED_HINT}"))
     elif empty:
         notes.append(f"No cells were found in {list_first(empty)}.")
     labelled = int((table["label"] != "").sum())
-    if labelled < len(table) and not again:
+    if labelled < len(table) and not for_prediction:
         proposed = int((table["proposed"] != "").sum())
         hint = f"; {proposed} have a proposal for a person to confirm" if proposed else ""
         notes.append(f"{len(table) - labelled} of {len(table)} cells have no label{hint}.")

@@ -5,19 +5,19 @@ from pathlib import Path
 import numpy as np
 
 from urnet.cells.pixels import resized
-from urnet.fields.detection.detect import Found
-from urnet.fields.preprocessing.corrected_field import View
+from urnet.fields.detection.detect import Detection
+from urnet.fields.preprocessing.corrected_field import CorrectedField
 
-PREVIEW = 1200
+PREVIEW_EDGE_PX = 1200
 """Longest edge of a reduced field, px, about."""
 
 
-def grey(pixels: np.ndarray) -> np.ndarray:
+def to_grey(pixels: np.ndarray) -> np.ndarray:
     """Mean of the colours, (H, W)."""
     return pixels if pixels.ndim == 2 else pixels.mean(axis=2, dtype=np.float32)
 
 
-def cut(view: View, cell: Found, size: int, zoom: float) -> tuple[np.ndarray, np.ndarray, float]:
+def extract_crop(view: CorrectedField, cell: Detection, size: int, zoom: float) -> tuple[np.ndarray, np.ndarray, float]:
     """One cell in the middle of a crop, its mask there, and the share of the crop that lies beyond the border."""
     side = max(1, round(size * zoom))
     top, left = round(cell.y - side / 2), round(cell.x - side / 2)
@@ -53,14 +53,14 @@ def write_image(path: Path, pixels: np.ndarray) -> str:
     return ".tif"
 
 
-def preview(view: View) -> tuple[np.ndarray, float]:
-    """The field reduced to about `PREVIEW` px, in grey, read in bands so that memory stays small."""
+def make_preview(view: CorrectedField) -> tuple[np.ndarray, float]:
+    """The field reduced to about `PREVIEW_EDGE_PX` px, in grey, read in bands so that memory stays small."""
     H, W = view.shape
-    step = max(1, int(np.ceil(max(H, W) / PREVIEW)))
+    step = max(1, int(np.ceil(max(H, W) / PREVIEW_EDGE_PX)))
     bands = []
     for top in range(0, H - H % step or H, step * 64):
         height = min(step * 64, H - top)
-        band = grey(view.read(top, 0, height, W)).astype(np.float32)
+        band = to_grey(view.read(top, 0, height, W)).astype(np.float32)
         h, w = height // step * step, W // step * step
         if h and w:
             bands.append(band[:h, :w].reshape(h // step, step, w // step, step).mean(axis=(1, 3)))

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from urnet.errors import CellsError
-from urnet.fields.cropping.settings import Cropping
-from urnet.fields.duplicates import Describer
-from urnet.fields.table import FieldRow, find_fields, partner_of
+from urnet.fields.cropping.settings import CropSettings
+from urnet.fields.duplicates import FieldDescriber
+from urnet.fields.table import FieldRow, find_fields, partner_path
 from urnet.files.paths import is_outside
 from urnet.images.read import is_file
 
 
-def without_absent_nuclei(asked: Cropping, fields: Path) -> tuple[Cropping, list[str]]:
+def drop_absent_nuclei(asked: CropSettings, fields: Path) -> tuple[CropSettings, list[str]]:
     """Leave out the pattern of the nuclei where it names no file at all; one that is there for some fields is kept.
 
     The pattern comes with a model, perhaps from elsewhere, and is followed only within the folder that was given. A
@@ -35,7 +35,7 @@ def without_absent_nuclei(asked: Cropping, fields: Path) -> tuple[Cropping, list
     if asked.nuclei is None:
         return asked, []
     root, rows = find_fields(fields)
-    partners = [partner_of(row.brightfield, asked.nuclei) for row in rows]
+    partners = [partner_path(row.brightfield, asked.nuclei) for row in rows]
     outside = [(row, one) for row, one in zip(rows, partners, strict=True) if _leads_out(root, row, one)]
     linked = [one for _, one in outside if ".." not in Path(os.path.relpath(one, root)).parts]
     if linked:
@@ -63,7 +63,7 @@ def _leads_out(root: Path, row: FieldRow, partner: Path) -> bool:
     return all(is_outside(folder, os.path.relpath(partner, folder)) for folder in folders)
 
 
-def with_what_is_there(row: FieldRow, asked: Cropping, fields: Describer) -> FieldRow:
+def drop_absent_choices(row: FieldRow, asked: CropSettings, fields: FieldDescriber) -> FieldRow:
     """A field whose file has a single channel, scene or z plane needs none of the training's names for them.
 
     Args:

@@ -12,22 +12,22 @@ from urnet.html_pages import create_environment
 from urnet.images.montage import read_crop
 
 if TYPE_CHECKING:
-    from urnet.fields.cropping.crop import Cropped, CroppedField
+    from urnet.fields.cropping.crop import CroppedField, CropResult
 
-SHOWN = 8
+MAX_FIELDS_SHOWN = 8
 """Fields that are shown with the outlines of their cells."""
 
-SHEET = 60
+MAX_CROPS_SHOWN = 60
 """Crops on the contact sheet."""
 
-WIDER = 700
+PX_PER_LINE_WIDTH = 700
 """Edge of a picture, px, with each of which outlines become a pixel wider."""
 
-ALONE, TOUCHING = (0, 158, 115), (213, 94, 0)
+SINGLE_COLOUR, TOUCHING_COLOUR = (0, 158, 115), (213, 94, 0)
 """Colours of outlines: bluish green and vermilion, told apart by the colour-blind as well (Okabe and Ito, 2008)."""
 
 
-def write_crop_report(path: Path, cropped: "Cropped") -> None:
+def write_crop_report(path: Path, cropped: "CropResult") -> None:
     """Write the report of a cropping beside its crops.
 
     Args:
@@ -37,8 +37,8 @@ def write_crop_report(path: Path, cropped: "Cropped") -> None:
     table = cropped.table
     agreements = [one.agreement for one in cropped.fields if one.agreement is not None]
     generator = np.random.default_rng(0)
-    chosen = np.sort(generator.permutation(len(table))[:SHEET])
-    light = cropped.cropping.illumination
+    chosen = np.sort(generator.permutation(len(table))[:MAX_CROPS_SHOWN])
+    light = cropped.settings.illumination
     page = (
         create_environment("urnet.fields.cropping")
         .get_template("crop.html.j2")
@@ -48,7 +48,7 @@ def write_crop_report(path: Path, cropped: "Cropped") -> None:
             proposals=table["proposed"][table["proposed"] != ""].value_counts().to_dict(),
             simulated=", ".join(sorted(set(table["simulated"]) - {""})),
             agreement=sum(agreements[1:], agreements[0]) if agreements else None,
-            pictures=[(one.row.field, _outlined(one)) for one in cropped.fields[:SHOWN]],
+            pictures=[(one.row.field, _outlined(one)) for one in cropped.fields[:MAX_FIELDS_SHOWN]],
             light=None if light is None or light.method == "none" else _light(light.flat),
             light_range=None if light is None else (float(light.flat.min()), float(light.flat.max())),
             sheet=_sheet(path.parent, table["path"].iloc[chosen].tolist()),
@@ -67,17 +67,19 @@ def _outlined(field: "CroppedField") -> bytes:
     """
     picture = np.repeat(_eight_bits(field.preview)[..., None], 3, axis=2)
     h, w = field.preview.shape
-    line = 1 + max(h, w) // WIDER
-    for cell in field.found:
+    line = 1 + max(h, w) // PX_PER_LINE_WIDTH
+    for cell in field.detections:
         outline = cell.mask & ~binary_erosion(cell.mask)
         rows, columns = np.nonzero(outline)
-        rows = ((rows + cell.top) / field.reduction).astype(int)
-        columns = ((columns + cell.left) / field.reduction).astype(int)
+        rows = ((rows + cell.top) / field.preview_scale).astype(int)
+        columns = ((columns + cell.left) / field.preview_scale).astype(int)
         thick = range(line + (cell.touching > 0))
         for down in thick:
             for right in thick:
                 inside = (rows + down < h) & (columns + right < w)
-                picture[rows[inside] + down, columns[inside] + right] = TOUCHING if cell.touching > 0 else ALONE
+                picture[rows[inside] + down, columns[inside] + right] = (
+                    TOUCHING_COLOUR if cell.touching > 0 else SINGLE_COLOUR
+                )
     return _encoded(picture, "JPEG")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from urnet.errors import CellsError, ImageError, RunError, list_first
-from urnet.fields.io.pixel_size import why_doubted
+from urnet.fields.io.pixel_size import explain_implausible
 from urnet.fields.preprocessing.illumination import Illumination
 from urnet.fields.table import FieldRow
 from urnet.files.json_files import Text, describe_error, read_canonical_json
@@ -19,16 +19,16 @@ from urnet.version import __version__
 
 SETTINGS_NAME = "crop.json"
 FORMAT = 1
-SIZES = (16, 2048)
+SIZE_LIMITS_PX = (16, 2048)
 """Least and greatest edge of a crop, px."""
 
-MOST_BLOCKS = 4096
+MAX_GRID_BLOCKS = 4096
 """Greatest edge of a stored illumination, blocks."""
 
-LARGER = 1.5
+MAX_CROP_RATIO = 1.5
 """An image this many times larger than the crops that are cut out of fields is a field and no crop."""
 
-SPAN = (8, 4096)
+SPAN_LIMITS_PX = (8, 4096)
 """Least and greatest edge of what a crop shows, px of its field."""
 
 _COMPANION = re.compile(r"(\.\.[/\\])*((?!\.\.[/\\])[^/\\:]+[/\\])*[^/\\:]*\*[^/\\:]*")
@@ -39,16 +39,16 @@ class PixelSizeError(CellsError):
     """Fields do not know their pixel size, and micrometres are asked for.
 
     Args:
-        found: which fields, and who asks.
+        problem: which fields, and who asks.
     """
 
-    def __init__(self, found: str):
-        super().__init__(f"{found}; give it in a field table (column pixel_size_um)")
-        self.found = found
+    def __init__(self, problem: str):
+        super().__init__(f"{problem}; give it in a field table (column pixel_size_um)")
+        self.problem = problem
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cropping:
+class CropSettings:
     """How fields are cut. What is stored with the crops, and with a model that is trained on them, is the same object.
 
     Args:
@@ -80,8 +80,8 @@ class Cropping:
     illumination: Illumination | None = None
 
     def __post_init__(self) -> None:
-        if not SIZES[0] <= self.size <= SIZES[1]:
-            raise CellsError(f"size is {self.size}; crops can be {SIZES[0]} to {SIZES[1]} px")
+        if not SIZE_LIMITS_PX[0] <= self.size <= SIZE_LIMITS_PX[1]:
+            raise CellsError(f"size is {self.size}; crops can be {SIZE_LIMITS_PX[0]} to {SIZE_LIMITS_PX[1]} px")
         if self.width_um is not None and not 0 < self.width_um < float("inf"):
             raise CellsError(f"the crops' width is {self.width_um:g} µm; it must be above 0")
         if not 0 <= self.roundness <= 1:
@@ -103,7 +103,7 @@ class Cropping:
 
     def is_too_large(self, height: int, width: int) -> bool:
         """Whether an image of this height and width, px, is a field of view rather than one of these crops."""
-        return max(height, width) > LARGER * self.size
+        return max(height, width) > MAX_CROP_RATIO * self.size
 
     def check_crop(self, height: int, width: int) -> None:
         """Refuse an image that is too large to be one cell, before it is reduced to a crop's size.
@@ -114,7 +114,7 @@ class Cropping:
         if self.is_too_large(height, width):
             raise ImageError(
                 f"{width} x {height} px; the model was trained on crops of {self.size} px out of fields, and an image "
-                f"of more than {LARGER * self.size:g} px is a field of many cells, not one cell; cut it by "
+                f"of more than {MAX_CROP_RATIO * self.size:g} px is a field of many cells, not one cell; cut it by "
                 "`urnet differential` or `urnet crop`, or cut single cells out of it",
                 code="fields.counted_as_one_cell",
             )
@@ -124,7 +124,7 @@ class Cropping:
         path.write_text(self.to_json(), encoding="utf-8", newline="\n")
 
     @classmethod
-    def load(cls, path: Path) -> "Cropping":
+    def load(cls, path: Path) -> "CropSettings":
         """Read what `save` wrote.
 
         Raises:
@@ -151,8 +151,8 @@ class Cropping:
 
 Length = Annotated[float, Field(gt=0, le=1e6)]
 Grid = Annotated[
-    list[Annotated[list[FiniteFloat], Field(min_length=1, max_length=MOST_BLOCKS)]],
-    Field(min_length=1, max_length=MOST_BLOCKS),
+    list[Annotated[list[FiniteFloat], Field(min_length=1, max_length=MAX_GRID_BLOCKS)]],
+    Field(min_length=1, max_length=MAX_GRID_BLOCKS),
 ]
 
 
@@ -173,7 +173,7 @@ class _File(BaseModel):
 
     format: Literal[1]
     urnet: Text
-    size: Annotated[int, Field(ge=SIZES[0], le=SIZES[1])]
+    size: Annotated[int, Field(ge=SIZE_LIMITS_PX[0], le=SIZE_LIMITS_PX[1])]
     width_um: Length | None
     pixel_um: Length | None
     channel: Text | None
@@ -188,20 +188,20 @@ class _File(BaseModel):
     illumination: _Light | None
 
 
-def settle_pixel_size(
-    asked: Cropping,
+def choose_pixel_size(
+    asked: CropSettings,
     rows: Sequence[FieldRow],
     pixels: Sequence[float | None],
-    again: bool,
+    for_prediction: bool,
     doubted: Mapping[str, float] | None = None,
-) -> tuple[Cropping, list[str]]:
+) -> tuple[CropSettings, list[str]]:
     """The one pixel size of all crops, and what there is to say about it.
 
     Args:
         asked: the settings.
         rows: the fields.
         pixels: µm a pixel of each; none where it is not known.
-        again: whether the settings are those of a training's crops.
+        for_prediction: whether the settings are those of a training's crops.
         doubted: what the files of some of them state and is not believed, µm, by the names of the fields.
 
     Raises:
@@ -211,19 +211,21 @@ def settle_pixel_size(
     unknown = [row.field for row, pixel in zip(rows, pixels, strict=True) if pixel is None]
     stated = {name: pixel for name, pixel in (doubted or {}).items() if name in unknown}
     not_believed = "".join(
-        f"; the file of {list_first(names)} states {why_doubted(pixel)}, which is not believed"
+        f"; the file of {list_first(names)} states {explain_implausible(pixel)}, which is not believed"
         for pixel in sorted(set(stated.values()))
         if (names := [name for name in stated if stated[name] == pixel])
     )
-    micrometres = asked.width_um is not None or asked.diameter_um is not None or (again and asked.pixel_um is not None)
+    micrometres = (
+        asked.width_um is not None or asked.diameter_um is not None or (for_prediction and asked.pixel_um is not None)
+    )
     if unknown and micrometres:
         why = (
             f"the model was trained on crops of {asked.pixel_um:.4g} µm a pixel"
-            if again and asked.pixel_um is not None
+            if for_prediction and asked.pixel_um is not None
             else "micrometres are asked for"
         )
         raise PixelSizeError(f"{list_first(unknown)}: the pixel size is not known, but {why}{not_believed}")
-    if again:
+    if for_prediction:
         _check_span(asked, rows, pixels)
         return asked, []
     if asked.width_um is not None:
@@ -247,13 +249,14 @@ def settle_pixel_size(
     return settled, notes
 
 
-def _check_span(settled: Cropping, rows: Sequence[FieldRow], pixels: Sequence[float | None]) -> None:
+def _check_span(settled: CropSettings, rows: Sequence[FieldRow], pixels: Sequence[float | None]) -> None:
     for row, pixel in zip(rows, pixels, strict=True):
         if pixel is None or settled.pixel_um is None:
             continue
         span = settled.size * settled.pixel_um / pixel
-        if not SPAN[0] <= span <= SPAN[1]:
+        if not SPAN_LIMITS_PX[0] <= span <= SPAN_LIMITS_PX[1]:
             raise CellsError(
                 f"{row.field}: crops of {settled.size * settled.pixel_um:.4g} µm would show {span:.4g} of its pixels, "
-                f"{pixel:.4g} µm each; a crop shows {SPAN[0]} to {SPAN[1]}: correct the width or the pixel size"
+                f"{pixel:.4g} µm each; a crop shows {SPAN_LIMITS_PX[0]} to {SPAN_LIMITS_PX[1]}: correct the width or "
+                "the pixel size"
             )

@@ -11,24 +11,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from urnet.errors import ImageError
-from urnet.fields.detection.energy import BLOCK, Read, Reduced
-from urnet.fields.detection.outline import share_pixels
-from urnet.fields.detection.red_cells import red_cells
-from urnet.fields.detection.scale import LARGEST, SMALLEST, WIDEST, reduce_field, typical_width
-from urnet.fields.detection.split_touching import THIN, pieces_of, with_one_nucleus
+from urnet.fields.detection.energy import BLOCK_PX, ReadRegion, ReducedField
+from urnet.fields.detection.outline import assign_pixels
+from urnet.fields.detection.red_cells import find_red_cells
+from urnet.fields.detection.scale import MAX_WIDTH_PX, MAX_WIDTH_SHARE, MIN_WIDTH_PX, reduce_field, typical_width
+from urnet.fields.detection.split_touching import MIN_RADIUS_PX, find_segments, split_by_nuclei
 
-OVERLAP = 128
+TILE_OVERLAP_PX = 128
 """What is read about each tile, in px of the picture that is searched; cells in wider clumps may depend on the tile."""
 
-ROUND = 0.9
+MIN_RED_CELL_ROUNDNESS = 0.9
 """Least roundness of a particle that may be told to be a red cell."""
 
-NUCLEAR = 0.1
+MIN_NUCLEAR_SHARE = 0.1
 """Least share of a cell that its nucleus covers."""
 
 
 @dataclass(frozen=True)
-class Found:
+class Detection:
     """One cell of a field.
 
     Args:
@@ -57,16 +57,16 @@ class Found:
 
 
 def detect(
-    read: Read,
+    read: ReadRegion,
     shape: tuple[int, int],
     *,
-    nuclei: Read | None = None,
+    nuclei: ReadRegion | None = None,
     least: float | None = None,
     most: float | None = None,
     roundness: float = 0.0,
     border: bool = True,
     tile: int = 2048,
-) -> list[Found]:
+) -> list[Detection]:
     """Find the white cells of a field.
 
     Args:
@@ -97,7 +97,7 @@ def detect(
     view = reduce_field(read, nuclei, shape, least, most)
     if view is None:
         return []
-    step = max(1, round(tile / (BLOCK * view.fold))) * BLOCK
+    step = max(1, round(tile / (BLOCK_PX * view.fold))) * BLOCK_PX
     height, width = view.shape
     particles = [
         particle
@@ -106,7 +106,11 @@ def detect(
         for particle in _search(view, top, left, step)
     ]
     if most is None:
-        particles = [p for p in particles if max(p.found.mask.shape) <= max(WIDEST * min(shape), view.fold * SMALLEST)]
+        particles = [
+            p
+            for p in particles
+            if max(p.found.mask.shape) <= max(MAX_WIDTH_SHARE * min(shape), view.fold * MIN_WIDTH_PX)
+        ]
     cells = _within_limits(particles, least, most, brightfield=nuclei is None)
     cells = [cell for cell in cells if cell.roundness >= roundness and (border or not cell.on_edge)]
     return sorted(cells, key=lambda cell: (cell.y, cell.x))
@@ -121,25 +125,25 @@ class _Particle:
         looks: logarithm of its edge's strength, and mean deviation in rings; NaN where brightfield shows none.
     """
 
-    found: Found
+    found: Detection
     looks: np.ndarray
 
 
-def _search(view: Reduced, top: int, left: int, step: int) -> Iterator[_Particle]:
+def _search(view: ReducedField, top: int, left: int, step: int) -> Iterator[_Particle]:
     """Particles whose centre lies in one tile of the reduced field."""
     from scipy.ndimage import find_objects
 
     (H, W), n = view.shape, view.fold
-    first, start = max(0, top - OVERLAP), max(0, left - OVERLAP)
-    window = (first, start, min(H, top + step + OVERLAP) - first, min(W, left + step + OVERLAP) - start)
+    first, start = max(0, top - TILE_OVERLAP_PX), max(0, left - TILE_OVERLAP_PX)
+    window = (first, start, min(H, top + step + TILE_OVERLAP_PX) - first, min(W, left + step + TILE_OVERLAP_PX) - start)
     signal = view.signal(window)
     energy, bright = view.evidence(signal)
-    pieces = [p for p in pieces_of(energy) if p.area <= np.pi * LARGEST**2]
+    pieces = [p for p in find_segments(energy) if p.area <= np.pi * MAX_WIDTH_PX**2]
     if signal.glow is not None:
-        pieces = [part for piece in pieces for part in with_one_nucleus(piece, signal.glow, view.nuclear)]
+        pieces = [part for piece in pieces for part in split_by_nuclei(piece, signal.glow, view.nuclear)]
     if not pieces:
         return
-    owner, looks, rounds = share_pixels(pieces, signal.deviation, bright, view.noise)
+    owner, looks, rounds = assign_pixels(pieces, signal.deviation, bright, view.noise)
 
     for number, place in enumerate(find_objects(owner, len(pieces)), 1):
         if place is None:
@@ -150,15 +154,15 @@ def _search(view: Reduced, top: int, left: int, step: int) -> Iterator[_Particle
         # Whole numbers until the division, so that the same cell has the same centre in every tile.
         y = float((down.sum() + (rows.start + first) * len(down)) / len(down))
         x = float((across.sum() + (columns.start + start) * len(across)) / len(across))
-        if not (top <= y < top + step and left <= x < left + step) or own.sum() < np.pi * THIN**2:
+        if not (top <= y < top + step and left <= x < left + step) or own.sum() < np.pi * MIN_RADIUS_PX**2:
             continue
-        if signal.glow is not None and (signal.glow[place][own] > view.nuclear).mean() < NUCLEAR:
+        if signal.glow is not None and (signal.glow[place][own] > view.nuclear).mean() < MIN_NUCLEAR_SHARE:
             continue
         touching = _touching(owner, place, number)
         mask, up, over = _full_size(own, rows.start + first, columns.start + start, view)
         area = float(mask.sum())
         yield _Particle(
-            Found(
+            Detection(
                 x=(x + 0.5) * n - 0.5,
                 y=(y + 0.5) * n - 0.5,
                 area=area,
@@ -188,7 +192,7 @@ def _touching(owner: np.ndarray, place: tuple[slice, slice], number: int) -> flo
     return float(others[outline].mean())
 
 
-def _full_size(own: np.ndarray, top: int, left: int, view: Reduced) -> tuple[np.ndarray, int, int]:
+def _full_size(own: np.ndarray, top: int, left: int, view: ReducedField) -> tuple[np.ndarray, int, int]:
     """A mask in px of the field, cut to its box, with the box's first row and column."""
     from scipy.ndimage import zoom
 
@@ -207,7 +211,7 @@ def _full_size(own: np.ndarray, top: int, left: int, view: Reduced) -> tuple[np.
 
 def _within_limits(
     particles: list[_Particle], least: float | None, most: float | None, *, brightfield: bool
-) -> list[Found]:
+) -> list[Detection]:
     """Leave out what is too small or too large for a cell of this field; in brightfield alone, red cells too."""
     if not particles:
         return []
@@ -219,6 +223,6 @@ def _within_limits(
         widths <= (2.2 * typical if most is None else most)
     )
     if least is None and brightfield:
-        whole = keep & np.array([cell.roundness >= ROUND and not cell.on_edge for cell in found])
-        keep &= ~red_cells(widths, np.array([particle.looks for particle in particles]), whole)
+        whole = keep & np.array([cell.roundness >= MIN_RED_CELL_ROUNDNESS and not cell.on_edge for cell in found])
+        keep &= ~find_red_cells(widths, np.array([particle.looks for particle in particles]), whole)
     return [cell for cell, kept in zip(found, keep, strict=True) if kept]

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-Read = Callable[[int, int, int, int], np.ndarray]
+ReadRegion = Callable[[int, int, int, int], np.ndarray]
 """Gives the pixels of (top, left, height, width) of a field: (h, w) or (h, w, 3)."""
 
 Window = tuple[int, int, int, int]
 """Top, left, height and width in px of a reduced field."""
 
-BLOCK = 8
+BLOCK_PX = 8
 """Edge of the blocks whose medians give the background, px."""
 
-STRONG = 2.5
+MIN_CELL_ENERGY = 2.5
 """Least mean energy of a cell, in thresholds."""
 
 
@@ -40,7 +40,7 @@ class Signal:
 
 
 @dataclass(frozen=True)
-class Reduced:
+class ReducedField:
     """A field reduced by a whole number, and the noise in it.
 
     Args:
@@ -54,8 +54,8 @@ class Reduced:
         known: the signal of windows that were read before.
     """
 
-    read: Read
-    nuclei: Read | None
+    read: ReadRegion
+    nuclei: ReadRegion | None
     full: tuple[int, int]
     fold: int = 1
     threshold: float = 0.0
@@ -87,9 +87,9 @@ class Reduced:
         bright = signal.energy / self.threshold
         if signal.glow is None:
             return bright, bright
-        return np.maximum(bright, np.clip(signal.glow / self.nuclear, 0, 1.2 * STRONG)), bright
+        return np.maximum(bright, np.clip(signal.glow / self.nuclear, 0, 1.2 * MIN_CELL_ENERGY)), bright
 
-    def _region(self, read: Read, top: int, left: int, height: int, width: int) -> np.ndarray:
+    def _region(self, read: ReadRegion, top: int, left: int, height: int, width: int) -> np.ndarray:
         """Brightness of a region of the reduced field, (height, width), float32; NaN where there are no numbers."""
         grey = np.empty((height, width), np.float32)
         rows = max(1, 1024 // self.fold)  # a strip at a time, so that a large fold needs no more memory
@@ -98,7 +98,7 @@ class Reduced:
             grey[start : start + count] = self._strip(read, top + start, left, count, width)
         return grey
 
-    def _strip(self, read: Read, top: int, left: int, height: int, width: int) -> np.ndarray:
+    def _strip(self, read: ReadRegion, top: int, left: int, height: int, width: int) -> np.ndarray:
         (H, W), n = self.full, self.fold
         down, right = min((top + height) * n, H) - top * n, min((left + width) * n, W) - left * n
         pixels = np.asarray(read(top * n, left * n, down, right))
@@ -116,9 +116,9 @@ def _background(grey: np.ndarray) -> np.ndarray:
     from scipy.ndimage import distance_transform_edt, gaussian_filter, median_filter, zoom
 
     H, W = grey.shape
-    h, w = -(-H // BLOCK), -(-W // BLOCK)
-    padded = np.pad(grey, ((0, h * BLOCK - H), (0, w * BLOCK - W)), mode="edge")
-    blocks = padded.reshape(h, BLOCK, w, BLOCK).swapaxes(1, 2).reshape(h, w, -1)
+    h, w = -(-H // BLOCK_PX), -(-W // BLOCK_PX)
+    padded = np.pad(grey, ((0, h * BLOCK_PX - H), (0, w * BLOCK_PX - W)), mode="edge")
+    blocks = padded.reshape(h, BLOCK_PX, w, BLOCK_PX).swapaxes(1, 2).reshape(h, w, -1)
     if np.isnan(grey).any():
         empty = np.isnan(blocks).all(axis=2)
         if empty.all():
@@ -128,10 +128,10 @@ def _background(grey: np.ndarray) -> np.ndarray:
         nearest = distance_transform_edt(empty, return_distances=False, return_indices=True)
         level = level[tuple(nearest)]
     else:
-        middle = BLOCK * BLOCK // 2  # sorting so few values takes a tenth of the time of np.median
+        middle = BLOCK_PX * BLOCK_PX // 2  # sorting so few values takes a tenth of the time of np.median
         level = np.sort(blocks, axis=2)[:, :, middle - 1 : middle + 1].mean(axis=2)
     level = gaussian_filter(median_filter(level, 9, mode="nearest"), 1.5, mode="nearest")
-    return zoom(level, BLOCK, order=1, mode="nearest", grid_mode=True)[:H, :W]
+    return zoom(level, BLOCK_PX, order=1, mode="nearest", grid_mode=True)[:H, :W]
 
 
 def _deviation(grey: np.ndarray) -> np.ndarray:

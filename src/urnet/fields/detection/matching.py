@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 """Coverage of the intervals."""
 
 
-def match(found: np.ndarray, truth: np.ndarray, reach: float) -> np.ndarray:
+def match_positions(found: np.ndarray, truth: np.ndarray, reach: float) -> np.ndarray:
     """Pair found and true positions, each used once, so that as many as possible pair and the distances are least.
 
     Args:
@@ -60,26 +60,28 @@ class Agreement:
     """How many of the cells found are true, and how many of the true ones were found.
 
     Args:
-        found: number of cells found.
+        detected: number of detected cells.
         truth: number of true cells.
         matched: number of pairs of one found and one true cell.
     """
 
-    found: int
+    detected: int
     truth: int
     matched: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.matched <= min(self.found, self.truth):
-            raise ValueError(f"{self.matched} pairs cannot be made of {self.found} found and {self.truth} true cells")
+        if not 0 <= self.matched <= min(self.detected, self.truth):
+            raise ValueError(
+                f"{self.matched} pairs cannot be made of {self.detected} found and {self.truth} true cells"
+            )
 
     def __add__(self, other: "Agreement") -> "Agreement":
-        return Agreement(self.found + other.found, self.truth + other.truth, self.matched + other.matched)
+        return Agreement(self.detected + other.detected, self.truth + other.truth, self.matched + other.matched)
 
     @property
     def precision(self) -> float:
         """Share of the cells found that are true; NaN where none was found."""
-        return self.matched / self.found if self.found else np.nan
+        return self.matched / self.detected if self.detected else np.nan
 
     @property
     def recall(self) -> float:
@@ -89,7 +91,7 @@ class Agreement:
     @property
     def precision_interval(self) -> tuple[float, float]:
         """95 % interval of the precision (Wilson)."""
-        return wilson(self.matched, self.found)
+        return wilson(self.matched, self.detected)
 
     @property
     def recall_interval(self) -> tuple[float, float]:
@@ -103,5 +105,5 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
         return 0.0, 1.0
     from scipy.stats import binomtest
 
-    interval = binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
+    interval = binomtest(successes, trials).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
     return float(interval.low), float(interval.high)

@@ -8,32 +8,32 @@ stronger one; what the cell does to the background still reaches just beyond its
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 
-from urnet.fields.detection.energy import STRONG
-from urnet.fields.detection.split_touching import Piece
+from urnet.fields.detection.energy import MIN_CELL_ENERGY
+from urnet.fields.detection.split_touching import Segment
 from urnet.images.contour import find_closed_paths
 
 ANGLES, RADII = 64, 56
 
-NEAREST, FARTHEST = 0.5, 1.5
+MIN_RADIUS_RATIO, MAX_RADIUS_RATIO = 0.5, 1.5
 """Least and greatest distance of an outline from the middle, in first guesses of the radius."""
 
-REACH = np.arange(1.1, 2.2, 0.05)
+TRACE_RADII = np.arange(1.1, 2.2, 0.05)
 """Where beyond an outline the cell's trace is looked for, in its radii."""
 
-HALO = 1.2
+TRACE_EXTENT = 1.2
 """How far diffraction and point spread carry the trace of a cell, in true radii; 1.15 to 1.29 on phantom donors."""
 
-SHADED = 1.38
+MAX_OUTLINE_EXTENT = 1.38
 """From this reach of the trace on, the strongest edge is one inside the cell and not its outline."""
 
-SURE = 4.0
+MIN_TRACE_SNR = 4.0
 """Least trace, in standard deviations of the noise's mean along the outline."""
 
 RINGS = 4
 """Rings from a particle's middle to its outline in which its shading is compared with others'."""
 
 
-def outlines(
+def trace_outlines(
     deviation: np.ndarray, owner: np.ndarray, middles: np.ndarray, radii: np.ndarray, noise: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the outline about each of N middles.
@@ -56,7 +56,7 @@ def outlines(
         places = [middles[:, 0, None, None] + sine * distance, middles[:, 1, None, None] + cosine * distance]
         return map_coordinates(image, places, order=order, mode="nearest")
 
-    steps = np.linspace(NEAREST, FARTHEST, RADII)
+    steps = np.linspace(MIN_RADIUS_RATIO, MAX_RADIUS_RATIO, RADII)
     distance = radii[:, None, None] * steps
     down, right = np.gradient(deviation)
     edges = at(down, distance) * sine + at(right, distance) * cosine  # (N, ANGLES, RADII)
@@ -65,20 +65,20 @@ def outlines(
     (brighter, gain), (darker, loss) = find_closed_paths(edges), find_closed_paths(-edges)  # outside
     outline = radii[:, None] * steps[np.where((gain > loss)[:, None], brighter, darker)]  # (N, ANGLES)
 
-    beyond = outline[:, :, None] * REACH
+    beyond = outline[:, :, None] * TRACE_RADII
     theirs = at(owner, beyond, order=0)
     free = (theirs == 0) | (theirs == np.arange(1, len(middles) + 1)[:, None, None])
-    count = free.sum(axis=1)  # (N, REACH)
+    count = free.sum(axis=1)  # (N, TRACE_RADII)
     trace = np.abs((at(deviation, beyond) * free).sum(axis=1)) / np.maximum(count, 1)
     # Smoothed noise is correlated over about 3 px, so that a ring holds a third of its length of independent values.
-    independent = 2 * np.pi * outline.mean(axis=1)[:, None] * REACH * count / ANGLES / 3
-    faint = trace < SURE * noise / np.sqrt(np.maximum(independent, 1))
-    end = np.where(faint.any(axis=1), REACH[faint.argmax(axis=1)], REACH[-1])
-    return outline * np.where(end > SHADED, end / HALO, 1.0)[:, None], strength
+    independent = 2 * np.pi * outline.mean(axis=1)[:, None] * TRACE_RADII * count / ANGLES / 3
+    faint = trace < MIN_TRACE_SNR * noise / np.sqrt(np.maximum(independent, 1))
+    end = np.where(faint.any(axis=1), TRACE_RADII[faint.argmax(axis=1)], TRACE_RADII[-1])
+    return outline * np.where(end > MAX_OUTLINE_EXTENT, end / TRACE_EXTENT, 1.0)[:, None], strength
 
 
-def share_pixels(
-    pieces: list[Piece], deviation: np.ndarray, bright: np.ndarray, noise: float
+def assign_pixels(
+    pieces: list[Segment], deviation: np.ndarray, bright: np.ndarray, noise: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Trace every piece's outline: owner of each pixel (H, W), looks (N, 1 + RINGS) and roundness (N,)."""
     owner = np.zeros(deviation.shape, np.int32)
@@ -86,9 +86,9 @@ def share_pixels(
     for number, piece in enumerate(pieces, 1):
         owner[piece.box][piece.mask] = number
         middles.append(np.argwhere(piece.mask).mean(axis=0) + np.array([piece.top, piece.left]))
-        seen.append(bright[piece.box][piece.mask].mean() >= STRONG)
+        seen.append(bright[piece.box][piece.mask].mean() >= MIN_CELL_ENERGY)
     guesses = np.sqrt([piece.area / np.pi for piece in pieces])
-    traced, strength = outlines(deviation, owner, np.array(middles), guesses, noise)
+    traced, strength = trace_outlines(deviation, owner, np.array(middles), guesses, noise)
     traced = gaussian_filter1d(traced, 1.0, axis=1, mode="wrap")  # (N, ANGLES)
 
     nearest = np.full(deviation.shape, 1.0, np.float32)  # distance to the owner's middle as a share of its outline's

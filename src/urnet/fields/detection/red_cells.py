@@ -8,30 +8,30 @@ cells there is no such gap, and nothing is left out: what brightfield cannot tel
 
 import numpy as np
 
-NEAR = 0.1
+BOX_HALF_WIDTH = 0.1
 """Half the width, in logarithm of diameter and edge, of the box in which the densest place is looked for."""
 
-FEWEST = 20
+MIN_CLUSTER_SIZE = 20
 """Least number of particles that make a cluster; of fewer, chance gathers some anywhere."""
 
-UNEVEN = 0.055
+MAX_LOG_DIAMETER_STD = 0.055
 """Greatest standard deviation of a cluster's log diameter."""
 
-BETWEEN = 0.12
+MAX_GAP_SHARE = 0.12
 """Most particles in the gap about a cluster (to twice its radius), as a share of it. On the 32 phantom fields with
 red cells that this was set on, 24 had such a cluster, and 2 of 1,920 white cells fell into one; on 64 without (all
 classes, lymphocytes alone, or lymphocytes and monocytes) there was none, the closest with 0.24. On 32 others, 22 had
 one, and 11 of 1,920 white cells fell into one, all on a single field of 60; at 0.18 it would have been 24, and 21."""
 
-OTHERS = 0.3
+MIN_LARGER_SHARE = 0.3
 """Least number of larger particles, as a share of a cluster's: in a field of red cells alone, or of lymphocytes alone,
 nothing tells which they are."""
 
-SMALLER = 0.87
+MAX_DIAMETER_RATIO = 0.87
 """Greatest diameter of a cluster, in the median one of the larger particles."""
 
 
-def red_cells(widths: np.ndarray, looks: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def find_red_cells(widths: np.ndarray, looks: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Say which particles of a field are red cells, or smaller than those.
 
     Args:
@@ -47,7 +47,7 @@ def red_cells(widths: np.ndarray, looks: np.ndarray, whole: np.ndarray) -> np.nd
 
     none = np.zeros(len(widths), dtype=bool)
     whole = whole & np.isfinite(looks).all(axis=1)
-    if whole.sum() < FEWEST:
+    if whole.sum() < MIN_CLUSTER_SIZE:
         return none
     shades = looks[:, 1:] / max(np.abs(looks[whole, 1:]).mean(), 1e-30)
     seen = np.column_stack([np.log(widths), looks[:, 0], shades])  # (N, 1 + D)
@@ -55,7 +55,7 @@ def red_cells(widths: np.ndarray, looks: np.ndarray, whole: np.ndarray) -> np.nd
     cluster = _densest(points[:, :2])
     limit = chi2.ppf(0.975, points.shape[1])
     for _ in range(4):
-        if cluster.sum() < FEWEST:
+        if cluster.sum() < MIN_CLUSTER_SIZE:
             return none
         middle = points[cluster].mean(axis=0)
         inverse = np.linalg.inv(np.cov(points[cluster].T) + 1e-4 * np.eye(points.shape[1]))
@@ -63,13 +63,13 @@ def red_cells(widths: np.ndarray, looks: np.ndarray, whole: np.ndarray) -> np.nd
         cluster = distance <= limit
     count, between = cluster.sum(), ((distance > limit) & (distance <= 4 * limit)).sum()
     width = np.exp(middle[0])
-    larger = points[:, 0] > middle[0] + NEAR
+    larger = points[:, 0] > middle[0] + BOX_HALF_WIDTH
     if (
-        count < FEWEST
-        or points[cluster, 0].std() > UNEVEN
-        or between > BETWEEN * count
-        or larger.sum() < OTHERS * count
-        or width > SMALLER * np.exp(np.median(points[larger, 0]))
+        count < MIN_CLUSTER_SIZE
+        or points[cluster, 0].std() > MAX_LOG_DIAMETER_STD
+        or between > MAX_GAP_SHARE * count
+        or larger.sum() < MIN_LARGER_SHARE * count
+        or width > MAX_DIAMETER_RATIO * np.exp(np.median(points[larger, 0]))
     ):
         return none
     offset = np.where(np.isfinite(seen), seen, np.inf)
@@ -84,8 +84,8 @@ def _densest(points: np.ndarray) -> np.ndarray:
     from scipy.spatial import KDTree
 
     tree = KDTree(points)
-    counts = tree.query_ball_point(points, NEAR, p=np.inf, return_length=True)
+    counts = tree.query_ball_point(points, BOX_HALF_WIDTH, p=np.inf, return_length=True)
     counts[points[:, 0] > np.median(points[:, 0])] = 0
     near = np.zeros(len(points), dtype=bool)
-    near[tree.query_ball_point(points[np.argmax(counts)], NEAR, p=np.inf)] = True
+    near[tree.query_ball_point(points[np.argmax(counts)], BOX_HALF_WIDTH, p=np.inf)] = True
     return near

@@ -10,8 +10,14 @@ import numpy as np
 from pylibCZIrw.czi import CziReader
 
 from urnet.errors import ImageError
-from urnet.fields.io.microscopy import MicroscopySource, depth_of, plane_missing, too_many_dimensions, widest
-from urnet.fields.io.pixel_size import number, square
+from urnet.fields.io.microscopy import (
+    MicroscopySource,
+    explain_extra_dimensions,
+    missing_plane_error,
+    supported_type,
+    widest_type,
+)
+from urnet.fields.io.pixel_size import parse_length, square_pixel_um
 from urnet.fields.io.source import Scene
 
 _TYPES = {
@@ -55,7 +61,7 @@ class CziSource(MicroscopySource):
         kind = next(name for name, about in _TYPES.items() if about == (scene.dtype, scene.colour))
         plane = {"T": time, "C": channels[channel], "Z": depths[z]}
         if tuple(plane.values()) not in planes:
-            raise plane_missing(self.path, scene, channel, z)
+            raise missing_plane_error(self.path, scene, channel, z)
         top, left, height, width = part
         pixels = self._reader.read(roi=(x + left, y + top, width, height), plane=plane, scene=number, pixel_type=kind)
         return pixels[..., ::-1] if scene.colour else pixels[..., 0]  # the file's colours are blue, green, red
@@ -81,7 +87,7 @@ class CziSource(MicroscopySource):
             )
         everything = [at for some in parts.values() for at, _ in some]
         further = {words: len({at.get(axis, 0) for at in everything}) for axis, words in _FURTHER.items()}
-        if problem := too_many_dimensions(further):
+        if problem := explain_extra_dimensions(further):
             raise ImageError(f"{self.path}: {problem}", code="fields.dimension_unsupported")
         about = self._metadata()
         kinds = {channel: self._kind(names) for channel, names in types.items()}
@@ -103,7 +109,7 @@ class CziSource(MicroscopySource):
         left, top = min(rect.x for _, rect in parts), min(rect.y for _, rect in parts)
         right, bottom = max(rect.x + rect.w for _, rect in parts), max(rect.y + rect.h for _, rect in parts)
         here = tuple(kinds[channel] for channel in channels)
-        dtype, colour = widest(here)
+        dtype, colour = widest_type(here)
         own = _scene_name(about, number)
         return [
             Scene(
@@ -116,7 +122,7 @@ class CziSource(MicroscopySource):
                 planes=len(depths),
                 dtype=dtype,
                 colour=colour,
-                pixel_um=square([_scale(about, axis) for axis in "XY"]),
+                pixel_um=square_pixel_um([_scale(about, axis) for axis in "XY"]),
                 address=(number, (left, top), time, channels, depths, planes),
                 kinds=here,
             )
@@ -131,7 +137,7 @@ class CziSource(MicroscopySource):
                 code="fields.depth_unsupported",
             )
         dtype, colour = _TYPES.get(found[0], ("object", False))
-        return depth_of(self.path, dtype, found[0]), colour
+        return supported_type(self.path, dtype, found[0]), colour
 
     def _metadata(self) -> ElementTree.Element:
         """The metadata; without any, or with damaged ones, an element that holds nothing."""
@@ -142,7 +148,7 @@ class CziSource(MicroscopySource):
 
 def _scale(about: ElementTree.Element, axis: str) -> float:
     """Edge of a pixel along an axis, µm; NaN where the metadata do not say."""
-    return 1e6 * number(about.findtext(f"./Metadata/Scaling/Items/Distance[@Id='{axis}']/Value"))
+    return 1e6 * parse_length(about.findtext(f"./Metadata/Scaling/Items/Distance[@Id='{axis}']/Value"))
 
 
 def _channel_name(about: ElementTree.Element, number: int) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 from liffile import LifFile
 
 from urnet.errors import ImageError
-from urnet.fields.io.microscopy import MicroscopySource, depth_of, too_many_dimensions, widest
-from urnet.fields.io.pixel_size import square
+from urnet.fields.io.microscopy import MicroscopySource, explain_extra_dimensions, supported_type, widest_type
+from urnet.fields.io.pixel_size import square_pixel_um
 from urnet.fields.io.source import Scene
 
 _X, _Y, _Z, _T, _EMISSION, _EXCITATION, _MOSAIC = 1, 2, 3, 4, 5, 9, 10
@@ -109,7 +109,7 @@ class LifSource(MicroscopySource):
             for number, one in dimensions.items()
             if number not in _KNOWN
         }
-        if problem := too_many_dimensions(further):
+        if problem := explain_extra_dimensions(further):
             raise ImageError(f"{self.path}: {problem}")
         one = _Dimension(1, 0, 0.0, 0.0, "")
         across, down = dimensions[_X], dimensions[_Y]
@@ -118,8 +118,8 @@ class LifSource(MicroscopySource):
         channels = _layers(self.path, image, across.step)
         begin = self._begin(image, [across, down, deep, time, tile, *waves], channels)
         layers = _with_wavelengths(channels, waves)
-        kinds = tuple((depth_of(self.path, layer.dtype), len(layer.starts) == 3) for _, layer in layers)
-        dtype, colour = widest(kinds)
+        kinds = tuple((supported_type(self.path, layer.dtype), len(layer.starts) == 3) for _, layer in layers)
+        dtype, colour = widest_type(kinds)
         scenes = []
         for t, m in product(range(time.count), range(tile.count)):
             parts = [f"t{t}"] * (time.count > 1) + [f"tile {m}"] * (tile.count > 1)
@@ -132,7 +132,7 @@ class LifSource(MicroscopySource):
                     planes=deep.count,
                     dtype=dtype,
                     colour=colour,
-                    pixel_um=square([across.spacing_um, down.spacing_um]),
+                    pixel_um=square_pixel_um([across.spacing_um, down.spacing_um]),
                     address=(
                         begin + t * time.step + m * tile.step,
                         layers,
@@ -204,7 +204,7 @@ def _layers(path: Path, image: Element, pixel: int) -> list[_Layer]:
         if (detail := details.get(name)) is not None:
             name = "--".join(detail.get(key, "") for key in ("LUT", "ContrastingMethodName", "FluoCubeName"))
         dtype = np.dtype(f"<{'f' if real else 'u'}{size}")
-        depth_of(path, dtype)
+        supported_type(path, dtype)
         single.append((one.get("ChannelTag", "0"), _Layer((int(one.attrib["BytesInc"]),), dtype, name)))
     layers = []
     while single:

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 
 from urnet.errors import ImageError
-from urnet.fields.io.source import Region, Scene, Source, checked
+from urnet.fields.io.source import ReadRegion, Scene, Source, check_pixels
 from urnet.images.read import translate_decoder_errors
 
-WHOLE = 256 * 2**20
+MAX_WHOLE_PLANE_BYTES = 256 * 2**20
 """Bytes of a plane up to which it is read once and kept; larger ones are read in regions."""
 
-_STARTS = {
+_SIGNATURES = {
     ".czi": (b"ZISRAWFILE",),
     ".nd2": (b"\xda\xce\xbe\x0a", b"\0\0\0\x0cjP  "),
     ".lif": (b"\x70\0\0\0",),
 }
-SUFFIXES = frozenset(_STARTS)
+SUFFIXES = frozenset(_SIGNATURES)
 """Names of the formats that are read here (lower case)."""
 
 
@@ -56,7 +56,7 @@ def open_microscopy(path: Path) -> Source:
             start = file.read(16)
         if not start:
             raise ImageError(f"{path}: the file is empty (0 bytes)")
-        if not start.startswith(_STARTS[suffix]):
+        if not start.startswith(_SIGNATURES[suffix]):
             raise ImageError(
                 f"{path}: its content is no {kind}, whatever its name says; rename the file to what it is, or copy it "
                 "again",
@@ -79,11 +79,11 @@ class MicroscopySource(ABC):
     def close(self) -> None:
         """Close the file."""
 
-    def plane(self, scene: Scene, channel: int, z: int) -> Region:
+    def plane(self, scene: Scene, channel: int, z: int) -> ReadRegion:
         """How regions of one plane are read."""
         scene = scene.of_channel(channel)
         dtype, samples = np.dtype(scene.dtype), 3 if scene.colour else 1
-        small = scene.height * scene.width * dtype.itemsize * samples <= WHOLE
+        small = scene.height * scene.width * dtype.itemsize * samples <= MAX_WHOLE_PLANE_BYTES
         whole: list[np.ndarray] = []
 
         def read(top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -91,7 +91,7 @@ class MicroscopySource(ABC):
             expected = (height, width, 3) if scene.colour else (height, width)
             if pixels.shape != expected:
                 raise ImageError(f"{self.path}: damaged: a plane of {pixels.shape} values where {expected} are stated")
-            return checked(self.path, pixels.astype(dtype, copy=False))
+            return check_pixels(self.path, pixels.astype(dtype, copy=False))
 
         def region(top: int, left: int, height: int, width: int) -> np.ndarray:
             with translate_decoder_errors(self.path):
@@ -104,7 +104,7 @@ class MicroscopySource(ABC):
         return region
 
 
-def too_many_dimensions(sizes: Mapping[str, int]) -> str:
+def explain_extra_dimensions(sizes: Mapping[str, int]) -> str:
     """Why an image with further dimensions is refused; empty where none has more than one value.
 
     Args:
@@ -119,7 +119,7 @@ def too_many_dimensions(sizes: Mapping[str, int]) -> str:
     )
 
 
-def plane_missing(path: Path, scene: Scene, channel: int, z: int) -> ImageError:
+def missing_plane_error(path: Path, scene: Scene, channel: int, z: int) -> ImageError:
     """The error for a plane that the file names and does not hold."""
     return ImageError(
         f"{path}: scene {scene.name} has no plane of channel {scene.channels[channel]}, z {z}; it was not taken, or "
@@ -128,7 +128,7 @@ def plane_missing(path: Path, scene: Scene, channel: int, z: int) -> ImageError:
     )
 
 
-def depth_of(path: Path, dtype: Any, stated: str = "") -> str:
+def supported_type(path: Path, dtype: Any, stated: str = "") -> str:
     """The depth at which pixels of a type are handed on.
 
     Args:
@@ -150,7 +150,7 @@ def depth_of(path: Path, dtype: Any, stated: str = "") -> str:
     )
 
 
-def widest(kinds: Iterable[tuple[str, bool]]) -> tuple[str, bool]:
+def widest_type(kinds: Iterable[tuple[str, bool]]) -> tuple[str, bool]:
     """The depth that holds the values of all channels, and whether any is in colour."""
     kinds = list(kinds)
     return max((dtype for dtype, _ in kinds), key=lambda dtype: np.dtype(dtype).itemsize), any(c for _, c in kinds)

@@ -9,8 +9,8 @@ import nd2
 import numpy as np
 
 from urnet.errors import ImageError
-from urnet.fields.io.microscopy import MicroscopySource, depth_of, plane_missing, too_many_dimensions
-from urnet.fields.io.pixel_size import number, square
+from urnet.fields.io.microscopy import MicroscopySource, explain_extra_dimensions, missing_plane_error, supported_type
+from urnet.fields.io.pixel_size import parse_length, square_pixel_um
 from urnet.fields.io.source import Scene
 
 _LOOPS = {"XYPosLoop": "P", "TimeLoop": "T", "NETimeLoop": "T", "ZStackLoop": "Z"}
@@ -41,7 +41,7 @@ class Nd2Source(MicroscopySource):
         places, fixed = scene.address
         index = places.get((*fixed, z))
         if index is None:
-            raise plane_missing(self.path, scene, channel, z)
+            raise missing_plane_error(self.path, scene, channel, z)
         top, left, height, width = part
         file = self._file
         together = file.components_per_channel
@@ -56,7 +56,7 @@ class Nd2Source(MicroscopySource):
         loops = file.experiment
         axes = Counter(_LOOPS.get(loop.type, loop.type) for loop in loops)
         sizes = {loop.type: loop.count for loop in loops if loop.type not in _LOOPS or axes[_LOOPS[loop.type]] > 1}
-        if problem := too_many_dimensions(sizes):
+        if problem := explain_extra_dimensions(sizes):
             raise ImageError(f"{self.path}: {problem}", code="fields.dimension_unsupported")
         taken = file.attributes.sequenceCount
         places = {
@@ -66,10 +66,10 @@ class Nd2Source(MicroscopySource):
         }
         sizes = file.sizes
         channels, components = sizes.get("C", 1), sizes.get("S", 1)
-        dtype = depth_of(self.path, file.dtype)
+        dtype = supported_type(self.path, file.dtype)
         names, positions, sides = [""] * channels, self._positions(), [math.nan] * 2
         with suppress(Exception):  # metadata of microscopes that the library does not know leave the pixels readable
-            sides = [number(side) for side in file.voxel_size()[:2]]
+            sides = [parse_length(side) for side in file.voxel_size()[:2]]
             told = [str(one.channel.name).strip() for one in file.metadata.channels]
             names = told if len(told) == channels else names
         times = sizes.get("T", 1)
@@ -82,7 +82,7 @@ class Nd2Source(MicroscopySource):
                 planes=sizes.get("Z", 1),
                 dtype=dtype,
                 colour=components == 3,
-                pixel_um=square(sides),
+                pixel_um=square_pixel_um(sides),
                 address=(places, (number, time)),
             )
             for number, position in enumerate(positions)

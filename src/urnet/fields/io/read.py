@@ -14,8 +14,8 @@ import numpy as np
 from urnet.errors import ImageError
 from urnet.fields.io.microscopy import SUFFIXES as MICROSCOPY_SUFFIXES
 from urnet.fields.io.microscopy import open_microscopy
-from urnet.fields.io.pixel_size import plausible
-from urnet.fields.io.source import Region, Scene, SingleImage, Source
+from urnet.fields.io.pixel_size import is_plausible
+from urnet.fields.io.source import ReadRegion, Scene, SingleImage, Source
 from urnet.fields.io.tiff.source import TiffSource
 from urnet.images.orientation import map_to_stored, orient, orient_shape
 from urnet.images.read import MIN_EDGE, SUFFIXES, TIFF_STARTS, read_first_bytes, read_single_image_size
@@ -45,7 +45,7 @@ class FieldInfo:
             it says is not believed.
         scene: number of the scene that this is about.
         files: all files that hold the image, in order of their names.
-        doubted_um: what the file says where that is not believed (`urnet.fields.io.pixel_size`).
+        implausible_um: what the file says where that is not believed (`urnet.fields.io.pixel_size`).
     """
 
     height: int
@@ -58,14 +58,14 @@ class FieldInfo:
     pixel_um: float | None
     scene: int
     files: tuple[Path, ...]
-    doubted_um: float | None = None
+    implausible_um: float | None = None
 
 
 class Field:
     """One channel of one scene, open for reading; close it, or use it in a `with` statement."""
 
     def __init__(
-        self, source: Source, number: int, scene: Scene, planes: Sequence[Region], project: Callable | None = None
+        self, source: Source, number: int, scene: Scene, planes: Sequence[ReadRegion], project: Callable | None = None
     ):
         self.path = source.path
         self.info = _info(source, number, scene)
@@ -151,7 +151,7 @@ def open_field(path: Path, *, channel: str | None = None, z: str | None = None, 
     try:
         number = _scene(source, scene)
         chosen = source.scenes[number]
-        place = pick(source.path, "channel", channel, chosen.channels)
+        place = choose_by_name(source.path, "channel", channel, chosen.channels)
         chosen = chosen.of_channel(place)
         planes, project = _planes(source, chosen, place, z)
         return Field(source, number, chosen, planes, project)
@@ -160,7 +160,7 @@ def open_field(path: Path, *, channel: str | None = None, z: str | None = None, 
         raise
 
 
-def z_of_partner(path: Path, z: str | None, scene: str | None = None) -> str | None:
+def partner_z(path: Path, z: str | None, scene: str | None = None) -> str | None:
     """The `z` with which another image of the same field is opened: a single plane goes with any plane of a stack.
 
     Args:
@@ -203,7 +203,7 @@ def _scene(source: Source, asked: str | None) -> int:
     Raises:
         ImageError: none of that name or number, several and none asked for, or one that cannot be used.
     """
-    number = pick(source.path, "scene", asked, [one.name for one in source.scenes])
+    number = choose_by_name(source.path, "scene", asked, [one.name for one in source.scenes])
     chosen = source.scenes[number]
     if problem := _problem(chosen):
         named = f" scene {chosen.name}:" if len(source.scenes) > 1 else ""
@@ -213,7 +213,7 @@ def _scene(source: Source, asked: str | None) -> int:
 
 def _info(source: Source, number: int, scene: Scene) -> FieldInfo:
     height, width = orient_shape((scene.height, scene.width), scene.orientation)
-    believed = scene.pixel_um is not None and plausible(scene.pixel_um)
+    believed = scene.pixel_um is not None and is_plausible(scene.pixel_um)
     return FieldInfo(
         height=height,
         width=width,
@@ -225,11 +225,11 @@ def _info(source: Source, number: int, scene: Scene) -> FieldInfo:
         pixel_um=scene.pixel_um if believed else None,
         scene=number,
         files=scene.files or (source.path,),
-        doubted_um=None if believed else scene.pixel_um,
+        implausible_um=None if believed else scene.pixel_um,
     )
 
 
-def pick(path: Path, what: str, asked: str | None, names: Sequence[str]) -> int:
+def choose_by_name(path: Path, what: str, asked: str | None, names: Sequence[str]) -> int:
     """Number of the one that is asked for by name or number.
 
     Raises:
@@ -253,7 +253,7 @@ def pick(path: Path, what: str, asked: str | None, names: Sequence[str]) -> int:
     raise ImageError(f"{path}: no {what} {asked!r}; there {'are' if len(names) > 1 else 'is'} {listed}; see {where}")
 
 
-def _planes(source: Source, scene: Scene, channel: int, z: str | None) -> tuple[list[Region], Callable | None]:
+def _planes(source: Source, scene: Scene, channel: int, z: str | None) -> tuple[list[ReadRegion], Callable | None]:
     """The planes to read, and how several become one."""
     asked = None if z is None or not str(z).strip() else str(z).strip().lower()
     number = int(asked) if asked is not None and asked.isascii() and asked.isdigit() else None
@@ -277,21 +277,21 @@ def _planes(source: Source, scene: Scene, channel: int, z: str | None) -> tuple[
     return planes, {"max": _greatest, "min": _least, "mean": _mean}[asked]
 
 
-def _greatest(planes: Sequence[Region], region: tuple[int, int, int, int]) -> np.ndarray:
+def _greatest(planes: Sequence[ReadRegion], region: tuple[int, int, int, int]) -> np.ndarray:
     result = planes[0](*region)
     for plane in planes[1:]:
         np.maximum(result, plane(*region), out=result)
     return result
 
 
-def _least(planes: Sequence[Region], region: tuple[int, int, int, int]) -> np.ndarray:
+def _least(planes: Sequence[ReadRegion], region: tuple[int, int, int, int]) -> np.ndarray:
     result = planes[0](*region)
     for plane in planes[1:]:
         np.minimum(result, plane(*region), out=result)
     return result
 
 
-def _mean(planes: Sequence[Region], region: tuple[int, int, int, int]) -> np.ndarray:
+def _mean(planes: Sequence[ReadRegion], region: tuple[int, int, int, int]) -> np.ndarray:
     first = planes[0](*region)
     total = first.astype(np.float64)
     for plane in planes[1:]:
@@ -300,7 +300,7 @@ def _mean(planes: Sequence[Region], region: tuple[int, int, int, int]) -> np.nda
     return total.astype(first.dtype) if first.dtype.kind == "f" else np.rint(total).astype(first.dtype)
 
 
-def _sharpness(plane: Region, scene: Scene) -> float:
+def _sharpness(plane: ReadRegion, scene: Scene) -> float:
     """Variance of the Laplacian over the squared mean, in nine windows spread over the field."""
     from scipy.ndimage import gaussian_laplace
 

@@ -13,7 +13,7 @@ from urnet.errors import ImageError
 from urnet.images.orientation import AS_STORED
 from urnet.images.read import MAX_PIXELS, check_finite, read_image
 
-Region = Callable[[int, int, int, int], np.ndarray]
+ReadRegion = Callable[[int, int, int, int], np.ndarray]
 """Reads (top, left, height, width) of one plane, all within it: (h, w) or (h, w, 3)."""
 
 DEPTHS = ("uint8", "uint16", "float32")
@@ -67,7 +67,7 @@ class Source(Protocol):
     path: Path
     scenes: tuple[Scene, ...]
 
-    def plane(self, scene: Scene, channel: int, z: int) -> Region:
+    def plane(self, scene: Scene, channel: int, z: int) -> ReadRegion:
         """How regions of one plane are read."""
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class SingleImage:
         self.scenes = (Scene("0", height, width, ("0",), 1, dtype, colour, None),)
         self._pixels: np.ndarray | None = None
 
-    def plane(self, scene: Scene, channel: int, z: int) -> Region:
+    def plane(self, scene: Scene, channel: int, z: int) -> ReadRegion:
         """How regions are read; there is one plane."""
 
         def region(top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -105,7 +105,7 @@ class SingleImage:
         self._pixels = None
 
 
-def checked(path: Path, pixels: np.ndarray) -> np.ndarray:
+def check_pixels(path: Path, pixels: np.ndarray) -> np.ndarray:
     """Finite, contiguous pixels.
 
     Raises:

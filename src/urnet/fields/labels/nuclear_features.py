@@ -42,32 +42,32 @@ FEATURES = {
 }
 """What `nuclear_features` measures, in which unit. What needs a mask or a pixel size is NaN without it."""
 
-FAINTEST = 5.0
+MIN_BRIGHTNESS_SNR = 5.0
 """Brightness above the background, in standard deviations of the smoothed noise, below which there is no nucleus."""
 
-SMALLEST = 0.04
+MIN_NUCLEUS_SHARE = 0.04
 """Least area of a nucleus, as a share of the cell's; a segmented granulocyte's is about 0.25."""
 
-PIECE = 0.1
+MIN_PIECE_SHARE = 0.1
 """Least area of a piece of the nucleus, as a share of the largest piece's."""
 
-OWN = 1 / 3
+MIN_OVERLAP_SHARE = 1 / 3
 """Least share of a bright spot that lies in the cell, for its part there to belong to the cell's nucleus."""
 
-GAP = 0.2
+MAX_GAP = 0.2
 """Without a mask: greatest gap between pieces of one nucleus, in diameters of the piece nearest to the centre."""
 
-SMOOTHING = 1 / 60
+SMOOTHING_WIDTH = 1 / 60
 """Standard deviation of the smoothing, in diameters of the cell; 0.5 px at least. About 0.2 µm."""
 
-CELL = 0.5
+DEFAULT_CELL_WIDTH = 0.5
 """Diameter of the cell where no mask is given, as a share of the crop's shorter edge."""
 
-NECK = 0.8
+LOBE_NECK_RATIO = 0.8
 """Constriction that sets off a lobe. Noise dents a smooth outline by less, and the optics widen the filaments between
 lobes; the textbook's third of the lobe's width is seen in stained smears under oil only."""
 
-STANDARD = 40
+STANDARD_DIAMETER_PX = 40
 """Diameter in px at which shape is measured."""
 
 
@@ -150,27 +150,27 @@ def _segment(nucleus: np.ndarray, cell: np.ndarray | None) -> tuple[np.ndarray, 
     grey = np.where(known, grey, np.median(grey[known]))
     H, W = grey.shape
     edge = min(H, W)
-    across = CELL * edge if cell is None else 2 * math.sqrt(cell.sum() / math.pi)
+    across = DEFAULT_CELL_WIDTH * edge if cell is None else 2 * math.sqrt(cell.sum() / math.pi)
     away = np.hypot(*(np.mgrid[:H, :W] - np.array([(H - 1) / 2, (W - 1) / 2])[:, None, None]))
     middle = away <= across / 2 if cell is None else cell
 
     above = grey - _background(grey, ~middle)
-    smooth = ndimage.gaussian_filter(above, max(0.5, SMOOTHING * across))
+    smooth = ndimage.gaussian_filter(above, max(0.5, SMOOTHING_WIDTH * across))
     noise = _spread(smooth[~middle & (smooth < np.median(smooth) + 3 * _spread(smooth))])
     if np.issubdtype(np.asarray(nucleus).dtype, np.integer):
         noise = max(noise, 0.1)  # whole counts hide less noise than this
     peak = float(np.percentile(smooth[middle], 97))
-    if peak <= max(FAINTEST * noise, 1e-6 * np.abs(grey).max()):
+    if peak <= max(MIN_BRIGHTNESS_SNR * noise, 1e-6 * np.abs(grey).max()):
         return None
     level = float(threshold_otsu(np.clip(smooth, 0, peak)))
     bright = smooth > level
 
     if cell is not None:
         mask = _within(bright, ndimage.binary_dilation(cell, iterations=max(1, round(0.04 * across))))
-        least = SMALLEST * cell.sum()
+        least = MIN_NUCLEUS_SHARE * cell.sum()
     else:
         mask = _nearest(bright, away, edge / 4)
-        least = SMALLEST * math.pi / 4 * across**2
+        least = MIN_NUCLEUS_SHARE * math.pi / 4 * across**2
     mask = _without_specks(mask)
     if mask.sum() < max(least, 8):
         return None
@@ -220,7 +220,7 @@ def _within(bright: np.ndarray, cell: np.ndarray) -> np.ndarray:
     spots, _ = ndimage.label(bright, np.ones((3, 3)))
     whole = np.bincount(spots.ravel())
     inside = np.bincount(spots[cell], minlength=len(whole))
-    own = inside >= OWN * whole
+    own = inside >= MIN_OVERLAP_SHARE * whole
     own[0] = False
     return own[spots] & cell
 
@@ -237,7 +237,7 @@ def _nearest(bright: np.ndarray, away: np.ndarray, reach: float) -> np.ndarray:
     areas = np.bincount(spots.ravel(), minlength=count + 1)[1:]
     near = distances <= distances.min() + 0.1 * reach
     first = spots == 1 + int(np.argmax(np.where(near, areas, 0)))
-    gap = GAP * 2 * math.sqrt(first.sum() / math.pi)
+    gap = MAX_GAP * 2 * math.sqrt(first.sum() / math.pi)
     joined, _ = ndimage.label(ndimage.distance_transform_edt(~bright) <= gap / 2, np.ones((3, 3)))
     return bright & (joined == joined[first][0])
 
@@ -251,15 +251,15 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
         return filled
     areas = np.bincount(spots.ravel())
     areas[0] = 0
-    return (areas >= PIECE * areas.max())[spots] & filled
+    return (areas >= MIN_PIECE_SHARE * areas.max())[spots] & filled
 
 
 def _at_standard_size(mask: np.ndarray, smooth: np.ndarray, level: float) -> tuple[np.ndarray, float]:
-    """The nucleus enlarged or reduced to `STANDARD`, its outline drawn between the pixels, and its diameter there."""
+    """Scale the nucleus to `STANDARD_DIAMETER_PX` with a subpixel outline; return the mask and its diameter, px."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     mask = np.pad(mask[box], 2)
     values = np.pad(smooth, 2, mode="edge")[box[0].start : box[0].stop + 4, box[1].start : box[1].stop + 4]
-    fold = STANDARD / (2 * math.sqrt(mask.sum() / math.pi))
+    fold = STANDARD_DIAMETER_PX / (2 * math.sqrt(mask.sum() / math.pi))
     # Next to the outline the counts decide; farther out, or where the cell's mask cut it, the mask does.
     values = np.where(ndimage.binary_dilation(mask), np.where(mask, np.maximum(values, level), values), 0)
     values = np.minimum(values, 2 * level)
@@ -284,7 +284,7 @@ def _shape(shape: np.ndarray, diameter: float) -> dict[str, float]:
     branches, length = _skeleton(shape, distance, diameter)
     return {
         "pieces": float(ndimage.label(shape, np.ones((3, 3)))[1]),
-        "lobes": float(_lobes(distance, NECK)),
+        "lobes": float(_lobes(distance, LOBE_NECK_RATIO)),
         "neck": _neck(distance),
         "thickness": 2 * float(distance.max()) / diameter,
         "roundness": min(1.0, 4 * math.pi * area / float(perimeter_crofton(shape, 4)) ** 2),

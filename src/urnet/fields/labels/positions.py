@@ -9,8 +9,8 @@ import pandas as pd
 
 from urnet.cells.table import check_names
 from urnet.errors import CellsError
-from urnet.fields.detection.detect import Found
-from urnet.fields.detection.matching import Agreement, match
+from urnet.fields.detection.detect import Detection
+from urnet.fields.detection.matching import Agreement, match_positions
 from urnet.fields.io.read import FieldInfo
 from urnet.fields.table import FieldRow
 from urnet.files.user_tables import number_error, read_table
@@ -72,7 +72,9 @@ def read_labels(path: Path, rows: Sequence[FieldRow], infos: Sequence[FieldInfo]
     return table
 
 
-def labels_of(found: list[Found], truth: pd.DataFrame | None) -> tuple[dict[int, dict[str, str]], Agreement | None]:
+def match_labels(
+    found: list[Detection], truth: pd.DataFrame | None
+) -> tuple[dict[int, dict[str, str]], Agreement | None]:
     """What a table of labelled positions says of the cells of a field.
 
     Args:
@@ -86,7 +88,7 @@ def labels_of(found: list[Found], truth: pd.DataFrame | None) -> tuple[dict[int,
         return {}, None
     places = np.array([(cell.x, cell.y) for cell in found]).reshape(-1, 2)
     reach = 0.5 * float(np.median([cell.diameter for cell in found])) if found else 0.0
-    pairs = match(places, truth[["x", "y"]].to_numpy(float), reach)
+    pairs = match_positions(places, truth[["x", "y"]].to_numpy(float), reach)
     known = {}
     for cell, position in pairs:
         entry = truth.iloc[int(position)]
@@ -95,12 +97,12 @@ def labels_of(found: list[Found], truth: pd.DataFrame | None) -> tuple[dict[int,
     return known, Agreement(len(found), len(truth), len(pairs))
 
 
-def label_notes(truth: pd.DataFrame, agreements: Sequence[Agreement]) -> list[str]:
+def note_unmatched_labels(truth: pd.DataFrame, agreements: Sequence[Agreement]) -> list[str]:
     """Which labels no cell took.
 
     Args:
         truth: all positions, from `read_labels`.
-        agreements: field by field, from `labels_of`.
+        agreements: field by field, from `match_labels`.
     """
     here, matched = sum(one.truth for one in agreements), sum(one.matched for one in agreements)
     notes = []

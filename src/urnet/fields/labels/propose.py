@@ -45,7 +45,7 @@ TEXTBOOK: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float,
 }
 """What the textbooks say of each class, in `CLASSES`' order."""
 
-LOBES = {
+LOBE_FREQUENCIES = {
     # 1, 2, 3, 4, 5 and more. Arneth's 5, 35, 41, 17 and 2 %, half of each seen as one less, since lobes lie over one
     # another and filaments are thinner than the optics resolve; folded monocytes and cleft lymphocytes look lobed.
     "granulocyte": (0.225, 0.38, 0.29, 0.095, 0.01),
@@ -54,10 +54,10 @@ LOBES = {
 }
 """How often a nucleus of each class shows so many lobes."""
 
-NONE_OF_THEM = 0.05
+OTHER_PRIOR = 0.05
 """How likely a nucleus is of none of the classes beforehand."""
 
-LEARNED = (
+CLASSIFIER_FEATURES = (
     "ratio",
     "lobes",
     "neck",
@@ -77,7 +77,7 @@ LEARNED = (
 
 Brightness is left out: it changes with exposure and staining from slide to slide."""
 
-FEWEST = 3
+MIN_LABELLED_PER_CLASS = 3
 """Labelled cells that each class must have, for a cross-validated confidence."""
 
 
@@ -107,8 +107,8 @@ def propose(features: pd.DataFrame) -> pd.DataFrame:
         CellsError: a column that the rule reads is missing.
     """
     _check_columns(features, [*TEXTBOOK, "lobes"])
-    evidence = np.tile(np.append(np.zeros(len(CLASSES)), np.log(NONE_OF_THEM)), (len(features), 1))  # (N, K + 1)
-    evidence[:, :-1] += np.log((1 - NONE_OF_THEM) / len(CLASSES))
+    evidence = np.tile(np.append(np.zeros(len(CLASSES)), np.log(OTHER_PRIOR)), (len(features), 1))  # (N, K + 1)
+    evidence[:, :-1] += np.log((1 - OTHER_PRIOR) / len(CLASSES))
     masked = features["ratio"].notna().to_numpy()
     for name, (*typical, span) in TEXTBOOK.items():
         value = features[name].to_numpy(float)
@@ -118,7 +118,7 @@ def propose(features: pd.DataFrame) -> pd.DataFrame:
         fit = -(((value[:, None] - middle) / deviation) ** 2) / 2 - np.log(deviation * np.sqrt(2 * np.pi))
         evidence += np.nan_to_num(np.column_stack([fit, np.where(np.isnan(value), 0, -np.log(span))]))
     lobes = np.clip(features["lobes"].fillna(1).to_numpy(), 1, 5).astype(int) - 1
-    often = np.array([*(LOBES[name] for name in CLASSES), (0.2,) * 5])  # (K + 1, 5)
+    often = np.array([*(LOBE_FREQUENCIES[name] for name in CLASSES), (0.2,) * 5])  # (K + 1, 5)
     evidence += np.log(often[:, lobes]).T
     probabilities = np.exp(evidence - evidence.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
@@ -190,20 +190,20 @@ def fit_proposer(features: pd.DataFrame, labels: Sequence[str]) -> Proposer:
 
     if len(features) != len(labels):
         raise CellsError(f"{len(features)} cells with {len(labels)} labels; each cell needs one, or an empty one")
-    _check_columns(features, ["area", *LEARNED])
+    _check_columns(features, ["area", *CLASSIFIER_FEATURES])
     names = np.array([str(label) for label in labels], dtype=object)
     usable = features["area"].notna().to_numpy() & (names != "")
     features, names = features[usable], names[usable]
     classes, truth, counts = np.unique(names.astype(str), return_inverse=True, return_counts=True)
-    few = [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if count < FEWEST]
+    few = [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if count < MIN_LABELLED_PER_CLASS]
     if len(classes) < 2 or few:
         found = ", ".join(few) or f"{len(classes)} class(es)"
         raise CellsError(
-            f"labelled cells with a nucleus: {found}; at least two classes with {FEWEST} cells each are needed: "
-            "label more cells, or use the textbook rule"
+            f"labelled cells with a nucleus: {found}; a classifier needs at least two classes with "
+            f"{MIN_LABELLED_PER_CLASS} cells each: label more cells, or use the textbook rule"
         )
     known = features.notna().all()
-    columns = [name for name in LEARNED if known[name]]
+    columns = [name for name in CLASSIFIER_FEATURES if known[name]]
     columns += [] if known["diameter_um"] else ["area"]
     given = features[columns]
 

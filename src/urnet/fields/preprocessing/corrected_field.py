@@ -8,7 +8,7 @@ from urnet.fields.preprocessing.illumination import Illumination
 from urnet.fields.preprocessing.registration import Shift
 
 
-class View:
+class CorrectedField:
     """Reads any region of an open field.
 
     Args:

@@ -1,14 +1,14 @@
-"""Even light: the field's illumination, estimated from the fields of a batch or given by images of an empty spot.
+"""Illumination of a batch of fields: estimated from the fields, or given by images of an empty spot.
 
-A corrected pixel is (pixel - dark) / flat. The flat is relative, of mean 1, and kept on a coarse grid that covers the
-field whatever its size, so that it is stored with the crops and applied the same way in front of a trained model. The
-dark level cannot be told from fields alone and is taken as 0 unless it is given.
+A corrected pixel is (pixel - dark) / flat. The flat field is relative, with mean 1. It is stored on a coarse grid that
+covers a field of any size, so that training and prediction apply the same correction. Fields alone do not show the dark
+level: it is 0 unless a dark image is given.
 
-Estimated from fields, in the spirit of BaSiC (Peng et al., Nat. Commun. 8, 14836, 2017) but without its low-rank
-decomposition: the median brightness of each block of each field, relative to the field's own, and through these a
-polynomial of degree 4 by robust least squares, which passes over blocks that cells cover. From `MANY` fields on, cells
-lie elsewhere in most of them, and the median of what the polynomial leaves is added, smoothed: dust, and light that is
-no polynomial.
+The estimate follows BaSiC (Peng et al., Nat. Commun. 8, 14836, 2017) without its low-rank decomposition:
+
+1. Take the median brightness of each block of each field, relative to the median of the field.
+2. Fit a polynomial of degree 4 by robust least squares, which gives little weight to blocks that cells cover.
+3. With `MIN_FIELDS_PER_BLOCK_MEDIAN` fields or more, add the smoothed median of the residuals (dust, for example).
 """
 
 import json
@@ -24,23 +24,23 @@ from scipy.ndimage import gaussian_filter
 from urnet.errors import ImageError
 from urnet.fields.io.read import Field, open_field
 
-GRID = 48
+GRID_BLOCKS = 48
 """Edge of the grid of an estimated flat, blocks."""
 
-GIVEN_GRID = 128
+MAX_GIVEN_BLOCKS = 128
 """Greatest edge of the grid of a given flat or dark image, blocks."""
 
-DEGREE = 4
+POLYNOMIAL_DEGREE = 4
 """Of the polynomial: vignetting falls with the fourth power of the cosine."""
 
-MANY = 8
+MIN_FIELDS_PER_BLOCK_MEDIAN = 8
 """Fields from which blocks are judged one by one."""
 
-LEAST = 0.1
+MIN_RELATIVE_BRIGHTNESS = 0.1
 """Smallest relative brightness that is believed: darker corners hold noise, and dividing would only raise it."""
 
-_BAND = 1024  # rows that are read at once, px
-_SAMPLES = 64  # pixels along a block's edge that its median is taken of
+_BAND_ROWS = 1024  # rows that are read at once, px
+_MAX_SAMPLES = 64  # pixels along a block's edge that its median is taken of
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +133,8 @@ NO_CORRECTION = Illumination("none", np.ones((1, 1), np.float32))
 """Leaves fields as they are."""
 
 
-def measure_light(field: Field) -> np.ndarray:
-    """What an estimate of the light takes from one field, (2, GRID, GRID): its blocks' brightness and texture.
+def measure_illumination(field: Field) -> np.ndarray:
+    """Measure the brightness and texture of each block of a field, (2, GRID_BLOCKS, GRID_BLOCKS).
 
     Args:
         field: open; it is read once, band by band. Colours are averaged.
@@ -142,16 +142,16 @@ def measure_light(field: Field) -> np.ndarray:
     Raises:
         ImageError: it cannot be read.
     """
-    block, texture = (_at_least(grid, GRID) for grid in _blocks(field, GRID, GRID))
+    block, texture = (_at_least(grid, GRID_BLOCKS) for grid in _blocks(field, GRID_BLOCKS, GRID_BLOCKS))
     level = np.median(block)
     return np.stack([block, texture]) / level if level > 0 else np.ones((2, *block.shape))
 
 
-def flat_through(measured: Sequence[np.ndarray]) -> Illumination:
+def estimate_illumination(measured: Sequence[np.ndarray]) -> Illumination:
     """Estimate the light of fields taken at one microscope in one session.
 
     Args:
-        measured: what `measure_light` took from each; the fields can be of any sizes.
+        measured: what `measure_illumination` took from each; the fields can be of any sizes.
 
     Returns:
         The flat; all 1 where the fields have no light in them.
@@ -161,15 +161,15 @@ def flat_through(measured: Sequence[np.ndarray]) -> Illumination:
     """
     if not measured:
         raise ValueError("no fields to estimate the light from")
-    stack, textures = np.stack(measured, axis=1)  # (fields, GRID, GRID) each
+    stack, textures = np.stack(measured, axis=1)  # (fields, GRID_BLOCKS, GRID_BLOCKS) each
     flat = _fit(stack, textures)
-    if len(stack) >= MANY:
+    if len(stack) >= MIN_FIELDS_PER_BLOCK_MEDIAN:
         rest = np.median(stack / flat, axis=0)
         flat = flat * gaussian_filter(rest, 1.0, mode="nearest")
     return Illumination("estimated", _relative(flat))
 
 
-def given_flat(flat: Path, dark: Path | None = None) -> Illumination:
+def read_flat_field(flat: Path, dark: Path | None = None) -> Illumination:
     """The light as an image of an empty spot shows it.
 
     Args:
@@ -191,7 +191,7 @@ def given_flat(flat: Path, dark: Path | None = None) -> Illumination:
             sizes = " and ".join(f"{width} x {height}" for height, width in (edges, dark_edges))
             raise ImageError(f"{flat} and {dark} are {sizes} px; flat and dark must be taken with the same camera area")
     light = bright - (0 if below is None else below)
-    if light.min() <= LEAST * light.mean():
+    if light.min() <= MIN_RELATIVE_BRIGHTNESS * light.mean():
         against = "black in places" if dark is None else f"no brighter than the dark image {dark} in places"
         raise ImageError(f"{flat}: {against}; an image of an empty, evenly lit spot is needed")
     return Illumination("given", _relative(light), below)
@@ -201,9 +201,9 @@ def _given(path: Path) -> tuple[np.ndarray, tuple[int, int], float]:
     """Means of blocks, (h, w); height and width; share of pixels at the top of the file's range."""
     with open_field(path) as field:
         H, W = field.info.height, field.info.width
-        fold = max(1, math.ceil(max(H, W) / GIVEN_GRID))
+        fold = max(1, math.ceil(max(H, W) / MAX_GIVEN_BLOCKS))
         means, _ = _blocks(field, math.ceil(H / fold), math.ceil(W / fold), mean=True)
-        middle = field.read(H // 4, W // 4, max(1, min(H // 2, _BAND)), max(1, min(W // 2, _BAND)))
+        middle = field.read(H // 4, W // 4, max(1, min(H // 2, _BAND_ROWS)), max(1, min(W // 2, _BAND_ROWS)))
     top = np.iinfo(middle.dtype).max if middle.dtype.kind != "f" else np.inf
     return means, (H, W), float((middle >= top).mean())
 
@@ -219,10 +219,10 @@ def _blocks(field: Field, down: int, across: int, mean: bool = False) -> tuple[n
     level, texture = np.zeros((down, across)), np.zeros((down, across))
     first = 0
     while first < down:
-        last = max(first + 1, int(np.searchsorted(rows, rows[first] + _BAND, "right")) - 1)
+        last = max(first + 1, int(np.searchsorted(rows, rows[first] + _BAND_ROWS, "right")) - 1)
         band = field.read(int(rows[first]), 0, int(rows[last] - rows[first]), W)
         for i in range(first, last):
-            step = 1 if mean else max(1, (rows[i + 1] - rows[i]) // _SAMPLES)
+            step = 1 if mean else max(1, (rows[i + 1] - rows[i]) // _MAX_SAMPLES)
             lines = band[rows[i] - rows[first] : rows[i + 1] - rows[first] : step]
             grey = lines if lines.ndim == 2 else lines.mean(axis=2)
             for j in range(across):
@@ -230,7 +230,7 @@ def _blocks(field: Field, down: int, across: int, mean: bool = False) -> tuple[n
                 if mean:
                     level[i, j] = block.mean(dtype=np.float64)
                 else:
-                    block = block[:, :: max(1, block.shape[1] // _SAMPLES)].astype(np.float64)
+                    block = block[:, :: max(1, block.shape[1] // _MAX_SAMPLES)].astype(np.float64)
                     level[i, j] = np.median(block)
                     texture[i, j] = np.median(np.abs(block - level[i, j]))
         first = last
@@ -247,7 +247,7 @@ def _fit(stack: np.ndarray, textures: np.ndarray) -> np.ndarray:
     """Robust polynomial through the blocks of all fields, (h, w), by iteratively reweighted least squares."""
     F, h, w = stack.shape
     y, x = (np.linspace(-1, 1, n) for n in (h, w))
-    powers = [(p, q) for p in range(DEGREE + 1) for q in range(DEGREE + 1 - p)]
+    powers = [(p, q) for p in range(POLYNOMIAL_DEGREE + 1) for q in range(POLYNOMIAL_DEGREE + 1 - p)]
     terms = np.stack([np.outer(y**p, x**q).ravel() for p, q in powers], axis=1)  # (h·w, terms)
     values = stack.reshape(F, -1)
     texture = textures.reshape(F, -1)
@@ -265,13 +265,13 @@ def _fit(stack: np.ndarray, textures: np.ndarray) -> np.ndarray:
         weight = calm * np.clip(1 - (rest / (4.685 * scale)) ** 2, 0, None) ** 2  # Tukey's biweight
         if not weight.any():
             break
-    return np.maximum(fitted, LEAST).reshape(h, w)
+    return np.maximum(fitted, MIN_RELATIVE_BRIGHTNESS).reshape(h, w)
 
 
 def _relative(flat: np.ndarray) -> np.ndarray:
-    """Mean 1, and nowhere below `LEAST`."""
+    """Mean 1, and nowhere below `MIN_RELATIVE_BRIGHTNESS`."""
     flat = flat / flat.mean()
-    return np.maximum(flat, LEAST).astype(np.float32)
+    return np.maximum(flat, MIN_RELATIVE_BRIGHTNESS).astype(np.float32)
 
 
 def _spread(grid: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

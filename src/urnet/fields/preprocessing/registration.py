@@ -16,19 +16,19 @@ from scipy.ndimage import gaussian_filter, label, median_filter, zoom
 
 from urnet.errors import ImageError
 
-EDGE = 1024
+MAX_MAP_EDGE_PX = 1024
 """Longest edge of the maps, px; larger images are averaged down, which leaves less than half a pixel of doubt."""
 
-SIGNAL = 8.0
+MIN_SIGNAL = 8.0
 """Least height of a map's brightest spot above its median, in standard deviations of its noise; below, no cells."""
 
-AGREE = 0.4
+MIN_CORRELATION = 0.4
 """Least correlation of the two maps where they show the same cells: phantoms have 0.6 and more, strangers below 0.3."""
 
-FEW = 5
+MIN_NUCLEI_TO_REJECT = 5
 """Nuclei below which a field is too empty to say that the images do not belong together."""
 
-LEAST = 3
+MIN_NUCLEI = 3
 """Nuclei below which no shift is looked for."""
 
 
@@ -65,12 +65,12 @@ def register(brightfield: np.ndarray, nuclei: np.ndarray, limit: float) -> Shift
             f"the brightfield is {next(sizes)} px and the nuclei are {next(sizes)} px; both must show the same field "
             "in grey at the same size; export them again together"
         )
-    fold = max(1, math.ceil(max(brightfield.shape) / EDGE))
+    fold = max(1, math.ceil(max(brightfield.shape) / MAX_MAP_EDGE_PX))
     bright, glow = (_reduced(image, fold) for image in (brightfield, nuclei))
     glow = glow - _background(glow)
     width = _width(glow)
     maps = [_contrast(bright, width), gaussian_filter(glow, width)]
-    if min(_signal(one) for one in maps) < SIGNAL:
+    if min(_signal(one) for one in maps) < MIN_SIGNAL:
         return Shift(0.0, 0.0, 1.0)
     window = np.sqrt(np.outer(*(np.hanning(edge + 2)[1:-1] for edge in bright.shape))).astype(np.float32)
     cells = [_cells_alone(one) for one in maps]
@@ -78,20 +78,20 @@ def register(brightfield: np.ndarray, nuclei: np.ndarray, limit: float) -> Shift
     near, agreement = _best(surface, cells, limit / fold)
     far, far_agreement = _best(surface, cells, math.inf)
     nuclei_seen = label(cells[1] > 0.5)[1]
-    few = nuclei_seen < FEW
-    if nuclei_seen < LEAST or (few and agreement < AGREE):  # one or two nuclei fit some debris by chance
+    few = nuclei_seen < MIN_NUCLEI_TO_REJECT
+    if nuclei_seen < MIN_NUCLEI or (few and agreement < MIN_CORRELATION):  # one or two nuclei fit some debris by chance
         return Shift(0.0, 0.0, 1.0)
-    if not few and far_agreement > AGREE and far_agreement > agreement + 0.2:
+    if not few and far_agreement > MIN_CORRELATION and far_agreement > agreement + 0.2:
         down, right = (part * fold for part in far)
         raise ImageError(
             f"the nuclei lie {math.hypot(down, right):.0f} px beside the brightfield ({-down:+.0f} rows, {-right:+.0f} "
             f"columns), more than the {limit:.0f} px that are believed; check that the two files belong together, or "
             "align them first"
         )
-    if agreement < AGREE:
+    if agreement < MIN_CORRELATION:
         raise ImageError(
             f"brightfield and nuclei show different cells: their correlation is {agreement:.2f} at best, less than "
-            f"{AGREE:g}; check that the two files belong together and that none is turned or mirrored"
+            f"{MIN_CORRELATION:g}; check that the two files belong together and that none is turned or mirrored"
         )
     return Shift(near[0] * fold, near[1] * fold, 1 - agreement)
 

@@ -22,7 +22,7 @@ from urnet.cells.copies import copy_key, padding_tiles
 from urnet.cells.table import Cells, find_images
 from urnet.errors import ImageError, UrnetError
 from urnet.fields.cropping.crop import crop_fields
-from urnet.fields.cropping.settings import Cropping, PixelSizeError
+from urnet.fields.cropping.settings import CropSettings, PixelSizeError
 from urnet.fields.field_or_crop import is_larger_than_crops
 from urnet.fields.table import TABLE_NAME as FIELD_TABLE
 from urnet.files.csv_tables import write_csv
@@ -48,7 +48,7 @@ def work(connection: Connection, config: ModelConfig, cropping: str | None, limi
             file; bytes of `memory`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server says when it is over
-    decoder = _Decoder(config, None if cropping is None else Cropping.load(Path(cropping)), limits)
+    decoder = _Decoder(config, None if cropping is None else CropSettings.load(Path(cropping)), limits)
     _bound_memory(limits["memory"])
     with suppress(EOFError, ConnectionError):  # the server has gone
         connection.send_bytes(b"{}")
@@ -81,7 +81,7 @@ def _answer(decoder: "_Decoder", order: dict[str, Any], say: Callable[[str], Non
 def _reason(error: Exception, name: str) -> str:
     """Why a file cannot be read, for whoever sent it."""
     if isinstance(error, PixelSizeError):
-        return f"{error.found}; give it with the files (pixel_size_um), or save the fields with it, as OME-TIFF"
+        return f"{error.problem}; give it with the files (pixel_size_um), or save the fields with it, as OME-TIFF"
     if isinstance(error, UrnetError):
         return str(error)
     if is_disk_full(error):
@@ -118,7 +118,7 @@ class _Lost:
 
 
 class _Decoder:
-    def __init__(self, config: ModelConfig, cropping: Cropping | None, limits: dict[str, int]):
+    def __init__(self, config: ModelConfig, cropping: CropSettings | None, limits: dict[str, int]):
         self.config, self.cropping, self.limits = config, cropping, limits
         self.open = lru_cache(maxsize=4)(self._open)
 
@@ -166,7 +166,9 @@ class _Decoder:
         for left_behind in (staging_folder(out), out):  # by a process that died
             shutil.rmtree(left_behind, ignore_errors=True)
         try:
-            cropped = crop_fields(table, out, self.cropping, again=True, attempt=lambda row: lost(row.brightfield))
+            cropped = crop_fields(
+                table, out, self.cropping, for_prediction=True, guard=lambda row: lost(row.brightfield)
+            )
         except ImageError:
             if lost.without(files):
                 raise

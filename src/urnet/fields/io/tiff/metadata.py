@@ -8,7 +8,7 @@ import numpy as np
 import tifffile
 
 from urnet.errors import ImageError
-from urnet.fields.io.pixel_size import COARSEST_UM, number, square
+from urnet.fields.io.pixel_size import MAX_PIXEL_UM, parse_length, square_pixel_um
 from urnet.fields.io.tiff.ome import OmeImage, OmeSet
 from urnet.images.ome_xml import find_children
 from urnet.images.tiff_pages import Page
@@ -78,9 +78,10 @@ def channel_names(names: Sequence[str | None], count: int) -> tuple[str, ...]:
 
 def pixel_of_ome(image: OmeImage) -> float | None:
     """Edge of a pixel in µm as the OME-XML states it."""
-    return square(
+    return square_pixel_um(
         [
-            number(image.pixels.get(f"PhysicalSize{axis}")) * _unit(image.pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+            parse_length(image.pixels.get(f"PhysicalSize{axis}"))
+            * _unit(image.pixels.get(f"PhysicalSize{axis}Unit", "µm"))
             for axis in "XY"
         ]
     )
@@ -95,9 +96,9 @@ def pixel_um(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
     if not unit or 282 not in page.tags:
         return None
     sides = [_unit(unit) / r if r > 0 else math.nan for r in page.get_resolution()]
-    pixel = square(sides)
+    pixel = square_pixel_um(sides)
     # A resolution for printers, such as 72 dpi, states nothing about the specimen.
-    return None if pixel is not None and unit.lower() in _PRINTERS and pixel > COARSEST_UM else pixel
+    return None if pixel is not None and unit.lower() in _PRINTERS and pixel > MAX_PIXEL_UM else pixel
 
 
 def _unit(name: str) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 import tifffile
 
 from urnet.errors import ImageError
-from urnet.fields.io.source import Region, Scene, checked
+from urnet.fields.io.source import ReadRegion, Scene, check_pixels
 from urnet.fields.io.tiff.metadata import (
     channel_names,
     channels_of_ome,
@@ -41,7 +41,7 @@ from urnet.images.read import (
 )
 from urnet.images.tiff_pages import MAX_PAGES, list_pages, open_page, open_tiff, read_micromanager_metadata
 
-KEPT = 160 * 2**20
+MAX_CACHED_BYTES = 160 * 2**20
 """Bytes of decoded tiles or strips that are kept: neighbouring regions share them."""
 
 MAX_SAMPLES = 64
@@ -50,7 +50,7 @@ MAX_SAMPLES = 64
 MAX_FORMS = 500
 """Most different sizes and kinds of pages in one file that are sorted into images."""
 
-LOADED = 64
+MAX_LOADED_PAGES = 64
 """Pages of which the decoder's view is kept."""
 
 _VENDORS = (
@@ -103,7 +103,7 @@ class TiffSource:
         for tif in (self._tif, *self._others.values()):
             tif.close()
 
-    def plane(self, scene: Scene, channel: int, z: int) -> Region:
+    def plane(self, scene: Scene, channel: int, z: int) -> ReadRegion:
         """How regions of one plane are read."""
         grid, samples, first = scene.address
         sample = {"": None, "C": channel, "Z": z}.get(samples, samples)
@@ -125,7 +125,7 @@ class TiffSource:
         self._check_whole(page, place.file.stat().st_size)
         self._check_pieces(page)
         self._loaded[place] = page
-        while len(self._loaded) > LOADED:
+        while len(self._loaded) > MAX_LOADED_PAGES:
             self._loaded.popitem(last=False)
         return page
 
@@ -407,7 +407,7 @@ class TiffSource:
         piece = decoded[0]
         self._kept[key] = piece
         self._bytes += piece.nbytes
-        while self._bytes > KEPT and len(self._kept) > 1:
+        while self._bytes > MAX_CACHED_BYTES and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return piece
 
@@ -472,7 +472,7 @@ class _Plane:
                 if self.sample is not None:
                     pixels = pixels[..., self.sample : self.sample + 1]
             pixels = pixels[..., :3] if self.colour and not palette else pixels[..., 0]
-            return checked(self.source.path, convert_tiff_values(pixels, keyframe, self.depth))
+            return check_pixels(self.source.path, convert_tiff_values(pixels, keyframe, self.depth))
 
     def _rows(
         self, at: "tifffile.TiffPage", plane: int, together: int, top: int, left: int, height: int, width: int
