@@ -126,7 +126,7 @@ def compared(out: Path, kinds: list[str], folds: list[str]) -> None:
     """Paired differences on the test parts, to the teacher; predictions and differences are kept as CSV."""
     from urnet.evaluation.paired import paired_differences
     from urnet.evaluation.predictions import own_part
-    from urnet.training.run import Run
+    from urnet.run_folder import Run
 
     tested: dict[str, list[pd.DataFrame]] = {kind: [] for kind in kinds}
     for kind in kinds:

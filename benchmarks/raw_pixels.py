@@ -19,7 +19,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from urnet.training.run import Run
+from urnet.run_folder import Run
 
 REPLICATES = 2000
 

@@ -31,8 +31,8 @@ from urnet.cells.table import Cells, read_cells
 from urnet.evaluation.evaluate import evaluate
 from urnet.images.simulation.optics import draw_imaging, simulate_brightfield
 from urnet.images.simulation.phantom import CLASS_FREQUENCY, CROP_UM, Scene, draw_crop, paint_other_particle
-from urnet.nets.features import caught_inputs, last_layer
-from urnet.training.run import Run
+from urnet.nets.features import find_last_layer, record_inputs
+from urnet.run_folder import Run
 
 COUNT = 100
 NEIGHBOUR = 10
@@ -180,7 +180,7 @@ def distances(run: Run, model: Model, known: np.ndarray, things: dict[str, np.nd
     images, labels = model.read(train), train.labels
     all_depths, last = {}, {}
     for name, part in {"train": images, "known": known, **things}.items():
-        with caught_inputs(last_layer(model.joint.classifier)) as caught:
+        with record_inputs(find_last_layer(model.joint.classifier)) as caught:
             all_depths[name], sizes = look(model, part)
         last[name] = torch.cat([x.flatten(1) for x in caught]).cpu().numpy()
     ends = np.cumsum(sizes)[:-1]

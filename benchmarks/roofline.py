@@ -77,7 +77,7 @@ def main() -> None:
         images = torch.empty(BATCH, 3, SIZE, SIZE, dtype=torch.bfloat16)
         labels = torch.zeros(BATCH, dtype=torch.long)
     with traffic:
-        F.cross_entropy(model.look(images)[0], labels).backward()
+        F.cross_entropy(model.enhance_and_classify(images)[0], labels).backward()
     flops, bytes_, least = (sum(one[part] for one in traffic.sums.values()) for part in range(3))
     kinds = sorted(traffic.sums.items(), key=lambda item: -item[1][2])
     told = {

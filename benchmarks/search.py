@@ -16,10 +16,10 @@ from typing import Any
 import pandas as pd
 
 from urnet.benchmark.plans import Row
-from urnet.nets.enhancers.registry import picture_options
+from urnet.nets.enhancers.registry import artefact_free_options
 from urnet.recipe import Recipe, load_recipe
 
-RESIDUAL: dict[str, Any] = {"name": "urnet", "width": 8, "residual": True, **picture_options("urnet")}
+RESIDUAL: dict[str, Any] = {"name": "urnet", "width": 8, "residual": True, **artefact_free_options("urnet")}
 BOTH: dict[str, Any] = {"input": "both"}
 
 
@@ -82,7 +82,7 @@ def candidates(net1: Recipe, only: list[str], kind: str) -> list[Row]:
     unknown = sorted(set(only) - set(tried))
     if unknown:
         raise SystemExit(f"no candidate {unknown[0]}; there are {', '.join(tried)}")
-    return [Row(n, n, net1.changed(name=n, **changes)) for n, changes in tried.items() if not only or n in only]
+    return [Row(n, n, net1.with_changes(name=n, **changes)) for n, changes in tried.items() if not only or n in only]
 
 
 def validated(out: Path) -> pd.DataFrame:

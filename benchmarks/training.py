@@ -45,8 +45,8 @@ from urnet.cells.simulate import write_phantom
 from urnet.cpus import usable_cpus
 from urnet.nets.joint import build_joint
 from urnet.nets.size import count_macs
+from urnet.run_folder import Run
 from urnet.training.fit import train
-from urnet.training.run import Run
 
 PLAIN = Path(__file__).parent / "plain" / "training.py"
 PAPER = {"width": 64, "classifier": "resnet101", "size": 200, "batch": 8}
@@ -375,7 +375,11 @@ def run_loop(options: dict[str, Any]) -> None:
     layout = torch.channels_last if options.get("channels_last") else torch.contiguous_format
     model = network(options).to(device, memory_format=layout).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=options.get("fused", False))
-    forward = torch.compile(model.look, dynamic=False) if options.get("compile") else model.look  # as training does
+    forward = (
+        torch.compile(model.enhance_and_classify, dynamic=False)
+        if options.get("compile")
+        else model.enhance_and_classify
+    )  # as training does
     cells = torch.randint(0, 256, (4 * batch, 3, size, size), dtype=torch.uint8, device=device)
     labels = torch.randint(0, 3, (4 * batch,), device=device)
     ends, found = [], []

@@ -17,7 +17,7 @@ from urnet.evaluation.figure_style import to_png
 from urnet.evaluation.galleries import gallery_figure
 from urnet.images.scale import fit_scaling
 from urnet.nets import create_enhancer
-from urnet.training.run import Run
+from urnet.run_folder import Run
 
 
 def main() -> None:

@@ -90,11 +90,11 @@ def test_the_last_override_wins():
 
 def test_a_changed_recipe_is_a_checked_copy():
     recipe = load_recipe("quick")
-    changed = recipe.changed(seed=3, split={"folds": 5, "fold": 2})
+    changed = recipe.with_changes(seed=3, split={"folds": 5, "fold": 2})
     assert (changed.seed, changed.split.fold, changed.split.test) == (3, 2, recipe.split.test)
     assert recipe.seed == 0
     with pytest.raises(RecipeError, match="fold 5 needs folds to be at least 6"):
-        changed.changed(split={"fold": 5})
+        changed.with_changes(split={"fold": 5})
 
 
 def test_labels_may_be_numbers():
@@ -301,4 +301,4 @@ def test_another_classifier_does_not_inherit_options(order):
     assert load_recipe("quick", changes[:1]).classifier.options == {}
     assert load_recipe("quick", changes[::order]).classifier.options == {"drop_rate": 0.1}
     assert load_recipe("quick", ["classifier.name=resnet10t"]).classifier.options == {"output_stride": 8}
-    assert load_recipe("quick").overridden(changes[:1]).classifier.options == {}
+    assert load_recipe("quick").with_overrides(changes[:1]).classifier.options == {}

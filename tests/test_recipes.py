@@ -3,7 +3,7 @@
 import pytest
 
 from urnet.evaluation.evaluate import evaluate
-from urnet.nets.enhancers.registry import PICTURE, enhancer_options, picture_options
+from urnet.nets.enhancers.registry import ARTEFACT_FREE, artefact_free_options, list_enhancer_options
 from urnet.recipe import list_recipes, load_recipe
 from urnet.training.distill import distill
 from urnet.training.fit import train
@@ -18,7 +18,7 @@ def shrunk(name: str) -> list[str]:
         changes.append("classifier.name=test_byobnet")
     changes += ["classifier.weights=null", "augment.per_class=6", "train.epochs=1", "train.batch_size=8"]
     changes += ["pretrain.batch_size=8"]
-    if "width" in enhancer_options(recipe.enhancer.name):
+    if "width" in list_enhancer_options(recipe.enhancer.name):
         changes.append("enhancer.width=2")
     if recipe.pretrain.epochs:
         changes.append("pretrain.epochs=1")
@@ -67,8 +67,8 @@ def test_the_papers_recipes_are_its_table_1():
 def test_our_recipes_bound_the_enhanced_image_and_the_papers_do_not(name):
     enhancer = load_recipe(name).enhancer
     pictures = {"demo", "quick", "net4-laptop", "urnet-best", "urnet-small"}
-    expected = picture_options(enhancer.name) if name in pictures else {}
-    assert {key: value for key, value in enhancer.options.items() if key in PICTURE} == expected
+    expected = artefact_free_options(enhancer.name) if name in pictures else {}
+    assert {key: value for key, value in enhancer.options.items() if key in ARTEFACT_FREE} == expected
     assert bool(expected) is (name in pictures)
 
 

@@ -130,7 +130,7 @@ def test_calibrating_seals_anew(trained, tmp_path, capsys):
     run = shutil.copytree(trained.folder, tmp_path / "run")
     cells = tmp_path / "run/cells.csv"
     text = cells.read_text(encoding="utf-8").splitlines()
-    from urnet.training.run import Run
+    from urnet.run_folder import Run
 
     before, root = Run(run).load_model().digest(), Run(trained.folder).cells().root
     cells.write_text("\n".join([text[0], *(f"{(root / line).resolve()}" for line in text[1:])]), encoding="utf-8")
@@ -391,8 +391,8 @@ def test_what_a_recipe_names_is_never_read_from_a_model(trained, shapes, tmp_pat
 def test_no_command_takes_a_bundle_for_a_run(trained, shapes, tiny, tmp_path, opened, capsys, raises_code):
     """A table in a bundle names images anywhere on the machine."""
     from urnet.export.formats import export_run
+    from urnet.run_folder import Run
     from urnet.serve.database.prefetch import Waiting
-    from urnet.training.run import Run
 
     elsewhere = shutil.copytree(shapes, tmp_path / "elsewhere")
     bundle = shutil.copytree(trained.model, tmp_path / "bundle")
@@ -440,10 +440,10 @@ def test_what_a_bundle_cannot_hold_is_refused_before_training(shapes, tiny, tmp_
 
 def test_every_network_that_is_registered_may_be_in_a_bundle():
     from urnet.nets import list_enhancers
-    from urnet.nets.enhancers.registry import enhancer_options
+    from urnet.nets.enhancers.registry import list_enhancer_options
     from urnet.recipe import list_recipes, load_recipe
 
-    networks = [({"name": name, **enhancer_options(name)}, {"name": "resnet10t"}) for name in list_enhancers()]
+    networks = [({"name": name, **list_enhancer_options(name)}, {"name": "resnet10t"}) for name in list_enhancers()]
     for recipe in map(load_recipe, list_recipes()):
         classifier = {"name": recipe.classifier.name, "input": recipe.classifier.input, **recipe.classifier.options}
         networks.append(({"name": recipe.enhancer.name, **recipe.enhancer.options}, classifier))

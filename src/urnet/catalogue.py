@@ -13,7 +13,7 @@ from urnet.nets import (
     list_classifiers,
     list_enhancers,
 )
-from urnet.nets.enhancers.registry import enhancer_options
+from urnet.nets.enhancers.registry import list_enhancer_options
 from urnet.recipe import list_recipes, load_recipe
 
 REFERENCE_SIZE = 200
@@ -30,25 +30,25 @@ class Size:
     note: str = ""
 
 
-def enhancer_sizes() -> list[Size]:
+def list_enhancer_sizes() -> list[Size]:
     """Each enhancer with its default options on colour images of 200 × 200 px."""
     rows = []
     for name in list_enhancers():
         with torch.device("meta"):
             enhancer = create_enhancer(name, 3)
-        width = enhancer_options(name).get("width")
+        width = list_enhancer_options(name).get("width")
         note = "no parameters" if not count_parameters(enhancer) else f"width {width}" if width else ""
         rows.append(_size(name, enhancer, REFERENCE_SIZE, 3, note))
     return rows
 
 
-def classifier_sizes() -> list[Size]:
+def list_classifier_sizes() -> list[Size]:
     """The classifiers named first, with three classes, on images of 200 × 200 px."""
     with torch.device("meta"):
         return [_size(n, create_classifier(n, REFERENCE_CLASSES), REFERENCE_SIZE, 3) for n in list_classifiers()]
 
 
-def recipe_sizes() -> list[Size]:
+def list_recipe_sizes() -> list[Size]:
     """Each shipped recipe's joint model, with three classes, at its own input size."""
     rows = []
     for name in list_recipes():

@@ -54,7 +54,7 @@ class ProgressBars:
 
     def epoch_bar(self, stage: str, epochs: int) -> "Callback":
         """A Lightning callback that shows the epochs of a stage: loss, validation macro recall, time left."""
-        from urnet.training.progress_bar import EpochBar
+        from urnet.progress_bar import EpochBar
 
         self._stop()
         return EpochBar(stage, epochs)

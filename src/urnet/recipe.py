@@ -269,7 +269,7 @@ class Recipe(Section):
         """The whole recipe, every key resolved."""
         return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
-    def overridden(self, overrides: Iterable[str]) -> "Recipe":
+    def with_overrides(self, overrides: Iterable[str]) -> "Recipe":
         """A checked copy with `key=value` changes, dotted keys and YAML values, as `--set` takes them.
 
         Raises:
@@ -277,8 +277,8 @@ class Recipe(Section):
         """
         return _validate(_overridden(self.model_dump(mode="json"), overrides), "--set")
 
-    def changed(self, **sections: Any) -> "Recipe":
-        """A checked copy with keys replaced: `recipe.changed(seed=1, split={"fold": 2})`."""
+    def with_changes(self, **sections: Any) -> "Recipe":
+        """A checked copy with keys replaced: `recipe.with_changes(seed=1, split={"fold": 2})`."""
         return _validate(_merged(self.model_dump(mode="json"), sections), "recipe")
 
 

@@ -132,7 +132,7 @@ def test_curves_are_means_of_the_joint_training_with_bands_over_the_folds():
 
 
 def test_curves_of_protocol_paper_say_what_its_validation_is():
-    paper = replace(entry(), recipe=load_recipe("net1").changed(protocol="paper"))
+    paper = replace(entry(), recipe=load_recipe("net1").with_changes(protocol="paper"))
     assert "Accuracy, validation (test part)" in texts(figures.curves_figure([paper]))
     assert "Accuracy, validation" in texts(figures.curves_figure([paper, entry()]))
 

@@ -18,7 +18,7 @@ from urnet.benchmark.plans import plan
 from urnet.cells.table import read_cells
 from urnet.errors import CellsError, RunError
 from urnet.images.scale import Scaling
-from urnet.training.run import Run
+from urnet.run_folder import Run
 
 
 def silent(what: str, share: float) -> None:
@@ -26,7 +26,7 @@ def silent(what: str, share: float) -> None:
 
 
 class Notes:
-    """A watcher that remembers what it was told."""
+    """A reporter that remembers what it was told."""
 
     def __init__(self):
         self.messages = []
@@ -203,7 +203,7 @@ def test_too_few_cells_are_told_with_the_counts_before_anything_is_written(
     rank = cells.table.groupby("label").cumcount()
     few = cells.where([rank[k] < kept.get(label, 99) for k, label in enumerate(cells.table["label"])])
     with pytest.raises(CellsError, match=words):
-        opened(few, recipe=rows[0].recipe.changed(split={"folds": folds}))
+        opened(few, recipe=rows[0].recipe.with_changes(split={"folds": folds}))
     assert not (tmp_path / "out").exists()
 
 
@@ -225,10 +225,10 @@ def test_a_cell_has_a_folder_by_recipe_seed_and_fold(opened, rows):
 
 def test_a_digest_changes_with_all_that_decides_the_figures(rows):
     recipe = rows[3].recipe
-    same = [recipe.changed(name="x"), recipe.changed(seed=5), recipe.changed(split={"fold": 1})]
+    same = [recipe.with_changes(name="x"), recipe.with_changes(seed=5), recipe.with_changes(split={"fold": 1})]
     assert {digest(one) for one in same} == {digest(recipe)}
     others = [
-        recipe.changed(**{section: change})
+        recipe.with_changes(**{section: change})
         for section, change in (
             *(("train", {"lr": 0.5}), ("train", {"frozen": 1}), ("pretrain", {"target": "clahe"})),
             *(("enhancer", {"width": 3}), ("classifier", {"input": "both"}), ("input", {"size": 48})),
@@ -265,7 +265,7 @@ def test_training_seconds_add_up_over_attempts_and_are_unknown_after_a_kill(open
 def fake(errors: dict[str, BaseException]):
     """A stand-in for `run_cell` that raises what is named for a cell, and else leaves an outcome."""
 
-    def run_cell(cell, cells, audit, watcher=None):
+    def run_cell(cell, cells, audit, reporter=None):
         if error := errors.get(cell.title):
             raise error
         cell.predictions_path.parent.mkdir(parents=True)

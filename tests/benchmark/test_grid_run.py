@@ -18,8 +18,8 @@ from urnet.cells.table import read_cells
 from urnet.errors import CellsError, RecipeError, RunError
 from urnet.evaluation.evaluate import evaluate
 from urnet.progress import NoProgress
+from urnet.run_folder import Run
 from urnet.training import fit
-from urnet.training.run import Run
 
 TWO_ROWS = {"only": ["net1", "net4"], "folds": 2, "scale": "laptop"}
 
@@ -189,7 +189,7 @@ from urnet.benchmark.run import run_benchmark
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
 try:
-    run_benchmark("table3", sys.argv[2], sys.argv[3], overrides=sys.argv[4:], watcher=Interrupting(3), **TWO_ROWS)
+    run_benchmark("table3", sys.argv[2], sys.argv[3], overrides=sys.argv[4:], reporter=Interrupting(3), **TWO_ROWS)
 except KeyboardInterrupt as stop:
     sys.exit(str(stop))
 """

@@ -8,7 +8,7 @@ from urnet.benchmark.plans import SCALES, TABLES, Row, plan
 from urnet.benchmark.published import published
 from urnet.errors import RecipeError
 from urnet.nets import build_joint, count_parameters, create_enhancer, list_enhancers
-from urnet.nets.enhancers.registry import PICTURE, picture_options
+from urnet.nets.enhancers.registry import ARTEFACT_FREE, artefact_free_options
 from urnet.recipe import Recipe, load_recipe
 
 ROWS = {
@@ -56,7 +56,7 @@ def joint(recipe: Recipe):
             *(recipe.enhancer.name, recipe.classifier.name, 3, recipe.input.channels),
             enhancer_options=recipe.enhancer.options,
             classifier_options=recipe.classifier.options,
-            beside=recipe.classifier.input == "both",
+            concat_raw=recipe.classifier.input == "both",
         )
 
 
@@ -105,9 +105,9 @@ def test_laptop_scale_is_small_and_fetches_nothing(table):
 def test_at_paper_scale_enhancers_are_the_papers_and_at_laptop_scale_they_give_pictures():
     for table in TABLES:
         for row in plan(table):
-            assert not row.recipe.enhancer.options.keys() & PICTURE.keys(), row.name
+            assert not row.recipe.enhancer.options.keys() & ARTEFACT_FREE.keys(), row.name
         for row in plan(table, scale="laptop"):
-            expected = picture_options(row.recipe.enhancer.name)
+            expected = artefact_free_options(row.recipe.enhancer.name)
             assert row.recipe.enhancer.options.items() >= expected.items(), row.name
             assert expected or row.recipe.enhancer.name not in ("unet", "unetpp", "resunet", "urnet", "plain")
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 class Notes:
-    """A watcher that remembers what it was told."""
+    """A reporter that remembers what it was told."""
 
     def __init__(self):
         self.messages, self.shares = [], []
@@ -41,7 +41,7 @@ def test_through_ray_a_grid_gives_what_it_gives_alone(phantoms, small, tmp_path,
     monkeypatch.chdir(phantoms.parent)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # of a cluster that is gone, and that nobody asked for
     notes = Notes()
-    done = run_benchmark("table3", phantoms.name, tmp_path / "ray", jobs=2, overrides=small, watcher=notes, **ONE_ROW)
+    done = run_benchmark("table3", phantoms.name, tmp_path / "ray", jobs=2, overrides=small, reporter=notes, **ONE_ROW)
     assert done.failed == []
     assert [line[:5] for line in notes.messages] == ["[1/2]", "[2/2]"]
     assert all("net1, seed 0, fold" in line and ": done" in line for line in notes.messages)

@@ -71,7 +71,7 @@ def test_cells_of_known_classes_are_not_unknown(trained, shapes):
 
 def test_a_run_without_calibration_has_no_rejection(trained, draw, tmp_path, monkeypatch):
     from urnet.bundle.model import Model
-    from urnet.training.run import Run
+    from urnet.run_folder import Run
 
     monkeypatch.setattr(Run, "load_model", lambda self: Model.load(self.folder, calibrated=False))
     with pytest.raises(RunError, match="not calibrated; `urnet calibrate"):

@@ -17,7 +17,7 @@ from urnet.errors import RunError
 from urnet.export import onnx_format
 from urnet.export.formats import FORMATS, export_run
 from urnet.export.model_card import metrics_of, model_card
-from urnet.training.run import Run
+from urnet.run_folder import Run
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from urnet.export.parity import check
 from urnet.export.torch_format import open_torch, to_torch
 from urnet.images.scale import Scaling
 from urnet.nets import list_enhancers
-from urnet.nets.enhancers.registry import picture_options
+from urnet.nets.enhancers.registry import artefact_free_options
 
 SIZE = 32
 NARROW = {name: {"width": 2} for name in ("unet", "resunet", "unetpp", "urnet")}
@@ -95,7 +95,11 @@ def plain():
     ("enhancer", "options"),
     [
         *((name, {}) for name in list_enhancers() if name != "wls"),
-        *((name, {"residual": True, **picture_options(name)}) for name in list_enhancers() if picture_options(name)),
+        *(
+            (name, {"residual": True, **artefact_free_options(name)})
+            for name in list_enhancers()
+            if artefact_free_options(name)
+        ),
     ],
 )
 def test_every_enhancer(enhancer, options, tmp_path):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from urnet.nets import Enhancer, create_enhancer, list_enhancers
 from urnet.nets.baselines.traditional import gaussian_blur
-from urnet.nets.enhancers.registry import enhancer_options, picture_options
+from urnet.nets.enhancers.registry import artefact_free_options, list_enhancer_options
 
 SIZE = 96
-BOUNDED = [name for name in list_enhancers() if picture_options(name)]
+BOUNDED = [name for name in list_enhancers() if artefact_free_options(name)]
 FORMS = [
     *((name, {"residual": residual}) for name in BOUNDED for residual in (False, True)),
     ("plain", {"fold": 4}),
@@ -36,7 +36,7 @@ def textured(count: int, size: int = SIZE, *, sigma: float = 1.5, seed: int = 0)
 def settled(name: str, options: tuple = ()) -> Enhancer:
     """Build an enhancer with random weights, take a few steps, and let its batch norms follow."""
     torch.manual_seed(0)
-    small = {option: 4 for option in ("width", "depth") if option in enhancer_options(name)}
+    small = {option: 4 for option in ("width", "depth") if option in list_enhancer_options(name)}
     enhancer = create_enhancer(name, 1, **small, **dict(options)).train()
     if any(True for _ in enhancer.parameters()):
         optimiser = torch.optim.SGD(enhancer.parameters(), lr=0.05)
@@ -55,7 +55,7 @@ def settled(name: str, options: tuple = ()) -> Enhancer:
 
 
 def ours(name: str, options: dict) -> Enhancer:
-    return settled(name, tuple((picture_options(name) | options).items()))
+    return settled(name, tuple((artefact_free_options(name) | options).items()))
 
 
 def checkerboard(y: Tensor) -> float:
@@ -131,8 +131,8 @@ def test_folding_leaves_a_pattern_unless_it_is_averaged():
 @pytest.mark.parametrize("residual", [False, True])
 def test_a_bounded_output_stays_in_0_to_1_whatever_the_weights(name, residual):
     torch.manual_seed(0)
-    options = {option: 4 for option in ("width", "depth") if option in enhancer_options(name)}
-    enhancer = create_enhancer(name, 1, residual=residual, **options, **picture_options(name))
+    options = {option: 4 for option in ("width", "depth") if option in list_enhancer_options(name)}
+    enhancer = create_enhancer(name, 1, residual=residual, **options, **artefact_free_options(name))
     for parameter in enhancer.parameters():
         nn.init.normal_(parameter, std=3.0)
     for x in (textured(2, 40), torch.zeros(2, 1, 40, 40), torch.ones(2, 1, 40, 40)):
@@ -143,7 +143,7 @@ def test_a_bounded_output_stays_in_0_to_1_whatever_the_weights(name, residual):
 @pytest.mark.parametrize("name", BOUNDED)
 @pytest.mark.parametrize("training", [True, False])
 def test_a_bounded_residual_starts_as_the_identity(name, training):
-    enhancer = create_enhancer(name, 1, residual=True, **picture_options(name)).train(training)
+    enhancer = create_enhancer(name, 1, residual=True, **artefact_free_options(name)).train(training)
     x = torch.linspace(0, 1, 41 * 41).reshape(1, 1, 41, 41).repeat(2, 1, 1, 1)
     y = enhancer(x)
     torch.testing.assert_close(y, x.clamp(0.01, 0.99), atol=1e-6, rtol=0)

@@ -9,8 +9,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from urnet.nets import create_classifier, create_enhancer, list_enhancers
-from urnet.nets.checkpointing import Recomputing, recomputes, recomputing, statistics_kept
-from urnet.nets.enhancers.registry import enhancer_options
+from urnet.nets.checkpointing import (
+    Checkpointed,
+    activation_checkpointing,
+    fixed_running_statistics,
+    supports_checkpointing,
+)
+from urnet.nets.enhancers.registry import list_enhancer_options
 from urnet.nets.joint import build_joint
 
 FUSED = {"backbones": ["resnet10t", "test_byobnet"], "width": 4}
@@ -35,11 +40,11 @@ def trained(
     forward = torch.compile(network, dynamic=False, backend="aot_eager_decomp_partition") if compiled else network
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     torch.manual_seed(1)
-    with recomputing(network) if checkpointing else nullcontext():
+    with activation_checkpointing(network) if checkpointing else nullcontext():
         for _ in range(3):
             optimizer.zero_grad()
             loss = forward(images).square().mean()
-            with statistics_kept(network) if checkpointing else nullcontext():
+            with fixed_running_statistics(network) if checkpointing else nullcontext():
                 loss.backward()
             optimizer.step()
     gradients = {f"gradient of {name}": tensor.grad for name, tensor in network.named_parameters()}
@@ -55,10 +60,10 @@ def differing(network: nn.Module, images: torch.Tensor) -> list[str]:
 
 def narrow(name: str, **options) -> nn.Module:
     torch.manual_seed(0)
-    return create_enhancer(name, 1, **options | ({"width": 4} if "width" in enhancer_options(name) else {}))
+    return create_enhancer(name, 1, **options | ({"width": 4} if "width" in list_enhancer_options(name) else {}))
 
 
-ENHANCERS = [name for name in list_enhancers() if recomputes(narrow(name))]
+ENHANCERS = [name for name in list_enhancers() if supports_checkpointing(narrow(name))]
 
 
 def test_the_large_enhancers_compute_their_maps_again():
@@ -86,14 +91,14 @@ def test_classifiers_with_batch_norm_and_dropout_are_the_same_to_the_bit(name, o
     torch.manual_seed(0)
     classifier = create_classifier(name, 3, options=options)
     images = torch.rand(2, 3, 48, 48)  # without gradients of their own, as behind no enhancer
-    assert recomputes(classifier)
+    assert supports_checkpointing(classifier)
     assert differing(classifier, images) == []
 
 
 def test_both_networks_together_are_the_same_to_the_bit():
     torch.manual_seed(0)
     joint = build_joint("unetpp", "shahzad2022", 3, 1, enhancer_options={"width": 4}, classifier_options=FUSED)
-    with recomputing(joint) as count:
+    with activation_checkpointing(joint) as count:
         assert count == 3  # the enhancer and two backbones
     assert differing(joint, torch.rand(2, 1, 32, 32)) == []
 
@@ -110,9 +115,9 @@ def test_what_timm_recomputes_would_be_followed_twice_by_batch_norm():
     classifier = create_classifier("resnet10t", 3).train()
     norm = classifier.get_submodule("layer2.0.bn1")
     for kept, batches in ((True, 1), (False, 3)):
-        with recomputing(classifier):
+        with activation_checkpointing(classifier):
             loss = classifier(torch.rand(2, 3, 32, 32)).sum()
-            with statistics_kept(classifier) if kept else nullcontext():
+            with fixed_running_statistics(classifier) if kept else nullcontext():
                 loss.backward()
         assert norm.num_batches_tracked == batches
         assert norm.momentum == 0.1
@@ -122,7 +127,7 @@ def test_networks_are_as_before_when_the_context_closes():
     joint = build_joint("unetpp", "resnet10t", 3, 1, enhancer_options={"width": 4})
     called = []
     joint.classifier.layer1.register_forward_hook(lambda *_: called.append(True))
-    with recomputing(joint):
+    with activation_checkpointing(joint):
         joint(torch.rand(2, 1, 32, 32))
     assert called == []
     joint(torch.rand(2, 1, 32, 32))
@@ -131,9 +136,9 @@ def test_networks_are_as_before_when_the_context_closes():
 
 
 def test_some_networks_cannot():
-    assert not recomputes(create_classifier("vgg11", 3))
-    assert not recomputes(create_enhancer("none", 1))
-    assert not recomputes(create_enhancer("clahe", 1))
+    assert not supports_checkpointing(create_classifier("vgg11", 3))
+    assert not supports_checkpointing(create_enhancer("none", 1))
+    assert not supports_checkpointing(create_enhancer("clahe", 1))
 
 
 @pytest.mark.parametrize(("name", "heads"), [("urnet", 1), ("unetpp", 1), ("unetpp", 4)])
@@ -169,7 +174,7 @@ def kept_bytes(network: nn.Module, images: torch.Tensor) -> int:
 def test_less_is_kept_of_an_enhancer(name):
     enhancer, images = narrow(name), torch.rand(2, 1, 64, 64)
     before = kept_bytes(enhancer, images)
-    with recomputing(enhancer):
+    with activation_checkpointing(enhancer):
         assert kept_bytes(enhancer, images) < 0.4 * before
 
 
@@ -177,7 +182,7 @@ def test_less_is_kept_of_an_enhancer(name):
 def test_less_is_kept_of_a_classifier(name):
     classifier, images = create_classifier(name, 3).train(), torch.rand(2, 3, 96, 96)
     before = kept_bytes(classifier, images)
-    with recomputing(classifier):
+    with activation_checkpointing(classifier):
         assert kept_bytes(classifier, images) < 0.4 * before
 
 
@@ -191,11 +196,11 @@ def test_statistics_are_as_before_where_the_second_computation_fails():
             raise ValueError("full")
         return norm(x)
 
-    network = Recomputing()
+    network = Checkpointed()
     network.norm = norm
-    with recomputing(network):
+    with activation_checkpointing(network):
         loss = network.part(fails_later, torch.rand(2, 2, 4, 4, requires_grad=True)).sum()
-    with pytest.raises(ValueError, match="full"), statistics_kept(network):
+    with pytest.raises(ValueError, match="full"), fixed_running_statistics(network):
         loss.backward()
     assert calls == [0.1, 0.0]
     assert norm.momentum == 0.1

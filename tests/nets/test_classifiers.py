@@ -15,11 +15,11 @@ from urnet.errors import RecipeError, WeightsError
 from urnet.nets import (
     JointModel,
     build_joint,
-    cam_layer,
     create_classifier,
     create_enhancer,
+    find_cam_layer,
+    get_normalisation,
     list_classifiers,
-    normalisation,
 )
 
 SMALL = "resnet10t"
@@ -45,7 +45,7 @@ def test_small_images_give_logits(name, training):
     with torch.device("meta"):
         model = create_classifier(name, 3).train(training)
         maps = []
-        cam_layer(model).register_forward_hook(lambda layer, args, output: maps.append(output.shape))
+        find_cam_layer(model).register_forward_hook(lambda layer, args, output: maps.append(output.shape))
         assert model(torch.empty(2, 3, 40, 40)).shape == (2, 3)
     assert len(maps[0]) == 4
     assert maps[0][0] == 2
@@ -74,9 +74,9 @@ def test_bad_options_are_named(options):
 
 
 def test_normalisation_is_timms():
-    assert normalisation(create_classifier(SMALL, 3)) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert get_normalisation(create_classifier(SMALL, 3)) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     with torch.device("meta"):
-        assert normalisation(create_classifier("tf_efficientnet_lite0", 3)) == ((0.5,) * 3, (0.5,) * 3)
+        assert get_normalisation(create_classifier("tf_efficientnet_lite0", 3)) == ((0.5,) * 3, (0.5,) * 3)
 
 
 def test_hub_out_of_reach_says_what_to_give_instead(monkeypatch):
@@ -224,7 +224,7 @@ class TestPackaged:
 
         model = create_classifier("tf_efficientnet_lite0", 1000, weights="packaged").eval()
         photo = transform.resize(data.coffee()[:, 100:500], (224, 224), anti_aliasing=True)
-        joint = JointModel(create_enhancer("none", 3), model, *normalisation(model))
+        joint = JointModel(create_enhancer("none", 3), model, *get_normalisation(model))
         x = torch.from_numpy(photo.astype(np.float32)).permute(2, 0, 1)[None]
         assert joint(x).argmax().item() == 967  # ImageNet: espresso
 

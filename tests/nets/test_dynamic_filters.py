@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from urnet.nets import create_enhancer
-from urnet.nets.baselines.dynamic_filters import convolve, luminance, unchanged
+from urnet.nets.baselines.dynamic_filters import convolve, identity_filter, luminance
 
 VARIANTS = ["dynamic", "static", "streams"]
 
@@ -57,7 +57,7 @@ def test_it_starts_near_the_identity(variant, channels):
 @pytest.mark.parametrize("size", [2, 3, 5, 6, 7])
 def test_the_unchanged_filter_changes_nothing(size):
     x = images(1, 9)
-    torch.testing.assert_close(convolve(x, unchanged(size).expand(len(x), -1, -1)), x)
+    torch.testing.assert_close(convolve(x, identity_filter(size).expand(len(x), -1, -1)), x)
 
 
 @pytest.mark.parametrize("size", [3, 5])
@@ -132,7 +132,7 @@ def test_only_streams_have_views():
 def test_it_learns_a_sharpening_filter(variant):
     torch.manual_seed(0)
     x = F.avg_pool2d(torch.rand(8, 1, 26, 26), 3, 1)
-    sharpening = unchanged(3)[None].expand(8, -1, -1) * 2 - 1 / 9
+    sharpening = identity_filter(3)[None].expand(8, -1, -1) * 2 - 1 / 9
     target = convolve(x, sharpening)
     enhancer = create_enhancer("dynamic", 1, variant=variant, size=3)
     optimiser = torch.optim.AdamW(enhancer.parameters(), lr=3e-3)

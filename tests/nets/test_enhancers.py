@@ -10,7 +10,7 @@ from urnet.errors import ImageError, RecipeError
 from urnet.nets import Enhancer, create_enhancer, list_enhancers, register_enhancer
 from urnet.nets.enhancers import registry
 from urnet.nets.enhancers.base import reflect_pad
-from urnet.nets.enhancers.registry import picture_options
+from urnet.nets.enhancers.registry import artefact_free_options
 
 
 def options(name: str) -> list[str]:
@@ -31,8 +31,8 @@ def build(name: str, channels: int = 1, **chosen) -> Enhancer:
 VARIANTS = [
     *(("dynamic", {"variant": variant}) for variant in ("static", "streams")),
     ("plain", {"fold": 4}),
-    ("plain", {"fold": 4, **picture_options("plain")}),
-    *((name, picture_options(name)) for name in list_enhancers() if picture_options(name)),
+    ("plain", {"fold": 4, **artefact_free_options("plain")}),
+    *((name, artefact_free_options(name)) for name in list_enhancers() if artefact_free_options(name)),
 ]
 ALL = [*((name, {}) for name in list_enhancers()), *VARIANTS]
 TRAINABLE = [(name, chosen) for name, chosen in ALL if any(True for _ in build(name, **chosen).parameters())]

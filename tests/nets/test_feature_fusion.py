@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from urnet.errors import RecipeError, WeightsError
-from urnet.nets import build_joint, cam_layer, create_classifier, list_classifiers, normalisation
+from urnet.nets import build_joint, create_classifier, find_cam_layer, get_normalisation, list_classifiers
 
 TWO = {"backbones": ["test_byobnet", "test_efficientnet"], "width": 2}
 
@@ -44,10 +44,10 @@ def test_takes_small_and_odd_sizes(size):
 
 def test_each_backbone_sees_its_own_normalisation():
     model = create_classifier("shahzad2022", 3, options={"backbones": ["test_byobnet", "test_vit"], "width": 2}).eval()
-    assert normalisation(model) == ((0, 0, 0), (1, 1, 1))
+    assert get_normalisation(model) == ((0, 0, 0), (1, 1, 1))
     start = 16
     for backbone, size in zip(model.backbones, model.sizes[1:], strict=True):
-        mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in normalisation(backbone))
+        mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in get_normalisation(backbone))
         expected = backbone((images(160) - mean) / std)
         torch.testing.assert_close(model.features(images(160))[:, start : start + size], expected)
         start += size
@@ -70,7 +70,7 @@ def test_grad_cam_finds_the_first_backbones_last_map():
     from urnet.nets.gradcam import grad_cam
 
     model = build_joint("none", "shahzad2022", 3, 1, classifier_options=TWO)
-    assert cam_layer(model.classifier) is model.classifier.backbones[0].final_conv
+    assert find_cam_layer(model.classifier) is model.classifier.backbones[0].final_conv
     assert grad_cam(model, images()[:, :1]).shape == (2, 48, 48)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from urnet.nets import JointModel, build_joint
-from urnet.nets.features import caught_inputs, last_layer, look_at_features
+from urnet.nets.features import extract_features, find_last_layer, record_inputs
 
 CASES = [
     ("none", "test_byobnet", {}),
@@ -28,9 +28,9 @@ def joint(enhancer: str, classifier: str, options: dict) -> JointModel:
 def test_one_row_an_image_and_the_logits_as_without(enhancer, classifier, options):
     model, images = joint(enhancer, classifier, options), torch.rand(3, 1, 32, 32)
     with torch.inference_mode():
-        logits, enhanced, features = look_at_features(model, images)
-        alone = [torch.cat(look_at_features(model, image[None])[2], dim=1) for image in images]
-        expected, picture = model.look(images)
+        logits, enhanced, features = extract_features(model, images)
+        alone = [torch.cat(extract_features(model, image[None])[2], dim=1) for image in images]
+        expected, picture = model.enhance_and_classify(images)
     assert torch.equal(logits, expected)
     assert torch.equal(enhanced, picture)
     assert len(features) >= 2
@@ -42,7 +42,7 @@ def test_one_row_an_image_and_the_logits_as_without(enhancer, classifier, option
 def test_maps_are_averaged_over_space_and_their_channels_kept():
     model = joint("none", "swin_tiny_patch4_window7_224", {"img_size": 32, "window_size": 2})
     with torch.inference_mode():
-        features = look_at_features(model, torch.rand(2, 1, 32, 32))[2]
+        features = extract_features(model, torch.rand(2, 1, 32, 32))[2]
     assert [x.shape[1] for x in features] == [stage["num_chs"] for stage in model.classifier.feature_info]
 
 
@@ -50,16 +50,16 @@ def test_views_are_averaged_with_their_weights():
     model = joint("dynamic", "test_byobnet", {})
     with torch.inference_mode():
         images = torch.rand(2, 1, 32, 32)
-        mixed = look_at_features(model, images)[2][0]
+        mixed = extract_features(model, images)[2][0]
         views, weights = model.enhancer.views(images), model.enhancer.view_weights()
         model.enhancer = torch.nn.Identity()
-        each = torch.stack([look_at_features(model, views[:, v])[2][0] for v in range(len(weights))], dim=1)
+        each = torch.stack([extract_features(model, views[:, v])[2][0] for v in range(len(weights))], dim=1)
     assert torch.allclose(mixed, (each * weights[:, None]).sum(dim=1), atol=1e-5)
 
 
 def test_the_last_layer_makes_the_logits():
     model = joint("none", "vgg11", {})
-    layer = last_layer(model.classifier)
-    with torch.inference_mode(), caught_inputs(layer) as caught:
+    layer = find_last_layer(model.classifier)
+    with torch.inference_mode(), record_inputs(layer) as caught:
         logits = model(torch.rand(2, 1, 32, 32))
         assert torch.allclose(layer(caught[0]), logits, atol=1e-5)

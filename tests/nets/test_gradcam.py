@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from urnet.errors import RecipeError
-from urnet.nets.classifiers import cam_layer
+from urnet.nets.classifiers import find_cam_layer
 from urnet.nets.gradcam import grad_cam, overlay
 from urnet.nets.joint import build_joint
 
@@ -36,7 +36,7 @@ def test_the_papers_classifiers(name):
 
 def test_equals_the_papers_equations(model, images):
     kept = []
-    hook = cam_layer(model.classifier).register_forward_hook(lambda *call: kept.append(call[2]))
+    hook = find_cam_layer(model.classifier).register_forward_hook(lambda *call: kept.append(call[2]))
     logits = model(images)
     hook.remove()
     (gradient,) = torch.autograd.grad(logits[:, 1].sum(), kept[0])

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from urnet.nets import build_joint, create_classifier, list_classifiers
-from urnet.nets.classifiers import HEAD_STD, head_layers
+from urnet.nets.classifiers import HEAD_STD, find_head_layers
 
 FAMILIES = [
     *("resnet10t", "mobilenetv3_small_050", "efficientnet_b0", "vit_tiny_patch16_224", "convnext_atto", "regnetx_002"),
@@ -46,7 +46,7 @@ def test_the_first_loss_is_that_of_guessing(name):
 def test_the_first_loss_of_a_joint_model_is_that_of_guessing(enhancer, classifier, beside):
     torch.manual_seed(0)
     options = {"width": 4} if enhancer == "urnet" else {}
-    model = build_joint(enhancer, classifier, 3, 1, enhancer_options=options, beside=beside)
+    model = build_joint(enhancer, classifier, 3, 1, enhancer_options=options, concat_raw=beside)
     assert first_loss(model, 3, 1, 64) == pytest.approx(math.log(3), rel=0.1)
 
 
@@ -60,7 +60,7 @@ def test_the_first_loss_is_that_of_guessing_on_packaged_weights():
 @pytest.mark.parametrize("name", ["efficientnet_b0", "dla34", "deit_tiny_distilled_patch16_224", "shahzad2022"])
 def test_a_new_head_has_small_weights_and_no_bias(name):
     torch.manual_seed(0)
-    heads = head_layers(create_classifier(name, 4, options=OPTIONS.get(name)))
+    heads = find_head_layers(create_classifier(name, 4, options=OPTIONS.get(name)))
     assert len(heads) == (2 if "distilled" in name else 1)
     for head in heads:
         assert head.weight.std().item() == pytest.approx(HEAD_STD, rel=0.1)
@@ -70,10 +70,10 @@ def test_a_new_head_has_small_weights_and_no_bias(name):
 @pytest.mark.parametrize("name", ["efficientnet_b0", "shahzad2022"])
 def test_a_head_in_a_weights_file_is_kept(name, tmp_path):
     source = create_classifier(name, 3, options=OPTIONS.get(name))
-    torch.nn.init.uniform_(head_layers(source)[0].weight, 1, 2)
+    torch.nn.init.uniform_(find_head_layers(source)[0].weight, 1, 2)
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     loaded = create_classifier(name, 3, weights=tmp_path / "w.safetensors", options=OPTIONS.get(name))
-    assert torch.equal(head_layers(loaded)[0].weight, head_layers(source)[0].weight)
+    assert torch.equal(find_head_layers(loaded)[0].weight, find_head_layers(source)[0].weight)
 
 
 @pytest.mark.parametrize(("classes", "is_new"), [(3, True), (1000, False)])

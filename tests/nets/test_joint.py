@@ -28,7 +28,9 @@ class Views(nn.Module):
 @pytest.mark.parametrize("classifier", ["resnet10t", "tf_efficientnet_lite0", "mobilenetv2_100", "vgg11"])
 def test_raw_beside_an_identity_gives_what_the_classifier_alone_gives(classifier, channels):
     x = torch.rand(2, channels, 64, 64)
-    both = build_joint("urnet", classifier, 3, channels, enhancer_options={"width": 2, "residual": True}, beside=True)
+    both = build_joint(
+        "urnet", classifier, 3, channels, enhancer_options={"width": 2, "residual": True}, concat_raw=True
+    )
     alone = build_joint("none", classifier, 3, channels)
     state = {k: v for k, v in both.state_dict().items() if not k.startswith("enhancer.")}
     first = both.classifier.pretrained_cfg["first_conv"]
@@ -40,7 +42,7 @@ def test_raw_beside_an_identity_gives_what_the_classifier_alone_gives(classifier
 
 
 def test_the_raw_image_has_a_say_of_its_own():
-    model = build_joint("unet", "resnet10t", 3, 1, enhancer_options={"width": 2}, beside=True).eval()
+    model = build_joint("unet", "resnet10t", 3, 1, enhancer_options={"width": 2}, concat_raw=True).eval()
     with torch.no_grad():
         enhanced = model.enhance(X)
         assert not torch.allclose(model.classify(enhanced, X), model.classify(enhanced, X.flip(-1)))
@@ -48,7 +50,7 @@ def test_the_raw_image_has_a_say_of_its_own():
 
 def test_a_network_without_one_first_convolution_is_refused():
     with pytest.raises(RecipeError, match=r"classifier\.input=both.*input=enhanced"):
-        build_joint("none", "crossvit_tiny_240", 3, 1, beside=True)
+        build_joint("none", "crossvit_tiny_240", 3, 1, concat_raw=True)
 
 
 def test_views_are_classified_one_by_one_and_their_probabilities_mixed():
@@ -57,7 +59,7 @@ def test_views_are_classified_one_by_one_and_their_probabilities_mixed():
     alone = JointModel(nn.Identity(), single.classifier, (0.5,) * 3, (0.5,) * 3).eval()
     with torch.no_grad():
         expected = 0.25 * alone(X).softmax(1) + 0.75 * alone(X.flip(-2)).softmax(1)
-        logits, enhanced = model.look(X)
+        logits, enhanced = model.enhance_and_classify(X)
         torch.testing.assert_close(logits.softmax(1), expected)
         torch.testing.assert_close(enhanced, model.enhance(X))
 
@@ -65,6 +67,6 @@ def test_views_are_classified_one_by_one_and_their_probabilities_mixed():
 def test_looking_gives_the_same_as_enhancing_and_classifying():
     model = build_joint("urnet", "resnet10t", 3, 1, enhancer_options={"width": 2}).eval()
     with torch.no_grad():
-        logits, enhanced = model.look(X)
+        logits, enhanced = model.enhance_and_classify(X)
         torch.testing.assert_close(enhanced, model.enhance(X))
         torch.testing.assert_close(logits, model(X))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from urnet.nets import count_macs, count_parameters, create_enhancer
-from urnet.nets.enhancers.plain import Plain, plain_like
+from urnet.nets.enhancers.plain import Plain, match_plain_width
 
 
 @pytest.mark.parametrize("depth", [1, 4, 18])
@@ -17,14 +17,14 @@ def test_it_has_nearly_as_many_parameters_as_another_enhancer(name, width, fold,
         with torch.device("meta"):
             return count_parameters(Plain(3, width, depth, fold))
 
-    found = plain_like(3, wanted, depth, fold)
+    found = match_plain_width(3, wanted, depth, fold)
     assert size(found) == pytest.approx(wanted, rel=0.05)
     others = [abs(size(w) - wanted) for w in (found - 1, found + 1) if w >= 1]
     assert all(abs(size(found) - wanted) <= other for other in others)
 
 
 def test_width_is_at_least_one():
-    assert plain_like(1, 0) == 1
+    assert match_plain_width(1, 0) == 1
 
 
 def test_folding_costs_less_on_each_pixel():

@@ -12,7 +12,7 @@ from skimage.filters import unsharp_mask
 
 from urnet.errors import RecipeError
 from urnet.nets import count_macs, create_enhancer, list_enhancers
-from urnet.nets.baselines.traditional import gaussian_blur, list_fixed
+from urnet.nets.baselines.traditional import gaussian_blur, list_traditional
 
 SMOOTHING = ["guided", "bilateral", "wavelet", "wls"]
 
@@ -33,11 +33,11 @@ def enhance(name: str, image: np.ndarray, **options) -> np.ndarray:
 
 def test_all_of_the_papers_section_and_of_sharmas_list_are_there():
     wanted = {"clahe", "retinex", "unsharp", "guided", "homomorphic", "wavelet", "bilateral", "equalise", "wls"}
-    assert set(list_fixed()) == wanted
+    assert set(list_traditional()) == wanted
     assert wanted <= set(list_enhancers())
 
 
-@pytest.mark.parametrize("name", list_fixed())
+@pytest.mark.parametrize("name", list_traditional())
 def test_has_nothing_to_learn_and_gives_pixels(name):
     enhancer = create_enhancer(name, 3)
     assert list(enhancer.parameters()) == []
@@ -49,7 +49,7 @@ def test_has_nothing_to_learn_and_gives_pixels(name):
     assert not y.requires_grad
 
 
-@pytest.mark.parametrize("name", list_fixed())
+@pytest.mark.parametrize("name", list_traditional())
 def test_autocast_changes_nothing(name):
     enhancer = create_enhancer(name, 1)
     x = torch.from_numpy(cell())[None, None]
@@ -58,7 +58,7 @@ def test_autocast_changes_nothing(name):
     assert torch.equal(mixed, enhancer(x))
 
 
-@pytest.mark.parametrize("name", list_fixed())
+@pytest.mark.parametrize("name", list_traditional())
 def test_only_the_luminance_of_colour_changes(name):
     image = 0.3 + 0.4 * np.random.default_rng(0).random((40, 40, 3))
     # away from 0 and 1, where clipping would change the colour
@@ -69,7 +69,7 @@ def test_only_the_luminance_of_colour_changes(name):
     np.testing.assert_allclose(np.ptp(change, axis=2)[free], 0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", list_fixed())
+@pytest.mark.parametrize("name", list_traditional())
 def test_grey_pixels_in_three_channels_give_what_one_channel_gives(name):
     image = cell()
     colour = enhance(name, np.repeat(image[..., None], 3, axis=2))
@@ -78,12 +78,12 @@ def test_grey_pixels_in_three_channels_give_what_one_channel_gives(name):
     assert np.quantile(np.abs(colour - enhance(name, image)[..., None]), 0.99) <= tolerance
 
 
-@pytest.mark.parametrize("name", list_fixed())
+@pytest.mark.parametrize("name", list_traditional())
 def test_size_can_be_counted_without_pixels(name):
     assert count_macs(create_enhancer(name, 3), 200, 3) >= 0
 
 
-@pytest.mark.parametrize("name", [name for name in list_fixed() if name not in ("clahe", "equalise", "retinex")])
+@pytest.mark.parametrize("name", [name for name in list_traditional() if name not in ("clahe", "equalise", "retinex")])
 def test_an_even_image_stays(name):
     even = np.full((40, 40), 0.3, np.float32)
     np.testing.assert_allclose(enhance(name, even), even, atol=1e-5)

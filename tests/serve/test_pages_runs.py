@@ -14,12 +14,12 @@ import uvicorn
 
 from urnet.errors import RunError
 from urnet.evaluation.evaluate import evaluate
+from urnet.run_folder import Run
 from urnet.serve.app import create_app
 from urnet.serve.pages.components.curves import chart, line, ticks
 from urnet.serve.runs import ago, compare_tests, history_rows, recipe_differences, runs_beside
 from urnet.serve.services import Bench
 from urnet.serve.settings import Settings
-from urnet.training.run import Run
 
 
 @pytest.fixture(scope="module")

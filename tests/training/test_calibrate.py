@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from urnet.errors import CellsError, RunError
+from urnet.run_folder import Run
 from urnet.training import calibrate as calibrating
 from urnet.training.calibrate import calibrate, calibrate_model
 from urnet.training.fit import train
-from urnet.training.run import Run
 
 SHORT = ("train.epochs=1", "augment.per_class=8")
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from urnet.errors import RunError
-from urnet.training.checkpoints import WholeFileIO, add_row, cut_history, read_checkpoint
-from urnet.training.run import HISTORY_COLUMNS, WRITTEN_COLUMNS, Run
+from urnet.run_folder import HISTORY_COLUMNS, NEW_HISTORY_COLUMNS, Run
+from urnet.training.checkpoints import AtomicCheckpointIO, append_history, read_checkpoint, truncate_history
 
-HEADER = ",".join(WRITTEN_COLUMNS)
+HEADER = ",".join(NEW_HISTORY_COLUMNS)
 
 
 def history(path, *rows) -> None:
     for stage, epoch in rows:
-        add_row(path, {"stage": stage, "epoch": epoch, "train_loss": 0.5, "no_column": 1})
+        append_history(path, {"stage": stage, "epoch": epoch, "train_loss": 0.5, "no_column": 1})
 
 
 def kept(path) -> list[str]:
@@ -29,11 +29,11 @@ def test_rows_after_the_last_checkpoint_are_cut_and_those_before_kept(tmp_path):
     path = tmp_path / "history.csv"
     history(path, ("pretrain", 1), ("pretrain", 2), ("train", 1), ("train", 2), ("train", 3))
     before = path.read_bytes()
-    cut_history(path, "train", 3)
+    truncate_history(path, "train", 3)
     assert path.read_bytes() == before
-    cut_history(path, "train", 2)
+    truncate_history(path, "train", 2)
     assert kept(path) == ["pretrain,1", "pretrain,2", "train,1", "train,2"]
-    cut_history(path, "pretrain", 1)
+    truncate_history(path, "pretrain", 1)
     assert kept(path) == ["pretrain,1"]
 
 
@@ -43,15 +43,15 @@ def test_half_a_row_is_cut_whatever_it_looks_like(tmp_path, half):
     history(path, *(("train", epoch) for epoch in range(1, 12)))
     whole = path.read_bytes()
     path.write_bytes(whole + half.encode())
-    cut_history(path, "train", 11)
+    truncate_history(path, "train", 11)
     assert path.read_bytes() == whole
 
 
 def test_half_a_header_is_made_whole(tmp_path):
     path = tmp_path / "history.csv"
     path.write_text("stage,ep", encoding="utf-8")
-    cut_history(path, "train", 0)
-    add_row(path, {"stage": "train", "epoch": 1})
+    truncate_history(path, "train", 0)
+    append_history(path, {"stage": "train", "epoch": 1})
     assert path.read_text(encoding="utf-8").splitlines()[0] == HEADER
     assert kept(path) == ["train,1"]
 
@@ -60,22 +60,22 @@ def test_a_history_of_an_earlier_version_keeps_its_columns(tmp_path):
     path = tmp_path / "history.csv"
     header = ",".join(HISTORY_COLUMNS)
     path.write_text(f"{header}\npretrain,1,0.5,,,,,0.1\ntrain,1,0.5,,,,,0.1\n", encoding="utf-8")
-    cut_history(path, "train", 0)
-    add_row(path, {"stage": "train", "epoch": 1, "train_loss": 0.25, "identity_error": 0.1})
+    truncate_history(path, "train", 0)
+    append_history(path, {"stage": "train", "epoch": 1, "train_loss": 0.25, "identity_error": 0.1})
     assert path.read_text(encoding="utf-8") == f"{header}\npretrain,1,0.5,,,,,0.1\ntrain,1,0.25,,,,,\n"
     history = Run(tmp_path).history()
-    assert list(history) == list(WRITTEN_COLUMNS)
+    assert list(history) == list(NEW_HISTORY_COLUMNS)
     assert history["identity_error"].isna().all()
 
 
 def test_no_history_yet_is_no_fault(tmp_path):
-    cut_history(tmp_path / "history.csv", "train", 0)
+    truncate_history(tmp_path / "history.csv", "train", 0)
     assert not (tmp_path / "history.csv").exists()
 
 
 def test_a_checkpoint_comes_back_exactly(tmp_path):
     state = {"epoch": 3, "state_dict": {"w": torch.rand(3)}}
-    WholeFileIO().save_checkpoint(state, tmp_path / "new folder" / "last.ckpt")
+    AtomicCheckpointIO().save_checkpoint(state, tmp_path / "new folder" / "last.ckpt")
     read = read_checkpoint(tmp_path / "new folder" / "last.ckpt")
     assert read["epoch"] == 3
     assert torch.equal(read["state_dict"]["w"], state["state_dict"]["w"])
@@ -106,5 +106,5 @@ def test_a_file_that_is_no_history_is_named_and_kept(tmp_path, content):
     path = tmp_path / "history.csv"
     path.write_bytes(content)
     with pytest.raises(RunError, match=r"history\.csv: not the history of a training"):
-        cut_history(path, "train", 1)
+        truncate_history(path, "train", 1)
     assert path.read_bytes() == content

@@ -5,12 +5,12 @@ import logging
 import numpy as np
 import pytest
 
+from urnet.progress_bar import EpochBar
 from urnet.recipe import load_recipe
-from urnet.training.checkpoints import add_row
-from urnet.training.checks import warn_at_chance, warn_no_identity
+from urnet.run_folder import Run
+from urnet.training.checkpoints import append_history
+from urnet.training.checks import warn_if_at_chance, warn_if_identity_not_learned
 from urnet.training.fit import train
-from urnet.training.progress_bar import EpochBar
-from urnet.training.run import Run
 
 
 @pytest.fixture
@@ -22,10 +22,10 @@ def note(tmp_path, caplog):
         run.folder.mkdir(exist_ok=True)
         run.history_path.unlink(missing_ok=True)
         for epoch, figure in enumerate((0.99, recall, 0.99), 1):
-            add_row(run.history_path, {"stage": "train", "epoch": epoch, "validation_macro_recall": figure})
+            append_history(run.history_path, {"stage": "train", "epoch": epoch, "validation_macro_recall": figure})
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="urnet"):
-            warn_at_chance(run, 2, np.repeat(np.arange(len(counts)), counts), load_recipe("quick", overrides))
+            warn_if_at_chance(run, 2, np.repeat(np.arange(len(counts)), counts), load_recipe("quick", overrides))
         return caplog.text
 
     return call
@@ -70,9 +70,9 @@ def test_a_training_that_learns_nothing_says_so_and_one_that_learns_does_not(sha
 def test_an_identity_that_was_not_learned_is_said(error, said, tmp_path, caplog):
     run = Run(tmp_path)
     for epoch, share in enumerate((0.9, error), 1):
-        add_row(run.history_path, {"stage": "pretrain", "epoch": epoch, "identity_error": share})
+        append_history(run.history_path, {"stage": "pretrain", "epoch": epoch, "identity_error": share})
     with caplog.at_level(logging.WARNING, logger="urnet"):
-        warn_no_identity(run, 2, load_recipe("net4"))
+        warn_if_identity_not_learned(run, 2, load_recipe("net4"))
     assert ("its error is 3.2 % of the image variance after 2 epochs, and should be below 1 %" in caplog.text) is said
 
 

@@ -92,8 +92,8 @@ def test_the_loss_is_label_logits_and_image():
     for share, temperature, image in ((0.0, 1.0, 0.0), (1.0, 1.0, 0.0), (0.3, 4.0, 2.0)):
         made = module(Distill(logits=share, temperature=temperature, image=image))
         with torch.no_grad():
-            logits, enhanced = made.model.look(images)
-            wanted, painted = made.taught[0].look(images)
+            logits, enhanced = made.model.enhance_and_classify(images)
+            wanted, painted = made.taught[0].enhance_and_classify(images)
             p, q = ((x / temperature).softmax(dim=1) for x in (wanted, logits))
             divergence = (p * (p / q).log()).sum(dim=1).mean()
             expected = (1 - share) * F.cross_entropy(logits, labels) + share * temperature**2 * divergence
@@ -155,15 +155,15 @@ def test_what_the_teacher_knows_helps(trained, pupil, tmp_path):
 
 
 def test_same_seed_same_numbers_and_resumed_alike(student, trained, pupil, tmp_path, monkeypatch):
-    from urnet.training.checkpoints import Keeper
+    from urnet.training.checkpoints import CheckpointCallback
 
-    end = Keeper.on_train_epoch_end
+    end = CheckpointCallback.on_train_epoch_end
 
     def killed(self, trainer, module):
         end(self, trainer, module)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Keeper, "on_train_epoch_end", killed)
+    monkeypatch.setattr(CheckpointCallback, "on_train_epoch_end", killed)
     with pytest.raises(KeyboardInterrupt, match="resume"):
         distill(trained.folder, pupil, tmp_path / "run")
     monkeypatch.undo()

@@ -38,7 +38,7 @@ class Listener:
         self.messages.append(message)
 
     def epoch_bar(self, stage, epochs):
-        from urnet.training.progress_bar import EpochBar
+        from urnet.progress_bar import EpochBar
 
         self.stages.append((stage, epochs))
         return EpochBar(stage, epochs)
@@ -280,14 +280,14 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_to_do(shapes, tiny,
 
 
 def test_out_of_memory_is_one_line(shapes, tiny, tmp_path, monkeypatch):
-    look_at_one = JointModel.look
+    look_at_one = JointModel.enhance_and_classify
 
     def look(self, x):
         if len(x) == 1:
             return look_at_one(self, x)
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("urnet.nets.joint.JointModel.look", look)
+    monkeypatch.setattr("urnet.nets.joint.JointModel.enhance_and_classify", look)
     rule = r"memory is full; lower train\.batch_size, input\.size or enhancer\.width, or set train\.checkpointing=true"
     with pytest.raises(TrainingError, match=rule):
         train(shapes, tiny, tmp_path / "run", overrides=SHORT)
@@ -297,7 +297,7 @@ def test_out_of_memory_is_one_line(shapes, tiny, tmp_path, monkeypatch):
 def test_memory_is_handed_out_as_usual_after_a_training_also_after_one_that_failed(
     shapes, tiny, tmp_path, monkeypatch, fails
 ):
-    told, during, look = {}, {}, JointModel.look
+    told, during, look = {}, {}, JointModel.enhance_and_classify
 
     def looked(self, x):
         if not during:  # what calibrates looks too, after the training
@@ -307,7 +307,7 @@ def test_memory_is_handed_out_as_usual_after_a_training_also_after_one_that_fail
         return look(self, x)
 
     monkeypatch.setattr(allocator, "_set", told.__setitem__)
-    monkeypatch.setattr("urnet.nets.joint.JointModel.look", looked)
+    monkeypatch.setattr("urnet.nets.joint.JointModel.enhance_and_classify", looked)
     with pytest.raises(TrainingError) if fails else nullcontext():
         train(shapes, tiny, tmp_path / "run", overrides=["train.epochs=1", "augment.per_class=8"])
     after = dict(told)
@@ -347,7 +347,9 @@ def test_networks_that_cannot_be_checkpointed_are_refused_before_the_run_begins(
     overrides = ["enhancer={name: none}", "classifier.name=vgg11", "train.checkpointing=true"]
     with pytest.raises(RecipeError, match=r"checkpointing=true: .*none and classifier vgg11 .*; set it to false"):
         train(shapes, tiny, tmp_path / "run", overrides=overrides)
-    monkeypatch.setattr("urnet.training.recomputation.recomputes", lambda network: hasattr(network, "get_classifier"))
+    monkeypatch.setattr(
+        "urnet.training.recomputation.supports_checkpointing", lambda network: hasattr(network, "get_classifier")
+    )
     with pytest.raises(RecipeError, match=r"checkpointing=true: enhancer urnet cannot do that; set it to false"):
         train(shapes, tiny, tmp_path / "run", overrides=["train.checkpointing=true"])
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,13 @@ from torch import nn
 from urnet.errors import TrainingError
 from urnet.nets import build_joint, create_enhancer
 from urnet.recipe import Augment, Pretrain, Train
-from urnet.training.lightning_modules import LOOK, JointModule, PretrainModule, inverse_frequency, one_cycle
+from urnet.training.lightning_modules import (
+    FINITE_CHECK_INTERVAL,
+    JointModule,
+    PretrainModule,
+    compute_class_weights,
+    one_cycle,
+)
 
 
 class Trainer:
@@ -186,7 +192,7 @@ def test_rates_follow_the_schedule_by_group():
 
 def test_class_weights_are_inverse_to_the_counts_and_one_on_average_over_the_cells():
     counts = torch.tensor([10, 30, 60])
-    weights = inverse_frequency(counts)
+    weights = compute_class_weights(counts)
     assert torch.allclose(weights * counts, torch.full((3,), 100 / 3))
     assert float((weights * counts).sum() / counts.sum()) == pytest.approx(1)
 
@@ -205,7 +211,7 @@ def test_class_weights_enter_the_training_loss():
 def test_validation_counts_recall_over_the_classes_that_are_there():
     module = joint()
     logits = torch.tensor([[9.0, 0, 0], [9.0, 0, 0], [0, 9.0, 0], [9.0, 0, 0]])
-    module.model.look = lambda images: (logits, images)
+    module.model.enhance_and_classify = lambda images: (logits, images)
     for _ in range(2):
         module.validation_step((torch.zeros(4, 1, 16, 16), torch.tensor([0, 0, 1, 1]), torch.empty(4, 0)), 0)
         module.on_validation_epoch_end()
@@ -255,8 +261,8 @@ def test_a_gpu_is_asked_for_the_loss_now_and_then_and_nothing_is_forgotten(monke
     module = joint()
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     for index, value in enumerate((0.5, math.nan, 0.3), start=1):
-        module.checked(torch.tensor(value), index)
+        module.check_loss(torch.tensor(value), index)
     with pytest.raises(TrainingError, match="the loss became nan"):
-        module.checked(torch.tensor(0.2), LOOK)
+        module.check_loss(torch.tensor(0.2), FINITE_CHECK_INTERVAL)
     with pytest.raises(TrainingError, match="the loss became nan"):
         module.on_train_epoch_end()

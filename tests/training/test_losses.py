@@ -5,7 +5,7 @@ import torch
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from urnet.errors import RecipeError, WeightsError
-from urnet.training.losses import BETAS, Adversary, build_enhancement_loss, ms_ssim, scales, total_variation
+from urnet.training.losses import BETAS, Adversary, build_enhancement_loss, count_scales, ms_ssim, total_variation
 
 
 def smooth(batch: int = 2, channels: int = 1, size: int = 48, seed: int = 0) -> torch.Tensor:
@@ -60,7 +60,7 @@ def test_terms_have_the_weights_of_the_authors():
     ("size", "number"), [(11, 1), (16, 1), (22, 2), (43, 2), (44, 3), (87, 3), (88, 4), (176, 5), (2000, 5)]
 )
 def test_small_images_have_fewer_scales(size, number):
-    assert scales(size) == number
+    assert count_scales(size) == number
     assert huang(size).scales == number
 
 

@@ -10,7 +10,7 @@ from urnet.cells.divide import divide
 from urnet.cells.table import read_cells
 from urnet.images.rows import LazyRows
 from urnet.recipe import load_recipe
-from urnet.training.data import prepare
+from urnet.training.data import prepare_data
 from urnet.training.fit import train
 
 
@@ -40,7 +40,7 @@ def test_folds_and_repeated_runs_decode_once(shapes, tiny, built):
         for fold in range(5):
             recipe = load_recipe(tiny, ["split.folds=5", f"split.fold={fold}", f"seed={seed}"])
             divided = divide(cells, recipe, audit)
-            data = prepare(divided, recipe)
+            data = prepare_data(divided, recipe)
             for part, name in ((data.train, "train"), (data.validation, "validation")):
                 assert isinstance(part.images, LazyRows)
                 own = divided.part(name)

@@ -12,9 +12,9 @@ import torch
 from urnet.errors import RunError
 from urnet.evaluation.evaluate import evaluate
 from urnet.images.scale import Scaling
+from urnet.run_folder import Run
 from urnet.training.checkpoints import read_checkpoint
 from urnet.training.fit import train
-from urnet.training.run import Run
 
 # Tests that run in the background of a shell inherit an ignored SIGINT, as no user's terminal has it.
 LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -123,16 +123,16 @@ def test_a_row_cut_short_by_a_full_disk_is_made_again(shapes, tiny, tmp_path, mo
     whole = train(shapes, tiny, tmp_path / "whole", overrides=SHORT)[0]
     from urnet.training import checkpoints
 
-    add_row = checkpoints.add_row
+    append_history = checkpoints.append_history
 
     def half_a_row(path, figures):
         if figures["epoch"] < 3:
-            return add_row(path, figures)
+            return append_history(path, figures)
         with path.open("a", encoding="utf-8") as file:
             file.write("train,1")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "add_row", half_a_row)
+    monkeypatch.setattr(checkpoints, "append_history", half_a_row)
     with pytest.raises(Exception, match="disk is full"):
         train(shapes, tiny, tmp_path / "run", overrides=SHORT)
     monkeypatch.undo()

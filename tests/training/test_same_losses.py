@@ -14,7 +14,7 @@ from urnet.nets import build_joint
 from urnet.recipe import load_recipe
 from urnet.training import fit
 from urnet.training.checkpoints import read_checkpoint
-from urnet.training.data import prepare
+from urnet.training.data import prepare_data
 from urnet.training.fit import train
 
 STILL = (
@@ -60,7 +60,7 @@ def plain(run, processes: int = 1) -> tuple[list[float], dict[str, torch.Tensor]
     its statistics follow the first.
     """
     recipe = run.recipe()
-    data = prepare(run.cells(), recipe)
+    data = prepare_data(run.cells(), recipe)
     torch.manual_seed(recipe.seed)
     model = build_joint("urnet", "test_byobnet", 3, 1, enhancer_options=recipe.enhancer.options).double().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.train.lr, momentum=0.9)

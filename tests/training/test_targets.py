@@ -13,9 +13,9 @@ from PIL import Image
 from urnet.cells.table import read_cells
 from urnet.errors import CellsError, ImageError, RecipeError
 from urnet.evaluation.evaluate import evaluate
-from urnet.nets import create_enhancer, list_fixed
+from urnet.nets import create_enhancer, list_traditional
 from urnet.recipe import load_recipe
-from urnet.training.data import paints, prepare
+from urnet.training.data import prepare_data, uses_target_images
 from urnet.training.fit import train
 
 KINDS = {"target": 40, "target_nuclei": 80, "target_stain": 120, "target_clean": 200}
@@ -50,7 +50,7 @@ def prepared(paired, tiny):
         kept = [column for column in cells.table if column not in KINDS or column in columns]
         table = cells.table[kept] if table is None else table
         recipe = load_recipe(tiny, ["pretrain.epochs=1", *overrides])
-        return prepare(type(cells)(cells.root, table, cells.classes), recipe)
+        return prepare_data(type(cells)(cells.root, table, cells.classes), recipe)
 
     return call
 
@@ -109,7 +109,7 @@ def test_one_cell_without_its_image_is_enough_to_refuse(prepared, paired):
     assert targets(prepared("pretrain.target=nuclei", table=table).train).ndim == 4
 
 
-@pytest.mark.parametrize("name", list_fixed())
+@pytest.mark.parametrize("name", list_traditional())
 def test_a_fixed_enhancers_output_of_the_input_can_be_the_image_to_paint(prepared, name):
     data = prepared(f"pretrain.target={name}", columns=())
     enhancer = create_enhancer(name, 1)
@@ -132,7 +132,7 @@ def test_a_fixed_enhancers_output_of_the_input_can_be_the_image_to_paint(prepare
 )
 def test_images_to_paint_are_read_only_where_something_paints_them(prepared, tiny, overrides, painted):
     data = prepared(*overrides, columns=())
-    assert paints(load_recipe(tiny, ["pretrain.epochs=1", *overrides])) is painted
+    assert uses_target_images(load_recipe(tiny, ["pretrain.epochs=1", *overrides])) is painted
     assert (data.train.targets is not None) is painted
     assert targets(data.validation).ndim == (4 if painted else 2)
 

@@ -16,13 +16,13 @@ from urnet.errors import RunError
 from urnet.evaluation.evaluate import named, runs_of
 from urnet.evaluation.metrics import interval_groups, score
 from urnet.evaluation.predictions import Progress
-from urnet.training.run import Run, class_order
+from urnet.run_folder import Run, order_classes
 
 
 def entry_of(grid: Grid, row: Row, seeds: int, folds: int) -> Entry:
     """A row of a benchmark with what its cells gave so far."""
     cells = [grid.cell(row, seed, fold) for seed in range(seeds) for fold in range(folds)]
-    return _entry(row.name, row.title, cells, class_order(row.recipe, grid.cells), portable_predictions)
+    return _entry(row.name, row.title, cells, order_classes(row.recipe, grid.cells), portable_predictions)
 
 
 def entries_of_runs(folders: Sequence[Path], progress: Progress | None = None) -> list[Entry]:
@@ -43,7 +43,7 @@ def entries_of_runs(folders: Sequence[Path], progress: Progress | None = None) -
         for cell in cells:
             if cell.outcome()["status"] != "done":
                 score_cell(cell)
-        classes = class_order(cells[0].recipe, Run.open(cells[0].folder).cells())
+        classes = order_classes(cells[0].recipe, Run.open(cells[0].folder).cells())
         if entries and classes != entries[0].metrics["classes"]:
             raise RunError(
                 f"{folder}: knows the classes {', '.join(classes)}, {folders[0]} the classes "

@@ -50,7 +50,7 @@ class Grid:
 
     def cell(self, row: Row, seed: int, fold: int) -> GridCell:
         """The cell of a row, with its folder."""
-        recipe = row.recipe.changed(seed=seed, split={"fold": fold})
+        recipe = row.recipe.with_changes(seed=seed, split={"fold": fold})
         return GridCell(recipe, self.folder / "runs" / f"{row.name}-{digest(row.recipe)}" / f"seed{seed}-fold{fold}")
 
     def all_cells(self, rows: Sequence[Row], seeds: int, folds: int) -> list[GridCell]:
@@ -63,7 +63,7 @@ def digest(recipe: Recipe) -> str:
 
     Keys at their default don't count, so that a key that is new in the recipe leaves the runs of older grids valid.
     """
-    data = recipe.changed(name="", seed=0, split={"fold": None}).model_dump(mode="json", exclude_defaults=True)
+    data = recipe.with_changes(name="", seed=0, split={"fold": None}).model_dump(mode="json", exclude_defaults=True)
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -89,7 +89,7 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
     audit = audit_cells(cells, progress=lambda share: progress("audit", share))
     divided = divide(cells, recipe, audit)
     for fold in range(recipe.split.folds or 0):  # that validation is possible shows itself before hours of training
-        divide(cells, recipe.changed(split={"fold": fold}), audit)
+        divide(cells, recipe.with_changes(split={"fold": fold}), audit)
     found = {
         "format": FORMAT,
         "fingerprint": fingerprint(cells, audit),
@@ -152,20 +152,20 @@ def division(cells: Cells, audit: Audit) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def run_alone(grid: Grid, todo: Sequence[GridCell], watcher: Any) -> None:
+def run_alone(grid: Grid, todo: Sequence[GridCell], reporter: Any) -> None:
     """One cell after the other, in this process."""
     started = time.monotonic()
     for done, cell in enumerate(todo):
-        watcher.notify(f"[{done + 1}/{len(todo)}] {cell.title}{_left(started, done, len(todo))}")
+        reporter.notify(f"[{done + 1}/{len(todo)}] {cell.title}{_left(started, done, len(todo))}")
         try:
-            run_cell(cell, grid.cells, grid.audit, watcher)
+            run_cell(cell, grid.cells, grid.audit, reporter)
         except UrnetError as error:
-            _failed(cell, str(error), watcher)
+            _failed(cell, str(error), reporter)
         except Exception as error:  # one broken cell must not cost the night's grid
-            _failed(cell, f"{type(error).__name__}: {error}", watcher)
+            _failed(cell, f"{type(error).__name__}: {error}", reporter)
 
 
-def run_through_ray(grid: Grid, todo: Sequence[GridCell], jobs: int | None, address: str | None, watcher: Any) -> None:
+def run_through_ray(grid: Grid, todo: Sequence[GridCell], jobs: int | None, address: str | None, reporter: Any) -> None:
     """Every cell a Ray task with its share of CPUs, or of GPUs where there are some.
 
     Args:
@@ -207,17 +207,17 @@ def run_through_ray(grid: Grid, todo: Sequence[GridCell], jobs: int | None, addr
                 cell = waiting.pop(future)
                 try:
                     if error := ray.get(future):
-                        _failed(cell, error, watcher)
+                        _failed(cell, error, reporter)
                 except ray.exceptions.RayError as error:
                     _failed(
                         cell,
                         f"its process died ({' '.join(str(error).split())[:200]}); memory may have run out",
-                        watcher,
+                        reporter,
                     )
                 done = total - len(waiting)
                 left = _left(started, done, total) + _running(waiting.values())
-                watcher.notify(f"[{done}/{total}] {cell.title}: {cell.outcome()['status']}{left}")
-            watcher.update("cells", 1 - len(waiting) / total)
+                reporter.notify(f"[{done}/{total}] {cell.title}: {cell.outcome()['status']}{left}")
+            reporter.update("cells", 1 - len(waiting) / total)
     finally:
         ray.shutdown()
 
@@ -270,9 +270,9 @@ def _running(cells: Iterable[GridCell]) -> str:
     return f"; {len(epochs)} under way, {cell.title} at epoch {epoch} of {whole}"
 
 
-def _failed(cell: GridCell, error: str, watcher: Any) -> None:
+def _failed(cell: GridCell, error: str, reporter: Any) -> None:
     cell.fail(error)
-    watcher.notify(f"{cell.title} failed: {error}")
+    reporter.notify(f"{cell.title} failed: {error}")
 
 
 def _left(started: float, done: int, total: int) -> str:

@@ -24,7 +24,7 @@ from urnet.errors import RecipeError
 from urnet.files.atomic import atomic_file
 from urnet.files.csv_tables import read_own_table, write_frame
 from urnet.recipe import Recipe
-from urnet.training.run import Run
+from urnet.run_folder import Run
 
 EXAMPLES_PER_CLASS = 2
 TIMED = 3
@@ -102,14 +102,14 @@ class GridCell:
             file.write((json.dumps(outcome, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def run_cell(cell: GridCell, cells: Cells, audit: Audit, watcher: Any = None) -> None:
+def run_cell(cell: GridCell, cells: Cells, audit: Audit, reporter: Any = None) -> None:
     """Train, test and conclude a cell; an interrupted one goes on from its last whole epoch.
 
     Args:
         cell: what to train and where.
         cells: the grid's cells, undivided.
         audit: of these cells.
-        watcher: is told how it goes.
+        reporter: is told how it goes.
 
     Raises:
         UrnetError: what `train` raises.
@@ -118,7 +118,7 @@ def run_cell(cell: GridCell, cells: Cells, audit: Audit, watcher: Any = None) ->
 
     started, spent = time.monotonic(), cell.begin()
     try:
-        train(cells, cell.recipe, cell.folder, resume=True, audit=audit, reporter=watcher)
+        train(cells, cell.recipe, cell.folder, resume=True, audit=audit, reporter=reporter)
     finally:
         if spent is not None:
             spent += time.monotonic() - started

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 from urnet.errors import RecipeError
 from urnet.nets import count_parameters, create_enhancer, list_enhancers
-from urnet.nets.enhancers.plain import plain_like
-from urnet.nets.enhancers.registry import PICTURE, enhancer_options, picture_options
+from urnet.nets.enhancers.plain import match_plain_width
+from urnet.nets.enhancers.registry import ARTEFACT_FREE, artefact_free_options, list_enhancer_options
 from urnet.recipe import Recipe, load_recipe
 
 Table = Literal["table2", "table3", "table4", "ablation"]
@@ -98,17 +98,17 @@ def plan(
     used: dict[str, set[str]] = {}
 
     def row(name: str, title: str, base: str, *, weights_at_hand: bool = True, **changes: Any) -> Row:
-        recipe = load_recipe(base).changed(name=name, **changes)
+        recipe = load_recipe(base).with_changes(name=name, **changes)
         if scale == "laptop":
             recipe = at_laptop(recipe, weights_at_hand=weights_at_hand)
         waiting = overrides
         while concerned := [override for override in waiting if _concerns(override, recipe)]:
             used.setdefault(name, set()).update(concerned)
-            recipe = recipe.overridden(concerned)  # after which it may have what others change
+            recipe = recipe.with_overrides(concerned)  # after which it may have what others change
             waiting = [override for override in waiting if override not in concerned]
-        recipe = recipe.changed(protocol=protocol, split={"folds": folds, "fold": None})
+        recipe = recipe.with_changes(protocol=protocol, split={"folds": folds, "fold": None})
         if recipe.input.channels is None:
-            recipe = recipe.changed(input={"channels": channels})
+            recipe = recipe.with_changes(input={"channels": channels})
         return Row(name, title, recipe)
 
     rows = _rows(table, row, paired)
@@ -116,7 +116,7 @@ def plan(
         if not any(override in used.get(row.name, ()) for row in rows):
             known = ""
             if override.startswith("enhancer."):
-                options = dict.fromkeys(key for row in rows for key in enhancer_options(row.recipe.enhancer.name))
+                options = dict.fromkeys(key for row in rows for key in list_enhancer_options(row.recipe.enhancer.name))
                 known = f" (options of its enhancers are {', '.join(options)})"
             raise RecipeError(
                 f"--set {override}: no row of {table} uses this key{known}; leave it out or mend its spelling"
@@ -169,7 +169,7 @@ def _rows(table: Table, row: Callable[..., Row], paired: str) -> list[Row]:
                 Row(
                     "net1-long",
                     "Net1, Net4's epochs",
-                    net1.recipe.changed(
+                    net1.recipe.with_changes(
                         name="net1-long",
                         train={"epochs": net4.recipe.train.epochs + net4.recipe.pretrain.epochs},
                     ),
@@ -181,7 +181,7 @@ def _concerns(override: str, recipe: Recipe) -> bool:
     """Whether a change leaves a row what it is: some sections and options belong to some methods alone."""
     section, _, key = override.partition("=")[0].strip().partition(".")
     if section == "enhancer" and key not in ("", "name"):
-        return recipe.enhancer.name not in list_enhancers() or key in enhancer_options(recipe.enhancer.name)
+        return recipe.enhancer.name not in list_enhancers() or key in list_enhancer_options(recipe.enhancer.name)
     if section == "selection":
         return recipe.selection is not None
     if section != "pretrain":
@@ -193,9 +193,9 @@ def _concerns(override: str, recipe: Recipe) -> bool:
 
 def _stem(net1: Row, net4: Row) -> Row:
     """Net1 behind as many parameters as Net4's enhancer has, in a stack of convolutions without structure."""
-    picture = {key: value for key, value in net4.recipe.enhancer.options.items() if key in PICTURE}
-    width = plain_like(_channels(net4.recipe), _parameters(net4.recipe), **STEM)
-    recipe = net1.recipe.changed(
+    picture = {key: value for key, value in net4.recipe.enhancer.options.items() if key in ARTEFACT_FREE}
+    width = match_plain_width(_channels(net4.recipe), _parameters(net4.recipe), **STEM)
+    recipe = net1.recipe.with_changes(
         name="net1-stem",
         enhancer={"name": "plain", "width": width, **STEM, **picture},
         train={"enhancer_lr": net4.recipe.train.enhancer_lr},
@@ -216,9 +216,9 @@ def _parameters(recipe: Recipe) -> int:
 def at_laptop(recipe: Recipe, *, weights_at_hand: bool = True) -> Recipe:
     """A paper-scale recipe at the size that two cores can train.
 
-    U-shaped enhancers give pictures (`picture_options`): bounded by a sigmoid, without a checkerboard or an edge. They
-    still start at random, and not as the identity: else Net3 and Net4 would be the same, because pre-training towards
-    the identity would have nothing to learn. At paper scale they are the paper's, with linear output.
+    U-shaped enhancers give pictures (`artefact_free_options`): bounded by a sigmoid, without a checkerboard or an edge.
+    They still start at random, and not as the identity: else Net3 and Net4 would be the same, because pre-training
+    towards the identity would have nothing to learn. At paper scale they are the paper's, with linear output.
 
     An enhancer that learns keeps to the rate of `net4-laptop`, pre-trained or not: the classifier's is too high for it.
 
@@ -241,7 +241,7 @@ def at_laptop(recipe: Recipe, *, weights_at_hand: bool = True) -> Recipe:
             "weights": small.classifier.weights,
             "options": {"backbones": [small.classifier.name], "width": LAPTOP_WIDTH},
         }
-    enhancer = picture_options(recipe.enhancer.name)
+    enhancer = artefact_free_options(recipe.enhancer.name)
     if recipe.enhancer.options.get("width") == 64:
         enhancer["width"] = LAPTOP_WIDTH
     if enhancer:
@@ -252,7 +252,7 @@ def at_laptop(recipe: Recipe, *, weights_at_hand: bool = True) -> Recipe:
     train, gentle = changes["train"], pretrained.train.enhancer_lr
     if train["enhancer_lr"] is None and train["lr"] > gentle and _parameters(recipe):
         train["enhancer_lr"] = gentle
-    return recipe.changed(**changes)
+    return recipe.with_changes(**changes)
 
 
 def _settings(small: dict[str, Any], start: dict[str, Any], paper: Any) -> dict[str, Any]:

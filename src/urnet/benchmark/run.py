@@ -18,7 +18,7 @@ from urnet.errors import CellsError, RecipeError
 from urnet.nets import build_joint, create_classifier
 from urnet.progress import NoProgress
 from urnet.recipe import Classifier, load_recipe
-from urnet.training.run import refuse_within
+from urnet.run_folder import check_not_within
 
 PROTOCOLS = ("honest", "paper")
 
@@ -55,7 +55,7 @@ def run_benchmark(
     jobs: int | None = None,
     ray: str | None = None,
     train: bool = True,
-    watcher: Any = None,
+    reporter: Any = None,
 ) -> Benchmark:
     """Fill one of the paper's tables with anyone's cells.
 
@@ -73,7 +73,7 @@ def run_benchmark(
         jobs: cells at once on this machine, through Ray.
         ray: address of a Ray cluster.
         train: whether to train what is missing; else the tables are made of what is there.
-        watcher: is told how it goes.
+        reporter: is told how it goes.
 
     Raises:
         UrnetError: the cells, the settings or the folder do not allow it.
@@ -81,19 +81,19 @@ def run_benchmark(
     """
     from urnet.benchmark.report import write_comparison  # draws, and takes seconds to import
 
-    refuse_within(Path(out), Path(cells))
-    watcher = watcher or NoProgress()
+    check_not_within(Path(out), Path(cells))
+    reporter = reporter or NoProgress()
     what = planned(table, cells, folds=folds, scale=scale, protocol=protocol, overrides=overrides, only=only)
     rows, folds = what.rows, what.folds
-    with open_grid(Path(out), what.cells, rows[0].recipe, watcher.update) as grid:
+    with open_grid(Path(out), what.cells, rows[0].recipe, reporter.update) as grid:
         todo = unfinished(grid.all_cells(rows, seeds, folds)) if train else []
         if ray is None:
             _fetch_weights(cell.recipe.classifier for cell in todo)
         try:
             if todo and (jobs is not None or ray is not None):
-                run_through_ray(grid, todo, jobs, ray, watcher)
+                run_through_ray(grid, todo, jobs, ray, reporter)
             elif todo:
-                run_alone(grid, todo, watcher)
+                run_alone(grid, todo, reporter)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; the same command goes on with what is missing") from None
         entries = [entry_of(grid, row, seeds, folds) for row in rows]
@@ -213,7 +213,7 @@ def _check(rows: list[Row], cells: Cells) -> None:
                     recipe.input.channels or 1,
                     enhancer_options=recipe.enhancer.options,
                     classifier_options=recipe.classifier.options,
-                    beside=recipe.classifier.input == "both",
+                    concat_raw=recipe.classifier.input == "both",
                 )
         except RecipeError as error:
             raise RecipeError(f"row {row.name}: {error}") from None
@@ -238,7 +238,7 @@ def _dataset(grid: Grid) -> str:
 
 def _counts(grid: Grid, row: Row) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cells of each class in the first fold's training and test parts, as they are and as an epoch shows them."""
-    divided = divide(grid.cells, row.recipe.changed(split={"fold": 0}), grid.audit).table
+    divided = divide(grid.cells, row.recipe.with_changes(split={"fold": 0}), grid.audit).table
     before = pd.crosstab(divided["label"], divided["split"])[["train", "test"]].reindex(grid.cells.classes)
     shown = row.recipe.augment.per_class or math.ceil(before["train"].sum() / len(before))
     return before, before.assign(train=shown)

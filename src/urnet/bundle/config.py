@@ -148,7 +148,7 @@ class ModelConfig:
             len(self.classes),
             self.channels,
             enhancer_options=enhancer,
-            beside=classifier.pop("input", "enhanced") == "both",
+            concat_raw=classifier.pop("input", "enhanced") == "both",
             classifier_options=classifier,
         )
 

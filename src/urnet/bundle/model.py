@@ -244,13 +244,13 @@ class Model:
         """All that the networks say of prepared inputs (N, C, S, S), batch by batch."""
         import torch
 
-        from urnet.nets.features import look_at_features
+        from urnet.nets.features import extract_features
 
         temperature = 1.0 if self.calibration is None else self.calibration.temperature
         for start in range(0, len(inputs), batch_size):
             with torch.inference_mode():
                 images = torch.from_numpy(inputs[start : start + batch_size]).to(self.device)
-                logits, enhanced, features = look_at_features(self.joint, images)
+                logits, enhanced, features = extract_features(self.joint, images)
                 raw = logits.float().cpu().numpy()
                 yield Outputs(
                     raw,
@@ -511,10 +511,10 @@ def _build(config: ModelConfig, weights: "Mapping[str, Tensor]", folder: Path) -
     Raises:
         RunError: there are no such networks, or the weights are not theirs.
     """
-    from urnet.nets.limits import build_for
+    from urnet.nets.limits import build_and_load
 
     try:
-        return build_for(config.build, weights)
+        return build_and_load(config.build, weights)
     except RunError as error:
         raise RunError(
             f"{folder / WEIGHTS_NAME}: the weights cannot be loaded ({error}); restore the file or train again",
@@ -534,13 +534,13 @@ def _check_fits(calibration: Calibration, config: ModelConfig, joint: "JointMode
     Raises:
         RunError: it is one.
     """
-    from urnet.nets.features import feature_sizes
+    from urnet.nets.features import count_features
 
     problem = ""
     if calibration.classes != config.classes:
         problem = f"its classes ({', '.join(calibration.classes)}) are not the model's ({', '.join(config.classes)})"
     else:
-        sizes = feature_sizes(joint, config.channels, config.size)
+        sizes = count_features(joint, config.channels, config.size)
         found = tuple(axes.shape[1] for axes in calibration.rejection.distance.whiten)
         if sizes is not None and sizes != found:
             problem = f"it describes features of the sizes {found}, and those of the networks are {sizes}"

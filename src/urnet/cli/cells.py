@@ -126,10 +126,10 @@ def split(
     from urnet.files.outputs import refuse_existing
     from urnet.progress import ProgressBars
     from urnet.recipe import load_recipe
-    from urnet.training.run import keep_cropping, refuse_within
+    from urnet.run_folder import check_not_within, copy_crop_settings
 
     refuse_existing(folder)
-    refuse_within(folder, cells)
+    check_not_within(folder, cells)
     settings = load_recipe(recipe, overrides or ())
     with ProgressBars(out) as bars:
         table = read(cells, settings)
@@ -141,7 +141,7 @@ def split(
 
             divided = write_augmented(divided, staging, augment_to, seed=settings.split.seed)
         divided.write(staging / TABLE_NAME)
-        keep_cropping(table, staging)
+        copy_crop_settings(table, staging)
     _print_split(divided)
     out.print(f"written: {folder / TABLE_NAME}")
     return 0

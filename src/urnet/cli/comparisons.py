@@ -51,7 +51,7 @@ def benchmark(
             jobs=jobs,
             ray=ray,
             train=not no_train,
-            watcher=bars,
+            reporter=bars,
         )
     out.print((done.folder / "tables" / f"{table}.md").read_text(encoding="utf-8"))
     out.print(f"report: {done.report}")
@@ -99,12 +99,12 @@ def models() -> int:
     """List enhancers, classifiers and recipes, with parameters and GMAC."""
     from rich.table import Table
 
-    from urnet.catalogue import classifier_sizes, enhancer_sizes, recipe_sizes
+    from urnet.catalogue import list_classifier_sizes, list_enhancer_sizes, list_recipe_sizes
 
     for title, rows in (
-        ("Enhancers (default options, colour, 200 x 200 px)", enhancer_sizes()),
-        ("Classifiers (200 x 200 px, 3 classes; any other timm name works too)", classifier_sizes()),
-        ("Recipes", recipe_sizes()),
+        ("Enhancers (default options, colour, 200 x 200 px)", list_enhancer_sizes()),
+        ("Classifiers (200 x 200 px, 3 classes; any other timm name works too)", list_classifier_sizes()),
+        ("Recipes", list_recipe_sizes()),
     ):
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         table.add_column("name")

@@ -193,8 +193,8 @@ def calibrate(
     from urnet.cells.table import read_cells
     from urnet.evaluation.out_of_distribution import rejection_auroc
     from urnet.progress import ProgressBars
+    from urnet.run_folder import Run
     from urnet.training.calibrate import calibrate as calibrate_run
-    from urnet.training.run import Run
 
     opened = Run.open(run)
     recipe = opened.recipe()

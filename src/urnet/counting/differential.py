@@ -20,7 +20,7 @@ from urnet.files.csv_tables import format_csv, read_own_table, write_frame
 from urnet.files.outputs import refuse_existing
 from urnet.predict import PADDING, predict_files, told_reasons
 from urnet.progress import Progress
-from urnet.training.run import run_of
+from urnet.run_folder import find_run
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def count_cells(
         failed = sum(reasons.values())
         if len(table) and failed == len(table):
             raise CellsError(f"{source}: none of its {failed} image(s) could be used: {told_reasons(reasons)}")
-        trained_in = run_of(run)
+        trained_in = find_run(run)
         if len(table) and trained_in is not None:  # a bundle by itself no longer knows its cells
             say("compare with the training", 0.0)
             notes += seen_in_training(trained_in, cells, calibration=True)

@@ -33,7 +33,7 @@ from urnet.files.outputs import refuse_existing
 from urnet.names import donor_key
 from urnet.nets.gradcam import grad_cam, overlay
 from urnet.nets.pixel_range import PixelRange
-from urnet.training.run import Run
+from urnet.run_folder import Run
 
 OPTIMISTIC = (
     "Protocol paper is optimistic: the epoch was chosen by accuracy on the test part, which is augmented and balanced "
@@ -260,7 +260,7 @@ def _counts(runs: list[Run], scored: list[Scored]) -> pd.DataFrame:
 
 def _left_out(run: Run) -> list[str]:
     """What of the run's own table is not counted."""
-    reasons = run.left_out()
+    reasons = run.excluded_reasons()
     if not reasons:
         return []
     return [f"{len(reasons)} images of the table are no cells of their own and are left out: {tally(reasons)}."]

@@ -13,8 +13,8 @@ from urnet.evaluation.calibration_metrics import share
 from urnet.evaluation.metrics import LEVEL, REPLICATES, interval_groups
 from urnet.evaluation.predictions import Progress
 from urnet.names import donor_key
-from urnet.training.calibrate import observe
-from urnet.training.run import Run
+from urnet.run_folder import Run
+from urnet.training.calibrate import collect_outputs
 
 COLUMNS = ("label", "cells", "auroc", "auroc_low", "auroc_high", "rejected", "rejected_low", "rejected_high")
 
@@ -80,7 +80,7 @@ def rejection_auroc(
 
 def _scores(model: Model, cells: Cells, progress: Progress | None) -> np.ndarray:
     told = None if progress is None else lambda done: progress("look at cells", done / len(cells))
-    seen = observe(model, replace(cells, classes=tuple(sorted(set(cells.table["label"])))), told)
+    seen = collect_outputs(model, replace(cells, classes=tuple(sorted(set(cells.table["label"])))), told)
     return model.calibration.rejection.score(seen.rows, seen.features)
 
 

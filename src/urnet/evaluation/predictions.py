@@ -18,8 +18,8 @@ from urnet.errors import CellsError, ImageError, RunError, UrnetError
 from urnet.files.outputs import refuse_existing
 from urnet.nets.pixel_range import PixelRange
 from urnet.progress import Progress
-from urnet.training.data import paper_test
-from urnet.training.run import Run
+from urnet.run_folder import Run
+from urnet.training.data import augment_test_part
 
 BATCH = 64
 
@@ -98,7 +98,7 @@ def own_part(run: Run, split: str, progress: Progress | None, expect: str | None
         raise CellsError(f"{run.folder}: no cells in the {split} part of this run")
     images, truth = _read(model, cells, progress), cells.labels
     if recipe.protocol == "paper" and split == "test":
-        images, truth, origin = paper_test(images, truth, recipe)
+        images, truth, origin = augment_test_part(images, truth, recipe)
         cells = replace(cells, table=cells.table.iloc[origin].reset_index(drop=True))
     return _classify(model, cells, images, truth, progress)
 

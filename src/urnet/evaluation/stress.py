@@ -39,7 +39,7 @@ from urnet.files.atomic import atomic_folder
 from urnet.files.csv_tables import write_frame
 from urnet.files.outputs import refuse_existing
 from urnet.images.simulation.optics import BACKGROUND, REFERENCE_PX, Imaging, simulate_brightfield
-from urnet.training.run import Run, refuse_within
+from urnet.run_folder import Run, check_not_within
 
 REPLICATES = 500
 SEED = 0
@@ -182,7 +182,7 @@ def stress(
     if split not in PARTS:
         raise CellsError(f"split is {split!r}; it must be one of {', '.join(PARTS)}")
     refuse_existing(out)
-    refuse_within(out, cells)
+    check_not_within(out, cells)
     warnings: list[str] = []
     tested: dict[str, list[Scored]] = {}
     for name, folder in named(folders).items():

@@ -12,7 +12,7 @@ from urnet.export.model_card import DOI, PAPER, RESEARCH, model_card
 
 if TYPE_CHECKING:
     from urnet.bundle.model import Model
-    from urnet.training.run import Run
+    from urnet.run_folder import Run
 
 PACKAGES = ("bioimageio.core",)
 DESCRIPTION, WEIGHTS, CARD = "rdf.yaml", "model.onnx", "README.md"

@@ -15,8 +15,8 @@ from urnet.files.atomic import atomic_folder, new_file
 from urnet.files.outputs import refuse_existing
 from urnet.optional_packages import need
 from urnet.progress import Progress
-from urnet.training.run import Run as RunFolder
-from urnet.training.run import run_of
+from urnet.run_folder import Run as RunFolder
+from urnet.run_folder import find_run
 
 if TYPE_CHECKING:
     from urnet.bundle.model import Model
@@ -154,7 +154,7 @@ def export_run(
     refuse_existing(out, file=chosen.file)
     model = _on_cpu(Model.load(run, expect=expect))
     counts, origin = _read(run, model, cells, progress)
-    source = Source(model, run_of(run), counts, origin, opset)
+    source = Source(model, find_run(run), counts, origin, opset)
     _tell(progress, "write", 0.0)
     if chosen.file:
         with new_file(out) as file:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from urnet.errors import RunError
-from urnet.nets.features import look_at_features
+from urnet.nets.features import extract_features
 
 if TYPE_CHECKING:
     from urnet.bundle.model import Model
@@ -43,7 +43,7 @@ class Graph(nn.Module):
             [0, 1], and the features that rejection goes by, (B, F).
         """
         images = ((counts - self.low) * self.scale).clamp(0, 1)  # (B, C, S, S)
-        logits, enhanced, features = look_at_features(self.joint, images)
+        logits, enhanced, features = extract_features(self.joint, images)
         return torch.softmax(logits.float() / self.temperature, dim=1), enhanced, torch.cat(features, dim=1)
 
 

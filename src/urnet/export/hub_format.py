@@ -10,7 +10,7 @@ from urnet.export.parity import Run
 
 if TYPE_CHECKING:
     from urnet.bundle.model import Model
-    from urnet.training.run import Run as RunFolder
+    from urnet.run_folder import Run as RunFolder
 
 GRAPH, CARD = "model.onnx", "README.md"
 

@@ -11,7 +11,7 @@ from urnet.version import __version__
 
 if TYPE_CHECKING:
     from urnet.bundle.model import Model
-    from urnet.training.run import Run
+    from urnet.run_folder import Run
 
 PAPER = "Zheng et al., UR-Net, Sensors 2023, 23, 7605"
 DOI = "10.3390/s23177605"
@@ -91,7 +91,7 @@ def _data(run: "Run | None") -> str:
     try:
         counts = run.counts()
         donors = {part: run.donors(part) for part in PARTS}
-        left_out, simulated = len(run.left_out()), run.cells().simulated
+        left_out, simulated = len(run.excluded_reasons()), run.cells().simulated
     except (UrnetError, OSError, ValueError, KeyError):
         return "The run's table of cells could not be read, so its data are not stated here."
     rows = [

@@ -2,9 +2,9 @@
 
 T. Chen et al., "Training deep nets with sublinear memory cost", 2016, https://arxiv.org/abs/1604.06174.
 
-Enhancers have parts of their own (`Recomputing`), networks of timm their blocks. A batch norm in them would follow each
-batch twice, forwards and when its part is computed again; so the running statistics are kept as they are during the
-whole backward pass (`statistics_kept`), in which nothing is seen for the first time.
+Enhancers have parts of their own (`Checkpointed`), networks of timm their blocks. A batch norm in them would follow
+each batch twice, forwards and when its part is computed again; so the running statistics are kept as they are during
+the whole backward pass (`fixed_running_statistics`), in which nothing is seen for the first time.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-class Recomputing(nn.Module):
+class Checkpointed(nn.Module):
     """A network in parts, of which only what goes in and comes out is kept where `checkpointing` is set."""
 
     checkpointing = False
@@ -28,14 +28,14 @@ class Recomputing(nn.Module):
 
 
 @contextmanager
-def recomputing(network: nn.Module) -> Iterator[int]:
+def activation_checkpointing(network: nn.Module) -> Iterator[int]:
     """Have the parts of enhancers and the blocks of timm's networks computed again while the context is open.
 
     It should not be open longer than the training: a network of timm then calls the blocks of a stage one by one, and
     hooks on the stage, which calibration and Grad-CAM set, are never called.
 
     Args:
-        network: An enhancer, a classifier, or both joined. A backward pass through it needs `statistics_kept`.
+        network: An enhancer, a classifier, or both joined. A backward pass through it needs `fixed_running_statistics`.
 
     Yields:
         How many networks in it do that; of timm's, VGG does not.
@@ -48,14 +48,14 @@ def recomputing(network: nn.Module) -> Iterator[int]:
             switch(False)
 
 
-def recomputes(network: nn.Module) -> bool:
+def supports_checkpointing(network: nn.Module) -> bool:
     """Tell whether a network, or one in it, can compute its maps again."""
-    with recomputing(network) as count:
+    with activation_checkpointing(network) as count:
         return count > 0
 
 
 @contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
+def fixed_running_statistics(module: nn.Module) -> Iterator[None]:
     """Keep the running statistics of all batch norms in a module as they are, whatever they see meanwhile."""
     norms = [(norm, norm.momentum, norm.num_batches_tracked) for norm in module.modules() if _follows(norm)]
     for norm, *_ in norms:

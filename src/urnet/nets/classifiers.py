@@ -12,7 +12,7 @@ from torch import nn
 from urnet.errors import RecipeError, WeightsError
 from urnet.nets.classifier_weights import PACKAGED_CLASSIFIER, load_weights
 
-_NO_OPTIONS = {
+_RESERVED_OPTIONS = {
     "model_name": "it is classifier.name",
     "num_classes": "it follows from the classes",
     "pretrained": "it is classifier.pretrained",
@@ -24,7 +24,7 @@ _NO_OPTIONS = {
 HEAD_STD = 0.01
 """Standard deviation of a new last layer's weights."""
 
-_own: dict[str, Callable[..., nn.Module]] = {}
+_registered: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register_classifier(constructor: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -34,7 +34,7 @@ def register_classifier(constructor: Callable[..., nn.Module]) -> Callable[..., 
     offers of timm's interface what is used here: `pretrained_cfg`, `feature_info` and `get_classifier()`. Its last
     layer starts by `initialise_head`, before weights are loaded.
     """
-    _own[constructor.__name__] = constructor
+    _registered[constructor.__name__] = constructor
     return constructor
 
 
@@ -43,7 +43,7 @@ def list_classifiers() -> list[str]:
 
     `create_classifier` takes any other name in `timm.list_models()` as well.
     """
-    return ["vgg16", "mobilenetv2_100", "densenet121", "resnet101", PACKAGED_CLASSIFIER, *_own]
+    return ["vgg16", "mobilenetv2_100", "densenet121", "resnet101", PACKAGED_CLASSIFIER, *_registered]
 
 
 def create_classifier(
@@ -74,14 +74,14 @@ def create_classifier(
         WeightsError: The hub cannot be reached or has no weights, or the file does not serve.
     """
     options = options or {}
-    if name in _own:
-        return _own[name](classes, pretrained=pretrained, weights=weights, options=options)
+    if name in _registered:
+        return _registered[name](classes, pretrained=pretrained, weights=weights, options=options)
     if not timm.is_model(name):
-        close = get_close_matches(name.lower(), [*timm.list_models(), *_own], n=5)
+        close = get_close_matches(name.lower(), [*timm.list_models(), *_registered], n=5)
         advice = f"close to it: {', '.join(close)}" if close else f"try one of: {', '.join(list_classifiers())}"
         raise RecipeError(f"classifier {name!r} is not in timm {timm.__version__}; {advice}")
-    for option in options.keys() & _NO_OPTIONS.keys():
-        raise RecipeError(f"classifier {name!r}: {option!r} cannot be an option here: {_NO_OPTIONS[option]}")
+    for option in options.keys() & _RESERVED_OPTIONS.keys():
+        raise RecipeError(f"classifier {name!r}: {option!r} cannot be an option here: {_RESERVED_OPTIONS[option]}")
     try:
         model = timm.create_model(name, num_classes=classes, in_chans=3, **options)
     except Exception as error:  # each network of timm checks its arguments in its own way
@@ -110,14 +110,14 @@ def initialise_head(model: nn.Module, classes: int) -> None:
         model: Classifier of timm, or one with timm's `get_classifier()`.
         classes: Number of classes, K; a network without a last layer (0) stays as it is.
     """
-    for layer in head_layers(model):
+    for layer in find_head_layers(model):
         if classes and getattr(layer, "out_features", getattr(layer, "out_channels", None)) == classes:
             nn.init.normal_(layer.weight, std=HEAD_STD)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
 
-def head_layers(model: nn.Module) -> list[nn.Module]:
+def find_head_layers(model: nn.Module) -> list[nn.Module]:
     """Give the layers that make logits of features: one, or of distilled networks several.
 
     Each is the last linear layer, or where there is none the last convolution, of what timm calls the classifier. Where
@@ -148,13 +148,13 @@ def _from_hub(name: str, classes: int, options: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def get_normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Give the mean and the standard deviation, per channel of pixels in [0, 1], that a timm network expects."""
     config = resolve_model_data_config(model)
     return config["mean"], config["std"]
 
 
-def cam_layer(model: nn.Module) -> nn.Module:
+def find_cam_layer(model: nn.Module) -> nn.Module:
     """Give the layer of a timm network whose output is its last feature map, for Grad-CAM.
 
     Raises:

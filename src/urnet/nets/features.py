@@ -7,12 +7,12 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from urnet.nets.classifiers import head_layers
+from urnet.nets.classifiers import find_head_layers
 from urnet.nets.joint import JointModel
 
 
 @contextmanager
-def caught_inputs(layer: nn.Module) -> Iterator[list[Tensor]]:
+def record_inputs(layer: nn.Module) -> Iterator[list[Tensor]]:
     """Collect what a layer is called with, float32, call by call, while the context is open."""
     caught: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda layer, inputs: caught.append(inputs[0].float()))
@@ -23,7 +23,7 @@ def caught_inputs(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _caught_means(layer: nn.Module, channels: int) -> Iterator[list[Tensor]]:
+def _record_channel_means(layer: nn.Module, channels: int) -> Iterator[list[Tensor]]:
     """Collect a layer's output, averaged over all but batch and channels, (B, channels), while the context is open."""
     caught: list[Tensor] = []
 
@@ -39,12 +39,12 @@ def _caught_means(layer: nn.Module, channels: int) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def last_layer(classifier: nn.Module) -> nn.Module:
+def find_last_layer(classifier: nn.Module) -> nn.Module:
     """Give the layer that makes logits of features (of several, the last); a network without one gives itself."""
-    return [classifier, *head_layers(classifier)][-1]
+    return [classifier, *find_head_layers(classifier)][-1]
 
 
-def look_at_features(model: JointModel, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+def extract_features(model: JointModel, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Pass images through a model once, and catch the features at several depths.
 
     Args:
@@ -58,11 +58,13 @@ def look_at_features(model: JointModel, images: Tensor) -> tuple[Tensor, Tensor,
     """
     with ExitStack() as stack:
         maps = [
-            stack.enter_context(_caught_means(model.classifier.get_submodule(stage["module"]), stage["num_chs"]))
+            stack.enter_context(
+                _record_channel_means(model.classifier.get_submodule(stage["module"]), stage["num_chs"])
+            )
             for stage in getattr(model.classifier, "feature_info", None) or ()
         ]
-        last = stack.enter_context(caught_inputs(last_layer(model.classifier)))
-        logits, enhanced = model.look(images)
+        last = stack.enter_context(record_inputs(find_last_layer(model.classifier)))
+        logits, enhanced = model.enhance_and_classify(images)
     features = [caught[-1] for caught in maps if caught]
     seen = last[-1]  # (B, F), or (B, T, F) tokens or (B, F, H, W) maps where the last layer keeps space
     if len(features) < 2:
@@ -73,7 +75,7 @@ def look_at_features(model: JointModel, images: Tensor) -> tuple[Tensor, Tensor,
     return logits, enhanced, features
 
 
-def feature_sizes(model: JointModel, channels: int, size: int) -> tuple[int, ...] | None:
+def count_features(model: JointModel, channels: int, size: int) -> tuple[int, ...] | None:
     """Give the number of features at each depth, computed from shapes alone.
 
     Args:
@@ -89,7 +91,7 @@ def feature_sizes(model: JointModel, channels: int, size: int) -> tuple[int, ...
     try:
         skeleton = deepcopy(model, without_memory).eval()
         with torch.inference_mode():
-            features = look_at_features(skeleton, torch.zeros(1, channels, size, size, device="meta"))[2]
+            features = extract_features(skeleton, torch.zeros(1, channels, size, size, device="meta"))[2]
     except Exception:  # an enhancer that computes outside torch
         return None
     return tuple(part.shape[1] for part in features)

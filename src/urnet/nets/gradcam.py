@@ -15,7 +15,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from urnet.errors import RecipeError
-from urnet.nets.classifiers import cam_layer
+from urnet.nets.classifiers import find_cam_layer
 
 OPACITY = 0.45
 COLOUR_MAP = "jet"
@@ -26,8 +26,8 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None, ba
     """Grad-CAM of each image, through the enhancer and the classifier.
 
     Args:
-        model: A joint model: `model(images)` gives logits, `model.classifier` is what `cam_layer` looks into. Its mode
-            (train or eval), its gradients and what of it requires gradients are left as found.
+        model: A joint model: `model(images)` gives logits, `model.classifier` is what `find_cam_layer` looks into. Its
+            mode (train or eval), its gradients and what of it requires gradients are left as found.
         images: (B, C, H, W), in [0, 1], on any device.
         targets: (B,) the class asked about, or None for the predicted one.
         batch_size: Images at a time.
@@ -46,7 +46,7 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None, ba
     device = next(model.classifier.parameters()).device
     # The largest logit of an image has the gradient of the predicted class's logit, without a second forward pass.
     forward = model if targets is not None else lambda batch: model(batch).max(dim=1).values
-    layer = cam_layer(model.classifier)
+    layer = find_cam_layer(model.classifier)
     explain = LayerGradCam(forward, layer)
     maps = [np.zeros((0, *images.shape[-2:]), np.float32)]
     with _without_parameter_gradients(model), torch.inference_mode(False), torch.enable_grad():

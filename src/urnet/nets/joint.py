@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from urnet.errors import RecipeError
-from urnet.nets.classifiers import create_classifier, normalisation
+from urnet.nets.classifiers import create_classifier, get_normalisation
 from urnet.nets.enhancers.registry import create_enhancer
 
 
@@ -19,10 +19,10 @@ class JointModel(nn.Module):
 
     Args:
         enhancer: (B, C, H, W) → (B, C, H, W), C = 1 or 3.
-        classifier: (B, 3, H, W) → (B, K); with `beside` (B, 6, H, W) → (B, K).
+        classifier: (B, 3, H, W) → (B, K); with `concat_raw` (B, 6, H, W) → (B, K).
         mean: Per channel, subtracted from the enhanced pixels.
         std: Per channel, that they are then divided by.
-        beside: Whether the classifier sees the raw image after the enhanced one.
+        concat_raw: Whether the classifier sees the raw image after the enhanced one.
     """
 
     def __init__(
@@ -32,20 +32,20 @@ class JointModel(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         *,
-        beside: bool = False,
+        concat_raw: bool = False,
     ) -> None:
         super().__init__()
         self.enhancer = enhancer
         self.classifier = classifier
-        self.beside = beside
+        self.concat_raw = concat_raw
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pixels in [0, 1], (B, C, H, W), to logits (B, K)."""
-        return self.look(x)[0]
+        return self.enhance_and_classify(x)[0]
 
-    def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def enhance_and_classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map pixels in [0, 1], (B, C, H, W), to logits (B, K) and the enhanced images (B, C, H, W)."""
         if not hasattr(self.enhancer, "views"):
             enhanced = self.enhancer(x)
@@ -62,11 +62,11 @@ class JointModel(nn.Module):
 
     def classify(self, enhanced: Tensor, raw: Tensor) -> Tensor:
         """Map enhanced images and their originals, (B, C, H, W) each, to logits (B, K)."""
-        images = [enhanced, raw] if self.beside else [enhanced]
-        return self.classifier(torch.cat([(self._colour(x) - self.mean) / self.std for x in images], dim=1))
+        images = [enhanced, raw] if self.concat_raw else [enhanced]
+        return self.classifier(torch.cat([(self._to_rgb(x) - self.mean) / self.std for x in images], dim=1))
 
     @staticmethod
-    def _colour(x: Tensor) -> Tensor:
+    def _to_rgb(x: Tensor) -> Tensor:
         return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x  # (B, 3, H, W)
 
 
@@ -80,7 +80,7 @@ def build_joint(
     classifier_options: dict[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
-    beside: bool = False,
+    concat_raw: bool = False,
 ) -> JointModel:
     """Build both networks by their names and join them.
 
@@ -93,7 +93,7 @@ def build_joint(
         classifier_options: For `create_classifier`.
         pretrained: Fetch the classifier's weights from timm's hub.
         weights: The classifier's weights: a local file, or "packaged".
-        beside: Whether the classifier sees the raw image beside the enhanced one.
+        concat_raw: Whether the classifier sees the raw image beside the enhanced one.
 
     Returns:
         The joint network, (B, C, H, W) → logits (B, K).
@@ -104,13 +104,13 @@ def build_joint(
     """
     front = create_enhancer(enhancer, channels, **(enhancer_options or {}))
     back = create_classifier(classifier, classes, pretrained=pretrained, weights=weights, options=classifier_options)
-    joint = JointModel(front, back, *normalisation(back), beside=beside)
-    if beside:
-        _double_input(back, classifier)
+    joint = JointModel(front, back, *get_normalisation(back), concat_raw=concat_raw)
+    if concat_raw:
+        _widen_first_convolution(back, classifier)
     return joint
 
 
-def _double_input(classifier: nn.Module, name: str) -> None:
+def _widen_first_convolution(classifier: nn.Module, name: str) -> None:
     """Let a network of three channels see six, the weights halved, so that two equal images give the same features."""
     first = classifier.pretrained_cfg.get("first_conv")
     layer = classifier.get_submodule(first) if isinstance(first, str) else None

@@ -14,7 +14,7 @@ from urnet.errors import RunError
 if TYPE_CHECKING:
     from urnet.nets.joint import JointModel
 
-SLACK = 2
+MAX_PARAMETER_RATIO = 2
 """Parameters that a network may register in building it, as a multiple of those that it keeps."""
 
 
@@ -22,7 +22,7 @@ class _TooLargeError(Exception):
     """More parameters than the weights hold."""
 
 
-def build_for(build: "Callable[[], JointModel]", weights: Mapping[str, Tensor]) -> "JointModel":
+def build_and_load(build: "Callable[[], JointModel]", weights: Mapping[str, Tensor]) -> "JointModel":
     """Build networks for weights that are there, and fill them in.
 
     The networks are built without memory first. Building stops as soon as they have more parameters than the weights.
@@ -52,7 +52,7 @@ def build_for(build: "Callable[[], JointModel]", weights: Mapping[str, Tensor]) 
 
 def _build_within(build: "Callable[[], JointModel]", weights: Mapping[str, Tensor]) -> "JointModel":
     numbers = sum(tensor.numel() for tensor in weights.values())
-    with _at_most(SLACK * numbers + 10**6, SLACK * len(weights) + 100) as exceeded:
+    with _at_most(MAX_PARAMETER_RATIO * numbers + 10**6, MAX_PARAMETER_RATIO * len(weights) + 100) as exceeded:
         try:
             return build()
         except Exception:

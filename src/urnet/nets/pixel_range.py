@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-FEW = 0.02
+MAX_SHARE_OUTSIDE = 0.02
 """Share of pixels outside [0, 1] up to which an image is a picture."""
-OVERSHOOT = 0.1
+MAX_OVERSHOOT = 0.1
 """Distance beyond 0 and 1 up to which an image is a picture, however many pixels are there, as RSGUNet's are."""
 
 
@@ -45,7 +45,9 @@ class PixelRange:
     @property
     def warning(self) -> str | None:
         """What a user should know; none where the images are pictures."""
-        if self.share_outside <= FEW or (self.minimum >= -OVERSHOOT and self.maximum <= 1 + OVERSHOOT):
+        if self.share_outside <= MAX_SHARE_OUTSIDE or (
+            self.minimum >= -MAX_OVERSHOOT and self.maximum <= 1 + MAX_OVERSHOOT
+        ):
             return None
         return (
             f"the enhanced image leaves [0, 1]: {self.minimum:.3g} to {self.maximum:.3g}, "

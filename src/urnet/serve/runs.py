@@ -19,7 +19,7 @@ from urnet.errors import RunError
 from urnet.evaluation.paired import paired_differences
 from urnet.files.csv_tables import read_own_table
 from urnet.html_pages import describe_intervals
-from urnet.training.run import HISTORY_COLUMNS, Run, run_of
+from urnet.run_folder import HISTORY_COLUMNS, Run, find_run
 
 MOST = 500
 """Runs that are listed; a folder with more of them is a benchmark's, which has its own report."""
@@ -94,16 +94,16 @@ def runs_beside(served: Path) -> dict[str, ListedRun]:
         served: a run folder, or the bundle in one.
     """
     served = Path(served).resolve()
-    if served.name == "model" and run_of(served.parent) is not None:
+    if served.name == "model" and find_run(served.parent) is not None:
         served = served.parent
     if served.name.startswith("fold") and _is_cross_validation(served.parent):
         served = served.parent
     found = []
     for folder in _folders(served.parent):
-        if run_of(folder) is not None:
+        if find_run(folder) is not None:
             found.append(_listed(folder.name, folder))
         elif _is_cross_validation(folder):
-            folds = [fold for fold in _folders(folder) if run_of(fold) is not None]
+            folds = [fold for fold in _folders(folder) if find_run(fold) is not None]
             found += [_listed(f"{folder.name}/{fold.name}", fold) for fold in folds]
         if len(found) >= MOST:
             break
@@ -188,7 +188,7 @@ def _listed(name: str, folder: Path) -> ListedRun:
 
 
 def _is_cross_validation(folder: Path) -> bool:
-    return run_of(folder / "fold0") is not None
+    return find_run(folder / "fold0") is not None
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -20,12 +20,12 @@ from urnet.errors import CellsError, ImageError, RunError, list_first
 from urnet.evaluation.predictions import seen_among, training_keys
 from urnet.export.engine import Engine, choose_engine
 from urnet.predict import PADDING
+from urnet.run_folder import find_run
 from urnet.serve.batching import Network
 from urnet.serve.database.store import Store
 from urnet.serve.settings import Settings
 from urnet.serve.uploads.receive import Cell, Decoders, Upload
 from urnet.serve.uploads.storage import Aside, FullError, Scratch, Usage, size_of
-from urnet.training.run import run_of
 
 NOT_CALIBRATED = "the model is not calibrated, so its counts cannot be corrected; run `urnet calibrate` on it"
 
@@ -201,7 +201,7 @@ class Bench:
         self.scratch.start()
         self.decoders.start()
         self.network.start()
-        run = run_of(self.run)
+        run = find_run(self.run)
         if self.model.calibration is not None and run is not None:
             aside = ThreadPoolExecutor(1, "training-keys")
             self._trained_on = aside.submit(training_keys, run, calibration=True)

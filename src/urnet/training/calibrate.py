@@ -18,7 +18,7 @@ from urnet.calibration.temperature import fit_temperature, probabilities
 from urnet.cells.table import Cells
 from urnet.errors import CellsError, RunError
 from urnet.progress import Progress
-from urnet.training.run import Run
+from urnet.run_folder import Run
 
 TRAIN_CELLS = 2000
 """Cells of the training part that are looked at; a distribution needs no more."""
@@ -27,7 +27,7 @@ _AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Observed:
+class ModelOutputs:
     """What a model makes of labelled cells.
 
     Attributes:
@@ -103,9 +103,9 @@ def calibrate_model(
         train = train.where(np.isin(np.arange(len(train)), chosen))
     total, done = len(train) + len(held) + len(test), 0
 
-    def observed(part: Cells) -> Observed:
+    def observed(part: Cells) -> ModelOutputs:
         nonlocal done
-        found = observe(model, part, lambda n: progress("calibrate", (done + n) / total) if progress else None)
+        found = collect_outputs(model, part, lambda n: progress("calibrate", (done + n) / total) if progress else None)
         done += len(part)
         return found
 
@@ -129,7 +129,7 @@ def calibrate_model(
     )
 
 
-def observe(model: Model, cells: Cells, progress: Callable[[int], None] | None = None) -> Observed:
+def collect_outputs(model: Model, cells: Cells, progress: Callable[[int], None] | None = None) -> ModelOutputs:
     """Look at labelled cells; one at least.
 
     Args:
@@ -153,4 +153,4 @@ def observe(model: Model, cells: Cells, progress: Callable[[int], None] | None =
         rows += model.measures(images, part.table)
         if progress is not None:
             progress(start + len(part))
-    return Observed(cells.labels, np.concatenate(logits), np.concatenate(features), sizes, rows)
+    return ModelOutputs(cells.labels, np.concatenate(logits), np.concatenate(features), sizes, rows)

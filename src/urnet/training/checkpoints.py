@@ -13,13 +13,13 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from urnet.errors import RunError
 from urnet.files.atomic import atomic_file
-from urnet.training.logging import be_quiet
-from urnet.training.run import HISTORY_COLUMNS, WRITTEN_COLUMNS
+from urnet.run_folder import HISTORY_COLUMNS, NEW_HISTORY_COLUMNS
+from urnet.training.logging import mute_lightning
 
 STAGES = ("pretrain", "train")
 
 
-class WholeFileIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints are whole at any moment, so that training can be killed at any moment."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -45,7 +45,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
 
 
-class Keeper(Checkpoint):
+class CheckpointCallback(Checkpoint):
     """After each epoch: a row of history, `best.ckpt` (weights) if it is the best so far, `last.ckpt` (everything).
 
     Args:
@@ -64,7 +64,7 @@ class Keeper(Checkpoint):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Keepers come to life again in spawned processes, which nobody has told to be quiet."""
         self.__dict__.update(state)
-        be_quiet()
+        mute_lightning()
 
     @property
     def best_path(self) -> Path:
@@ -88,7 +88,7 @@ class Keeper(Checkpoint):
         """History first: a row too many is cut off on resumption, a row too few could not be made up."""
         figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if trainer.is_global_zero:
-            add_row(self.history, {"stage": self.stage, "epoch": trainer.current_epoch + 1, **figures})
+            append_history(self.history, {"stage": self.stage, "epoch": trainer.current_epoch + 1, **figures})
         # Writing is done together, so the first process decides for all.
         score = trainer.strategy.broadcast(figures[self.monitor])
         if self.best is None or (score > self.best if self.larger else score < self.best):
@@ -97,10 +97,10 @@ class Keeper(Checkpoint):
         trainer.save_checkpoint(self.last_path)
 
 
-def add_row(path: Path, figures: dict[str, Any]) -> None:
+def append_history(path: Path, figures: dict[str, Any]) -> None:
     """Add a row to the history and flush it; figures that are no column are left out."""
     new = not path.is_file()
-    columns = WRITTEN_COLUMNS if new else _columns(path.read_text(encoding="utf-8").partition("\n")[0].split(","))
+    columns = NEW_HISTORY_COLUMNS if new else _columns(path.read_text(encoding="utf-8").partition("\n")[0].split(","))
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
         if new:
@@ -110,10 +110,10 @@ def add_row(path: Path, figures: dict[str, Any]) -> None:
 
 def _columns(header: Sequence[str] | None) -> Sequence[str]:
     """Give the columns of a history with this header; earlier versions wrote fewer, and a resumed run adds none."""
-    return header if header and set(header) >= set(HISTORY_COLUMNS) else WRITTEN_COLUMNS
+    return header if header and set(header) >= set(HISTORY_COLUMNS) else NEW_HISTORY_COLUMNS
 
 
-def cut_history(path: Path, stage: str, epochs: int) -> None:
+def truncate_history(path: Path, stage: str, epochs: int) -> None:
     """Remove the rows of a stage after `epochs`, those of later stages, and half a row: they will be made again.
 
     Raises:

@@ -16,15 +16,15 @@ from torch.multiprocessing import ProcessRaisedException
 from urnet.errors import RecipeError, TrainingError
 from urnet.nets.joint import JointModel
 from urnet.recipe import Recipe
-from urnet.training.data import Prepared
-from urnet.training.run import Run
+from urnet.run_folder import Run
+from urnet.training.data import TrainingData
 
 LESS_MEMORY = "train.batch_size, input.size or enhancer.width, or set train.checkpointing=true"
 DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-ONE_IN_TWENTY = 1.645
+Z_95 = 1.645
 """Standard deviations of a normal distribution that it exceeds one time in twenty."""
 
-LEARNED = 0.01
+IDENTITY_THRESHOLD = 0.01
 """Error of the identity, as a share of the images' variance, below which an enhancer has learned it."""
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
-def check_step(model: JointModel, data: Prepared, recipe: Recipe) -> None:
+def check_forward_pass(model: JointModel, data: TrainingData, recipe: Recipe) -> None:
     """Find out with a black image whether the networks take such images, and batch norm such batches.
 
     Raises:
@@ -55,12 +55,12 @@ def check_step(model: JointModel, data: Prepared, recipe: Recipe) -> None:
     model.train()
 
 
-def warn_at_chance(run: Run, epoch: int, labels: np.ndarray, recipe: Recipe) -> None:
+def warn_if_at_chance(run: Run, epoch: int, labels: np.ndarray, recipe: Recipe) -> None:
     """Say so where the chosen epoch tells the classes no better apart than guessing could.
 
     Whoever guesses without looking has a macro recall of 1/K on average, whatever he prefers: always the most frequent
     class, or all alike. Guessing all alike, the recall of a class of n_k cells is a binomial share, so the macro recall
-    varies by sqrt(Σ (1/K)(1 - 1/K) / n_k) / K, and is above 1/K by `ONE_IN_TWENTY` such deviations one time in twenty.
+    varies by sqrt(Σ (1/K)(1 - 1/K) / n_k) / K, and is above 1/K by `Z_95` such deviations one time in twenty.
     A recall up to there is said to be chance's. That the epoch is the best of several isn't counted, so that the note
     comes rather too seldom.
 
@@ -75,7 +75,7 @@ def warn_at_chance(run: Run, epoch: int, labels: np.ndarray, recipe: Recipe) -> 
     counts = np.bincount(labels)
     chance = 1 / np.count_nonzero(counts)
     deviation = chance * math.sqrt(chance * (1 - chance) * float((1 / counts[counts > 0]).sum()))
-    reach = min(1.0, chance + ONE_IN_TWENTY * deviation)
+    reach = min(1.0, chance + Z_95 * deviation)
     if figures.empty or not figures.iloc[-1] <= reach:
         return
     part = "test" if recipe.protocol == "paper" else "validation"
@@ -96,7 +96,7 @@ def warn_at_chance(run: Run, epoch: int, labels: np.ndarray, recipe: Recipe) -> 
     )
 
 
-def warn_no_identity(run: Run, epoch: int, recipe: Recipe) -> None:
+def warn_if_identity_not_learned(run: Run, epoch: int, recipe: Recipe) -> None:
     """Warn where pre-training towards the identity has not reached it.
 
     Args:
@@ -106,7 +106,7 @@ def warn_no_identity(run: Run, epoch: int, recipe: Recipe) -> None:
     """
     history = run.history()
     errors = history["identity_error"][(history["stage"] == "pretrain") & (history["epoch"] == epoch)]
-    if errors.empty or not errors.iloc[-1] > LEARNED:
+    if errors.empty or not errors.iloc[-1] > IDENTITY_THRESHOLD:
         return
     logger.warning(
         "%s: the enhancer has not learned the identity: its error is %.1f %% of the image variance after %d epochs, "
@@ -115,14 +115,14 @@ def warn_no_identity(run: Run, epoch: int, recipe: Recipe) -> None:
         run.folder,
         100 * errors.iloc[-1],
         epoch,
-        100 * LEARNED,
+        100 * IDENTITY_THRESHOLD,
         recipe.pretrain.epochs,
         recipe.pretrain.lr,
     )
 
 
 @contextmanager
-def plain_errors(run: Run) -> Iterator[None]:
+def translate_errors(run: Run) -> Iterator[None]:
     """What can happen during hours of training, said in one line, with what is kept.
 
     Raises:

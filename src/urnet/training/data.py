@@ -15,7 +15,7 @@ from urnet.cells.table import Cells
 from urnet.errors import CellsError
 from urnet.images.rows import LazyRows
 from urnet.images.scale import ANY_DEPTH, Scaling, fit_scaling
-from urnet.nets import create_enhancer, list_fixed
+from urnet.nets import create_enhancer, list_traditional
 from urnet.progress import Progress
 from urnet.recipe import Recipe
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TrainingData:
     """Decoded cells of one run.
 
     Attributes:
@@ -46,14 +46,14 @@ class Prepared:
     converted: int
 
 
-def prepare(
+def prepare_data(
     cells: Cells,
     recipe: Recipe,
     progress: Progress | None = None,
     *,
     scaling: Scaling | None = None,
     fit: Callable[..., Scaling] = fit_scaling,
-) -> Prepared:
+) -> TrainingData:
     """Decode the parts that training needs.
 
     Args:
@@ -89,17 +89,17 @@ def prepare(
     depth = next(iter(look.depths)) if len(look.depths) == 1 else ANY_DEPTH
     scaling = scaling or fit(images, depth, recipe.input.limits)
     targets = held_targets = target_scaling = None
-    if paints(recipe):
-        if recipe.pretrain.target in list_fixed():
+    if uses_target_images(recipe):
+        if recipe.pretrain.target in list_traditional():
             targets, held_targets = (_enhanced(recipe.pretrain.target, scaling, x) for x in (images, held))
             target_scaling = Scaling(0.0, 1.0, "float32")
         else:
             targets, held_targets, target_scaling = _paired(used, parts, size, channels, recipe.pretrain.target, fit)
     labels, held_images = validation.labels, held
     if recipe.protocol == "paper":
-        held_images, labels, origin = paper_test(held[:], labels, recipe)
+        held_images, labels, origin = augment_test_part(held[:], labels, recipe)
         held_targets = None if held_targets is None else held_targets[origin]
-    return Prepared(
+    return TrainingData(
         size,
         channels,
         len(cells.classes),
@@ -110,12 +110,14 @@ def prepare(
     )
 
 
-def paints(recipe: Recipe) -> bool:
+def uses_target_images(recipe: Recipe) -> bool:
     """Whether an enhancer learns to paint something else than its input, in the pre-training or beside the label."""
     return recipe.pretrain.target != "identity" and bool(recipe.pretrain.epochs or recipe.train.auxiliary)
 
 
-def paper_test(images: np.ndarray, labels: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def augment_test_part(
+    images: np.ndarray, labels: np.ndarray, recipe: Recipe
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The test part as the paper's recalls imply it was: augmented and balanced, about 2,000 images a class.
 
     Args:

@@ -6,8 +6,8 @@ from pathlib import Path
 from urnet.bundle.model import Model
 from urnet.errors import RecipeError, RunError
 from urnet.recipe import Distill, Recipe, load_recipe
+from urnet.run_folder import Run
 from urnet.training.fit import Reporter, train_one
-from urnet.training.run import Run
 
 OF_THE_RUN = ("classes", "tile", "image", "target", "split", "protocol")
 """Keys of the student's recipe that are its teacher's: they belong to the cells."""
@@ -53,7 +53,7 @@ def distill(
         )
     learns = student_recipe(student, recipe, model, overrides)
     if seed is not None:
-        learns = learns.changed(seed=seed)
+        learns = learns.with_changes(seed=seed)
     if out is None:
         place = run.folder.resolve()
         out = place.with_name(f"{place.name}-{learns.name}")
@@ -78,7 +78,7 @@ def student_recipe(student: Path | str, teacher: Recipe, model: Model, overrides
             raise RecipeError(f"--set {key}: a student has its teacher's; leave it out, or train another teacher")
     config = model.config
     inherited = recipe.model_copy(update={key: getattr(teacher, key) for key in OF_THE_RUN})
-    return inherited.changed(
+    return inherited.with_changes(
         input={
             "size": recipe.input.size or config.size,
             "channels": recipe.input.channels or config.channels,

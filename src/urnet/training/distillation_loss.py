@@ -17,8 +17,8 @@ from urnet.cells.decoded import decoded_cells
 from urnet.cells.table import Cells
 from urnet.images.rows import LazyRows
 from urnet.recipe import Distill
-from urnet.training.data import Prepared
-from urnet.training.lightning_modules import JointModule, painted_towards
+from urnet.training.data import TrainingData
+from urnet.training.lightning_modules import JointModule, get_target
 
 
 class DistillModule(JointModule):
@@ -52,7 +52,7 @@ class DistillModule(JointModule):
     def objective(self, batch: Batch, logits: torch.Tensor, enhanced: torch.Tensor) -> torch.Tensor:
         """(1 − a)·CE + a·T²·KL of the probabilities at temperature T, and b·MSE of the enhanced images."""
         with torch.no_grad():
-            wanted, painted = self.taught[0].look(painted_towards(batch))  # (B, K), (B, C', S', S')
+            wanted, painted = self.taught[0].enhance_and_classify(get_target(batch))  # (B, K), (B, C', S', S')
         share, temperature = self.distill.logits, self.distill.temperature
         towards_label = F.cross_entropy(logits, batch[1], weight=self.class_weights)
         towards_teacher = F.kl_div(
@@ -75,7 +75,7 @@ def shaped_as(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
 
-def seen_by_both(teacher: Model, data: Prepared, cells: Cells) -> CellDataset:
+def seen_by_both(teacher: Model, data: TrainingData, cells: Cells) -> CellDataset:
     """The student's training part; with the crops as the teacher sees them as paired images, where that differs.
 
     Args:

@@ -34,17 +34,17 @@ from urnet.files.outputs import OutputLock, lock_output, refuse_existing
 from urnet.images.scale import Scaling, fit_scaling, fit_scaling_0_1_0
 from urnet.nets.joint import JointModel, build_joint
 from urnet.recipe import Pretrain, Recipe, Train, load_recipe
+from urnet.run_folder import Run, check_not_within, order_classes
 from urnet.training.allocator import as_usual
 from urnet.training.calibrate import calibrate_model
-from urnet.training.checkpoints import Keeper, WholeFileIO, cut_history, read_checkpoint
-from urnet.training.checks import check_step, plain_errors, warn_at_chance, warn_no_identity
-from urnet.training.data import Prepared, prepare
+from urnet.training.checkpoints import AtomicCheckpointIO, CheckpointCallback, read_checkpoint, truncate_history
+from urnet.training.checks import check_forward_pass, translate_errors, warn_if_at_chance, warn_if_identity_not_learned
+from urnet.training.data import TrainingData, prepare_data
 from urnet.training.distillation_loss import DistillModule, seen_by_both
-from urnet.training.lightning_modules import JointModule, PretrainModule, inverse_frequency, lay_out
-from urnet.training.logging import quietly
+from urnet.training.lightning_modules import JointModule, PretrainModule, compute_class_weights, set_memory_format
+from urnet.training.logging import muted_lightning
 from urnet.training.losses import build_enhancement_loss
 from urnet.training.recomputation import Recomputation, check_recomputation
-from urnet.training.run import Run, class_order, refuse_within
 
 
 class Reporter(Protocol):
@@ -98,16 +98,16 @@ def train(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     elif overrides := list(overrides):
-        raise RecipeError(f"overrides {', '.join(overrides)} with a recipe object; use recipe.changed(…) for it")
+        raise RecipeError(f"overrides {', '.join(overrides)} with a recipe object; use recipe.with_changes(…) for it")
     if seed is not None:
-        recipe = recipe.changed(seed=seed)
+        recipe = recipe.with_changes(seed=seed)
     if recipe.distill is not None:
         raise RecipeError(
             f"recipe {recipe.name} has a section distill: it learns from a trained run. Use `urnet distill RUN "
             f"--student {recipe.name}` (or the recipe's file), or train it without a teacher by --set distill=null"
         )
     if not isinstance(cells, Cells):
-        refuse_within(Path(out), Path(cells))
+        check_not_within(Path(out), Path(cells))
         cells = read_cells(
             Path(cells), tile=recipe.tile, image=recipe.image, target=recipe.target, classes=recipe.classes
         )
@@ -128,7 +128,7 @@ def train(
 
     if recipe.split.folds is None or recipe.split.fold is not None:
         return [train_one(cells, audited, recipe, out, resume, devices, allow_leaks, reporter)]
-    folds = {out / f"fold{fold}": recipe.changed(split={"fold": fold}) for fold in range(recipe.split.folds)}
+    folds = {out / f"fold{fold}": recipe.with_changes(split={"fold": fold}) for fold in range(recipe.split.folds)}
     runs = []
     with _claimed(out) as claim:
         resume = resume or _is_interrupted(folds, claim)
@@ -209,7 +209,7 @@ def _train_one(
         return run
     cells = known_crops(cells)
     scaling, fit = _scaling_of(run) if run.recipe_path.is_file() else (None, fit_scaling)
-    data = prepare(cells, recipe, reporter.update if reporter else None, scaling=scaling, fit=fit)
+    data = prepare_data(cells, recipe, reporter.update if reporter else None, scaling=scaling, fit=fit)
     if data.converted and reporter is not None:
         reporter.notify(f"{data.converted} image(s) converted between grey and colour")
     config = _config(data, recipe, cells.classes)
@@ -224,24 +224,24 @@ def _train_one(
         classifier_options=recipe.classifier.options,
         pretrained=recipe.classifier.pretrained,
         weights=recipe.classifier.weights,
-        beside=recipe.classifier.input == "both",
+        concat_raw=recipe.classifier.input == "both",
     )
     if recipe.train.checkpointing:
         check_recomputation(model, recipe)
-    check_step(model, data, recipe)
+    check_forward_pass(model, data, recipe)
     learns = any(True for _ in model.enhancer.parameters())
     if recipe.pretrain.epochs and not learns and reporter is not None:
         reporter.notify(f"enhancer {recipe.enhancer.name} has nothing to learn; there is no pre-training")
     if new and _rank() == 0:
         hashing = (lambda share: reporter.update("hash cells", share)) if reporter else None
         Run.create(run.folder, recipe, cells, data.scaling, hashing)
-    with plain_errors(run):
+    with translate_errors(run):
         if recipe.pretrain.epochs and learns:
             _pretrain(run, model, data, recipe, devices, reporter)
         module, seen = _joint_module(model, data, recipe, teacher, cells)
         epoch = _train_jointly(run, module, data, seen, recipe, devices, reporter)
         if _rank() == 0:
-            warn_at_chance(run, epoch, data.validation.labels, recipe)
+            warn_if_at_chance(run, epoch, data.validation.labels, recipe)
             if recipe.selection is not None:
                 _select(run, model, data, recipe, reporter)
             trained = Model(replace(config, epoch=epoch), model)
@@ -258,7 +258,7 @@ def _divided(cells: Cells, audit: Audit, recipe: Recipe, allow_leaks: bool, repo
     divided = divide(cells, recipe, audit, allow_leaks=allow_leaks)
     if reporter is not None and recipe.protocol == "paper":
         reporter.notify("protocol paper: the epoch is chosen on the test part, so its figures will be optimistic")
-    return replace(divided, classes=class_order(recipe, divided))
+    return replace(divided, classes=order_classes(recipe, divided))
 
 
 def _continued(run: Run, cells: Cells, recipe: Recipe, reporter: Reporter | None) -> Cells:
@@ -298,27 +298,27 @@ def _difference(old: Recipe, new: Recipe) -> str:
 
 
 def _pretrain(
-    run: Run, model: JointModel, data: Prepared, recipe: Recipe, devices: int, reporter: Reporter | None
+    run: Run, model: JointModel, data: TrainingData, recipe: Recipe, devices: int, reporter: Reporter | None
 ) -> None:
     """Train the enhancer by itself, and leave it with the weights of its lowest loss."""
     module = PretrainModule(model.enhancer, _loss(data, recipe), recipe.pretrain, recipe.augment, recipe.seed)
     # Under protocol `paper` the held part is the test part, which pre-training has no business with.
     held, monitor = (data.validation, "validation_loss") if recipe.protocol == "honest" else (None, "train_loss")
-    keeper = Keeper(run.checkpoints / "pretrain", run.history_path, "pretrain", monitor, larger=False)
-    _fit(run, module, keeper, data.train, held, recipe, recipe.pretrain, devices, reporter)
-    best = read_checkpoint(keeper.best_path)
+    checkpoints = CheckpointCallback(run.checkpoints / "pretrain", run.history_path, "pretrain", monitor, larger=False)
+    _fit(run, module, checkpoints, data.train, held, recipe, recipe.pretrain, devices, reporter)
+    best = read_checkpoint(checkpoints.best_path)
     model.enhancer.load_state_dict(_below("enhancer.", best["state_dict"]))
     if _rank() == 0:
-        warn_no_identity(run, best["epoch"] + 1, recipe)
+        warn_if_identity_not_learned(run, best["epoch"] + 1, recipe)
 
 
 def _joint_module(
-    model: JointModel, data: Prepared, recipe: Recipe, teacher: Model | None, cells: Cells
+    model: JointModel, data: TrainingData, recipe: Recipe, teacher: Model | None, cells: Cells
 ) -> tuple[JointModule, CellDataset]:
     """What trains enhancer and classifier, and the training part as it sees it."""
     weights = None
     if recipe.train.balance == "weights":
-        weights = inverse_frequency(torch.from_numpy(np.bincount(data.train.labels, minlength=data.classes)))
+        weights = compute_class_weights(torch.from_numpy(np.bincount(data.train.labels, minlength=data.classes)))
     fixed = (recipe.train, recipe.augment, recipe.seed, data.classes, weights)
     if teacher is not None and recipe.distill is not None:
         module = DistillModule(teacher.joint, recipe.distill, model, nn.MSELoss(), *fixed)
@@ -331,7 +331,7 @@ def _joint_module(
 def _train_jointly(
     run: Run,
     module: JointModule,
-    data: Prepared,
+    data: TrainingData,
     seen: CellDataset,
     recipe: Recipe,
     devices: int,
@@ -339,14 +339,14 @@ def _train_jointly(
 ) -> int:
     """Train enhancer and classifier, leave the model with its best epoch's weights, and return that epoch."""
     monitor = "validation_macro_recall" if recipe.protocol == "honest" else "validation_accuracy"
-    keeper = Keeper(run.checkpoints, run.history_path, "train", monitor, larger=True)
-    _fit(run, module, keeper, seen, data.validation, recipe, recipe.train, devices, reporter)
-    best = read_checkpoint(keeper.best_path)
+    checkpoints = CheckpointCallback(run.checkpoints, run.history_path, "train", monitor, larger=True)
+    _fit(run, module, checkpoints, seen, data.validation, recipe, recipe.train, devices, reporter)
+    best = read_checkpoint(checkpoints.best_path)
     module.model.load_state_dict(_below("model.", best["state_dict"]))
     return int(best["epoch"]) + 1
 
 
-def _loss(data: Prepared, recipe: Recipe) -> nn.Module:
+def _loss(data: TrainingData, recipe: Recipe) -> nn.Module:
     settings = recipe.pretrain
     return build_enhancement_loss(
         settings.loss,
@@ -362,7 +362,7 @@ def _below(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def _select(run: Run, model: JointModel, data: Prepared, recipe: Recipe, reporter: Reporter | None) -> None:
+def _select(run: Run, model: JointModel, data: TrainingData, recipe: Recipe, reporter: Reporter | None) -> None:
     """Put a linear SVM over selected features in place of the classifier's last layer, and keep what was selected."""
     from urnet.nets.baselines.ant_colony import select_features  # scikit-learn takes a second to import
 
@@ -375,7 +375,7 @@ def _select(run: Run, model: JointModel, data: Prepared, recipe: Recipe, reporte
 def _fit(
     run: Run,
     module: PretrainModule | JointModule,
-    keeper: Keeper,
+    checkpoints: CheckpointCallback,
     data: CellDataset,
     held: CellDataset | None,
     recipe: Recipe,
@@ -384,21 +384,21 @@ def _fit(
     reporter: Reporter | None,
 ) -> None:
     """Train a stage to its end, from its beginning or from its last whole epoch."""
-    resumed = keeper.last_path if keeper.last_path.is_file() else None
+    resumed = checkpoints.last_path if checkpoints.last_path.is_file() else None
     done = int(read_checkpoint(resumed)["epoch"]) + 1 if resumed else 0
     if done >= settings.epochs:
         return
     if _rank() == 0:
-        cut_history(run.history_path, keeper.stage, done)
-    callbacks: list[Callback] = [keeper]
+        truncate_history(run.history_path, checkpoints.stage, done)
+    callbacks: list[Callback] = [checkpoints]
     if reporter is not None:
-        callbacks.append(reporter.epoch_bar(keeper.stage, settings.epochs))
+        callbacks.append(reporter.epoch_bar(checkpoints.stage, settings.epochs))
     if recipe.train.checkpointing:
         callbacks.append(Recomputation())
     joint = isinstance(settings, Train)
     module.compiling, module.checkpointing = recipe.train.compile, recipe.train.checkpointing
-    lay_out(module, torch.channels_last)
-    with quietly():
+    set_memory_format(module, torch.channels_last)
+    with muted_lightning():
         trainer = L.Trainer(
             accelerator="cuda" if torch.cuda.is_available() else "cpu",  # as prediction; Apple's GPUs are untried
             devices=devices,
@@ -406,8 +406,8 @@ def _fit(
             precision=_precision(recipe.train.precision),
             max_epochs=settings.epochs,
             callbacks=callbacks,
-            plugins=[WholeFileIO()],
-            logger=TensorBoardLogger(run.folder, name="tensorboard", version=keeper.stage),
+            plugins=[AtomicCheckpointIO()],
+            logger=TensorBoardLogger(run.folder, name="tensorboard", version=checkpoints.stage),
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -430,10 +430,10 @@ def _fit(
             )
         finally:  # what comes after has other needs; Lightning's own hook is not called after an error
             as_usual()
-    lay_out(module, torch.contiguous_format)
+    set_memory_format(module, torch.contiguous_format)
 
 
-def _config(data: Prepared, recipe: Recipe, classes: tuple[str, ...]) -> ModelConfig:
+def _config(data: TrainingData, recipe: Recipe, classes: tuple[str, ...]) -> ModelConfig:
     """The configuration of the model that is to be trained; the epoch is known at the end."""
     return ModelConfig(
         name=recipe.name,

@@ -20,13 +20,13 @@ from urnet.nets.pixel_range import PixelRange
 from urnet.recipe import Augment, Optimisation, Pretrain, Train
 from urnet.training.allocator import keep_large_blocks, return_large_blocks
 
-LOOK = 50
+FINITE_CHECK_INTERVAL = 50
 """Batches after which a GPU is asked whether the loss still is a number."""
 
 logger = logging.getLogger(__name__)
 
 
-class _Training(L.LightningModule):
+class TrainingModule(L.LightningModule):
     """What both trainings share: randomness by step, augmentation on the device, the optimiser, the watch for NaN."""
 
     def __init__(self, settings: Optimisation, geometry: Augment, seed: int):
@@ -35,7 +35,7 @@ class _Training(L.LightningModule):
         self.rate = settings.lr
         self.compiling = self.checkpointing = False
         self.compiled: Callable[[torch.Tensor], Any] | None = None
-        self.watched: torch.Tensor | None = None  # the newest loss, or the first that was no number
+        self.last_loss: torch.Tensor | None = None  # the newest loss, or the first that was no number
 
     def setup(self, stage: str) -> None:
         """In every process."""
@@ -59,7 +59,7 @@ class _Training(L.LightningModule):
         loaders = (self.trainer.train_dataloader, self.trainer.val_dataloaders)
         return [loader.dataset for loader in loaders if loader is not None]
 
-    def applied(self, network: Callable[[torch.Tensor], Any], images: torch.Tensor) -> Any:
+    def run_network(self, network: Callable[[torch.Tensor], Any], images: torch.Tensor) -> Any:
         """`network(images)`; compiled where the recipe says so and the batch is a whole one."""
         if not (self.compiling and self.training and len(images) == self.settings.batch_size):
             return network(images)
@@ -74,16 +74,16 @@ class _Training(L.LightningModule):
         """
         if not self.trainer.training:
             images, labels, targets = batch
-            return in_layout(images), labels, targets
+            return to_channels_last(images), labels, targets
         torch.manual_seed((self.seed * 1_000_003 + self.trainer.global_step) * 1_009 + self.global_rank)
         images, labels, targets = batch
         channels = images.shape[1]
         both = torch.cat([images, targets], dim=1) if targets.ndim == 4 else images  # (B, C or 2C, S, S)
         both = augment(both, flips=self.geometry.flips, rotation=self.geometry.rotation)
-        return in_layout(both[:, :channels]), labels, both[:, channels:] if targets.ndim == 4 else targets
+        return to_channels_last(both[:, :channels]), labels, both[:, channels:] if targets.ndim == 4 else targets
 
-    def checked(self, loss: torch.Tensor, index: int = 0) -> torch.Tensor:
-        """The loss, if it is a number. A GPU, which would have to be waited for, is only asked every `LOOK` batches.
+    def check_loss(self, loss: torch.Tensor, index: int = 0) -> torch.Tensor:
+        """Return the loss if it is finite. On a GPU, check it only every `FINITE_CHECK_INTERVAL` batches.
 
         Args:
             loss: of a batch.
@@ -93,15 +93,15 @@ class _Training(L.LightningModule):
             TrainingError: it is not, or one since the last look was not.
         """
         now = loss.detach()
-        self.watched = now if self.watched is None else torch.where(self.watched.isfinite(), now, self.watched)
-        if not now.is_cuda or index % LOOK == 0:
-            self._look()
+        self.last_loss = now if self.last_loss is None else torch.where(self.last_loss.isfinite(), now, self.last_loss)
+        if not now.is_cuda or index % FINITE_CHECK_INTERVAL == 0:
+            self._raise_if_not_finite()
         return loss
 
-    def _look(self) -> None:
-        if self.watched is not None and not self.watched.isfinite():
+    def _raise_if_not_finite(self) -> None:
+        if self.last_loss is not None and not self.last_loss.isfinite():
             raise TrainingError(
-                f"the loss became {self.watched.item()} in epoch {self.current_epoch + 1}; the last whole epoch is "
+                f"the loss became {self.last_loss.item()} in epoch {self.current_epoch + 1}; the last whole epoch is "
                 f"kept. Start again with a smaller learning rate (now {self.settings.lr:g}), for instance a tenth, "
                 "or with train.precision=32"
             )
@@ -126,11 +126,11 @@ class _Training(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the rate of the epoch's last step; the schedule has moved on. Nothing is kept of an epoch that failed."""
-        self._look()
+        self._raise_if_not_finite()
         self.log("lr", self.rate)
 
 
-class PretrainModule(_Training):
+class PretrainModule(TrainingModule):
     """The enhancer learns to paint an image: its input (paper, section 3.3), or the batch's paired images.
 
     The error of the identity is logged after each epoch as a share of the images' own variance (`identity_error`): of
@@ -152,7 +152,7 @@ class PretrainModule(_Training):
         self.identity: dict[str, torch.Tensor] = {}  # by part: squared error and variance, summed over the epoch
 
     def _loss(self, batch: Batch, part: str) -> torch.Tensor:
-        painted, wanted = self.applied(self.enhancer, batch[0]), painted_towards(batch)
+        painted, wanted = self.run_network(self.enhancer, batch[0]), get_target(batch)
         if wanted is batch[0]:
             sums = identity_error(painted.detach(), wanted)  # (2,)
             self.identity[part] = self.identity[part] + sums if part in self.identity else sums
@@ -160,13 +160,13 @@ class PretrainModule(_Training):
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """One step."""
-        loss = self.checked(self._loss(batch, "train"), index)
+        loss = self.check_loss(self._loss(batch, "train"), index)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[0]), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Loss on the validation part."""
-        self.log("validation_loss", self.checked(self._loss(batch, "validation"), index), batch_size=len(batch[0]))
+        self.log("validation_loss", self.check_loss(self._loss(batch, "validation"), index), batch_size=len(batch[0]))
 
     def on_train_epoch_end(self) -> None:
         """Log the error of the identity."""
@@ -192,13 +192,13 @@ def identity_error(painted: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return torch.stack([(painted.float() - images).square().sum(), spread.square().sum()])
 
 
-def painted_towards(batch: Batch) -> torch.Tensor:
+def get_target(batch: Batch) -> torch.Tensor:
     """What the enhancer should paint, (B, C, H, W): the paired images, else the images themselves."""
     images, _, targets = batch
     return images if targets.ndim == 2 else targets
 
 
-class JointModule(_Training):
+class JointModule(TrainingModule):
     """Enhancer and classifier learn together from the label, by cross-entropy (paper, Eq. 3).
 
     The pre-training's loss can be kept beside it (`auxiliary`), and the enhancer kept as it is, for the first epochs
@@ -236,8 +236,8 @@ class JointModule(_Training):
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """One step."""
         images, labels, _ = batch
-        logits, enhanced = self.applied(self.model.look, images)  # (B, K), (B, C, H, W)
-        loss = self.checked(self.objective(batch, logits, enhanced), index)
+        logits, enhanced = self.run_network(self.model.enhance_and_classify, images)  # (B, K), (B, C, H, W)
+        loss = self.check_loss(self.objective(batch, logits, enhanced), index)
         accuracy = (logits.argmax(dim=1) == labels).float().mean()
         size = len(labels)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
@@ -248,7 +248,7 @@ class JointModule(_Training):
         """What is minimised, of a batch's logits (B, K) and enhanced images (B, C, H, W)."""
         loss = F.cross_entropy(logits, batch[1], weight=self.class_weights)
         if self.settings.auxiliary:
-            loss = loss + self.settings.auxiliary * self.loss(enhanced, painted_towards(batch))
+            loss = loss + self.settings.auxiliary * self.loss(enhanced, get_target(batch))
         return loss
 
     @property
@@ -270,10 +270,10 @@ class JointModule(_Training):
     def validation_step(self, batch: Batch, index: int) -> None:
         """Collect decisions on the validation part."""
         images, labels, _ = batch
-        logits, enhanced = self.model.look(images)
+        logits, enhanced = self.model.enhance_and_classify(images)
         self.pixels.add(enhanced.detach())
         self.confusion.update(logits, labels)
-        self.log("validation_loss", self.checked(F.cross_entropy(logits, labels), index), batch_size=len(labels))
+        self.log("validation_loss", self.check_loss(F.cross_entropy(logits, labels), index), batch_size=len(labels))
 
     def on_validation_epoch_end(self) -> None:
         """Accuracy, the mean recall of the classes that the part has, and once a warning about the enhanced images."""
@@ -296,19 +296,19 @@ class JointModule(_Training):
         return self.optimiser([*groups, {"params": self.model.classifier.parameters(), "lr": self.settings.lr}])
 
 
-def in_layout(images: torch.Tensor) -> torch.Tensor:
+def to_channels_last(images: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) with the channels of a pixel beside each other in memory, which convolutions are faster on."""
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def lay_out(module: nn.Module, layout: torch.memory_format) -> None:
+def set_memory_format(module: nn.Module, layout: torch.memory_format) -> None:
     """Put the kernels of 2D convolutions into a memory layout, and leave what has other dimensions."""
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.ndim == 4:
             tensor.data = tensor.data.contiguous(memory_format=layout)
 
 
-def inverse_frequency(counts: torch.Tensor) -> torch.Tensor:
+def compute_class_weights(counts: torch.Tensor) -> torch.Tensor:
     """Class weights whose mean over the cells is one: N / (K · n_k), (K,)."""
     total = math.fsum(counts.tolist())
     return total / (len(counts) * counts.float())

@@ -9,11 +9,11 @@ _LOGGERS = tuple(logging.getLogger(name) for name in ("lightning.pytorch", "ligh
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def muted_lightning() -> Iterator[None]:
     """No remarks and no warnings inside; afterwards all is as it was."""
     levels = [logger.level for logger in _LOGGERS]
     with warnings.catch_warnings():
-        be_quiet()
+        mute_lightning()
         try:
             yield
         finally:
@@ -21,7 +21,7 @@ def quietly() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def be_quiet() -> None:
+def mute_lightning() -> None:
     """No remarks and no warnings from here on; for processes that do nothing but train."""
     warnings.simplefilter("ignore")
     for logger in _LOGGERS:

@@ -18,7 +18,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from urnet.errors import RecipeError, WeightsError
 from urnet.nets.baselines.dynamic_filters import luminance
 from urnet.nets.classifier_weights import PACKAGED, PACKAGED_CLASSIFIER, read_state
-from urnet.nets.classifiers import create_classifier, normalisation
+from urnet.nets.classifiers import create_classifier, get_normalisation
 
 MS_SSIM, COLOUR, PERCEPTUAL, SMOOTHNESS = 500, 0.05 * 100 * 100 * 3 / 2, 10, 100
 """Weights of the terms of "huang2018"; PERCEPTUAL is ours (see `Perceptual`)."""
@@ -84,7 +84,7 @@ class HuangLoss(nn.Module):
 
     def __init__(self, channels: int, size: int, *, perceptual: str | None = None, adversarial: float = 0.0) -> None:
         super().__init__()
-        self.scales = scales(size)
+        self.scales = count_scales(size)
         self.perceptual = None if perceptual is None else Perceptual(perceptual)
         self.adversary = Adversary(adversarial) if adversarial else None
 
@@ -101,7 +101,7 @@ class HuangLoss(nn.Module):
             return loss
 
 
-def scales(size: int) -> int:
+def count_scales(size: int) -> int:
     """Give the number of scales of MS-SSIM, 1 to 5: on each the image, halved every time, must hold a window."""
     return max(n for n in range(1, 6) if n == 1 or size // 2 ** (n - 1) >= WINDOW)
 
@@ -165,7 +165,7 @@ class Perceptual(nn.Module):
         network.load_state_dict({key: state[key] for key in own})
         network.eval().requires_grad_(False)
         self._network = (network,)  # in a tuple, so that neither optimiser nor checkpoint takes it for ours
-        mean, std = normalisation(network)
+        mean, std = get_normalisation(network)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from urnet.errors import RecipeError
-from urnet.nets.checkpointing import recomputes, recomputing, statistics_kept
+from urnet.nets.checkpointing import activation_checkpointing, fixed_running_statistics, supports_checkpointing
 from urnet.nets.joint import JointModel
 from urnet.recipe import Recipe
 from urnet.training.lightning_modules import JointModule, PretrainModule
@@ -21,13 +21,13 @@ class Recomputation(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: PretrainModule | JointModule) -> None:
         """In every process."""
-        self.training.enter_context(recomputing(_network(pl_module)))
+        self.training.enter_context(activation_checkpointing(_network(pl_module)))
 
     def on_before_backward(
         self, trainer: L.Trainer, pl_module: PretrainModule | JointModule, loss: torch.Tensor
     ) -> None:
         """Batch norm follows a batch once, although it sees it twice."""
-        self.backward.enter_context(statistics_kept(_network(pl_module)))
+        self.backward.enter_context(fixed_running_statistics(_network(pl_module)))
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: PretrainModule | JointModule) -> None:
         """The next batch is new."""
@@ -51,7 +51,7 @@ def check_recomputation(model: JointModel, recipe: Recipe) -> None:
     Raises:
         RecipeError: the enhancer, which needs most of the memory, cannot; or neither of both.
     """
-    enhancer, classifier = recomputes(model.enhancer), recomputes(model.classifier)
+    enhancer, classifier = supports_checkpointing(model.enhancer), supports_checkpointing(model.classifier)
     if not enhancer and any(True for _ in model.enhancer.parameters()):
         found = f"enhancer {recipe.enhancer.name} cannot do that"
     elif not enhancer and not classifier:

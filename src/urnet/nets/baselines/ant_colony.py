@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from urnet.calibration.temperature import fit_temperature
 from urnet.cells.batches import CellDataset, ordered_loader
 from urnet.errors import RecipeError, TrainingError
-from urnet.nets.features import caught_inputs
+from urnet.nets.features import record_inputs
 from urnet.nets.joint import JointModel
 
 _STEPS = 15
@@ -148,7 +148,7 @@ def _features(model: JointModel, head: nn.Linear, cells: CellDataset) -> tuple[T
     model.eval()
     labels = []
     try:
-        with caught_inputs(head) as caught:
+        with record_inputs(head) as caught:
             for images, batch_labels, _ in ordered_loader(cells, _BATCH):
                 model(images.to(head.weight.device))
                 labels.append(batch_labels)

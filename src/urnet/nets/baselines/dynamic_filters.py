@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from urnet.nets.checkpointing import Recomputing
+from urnet.nets.checkpointing import Checkpointed
 from urnet.nets.enhancers.base import Enhancer, reflect_pad
 from urnet.nets.enhancers.registry import register_enhancer
 
@@ -50,15 +50,15 @@ class FilterNet(nn.Module):
         self.head = nn.Linear(64, size**2)
         nn.init.normal_(self.head.weight, std=1e-3)
         nn.init.zeros_(self.head.bias)
-        self.register_buffer("unchanged", unchanged(size), persistent=False)
+        self.register_buffer("identity", identity_filter(size), persistent=False)
 
     def forward(self, y: Tensor) -> Tensor:
         """Give one filter an image, (B, k, k)."""
         features = self.features(y).mean(dim=(2, 3))  # (B, 64)
-        return self.unchanged + self.head(features).unflatten(1, self.unchanged.shape)  # (B, k, k)
+        return self.identity + self.head(features).unflatten(1, self.identity.shape)  # (B, k, k)
 
 
-class DynamicFilter(Recomputing):
+class DynamicFilter(Checkpointed):
     """One filter an image, or one for all of them.
 
     Args:
@@ -72,7 +72,7 @@ class DynamicFilter(Recomputing):
         self.predict = FilterNet(size)
         self.static = static
         if static:
-            self.register_buffer("mean", unchanged(size))
+            self.register_buffer("mean", identity_filter(size))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
@@ -99,7 +99,7 @@ class DynamicStreams(Enhancer):
     """
 
     def __init__(self, size: int, streams: int) -> None:
-        super().__init__(nn.ModuleList(DynamicFilter(size) for _ in range(streams)), fit=_any_size)
+        super().__init__(nn.ModuleList(DynamicFilter(size) for _ in range(streams)), fit=_keep_side)
         self.scores = nn.Parameter(torch.zeros(streams + 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,10 +134,10 @@ def dynamic(
     """
     if variant == "streams":
         return DynamicStreams(size, streams)
-    return Enhancer(DynamicFilter(size, static=variant == "static"), fit=_any_size)
+    return Enhancer(DynamicFilter(size, static=variant == "static"), fit=_keep_side)
 
 
-def unchanged(size: int) -> Tensor:
+def identity_filter(size: int) -> Tensor:
     """Give the k×k filter by which `convolve` changes nothing, (k, k)."""
     x = torch.zeros(size, size)
     x[(size - 1) // 2, (size - 1) // 2] = 1
@@ -160,5 +160,5 @@ def convolve(y: Tensor, filters: Tensor) -> Tensor:
     return (filters.flatten(1)[:, None] @ patches).unflatten(2, y.shape[-2:])
 
 
-def _any_size(size: int) -> tuple[int, int]:
+def _keep_side(size: int) -> tuple[int, int]:
     return size, size

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from urnet.errors import RecipeError, WeightsError
 from urnet.nets.classifier_weights import PACKAGED, PACKAGED_CLASSIFIER, load_weights
-from urnet.nets.classifiers import create_classifier, initialise_head, normalisation, register_classifier
+from urnet.nets.classifiers import create_classifier, get_normalisation, initialise_head, register_classifier
 from urnet.nets.enhancers.blocks import MaxPool, ResidualBlock
 
 ADDITIVE = "additive"
@@ -62,7 +62,7 @@ class FusedClassifier(nn.Module):
         self.additive = additive
         self.names = list(backbones)
         self.backbones = nn.ModuleList(backbones.values())
-        norms = [normalisation(backbone) for backbone in backbones.values()]
+        norms = [get_normalisation(backbone) for backbone in backbones.values()]
         # The CNN has no normalisation of its own, and takes the commonest, ImageNet's.
         norms.insert(0, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         self.register_buffer("mean", torch.tensor([mean for mean, _ in norms]).view(-1, 1, 3, 1, 1), persistent=False)

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from urnet.nets.checkpointing import Recomputing
+from urnet.nets.checkpointing import Checkpointed
 from urnet.nets.enhancers.base import Enhancer
 from urnet.nets.enhancers.registry import Width, register_enhancer
 
@@ -22,7 +22,7 @@ SLOPE = 0.2
 """Of every LeakyReLU."""
 
 
-class RSGUNet(Recomputing):
+class RSGUNet(Checkpointed):
     """Six scales: a stem to 1/2 of the size, a way down to 1/32 where only means are left, a way up from 1/16.
 
     Args:

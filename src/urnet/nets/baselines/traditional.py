@@ -31,13 +31,13 @@ _LOG_FLOOR = 1 / 255
 _names: list[str] = []
 
 
-def list_fixed() -> list[str]:
+def list_traditional() -> list[str]:
     """Give the names of the enhancers without parameters."""
     return list(_names)
 
 
-def register_fixed(constructor: Callable[..., Enhancer]) -> Callable[..., Enhancer]:
-    """Register an enhancer that has no parameters, so that `list_fixed` names it as well."""
+def register_traditional(constructor: Callable[..., Enhancer]) -> Callable[..., Enhancer]:
+    """Register an enhancer that has no parameters, so that `list_traditional` names it as well."""
     register_enhancer(constructor)
     _names.append(constructor.__name__)
     return constructor
@@ -70,7 +70,7 @@ class LuminanceFilter(nn.Module):
         return (x + self.function(y) - y).clamp(0, 1)
 
 
-class FixedEnhancer(Enhancer):
+class TraditionalEnhancer(Enhancer):
     """An enhancer without parameters.
 
     Args:
@@ -84,7 +84,7 @@ class FixedEnhancer(Enhancer):
         self.exportable = exportable
 
 
-@register_fixed
+@register_traditional
 def clahe(
     channels: int,
     *,
@@ -96,7 +96,7 @@ def clahe(
     `clip` limits a bin to that many times the mean of all bins; there are `tiles` × `tiles` histograms an image, fewer
     where a tile would have less than 8 px a side.
     """
-    return FixedEnhancer(_clahe, clip=clip, tiles=tiles)
+    return TraditionalEnhancer(_clahe, clip=clip, tiles=tiles)
 
 
 def _clahe(y: Tensor, clip: float, tiles: int) -> Tensor:
@@ -107,10 +107,10 @@ def _clahe(y: Tensor, clip: float, tiles: int) -> Tensor:
     return equalize_clahe.__wrapped__(y, float(clip), (height, width))
 
 
-@register_fixed
+@register_traditional
 def equalise(channels: int) -> Enhancer:
     """Histogram equalisation over the whole image, in 256 levels; under 256 px there is nothing to equalise."""
-    return FixedEnhancer(_equalise)
+    return TraditionalEnhancer(_equalise)
 
 
 def _equalise(y: Tensor) -> Tensor:
@@ -119,17 +119,17 @@ def _equalise(y: Tensor) -> Tensor:
     return equalize(y)
 
 
-@register_fixed
+@register_traditional
 def unsharp(channels: int, *, sigma: Sigma = 2.0, amount: Annotated[float, Field(gt=0, le=100)] = 1.0) -> Enhancer:
     """Unsharp masking: what a blur of `sigma` takes away is added `amount` times."""
-    return FixedEnhancer(_unsharp, sigma=sigma, amount=amount)
+    return TraditionalEnhancer(_unsharp, sigma=sigma, amount=amount)
 
 
 def _unsharp(y: Tensor, sigma: float, amount: float) -> Tensor:
     return y + amount * (y - gaussian_blur(y, sigma))
 
 
-@register_fixed
+@register_traditional
 def retinex(
     channels: int,
     *,
@@ -143,7 +143,7 @@ def retinex(
     The mean over the scales of the log ratio of a pixel to its blurred surroundings. How it is displayed, times `gain`
     about mid-grey, is our choice.
     """
-    return FixedEnhancer(_retinex, scales=(small, medium, large), gain=gain)
+    return TraditionalEnhancer(_retinex, scales=(small, medium, large), gain=gain)
 
 
 def _retinex(y: Tensor, scales: tuple[float, ...], gain: float) -> Tensor:
@@ -152,7 +152,7 @@ def _retinex(y: Tensor, scales: tuple[float, ...], gain: float) -> Tensor:
     return 0.5 + gain * torch.stack(ratios).mean(dim=0)
 
 
-@register_fixed
+@register_traditional
 def homomorphic(
     channels: int,
     *,
@@ -165,7 +165,7 @@ def homomorphic(
     In the logarithm, slow changes (a Gaussian of `sigma`) are multiplied by `low` and fast ones by `high`; the mean
     stays.
     """
-    return FixedEnhancer(_homomorphic, sigma=sigma, low=low, high=high)
+    return TraditionalEnhancer(_homomorphic, sigma=sigma, low=low, high=high)
 
 
 def _homomorphic(y: Tensor, sigma: float, low: float, high: float) -> Tensor:
@@ -175,13 +175,13 @@ def _homomorphic(y: Tensor, sigma: float, low: float, high: float) -> Tensor:
     return (mean + low * (slow - mean) + high * (log - slow)).exp()
 
 
-@register_fixed
+@register_traditional
 def guided(channels: int, *, radius: Radius = 4, epsilon: Annotated[float, Field(gt=0, le=1)] = 0.001) -> Enhancer:
     """Guided filter as smoothing, the image its own guide (He et al., IEEE Trans. PAMI 35, 1397, 2013).
 
     Windows whose variance is below `epsilon` are flattened, those above it kept.
     """
-    return FixedEnhancer(_guided, radius=radius, epsilon=epsilon)
+    return TraditionalEnhancer(_guided, radius=radius, epsilon=epsilon)
 
 
 def _guided(y: Tensor, radius: int, epsilon: float) -> Tensor:
@@ -193,7 +193,7 @@ def _guided(y: Tensor, radius: int, epsilon: float) -> Tensor:
     return _with_margin(smooth, y, 2 * radius)
 
 
-@register_fixed
+@register_traditional
 def bilateral(
     channels: int,
     *,
@@ -205,7 +205,7 @@ def bilateral(
 
     Weights are Gaussian in the distance (`sigma`) and in the difference of luminance (`contrast`).
     """
-    return FixedEnhancer(_bilateral, radius=radius, sigma=sigma, contrast=contrast)
+    return TraditionalEnhancer(_bilateral, radius=radius, sigma=sigma, contrast=contrast)
 
 
 def _bilateral(y: Tensor, radius: int, sigma: float, contrast: float) -> Tensor:
@@ -217,7 +217,7 @@ def _bilateral(y: Tensor, radius: int, sigma: float, contrast: float) -> Tensor:
     return _with_margin(smooth, y, radius)
 
 
-@register_fixed
+@register_traditional
 def wavelet(
     channels: int,
     *,
@@ -229,7 +229,7 @@ def wavelet(
     The noise is the median of the finest diagonal coefficients / 0.6745; the threshold is `strength` times the
     universal one, noise · √(2 ln HW), which by itself blurs. Images too small for a level pass unchanged.
     """
-    return FixedEnhancer(_wavelet, levels=levels, strength=strength)
+    return TraditionalEnhancer(_wavelet, levels=levels, strength=strength)
 
 
 def _wavelet(y: Tensor, levels: int, strength: float) -> Tensor:
@@ -249,7 +249,7 @@ def _wavelet(y: Tensor, levels: int, strength: float) -> Tensor:
     return ptwt.waverec2((approximation, *soft), "db2")[..., :height, :width].unsqueeze(1)
 
 
-@register_fixed
+@register_traditional
 def wls(
     channels: int,
     *,
@@ -261,7 +261,7 @@ def wls(
     `smoothness` is its λ; `alpha` makes edges of the log luminance count more. A sparse system is solved for each image
     on the CPU (about 20 ms for 96 × 96 px), which `torch.export` cannot follow.
     """
-    return FixedEnhancer(_wls, exportable=False, smoothness=smoothness, alpha=alpha)
+    return TraditionalEnhancer(_wls, exportable=False, smoothness=smoothness, alpha=alpha)
 
 
 def _wls(y: Tensor, smoothness: float, alpha: float) -> Tensor:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from urnet.errors import ImageError
 
-FLOOR = 0.01
+LOGIT_MARGIN = 0.01
 """Distance from 0 and from 1 that pixels keep before the logit; within it, the identity is exact."""
 
 
-def multiple_of_16(size: int, *, least: int = 16) -> tuple[int, int]:
+def round_up_to_16(size: int, *, least: int = 16) -> tuple[int, int]:
     """Give the side that a padded network of five scales reads, and the side that it returns, to cover `size` px.
 
     Args:
@@ -24,14 +24,14 @@ def multiple_of_16(size: int, *, least: int = 16) -> tuple[int, int]:
     return side, side
 
 
-def sides(padding_mode: str) -> Callable[[int], tuple[int, int]]:
+def choose_fit(padding_mode: str) -> Callable[[int], tuple[int, int]]:
     """Give the `fit` of a padded network of five scales; a deepest map of 1 px has nothing to reflect."""
-    return partial(multiple_of_16, least=32) if padding_mode == "reflect" else multiple_of_16
+    return partial(round_up_to_16, least=32) if padding_mode == "reflect" else round_up_to_16
 
 
 def logit(x: Tensor) -> Tensor:
-    """Invert the sigmoid of pixels in [0, 1], of any shape, after keeping them `FLOOR` away from 0 and 1."""
-    x = x.clamp(FLOOR, 1 - FLOOR)
+    """Invert the sigmoid of pixels in [0, 1], of any shape, after keeping them `LOGIT_MARGIN` away from 0 and 1."""
+    x = x.clamp(LOGIT_MARGIN, 1 - LOGIT_MARGIN)
     return torch.log(x / (1 - x))
 
 
@@ -60,7 +60,7 @@ class Enhancer(nn.Module):
         *,
         residual: bool = False,
         bounded: bool = False,
-        fit: Callable[[int], tuple[int, int]] = multiple_of_16,
+        fit: Callable[[int], tuple[int, int]] = round_up_to_16,
     ) -> None:
         super().__init__()
         self.body = body

@@ -1,6 +1,6 @@
 """A stack of convolutions: the control for the question whether an enhancer's gain is only its parameters.
 
-It has no scales, no skips, no attention and no shortcut; `plain_like` gives the width at which it has as many
+It has no scales, no skips, no attention and no shortcut; `match_plain_width` gives the width at which it has as many
 parameters as the enhancer that it is compared with.
 """
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from urnet.nets.checkpointing import Recomputing
+from urnet.nets.checkpointing import Checkpointed
 from urnet.nets.enhancers.base import Enhancer, reflect_pad
 from urnet.nets.enhancers.blocks import PaddingMode
 from urnet.nets.enhancers.registry import Width, register_enhancer
@@ -24,7 +24,7 @@ Fold = Literal[1, 2, 4, 8]
 """Side in px of the blocks that become channels."""
 
 
-class Plain(Recomputing):
+class Plain(Checkpointed):
     """3×3 convolutions that keep the size, each with batch norm and ReLU; a linear 1×1 convolution at the end.
 
     Args:
@@ -100,7 +100,7 @@ def plain(
 
     Args:
         channels: C of (B, C, H, W) → (B, C, H, W).
-        width: Channels of every layer; see `plain_like`.
+        width: Channels of every layer; see `match_plain_width`.
         depth: Number of 3×3 convolutions.
         residual: Return `x + f(x)`, the identity before the first step (see `Enhancer`).
         bounded: Keep the output in [0, 1] by a sigmoid (see `Enhancer`).
@@ -114,7 +114,7 @@ def plain(
     return Enhancer(body, residual=residual, bounded=bounded, fit=partial(_multiple, fold, least))
 
 
-def plain_like(channels: int, parameters: int, depth: int = 18, fold: int = 1) -> int:
+def match_plain_width(channels: int, parameters: int, depth: int = 18, fold: int = 1) -> int:
     """Give the width at which `plain` comes nearest to a number of parameters.
 
     Args:

@@ -12,7 +12,7 @@ from urnet.nets.enhancers.base import Enhancer
 Width = Annotated[int, Field(ge=1, le=1024)]
 """Channels of the first scale, or of every layer where there is one scale; an option of learned enhancers."""
 
-PICTURE: dict[str, Any] = {"bounded": True, "upsample": "resize", "padding_mode": "reflect"}
+ARTEFACT_FREE: dict[str, Any] = {"bounded": True, "upsample": "resize", "padding_mode": "reflect"}
 """Options with which an enhanced image is a picture: in [0, 1], without a checkerboard and without an edge artefact."""
 
 _constructors: dict[str, Callable[..., Enhancer]] = {}
@@ -35,15 +35,15 @@ def list_enhancers() -> list[str]:
     return list(_constructors)
 
 
-def enhancer_options(name: str) -> dict[str, Any]:
+def list_enhancer_options(name: str) -> dict[str, Any]:
     """Give the options of a registered enhancer with their defaults."""
     return {parameter.name: parameter.default for parameter in _options(_constructors[name])}
 
 
-def picture_options(name: str) -> dict[str, Any]:
-    """Give those of the options `PICTURE` that a registered enhancer has; `none` and the fixed ones need none."""
-    known = enhancer_options(name)
-    return {option: value for option, value in PICTURE.items() if option in known and name != "none"}
+def artefact_free_options(name: str) -> dict[str, Any]:
+    """Give those of the options `ARTEFACT_FREE` that a registered enhancer has; `none` and the fixed ones need none."""
+    known = list_enhancer_options(name)
+    return {option: value for option, value in ARTEFACT_FREE.items() if option in known and name != "none"}
 
 
 def create_enhancer(name: str, channels: int, /, **options: Any) -> Enhancer:

@@ -6,7 +6,7 @@ taken here is the U-Net with each double convolution beside a 1×1 shortcut, and
 
 from functools import partial
 
-from urnet.nets.enhancers.base import Enhancer, sides
+from urnet.nets.enhancers.base import Enhancer, choose_fit
 from urnet.nets.enhancers.blocks import UPSAMPLING, PaddingMode, ResidualBlock, Upsample
 from urnet.nets.enhancers.registry import Width, register_enhancer
 from urnet.nets.enhancers.unet import UNet
@@ -24,4 +24,4 @@ def resunet(
 ) -> Enhancer:
     """Build ResUNet: max-pooling, ReLU, plain skips and no attention."""
     body = UNet(channels, width, block=partial(ResidualBlock, padding_mode=padding_mode), up=UPSAMPLING[upsample])
-    return Enhancer(body, residual=residual, bounded=bounded, fit=sides(padding_mode))
+    return Enhancer(body, residual=residual, bounded=bounded, fit=choose_fit(padding_mode))

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from urnet.nets.checkpointing import Recomputing
-from urnet.nets.enhancers.base import Enhancer, sides
+from urnet.nets.checkpointing import Checkpointed
+from urnet.nets.enhancers.base import Enhancer, choose_fit
 from urnet.nets.enhancers.blocks import (
     UPSAMPLING,
     DoubleConv,
@@ -20,7 +20,7 @@ from urnet.nets.enhancers.blocks import (
 from urnet.nets.enhancers.registry import Width, register_enhancer
 
 
-class UNet(Recomputing):
+class UNet(Checkpointed):
     """Five scales of width·(1, 2, 4, 8, 16) channels, a way down, a way up, and skips between them.
 
     Sizes that 16 does not divide are rounded up on the way down, and the upsampled map is cropped to its skip.
@@ -87,4 +87,4 @@ def unet(
 ) -> Enhancer:
     """Build U-Net, with padded convolutions and batch norm as is usual today."""
     body = UNet(channels, width, block=partial(DoubleConv, padding_mode=padding_mode), up=UPSAMPLING[upsample])
-    return Enhancer(body, residual=residual, bounded=bounded, fit=sides(padding_mode))
+    return Enhancer(body, residual=residual, bounded=bounded, fit=choose_fit(padding_mode))

@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from urnet.nets.checkpointing import Recomputing
-from urnet.nets.enhancers.base import Enhancer, sides
+from urnet.nets.checkpointing import Checkpointed
+from urnet.nets.enhancers.base import Enhancer, choose_fit
 from urnet.nets.enhancers.blocks import (
     UPSAMPLING,
     DoubleConv,
@@ -20,7 +20,7 @@ from urnet.nets.enhancers.blocks import (
 from urnet.nets.enhancers.registry import Width, register_enhancer
 
 
-class UNetPlusPlus(Recomputing):
+class UNetPlusPlus(Checkpointed):
     """Nodes X(i,j) at scale i: X(i,0) is the encoder, X(i,j) joins X(i,0..j-1) and the upsampled X(i+1,j-1).
 
     Args:
@@ -86,4 +86,4 @@ def unetpp(
     """Build UNet++ of five scales."""
     block = partial(DoubleConv, padding_mode=padding_mode)
     body = UNetPlusPlus(channels, width, deep_supervision=deep_supervision, block=block, up=UPSAMPLING[upsample])
-    return Enhancer(body, residual=residual, bounded=bounded, fit=sides(padding_mode))
+    return Enhancer(body, residual=residual, bounded=bounded, fit=choose_fit(padding_mode))

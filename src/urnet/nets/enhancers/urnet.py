@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import nn
 
-from urnet.nets.enhancers.base import Enhancer, sides
+from urnet.nets.enhancers.base import Enhancer, choose_fit
 from urnet.nets.enhancers.blocks import (
     UPSAMPLING,
     MaxPool,
@@ -68,7 +68,7 @@ def urnet(
         attention=SqueezeExcitation if attention else nn.Identity,
         up=UPSAMPLING[upsample],
     )
-    fit = sides(padding_mode) if padded else partial(overlap_tile, strided=strided)
+    fit = choose_fit(padding_mode) if padded else partial(overlap_tile, strided=strided)
     return Enhancer(body, residual=residual, bounded=bounded, fit=fit)
 
 

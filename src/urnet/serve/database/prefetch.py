@@ -16,9 +16,9 @@ from urnet.cells.table import PAIRED, TABLE_NAME, Cells, find_images, paired_fil
 from urnet.errors import ImageError, StoreError, UrnetError
 from urnet.evaluation.figure_style import image_png
 from urnet.images.montage import resolve_address
+from urnet.run_folder import find_run
 from urnet.serve.database.models import cells, claims, labels
 from urnet.serve.database.store import Store
-from urnet.training.run import run_of
 
 AHEAD = 1000
 """Cells that are decoded before anybody asks for them."""
@@ -210,7 +210,7 @@ def _filled(found: Cells, column: str) -> bool:
 
 def _target(run: Path) -> str | None:
     """The file of each class folder that holds paired images, as the run's recipe has it."""
-    trained = run_of(run)
+    trained = find_run(run)
     try:
         return None if trained is None else trained.recipe().target
     except (UrnetError, OSError):

@@ -8,9 +8,9 @@ from nicegui import ui
 
 from urnet.bundle.about import facts
 from urnet.export.model_card import RESEARCH, model_card
+from urnet.run_folder import find_run
 from urnet.serve.pages.components.layout import frame, text
 from urnet.serve.services import Bench
-from urnet.training.run import run_of
 from urnet.version import __version__
 
 USE = """Enhances and classifies crops of single white blood cells without stain, and counts them, for research on such
@@ -26,7 +26,7 @@ def add(app: FastAPI, bench: Bench) -> None:
 
     @cache
     def card() -> str:
-        told = model_card(bench.model, run_of(bench.run), USE)
+        told = model_card(bench.model, find_run(bench.run), USE)
         return told.split("\n\n", 2)[2]  # the page says its heading and "research use only" itself
 
     @ui.page("/about", response_timeout=CARD_SECONDS)

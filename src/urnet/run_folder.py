@@ -43,10 +43,10 @@ HISTORY_COLUMNS = (
 )
 """Columns of every history."""
 
-WRITTEN_COLUMNS = (*HISTORY_COLUMNS, "identity_error")
+NEW_HISTORY_COLUMNS = (*HISTORY_COLUMNS, "identity_error")
 """Columns of a new history; `identity_error` is a share of the images' own variance, 0 to 1 and more."""
 
-LEFT_OUT = "left out"
+EXCLUDED = "left out"
 """Column of the counts for cells that are in no part: copies, padding, constant images."""
 
 
@@ -147,13 +147,13 @@ class Run:
         """
         run = cls(Path(folder))
         run.refuse_existing()
-        cells = with_contents(cells, _trained_on(cells, recipe), progress)
+        cells = with_contents(cells, _image_columns(cells, recipe), progress)
         with atomic_file(run.recipe_path) as file:
             file.write(recipe.to_yaml().encode())
             file.flush()
             cells.write(run.cells_path)
             run.scaling_path.write_text(json.dumps(asdict(scaling), indent=2) + "\n", encoding="utf-8")
-            keep_cropping(cells, run.folder)
+            copy_crop_settings(cells, run.folder)
             run.checkpoints.mkdir(exist_ok=True)
         for left in unfinished_files(run.recipe_path):
             left.unlink(missing_ok=True)
@@ -211,7 +211,7 @@ class Run:
             ) from None
         if not cells.has_split:
             raise RunError(f"{self.cells_path}: names no parts (column 'split'); restore the file")
-        return known_crops(Cells(cells.root, cells.table, class_order(self.recipe(), cells)))
+        return known_crops(Cells(cells.root, cells.table, order_classes(self.recipe(), cells)))
 
     def scaling(self) -> Scaling | None:
         """The scaling that the run was begun with; none of runs of version 0.1.0, which did not write it.
@@ -231,9 +231,9 @@ class Run:
 
     def has_cells(self, cells: Cells) -> bool:
         """Whether these are the cells that the run was begun with: the same files under the same labels."""
-        mine = self.cells()
-        return sorted(zip(_places(mine), mine.table["label"], strict=True)) == sorted(
-            zip(_places(cells), cells.table["label"], strict=True)
+        own = self.cells()
+        return sorted(zip(_absolute_paths(own), own.table["label"], strict=True)) == sorted(
+            zip(_absolute_paths(cells), cells.table["label"], strict=True)
         )
 
     def changed_images(self, progress: Callable[[float], None] | None = None) -> list[str]:
@@ -246,11 +246,11 @@ class Run:
     def counts(self) -> pd.DataFrame:
         """Number of cells by class (rows) and part (columns), from the table alone."""
         table = self._table()
-        counts = pd.crosstab(table["label"], table["split"].replace("", LEFT_OUT))
+        counts = pd.crosstab(table["label"], table["split"].replace("", EXCLUDED))
         classes = self.recipe().classes or counts.index
-        return counts.reindex(index=list(classes), fill_value=0)[[c for c in (*PARTS, LEFT_OUT) if c in counts]]
+        return counts.reindex(index=list(classes), fill_value=0)[[c for c in (*PARTS, EXCLUDED) if c in counts]]
 
-    def left_out(self) -> list[str]:
+    def excluded_reasons(self) -> list[str]:
         """Why each image of the table that is no cell of its own is left out (`padding`, `copy`, …)."""
         return [reason.split(" ")[0] for reason in self._table().get("left_out", []) if reason]
 
@@ -264,17 +264,19 @@ class Run:
         return read_table(self.cells_path, columns, check_spelling=(), refuse_donor_synonyms=False, verbatim=True)
 
     def history(self) -> pd.DataFrame:
-        """`WRITTEN_COLUMNS`, a row an epoch; empty before the first, and without a figure where none was written.
+        """`NEW_HISTORY_COLUMNS`, a row an epoch; empty before the first, and without a figure where none was written.
 
         Raises:
             RunError: the file is no history.
         """
         if not self.history_path.is_file():
-            return pd.DataFrame(columns=list(WRITTEN_COLUMNS))
+            return pd.DataFrame(columns=list(NEW_HISTORY_COLUMNS))
         try:
-            figures = dict.fromkeys(WRITTEN_COLUMNS[2:], float)
+            figures = dict.fromkeys(NEW_HISTORY_COLUMNS[2:], float)
             table = pd.read_csv(self.history_path, encoding="utf-8")
-            history = table[list(HISTORY_COLUMNS)].join(table.reindex(columns=WRITTEN_COLUMNS[len(HISTORY_COLUMNS) :]))
+            history = table[list(HISTORY_COLUMNS)].join(
+                table.reindex(columns=NEW_HISTORY_COLUMNS[len(HISTORY_COLUMNS) :])
+            )
             return history.astype({"stage": str, "epoch": int, **figures})
         except (ValueError, KeyError):  # the parser's errors are ValueErrors
             raise RunError(f"{self.history_path}: not the history of a training; restore or remove the file") from None
@@ -293,20 +295,20 @@ class Run:
         return self
 
 
-def run_of(path: Path | str) -> Run | None:
+def find_run(path: Path | str) -> Run | None:
     """The run that a path of a model names; None for a bundle by itself."""
     run = Run(Path(path))
     return run if run.recipe_path.is_file() and not run.is_bundle else None
 
 
-def keep_cropping(cells: Cells, folder: Path) -> None:
+def copy_crop_settings(cells: Cells, folder: Path) -> None:
     """Let the settings of `urnet crop` go with its cells to another folder."""
     settings = cells.root / SETTINGS_NAME
     if settings.is_file() and settings.resolve() != (folder / SETTINGS_NAME).resolve():
         shutil.copyfile(settings, folder / SETTINGS_NAME)
 
 
-def refuse_within(path: Path, cells: Path) -> None:
+def check_not_within(path: Path, cells: Path) -> None:
     """Nothing is written among the class folders, where it would be a class the next time.
 
     Args:
@@ -321,21 +323,21 @@ def refuse_within(path: Path, cells: Path) -> None:
         raise RunError(f"{path}: lies in the cells folder {cells} and would be taken for a class; choose another --out")
 
 
-def class_order(recipe: Recipe, cells: Cells) -> tuple[str, ...]:
+def order_classes(recipe: Recipe, cells: Cells) -> tuple[str, ...]:
     """The classes in the order of the network's outputs: the recipe's, else the alphabet's."""
     return tuple(recipe.classes or sorted(set(cells.table["label"])))
 
 
-def _trained_on(cells: Cells, recipe: Recipe) -> list[str]:
+def _image_columns(cells: Cells, recipe: Recipe) -> list[str]:
     """The columns whose images a training looks at."""
-    from urnet.training.data import paints  # torch
+    from urnet.training.data import uses_target_images  # torch
 
     kind = recipe.pretrain.target
     wanted = ("target",) if kind == "target" else (f"target_{kind}", "target")
-    painted = paints(recipe) and (kind == "target" or f"target_{kind}" in PAIRED)
+    painted = uses_target_images(recipe) and (kind == "target" or f"target_{kind}" in PAIRED)
     return ["path", *(column for column in wanted if painted and column in cells.table)]
 
 
-def _places(cells: Cells) -> list[str]:
+def _absolute_paths(cells: Cells) -> list[str]:
     root = cells.root.resolve()
     return [os.path.normpath(root / path) for path in cells.table["path"]]

@@ -7,7 +7,7 @@ from urnet.cells.table import read_cells
 from urnet.errors import CellsError, RunError
 from urnet.images.scale import Scaling
 from urnet.recipe import load_recipe
-from urnet.training.run import Run, class_order, refuse_existing
+from urnet.run_folder import Run, order_classes, refuse_existing
 
 SCALING = Scaling(90.5, 210.0, "uint8")
 
@@ -61,8 +61,8 @@ def test_counts_come_from_the_table_alone(divided, tiny, tmp_path):
 
 def test_classes_are_in_the_recipes_order_else_the_alphabets(divided, tiny):
     recipe = load_recipe(tiny, ["classes.ring=ring", "classes.bar=bar", "classes.disc=disc"])
-    assert class_order(recipe, divided) == ("ring", "bar", "disc")
-    assert class_order(load_recipe(tiny), divided) == ("bar", "disc", "ring")
+    assert order_classes(recipe, divided) == ("ring", "bar", "disc")
+    assert order_classes(load_recipe(tiny), divided) == ("bar", "disc", "ring")
 
 
 def test_what_is_no_run_folder_is_said_so(tmp_path, divided, tiny):
@@ -80,7 +80,7 @@ def test_nothing_that_exists_is_overwritten(tmp_path, divided, tiny):
     with pytest.raises(RunError, match="empty: exists already"):
         refuse_existing(tmp_path / "empty", file=True)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "note.txt").write_text("mine", encoding="utf-8")
+    (tmp_path / "full" / "note.txt").write_text("own", encoding="utf-8")
     for path in (tmp_path / "full", tmp_path / "full" / "note.txt"):
         with pytest.raises(RunError, match="exists already; choose another --out"):
             refuse_existing(path)
