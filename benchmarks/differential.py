@@ -47,9 +47,9 @@ def read(paths: list[Path]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarr
 
 def one_setting(job: tuple) -> list[dict]:
     """Replicates of one composition and size."""
-    from urnet.calibration.confusion import Reference
+    from urnet.calibration.confusion import ReferenceCells
     from urnet.counting.estimate import adjusted_count, classify_and_count, em
-    from urnet.counting.interval import EmTest, adjusted_interval, invert
+    from urnet.counting.interval import EmTest, adjusted_interval, invert_test
 
     probabilities, truth, rejected, composition, size, known, replicates, seed = job
     rng = np.random.default_rng(seed)
@@ -65,7 +65,7 @@ def one_setting(job: tuple) -> list[dict]:
                 raise SystemExit(f"class {k}: {drawn[k]} + {known[k]} cells wanted, {len(order)} there: lower --known")
         sample = np.concatenate([order[: drawn[k]] for k, order in enumerate(orders)])
         calibration = np.concatenate([order[drawn[k] : drawn[k] + known[k]] for k, order in enumerate(orders)])
-        reference = Reference(probabilities[calibration], truth[calibration], rejected[calibration])
+        reference = ReferenceCells(probabilities[calibration], truth[calibration], rejected[calibration])
         table = reference.confusion
         seen = probabilities[sample[~rejected[sample]]]
         counts = np.bincount(seen.argmax(axis=1), minlength=classes)
@@ -75,7 +75,7 @@ def one_setting(job: tuple) -> list[dict]:
         estimates["em_plain"][replicate] = em(seen, acceptance=acceptance)
         ends["adjusted"][replicate] = adjusted_interval(counts, table)
         test = EmTest(seen, reference)
-        estimates["em"][replicate], ends["em"][replicate] = test.start, invert(test, test.start)
+        estimates["em"][replicate], ends["em"][replicate] = test.start, invert_test(test, test.start)
     rows = []
     for method, found in estimates.items():
         error = 100 * (found - composition)

@@ -20,11 +20,11 @@ from urnet.errors import RunError
 from urnet.export.graph import capture
 from urnet.export.onnx_format import open_onnx, to_onnx
 from urnet.export.openvino_format import NAME, open_openvino, to_openvino
-from urnet.export.parity import compare
+from urnet.export.parity import compare_outputs
 from urnet.export.torch_format import open_torch, to_torch
 from urnet.images.scale import Scaling
 from urnet.nets import list_enhancers
-from urnet.optional_packages import installed
+from urnet.optional_packages import is_installed
 
 CROPS = 20
 NARROW = {name: {"width": 8} for name in ("unet", "resunet", "unetpp", "urnet")}
@@ -62,24 +62,29 @@ def measure(channels: int, enhancer: dict, classifier: dict) -> dict[str, dict]:
     captured = time.perf_counter() - begin
     onnx = to_onnx(model, program=program)
     in_onnx = time.perf_counter() - begin
-    found = {"onnx": _told(compare(model, open_onnx(onnx), counts), in_onnx, len(onnx))}
+    found = {"onnx": _told(compare_outputs(model, open_onnx(onnx), counts), in_onnx, len(onnx))}
     with tempfile.TemporaryDirectory() as folder:
-        if installed("openvino"):
+        if is_installed("openvino"):
             begin = time.perf_counter()
             to_openvino(onnx, Path(folder))
             seconds = in_onnx + time.perf_counter() - begin
             size = sum(file.stat().st_size for file in Path(folder).iterdir())
-            found["openvino"] = _told(compare(model, open_openvino(Path(folder) / NAME), counts), seconds, size)
+            found["openvino"] = _told(compare_outputs(model, open_openvino(Path(folder) / NAME), counts), seconds, size)
         begin = time.perf_counter()
         path = Path(folder) / "model.pt2"
         path.write_bytes(to_torch(model, program))
         seconds = captured + time.perf_counter() - begin
-        found["torch"] = _told(compare(model, open_torch(path), counts), seconds, path.stat().st_size)
+        found["torch"] = _told(compare_outputs(model, open_torch(path), counts), seconds, path.stat().st_size)
     return found
 
 
 def _told(parity: "object", seconds: float, size: int) -> dict:
-    return {**vars(parity), "held": parity.held, "seconds": round(seconds, 2), "megabytes": round(size / 1e6, 2)}
+    return {
+        **vars(parity),
+        "held": parity.within_limits,
+        "seconds": round(seconds, 2),
+        "megabytes": round(size / 1e6, 2),
+    }
 
 
 def main() -> int:

@@ -37,7 +37,7 @@ from urnet.bundle.model import Model, ModelConfig
 from urnet.cells.simulate import write_phantom
 from urnet.images.scale import Scaling
 from urnet.nets.size import count_macs
-from urnet.optional_packages import installed
+from urnet.optional_packages import is_installed
 from urnet.predict import predict_files
 from urnet.recipe import load_recipe
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--engines", nargs="+", default=["torch", "onnx", *["openvino"] * installed("openvino")])
+    parser.add_argument("--engines", nargs="+", default=["torch", "onnx", *["openvino"] * is_installed("openvino")])
     parser.add_argument("--threads", type=int, help="of the networks, in all kinds; PyTorch's own choice by default")
     parser.add_argument("--memory", action="store_true", help="of urnet predict alone, in the course of a large folder")
     parser.add_argument("--out", type=Path)

@@ -26,7 +26,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
 from urnet.bundle.model import Model
-from urnet.calibration.mahalanobis import fit_distance
+from urnet.calibration.mahalanobis import fit_mahalanobis
 from urnet.cells.table import Cells, read_cells
 from urnet.evaluation.evaluate import evaluate
 from urnet.images.simulation.optics import draw_imaging, simulate_brightfield
@@ -80,20 +80,22 @@ def drawn(model: Model) -> dict[str, np.ndarray]:
     def scene(paint: Callable[[Scene], None]) -> np.ndarray:
         canvas, imaging = Scene(edge, edge), draw_imaging(rng)
         paint(canvas)
-        return model.fit(_bytes(simulate_brightfield(canvas.phase, canvas.density, imaging, rng)))
+        return model.resize_crop(_bytes(simulate_brightfield(canvas.phase, canvas.density, imaging, rng)))
 
     def bystander(canvas: Scene) -> None:
         canvas.add(paint_other_particle(rng, CROP_UM / edge), edge // 2, edge // 2)
 
     def cell(index: int) -> np.ndarray:
         label = list(CLASS_FREQUENCY)[index % 3]
-        return model.fit(draw_crop(label, 0, index % 8, index, edge).image)
+        return model.resize_crop(draw_crop(label, 0, index % 8, index, edge).image)
 
     return {
         "red cell, platelet or fragment (phantom)": np.stack([scene(bystander) for _ in range(COUNT)]),
         "empty spot (phantom)": np.stack([scene(lambda canvas: None) for _ in range(COUNT)]),
         "white cell (phantom)": np.stack([cell(index) for index in range(COUNT)]),
-        "noise": np.stack([model.fit(_bytes(0.5 + 0.15 * rng.standard_normal((edge, edge)))) for _ in range(COUNT)]),
+        "noise": np.stack(
+            [model.resize_crop(_bytes(0.5 + 0.15 * rng.standard_normal((edge, edge)))) for _ in range(COUNT)]
+        ),
     }
 
 
@@ -134,7 +136,7 @@ def rejections(model: Model, known: np.ndarray, things: dict[str, np.ndarray]) -
     rejection, rng = model.calibration.rejection, np.random.default_rng(0)
 
     def judged(images: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        rows, features = model.measures(images), look(model, images)[0]
+        rows, features = model.measure_crops(images), look(model, images)[0]
         return rejection.score(rows, features), rejection.reject(rows, features)
 
     ours, reasons = judged(known)
@@ -203,7 +205,7 @@ def _standard(logs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _gaussian(features: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
-    fitted = fit_distance(features["train"], [features["train"].shape[1]])
+    fitted = fit_mahalanobis(features["train"], [features["train"].shape[1]])
     return {name: fitted.measure(x) for name, x in features.items()}
 
 
@@ -211,7 +213,7 @@ def _gaussians(features: dict[str, np.ndarray], labels: np.ndarray) -> dict[str,
     """The nearest class's, with one covariance for all of them."""
     train = features["train"]
     means = [train[labels == k].mean(axis=0) for k in np.unique(labels)]
-    within = fit_distance(train - np.stack(means)[np.unique(labels, return_inverse=True)[1]], [train.shape[1]])
+    within = fit_mahalanobis(train - np.stack(means)[np.unique(labels, return_inverse=True)[1]], [train.shape[1]])
     return {name: np.min([within.measure(x - mean) for mean in means], axis=0) for name, x in features.items()}
 
 

@@ -177,7 +177,7 @@ def test_every_page_of_a_stack_is_an_image(model, shapes, tmp_path):
 def test_fit_keeps_raw_counts_and_prepare_scales_them(model):
     crop = np.random.default_rng(0).integers(0, 256, (30, 20, 3)).astype(np.uint8)
     low, high = model.config.scaling.low, model.config.scaling.high
-    raw, inputs = model.fit(crop), model.prepare(crop)
+    raw, inputs = model.resize_crop(crop), model.prepare(crop)
     assert raw.shape == inputs.shape == (1, 24, 24)
     assert raw.dtype == np.uint8
     assert np.allclose(inputs, ((raw - low) / (high - low)).clip(0, 1), atol=1e-6)
@@ -188,10 +188,10 @@ def test_a_value_that_is_no_number_is_refused(model):
 
     floating = Model(replace(model.config, scaling=replace(model.config.scaling, dtype="float32")), model.joint)
     crop = np.linspace(0, 1, 576, dtype=np.float32).reshape(24, 24)
-    floating.fit(crop)
+    floating.resize_crop(crop)
     crop[3, 3] = np.nan
     with pytest.raises(ImageError, match="NaN"):
-        floating.fit(crop)
+        floating.resize_crop(crop)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_weights_that_are_no_numbers_are_refused(bundle):
 
 def test_a_constant_image_is_refused(model):
     with pytest.raises(ImageError, match="every pixel is 7"):
-        model.fit(np.full((24, 24), 7, np.uint8))
+        model.resize_crop(np.full((24, 24), 7, np.uint8))
 
 
 def test_a_cross_validation_is_no_model(tmp_path, bundle):

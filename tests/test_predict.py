@@ -234,7 +234,7 @@ def test_a_model_without_calibration_rejects_nothing(model, shapes, tmp_path):
 def test_the_same_rows_come_whatever_the_batch(model, shapes, tmp_path, monkeypatch):
     bundle = Model.load(shutil.copytree(model.folder, tmp_path / "bundle"))
     predict_files(bundle, [shapes], tmp_path / "some.csv", engine="onnx")
-    monkeypatch.setattr("urnet.export.engine.GRAPH_SIZES", (7,))
+    monkeypatch.setattr("urnet.export.engine.GRAPH_BATCH_SIZES", (7,))
     predict_files(bundle, [shapes], tmp_path / "others.csv", engine="onnx")
     assert (tmp_path / "some.csv").read_bytes() == (tmp_path / "others.csv").read_bytes()
     predict_files(bundle, [shapes], tmp_path / "torch.csv", engine="torch")
@@ -346,14 +346,14 @@ def test_why_images_failed_is_told_the_commonest_first(model, draw, tmp_path):
     (first, empty), (second, damaged) = list(done.reasons.items())[:2]
     assert (first, empty) == ("the file is empty (0 bytes)", 4)
     assert (second.partition(":")[0], damaged) == ("truncated or damaged TIFF", 2)
-    assert done.complaint == (
+    assert done.failure_message == (
         f"8 of 9 image(s) could not be used: 4 x the file is empty (0 bytes) | 2 x {second} | 1 x "
         f"{list(done.reasons)[2]} | 1 more reason(s); the column 'error' says which"
     )
     for file in cells.iterdir():
         file.write_bytes(b"")
     done = predict_files(model, [cells], tmp_path / "none.csv")
-    assert done.complaint == (
+    assert done.failure_message == (
         "none of the 9 image(s) could be used: the file is empty (0 bytes); the column 'error' says which"
     )
 

@@ -11,7 +11,7 @@ import tifffile
 from urnet.cells.table import find_images
 from urnet.errors import ImageError
 from urnet.images.read import read_image, translate_decoder_errors
-from urnet.prefetch import read_ahead
+from urnet.prefetch import prefetch_cells
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def model(trained):
 def test_cells_come_in_order_with_their_reasons(model, shapes, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     cells = find_images([shapes, tmp_path / "bad.png"])
-    found = list(read_ahead(model, cells, 5, 16, skipped={7}))
+    found = list(prefetch_cells(model, cells, 5, 16, skipped={7}))
     assert [read.index for read in found] == list(range(5, 61))
     for read in found:
         if read.index == 7:
@@ -32,14 +32,14 @@ def test_cells_come_in_order_with_their_reasons(model, shapes, tmp_path):
             assert read.crop is None
             assert "bad.png" in read.error
         else:
-            assert np.array_equal(read.crop, model.fit(cells.read(read.index)))
+            assert np.array_equal(read.crop, model.resize_crop(cells.read(read.index)))
 
 
 def test_no_more_is_read_than_may_wait(model, shapes, monkeypatch):
     cells, fitted = find_images([shapes]), []
-    fit = model.fit
-    monkeypatch.setattr(model, "fit", lambda crop: fitted.append(1) or fit(crop))
-    reader = read_ahead(model, cells, 0, 16)
+    resize = model.resize_crop
+    monkeypatch.setattr(model, "resize_crop", lambda crop: fitted.append(1) or resize(crop))
+    reader = prefetch_cells(model, cells, 0, 16)
     next(reader)
     time.sleep(0.2)
     assert len(fitted) <= 24  # the chunk that is being taken, and two that wait
@@ -54,9 +54,9 @@ def test_an_error_that_is_nobodys_fault_ends_the_reading(model, shapes, monkeypa
     def broken(crop):
         raise MemoryError
 
-    monkeypatch.setattr(model, "fit", broken)
+    monkeypatch.setattr(model, "resize_crop", broken)
     with pytest.raises(MemoryError):
-        list(read_ahead(model, find_images([shapes]), 0, 16))
+        list(prefetch_cells(model, find_images([shapes]), 0, 16))
 
 
 def test_threads_that_decode_leave_warnings_and_logs_as_they_were(model, draw, tmp_path):
@@ -64,7 +64,7 @@ def test_threads_that_decode_leave_warnings_and_logs_as_they_were(model, draw, t
     for number in range(20):
         tifffile.imwrite(cells / f"{number}.tif", np.zeros((24, 24), np.uint8))
     before, log = list(warnings.filters), logging.getLogger("tifffile").disabled
-    list(read_ahead(model, find_images([cells]), 0, 64))
+    list(prefetch_cells(model, find_images([cells]), 0, 64))
     assert list(warnings.filters) == before
     assert logging.getLogger("tifffile").disabled == log
     with pytest.raises(ImageError), translate_decoder_errors(tmp_path):

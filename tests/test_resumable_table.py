@@ -7,7 +7,7 @@ import pytest
 from filelock import FileLock
 
 from urnet.errors import RunError
-from urnet.resumable_table import growing_table
+from urnet.resumable_table import open_resumable_table
 
 COLUMNS = ("path", "note")
 PATHS = ["a.png", 'b "ü",\nc.png', "d.png"]
@@ -19,7 +19,7 @@ def fill(out, rows, *, about=ABOUT, paths=PATHS, stop=False) -> list[str]:
     """Write rows; the notes of those that were passed on, the ones found there first."""
     seen = []
     try:
-        with growing_table(out, COLUMNS, paths, about, lambda row: seen.append(row["note"])) as table:
+        with open_resumable_table(out, COLUMNS, paths, about, lambda row: seen.append(row["note"])) as table:
             table.write(rows[table.done :])
             if stop:
                 raise KeyboardInterrupt
@@ -95,7 +95,7 @@ def test_two_processes_do_not_write_one_table(tmp_path):
     with (
         FileLock(tmp_path / ".t.csv.unfinished.lock"),
         pytest.raises(RunError, match="another process is writing it now"),
-        growing_table(tmp_path / "t.csv", COLUMNS, PATHS, ABOUT, lambda row: None),
+        open_resumable_table(tmp_path / "t.csv", COLUMNS, PATHS, ABOUT, lambda row: None),
     ):
         pass
 

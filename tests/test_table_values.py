@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from urnet.bundle.model import SEEN
+from urnet.bundle.model import FIELD_MEASURES
 from urnet.cells.table import find_images, read_cells
 from urnet.errors import UrnetError
 from urnet.fields.labels.positions import read_labels
@@ -103,7 +103,7 @@ def test_numbers_are_read(folder, form, column):
 
 
 def test_the_columns_that_rejection_uses_are_numbers():
-    assert set(SEEN) <= set(NUMERIC_COLUMNS)
+    assert set(FIELD_MEASURES) <= set(NUMERIC_COLUMNS)
 
 
 def test_a_whole_number_with_a_point_says_how_to_write_it(folder):

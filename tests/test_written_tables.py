@@ -14,7 +14,7 @@ from PIL import Image
 from urnet.cells.table import Cells, find_images, read_cells
 from urnet.files.csv_tables import escape_formula, format_csv, read_own_table, unescape_formula, write_csv, write_frame
 from urnet.files.user_tables import read_table
-from urnet.resumable_table import growing_table
+from urnet.resumable_table import open_resumable_table
 
 FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "＝1+1", "＋1", "－1+1", "＠a", " =1+1", "-", "=x.png"]
 PLAIN = ["", "a", "0", "-0.5", "+3", "-1e-05", ".5", "a=b", "a-b", "'", "'a", "it's", "monocyte", "#p001", "a|b"]
@@ -94,13 +94,13 @@ def test_an_interrupted_table_of_formulas_is_resumed(tmp_path):
     columns = ["path", "p_=a", "error"]
 
     def interrupted():
-        with growing_table(out, columns, paths, {"model": "m"}, seen.append) as table:
+        with open_resumable_table(out, columns, paths, {"model": "m"}, seen.append) as table:
             table.write([{"path": "=1.png", "p_=a": "0.5"}])
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    with growing_table(out, columns, paths, {"model": "m"}, seen.append) as table:
+    with open_resumable_table(out, columns, paths, {"model": "m"}, seen.append) as table:
         assert table.done == 1
         table.write([{"path": "-2.png", "error": "-"}])
     assert [row["path"] for row in seen[1:]] == ["=1.png", "-2.png"]

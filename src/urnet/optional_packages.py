@@ -11,7 +11,7 @@ EXTRAS = {"openvino": "openvino", "bioimageio.core": "bioimageio"} | dict.fromke
 """The extra of urnet that brings a package; those without one come with urnet itself."""
 
 
-def installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
     """Whether a package is there to be imported; nothing is imported to find out."""
     try:
         return find_spec(package) is not None
@@ -19,7 +19,7 @@ def installed(package: str) -> bool:
         return False
 
 
-def need(packages: Sequence[str], what: str) -> None:
+def require_packages(packages: Sequence[str], what: str) -> None:
     """Find out before the work begins whether packages are there.
 
     Args:
@@ -30,6 +30,6 @@ def need(packages: Sequence[str], what: str) -> None:
         RunError: one is missing; the message says what to install.
     """
     for package in packages:
-        if not installed(package):
+        if not is_installed(package):
             source = f'"urnet[{EXTRAS[package]}]"' if package in EXTRAS else package
             raise RunError(f"{what} needs the package {package}, which is not installed; pip install {source}")

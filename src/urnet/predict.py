@@ -24,27 +24,27 @@ from urnet.cells.copies import padding_tiles
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import TABLE_NAME, Cells, find_images
 from urnet.errors import RecipeError, RunError
-from urnet.export.engine import SAMPLE, BatchSize, Engine, check_engine, choose_engine
+from urnet.export.engine import MAX_SAMPLE, BatchSizeTuner, Engine, check_engine, choose_engine
 from urnet.files.outputs import refuse_existing
 from urnet.images.montage import Address, resolve_address
 from urnet.images.read import SUFFIXES, is_file
-from urnet.prefetch import Read, read_ahead, read_cells
+from urnet.prefetch import DecodedCell, decode_cells, prefetch_cells
 from urnet.progress import Progress
-from urnet.resumable_table import GrowingTable, growing_table, interrupted
+from urnet.resumable_table import ResumableTable, is_interrupted, open_resumable_table
 
 PADDING = "padding of the archive: an identical tile stands there a dozen times or more"
-REASONS = 3
+MAX_REASONS = 3
 """Reasons that are told of why images could not be used; of others it says how many."""
 
 CAM_BATCH = 4
 """Images of which Grad-CAM is computed at once."""
 
-AHEAD = 2
+PREFETCH_BATCHES = 2
 """Batches of the largest size that may be waiting for the network."""
 
 
 @dataclass(frozen=True)
-class Predicted:
+class PredictionSummary:
     """How a prediction went.
 
     Attributes:
@@ -68,16 +68,16 @@ class Predicted:
     reasons: dict[str, int] = field(default_factory=dict)
 
     @property
-    def complaint(self) -> str:
+    def failure_message(self) -> str:
         """How many images could not be used, and why."""
         usable = self.images - self.left_out
         found = f"none of the {usable}" if self.failed == usable else f"{self.failed} of {usable}"
         verb = "could" if self.failed == usable else "could not"
-        return f"{found} image(s) {verb} be used: {told_reasons(self.reasons)}; the column 'error' says which"
+        return f"{found} image(s) {verb} be used: {summarize_reasons(self.reasons)}; the column 'error' says which"
 
 
 @dataclass(frozen=True)
-class _Task:
+class _PredictionTask:
     """What is asked for, and of what."""
 
     model: Model
@@ -91,7 +91,7 @@ class _Task:
     def columns(self) -> list[str]:
         """Of the CSV."""
         pictures = [name for name, folder in (("enhanced", self.enhanced), ("cam", self.cam)) if folder is not None]
-        return ["path", "predicted", *self.model.columns, *pictures, "engine", "error"]
+        return ["path", "predicted", *self.model.prediction_columns, *pictures, "engine", "error"]
 
     @property
     def about(self) -> dict[str, str]:
@@ -119,7 +119,7 @@ def predict_files(
     cam: Path | None = None,
     coverage: float = COVERAGE,
     progress: Progress | None = None,
-) -> Predicted:
+) -> PredictionSummary:
     """Classify files, folders or tables into a CSV: `path`, `predicted`, `p_<class>`, `engine`, `error`.
 
     Of a calibrated model it also says, after the probabilities, why an image shows no countable cell (`rejected`, empty
@@ -151,8 +151,8 @@ def predict_files(
     paths = list(paths)
     folders = [folder for folder in (enhanced, cam) if folder is not None]
     for folder in folders:
-        _refuse_among_images(folder, paths)
-        if not interrupted(out):
+        _refuse_output_among_images(folder, paths)
+        if not is_interrupted(out):
             refuse_existing(folder)
     if out in (enhanced, cam):
         raise RunError(f"{out}: cannot be the table and a folder of pictures at once; choose another --out")
@@ -165,20 +165,20 @@ def predict_files(
     progress("find images", 0.0)
     cells = known_crops(find_images(paths, model.config.tile, model.config.image))
     progress("find images", 1.0)
-    task = _Task(model, cells, padding_tiles(cells), coverage, enhanced, cam)
+    task = _PredictionTask(model, cells, padding_tiles(cells), coverage, enhanced, cam)
     outcomes, engines, reasons = Counter[str](), Counter[str](), Counter[str]()
 
-    def tally(row: Mapping[str, str]) -> None:
+    def count_row(row: Mapping[str, str]) -> None:
         outcomes[(outcome := _outcome(row))] += 1
         if outcome == "failed":
             reasons[_reason(row)] += 1
         engines.update([row["engine"]] if row.get("engine") else ())
 
-    with growing_table(out, task.columns, cells.table["path"].tolist(), task.about, tally, folders) as table:
+    with open_resumable_table(out, task.columns, cells.table["path"].tolist(), task.about, count_row, folders) as table:
         resumed = table.done
         if resumed < len(cells):
-            _fill(task, engine, table, progress)
-    return Predicted(
+            _classify_remaining(task, engine, table, progress)
+    return PredictionSummary(
         images=len(cells),
         counts={name: outcomes[f"class {name}"] for name in model.classes},
         rejected=outcomes["rejected"],
@@ -190,7 +190,7 @@ def predict_files(
     )
 
 
-def told_reasons(reasons: Mapping[str, int]) -> str:
+def summarize_reasons(reasons: Mapping[str, int]) -> str:
     """Why images could not be used, in words: the only reason, or the commonest with their numbers.
 
     Args:
@@ -198,12 +198,12 @@ def told_reasons(reasons: Mapping[str, int]) -> str:
     """
     if len(reasons) == 1:
         return next(iter(reasons))
-    told = [f"{count} x {reason}" for reason, count in islice(reasons.items(), REASONS)]
+    told = [f"{count} x {reason}" for reason, count in islice(reasons.items(), MAX_REASONS)]
     more = len(reasons) - len(told)
     return " | ".join([*told, *([f"{more} more reason(s)"] if more else [])])
 
 
-def _refuse_among_images(folder: Path, paths: Iterable[Path | str]) -> None:
+def _refuse_output_among_images(folder: Path, paths: Iterable[Path | str]) -> None:
     """Pictures are not written into a folder that is searched, where they would be images the next time."""
     for path in map(Path, paths):
         searched = path.is_dir() and not is_file(path / TABLE_NAME)
@@ -228,13 +228,13 @@ def _reason(row: Mapping[str, str]) -> str:
     return next((rest for name in names if (rest := error.partition(f"{name}: ")[2])), error)
 
 
-def _fill(task: _Task, name: str, table: GrowingTable, progress: Progress) -> None:
+def _classify_remaining(task: _PredictionTask, name: str, table: ResumableTable, progress: Progress) -> None:
     """Classify what has no row yet."""
     cells, start = task.cells, table.done
     progress("prepare the networks", 0.0)
     engine = choose_engine(task.model, name, _sample(task, start), len(cells))
     progress("prepare the networks", 1.0)
-    size = BatchSize(engine.sizes)
+    size = BatchSizeTuner(engine.sizes)
 
     def write(rows: list[dict[str, str]], finish: Callable[[], None]) -> None:
         finish()
@@ -245,11 +245,11 @@ def _fill(task: _Task, name: str, table: GrowingTable, progress: Progress) -> No
         progress("classify", table.done / len(cells))
 
     with (
-        closing(read_ahead(task.model, cells, start, AHEAD * max(engine.sizes), task.padding)) as reader,
+        closing(prefetch_cells(task.model, cells, start, PREFETCH_BATCHES * max(engine.sizes), task.padding)) as reader,
         ThreadPoolExecutor(1, "write") as writer,
     ):
         last: Future[None] | None = None
-        while batch := list(islice(reader, size.now)):
+        while batch := list(islice(reader, size.current)):
             rows = [_row(task, read) for read in batch]
             finish = _classify(task, engine, batch, rows, size)
             if last is not None:
@@ -259,14 +259,14 @@ def _fill(task: _Task, name: str, table: GrowingTable, progress: Progress) -> No
             written(last)
 
 
-def _row(task: _Task, read: Read) -> dict[str, str]:
+def _row(task: _PredictionTask, read: DecodedCell) -> dict[str, str]:
     """What is known of a cell before it is classified."""
     error = PADDING if read.index in task.padding else read.error
     return {"path": task.cells.table["path"].iloc[read.index]} | ({"error": error} if error else {})
 
 
 def _classify(
-    task: _Task, engine: Engine, batch: list[Read], rows: list[dict[str, str]], size: BatchSize
+    task: _PredictionTask, engine: Engine, batch: list[DecodedCell], rows: list[dict[str, str]], size: BatchSizeTuner
 ) -> Callable[[], None]:
     """Run a batch through the networks; what is left to do fills in its rows and writes its pictures."""
     good = [(row, read) for row, read in zip(rows, batch, strict=True) if read.crop is not None]
@@ -275,12 +275,12 @@ def _classify(
     model, crops = task.model, np.stack([read.crop for _, read in good])  # (B, C, S, S)
     begun = time.perf_counter()
     probabilities, enhanced, features = engine.run(crops)
-    size.took(len(crops), time.perf_counter() - begun)
+    size.record(len(crops), time.perf_counter() - begun)
     maps = _cam(model, crops, probabilities) if task.cam is not None else None
 
     def finish() -> None:
         seen = task.cells.table.iloc[[read.index for _, read in good]]
-        told = model.rows(probabilities, features, crops, seen, task.coverage)
+        told = model.prediction_rows(probabilities, features, crops, seen, task.coverage)
         for (row, _), answers in zip(good, told, strict=True):
             row |= {name: f"{value:.6f}" if type(value) is float else value for name, value in answers.items()}
             row["engine"] = engine.name
@@ -309,10 +309,11 @@ def _cam(model: Model, crops: np.ndarray, probabilities: np.ndarray) -> np.ndarr
     return np.concatenate(maps)[: len(inputs)]
 
 
-def _sample(task: _Task, start: int) -> np.ndarray | None:
+def _sample(task: _PredictionTask, start: int) -> np.ndarray | None:
     """A few usable images, on which an engine can be checked; none where the first ones are all unusable."""
     index = (i for i in range(start, len(task.cells)) if i not in task.padding)
-    crops = [read.crop for read in read_cells(task.model, task.cells, islice(index, SAMPLE)) if read.crop is not None]
+    decoded = decode_cells(task.model, task.cells, islice(index, MAX_SAMPLE))
+    crops = [cell.crop for cell in decoded if cell.crop is not None]
     return np.stack(crops) if crops else None
 
 

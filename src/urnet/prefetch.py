@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from urnet.bundle.model import Model
     from urnet.cells.table import Cells
 
-CHUNK = 8
+CELLS_PER_TASK = 8
 """Cells that a thread reads in one go."""
 
-THREADS = 4
+MAX_THREADS = 4
 """At most; what decoders do in Python goes on in one thread at a time anyway."""
 
 
 @dataclass(frozen=True)
-class Read:
+class DecodedCell:
     """One cell of a table.
 
     Attributes:
@@ -38,24 +38,26 @@ class Read:
     error: str = ""
 
 
-class _Fits(Protocol):
+class _CropResizer(Protocol):
     """What brings a raw crop to the network's size: a model, or what stands for it where no network is loaded."""
 
-    def fit(self, crop: np.ndarray) -> np.ndarray: ...
+    def resize_crop(self, crop: np.ndarray) -> np.ndarray: ...
 
 
-def read_cells(model: _Fits, cells: "Cells", index: Iterable[int]) -> list[Read]:
+def decode_cells(model: _CropResizer, cells: "Cells", index: Iterable[int]) -> list[DecodedCell]:
     """Decode some cells; those that cannot be used say why."""
     found = []
     for i in index:
         try:
-            found.append(Read(i, model.fit(cells.read(i))))
+            found.append(DecodedCell(i, model.resize_crop(cells.read(i))))
         except ImageError as error:
-            found.append(Read(i, None, str(error)))
+            found.append(DecodedCell(i, None, str(error)))
     return found
 
 
-def read_ahead(model: "Model", cells: "Cells", start: int, ahead: int, skipped: Collection[int] = ()) -> Iterator[Read]:
+def prefetch_cells(
+    model: "Model", cells: "Cells", start: int, ahead: int, skipped: Collection[int] = ()
+) -> Iterator[DecodedCell]:
     """Decode the cells of a table in threads.
 
     Args:
@@ -66,16 +68,16 @@ def read_ahead(model: "Model", cells: "Cells", start: int, ahead: int, skipped: 
         skipped: rows that are not read; they come with neither crop nor error.
     """
 
-    def read(first: int) -> list[Read]:
+    def read(first: int) -> list[DecodedCell]:
         return [
-            Read(i, None) if i in skipped else read_cells(model, cells, [i])[0]
-            for i in range(first, min(first + CHUNK, len(cells)))
+            DecodedCell(i, None) if i in skipped else decode_cells(model, cells, [i])[0]
+            for i in range(first, min(first + CELLS_PER_TASK, len(cells)))
         ]
 
-    firsts, waiting = iter(range(start, len(cells), CHUNK)), deque[Future[list[Read]]]()
-    pool = ThreadPoolExecutor(min(THREADS, usable_cpus()), "read")
+    firsts, waiting = iter(range(start, len(cells), CELLS_PER_TASK)), deque[Future[list[DecodedCell]]]()
+    pool = ThreadPoolExecutor(min(MAX_THREADS, usable_cpus()), "read")
     try:
-        waiting.extend(pool.submit(read, first) for first in islice(firsts, max(1, ahead // CHUNK)))
+        waiting.extend(pool.submit(read, first) for first in islice(firsts, max(1, ahead // CELLS_PER_TASK)))
         while waiting:
             chunk = waiting.popleft().result()
             waiting.extend(pool.submit(read, first) for first in islice(firsts, 1))

@@ -20,7 +20,7 @@ from urnet.files.outputs import TABLE_SIDECAR, lock_output
 Row = Mapping[str, str]
 
 
-class GrowingTable:
+class ResumableTable:
     """Rows of a CSV, in the order of the addresses that they are about.
 
     Attributes:
@@ -30,11 +30,11 @@ class GrowingTable:
         file: where they go.
         columns: their names.
         done: rows that are there already.
-        each: called with each row that is written.
+        on_row: called with each row that is written.
     """
 
-    def __init__(self, file: TextIO, columns: Sequence[str], done: int, each: Callable[[Row], None]):
-        self.file, self.columns, self.done, self.each = file, columns, done, each
+    def __init__(self, file: TextIO, columns: Sequence[str], done: int, on_row: Callable[[Row], None]):
+        self.file, self.columns, self.done, self.on_row = file, columns, done, on_row
 
     def write(self, rows: Sequence[Row]) -> None:
         """Add rows; they are on their way to the disk when this returns."""
@@ -42,18 +42,18 @@ class GrowingTable:
         self.file.flush()
         self.done += len(rows)
         for row in rows:
-            self.each(row)
+            self.on_row(row)
 
 
 @contextmanager
-def growing_table(
+def open_resumable_table(
     out: Path,
     columns: Sequence[str],
     paths: Sequence[str],
     about: Mapping[str, str],
-    each: Callable[[Row], None],
+    on_row: Callable[[Row], None],
     folders: Iterable[Path] = (),
-) -> Iterator[GrowingTable]:
+) -> Iterator[ResumableTable]:
     """Open a table to be filled, or go on with one that was interrupted; it gets its name when the context ends well.
 
     Args:
@@ -61,7 +61,7 @@ def growing_table(
         columns: their names; one is `path`.
         paths: what each row will have in that column, in order.
         about: what the rows depend on, by what it is called to the user; a table of anything else is not gone on with.
-        each: called with each row, at first with those that are there already.
+        on_row: called with each row, at first with those that are there already.
         folders: filled before the rows that name their files. An interrupted table without rows is kept where they hold
             something, so that the same command continues; else it is removed.
 
@@ -74,7 +74,7 @@ def growing_table(
             raise RunError(f"{out}: exists already; choose another --out, or remove it yourself", code="run.exists")
         if part.exists():
             _check_same(part, sidecar, about)
-            done = _keep_whole_rows(part, columns, paths, each)
+            done = _truncate_partial_row(part, columns, paths, on_row)
         else:
             done = -1
             with attribute_errors(out), atomic_file(sidecar) as file:
@@ -82,7 +82,7 @@ def growing_table(
         table = None
         try:
             with part.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                table = GrowingTable(file, columns, max(done, 0), each)
+                table = ResumableTable(file, columns, max(done, 0), on_row)
                 if done < 0:
                     file.write(format_csv_line(columns))
                 yield table
@@ -96,7 +96,7 @@ def growing_table(
         sidecar.unlink(missing_ok=True)
 
 
-def interrupted(out: Path) -> bool:
+def is_interrupted(out: Path) -> bool:
     """Whether rows of a table are there that was not completed."""
     return out.with_name(f"{out.name}.part").is_file()
 
@@ -117,11 +117,13 @@ def _check_same(part: Path, sidecar: Path, about: Mapping[str, str]) -> None:
         )
 
 
-def _keep_whole_rows(part: Path, columns: Sequence[str], paths: Sequence[str], each: Callable[[Row], None]) -> int:
+def _truncate_partial_row(
+    part: Path, columns: Sequence[str], paths: Sequence[str], on_row: Callable[[Row], None]
+) -> int:
     """Cut off what was not written to its end; the number of rows before it, -1 where not even the header is whole."""
     rows, end = -1, 0
     with part.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        lines = _Counted(file)
+        lines = _LineCounter(file)
         for fields in csv.reader(lines):
             if not lines.whole or len(fields) != len(columns):
                 break
@@ -130,13 +132,13 @@ def _keep_whole_rows(part: Path, columns: Sequence[str], paths: Sequence[str], e
             if fields != list(columns) if rows < 0 else rows >= len(paths) or row["path"] != paths[rows]:
                 raise RunError(f"{part}: line {lines.count} is not of this prediction; move or remove the file")
             if rows >= 0:
-                each(row)
+                on_row(row)
             rows, end = rows + 1, lines.bytes
     os.truncate(part, end)
     return rows
 
 
-class _Counted:
+class _LineCounter:
     """Lines of a file; how many went by, in how many bytes, and whether the last one was complete."""
 
     def __init__(self, lines: Iterable[str]):

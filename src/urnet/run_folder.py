@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from urnet.bundle.config import checked_scaling
+from urnet.bundle.config import parse_scaling
 from urnet.bundle.model import CONFIG_NAME, Model
 from urnet.cells.contents import changed, with_contents
 from urnet.cells.kept_crops import known_crops
@@ -222,7 +222,7 @@ class Run:
         if not self.scaling_path.is_file():
             return None
         try:
-            return checked_scaling(json.loads(read_canonical_json(self.scaling_path)))
+            return parse_scaling(json.loads(read_canonical_json(self.scaling_path)))
         except ValueError as error:
             raise RunError(
                 f"{self.scaling_path}: not the scaling of a run ({describe_error(error)}); restore the file, or "

@@ -7,16 +7,16 @@ import pytest
 from test_rejection import fitted, good
 
 from urnet.calibration.calibration import Calibration
-from urnet.calibration.confusion import Reference
+from urnet.calibration.confusion import ReferenceCells
 from urnet.errors import RunError
 
 
-def reference(confusion: list[list[int]]) -> Reference:
+def reference(confusion: list[list[int]]) -> ReferenceCells:
     """Cells that give this confusion."""
     table = np.array(confusion)
     truth, said = (np.repeat(index.ravel(), table.ravel()) for index in np.indices(table.shape))
     probabilities = 0.1 + 0.8 * np.eye(len(table) + 1)[said][:, :-1]
-    return Reference(probabilities / probabilities.sum(axis=1, keepdims=True), truth, said == len(table))
+    return ReferenceCells(probabilities / probabilities.sum(axis=1, keepdims=True), truth, said == len(table))
 
 
 @pytest.fixture(scope="module")

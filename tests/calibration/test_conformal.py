@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from urnet.calibration.conformal import class_scores, conformal_quantile, prediction_sets
+from urnet.calibration.conformal import conformal_quantile, conformal_scores, prediction_sets
 
 SHARES = (0.7, 0.25, 0.05)
 
@@ -20,7 +20,7 @@ def drawn(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]
 def test_each_class_is_covered_as_often_as_asked(coverage):
     rng, found = np.random.default_rng(0), []
     for _ in range(100):
-        scores = class_scores(*drawn(rng, 1000))
+        scores = conformal_scores(*drawn(rng, 1000))
         probabilities, labels = drawn(rng, 1000)
         covered = prediction_sets(probabilities, scores, coverage)[np.arange(1000), labels]
         found.append([covered[labels == k].mean() for k in range(3)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from urnet.calibration.mahalanobis import fit_distance
+from urnet.calibration.mahalanobis import fit_mahalanobis
 
 SIZES = (6, 10)
 
@@ -17,7 +17,7 @@ def drawn(count: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def distance():
-    return fit_distance(drawn(800, 0), SIZES)
+    return fit_mahalanobis(drawn(800, 0), SIZES)
 
 
 def test_new_cells_of_the_same_kind_lie_as_near(distance):
@@ -36,7 +36,7 @@ def test_strangeness_at_one_depth_is_enough(distance, depth):
 def test_constant_features_and_few_cells_do_no_harm():
     features = drawn(20, 0)
     features[:, 3] = 5
-    found = fit_distance(features, SIZES)
+    found = fit_mahalanobis(features, SIZES)
     assert np.isfinite(found.measure(drawn(50, 1))).all()
-    constant = fit_distance(np.ones((20, 16), np.float32), SIZES)
+    constant = fit_mahalanobis(np.ones((20, 16), np.float32), SIZES)
     assert np.isfinite(constant.measure(drawn(5, 1))).all()

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from urnet.calibration.temperature import fit_temperature, probabilities
+from urnet.calibration.temperature import fit_temperature, softmax
 
 
 def drawn(count: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
     """Logits that are `temperature` times what the labels are drawn by."""
     rng = np.random.default_rng(0)
     honest = rng.normal(0, 2, (count, 3))
-    labels = np.array([rng.choice(3, p=p) for p in probabilities(honest)])
+    labels = np.array([rng.choice(3, p=p) for p in softmax(honest)])
     return temperature * honest, labels
 
 
@@ -21,7 +21,7 @@ def test_the_temperature_that_made_the_labels_is_found(temperature):
 
 def test_a_few_cells_without_a_mistake_do_not_ask_for_certainty():
     logits = np.array([[3.0, 0, 0], [0, 3, 0], [0, 0, 3]] * 2)
-    sure = probabilities(logits, fit_temperature(logits, logits.argmax(axis=1))).max()
+    sure = softmax(logits, fit_temperature(logits, logits.argmax(axis=1))).max()
     assert 0.8 < sure < 0.99
 
 
@@ -32,4 +32,4 @@ def test_no_cells_no_change():
 def test_no_decision_changes_however_close():
     logits = np.array([[0.1, np.nextafter(np.float32(0.1), np.float32(1)), 0]], dtype=np.float32)
     for temperature in (0.02, 1.0, 50.0):
-        assert probabilities(logits, temperature).argmax() == 1
+        assert softmax(logits, temperature).argmax() == 1

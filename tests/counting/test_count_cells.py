@@ -274,13 +274,13 @@ def test_a_field_never_counts_as_one_cell(run, counted, tmp_path, raises_code):
     assert "not one cell" in pd.read_csv(tmp_path / "p.csv")["error"][0]
     assert "not one cell" in model.predict([field])["error"][0]
     with raises_code("fields.counted_as_one_cell"):
-        model.fit(tifffile.imread(field))
-    assert model.fit(np.pad(tifffile.imread(crop), 8)).shape[1:] == (24, 24)  # one and a half times the edge
+        model.resize_crop(tifffile.imread(field))
+    assert model.resize_crop(np.pad(tifffile.imread(crop), 8)).shape[1:] == (24, 24)  # one and a half times the edge
 
 
 def test_a_model_that_no_field_was_cut_for_takes_images_of_any_size(trained):
     pixels = (np.arange(300 * 300).reshape(300, 300) % 251).astype(np.uint8)
-    assert Model.load(trained.folder).fit(pixels).shape[1:] == (24, 24)
+    assert Model.load(trained.folder).resize_crop(pixels).shape[1:] == (24, 24)
 
 
 def test_the_scene_of_new_fields_is_chosen(run, counted, tmp_path):

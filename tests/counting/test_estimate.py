@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from urnet.calibration.confusion import Reference
+from urnet.calibration.confusion import ReferenceCells
 from urnet.counting.estimate import adjusted_count, check_confusion, classify_and_count, corrected_em, em
 from urnet.errors import CellsError
 
@@ -110,14 +110,14 @@ def test_known_cells_take_the_bias_of_overconfident_probabilities_off_em():
 
     truth, known = overconfident(np.full(3, 1 / 3))
     _, sample = overconfident(shares)
-    reference = Reference(known, truth, np.zeros(len(truth), dtype=bool))
+    reference = ReferenceCells(known, truth, np.zeros(len(truth), dtype=bool))
     assert abs(em(sample) - shares).max() > 0.15
     assert corrected_em(sample, reference) == pytest.approx(shares, abs=0.05)
 
 
 def test_a_reference_counts_its_rejected_cells_in_the_last_column():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
-    reference = Reference(probabilities, np.array([0, 0, 1, 1]), np.array([False, False, True, False]))
+    reference = ReferenceCells(probabilities, np.array([0, 0, 1, 1]), np.array([False, False, True, False]))
     assert reference.confusion.tolist() == [[1, 1, 0], [0, 1, 1]]
 
 

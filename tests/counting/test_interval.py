@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from urnet.calibration.confusion import Reference
+from urnet.calibration.confusion import ReferenceCells
 from urnet.counting.estimate import adjusted_count, corrected_em
 from urnet.counting.interval import acceptance_region, adjusted_interval, em_interval
 from urnet.errors import CellsError
@@ -58,7 +58,7 @@ def test_em_intervals_cover_what_they_say_with_overconfident_probabilities():
     covered = np.zeros(3)
     for _ in range(runs):
         known = np.repeat([0, 1, 2], [150, 80, 80])
-        reference = Reference(cells(known), known, np.zeros(len(known), dtype=bool))
+        reference = ReferenceCells(cells(known), known, np.zeros(len(known), dtype=bool))
         ends = em_interval(cells(rng.choice(3, 300, p=shares)), reference)
         covered += (ends[:, 0] <= shares) & (shares <= ends[:, 1])
     assert (np.abs(covered / runs - 0.95) < 4 * np.sqrt(0.95 * 0.05 / runs)).all()
@@ -168,7 +168,7 @@ def test_em_intervals_hold_their_estimate_and_take_rejected_cells():
     rng = np.random.default_rng(2)
     truth = np.repeat([0, 1], 100)
     probabilities = rng.dirichlet([1, 1], 200) * 0.3 + 0.7 * np.eye(2)[truth]
-    reference = Reference(probabilities, truth, rng.random(200) < 0.1)
+    reference = ReferenceCells(probabilities, truth, rng.random(200) < 0.1)
     sample = probabilities[60:130]
     ends, estimate = em_interval(sample, reference), corrected_em(sample, reference)
     assert ((ends[:, 0] <= estimate) & (estimate <= ends[:, 1])).all()

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from urnet.calibration.confusion import Reference
+from urnet.calibration.confusion import ReferenceCells
 from urnet.counting.interval import adjusted_interval
-from urnet.counting.sample import Needed, cells_needed, count_sample
+from urnet.counting.sample import CellsNeeded, cells_needed, count_sample
 from urnet.errors import CellsError
 
 CLASSES = ["granulocyte", "monocyte", "lymphocyte"]
@@ -56,7 +56,7 @@ def test_with_the_calibrations_cells_em_is_corrected_and_has_an_interval():
     rng = np.random.default_rng(0)
     truth = np.repeat([0, 1, 2], 300)
     called = np.array([rng.choice(3, p=RATES[k, :3] / RATES[k, :3].sum()) for k in truth])
-    reference = Reference(0.02 + 0.94 * np.eye(3)[called], truth, np.zeros(900, dtype=bool))
+    reference = ReferenceCells(0.02 + 0.94 * np.eye(3)[called], truth, np.zeros(900, dtype=bool))
     sample = count(expected(1000), confusion=reference.confusion, reference=reference)
     assert ((sample.em_interval[:, 0] <= sample.em) & (sample.em <= sample.em_interval[:, 1])).all()
     # With probabilities that only repeat the winning class there is no more in them than in the counts.
@@ -131,7 +131,7 @@ class TestCellsNeeded:
 
     def test_none_where_the_intervals_are_narrow_already(self):
         needed = cells_needed(np.array(expected(50_000)), 50 * KNOWN)
-        assert needed == Needed(0, 0)
+        assert needed == CellsNeeded(0, 0)
         assert "as narrow as" in needed.sentence
 
     def test_where_the_confusion_dominates_it_names_calibration_cells_that_do(self):
@@ -146,7 +146,7 @@ class TestCellsNeeded:
     def test_a_classifier_at_chance_has_to_become_better(self):
         table = np.array([[32, 27, 31, 1], [22, 29, 39, 1], [36, 28, 26, 1]])
         needed = cells_needed(np.array([70, 65, 65]), table)
-        assert needed == Needed(None, None)
+        assert needed == CellsNeeded(None, None)
         assert "has to become better" in needed.sentence
 
 

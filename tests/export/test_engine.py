@@ -15,8 +15,8 @@ import torch
 from urnet.bundle.model import Model
 from urnet.errors import RunError
 from urnet.export import engine as engines
-from urnet.export.engine import BatchSize, TorchEngine, choose_engine
-from urnet.export.parity import check_graph, compare
+from urnet.export.engine import BatchSizeTuner, TorchEngine, choose_engine
+from urnet.export.parity import check_graph, compare_outputs
 from urnet.images.read import read_image
 
 GRAPHS = [
@@ -42,7 +42,9 @@ def model(folder, tmp_path) -> Model:
 @pytest.fixture(scope="module")
 def crops(trained, shapes) -> np.ndarray:
     model = trained.load_model()
-    return np.stack([model.fit(read_image(path)) for path in sorted(shapes.rglob("*.png"))[::3]])  # (20, 1, 24, 24)
+    return np.stack(
+        [model.resize_crop(read_image(path)) for path in sorted(shapes.rglob("*.png"))[::3]]
+    )  # (20, 1, 24, 24)
 
 
 @pytest.fixture
@@ -61,8 +63,8 @@ def graph_of(folder):
 def test_every_engine_says_what_the_model_says(model, crops, name):
     engine = choose_engine(model, name, crops)
     assert engine.name == name
-    parity = compare(model, engine.run, crops)
-    assert parity.held
+    parity = compare_outputs(model, engine.run, crops)
+    assert parity.within_limits
     assert parity.difference < 1e-5
 
 
@@ -136,17 +138,17 @@ def test_a_damaged_graph_is_made_anew(model, crops, content, damage, caplog):
     with caplog.at_level(logging.WARNING, "urnet"):
         engine = choose_engine(model, "onnx", crops)
     assert "is made anew" in caplog.text
-    assert compare(model, engine.run, crops).held
+    assert compare_outputs(model, engine.run, crops).within_limits
     assert path.read_bytes() == content
 
 
 def test_a_graph_that_came_with_a_model_is_not_used(model, crops, content, monkeypatch, tmp_path):
     choose_engine(model, "onnx", crops)
-    assert engines.KeptGraph(model).is_there
+    assert engines.CachedGraph(model).is_valid
     monkeypatch.setenv("URNET_CACHE", str(tmp_path / "another user"))
-    assert not engines.KeptGraph(model).is_there
+    assert not engines.CachedGraph(model).is_valid
     choose_engine(model, "onnx", crops)
-    assert engines.KeptGraph(model).is_there
+    assert engines.CachedGraph(model).is_valid
 
 
 def test_a_graph_of_other_weights_is_found_out(model, crops, content, caplog):
@@ -161,7 +163,7 @@ def test_a_graph_of_other_weights_is_found_out(model, crops, content, caplog):
     with caplog.at_level(logging.WARNING, "urnet"):
         engine = choose_engine(model, "onnx", crops)
     assert "is made anew" in caplog.text
-    assert compare(model, engine.run, crops).held
+    assert compare_outputs(model, engine.run, crops).within_limits
     assert path.read_bytes() == content
 
 
@@ -170,9 +172,9 @@ def test_graphs_of_older_weights_go(model, crops, content):
     with torch.no_grad():
         next(model.joint.classifier.parameters()).mul_(1.5)
     model.save(model.folder)
-    new = engines.KeptGraph(Model.load(model.folder))
-    assert not new.is_there
-    new.make()
+    new = engines.CachedGraph(Model.load(model.folder))
+    assert not new.is_valid
+    new.export()
     assert [path.name for path in model.folder.glob("engine-*")] == [new.path.name]
     assert old != new.path
 
@@ -206,7 +208,7 @@ def test_one_changed_bias_of_any_layer_is_found(model, crops, content, name):
         run = getattr(engines, f"open_{name}")(changed(content, number, 0.5), 1)
         if not is_refused(model, run):
             missed.append(number)
-            parity = compare(model, run, crops)
+            parity = compare_outputs(model, run, crops)
             assert parity.changed == 0
             assert parity.difference < 1e-4
     assert len(missed) <= len(numbers) / 4
@@ -230,7 +232,7 @@ def test_a_changed_graph_is_replaced_whatever_a_record_says(model, crops, conten
     with caplog.at_level(logging.WARNING, "urnet"):
         engine = choose_engine(model, "onnx")
     assert "is made anew" in caplog.text
-    assert compare(model, engine.run, crops).held
+    assert compare_outputs(model, engine.run, crops).within_limits
     assert path.read_bytes() == content
 
 
@@ -290,14 +292,14 @@ def test_a_full_disk_is_no_obstacle(model, crops, content, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "urnet"):
         engine = choose_engine(model, "onnx", crops)
     assert "cannot be kept (No space left on device)" in caplog.text
-    assert compare(model, engine.run, crops).held
+    assert compare_outputs(model, engine.run, crops).within_limits
 
 
 def test_a_model_in_memory_has_its_graph_in_memory(model, crops, content):
     alone = Model(model.config, model.joint, model.calibration)
     for name in engines.PACKAGES:
         if find_spec(engines.PACKAGES[name]):
-            assert compare(model, choose_engine(alone, name).run, crops).held
+            assert compare_outputs(model, choose_engine(alone, name).run, crops).within_limits
 
 
 def test_engines_that_cannot_be_had(model, monkeypatch):
@@ -346,7 +348,10 @@ def test_half_precision_has_to_pass_the_gate_too(model, crops):
     assert engine.name == "torch-float16"
     found = engine.run(crops)
     assert all(array.dtype == np.float32 for array in found)
-    assert compare(model, engine.run, crops).difference > compare(model, TorchEngine(model).run, crops).difference
+    assert (
+        compare_outputs(model, engine.run, crops).difference
+        > compare_outputs(model, TorchEngine(model).run, crops).difference
+    )
 
 
 def test_the_batches_of_torch_are_even(model):
@@ -354,15 +359,15 @@ def test_the_batches_of_torch_are_even(model):
 
 
 def test_the_fastest_size_of_a_batch_is_found():
-    size, tried = BatchSize((4, 8, 16, 32)), []
+    size, tried = BatchSizeTuner((4, 8, 16, 32)), []
     for seconds in (9.0, 1.0, 1.0, 1.95, 1.0, 1.0):  # the first is slow, 16 are hardly faster than 8
-        tried.append(size.now)
-        size.took(size.now, seconds)
+        tried.append(size.current)
+        size.record(size.current, seconds)
     assert tried == [4, 4, 8, 16, 16, 16]
-    size.took(5, 0.001)
-    assert size.now == 16
-    slower = BatchSize((4, 8, 16))
+    size.record(5, 0.001)
+    assert size.current == 16
+    slower = BatchSizeTuner((4, 8, 16))
     for seconds in (1.0, 1.0, 3.0):
-        slower.took(slower.now, seconds)
-    assert slower.now == 4
-    assert BatchSize((7,)).now == 7
+        slower.record(slower.current, seconds)
+    assert slower.current == 4
+    assert BatchSizeTuner((7,)).current == 7

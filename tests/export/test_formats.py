@@ -16,7 +16,7 @@ from urnet.bundle.model import Model
 from urnet.errors import RunError
 from urnet.export import onnx_format
 from urnet.export.formats import FORMATS, export_run
-from urnet.export.model_card import metrics_of, model_card
+from urnet.export.model_card import model_card, read_test_metrics
 from urnet.run_folder import Run
 
 
@@ -70,7 +70,7 @@ def test_one_file(format, run, tmp_path, quick):
     out = tmp_path / f"model.{format}"
     done = export_run(run, format, out)
     assert done.path == out
-    assert done.parity.held
+    assert done.parity.within_limits
     assert done.parity.cells == 12
     assert done.notes == ["checked on 12 cells of the run's test part"]
     assert left_behind(tmp_path) == [out.name]
@@ -84,7 +84,7 @@ def test_one_file(format, run, tmp_path, quick):
 
 def test_openvino(run, tmp_path, quick):
     pytest.importorskip("openvino")
-    assert export_run(run, "openvino", tmp_path / "out").parity.held
+    assert export_run(run, "openvino", tmp_path / "out").parity.within_limits
     assert left_behind(tmp_path / "out") == ["model.bin", "model.xml"]
     (tmp_path / "out" / "model.bin").unlink()
     with pytest.raises(RunError, match="no OpenVINO graph that can be run here"):
@@ -139,9 +139,9 @@ def test_hub_is_read_back_and_described(evaluated, shapes, tmp_path, quick):
 
 def test_the_card_states_no_figure_of_other_weights(evaluated):
     model = Model.load(evaluated)
-    assert metrics_of(model, Run(evaluated)) is not None
+    assert read_test_metrics(model, Run(evaluated)) is not None
     model.config = replace(model.config, epoch=model.config.epoch + 1)
-    assert metrics_of(model, Run(evaluated)) is None
+    assert read_test_metrics(model, Run(evaluated)) is None
     assert "was not evaluated, so no figure is stated" in model_card(model, Run(evaluated), "")
 
 
@@ -215,7 +215,7 @@ def test_an_opset_must_be_one(run, tmp_path):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_stands_there_is_not_touched(format, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("urnet.export.formats.need", lambda *names: None)
+    monkeypatch.setattr("urnet.export.formats.require_packages", lambda *names: None)
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").write_text("mine", encoding="utf-8")
@@ -242,12 +242,12 @@ def test_a_run_without_a_trained_bundle(run, tmp_path):
     ],
 )
 def test_a_package_that_is_missing_is_named_with_what_brings_it(format, package, advice, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(optional_packages, "installed", lambda name: name != package)
+    monkeypatch.setattr(optional_packages, "is_installed", lambda name: name != package)
     with pytest.raises(RunError, match=f"needs the package {package}, which is not installed; {advice}"):
         export_run(run, format, tmp_path / "out")
     assert left_behind(tmp_path) == []
 
 
 def test_a_package_within_a_missing_one_is_missing():
-    assert not optional_packages.installed("no_such_package.core")
-    assert optional_packages.installed("numpy")
+    assert not optional_packages.is_installed("no_such_package.core")
+    assert optional_packages.is_installed("numpy")

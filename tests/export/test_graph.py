@@ -11,13 +11,13 @@ from onnx import TensorProto, helper
 
 from urnet.bundle.model import Model, ModelConfig
 from urnet.calibration.calibration import Calibration
-from urnet.calibration.confusion import Reference
-from urnet.calibration.mahalanobis import Distance
+from urnet.calibration.confusion import ReferenceCells
+from urnet.calibration.mahalanobis import MahalanobisDistance
 from urnet.calibration.rejection import Rejection
 from urnet.errors import RunError
 from urnet.export.graph import Graph, capture
 from urnet.export.onnx_format import open_onnx, to_onnx
-from urnet.export.parity import check
+from urnet.export.parity import check_parity
 from urnet.export.torch_format import open_torch, to_torch
 from urnet.images.scale import Scaling
 from urnet.nets import list_enhancers
@@ -74,9 +74,9 @@ def crops(model: Model, count: int = 5) -> np.ndarray:
 def calibrated(model: Model, temperature: float) -> Model:
     """The same model with a temperature, and checks that pass every crop."""
     features = next(model.outputs(model.config.scaling.apply(crops(model, 2)))).features.shape[1]
-    distance = Distance(np.zeros(features), (np.eye(features),), np.array([[0.0, 1.0]]))
+    distance = MahalanobisDistance(np.zeros(features), (np.eye(features),), np.array([[0.0, 1.0]]))
     rejection = Rejection((), np.zeros((0, 101)), np.zeros((0, 3)), 0.0, distance)
-    reference = Reference(np.full((1, 3), 1 / 3), np.zeros(1, int), np.zeros(1, bool))
+    reference = ReferenceCells(np.full((1, 3), 1 / 3), np.zeros(1, int), np.zeros(1, bool))
     scores = tuple(np.zeros(1) for _ in range(3))
     model.calibration = Calibration(
         model.classes, temperature, scores, rejection, reference, "test", {"test": 1}, false_rejection=0.02
@@ -109,25 +109,25 @@ def test_every_enhancer(enhancer, options, tmp_path):
     path = tmp_path / "graph"
     if enhancer in SLOW:
         path.write_bytes(to_torch(model))
-        check(model, open_torch(path), crops(model))
+        check_parity(model, open_torch(path), crops(model))
     else:
         path.write_bytes(to_onnx(model))
-        check(model, open_onnx(path), crops(model))
+        check_parity(model, open_onnx(path), crops(model))
 
 
 def test_grey_with_a_classifier_of_timm(plain):
     model, onnx = plain
-    assert check(model, open_onnx(onnx), crops(model)).cells == 5
+    assert check_parity(model, open_onnx(onnx), crops(model)).cells == 5
 
 
 def test_calibrated_views_beside_the_raw_image_in_onnx():
     model = calibrated(build("dynamic", options={"variant": "streams"}, input="both"), 0.4)
-    check(model, open_onnx(to_onnx(model)), crops(model))
+    check_parity(model, open_onnx(to_onnx(model)), crops(model))
 
 
 def test_fused_classifier_in_onnx():
     model = build(channels=3, classifier="shahzad2022", backbones=["test_byobnet", "test_resnet"], width=2)
-    check(model, open_onnx(to_onnx(model)), crops(model))
+    check_parity(model, open_onnx(to_onnx(model)), crops(model))
 
 
 def test_the_temperature_is_in_the_graph():
@@ -182,7 +182,7 @@ def test_an_unknown_opset_is_named_with_those_that_are_known(opset):
 
 
 def test_weights_beyond_one_file_are_refused_before_the_work(monkeypatch):
-    monkeypatch.setattr("urnet.export.onnx_format._MOST_BYTES", 1000)
+    monkeypatch.setattr("urnet.export.onnx_format._MAX_WEIGHT_BYTES", 1000)
     with pytest.raises(RunError, match="one ONNX file holds 2; use format torch"):
         to_onnx(build())
 

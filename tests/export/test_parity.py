@@ -5,7 +5,7 @@ import pytest
 
 from urnet.bundle.model import Model, Outputs
 from urnet.errors import RunError
-from urnet.export.parity import check, compare
+from urnet.export.parity import check_parity, compare_outputs
 from urnet.images.scale import Scaling
 
 COUNTS = np.arange(20 * 4, dtype=np.uint8).reshape(20, 1, 2, 2)
@@ -30,7 +30,7 @@ class Fake(Model):
     def outputs(self, inputs, batch_size=64):
         yield Outputs(None, *graph(inputs * 255), (2,))
 
-    def measures(self, images, seen=None):
+    def measure_crops(self, images, seen=None):
         return [{}] * len(images)
 
 
@@ -53,14 +53,14 @@ def changed(**change):
 
 
 def test_equal_graphs_pass():
-    parity = check(Fake(), graph, COUNTS)
+    parity = check_parity(Fake(), graph, COUNTS)
     assert (parity.cells, parity.changed) == (20, 0)
     assert max(parity.difference, parity.enhanced, parity.features) < 1e-6
 
 
 def test_cells_come_alone_and_in_batches():
     sizes = []
-    check(Fake(), lambda counts: sizes.append(len(counts)) or graph(counts), COUNTS)
+    check_parity(Fake(), lambda counts: sizes.append(len(counts)) or graph(counts), COUNTS)
     assert sizes[0] == 1
     assert sum(sizes) == 20
     assert max(sizes) > 1
@@ -68,7 +68,7 @@ def test_cells_come_alone_and_in_batches():
 
 def test_graphs_get_float32_counts():
     kinds = set()
-    check(Fake(), lambda counts: kinds.add(counts.dtype) or graph(counts), COUNTS)
+    check_parity(Fake(), lambda counts: kinds.add(counts.dtype) or graph(counts), COUNTS)
     assert kinds == {np.dtype(np.float32)}
 
 
@@ -85,12 +85,12 @@ def test_graphs_get_float32_counts():
 )
 def test_differences_are_refused_with_the_figures(change):
     with pytest.raises(RunError, match=r"does not say what the model says: probabilities differ by at most .*allowed"):
-        check(Fake(), changed(**change), COUNTS)
+        check_parity(Fake(), changed(**change), COUNTS)
 
 
 def test_differences_within_the_limits_are_told():
     run = changed(probabilities=lambda p: p + np.array([5e-5, -5e-5]), enhanced=lambda x: x + 5e-4)
-    parity = check(Fake(), run, COUNTS)
+    parity = check_parity(Fake(), run, COUNTS)
     assert parity.difference == pytest.approx(5e-5, rel=1e-3)
     assert parity.enhanced == pytest.approx(5e-4, rel=1e-2)
 
@@ -98,23 +98,23 @@ def test_differences_within_the_limits_are_told():
 def test_a_decision_may_not_change_however_small_the_difference():
     close = np.full((3, 1, 2, 2), 127.5, np.float32)
     run = changed(probabilities=lambda p: p + np.array([-5e-5, 5e-5]))
-    assert compare(Fake(), run, close).changed == 3
+    assert compare_outputs(Fake(), run, close).changed == 3
     with pytest.raises(RunError, match="3 of 3 decisions changed"):
-        check(Fake(), run, close)
+        check_parity(Fake(), run, close)
 
 
 def test_a_rejection_may_not_change():
     bright = np.full((2, 1, 2, 2), 255, np.uint8)  # first feature 1
     run = changed(features=lambda x: x + np.float32(1e-5))
-    assert compare(Fake(), run, bright).changed == 0
-    assert compare(Fake(Calm()), run, bright).changed == 2
+    assert compare_outputs(Fake(), run, bright).changed == 0
+    assert compare_outputs(Fake(Calm()), run, bright).changed == 2
 
 
 def test_other_shapes_are_no_parity():
     with pytest.raises(RunError, match="arrays of the shapes"):
-        check(Fake(), changed(features=lambda x: x[:, :1]), COUNTS)
+        check_parity(Fake(), changed(features=lambda x: x[:, :1]), COUNTS)
 
 
 def test_no_cells_prove_nothing():
     with pytest.raises(RunError, match="at least one"):
-        check(Fake(), graph, COUNTS[:0])
+        check_parity(Fake(), graph, COUNTS[:0])

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from urnet.bundle.model import Model
 
 
-def facts(model: "Model") -> list[tuple[str, str]]:
+def model_facts(model: "Model") -> list[tuple[str, str]]:
     """What a model is: names of facts, and their values in words."""
     config, calibration = model.config, model.calibration
     scaling, cropping = config.scaling, model.cropping

@@ -21,22 +21,24 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG_NAME = "config.json"
-MOST_CLASSES = 1000
-LARGEST_SIZE = 2048
+MAX_CLASSES = 1000
+MAX_SIZE = 2048
 """Edge of the largest input, in pixels; as in recipes."""
-MOST_OPTION = 8192
+MAX_OPTION = 8192
 """Largest number that an option of a network can have."""
-_FOREIGN = re.compile(r"pretrained.*|checkpoint.*|cache.*|file.*|weights.*|feature.*|model_.*|pruned|device|dtype|name")
+_FORBIDDEN_OPTIONS = re.compile(
+    r"pretrained.*|checkpoint.*|cache.*|file.*|weights.*|feature.*|model_.*|pruned|device|dtype|name"
+)
 """Options of timm that name files, fetch weights or make no classifier."""
 
 
-def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError("a class is named twice")
     return names
 
 
-def _network(options: dict[str, Any]) -> dict[str, Any]:
+def _check_network(options: dict[str, Any]) -> dict[str, Any]:
     """Refuse a name or an option that could be a file or an address.
 
     Allowed values are numbers, truth values, short words and lists of these.
@@ -47,26 +49,26 @@ def _network(options: dict[str, Any]) -> dict[str, Any]:
     for key, value in options.items():
         if key == "name":
             continue
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", key) or _FOREIGN.fullmatch(key):
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", key) or _FORBIDDEN_OPTIONS.fullmatch(key):
             raise ValueError(f"{key[:80]!r} cannot be an option of a trained network")
-        if not _is_plain(value):
+        if not _is_plain_value(value):
             raise ValueError(
-                f"option {key!r} is {str(value)[:60]}; options are numbers up to {MOST_OPTION}, true or false, short "
+                f"option {key!r} is {str(value)[:60]}; options are numbers up to {MAX_OPTION}, true or false, short "
                 "words without path separators, or lists of these"
             )
     return options
 
 
-def _is_plain(value: object, depth: int = 0) -> bool:
+def _is_plain_value(value: object, depth: int = 0) -> bool:
     """Whether an option is harmless: it names no file and asks for no network beyond measure."""
     if isinstance(value, list | tuple):
-        return depth < 3 and len(value) <= 64 and all(_is_plain(one, depth + 1) for one in value)
+        return depth < 3 and len(value) <= 64 and all(_is_plain_value(one, depth + 1) for one in value)
     if isinstance(value, str):
         return re.fullmatch(r"[A-Za-z0-9_.+-]{0,64}", value) is not None
-    return value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) <= MOST_OPTION)
+    return value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) <= MAX_OPTION)
 
 
-def checked_scaling(data: Any) -> Scaling:
+def parse_scaling(data: Any) -> Scaling:
     """Read a scaling: numbers that are finite, in order, and a known data type.
 
     Raises:
@@ -95,7 +97,7 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and abs(value) <= 1e12
 
 
-Network = Annotated[dict[str, Any], AfterValidator(_network)]
+Network = Annotated[dict[str, Any], AfterValidator(_check_network)]
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,12 @@ class ModelConfig:
     name: Text
     classes: Annotated[
         tuple[Annotated[Text, Field(min_length=1)], ...],
-        Field(min_length=1, max_length=MOST_CLASSES),
-        AfterValidator(_distinct),
+        Field(min_length=1, max_length=MAX_CLASSES),
+        AfterValidator(_check_distinct),
     ]
-    size: Annotated[int, Field(ge=MIN_EDGE, le=LARGEST_SIZE)]
+    size: Annotated[int, Field(ge=MIN_EDGE, le=MAX_SIZE)]
     channels: Literal[1, 3]
-    scaling: Annotated[Scaling, PlainValidator(checked_scaling)]
+    scaling: Annotated[Scaling, PlainValidator(parse_scaling)]
     enhancer: Network
     classifier: Network
     tile: Annotated[int, Field(ge=MIN_EDGE, le=2**16)] | None = None
@@ -152,7 +154,7 @@ class ModelConfig:
             classifier_options=classifier,
         )
 
-    def fit(self, crop: np.ndarray) -> np.ndarray:
+    def resize_crop(self, crop: np.ndarray) -> np.ndarray:
         """One raw crop, (H, W) or (H, W, 3), at the network's size and colour, still in raw counts (C, S, S).
 
         Raises:

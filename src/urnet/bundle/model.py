@@ -22,7 +22,7 @@ import numpy as np
 from urnet.bundle.config import CONFIG_NAME, ModelConfig, read_config
 from urnet.bundle.seal import Seal, check_expected, hash_json, hash_tensors, read_seal
 from urnet.calibration.calibration import COVERAGE, JSON_NAME, TENSORS_NAME, Calibration
-from urnet.calibration.temperature import probabilities as softmax
+from urnet.calibration.temperature import softmax
 from urnet.cpus import limit_torch
 from urnet.errors import CellsError, ImageError, RecipeError, RunError
 from urnet.fields.cropping.settings import SETTINGS_NAME, CropSettings
@@ -40,18 +40,18 @@ if TYPE_CHECKING:
 
 WEIGHTS_NAME = "model.safetensors"
 
-COMPANIONS = (TENSORS_NAME, JSON_NAME, SETTINGS_NAME)
+OPTIONAL_FILES = (TENSORS_NAME, JSON_NAME, SETTINGS_NAME)
 """Files of a bundle that not every model has."""
-FILES = (WEIGHTS_NAME, *COMPANIONS, CONFIG_NAME)
+SEALED_FILES = (WEIGHTS_NAME, *OPTIONAL_FILES, CONFIG_NAME)
 """Files that the seal covers."""
 
-BATCH = 16
+BATCH_SIZE = 16
 """Images that go through the networks at once; more are hardly faster on a CPU, and take more memory."""
 
-TRUST_COLUMNS = ("rejected", "set")
+CALIBRATED_COLUMNS = ("rejected", "set")
 """What tables of predictions say besides, where the model is calibrated."""
 
-SEEN = ("edge", "touching")
+FIELD_MEASURES = ("edge", "touching")
 """Columns of a cells table that say of a crop what its pixels do not; rejection goes by them where they are filled."""
 
 
@@ -74,8 +74,8 @@ class Outputs:
     sizes: tuple[int, ...]
 
 
-def fit_crop(config: ModelConfig, cropping: CropSettings | None, crop: np.ndarray) -> np.ndarray:
-    """One raw crop of a cell to be classified, (H, W) or (H, W, 3), as `Model.fit` makes it.
+def resize_crop(config: ModelConfig, cropping: CropSettings | None, crop: np.ndarray) -> np.ndarray:
+    """One raw crop of a cell to be classified, (H, W) or (H, W, 3), as `Model.resize_crop` makes it.
 
     Args:
         config: of the model.
@@ -83,11 +83,11 @@ def fit_crop(config: ModelConfig, cropping: CropSettings | None, crop: np.ndarra
         crop: the pixels.
 
     Raises:
-        ImageError: as `Model.fit`.
+        ImageError: as `Model.resize_crop`.
     """
     if cropping is not None and config.tile is None and crop.ndim >= 2:
         cropping.check_crop(*crop.shape[:2])
-    return config.fit(crop)
+    return config.resize_crop(crop)
 
 
 class Model:
@@ -139,8 +139,8 @@ class Model:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.joint.state_dict().items()}
         with atomic_file(folder / WEIGHTS_NAME) as file:
             file.write(save(state))
-        contents = self._companions()
-        for name in COMPANIONS:
+        contents = self._optional_files()
+        for name in OPTIONAL_FILES:
             if name in contents:
                 with atomic_file(folder / name) as file:
                     file.write(contents[name])
@@ -152,21 +152,21 @@ class Model:
 
     def digest(self) -> str:
         """The digest of the model's files, as 32 hexadecimal digits; of a model in memory, what they would be."""
-        return (self.seal or self._hashes(self._companions())).digest
+        return (self.seal or self._hashes(self._optional_files())).digest
 
-    def _companions(self) -> dict[str, bytes]:
+    def _optional_files(self) -> dict[str, bytes]:
         """The content of the files beside configuration and weights, by name."""
         files = {} if self.calibration is None else self.calibration.to_files()
         return files | ({} if self.cropping is None else {SETTINGS_NAME: self.cropping.to_json().encode()})
 
-    def _hashes(self, companions: dict[str, bytes]) -> Seal:
+    def _hashes(self, files: dict[str, bytes]) -> Seal:
         from safetensors.numpy import load
 
         hashes = {
             CONFIG_NAME: _hash_text(self.config.to_json().encode()),
             WEIGHTS_NAME: hash_tensors(self.joint.state_dict()),
         }
-        for name, content in companions.items():
+        for name, content in files.items():
             hashes[name] = hash_tensors(load(content)) if name == TENSORS_NAME else _hash_text(content)
         return Seal(hashes)
 
@@ -202,22 +202,22 @@ class Model:
             _check_fits(calibration, config, joint, folder)
         return cls(config, joint, calibration, cropping, folder, seal)
 
-    def fit(self, crop: np.ndarray) -> np.ndarray:
+    def resize_crop(self, crop: np.ndarray) -> np.ndarray:
         """One raw crop, (H, W) or (H, W, 3), at the network's size and colour, still in raw counts (C, S, S).
 
         Raises:
             ImageError: no crop has that shape, its depth is not the one that the scale was fitted to, not all of it are
                 numbers, or it is so much larger than the crops of the training's fields that it is a field itself.
         """
-        return fit_crop(self.config, self.cropping, crop)
+        return resize_crop(self.config, self.cropping, crop)
 
     def prepare(self, crop: np.ndarray) -> np.ndarray:
         """One raw crop, (H, W) or (H, W, 3), as the network's input (C, S, S) in [0, 1].
 
         Raises:
-            ImageError: as `fit`.
+            ImageError: as `resize_crop`.
         """
-        return self.config.scaling.apply(self.fit(crop))
+        return self.config.scaling.apply(self.resize_crop(crop))
 
     def read(self, cells: "Cells", progress: Callable[[int], None] | None = None) -> np.ndarray:
         """All cells of a table in raw counts at the network's size, (N, C, S, S), however large a person's crops are.
@@ -233,14 +233,14 @@ class Model:
         for index, path in enumerate(cells.table["path"]):
             crop = cells.read(index)
             try:
-                images.append(self.config.fit(crop))
+                images.append(self.config.resize_crop(crop))
             except ImageError as error:
                 raise ImageError(f"{path}: {error}") from None
             if progress is not None:
                 progress(index + 1)
         return np.stack(images)
 
-    def outputs(self, inputs: np.ndarray, batch_size: int = BATCH) -> Iterator[Outputs]:
+    def outputs(self, inputs: np.ndarray, batch_size: int = BATCH_SIZE) -> Iterator[Outputs]:
         """All that the networks say of prepared inputs (N, C, S, S), batch by batch."""
         import torch
 
@@ -260,36 +260,36 @@ class Model:
                     tuple(part.shape[1] for part in features),
                 )
 
-    def forward(self, inputs: np.ndarray, batch_size: int = BATCH) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def forward(self, inputs: np.ndarray, batch_size: int = BATCH_SIZE) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Probabilities (B, K) and enhanced images (B, C, S, S) of prepared inputs (N, C, S, S), batch by batch."""
         for outputs in self.outputs(inputs, batch_size):
             yield outputs.probabilities, outputs.enhanced
 
-    def measures(self, images: np.ndarray, seen: "pd.DataFrame | None" = None) -> list[dict[str, float]]:
+    def measure_crops(self, images: np.ndarray, seen: "pd.DataFrame | None" = None) -> list[dict[str, float]]:
         """How crops were taken, and what is known of them beside: a row of measures for each.
 
         Args:
-            images: (N, C, S, S) raw counts, from `fit` or `read`.
+            images: (N, C, S, S) raw counts, from `resize_crop` or `read`.
             seen: N rows of their cells table; its `edge` and `touching` are used where they are filled.
         """
         scaling = self.config.scaling
         rows = [measure_quality(np.moveaxis(image, 0, -1), scaling.low, scaling.high) for image in images]
-        for column in SEEN if seen is not None else ():
+        for column in FIELD_MEASURES if seen is not None else ():
             for row, value in zip(rows, seen.get(column, [""] * len(rows)), strict=True):
-                row |= _number(column, value)
+                row |= _parse_measure(column, value)
         return rows
 
     def reject(self, images: np.ndarray, features: np.ndarray, seen: "pd.DataFrame | None" = None) -> list[str]:
         """Why each crop is no countable cell; "" for those that are, and for all where the model is not calibrated.
 
         Args:
-            images: (N, C, S, S) raw counts, from `fit` or `read`.
+            images: (N, C, S, S) raw counts, from `resize_crop` or `read`.
             features: (N, F), from `outputs`.
-            seen: as `measures`.
+            seen: as `measure_crops`.
         """
         if self.calibration is None:
             return [""] * len(images)
-        return self.calibration.reject(self.measures(images, seen), features)
+        return self.calibration.reject(self.measure_crops(images, seen), features)
 
     def predict(self, images: "Path | str | np.ndarray | Iterable[Path | str | np.ndarray]") -> "pd.DataFrame":
         """Classify images.
@@ -311,17 +311,22 @@ class Model:
         )
         rows: list[dict[str, Any]] = []
         crops = self._crops([images] if one else images)
-        while some := list(islice(crops, BATCH)):
+        while some := list(islice(crops, BATCH_SIZE)):
             rows += self._classify(some)
-        return pd.DataFrame(rows, columns=["path", "predicted", *self.columns, "error"])
+        return pd.DataFrame(rows, columns=["path", "predicted", *self.prediction_columns, "error"])
 
     def _classify(self, crops: list[tuple[str, Callable[[], np.ndarray]]]) -> list[dict[str, Any]]:
         """A row for each of a few images, given by their addresses and what reads them."""
         rows, usable, pixels = [], [], []
         for address, read in crops:
-            row: dict[str, Any] = {"path": address, "predicted": "", "error": "", **dict.fromkeys(TRUST_COLUMNS, "")}
+            row: dict[str, Any] = {
+                "path": address,
+                "predicted": "",
+                "error": "",
+                **dict.fromkeys(CALIBRATED_COLUMNS, ""),
+            }
             try:
-                pixels.append(self.fit(read()))
+                pixels.append(self.resize_crop(read()))
                 usable.append(row)
             except ImageError as error:
                 row["error"] = str(error)
@@ -329,16 +334,18 @@ class Model:
         if pixels:
             images = np.stack(pixels)
             outputs = next(self.outputs(self.config.scaling.apply(images), len(images)))
-            for row, told in zip(usable, self.rows(outputs.probabilities, outputs.features, images), strict=True):
+            for row, told in zip(
+                usable, self.prediction_rows(outputs.probabilities, outputs.features, images), strict=True
+            ):
                 row |= told
         return rows
 
     @property
-    def columns(self) -> list[str]:
+    def prediction_columns(self) -> list[str]:
         """What tables of predictions say of a crop besides `predicted`."""
-        return [*(f"p_{name}" for name in self.classes), *(TRUST_COLUMNS if self.calibration is not None else ())]
+        return [*(f"p_{name}" for name in self.classes), *(CALIBRATED_COLUMNS if self.calibration is not None else ())]
 
-    def rows(
+    def prediction_rows(
         self,
         probabilities: np.ndarray,
         features: np.ndarray,
@@ -346,20 +353,20 @@ class Model:
         seen: "pd.DataFrame | None" = None,
         coverage: float = COVERAGE,
     ) -> Iterator[dict[str, Any]]:
-        """What tables of predictions say of each crop: `predicted` and `columns`.
+        """What tables of predictions say of each crop: `predicted` and `prediction_columns`.
 
         Args:
             probabilities: (N, K), with the temperature.
             features: (N, F).
-            images: (N, C, S, S) raw counts, from `fit` or `read`.
-            seen: as `measures`.
+            images: (N, C, S, S) raw counts, from `resize_crop` or `read`.
+            seen: as `measure_crops`.
             coverage: of the prediction sets, between 0 and 1.
         """
         reasons = self.reject(images, features, seen)
         sets = self.calibration.set_names(probabilities, coverage) if self.calibration is not None else reasons
         for values, reason, names in zip(probabilities, reasons, sets, strict=True):
             trust = () if self.calibration is None else (reason, names)
-            told = zip(self.columns, (*map(float, values), *trust), strict=True)
+            told = zip(self.prediction_columns, (*map(float, values), *trust), strict=True)
             yield {"predicted": self.classes[int(values.argmax())], **dict(told)}
 
     def _crops(self, images: "Iterable[Path | str | np.ndarray]") -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
@@ -378,7 +385,7 @@ class Model:
                 yield address, partial(read_crop, Path(), address, tile)
 
 
-def _number(name: str, text: object) -> dict[str, float]:
+def _parse_measure(name: str, text: object) -> dict[str, float]:
     """A table's entry as a measure; nothing where it is empty.
 
     Raises:
@@ -436,7 +443,7 @@ def copy_bundle(model: Model, out: Path) -> None:
         RunError: the files have changed since the model was read.
     """
     assert model.folder is not None
-    for name in FILES:
+    for name in SEALED_FILES:
         if (model.folder / name).is_file():
             with (model.folder / name).open("rb") as source, atomic_file(out / name) as file:
                 shutil.copyfileobj(source, file)
@@ -444,27 +451,27 @@ def copy_bundle(model: Model, out: Path) -> None:
         raise RunError(f"{model.folder}: the files have changed since the model was read; begin again")
 
 
-def _check_seal(folder: Path, weights: "Mapping[str, Tensor]", passed_over: tuple[str, ...]) -> Seal:
+def _check_seal(folder: Path, weights: "Mapping[str, Tensor]", ignored: tuple[str, ...]) -> Seal:
     """The hashes of a bundle's files, once they are found to be those of its seal.
 
     Raises:
         RunError: the seal is broken or damaged.
     """
     stored = read_seal(folder)
-    found = _hash_files(folder, weights, passed_over)
+    found = _hash_files(folder, weights, ignored)
     if stored is not None:
-        stored.check(folder, found, passed_over)
+        stored.check(folder, found, ignored)
     return Seal(found, stored=stored is not None)
 
 
-def _hash_files(folder: Path, weights: "Mapping[str, Tensor]", passed_over: tuple[str, ...] = ()) -> dict[str, str]:
+def _hash_files(folder: Path, weights: "Mapping[str, Tensor]", ignored: tuple[str, ...] = ()) -> dict[str, str]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     hashes = {WEIGHTS_NAME: hash_tensors(weights)}
-    for name in FILES:
+    for name in SEALED_FILES:
         path = folder / name
-        if name == WEIGHTS_NAME or name in passed_over or not path.is_file():
+        if name == WEIGHTS_NAME or name in ignored or not path.is_file():
             continue
         try:
             hashes[name] = (

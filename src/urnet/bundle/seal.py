@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SEAL_NAME = "seal.json"
-DIGITS = 32
+DIGEST_LENGTH = 32
 """Hexadecimal digits of a digest."""
-FEWEST_DIGITS = 8
+MIN_DIGEST_LENGTH = 8
 """Hexadecimal digits that an expected digest needs."""
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Seal:
     def digest(self) -> str:
         """The digest of the whole bundle, 32 hexadecimal digits."""
         lines = "".join(f"{name} {self.files[name]}\n" for name in sorted(self.files))
-        return hashlib.sha256(f"urnet model 1\n{lines}".encode()).hexdigest()[:DIGITS]
+        return hashlib.sha256(f"urnet model 1\n{lines}".encode()).hexdigest()[:DIGEST_LENGTH]
 
     def write(self, folder: Path) -> None:
         """Write `seal.json`."""
@@ -60,18 +60,18 @@ class Seal:
         with atomic_file(folder / SEAL_NAME) as file:
             file.write((json.dumps(data, indent=2) + "\n").encode())
 
-    def check(self, folder: Path, found: Mapping[str, str], passed_over: tuple[str, ...] = ()) -> None:
+    def check(self, folder: Path, found: Mapping[str, str], ignored: tuple[str, ...] = ()) -> None:
         """Compare the seal with the files that were read.
 
         Args:
             folder: the bundle, for the message.
             found: hashes of the files that are there.
-            passed_over: files that were not read.
+            ignored: files that were not read.
 
         Raises:
             RunError: a file was changed, is missing, or was added (code `model.seal_broken`).
         """
-        sealed = {name: value for name, value in self.files.items() if name not in passed_over}
+        sealed = {name: value for name, value in self.files.items() if name not in ignored}
         problems = [f"{name} is missing" for name in sealed if name not in found]
         problems += [f"{name} was added" for name in found if name not in sealed]
         problems += [f"{name} was changed" for name in sealed if name in found and found[name] != sealed[name]]
@@ -84,13 +84,13 @@ class Seal:
             )
 
 
-class _File(BaseModel):
+class _SealFile(BaseModel):
     """The content of `seal.json`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     format: Literal[1]
-    digest: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{DIGITS}}}$")]
+    digest: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{DIGEST_LENGTH}}}$")]
     files: dict[Annotated[str, Field(pattern=r"^[a-z.]{1,64}$")], Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
 
 
@@ -112,7 +112,7 @@ def read_seal(folder: Path) -> Seal | None:
             )
         return None
     try:
-        content = _File.model_validate_json(read_canonical_json(path))
+        content = _SealFile.model_validate_json(read_canonical_json(path))
     except (ValidationError, ValueError) as error:
         raise RunError(
             f"{path}: not a seal that this urnet can read ({describe_error(error)}); restore the file, or update urnet",
@@ -139,11 +139,11 @@ def hash_tensors(tensors: "Mapping[str, np.ndarray | Tensor]") -> str:
         tensor = tensors[name]
         dtype = str(tensor.dtype).removeprefix("torch.")
         content.update(to_canonical_json([name, dtype, list(tensor.shape)]))
-        content.update(_values(tensor))
+        content.update(_tensor_bytes(tensor))
     return content.hexdigest()
 
 
-def _values(tensor: "np.ndarray | Tensor") -> memoryview:
+def _tensor_bytes(tensor: "np.ndarray | Tensor") -> memoryview:
     import numpy as np
 
     if not isinstance(tensor, np.ndarray):
@@ -162,10 +162,10 @@ def check_expected(expect: str | None) -> str | None:
     if expect is None:
         return None
     digits = expect.strip().lower()
-    if not re.fullmatch(rf"[0-9a-f]{{{FEWEST_DIGITS},{DIGITS}}}", digits):
+    if not re.fullmatch(rf"[0-9a-f]{{{MIN_DIGEST_LENGTH},{DIGEST_LENGTH}}}", digits):
         raise RunError(
-            f"the expected digest {expect[:80]!r} is none; give the first {FEWEST_DIGITS} to {DIGITS} hexadecimal "
-            "digits of the digest that `urnet about MODEL` shows",
+            f"the expected digest {expect[:80]!r} is none; give the first {MIN_DIGEST_LENGTH} to {DIGEST_LENGTH} "
+            "hexadecimal digits of the digest that `urnet about MODEL` shows",
             code="model.expectation_invalid",
         )
     return digits

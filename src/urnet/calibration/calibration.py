@@ -12,9 +12,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from urnet.calibration import conformal
-from urnet.calibration.confusion import Reference
-from urnet.calibration.mahalanobis import Distance
-from urnet.calibration.rejection import CHECKS, Rejection, Row
+from urnet.calibration.confusion import ReferenceCells
+from urnet.calibration.mahalanobis import MahalanobisDistance
+from urnet.calibration.rejection import CHECKS, Measures, Rejection
 from urnet.errors import RunError
 from urnet.files.atomic import atomic_file
 from urnet.files.json_files import Text, describe_error, read_canonical_json
@@ -48,7 +48,7 @@ class Calibration:
     temperature: float
     scores: tuple[np.ndarray, ...]
     rejection: Rejection
-    reference: Reference
+    reference: ReferenceCells
     reference_part: str
     parts: dict[str, int]
     false_rejection: float
@@ -72,7 +72,7 @@ class Calibration:
         sets = self.prediction_sets(probabilities, coverage)
         return [conformal.join_set(compress(self.classes, row)) for row in sets]
 
-    def reject(self, rows: Sequence[Row], features: np.ndarray) -> list[str]:
+    def reject(self, rows: Sequence[Measures], features: np.ndarray) -> list[str]:
         """Why each crop is not counted; "" for those that are.
 
         Args:
@@ -134,7 +134,7 @@ class Calibration:
         path = folder / JSON_NAME
         try:
             content = read_canonical_json(path)
-            about = _read_about(content)
+            about = _parse_json(content)
             packed = (folder / TENSORS_NAME).read_bytes()
             if hashlib.sha256(packed).hexdigest() != about.sha256:
                 raise ValueError(f"{TENSORS_NAME} is not the file that it was written with")
@@ -148,7 +148,7 @@ class Calibration:
             ) from None
 
 
-class _About(BaseModel):
+class _JsonContent(BaseModel):
     """The content of `calibration.json`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -170,17 +170,17 @@ class _About(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-def _read_about(content: bytes) -> _About:
+def _parse_json(content: bytes) -> _JsonContent:
     data = json.loads(content)
     if isinstance(data, dict) and type(data.get("format")) is int and data["format"] > FORMAT:
         raise RunError(
             f"written by a newer urnet (format {data['format']}, this one reads {FORMAT}); update urnet",
             code="model.newer",
         )
-    return _About.model_validate_json(content)
+    return _JsonContent.model_validate_json(content)
 
 
-def _assemble(about: _About, tensors: dict[str, np.ndarray]) -> Calibration:
+def _assemble(about: _JsonContent, tensors: dict[str, np.ndarray]) -> Calibration:
     """The calibration that both files hold.
 
     Raises:
@@ -240,8 +240,8 @@ def _assemble(about: _About, tensors: dict[str, np.ndarray]) -> Calibration:
         classes=tuple(about.classes),
         temperature=about.temperature,
         scores=tuple(scores),
-        rejection=Rejection(checks, quantiles, tails, about.level, Distance(centre, whiten, spread)),
-        reference=Reference(probabilities, truth, rejected),
+        rejection=Rejection(checks, quantiles, tails, about.level, MahalanobisDistance(centre, whiten, spread)),
+        reference=ReferenceCells(probabilities, truth, rejected),
         reference_part=about.reference_part,
         parts={part: about.parts[part] for part in PARTS if part in about.parts},
         false_rejection=about.false_rejection,

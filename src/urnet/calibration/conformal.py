@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 
-def holds_truth(coverage: float) -> str:
+def describe_coverage(coverage: float) -> str:
     """What a prediction set promises, in words.
 
     Args:
@@ -32,7 +32,7 @@ def split_set(text: str) -> list[str]:
     return [re.sub(r"\\(.)", r"\1", name) for name in re.findall(r"(?:[^|\\]|\\.)+", text)]
 
 
-def class_scores(probabilities: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+def conformal_scores(probabilities: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
     """What held-out cells say against their own class.
 
     Args:
@@ -64,7 +64,7 @@ def prediction_sets(probabilities: np.ndarray, scores: Sequence[np.ndarray], cov
 
     Args:
         probabilities: (N, K) of new cells.
-        scores: of each class, from `class_scores`.
+        scores: of each class, from `conformal_scores`.
         coverage: share of each class's cells whose set holds it, in (0, 1).
 
     Returns:

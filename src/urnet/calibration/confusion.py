@@ -6,7 +6,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceCells:
     """Cells of known class on which the classifier was measured; none of them was trained on.
 
     Args:

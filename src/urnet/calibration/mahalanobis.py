@@ -14,15 +14,15 @@ import numpy as np
 
 from urnet.errors import RunError
 
-KEPT = 0.99
+EXPLAINED_VARIANCE = 0.99
 """Share of the features' variance that the principal components keep."""
 
-CELLS_PER_AXIS = 8
+MIN_CELLS_PER_COMPONENT = 8
 """Training cells for each principal component, at least."""
 
 
 @dataclass(frozen=True, eq=False)
-class Distance:
+class MahalanobisDistance:
     """A Gaussian at each depth of a network.
 
     Attributes:
@@ -49,9 +49,9 @@ class Distance:
                 "make it again with `urnet calibrate`",
                 code="model.calibration_invalid",
             )
-        return ((self._logs(features) - self.spread[:, 0]) / self.spread[:, 1]).max(axis=1)
+        return ((self._log_distances(features) - self.spread[:, 0]) / self.spread[:, 1]).max(axis=1)
 
-    def _logs(self, features: np.ndarray) -> np.ndarray:
+    def _log_distances(self, features: np.ndarray) -> np.ndarray:
         """Logarithms of the distances at each depth, (N, depths)."""
         sizes = np.cumsum([axes.shape[1] for axes in self.whiten])[:-1]
         parts = np.split(features - self.centre, sizes, axis=1)
@@ -59,7 +59,7 @@ class Distance:
         return np.log(np.maximum(np.stack(lengths, axis=1), 1e-6)).astype(np.float64)
 
 
-def fit_distance(features: np.ndarray, sizes: Sequence[int]) -> Distance:
+def fit_mahalanobis(features: np.ndarray, sizes: Sequence[int]) -> MahalanobisDistance:
     """Describe the training cells.
 
     Args:
@@ -68,10 +68,10 @@ def fit_distance(features: np.ndarray, sizes: Sequence[int]) -> Distance:
     """
     centre = features.mean(axis=0)
     whiten = tuple(_whitening(part) for part in np.split(features - centre, np.cumsum(sizes)[:-1], axis=1))
-    fitted = Distance(centre.astype(np.float32), whiten, np.array([[0.0, 1.0]] * len(whiten)))
-    logs = fitted._logs(features)
+    fitted = MahalanobisDistance(centre.astype(np.float32), whiten, np.array([[0.0, 1.0]] * len(whiten)))
+    logs = fitted._log_distances(features)
     spread = np.stack([logs.mean(axis=0), np.maximum(logs.std(axis=0), 1e-3)], axis=1)
-    return Distance(fitted.centre, whiten, spread)
+    return MahalanobisDistance(fitted.centre, whiten, spread)
 
 
 def _whitening(x: np.ndarray) -> np.ndarray:
@@ -89,8 +89,8 @@ def _whitening(x: np.ndarray) -> np.ndarray:
     if not variance.sum() > 0:
         return np.zeros((1, x.shape[1]), np.float32)
     share = np.cumsum(variance) / variance.sum()
-    D = max(1, min(int(np.searchsorted(share, KEPT)) + 1, len(x) // CELLS_PER_AXIS))
-    kept, axes = variance[:D], axes[:D]  # (D,), (D, F)
+    D = max(1, min(int(np.searchsorted(share, EXPLAINED_VARIANCE)) + 1, len(x) // MIN_CELLS_PER_COMPONENT))
+    variances, axes = variance[:D], axes[:D]  # (D,), (D, F)
     shrinkage = ledoit_wolf_shrinkage(x / scale @ axes.T, assume_centered=True) if D > 1 else 0.0
-    shrunk = (1 - shrinkage) * kept + shrinkage * kept.mean()
+    shrunk = (1 - shrinkage) * variances + shrinkage * variances.mean()
     return (axes / scale / np.sqrt(shrunk)[:, None]).astype(np.float32)

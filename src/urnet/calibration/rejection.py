@@ -13,23 +13,23 @@ from functools import cached_property
 
 import numpy as np
 
-from urnet.calibration.mahalanobis import Distance, fit_distance
+from urnet.calibration.mahalanobis import MahalanobisDistance, fit_mahalanobis
 
 FALSE_REJECTION = 0.02
 """Share of good cells that may be rejected, unless another is asked for."""
 
-TAIL = 0.1
+TAIL_SHARE = 0.1
 """Share of the cells that make up a tail."""
 
 FOLDS = 10
 """The level is found with cells that were not described, a tenth at a time."""
 
-FEWEST_DONORS = 5
+MIN_DONORS = 5
 """Below this, donors are too few for whole ones to be left out."""
 
 DISTANCE = "distance"
 
-_LEAST = 1e-12
+_MIN_P_VALUE = 1e-12
 """P values below this are all the same."""
 
 
@@ -41,14 +41,14 @@ class Check:
         measure: its name in the rows of measures.
         side: 1 where large values are bad, -1 where small ones are.
         reason: what is said of a crop that fails.
-        grain: differences below this are of no matter.
+        resolution: differences below this are of no matter.
         logarithm: whether the measure is compared by its logarithm (base 10).
     """
 
     measure: str
     side: int
     reason: str
-    grain: float
+    resolution: float
     logarithm: bool = False
 
 
@@ -69,7 +69,7 @@ CHECKS = (
 
 REASONS = tuple(check.reason for check in CHECKS)
 
-Row = Mapping[str, float]
+Measures = Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,22 +88,22 @@ class Rejection:
     quantiles: np.ndarray
     tails: np.ndarray
     level: float
-    distance: Distance
+    distance: MahalanobisDistance
 
-    def p_values(self, rows: Sequence[Row], features: np.ndarray) -> np.ndarray:
+    def p_values(self, rows: Sequence[Measures], features: np.ndarray) -> np.ndarray:
         """The p value of each check, (N, C); 1 where its measure is not known.
 
         Args:
             rows: the measures of each crop, from `quality`, and where known its `edge` and `touching`.
             features: (N, F).
         """
-        return self._p(_values(rows, self.distance.measure(features), self.checks))
+        return self._p_values_of(_measure_values(rows, self.distance.measure(features), self.checks))
 
-    def score(self, rows: Sequence[Row], features: np.ndarray) -> np.ndarray:
+    def score(self, rows: Sequence[Measures], features: np.ndarray) -> np.ndarray:
         """How little each crop is like the training's cells, (N,): −log10 of its smallest p value."""
         return -np.log10(np.maximum(self.p_values(rows, features).min(axis=1, initial=1.0), 1e-300))
 
-    def reject(self, rows: Sequence[Row], features: np.ndarray) -> list[str]:
+    def reject(self, rows: Sequence[Measures], features: np.ndarray) -> list[str]:
         """Why each crop is not counted; "" for those that are.
 
         Args:
@@ -130,7 +130,7 @@ class Rejection:
         distinct = (np.unique(row, return_index=True) for row in self.quantiles)
         return [(values, grid[first]) for values, first in distinct]
 
-    def _p(self, values: np.ndarray) -> np.ndarray:
+    def _p_values_of(self, values: np.ndarray) -> np.ndarray:
         """P values of turned measures (N, C)."""
         p = np.ones(values.shape)
         for column, ((start, share, excess), (body, below)) in enumerate(zip(self.tails, self._bodies, strict=True)):
@@ -142,10 +142,10 @@ class Rejection:
 
 
 def fit_rejection(
-    train_rows: Sequence[Row],
+    train_rows: Sequence[Measures],
     train_features: np.ndarray,
-    held_rows: Sequence[Row],
-    held_features: np.ndarray,
+    held_out_rows: Sequence[Measures],
+    held_out_features: np.ndarray,
     sizes: Sequence[int],
     false_rejection: float = FALSE_REJECTION,
     donors: Sequence[str] = (),
@@ -159,56 +159,56 @@ def fit_rejection(
     Args:
         train_rows: measures of cells of the training part.
         train_features: their features (N, F), all depths in one row.
-        held_rows: measures of held-out cells.
-        held_features: their features (M, F).
+        held_out_rows: measures of held-out cells.
+        held_out_features: their features (M, F).
         sizes: number of features at each depth.
         false_rejection: share of such cells that may be rejected, by all checks together, in (0, 1).
         donors: of all cells, (N + M,), "" where unknown; or nothing.
     """
-    rows, features = [*train_rows, *held_rows], np.concatenate([train_features, held_features])
+    rows, features = [*train_rows, *held_out_rows], np.concatenate([train_features, held_out_features])
     trained = np.arange(len(rows)) < len(train_rows)
 
     def described(inside: np.ndarray) -> tuple[Rejection, np.ndarray]:
         """What the cells inside look like, and the measures of all cells, (N + M, C)."""
-        distance = fit_distance(features[trained & inside], sizes)
+        distance = fit_mahalanobis(features[trained & inside], sizes)
         distances = distance.measure(features)
         if (inside & ~trained).any():
             distances[trained] += np.median(distances[inside & ~trained]) - np.median(distances[inside & trained])
-        values = _values(rows, distances, checks)
+        values = _measure_values(rows, distances, checks)
         return _describe(values[inside], checks, distance), values
 
-    known = np.isfinite(_values(rows, np.zeros(len(rows)), range(len(CHECKS)))).mean(axis=0) > 0.5
+    known = np.isfinite(_measure_values(rows, np.zeros(len(rows)), range(len(CHECKS)))).mean(axis=0) > 0.5
     checks = tuple(np.flatnonzero(known).tolist())
     folds, smallest = _folds(len(rows), donors), np.ones(len(rows))
     for fold in range(FOLDS):
         inside = folds != fold
         if (trained & inside).any():
             others, values = described(inside)
-            smallest[~inside] = others._p(values[~inside]).min(axis=1)
+            smallest[~inside] = others._p_values_of(values[~inside]).min(axis=1)
     rank = int(false_rejection * (len(rows) + 1))
     # With too few cells to count so small a share, each check gets its part of it (Bonferroni).
     level = np.sort(smallest)[rank - 1] if rank else false_rejection / len(checks)
-    return replace(described(np.ones(len(rows), dtype=bool))[0], level=max(float(level), _LEAST))
+    return replace(described(np.ones(len(rows), dtype=bool))[0], level=max(float(level), _MIN_P_VALUE))
 
 
 def _folds(count: int, donors: Sequence[str]) -> np.ndarray:
     """A fold for each cell, (count,); the same for all cells of a donor where enough donors are known."""
     rng = np.random.default_rng(0)
     names, codes = np.unique(donors, return_inverse=True)
-    if len(names) < FEWEST_DONORS or "" in names:
+    if len(names) < MIN_DONORS or "" in names:
         return rng.permutation(count) % FOLDS
     return (rng.permutation(len(names)) % FOLDS)[codes]
 
 
-def _describe(values: np.ndarray, checks: tuple[int, ...], distance: Distance) -> Rejection:
+def _describe(values: np.ndarray, checks: tuple[int, ...], distance: MahalanobisDistance) -> Rejection:
     """Body and tail of each check's turned measure (N, C), as yet without a level."""
     quantiles = np.nanquantile(values, np.linspace(0, 1, 101), axis=0).T
     known = [column[np.isfinite(column)] for column in values.T]
-    tails = np.array([_tail(column, CHECKS[index].grain) for column, index in zip(known, checks, strict=True)])
+    tails = np.array([_tail(column, CHECKS[index].resolution) for column, index in zip(known, checks, strict=True)])
     return Rejection(checks, quantiles, tails, 0.0, distance)
 
 
-def _values(rows: Sequence[Row], distances: np.ndarray, checks: Sequence[int]) -> np.ndarray:
+def _measure_values(rows: Sequence[Measures], distances: np.ndarray, checks: Sequence[int]) -> np.ndarray:
     """The measures that the checks ask for, turned so that large is bad, (N, C); NaN where unknown."""
     columns = []
     for check in (CHECKS[index] for index in checks):
@@ -220,10 +220,10 @@ def _values(rows: Sequence[Row], distances: np.ndarray, checks: Sequence[int]) -
     return np.stack(columns, axis=1) if columns else np.empty((len(rows), 0))
 
 
-def _tail(values: np.ndarray, grain: float) -> tuple[float, float, float]:
+def _tail(values: np.ndarray, resolution: float) -> tuple[float, float, float]:
     """Where the upper tail begins, the share of the values beyond, and their mean excess; all above 0 but the first."""
-    start = float(np.quantile(values, 1 - TAIL)) + grain
+    start = float(np.quantile(values, 1 - TAIL_SHARE)) + resolution
     excess = values[values > start] - start
     if not len(excess):
-        return start, 1 / (len(values) + 1), grain
-    return start, len(excess) / len(values), max(float(excess.mean()), grain)
+        return start, 1 / (len(values) + 1), resolution
+    return start, len(excess) / len(values), max(float(excess.mean()), resolution)

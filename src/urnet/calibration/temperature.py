@@ -6,7 +6,7 @@ https://arxiv.org/abs/1706.04599. Dividing all logits by one positive number cha
 
 import numpy as np
 
-_LIMITS = (-4.0, 7.0)
+_LOG_TEMPERATURE_LIMITS = (-4.0, 7.0)
 """Of the logarithm of the temperature. Logits of hundreds do occur, where batch norm met few batches."""
 
 
@@ -36,11 +36,11 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     def loss(log: float) -> float:
         return -float((targets * log_softmax(logits.astype(np.float64) / np.exp(log), axis=1)).sum(axis=1).mean())
 
-    return float(np.exp(minimize_scalar(loss, bounds=_LIMITS, method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=_LOG_TEMPERATURE_LIMITS, method="bounded").x))
 
 
-def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Softmax of logits (N, K) divided by a temperature, in float64, so that no two classes become equal."""
-    from scipy.special import softmax
+    from scipy import special
 
-    return softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=1)
+    return special.softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=1)

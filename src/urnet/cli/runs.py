@@ -132,7 +132,7 @@ def predict(
     """Classify images; exit code 1 if some could not be read (their rows say why)."""
     from urnet.bundle.model import Model
     from urnet.calibration.calibration import COVERAGE
-    from urnet.calibration.conformal import holds_truth
+    from urnet.calibration.conformal import describe_coverage
     from urnet.predict import predict_files
     from urnet.progress import ProgressBars
 
@@ -157,11 +157,11 @@ def predict(
     if done.rejected:
         out.print(f"{done.rejected} show no countable cell and belong to no class; the column 'rejected' says why")
     if model.calibration is not None:
-        out.print(f"column 'set': the classes that cannot be ruled out; {holds_truth(COVERAGE)}")
+        out.print(f"column 'set': the classes that cannot be ruled out; {describe_coverage(COVERAGE)}")
     if done.left_out:
         out.print(f"{done.left_out} tiles are padding of their archive and are not counted")
     if done.failed:
-        return print_error(done.complaint, 1)
+        return print_error(done.failure_message, 1)
     return 0
 
 
@@ -171,11 +171,11 @@ def about(
     expect: ExpectOption = None,
 ) -> int:
     """Show what a model is: classes, input, calibration, digest, and whether its files fit their seal."""
-    from urnet.bundle.about import facts
+    from urnet.bundle.about import model_facts
     from urnet.bundle.model import Model
 
     model = Model.load(run, expect=expect)
-    for name, value in facts(model):
+    for name, value in model_facts(model):
         out.print(f"{name + ':':<14} {value}")
     return 0
 

@@ -39,9 +39,9 @@ def serve(
     ] = None,
 ) -> int:
     """Serve a model on this machine: a web page, and an API for instruments."""
-    from urnet.optional_packages import need
+    from urnet.optional_packages import require_packages
 
-    need(("fastapi", "uvicorn", "multipart", "sqlalchemy", "nicegui"), "urnet serve")
+    require_packages(("fastapi", "uvicorn", "multipart", "sqlalchemy", "nicegui"), "urnet serve")
     from urnet.serve.settings import read_settings
 
     settings = read_settings(overrides or ())

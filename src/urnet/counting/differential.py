@@ -18,7 +18,7 @@ from urnet.fields.table import FieldRow, check_output_location
 from urnet.files.atomic import atomic_folder
 from urnet.files.csv_tables import format_csv, read_own_table, write_frame
 from urnet.files.outputs import refuse_existing
-from urnet.predict import PADDING, predict_files, told_reasons
+from urnet.predict import PADDING, predict_files, summarize_reasons
 from urnet.progress import Progress
 from urnet.run_folder import find_run
 
@@ -102,14 +102,14 @@ def count_cells(
         table, reasons = _classify(model, cells, cropped, folder, out, coverage, engine, say)
         failed = sum(reasons.values())
         if len(table) and failed == len(table):
-            raise CellsError(f"{source}: none of its {failed} image(s) could be used: {told_reasons(reasons)}")
+            raise CellsError(f"{source}: none of its {failed} image(s) could be used: {summarize_reasons(reasons)}")
         trained_in = find_run(run)
         if len(table) and trained_in is not None:  # a bundle by itself no longer knows its cells
             say("compare with the training", 0.0)
             notes += seen_in_training(trained_in, cells, calibration=True)
         if failed:
             notes.append(
-                f"{failed} image(s) could not be used and belong to no sample: {told_reasons(reasons)}; "
+                f"{failed} image(s) could not be used and belong to no sample: {summarize_reasons(reasons)}; "
                 "predictions.csv says which."
             )
         samples = _count(model, table, cropped, source.stem)
@@ -143,7 +143,7 @@ def _classify(
     """Write `predictions.csv`; its rows with their `donor` and `simulated`, and why images could not be used."""
     path = folder / "predictions.csv"
     if cropped is not None and not len(cropped.table):
-        nothing = pd.DataFrame(columns=["path", "predicted", *model.columns, "engine", "error"])
+        nothing = pd.DataFrame(columns=["path", "predicted", *model.prediction_columns, "engine", "error"])
         write_frame(path, nothing)
         return nothing.assign(donor="", simulated=""), {}
     done = predict_files(model, [cells], path, engine=engine, coverage=coverage, progress=say)

@@ -21,13 +21,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from urnet.calibration.confusion import Reference
+from urnet.calibration.confusion import ReferenceCells
 from urnet.errors import CellsError
 
-STEPS = 10_000  # of EM; it stops long before, but for a composition at the edge
-SETTLED = 1e-8
-LEAST = 0.02  # share of a class, in the weights of EM's posteriors, below which they would tell nothing of it
-SINGULAR = 1e10  # condition number
+MAX_STEPS = 10_000  # of EM; it stops long before, but for a composition at the edge
+TOLERANCE = 1e-8
+MIN_WEIGHT = 0.02  # share of a class, in the weights of EM's posteriors, below which they would tell nothing of it
+MAX_CONDITION = 1e10  # condition number
 
 
 def classify_and_count(counts: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ def adjusted_count(counts: np.ndarray, confusion: np.ndarray) -> np.ndarray:
         return np.full(len(counts), np.nan)
     rates = table[:, :-1] / table.sum(axis=1, keepdims=True)  # (K, K)
     accepted = rates.sum(axis=1)
-    if np.linalg.cond(rates) < SINGULAR:
+    if np.linalg.cond(rates) < MAX_CONDITION:
         solved = np.linalg.solve(rates.T, counts / counts.sum())
         if (solved >= 0).all():
             return solved / solved.sum()
@@ -99,7 +99,7 @@ def em(
 
 
 def corrected_em(
-    probabilities: np.ndarray, reference: Reference, training_prior: np.ndarray | None = None
+    probabilities: np.ndarray, reference: ReferenceCells, training_prior: np.ndarray | None = None
 ) -> np.ndarray:
     """EM, with what its posteriors say of known cells taken into account.
 
@@ -118,36 +118,36 @@ def corrected_em(
     if not len(probabilities):
         return np.full(len(table), np.nan)
     scores, known = em_scores(probabilities, reference, training_prior)
-    return solved_shares(class_means(known, reference.truth), scores.mean(axis=0))
+    return solve_shares(mean_by_class(known, reference.truth), scores.mean(axis=0))
 
 
 def em_scores(
-    probabilities: np.ndarray, reference: Reference, training_prior: np.ndarray | None = None
+    probabilities: np.ndarray, reference: ReferenceCells, training_prior: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """EM's posteriors at the sample's composition: (N, K) of its cells, (N', K) of known ones, 0 where rejected."""
     rejected = reference.rejected.astype(bool)
-    rates = class_means(~rejected[:, None], reference.truth, probabilities.shape[1])[:, 0]
+    rates = mean_by_class(~rejected[:, None], reference.truth, probabilities.shape[1])[:, 0]
     weights = (em(probabilities, training_prior, rates) * rates).clip(min=0)
-    weights = (weights / weights.sum()).clip(min=LEAST)
+    weights = (weights / weights.sum()).clip(min=MIN_WEIGHT)
     scores, known = (_likelihood(p, training_prior) * weights for p in (probabilities, reference.probabilities))
     scores, known = (made / made.sum(axis=1, keepdims=True) for made in (scores, known))
     return scores, np.where(rejected[:, None], 0, known)
 
 
-def solved_shares(rates: np.ndarray, means: np.ndarray) -> np.ndarray:
+def solve_shares(rates: np.ndarray, means: np.ndarray) -> np.ndarray:
     """The composition (K,) whose classes, with rates (K, K), have the means (K,); shares below 0 are none."""
-    shares = np.linalg.solve(invertible(rates).T, means).clip(min=0)
+    shares = np.linalg.solve(make_invertible(rates).T, means).clip(min=0)
     return shares / shares.sum()
 
 
-def class_means(values: np.ndarray, truth: np.ndarray, classes: int | None = None) -> np.ndarray:
+def mean_by_class(values: np.ndarray, truth: np.ndarray, classes: int | None = None) -> np.ndarray:
     """(K, D) means over the cells of each class of (N, D) values."""
     return np.stack([values[truth == k].mean(axis=0) for k in range(classes or values.shape[1])])
 
 
-def invertible(rates: np.ndarray) -> np.ndarray:
+def make_invertible(rates: np.ndarray) -> np.ndarray:
     """Rates (K, K) that can be inverted: those of classes that nothing tells apart are moved by a millionth."""
-    return rates if np.linalg.cond(rates) < SINGULAR else rates + 1e-6 * np.eye(len(rates))
+    return rates if np.linalg.cond(rates) < MAX_CONDITION else rates + 1e-6 * np.eye(len(rates))
 
 
 def check_confusion(confusion: np.ndarray, classes: Sequence[str] | None = None) -> np.ndarray:
@@ -190,9 +190,9 @@ def _mixture(likelihood: np.ndarray, weights: np.ndarray, accepted: np.ndarray) 
     """Shares (K,) of the classes from (N, K) likelihoods of accepted observations, by EM."""
     shares = np.full(likelihood.shape[1], 1 / likelihood.shape[1])
     weights = weights / weights.sum()
-    for _ in range(STEPS):
+    for _ in range(MAX_STEPS):
         before, shares = shares, shares * (likelihood.T @ (weights / np.maximum(likelihood @ shares, 1e-300)))
-        if np.abs(shares - before).max() < SETTLED:
+        if np.abs(shares - before).max() < TOLERANCE:
             break
     shares = np.where(accepted > 0, shares / np.where(accepted > 0, accepted, 1), 0)
     return shares / shares.sum()

@@ -30,21 +30,28 @@ from typing import Protocol
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from urnet.calibration.confusion import Reference
-from urnet.counting.estimate import adjusted_count, check_confusion, class_means, em_scores, invertible, solved_shares
+from urnet.calibration.confusion import ReferenceCells
+from urnet.counting.estimate import (
+    adjusted_count,
+    check_confusion,
+    em_scores,
+    make_invertible,
+    mean_by_class,
+    solve_shares,
+)
 
-LEVEL = 0.95
-PSEUDO = 0.5  # of a cell, spread over all answers, so that what no calibration cell did is not thought impossible
-REFITS = 25  # steps of the restricted fit; up to 1,000 cells more move no end by over 0.2 points
-GRID = 25
-FINER = 17
-HALVINGS = 22  # of the critical value: to a millionth
-MOST = 4_000  # cells of a sample that refit EM's moments; an even selection of a larger one will do
-FLOOR = 1e-3  # share of a class that scales the others' in a restricted fit
+CONFIDENCE_LEVEL = 0.95
+PSEUDO_COUNT = 0.5  # of a cell, spread over all answers, so that what no calibration cell did is not thought impossible
+REFIT_STEPS = 25  # steps of the restricted fit; up to 1,000 cells more move no end by over 0.2 points
+GRID_POINTS = 25
+REFINED_POINTS = 17
+BISECTIONS = 22  # of the critical value: to a millionth
+MAX_REFIT_CELLS = 4_000  # cells of a sample that refit EM's moments; an even selection of a larger one will do
+MIN_OTHER_SHARE = 1e-3  # share of a class that scales the others' in a restricted fit
 
 
 @dataclass(frozen=True)
-class Parts:
+class ShareVariance:
     """A test of shares t: where the estimate lies, and the two parts of its variance if t were true; all (T,)."""
 
     estimate: np.ndarray
@@ -58,7 +65,7 @@ class ShareTest(Protocol):
     classes: int
     cells: int
 
-    def parts(self, share: np.ndarray, k: np.ndarray) -> Parts:
+    def variance(self, share: np.ndarray, k: np.ndarray) -> ShareVariance:
         """Of shares (T,) of classes k (T,)."""
         ...
 
@@ -76,24 +83,24 @@ class CountTest:
         self.classes, self.cells = len(table), int(np.sum(counts))
         self.counts = np.asarray(counts, dtype=np.float64)
         self.known = table.sum(axis=1)
-        self.solve = np.linalg.inv(invertible(table[:, :-1] / self.known[:, None]))
-        self.seen = table[:, :-1] + PSEUDO / (self.classes + 1)
-        self.accepted = self.seen.sum(axis=1) / (self.known + PSEUDO)
+        self.solve = np.linalg.inv(make_invertible(table[:, :-1] / self.known[:, None]))
+        self.seen = table[:, :-1] + PSEUDO_COUNT / (self.classes + 1)
+        self.accepted = self.seen.sum(axis=1) / (self.known + PSEUDO_COUNT)
         self.start = adjusted_count(counts, confusion)
 
-    def parts(self, share: np.ndarray, k: np.ndarray) -> Parts:
+    def variance(self, share: np.ndarray, k: np.ndarray) -> ShareVariance:
         """Of shares (T,) of classes k (T,)."""
         rates = np.broadcast_to(self.seen / self.seen.sum(axis=1, keepdims=True), (len(share), *self.seen.shape))
-        mix = _with_share(np.broadcast_to(self.start, (len(share), self.classes)), share, k)
-        for _ in range(REFITS):
+        mix = _set_share(np.broadcast_to(self.start, (len(share), self.classes)), share, k)
+        for _ in range(REFIT_STEPS):
             joint = (mix * self.accepted)[:, :, None] * rates  # (T, K, K)
             joint = joint * (self.counts / joint.sum(axis=1).clip(min=1e-300))[:, None, :]
             rates = self.seen + joint
             rates = rates / rates.sum(axis=2, keepdims=True)
-            mix = _with_share(joint.sum(axis=2) / self.accepted, share, k)
+            mix = _set_share(joint.sum(axis=2) / self.accepted, share, k)
         rates = rates * self.accepted[:, None]
-        weights = _scores_of(self.solve, share, k)  # (T, K)
-        return _parts(
+        weights = _contrast_weights(self.solve, share, k)  # (T, K)
+        return _share_variance(
             share,
             mix,
             self.accepted,
@@ -114,40 +121,40 @@ class EmTest:
         training_prior: as for `em`.
     """
 
-    def __init__(self, probabilities: np.ndarray, reference: Reference, training_prior: np.ndarray | None = None):
+    def __init__(self, probabilities: np.ndarray, reference: ReferenceCells, training_prior: np.ndarray | None = None):
         table = check_confusion(reference.confusion)
         self.classes, self.cells = len(table), len(probabilities)
         self.known = table.sum(axis=1)
-        self.accepted = (table[:, :-1].sum(axis=1) + PSEUDO / 2) / (self.known + PSEUDO)
+        self.accepted = (table[:, :-1].sum(axis=1) + PSEUDO_COUNT / 2) / (self.known + PSEUDO_COUNT)
         scores, self.reference = em_scores(probabilities, reference, training_prior)
         self.member = np.eye(self.classes)[reference.truth]  # (N', K)
-        rates, self.mean = class_means(self.reference, reference.truth), scores.mean(axis=0)
-        self.solve = np.linalg.inv(invertible(rates))
-        self.start = solved_shares(rates, self.mean)
-        every = -(-len(probabilities) // MOST)
+        rates, self.mean = mean_by_class(self.reference, reference.truth), scores.mean(axis=0)
+        self.solve = np.linalg.inv(make_invertible(rates))
+        self.start = solve_shares(rates, self.mean)
+        every = -(-len(probabilities) // MAX_REFIT_CELLS)
         self.scores, self.stands_for = scores[::every], every
         prior = np.ones(self.classes) if training_prior is None else np.asarray(training_prior, dtype=np.float64)
         self.likelihood = probabilities[::every].clip(min=1e-12) / prior
 
-    def parts(self, share: np.ndarray, k: np.ndarray) -> Parts:
+    def variance(self, share: np.ndarray, k: np.ndarray) -> ShareVariance:
         """Of shares (T,) of classes k (T,)."""
-        mix = _with_share(np.broadcast_to(self.start, (len(share), self.classes)), share, k)
-        weights = _scores_of(self.solve, share, k)  # (T, K)
+        mix = _set_share(np.broadcast_to(self.start, (len(share), self.classes)), share, k)
+        weights = _contrast_weights(self.solve, share, k)  # (T, K)
         # Posteriors of the sample's cells at each t: likelihood[n, l] * prior[t, l] / evidence[n, t].
         prior = mix * self.accepted  # (T, K)
         per = self.stands_for / (self.likelihood @ prior.T)  # (N, T)
         sampled, measured = self.scores @ weights.T, self.reference @ weights.T  # (N, T), (N', T)
-        cells = self.known + prior * (per.T @ self.likelihood) / self.accepted + PSEUDO  # (T, K)
+        cells = self.known + prior * (per.T @ self.likelihood) / self.accepted + PSEUDO_COUNT  # (T, K)
         mean, square = (
             (
                 measured.T**power @ self.member
                 + prior * ((sampled**power * per).T @ self.likelihood)
-                + PSEUDO * np.mean(weights**power, axis=1, keepdims=True)
+                + PSEUDO_COUNT * np.mean(weights**power, axis=1, keepdims=True)
             )
             / cells
             for power in (1, 2)
         )
-        return _parts(
+        return _share_variance(
             share,
             mix,
             self.accepted,
@@ -159,7 +166,7 @@ class EmTest:
         )
 
 
-def adjusted_interval(counts: np.ndarray, confusion: np.ndarray, *, level: float = LEVEL) -> np.ndarray:
+def adjusted_interval(counts: np.ndarray, confusion: np.ndarray, *, level: float = CONFIDENCE_LEVEL) -> np.ndarray:
     """Intervals of the adjusted count.
 
     Args:
@@ -177,15 +184,15 @@ def adjusted_interval(counts: np.ndarray, confusion: np.ndarray, *, level: float
         check_confusion(confusion)
         return np.tile([0.0, 1.0], (len(counts), 1))
     test = CountTest(counts, confusion)
-    return invert(test, test.start, level)
+    return invert_test(test, test.start, level)
 
 
 def em_interval(
     probabilities: np.ndarray,
-    reference: Reference,
+    reference: ReferenceCells,
     training_prior: np.ndarray | None = None,
     *,
-    level: float = LEVEL,
+    level: float = CONFIDENCE_LEVEL,
 ) -> np.ndarray:
     """Intervals of the corrected EM.
 
@@ -204,10 +211,10 @@ def em_interval(
     if not len(probabilities):
         return np.tile([0.0, 1.0], (len(check_confusion(reference.confusion)), 1))
     test = EmTest(probabilities, reference, training_prior)
-    return invert(test, test.start, level)
+    return invert_test(test, test.start, level)
 
 
-def invert(test: ShareTest, estimate: np.ndarray, level: float = LEVEL) -> np.ndarray:
+def invert_test(test: ShareTest, estimate: np.ndarray, level: float = CONFIDENCE_LEVEL) -> np.ndarray:
     """(K, 2) ends of the shares that a test does not refuse; the estimate (K,) is always between them.
 
     A test can refuse all shares, the estimate too: no composition explains the sample. What it leaves would then look
@@ -217,15 +224,17 @@ def invert(test: ShareTest, estimate: np.ndarray, level: float = LEVEL) -> np.nd
     classes = test.classes
     every = np.arange(classes)
     # Closer together near 0 and 1, as the spread of a share is smaller there.
-    grid = np.tile(np.sin(np.linspace(0, np.pi / 2, GRID)) ** 2, (classes, 1))
+    grid = np.tile(np.sin(np.linspace(0, np.pi / 2, GRID_POINTS)) ** 2, (classes, 1))
     grid = np.sort(np.hstack([grid, estimate[:, None].clip(0, 1)]), axis=1)  # (K, G)
-    kept = _kept(test, grid, level) | (grid == estimate[:, None])
+    kept = _is_accepted(test, grid, level) | (grid == estimate[:, None])
     first, last = kept.argmax(axis=1), grid.shape[1] - 1 - kept[:, ::-1].argmax(axis=1)
     low = np.stack([grid[every, (first - 1).clip(min=0)], grid[every, first]], axis=1)  # (K, 2) refused, kept
     high = np.stack([grid[every, (last + 1).clip(max=grid.shape[1] - 1)], grid[every, last]], axis=1)
     for _ in range(2):
-        finer = np.linspace(np.vstack([low[:, 0], high[:, 0]]), np.vstack([low[:, 1], high[:, 1]]), FINER, axis=-1)
-        kept = _kept(test, np.hstack([finer[0], finer[1]]), level).reshape(classes, 2, FINER)
+        finer = np.linspace(
+            np.vstack([low[:, 0], high[:, 0]]), np.vstack([low[:, 1], high[:, 1]]), REFINED_POINTS, axis=-1
+        )
+        kept = _is_accepted(test, np.hstack([finer[0], finer[1]]), level).reshape(classes, 2, REFINED_POINTS)
         kept[:, :, -1] = True
         at = kept.argmax(axis=2)  # (K, 2) first kept, from the refused side
         low, high = (
@@ -233,9 +242,9 @@ def invert(test: ShareTest, estimate: np.ndarray, level: float = LEVEL) -> np.nd
             for side in (0, 1)
         )
     ends = np.stack([low[:, 1], high[:, 1]], axis=1)
-    refused = ~_kept(test, estimate[:, None].clip(0, 1), level)[:, 0]
+    refused = ~_is_accepted(test, estimate[:, None].clip(0, 1), level)[:, 0]
     if refused.any():
-        parts = test.parts(estimate.clip(0, 1), every)
+        parts = test.variance(estimate.clip(0, 1), every)
         reach = ndtri(0.5 + level / 2) * np.sqrt(parts.counting + parts.calibration)
         least, most = (at(estimate, parts.estimate) for at in (np.minimum, np.maximum))
         wide = np.stack([np.minimum(ends[:, 0], least - reach), np.maximum(ends[:, 1], most + reach)], axis=1)
@@ -243,7 +252,9 @@ def invert(test: ShareTest, estimate: np.ndarray, level: float = LEVEL) -> np.nd
     return ends
 
 
-def acceptance_region(share: np.ndarray, spread: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+def acceptance_region(
+    share: np.ndarray, spread: np.ndarray, level: float = CONFIDENCE_LEVEL
+) -> tuple[np.ndarray, np.ndarray]:
     """Between which estimates a share in [0, 1] is not refused (Feldman and Cousins 1998, section IV.B, two bounds).
 
     Args:
@@ -255,15 +266,15 @@ def acceptance_region(share: np.ndarray, spread: np.ndarray, level: float = LEVE
         Lowest and highest (…) of a normal estimate that is not bounded itself.
     """
     below, above = np.zeros(np.shape(share)), np.full(np.shape(share), ndtri(0.5 + level / 2))
-    for _ in range(HALVINGS):
+    for _ in range(BISECTIONS):
         critical = (below + above) / 2
-        low, high = _ends(share, spread, critical)
+        low, high = _acceptance_bounds(share, spread, critical)
         short = ndtr((high - share) / spread) - ndtr((low - share) / spread) < level
         below, above = np.where(short, critical, below), np.where(short, above, critical)
-    return _ends(share, spread, above)
+    return _acceptance_bounds(share, spread, above)
 
 
-def _ends(share: np.ndarray, spread: np.ndarray, critical: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _acceptance_bounds(share: np.ndarray, spread: np.ndarray, critical: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Estimates at which the likelihood ratio reaches critical²; beyond 0 and 1 the best share is 0 or 1."""
     reach = spread * critical
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -272,33 +283,33 @@ def _ends(share: np.ndarray, spread: np.ndarray, critical: np.ndarray) -> tuple[
     return np.where(share >= reach, share - reach, below), np.where(share + reach <= 1, share + reach, above)
 
 
-def _kept(test: ShareTest, share: np.ndarray, level: float) -> np.ndarray:
+def _is_accepted(test: ShareTest, share: np.ndarray, level: float) -> np.ndarray:
     """Which of the shares (K, G) the test does not refuse."""
     flat = share.ravel()
-    parts = test.parts(flat, np.repeat(np.arange(len(share)), share.shape[1]))
+    parts = test.variance(flat, np.repeat(np.arange(len(share)), share.shape[1]))
     spread = np.sqrt(parts.counting + parts.calibration).clip(min=1e-9)
     low, high = acceptance_region(flat, spread, level)
     return ((parts.estimate >= low) & (parts.estimate <= high)).reshape(share.shape)
 
 
-def _with_share(mix: np.ndarray, share: np.ndarray, k: np.ndarray) -> np.ndarray:
+def _set_share(mix: np.ndarray, share: np.ndarray, k: np.ndarray) -> np.ndarray:
     """Compositions (T, K) with class k at its share; the others keep their proportions."""
     rows = np.arange(len(share))
-    mix = mix + FLOOR * mix.sum(axis=1, keepdims=True) + 1e-300
+    mix = mix + MIN_OTHER_SHARE * mix.sum(axis=1, keepdims=True) + 1e-300
     mix[rows, k] = 0
     mix = mix * ((1 - share) / mix.sum(axis=1))[:, None]
     mix[rows, k] = share
     return mix
 
 
-def _scores_of(solve: np.ndarray, share: np.ndarray, k: np.ndarray) -> np.ndarray:
+def _contrast_weights(solve: np.ndarray, share: np.ndarray, k: np.ndarray) -> np.ndarray:
     """a(t): (T, K) what each predicted class adds to h(t)."""
     contrast = np.repeat(-share[:, None], len(solve), axis=1)
     contrast[np.arange(len(share)), k] += 1
     return contrast @ solve.T
 
 
-def _parts(
+def _share_variance(
     share: np.ndarray,
     mix: np.ndarray,
     accepted: np.ndarray,
@@ -308,13 +319,13 @@ def _parts(
     square: np.ndarray,
     cells: int,
     known: np.ndarray,
-) -> Parts:
+) -> ShareVariance:
     """Estimate and variances from moments of the scores: (T, K), over all cells of a class, rejected ones as 0."""
     through = mix @ accepted  # (T,) share of all cells that is accepted
     among = mix / through[:, None]
     counting = ((among * square).sum(axis=1) - (among * mean).sum(axis=1) ** 2) / cells
     calibration = (among**2 * (square - mean**2) / known).sum(axis=1)
-    return Parts(
+    return ShareVariance(
         estimate=share + observed * through,
         counting=counting.clip(min=0) * through**2,
         calibration=calibration.clip(min=0) * through**2,

@@ -17,7 +17,7 @@ from urnet.files.csv_tables import write_frame
 from urnet.html_pages import NO_VALUE, create_environment
 from urnet.version import __version__
 
-PAGES = "samples"
+SAMPLES_FOLDER = "samples"
 
 
 def write_reports(
@@ -62,23 +62,23 @@ def write_reports(
     }
     # A file name that is not valid Unicode, as Linux allows, must not stop the report.
     how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
-    write_frame(out / "differential.csv", table(samples))
+    write_frame(out / "differential.csv", differential_table(samples))
     whole = about | {"samples": [sample.to_json() for sample in samples]}
     (out / "differential.json").write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", **how)
     first = out / "report.html"
     if len(samples) == 1:
-        first.write_text(page(samples[0], about), **how)
+        first.write_text(render_page(samples[0], about), **how)
         return first
-    (out / PAGES).mkdir(exist_ok=True)
-    places = [f"{PAGES}/{number:03d}-{_slug(sample.name)}.html" for number, sample in enumerate(samples, 1)]
+    (out / SAMPLES_FOLDER).mkdir(exist_ok=True)
+    places = [f"{SAMPLES_FOLDER}/{number:03d}-{_slug(sample.name)}.html" for number, sample in enumerate(samples, 1)]
     for sample, place in zip(samples, places, strict=True):
-        (out / place).write_text(page(sample, about), **how)
+        (out / place).write_text(render_page(sample, about), **how)
     listed = list(zip(samples, places, strict=True))
     first.write_text(_templates().get_template("samples.html.j2").render(listed=listed, about=about), **how)
     return first
 
 
-def table(samples: Sequence[Sample]) -> pd.DataFrame:
+def differential_table(samples: Sequence[Sample]) -> pd.DataFrame:
     """What `differential.csv` holds: a row a sample and class, in per cent; empty where there is no figure."""
     rows = []
     for sample in samples:
@@ -104,7 +104,7 @@ def table(samples: Sequence[Sample]) -> pd.DataFrame:
     return pd.DataFrame(rows).round(2)
 
 
-def page(sample: Sample, about: dict[str, Any]) -> str:
+def render_page(sample: Sample, about: dict[str, Any]) -> str:
     """One sample's page as HTML. Names may hold any characters: everything is escaped."""
     return _templates().get_template("sample.html.j2").render(sample=sample, about=about)
 

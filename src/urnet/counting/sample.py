@@ -8,26 +8,26 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from urnet.calibration.confusion import Reference
+from urnet.calibration.confusion import ReferenceCells
 from urnet.counting.estimate import adjusted_count, check_confusion, classify_and_count, corrected_em, em
-from urnet.counting.interval import LEVEL, CountTest, adjusted_interval, em_interval
+from urnet.counting.interval import CONFIDENCE_LEVEL, CountTest, adjusted_interval, em_interval
 
-GOAL = 0.02  # the intervals that `cells_needed` asks for reach this far to either side
-TOO_WIDE = 0.05  # reach from which an interval is of little use for a differential
-HOPELESS = 50  # times the calibration's cells beyond which more of them are no advice
-MISFIT = 4.0  # standard deviations below none, or above all, that no composition explains
-FEW_KNOWN = 30  # calibration cells of a class
-SURPRISE = 0.001  # p value of more rejections than the calibration's
+TARGET_HALF_WIDTH = 0.02  # the intervals that `cells_needed` asks for reach this far to either side
+MAX_HALF_WIDTH = 0.05  # reach from which an interval is of little use for a differential
+MAX_CALIBRATION_FACTOR = 50  # times the calibration's cells beyond which more of them are no advice
+MISFIT_DEVIATIONS = 4.0  # standard deviations below none, or above all, that no composition explains
+MIN_CALIBRATION_CELLS = 30  # calibration cells of a class
+REJECTION_P_VALUE = 0.001  # p value of more rejections than the calibration's
 
 
 @dataclass(frozen=True)
-class Needed:
+class CellsNeeded:
     """What would narrow every interval to ± 2 points.
 
     Args:
         cells: further accepted cells of the sample; None where no number would do.
         calibration: further calibration cells, in the present proportions, that it takes beside them: 0 where the
-            present ones do, None where even `HOPELESS` times as many would not.
+            present ones do, None where even `MAX_CALIBRATION_FACTOR` times as many would not.
     """
 
     cells: int | None
@@ -36,7 +36,7 @@ class Needed:
     @property
     def sentence(self) -> str:
         """In words."""
-        goal = f"±\u00a0{100 * GOAL:g} points"
+        goal = f"±\u00a0{100 * TARGET_HALF_WIDTH:g} points"
         if self.calibration is None:
             return (
                 f"Neither more cells of this sample nor any sensible number of calibration cells would narrow every "
@@ -83,7 +83,7 @@ class Sample:
     em: np.ndarray
     em_interval: np.ndarray | None
     warnings: tuple[str, ...]
-    cells_needed: Needed | None
+    cells_needed: CellsNeeded | None
 
     @property
     def accepted(self) -> int:
@@ -98,7 +98,7 @@ class Sample:
     @property
     def too_wide(self) -> np.ndarray:
         """(K,) whether a class's interval is too wide to be of much use."""
-        return self.adjusted_interval[:, 1] - self.adjusted_interval[:, 0] > 2 * TOO_WIDE
+        return self.adjusted_interval[:, 1] - self.adjusted_interval[:, 0] > 2 * MAX_HALF_WIDTH
 
     def to_json(self) -> dict[str, Any]:
         """What `differential.json` holds of it, in per cent; null where there is no figure."""
@@ -133,7 +133,7 @@ def count_sample(
     confusion: np.ndarray,
     classes: Sequence[str],
     *,
-    reference: Reference | None = None,
+    reference: ReferenceCells | None = None,
     training_prior: np.ndarray | None = None,
 ) -> Sample:
     """Count the cells of one sample.
@@ -188,7 +188,7 @@ def count_sample(
     return Sample(**{**vars(sample), "warnings": tuple(_warnings(sample, table))})
 
 
-def cells_needed(counts: np.ndarray, confusion: np.ndarray, goal: float = GOAL) -> Needed:
+def cells_needed(counts: np.ndarray, confusion: np.ndarray, goal: float = TARGET_HALF_WIDTH) -> CellsNeeded:
     """How many more cells would narrow every interval of the adjusted count to ± `goal`, about.
 
     Args:
@@ -201,44 +201,44 @@ def cells_needed(counts: np.ndarray, confusion: np.ndarray, goal: float = GOAL) 
         digits.
     """
     test = CountTest(counts, confusion)
-    parts = test.parts(test.start, np.arange(test.classes))
+    parts = test.variance(test.start, np.arange(test.classes))
     counting, calibration = parts.counting * test.cells, parts.calibration * np.sum(confusion)
-    allowed = (goal / ndtri(0.5 + LEVEL / 2)) ** 2
+    allowed = (goal / ndtri(0.5 + CONFIDENCE_LEVEL / 2)) ** 2
     left = allowed - parts.calibration
     if (left > 0).all():
-        return Needed(_rounded((counting / left).max() - test.cells), 0)
+        return CellsNeeded(_round_up((counting / left).max() - test.cells), 0)
     known = 2 * calibration.max() / allowed  # so that the confusion takes half of what is allowed
-    if known > HOPELESS * np.sum(confusion):
-        return Needed(None, None)
+    if known > MAX_CALIBRATION_FACTOR * np.sum(confusion):
+        return CellsNeeded(None, None)
     cells = (counting / (allowed - calibration / known)).max()
-    return Needed(_rounded(cells - test.cells), _rounded(known - np.sum(confusion)))
+    return CellsNeeded(_round_up(cells - test.cells), _round_up(known - np.sum(confusion)))
 
 
 def _warnings(sample: Sample, table: np.ndarray) -> list[str]:
     """What a reader has to know before believing the figures."""
     found = []
     for name, known in zip(sample.classes, table.sum(axis=1), strict=True):
-        if known < FEW_KNOWN:
+        if known < MIN_CALIBRATION_CELLS:
             found.append(
                 f"The calibration has only {known:.0f} cell(s) of class {name}; its confusion is hardly known. Its "
-                f"interval allows for that, but {FEW_KNOWN} or more are advisable."
+                f"interval allows for that, but {MIN_CALIBRATION_CELLS} or more are advisable."
             )
-    found += _too_many_rejected(sample, table)
+    found += _rejection_warnings(sample, table)
     if not sample.accepted:
         looked = "has no cells" if not sample.cells else f"has {sample.cells} cell(s), and all were rejected"
         return [*found, f"This sample {looked}: there is nothing to count."]
     unheard = (sample.counts > 0) & ~table[:, :-1].any(axis=0)
     if unheard.any():
         found.append(
-            f"{sample.counts[unheard].sum():.0f} cell(s) were called {_listed(sample.classes, unheard)}, which no "
+            f"{sample.counts[unheard].sum():.0f} cell(s) were called {_join_names(sample.classes, unheard)}, which no "
             "cell of the calibration was: nothing is known of such calls, and the percentages do without them."
         )
     test = CountTest(sample.counts, table)
     for k, name in enumerate(sample.classes):
         for bound, sign, words in ((0.0, -1, "more rarely"), (1.0, 1, "more often")):
-            parts = test.parts(np.array([bound]), np.array([k]))
+            parts = test.variance(np.array([bound]), np.array([k]))
             spread = np.sqrt(parts.counting + parts.calibration).clip(min=1e-9)
-            if sign * (parts.estimate - bound)[0] > MISFIT * spread[0]:
+            if sign * (parts.estimate - bound)[0] > MISFIT_DEVIATIONS * spread[0]:
                 found.append(
                     f"Cells were called {name} {words} than any composition explains. These cells look unlike the "
                     "calibration's (stain, focus, microscope, donor, unknown cells?), and the percentages cannot be "
@@ -252,12 +252,12 @@ def _warnings(sample: Sample, table: np.ndarray) -> list[str]:
         )
     if apart.any():
         found.append(
-            f"The two corrections disagree on {_listed(sample.classes, apart)} by more than chance explains: the "
+            f"The two corrections disagree on {_join_names(sample.classes, apart)} by more than chance explains: the "
             "probabilities are badly calibrated for these cells, or the cells look unlike the calibration's."
         )
     if sample.too_wide.any():
         assert sample.cells_needed is not None
-        which = _listed(sample.classes, sample.too_wide)
+        which = _join_names(sample.classes, sample.too_wide)
         many = sample.too_wide.sum() > 1
         found.append(
             f"The interval{'s' if many else ''} of {which} {'are' if many else 'is'} too wide to be of much use. "
@@ -266,7 +266,7 @@ def _warnings(sample: Sample, table: np.ndarray) -> list[str]:
     return found
 
 
-def _too_many_rejected(sample: Sample, table: np.ndarray) -> list[str]:
+def _rejection_warnings(sample: Sample, table: np.ndarray) -> list[str]:
     """Whether more cells were rejected than the class that is rejected most would explain."""
     from scipy.stats import fisher_exact
 
@@ -277,7 +277,7 @@ def _too_many_rejected(sample: Sample, table: np.ndarray) -> list[str]:
         return []
     known = np.array([table[most, -1], table[most, :-1].sum()])
     p = fisher_exact(np.rint([[out, sample.accepted], known]).astype(int), alternative="greater").pvalue
-    if p >= SURPRISE:
+    if p >= REJECTION_P_VALUE:
         return []
     return [
         f"{100 * sample.rejected_share:.0f} % of the cells were rejected, in the calibration at most "
@@ -286,7 +286,7 @@ def _too_many_rejected(sample: Sample, table: np.ndarray) -> list[str]:
     ]
 
 
-def _listed(names: Sequence[str], chosen: np.ndarray) -> str:
+def _join_names(names: Sequence[str], chosen: np.ndarray) -> str:
     listed = [name for name, here in zip(names, chosen, strict=True) if here]
     return " and ".join(filter(None, [", ".join(listed[:-1]), listed[-1]]))
 
@@ -295,7 +295,7 @@ def _percent(share: float) -> float | None:
     return None if np.isnan(share) else round(100 * float(share), 3)
 
 
-def _rounded(number: float) -> int:
+def _round_up(number: float) -> int:
     """Two digits, upwards: more would promise a precision that is not there."""
     if number <= 0:
         return 0

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.bundle.model import Model
-from urnet.calibration.temperature import probabilities as softmax
+from urnet.calibration.temperature import softmax
 from urnet.cells.audit import audit_cells, tally
 from urnet.cells.copies import copy_key
 from urnet.cells.kept_crops import known_crops

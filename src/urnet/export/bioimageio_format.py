@@ -8,7 +8,7 @@ import numpy as np
 
 from urnet.errors import RunError
 from urnet.export.graph import INPUT, OUTPUTS
-from urnet.export.model_card import DOI, PAPER, RESEARCH, model_card
+from urnet.export.model_card import DOI, PAPER, RESEARCH_USE, model_card
 
 if TYPE_CHECKING:
     from urnet.bundle.model import Model
@@ -118,7 +118,9 @@ def _describe(model: "Model", onnx: bytes, tensors: list[np.ndarray]) -> Any:
     ]
     return spec.ModelDescr(
         name=_name(config.name),
-        description=f"Enhances and classifies crops of single cells ({', '.join(config.classes)}). {RESEARCH}"[:512],
+        description=f"Enhances and classifies crops of single cells ({', '.join(config.classes)}). {RESEARCH_USE}"[
+            :512
+        ],
         cite=[spec.CiteEntry(text=PAPER, doi=spec.Doi(DOI))],
         tags=["white-blood-cells", "classification", "image-enhancement", "label-free", "2d", "onnx"],
         documentation=FileDescr(source=Path(CARD)),

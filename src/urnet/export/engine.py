@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from urnet.errors import RunError
-from urnet.export.engine_graph import KeptGraph
+from urnet.export.engine_graph import CachedGraph
 from urnet.export.onnx_format import open_onnx
 from urnet.export.openvino_format import open_openvino
-from urnet.export.parity import Run, check, check_graph
-from urnet.optional_packages import installed, need
+from urnet.export.parity import GraphFunction, check_graph, check_parity
+from urnet.optional_packages import is_installed, require_packages
 
 if TYPE_CHECKING:
     from urnet.bundle.model import Model
@@ -31,20 +31,20 @@ logger = logging.getLogger(__name__)
 ENGINES = ("auto", "torch", "onnx", "openvino")
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
-FASTEST = ("onnx", "openvino")
+GRAPH_ENGINES = ("onnx", "openvino")
 """As measured by `benchmarks/inference.py`: alike on the paper-size network, and the first is ahead on small ones."""
 
-EXPORTERS = ("onnx", "onnxscript")
+EXPORT_PACKAGES = ("onnx", "onnxscript")
 
-SAMPLE = 4
+MAX_SAMPLE = 4
 """Images on which float16 is compared with float32; a graph is compared on the first of them and on fixed images."""
 
-WORTH_A_GRAPH = 4_000_000
+MIN_PIXELS_FOR_GRAPH = 4_000_000
 """Pixels, over all images, from which on a graph is exported for them; for fewer, that takes longer than it saves."""
 
-CPU_BATCH = 16
-GRAPH_SIZES = (4, 8, 16, 32, 64)
-CPU_PIXELS, GPU_PIXELS = 2**19, 2**22
+MAX_CPU_BATCH = 16
+GRAPH_BATCH_SIZES = (4, 8, 16, 32, 64)
+MAX_CPU_PIXELS, MAX_GPU_PIXELS = 2**19, 2**22
 """Pixels of the largest batches: beyond, the memory that they take grows, and on a CPU the speed does not."""
 
 
@@ -63,7 +63,7 @@ class Engine(Protocol):
         """Classify and enhance.
 
         Args:
-            counts: (B, C, S, S) raw counts at the network's size, from `Model.fit`.
+            counts: (B, C, S, S) raw counts at the network's size, from `Model.resize_crop`.
 
         Returns:
             Probabilities (B, K), enhanced images (B, C, S, S) in about [0, 1], and features (B, F).
@@ -88,7 +88,11 @@ class TorchEngine:
         self.name = "torch-float16" if half else "torch"
         self.device, self.half = model.device, half
         self.graph = Graph(model).to(memory_format=torch.channels_last)
-        most = min(CPU_BATCH, _most(model, CPU_PIXELS)) if self.device.type == "cpu" else _most(model, GPU_PIXELS)
+        most = (
+            min(MAX_CPU_BATCH, _max_batch(model, MAX_CPU_PIXELS))
+            if self.device.type == "cpu"
+            else _max_batch(model, MAX_GPU_PIXELS)
+        )
         self.fill = images is not None
         self.size = -(-images // -(-images // most)) if images else most  # as even as can be
 
@@ -111,7 +115,7 @@ class TorchEngine:
             try:
                 parts.append(self._run_batch(chunk))
             except torch.OutOfMemoryError:
-                self._halve()
+                self._halve_batch()
                 continue
             start += len(chunk)
         probabilities, enhanced, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -127,7 +131,7 @@ class TorchEngine:
         with torch.inference_mode(), torch.autocast(self.device.type, torch.float16, enabled=self.half):
             return tuple(out[: len(counts)].float().cpu().numpy() for out in self.graph(images))
 
-    def _halve(self) -> None:
+    def _halve_batch(self) -> None:
         import torch
 
         if self.size == 1:
@@ -148,7 +152,7 @@ class GraphEngine:
     """A graph that left PyTorch, on the CPU."""
 
     name: str
-    run: Run
+    run: GraphFunction
     sizes: tuple[int, ...]
 
 
@@ -161,7 +165,7 @@ def check_engine(name: str) -> None:
     if name not in ENGINES:
         raise RunError(f"engine {name!r} is unknown; choose one of: {', '.join(ENGINES)}")
     if name in PACKAGES:
-        need((PACKAGES[name],), f"engine {name}")
+        require_packages((PACKAGES[name],), f"engine {name}")
 
 
 def choose_engine(
@@ -185,20 +189,20 @@ def choose_engine(
     check_engine(name)
     if name == "torch":
         return TorchEngine(model, images)
-    sample = sample[:SAMPLE] if sample is not None and len(sample) else None
+    sample = sample[:MAX_SAMPLE] if sample is not None and len(sample) else None
     if name != "auto":
-        return _graph_engine(model, name, KeptGraph(model), sample)
+        return _graph_engine(model, name, CachedGraph(model), sample)
     if model.device.type == "cuda":
         half = TorchEngine(model, images, half=True)
         try:
-            check(model, half.run, _noise(model) if sample is None else sample)
+            check_parity(model, half.run, _noise(model) if sample is None else sample)
             return half
         except RunError as error:
             logger.info("float16 is not used: %s", error)
             return TorchEngine(model, images)
-    graph = KeptGraph(model)
+    graph = CachedGraph(model)
     if _is_worthwhile(model, graph, images):
-        for candidate in filter(lambda one: installed(PACKAGES[one]), FASTEST):
+        for candidate in filter(lambda one: is_installed(PACKAGES[one]), GRAPH_ENGINES):
             try:
                 return _graph_engine(model, candidate, graph, sample)
             except RunError as error:
@@ -206,7 +210,7 @@ def choose_engine(
     return TorchEngine(model, images)
 
 
-class BatchSize:
+class BatchSizeTuner:
     """Finds the fastest size of a batch, on images that are to be classified anyhow.
 
     Each size has its turn, beginning with the smallest, until one is less than a twentieth faster than the best before.
@@ -216,29 +220,33 @@ class BatchSize:
     """
 
     def __init__(self, sizes: tuple[int, ...]):
-        self.waiting = [sizes[0], *sizes]  # the first batch of all is slow, and only warms up
+        self.untested = [sizes[0], *sizes]  # the first batch of all is slow, and only warms up
         self.fastest, self.rate = sizes[0], 0.0
 
     @property
-    def now(self) -> int:
+    def current(self) -> int:
         """The size of the next batch."""
-        return self.waiting[0] if self.waiting else self.fastest
+        return self.untested[0] if self.untested else self.fastest
 
-    def took(self, images: int, seconds: float) -> None:
+    def record(self, images: int, seconds: float) -> None:
         """Say how long a batch took; one that was not full counts for nothing."""
-        if not self.waiting or images < self.waiting[0]:
+        if not self.untested or images < self.untested[0]:
             return
-        warming_up, size, rate = len(self.waiting) > 1 and self.waiting[0] == self.waiting[1], self.waiting.pop(0), 0.0
+        warming_up, size, rate = (
+            len(self.untested) > 1 and self.untested[0] == self.untested[1],
+            self.untested.pop(0),
+            0.0,
+        )
         if warming_up:
             return
         rate = images / max(seconds, 1e-9)
         if rate < 1.05 * self.rate:
-            self.waiting.clear()
+            self.untested.clear()
         if rate > self.rate:
             self.fastest, self.rate = size, rate
 
 
-def _most(model: "Model", pixels: int) -> int:
+def _max_batch(model: "Model", pixels: int) -> int:
     """Images of a batch with so many pixels, a power of two up to 256."""
     fitting = max(1, min(256, pixels // model.config.size**2))
     return 2 ** (fitting.bit_length() - 1)
@@ -248,32 +256,32 @@ def _noise(model: "Model") -> np.ndarray:
     """Some counts of the scale's own range, (N, C, S, S)."""
     config = model.config
     low, high = config.scaling.low, config.scaling.high
-    shape = (SAMPLE, config.channels, config.size, config.size)
+    shape = (MAX_SAMPLE, config.channels, config.size, config.size)
     return np.random.default_rng(0).uniform(low, high, shape).astype(np.float32)
 
 
-def _is_worthwhile(model: "Model", graph: KeptGraph, images: int | None) -> bool:
+def _is_worthwhile(model: "Model", graph: CachedGraph, images: int | None) -> bool:
     """Whether a graph is there, or can be made and saves more time than that takes."""
-    exportable = all(map(installed, EXPORTERS)) and getattr(model.joint.enhancer, "exportable", True)
-    return graph.is_there or (exportable and (images is None or images * model.config.size**2 >= WORTH_A_GRAPH))
+    exportable = all(map(is_installed, EXPORT_PACKAGES)) and getattr(model.joint.enhancer, "exportable", True)
+    return graph.is_valid or (exportable and (images is None or images * model.config.size**2 >= MIN_PIXELS_FOR_GRAPH))
 
 
-def _graph_engine(model: "Model", name: str, graph: KeptGraph, sample: np.ndarray | None) -> GraphEngine:
+def _graph_engine(model: "Model", name: str, graph: CachedGraph, sample: np.ndarray | None) -> GraphEngine:
     """An engine that runs the graph, once it is known to say what PyTorch says."""
     import torch
 
     if model.device.type != "cpu":  # convolutions on a GPU round to fewer bits, and no graph says the same
         model.device = torch.device("cpu")
         model.joint.to(model.device)
-    if graph.is_there:
+    if graph.is_valid:
         try:
-            return _opened(model, name, graph.path, sample)
+            return _open_graph(model, name, graph.path, sample)
         except RunError as error:
             logger.warning("%s: is made anew, since it cannot be used (%s)", graph.path, error)
-    return _opened(model, name, graph.make(), sample)
+    return _open_graph(model, name, graph.export(), sample)
 
 
-def _opened(model: "Model", name: str, source: "Path | bytes", sample: np.ndarray | None) -> GraphEngine:
+def _open_graph(model: "Model", name: str, source: "Path | bytes", sample: np.ndarray | None) -> GraphEngine:
     import torch
 
     opened = {"onnx": open_onnx, "openvino": open_openvino}[name](source, torch.get_num_threads())
@@ -281,5 +289,5 @@ def _opened(model: "Model", name: str, source: "Path | bytes", sample: np.ndarra
         check_graph(model, opened, None if sample is None else sample[:1])
     except RunError as error:
         raise RunError(f"engine {name}: {error}; use --engine torch", code=error.code) from None
-    most = _most(model, CPU_PIXELS)
-    return GraphEngine(name, opened, tuple(size for size in GRAPH_SIZES if size <= most) or (most,))
+    most = _max_batch(model, MAX_CPU_PIXELS)
+    return GraphEngine(name, opened, tuple(size for size in GRAPH_BATCH_SIZES if size <= most) or (most,))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class KeptGraph:
+class CachedGraph:
     """A model's graph in ONNX, in its bundle's folder; in memory where the model has none, or nothing can be written.
 
     Args:
@@ -38,7 +38,7 @@ class KeptGraph:
             self.path = model.folder / f"engine-{digest}.onnx"
 
     @property
-    def is_there(self) -> bool:
+    def is_valid(self) -> bool:
         """Whether this user's program exported it for this model, and its content is unchanged."""
         if self.path is None or self.path.is_symlink():
             return False
@@ -46,7 +46,7 @@ class KeptGraph:
             return _record_of(self.path.read_bytes()).read_text(encoding="ascii") == self.path.stem
         return False
 
-    def make(self) -> Path | bytes:
+    def export(self) -> Path | bytes:
         """Export the model; the file, or its content where it cannot be kept. Graphs of older weights go.
 
         Raises:

@@ -9,11 +9,11 @@ import numpy as np
 
 from urnet.errors import RunError, UrnetError
 from urnet.export import bioimageio_format, hub_format, onnx_format, openvino_format
-from urnet.export.parity import Parity, Run, check
+from urnet.export.parity import GraphFunction, Parity, check_parity
 from urnet.export.torch_format import open_torch, to_torch
 from urnet.files.atomic import atomic_folder, new_file
 from urnet.files.outputs import refuse_existing
-from urnet.optional_packages import need
+from urnet.optional_packages import require_packages
 from urnet.progress import Progress
 from urnet.run_folder import Run as RunFolder
 from urnet.run_folder import find_run
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from urnet.bundle.model import Model
     from urnet.cells.table import Cells
 
-CELLS = 64
+MAX_CELLS = 64
 """As many cells are compared, where there are as many."""
 
 
@@ -73,7 +73,7 @@ class Format:
     """
 
     write: Callable[[Source], bytes] | Callable[[Source, Path], list[str]]
-    read: Callable[[Path], Run]
+    read: Callable[[Path], GraphFunction]
     file: bool = False
     packages: tuple[str, ...] = onnx_format.PACKAGES
     opset: bool = True
@@ -91,7 +91,7 @@ def _write_bioimageio(source: Source, folder: Path) -> list[str]:
 
 def _write_hub(source: Source, folder: Path) -> list[str]:
     notes = hub_format.write(source.model, source.run, onnx_format.to_onnx(source.model, source.opset), folder)
-    check(source.model, hub_format.open_bundle(folder), source.counts)
+    check_parity(source.model, hub_format.open_bundle(folder), source.counts)
     return notes
 
 
@@ -150,24 +150,24 @@ def export_run(
     if opset is not None and not chosen.opset:
         raise RunError(f"an opset was given, and format {format} has none; leave it out")
     onnx_format.check_opset(opset)
-    need(chosen.packages, f"format {format}")
+    require_packages(chosen.packages, f"format {format}")
     refuse_existing(out, file=chosen.file)
     model = _on_cpu(Model.load(run, expect=expect))
     counts, origin = _read(run, model, cells, progress)
     source = Source(model, find_run(run), counts, origin, opset)
-    _tell(progress, "write", 0.0)
+    _report_progress(progress, "write", 0.0)
     if chosen.file:
         with new_file(out) as file:
             file.write(chosen.write(source))
             file.flush()
-            _tell(progress, "check", 0.0)
-            parity, notes = check(model, chosen.read(Path(file.name)), counts), []
+            _report_progress(progress, "check", 0.0)
+            parity, notes = check_parity(model, chosen.read(Path(file.name)), counts), []
     else:
         with atomic_folder(out) as staging:
             notes = chosen.write(source, staging)
-            _tell(progress, "check", 0.0)
-            parity = check(model, chosen.read(staging), counts)
-    _tell(progress, "check", 1.0)
+            _report_progress(progress, "check", 0.0)
+            parity = check_parity(model, chosen.read(staging), counts)
+    _report_progress(progress, "check", 1.0)
     return Exported(out, parity, [f"checked on {len(counts)} cells of {origin}", *notes])
 
 
@@ -189,7 +189,7 @@ def _read(run: Path, model: "Model", path: Path | None, progress: Progress | Non
     else:
         cells, part = _own_cells(run)
         origin = f"the run's {part} part"
-    chosen = _spread(cells)
+    chosen = _choose_cells(cells)
     step = None if progress is None else lambda done: progress("read cells", done / len(chosen))
     return model.read(chosen, step), origin
 
@@ -207,15 +207,15 @@ def _own_cells(run: Path) -> tuple["Cells", str]:
     raise RunError(f"{run}: no cells in its test and validation parts; name cells to check the export on with --cells")
 
 
-def _spread(cells: "Cells") -> "Cells":
+def _choose_cells(cells: "Cells") -> "Cells":
     """Up to 64 cells, over all classes where labels are known."""
     order = cells.table["label"].argsort(kind="stable") if "label" in cells.table else np.arange(len(cells))
-    wanted = np.linspace(0, len(cells) - 1, min(CELLS, len(cells))).round().astype(int)
+    wanted = np.linspace(0, len(cells) - 1, min(MAX_CELLS, len(cells))).round().astype(int)
     kept = np.zeros(len(cells), bool)
     kept[np.asarray(order)[wanted]] = True
     return cells.where(kept)
 
 
-def _tell(progress: Progress | None, what: str, share: float) -> None:
+def _report_progress(progress: Progress | None, what: str, share: float) -> None:
     if progress is not None:
         progress(what, share)

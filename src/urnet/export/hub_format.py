@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from urnet.export.model_card import metrics_of, model_card
-from urnet.export.parity import Run
+from urnet.export.model_card import model_card, read_test_metrics
+from urnet.export.parity import GraphFunction
 
 if TYPE_CHECKING:
     from urnet.bundle.model import Model
-    from urnet.run_folder import Run as RunFolder
 
 GRAPH, CARD = "model.onnx", "README.md"
 
@@ -49,7 +48,7 @@ def write(model: "Model", run: "RunFolder | None", onnx: bytes, folder: Path) ->
         copy_bundle(model, folder)
     (folder / GRAPH).write_bytes(onnx)
     usage = _USAGE.format(channels=config.channels, size=config.size, classes=len(config.classes))
-    metrics = metrics_of(model, run)
+    metrics = read_test_metrics(model, run)
     card = f"---\n{_metadata(model, metrics)}\n---\n\n{model_card(model, run, usage)}"
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
     notes = ["the card names no licence: add one to README.md before you publish it"]
@@ -58,7 +57,7 @@ def write(model: "Model", run: "RunFolder | None", onnx: bytes, folder: Path) ->
     return notes
 
 
-def open_bundle(folder: Path) -> Run:
+def open_bundle(folder: Path) -> GraphFunction:
     """Read the bundle back as a user will, to be run on the CPU."""
     import torch
 

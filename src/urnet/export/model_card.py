@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PAPER = "Zheng et al., UR-Net, Sensors 2023, 23, 7605"
 DOI = "10.3390/s23177605"
-RESEARCH = "For research use only: not a medical device, not for diagnosis."
+RESEARCH_USE = "For research use only: not a medical device, not for diagnosis."
 OPTIMISTIC = (
     "Protocol `paper` is **optimistic**: the epoch was chosen on the test part, which was augmented and balanced too."
 )
@@ -36,19 +36,19 @@ def model_card(model: "Model", run: "Run | None", usage: str) -> str:
     """
     parts = [
         f"# {escape(model.config.name)}",
-        f"**{RESEARCH}**",
+        f"**{RESEARCH_USE}**",
         _about(model),
         "## Use\n\n" + usage,
         "## Data\n\n" + _data(run),
         "## Protocol\n\n" + _protocol(model),
-        "## Validation\n\n" + _validation(model, metrics_of(model, run)),
+        "## Validation\n\n" + _validation(model, read_test_metrics(model, run)),
         "## Limits\n\n" + _limits(model),
         f"Written by urnet {__version__} from the run. Cite the method as: {PAPER}, https://doi.org/{DOI}.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def metrics_of(model: "Model", run: "Run | None") -> dict[str, Any] | None:
+def read_test_metrics(model: "Model", run: "Run | None") -> dict[str, Any] | None:
     """The figures of a run's own test part; none where it was not evaluated with these weights."""
     path = None if run is None else run.folder / "evaluation" / "test" / "metrics.json"
     if path is None or not path.is_file():

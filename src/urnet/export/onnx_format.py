@@ -13,7 +13,7 @@ import numpy as np
 
 from urnet.cpus import usable_cpus
 from urnet.errors import RunError
-from urnet.export.parity import Run
+from urnet.export.parity import GraphFunction
 from urnet.version import __version__
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ OPSETS = range(18, 24)
 """Versions of ONNX's operators that torch writes; older ones would need a conversion, which fails."""
 OPSET = 20
 """Written unless another is asked for."""
-_MOST_BYTES = 2**31 - 2**24
+_MAX_WEIGHT_BYTES = 2**31 - 2**24
 """Of weights: one protobuf file holds 2 GiB, the graph included."""
 
 
@@ -60,18 +60,18 @@ def to_onnx(model: "Model", opset: int | None = None, program: "ExportedProgram 
             are not installed.
     """
     from urnet.export.graph import INPUT, OUTPUTS, capture
-    from urnet.optional_packages import need
+    from urnet.optional_packages import require_packages
 
-    need(PACKAGES, "a graph in ONNX")
+    require_packages(PACKAGES, "a graph in ONNX")
     version = check_opset(opset)
     size = sum(tensor.nbytes for tensor in model.joint.state_dict().values())
-    if size > _MOST_BYTES:
+    if size > _MAX_WEIGHT_BYTES:
         raise RunError(f"the weights take {size / 2**30:.1f} GiB, and one ONNX file holds 2; use format torch")
     import torch
     from onnx.helper import set_model_props
 
     program = capture(model) if program is None else program
-    with _quietly():
+    with _silence_exporter():
         try:
             written = torch.onnx.export(
                 program,
@@ -87,11 +87,11 @@ def to_onnx(model: "Model", opset: int | None = None, program: "ExportedProgram 
     proto = written.model_proto
     _anonymise(proto)
     _name_batch(proto)
-    set_model_props(proto, properties(model))
+    set_model_props(proto, graph_properties(model))
     return proto.SerializeToString()
 
 
-def open_onnx(source: Path | bytes, threads: int | None = None) -> Run:
+def open_onnx(source: Path | bytes, threads: int | None = None) -> GraphFunction:
     """Read a graph that `to_onnx` made, to be run on the CPU.
 
     Args:
@@ -102,9 +102,9 @@ def open_onnx(source: Path | bytes, threads: int | None = None) -> Run:
         RunError: the file is damaged, is no graph of this package, or ONNX Runtime is not installed.
     """
     from urnet.export.graph import INPUT, OUTPUTS
-    from urnet.optional_packages import need
+    from urnet.optional_packages import require_packages
 
-    need(("onnx", "onnxruntime"), "running ONNX")
+    require_packages(("onnx", "onnxruntime"), "running ONNX")
     import onnxruntime
 
     content = read_graph(source)
@@ -176,7 +176,7 @@ def _tensors(part: Any) -> "Iterator[TensorProto]":
                 waiting += [value] if hasattr(value, "ListFields") else list(value)
 
 
-def properties(model: "Model") -> dict[str, str]:
+def graph_properties(model: "Model") -> dict[str, str]:
     """What a graph says of itself, so that it can be used without its run."""
     config = model.config
     return {
@@ -191,7 +191,7 @@ def properties(model: "Model") -> dict[str, str]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _silence_exporter() -> Iterator[None]:
     """What the exporter remarks on its own steps is not for the user; what fails raises."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -7,7 +7,7 @@ import numpy as np
 from urnet.cpus import usable_cpus
 from urnet.errors import RunError
 from urnet.export.onnx_format import read_graph
-from urnet.export.parity import Run
+from urnet.export.parity import GraphFunction
 
 PACKAGES = ("openvino",)
 NAME = "model.xml"
@@ -23,9 +23,9 @@ def to_openvino(onnx: bytes, folder: Path) -> None:
     Raises:
         RunError: OpenVINO is not installed, or cannot read the graph.
     """
-    from urnet.optional_packages import need
+    from urnet.optional_packages import require_packages
 
-    need((*PACKAGES, "onnx"), "format openvino")
+    require_packages((*PACKAGES, "onnx"), "format openvino")
     import openvino
     from onnx import load_from_string
 
@@ -39,7 +39,7 @@ def to_openvino(onnx: bytes, folder: Path) -> None:
     openvino.save_model(network, folder / NAME, compress_to_fp16=False)
 
 
-def open_openvino(source: Path | bytes, threads: int | None = None) -> Run:
+def open_openvino(source: Path | bytes, threads: int | None = None) -> GraphFunction:
     """Read a graph, to be run on the CPU in float32 whatever the processor would do faster.
 
     Args:
@@ -49,13 +49,13 @@ def open_openvino(source: Path | bytes, threads: int | None = None) -> Run:
     Raises:
         RunError: OpenVINO is not installed, or the files are damaged.
     """
-    from urnet.optional_packages import need
+    from urnet.optional_packages import require_packages
 
-    need(PACKAGES, "running OpenVINO")
+    require_packages(PACKAGES, "running OpenVINO")
     import openvino
 
     if isinstance(source, bytes) or source.suffix == ".onnx":
-        need(("onnx",), "running ONNX")
+        require_packages(("onnx",), "running ONNX")
         content: Path | bytes = read_graph(source)
     else:
         content = source

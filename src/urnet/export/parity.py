@@ -11,7 +11,7 @@ from urnet.errors import RunError
 if TYPE_CHECKING:
     from urnet.bundle.model import Model, Outputs
 
-LIMIT = 1e-4
+PROBABILITY_LIMIT = 1e-4
 """Largest difference of a probability."""
 ENHANCED_LIMIT = 1e-3
 """Largest root mean square difference of an enhanced image, of its range of 1: a quarter of a grey level in 256."""
@@ -19,18 +19,18 @@ ENHANCED_LIMIT = 1e-3
 FEATURES_LIMIT = 1e-3
 """Largest difference of a feature, of the largest feature of its cell."""
 
-BATCH = 16
+BATCH_SIZE = 16
 
-SAME_OUTPUTS, SAME_LOGARITHMS, SAME_FEATURES = 1e-5, 1e-4, 1e-4
+OUTPUT_TOLERANCE, LOGARITHM_TOLERANCE, FEATURE_TOLERANCE = 1e-5, 1e-4, 1e-4
 """Largest relative differences of a graph from its network that are rounding, at the start of an engine.
 
 Measured over 15 enhancers and eight classifiers: at most 2e-7 for outputs, 5e-7 for logarithms, 6e-6 for features.
 """
 
-_LEAST = 1e-30
+_MIN_PROBABILITY = 1e-30
 """Probabilities below this are not compared by their logarithm: float32 ends soon after."""
 
-Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+GraphFunction = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Raw counts (B, C, S, S) float32 → probabilities (B, K), enhanced images (B, C, S, S) and features (B, F)."""
 
 
@@ -59,20 +59,20 @@ class Parity:
         )
 
     @property
-    def held(self) -> bool:
+    def within_limits(self) -> bool:
         """Whether all differences are within the limits; one that is no number is not."""
-        limits = (LIMIT, ENHANCED_LIMIT, FEATURES_LIMIT)
+        limits = (PROBABILITY_LIMIT, ENHANCED_LIMIT, FEATURES_LIMIT)
         figures = (self.difference, self.enhanced, self.features)
         return all(figure <= limit for figure, limit in zip(figures, limits, strict=True)) and not self.changed
 
 
-def compare(model: "Model", run: Run, counts: np.ndarray) -> Parity:
+def compare_outputs(model: "Model", run: GraphFunction, counts: np.ndarray) -> Parity:
     """Run crops through a model and a graph, the first by itself and the rest in batches.
 
     Args:
         model: the reference.
         run: the graph.
-        counts: (N, C, S, S) raw counts, from `Model.fit` or `Model.read`.
+        counts: (N, C, S, S) raw counts, from `Model.resize_crop` or `Model.read`.
 
     Raises:
         RunError: the graph gives arrays of other shapes, or there are no crops.
@@ -81,7 +81,7 @@ def compare(model: "Model", run: Run, counts: np.ndarray) -> Parity:
         raise RunError("no cells to compare the export with the model on; give at least one")
     difference = enhanced = relative = 0.0
     changed = 0
-    for start, stop in [(0, 1), *((n, min(n + BATCH, len(counts))) for n in range(1, len(counts), BATCH))]:
+    for start, stop in [(0, 1), *((n, min(n + BATCH_SIZE, len(counts))) for n in range(1, len(counts), BATCH_SIZE))]:
         images = counts[start:stop]
         expected = next(model.outputs(model.config.scaling.apply(images), len(images)))
         found = run(images.astype(np.float32))
@@ -100,18 +100,18 @@ def compare(model: "Model", run: Run, counts: np.ndarray) -> Parity:
     return Parity(len(counts), difference, changed, enhanced, relative)
 
 
-def check(model: "Model", run: Run, counts: np.ndarray) -> Parity:
-    """As `compare`, but a graph that is not its model's is refused.
+def check_parity(model: "Model", run: GraphFunction, counts: np.ndarray) -> Parity:
+    """As `compare_outputs`, but a graph that is not its model's is refused.
 
     Raises:
         RunError: a probability differs by more than 1e-4, an enhanced image by more than 1e-3 (root mean square), a
             feature by more than 1e-3 (relative), or a decision changes; the message gives the figures.
     """
-    parity = compare(model, run, counts)
-    if not parity.held:
+    parity = compare_outputs(model, run, counts)
+    if not parity.within_limits:
         raise RunError(
-            f"the graph does not say what the model says: {parity} (allowed: {LIMIT:g}, {ENHANCED_LIMIT:g}, "
-            f"{FEATURES_LIMIT:g} and 0)"
+            f"the graph does not say what the model says: {parity} (allowed: {PROBABILITY_LIMIT:g}, "
+            f"{ENHANCED_LIMIT:g}, {FEATURES_LIMIT:g} and 0)"
         )
     return parity
 
@@ -148,16 +148,17 @@ class Agreement:
 
     def __str__(self) -> str:
         return (
-            f"on {self.images} images, probabilities differ by {self.probabilities:.1e} (allowed {SAME_OUTPUTS:g}), "
-            f"their logarithms by {self.logarithms:.1e} ({SAME_LOGARITHMS:g}), enhanced images by {self.enhanced:.1e} "
-            f"({SAME_OUTPUTS:g}) and features by {self.features:.1e} ({SAME_FEATURES:g})"
+            f"on {self.images} images, probabilities differ by {self.probabilities:.1e} "
+            f"(allowed {OUTPUT_TOLERANCE:g}), their logarithms by {self.logarithms:.1e} ({LOGARITHM_TOLERANCE:g}), "
+            f"enhanced images by {self.enhanced:.1e} ({OUTPUT_TOLERANCE:g}) and features by {self.features:.1e} "
+            f"({FEATURE_TOLERANCE:g})"
         )
 
     @property
-    def holds(self) -> bool:
+    def within_limits(self) -> bool:
         """Whether all differences are within the limits; one that is not a number is not."""
         figures = (self.probabilities, self.logarithms, self.enhanced, self.features)
-        limits = (SAME_OUTPUTS, SAME_LOGARITHMS, SAME_OUTPUTS, SAME_FEATURES)
+        limits = (OUTPUT_TOLERANCE, LOGARITHM_TOLERANCE, OUTPUT_TOLERANCE, FEATURE_TOLERANCE)
         return all(figure <= limit for figure, limit in zip(figures, limits, strict=True))
 
 
@@ -185,7 +186,7 @@ def fixed_counts(model: "Model") -> np.ndarray:
     return (low + shares * (high - low)).astype(np.float32)
 
 
-def check_graph(model: "Model", run: Run, sample: np.ndarray | None = None) -> Agreement:
+def check_graph(model: "Model", run: GraphFunction, sample: np.ndarray | None = None) -> Agreement:
     """Compare a float32 graph with the network that it was made of, on fixed inputs.
 
     Args:
@@ -203,7 +204,7 @@ def check_graph(model: "Model", run: Run, sample: np.ndarray | None = None) -> A
     found = run(counts)
     _check_shapes(expected, found)
     probabilities, enhanced, features = (array.astype(np.float64) for array in found)
-    known = (expected.probabilities > _LEAST) & (probabilities > _LEAST)
+    known = (expected.probabilities > _MIN_PROBABILITY) & (probabilities > _MIN_PROBABILITY)
     with np.errstate(all="ignore"):
         logarithms = np.where(known, np.log(expected.probabilities), 0.0)
         change = np.where(known, np.log(probabilities) - logarithms, 0.0)
@@ -222,6 +223,6 @@ def check_graph(model: "Model", run: Run, sample: np.ndarray | None = None) -> A
         / max(1.0, _largest(np.abs(expected.enhanced))),
         max(map(_largest, relative)),
     )
-    if not agreement.holds:
+    if not agreement.within_limits:
         raise RunError(f"the graph does not compute what the network does: {agreement}", code="model.graph_differs")
     return agreement

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from urnet.export.onnx_format import properties
-from urnet.export.parity import Run
+from urnet.export.onnx_format import graph_properties
+from urnet.export.parity import GraphFunction
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -36,12 +36,12 @@ def to_torch(model: "Model", program: "ExportedProgram | None" = None) -> bytes:
     program = capture(model) if program is None else program
     program.example_inputs = None  # the one thing that would be pickled
     buffer = io.BytesIO()
-    about = json.dumps(properties(model), ensure_ascii=False)
+    about = json.dumps(graph_properties(model), ensure_ascii=False)
     torch.export.save(program, buffer, extra_files={ABOUT: about})
     return buffer.getvalue()
 
 
-def open_torch(path: Path) -> Run:
+def open_torch(path: Path) -> GraphFunction:
     """Read a graph that `to_torch` made."""
     import torch
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from urnet.bundle.model import Model
 from urnet.calibration.conformal import split_set
-from urnet.counting.report import page as report_page
+from urnet.counting.report import render_page
 from urnet.counting.sample import Sample
 from urnet.errors import CellsError, ImageError, RecipeError, UrnetError
 from urnet.files.csv_tables import format_csv
@@ -205,7 +205,7 @@ class ClassificationJob:
 
     def to_csv(self) -> str:
         """The answers as `urnet predict` writes them; of cells of fields also where they lie."""
-        columns = ["path", "predicted", *self.bench.model.columns, "engine", "error"]
+        columns = ["path", "predicted", *self.bench.model.prediction_columns, "engine", "error"]
         columns += ["field", "x", "y"] if self.cut.fields else []
         rows = []
         for one in self.seen:
@@ -233,7 +233,7 @@ class ClassificationJob:
             "notes": self.notes,
             "version": __version__,
         }
-        return report_page(sample, about)
+        return render_page(sample, about)
 
     @property
     def can_keep(self) -> bool:

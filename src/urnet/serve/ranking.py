@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from urnet.errors import StoreError
-from urnet.prefetch import read_cells
+from urnet.prefetch import decode_cells
 from urnet.serve.active_learning import informative_order, projected, uncertainty
 from urnet.serve.database.prefetch import Waiting, upcoming
 from urnet.serve.services import Bench
@@ -95,7 +95,7 @@ class Ranking:
         for start in range(0, len(paths), PART):
             part = paths[start : start + PART]
             rows = [self.waiting.rows[path] for path in part]
-            read = await asyncio.to_thread(read_cells, self.bench.model, self.waiting.cells, rows)
+            read = await asyncio.to_thread(decode_cells, self.bench.model, self.waiting.cells, rows)
             good = [(path, one.crop) for path, one in zip(part, read, strict=True) if one.crop is not None]
             if good:
                 told, _, seen = await self.bench.network.run(np.stack([crop for _, crop in good]))

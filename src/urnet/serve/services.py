@@ -45,7 +45,7 @@ class Answer:
 
     Attributes:
         path: its address, with the client's name of the file: `stack.tif#p001`.
-        row: `predicted` and `Model.columns`, as `urnet predict` writes them; empty where there is an error.
+        row: `predicted` and `Model.prediction_columns`, as `urnet predict` writes them; empty where there is an error.
         error: why the image could not be used.
         key: what it shares with its copies, where that was asked for.
     """
@@ -379,7 +379,7 @@ class Bench:
             seen = pd.DataFrame([cell.seen for cell in good])
 
             def tell() -> list[dict[str, Any]]:
-                told = self.model.rows(probabilities, features, crops, seen, COVERAGE)
+                told = self.model.prediction_rows(probabilities, features, crops, seen, COVERAGE)
                 return [{name: _as_written(value) for name, value in row.items()} for row in told]
 
             rows = iter(await asyncio.to_thread(tell))

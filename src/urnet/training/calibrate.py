@@ -11,10 +11,10 @@ import numpy as np
 
 from urnet.bundle.model import Model, seal_bundle
 from urnet.calibration.calibration import Calibration
-from urnet.calibration.conformal import class_scores
-from urnet.calibration.confusion import Reference
+from urnet.calibration.conformal import conformal_scores
+from urnet.calibration.confusion import ReferenceCells
 from urnet.calibration.rejection import FALSE_REJECTION, fit_rejection
-from urnet.calibration.temperature import fit_temperature, probabilities
+from urnet.calibration.temperature import fit_temperature, softmax
 from urnet.cells.table import Cells
 from urnet.errors import CellsError, RunError
 from urnet.progress import Progress
@@ -120,9 +120,9 @@ def calibrate_model(
     return Calibration(
         classes=model.classes,
         temperature=temperature,
-        scores=tuple(class_scores(probabilities(held_out.logits, temperature), held_out.labels)),
+        scores=tuple(conformal_scores(softmax(held_out.logits, temperature), held_out.labels)),
         rejection=rejection,
-        reference=Reference(probabilities(judged.logits, temperature), judged.labels, rejected),
+        reference=ReferenceCells(softmax(judged.logits, temperature), judged.labels, rejected),
         reference_part="test" if len(test) else "validation",
         parts={"train": len(train), "validation": len(held), "test": len(test)},
         false_rejection=false_rejection,
@@ -150,7 +150,7 @@ def collect_outputs(model: Model, cells: Cells, progress: Callable[[int], None] 
             logits.append(outputs.logits)
             features.append(outputs.features)
             sizes = outputs.sizes
-        rows += model.measures(images, part.table)
+        rows += model.measure_crops(images, part.table)
         if progress is not None:
             progress(start + len(part))
     return ModelOutputs(cells.labels, np.concatenate(logits), np.concatenate(features), sizes, rows)

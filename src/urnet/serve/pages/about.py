@@ -6,8 +6,8 @@ from functools import cache
 from fastapi import FastAPI
 from nicegui import ui
 
-from urnet.bundle.about import facts
-from urnet.export.model_card import RESEARCH, model_card
+from urnet.bundle.about import model_facts
+from urnet.export.model_card import RESEARCH_USE, model_card
 from urnet.run_folder import find_run
 from urnet.serve.pages.components.layout import frame, text
 from urnet.serve.services import Bench
@@ -34,9 +34,9 @@ def add(app: FastAPI, bench: Bench) -> None:
         told = await asyncio.to_thread(card)
         with frame("About the model", "/about"):
             with ui.element("div").classes("notice warn").props("role=note"):
-                text("p", RESEARCH)
+                text("p", RESEARCH_USE)
             with ui.element("dl").classes("facts"):
-                for name, value in (*facts(bench.model), ("engine", bench.engine), ("urnet", __version__)):
+                for name, value in (*model_facts(bench.model), ("engine", bench.engine), ("urnet", __version__)):
                     with ui.element("div"):
                         text("dt", name.capitalize())
                         text("dd", value)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from urnet.bundle.model import SEEN, Model
+from urnet.bundle.model import FIELD_MEASURES, Model
 from urnet.errors import ImageError
 from urnet.fields.cropping.settings import SETTINGS_NAME
 from urnet.images.read import TIFF_STARTS, read_first_bytes
@@ -234,7 +234,7 @@ class Decoders:
         for row in told["rows"]:
             error = PADDING if row["error"] == PADDING_MARK else _renamed(row["error"], upload)
             crop = None if error else next(left)
-            seen = {name: row[name] for name in SEEN}
+            seen = {name: row[name] for name in FIELD_MEASURES}
             cells.append(Cell(_renamed(row["path"], upload), crop, error, seen, row.get("key", "")))
         return told["cells"], cells
 

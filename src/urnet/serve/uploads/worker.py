@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from urnet.bundle.config import ModelConfig
-from urnet.bundle.model import SEEN, fit_crop
+from urnet.bundle.model import FIELD_MEASURES, resize_crop
 from urnet.cells.copies import copy_key, padding_tiles
 from urnet.cells.table import Cells, find_images
 from urnet.errors import ImageError, UrnetError
@@ -28,7 +28,7 @@ from urnet.fields.table import TABLE_NAME as FIELD_TABLE
 from urnet.files.csv_tables import write_csv
 from urnet.files.outputs import staging_folder
 from urnet.images.read import survey_pages
-from urnet.prefetch import read_cells
+from urnet.prefetch import decode_cells
 from urnet.serve.uploads.storage import DISK_FULL, is_disk_full
 
 PADDING_MARK = "padding"
@@ -122,9 +122,9 @@ class _Decoder:
         self.config, self.cropping, self.limits = config, cropping, limits
         self.open = lru_cache(maxsize=4)(self._open)
 
-    def fit(self, crop: np.ndarray) -> np.ndarray:
-        """One raw crop as `Model.fit` makes it."""
-        return fit_crop(self.config, self.cropping, crop)
+    def resize_crop(self, crop: np.ndarray) -> np.ndarray:
+        """One raw crop as `Model.resize_crop` makes it."""
+        return resize_crop(self.config, self.cropping, crop)
 
     def read(self, path: Path, start: int, stop: int, keys: bool) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Some cells of a file or of a cells folder: what is known of each, and the crops of those that are usable."""
@@ -133,11 +133,11 @@ class _Decoder:
         rows, crops = [], []
         for i in index:
             about = cells.table.iloc[i]
-            row = {"path": about["path"], "error": "", **{name: str(about.get(name, "")) for name in SEEN}}
+            row = {"path": about["path"], "error": "", **{name: str(about.get(name, "")) for name in FIELD_MEASURES}}
             if i in padding:
                 row["error"] = PADDING_MARK
             else:
-                read = read_cells(self, cells, [i])[0]
+                read = decode_cells(self, cells, [i])[0]
                 row["error"] = read.error
                 if read.crop is not None:
                     crops.append(read.crop)

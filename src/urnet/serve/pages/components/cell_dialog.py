@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from nicegui import ui
 
 from urnet.calibration.calibration import COVERAGE
-from urnet.calibration.conformal import holds_truth
+from urnet.calibration.conformal import describe_coverage
 from urnet.serve.classification_job import ClassificationJob, Seen
 from urnet.serve.pages.classify_routes import MAPS
 from urnet.serve.pages.components.layout import button, text, url
@@ -109,7 +109,7 @@ class CellDialog:
             with ui.element("p").classes("soft"):
                 text("span", "Classes that cannot be ruled out (prediction set): ")
                 text("b", ", ".join(one.set) or "none")
-            text("p", f"{holds_truth(COVERAGE).capitalize()}.").classes("soft small")
+            text("p", f"{describe_coverage(COVERAGE).capitalize()}.").classes("soft small")
 
     def _heat(self, address: str) -> None:
         with ui.element("figure"):
