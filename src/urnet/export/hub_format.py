@@ -27,7 +27,7 @@ model.predict(["cell.png"])
 (batch, {channels}, {size}, {size}) and `features`."""
 
 
-def write(model: "Model", run: "RunFolder | None", onnx: bytes, folder: Path) -> list[str]:
+def write(model: "Model", run: "Run | None", onnx: bytes, folder: Path) -> list[str]:
     """Fill a folder that `huggingface_hub.upload_folder` can push and `urnet.load` reads.
 
     Args:
