@@ -15,8 +15,7 @@ from urnet.files.atomic import atomic_folder, new_file
 from urnet.files.outputs import refuse_existing
 from urnet.optional_packages import require_packages
 from urnet.progress import Progress
-from urnet.run_folder import Run as RunFolder
-from urnet.run_folder import find_run
+from urnet.run_folder import Run, find_run
 
 if TYPE_CHECKING:
     from urnet.bundle.model import Model
@@ -54,7 +53,7 @@ class Source:
     """
 
     model: "Model"
-    run: RunFolder | None
+    run: Run | None
     counts: np.ndarray
     origin: str
     opset: int | None
@@ -197,7 +196,7 @@ def _read(run: Path, model: "Model", path: Path | None, progress: Progress | Non
 def _own_cells(run: Path) -> tuple["Cells", str]:
     """The test part of a run, or its validation part where it has none; and the part's name."""
     try:
-        cells = RunFolder.open(run).cells()
+        cells = Run.open(run).cells()
     except UrnetError as error:
         raise RunError(f"{error}; or name cells to check the export on with --cells", code=error.code) from None
     for part in ("test", "validation"):

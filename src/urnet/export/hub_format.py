@@ -10,6 +10,7 @@ from urnet.export.parity import GraphFunction
 
 if TYPE_CHECKING:
     from urnet.bundle.model import Model
+    from urnet.run_folder import Run
 
 GRAPH, CARD = "model.onnx", "README.md"
 
