@@ -90,9 +90,9 @@ def test_labels_and_corrections_are_kept(frozen):
 
     store = Store(frozen / "labels.db")
     try:
-        progress = store.labelling.progress("cells")
+        progress = store.labels.progress("cells")
         assert (progress.cells, progress.labelled, progress.people) == (12, 6, {"Ada": 6, "Bela": 5})
-        assert [(one.predicted, one.label) for one in store.review.reviewed("sample")] == [
+        assert [(one.predicted, one.label) for one in store.reviews.read_reviewed("sample")] == [
             ("granulocyte", "mononuclear"),
             *[("granulocyte", "granulocyte")] * 3,
         ]

@@ -370,7 +370,7 @@ def test_what_a_recipe_names_is_never_read_from_a_model(trained, shapes, tmp_pat
         assert str(secrets[0]) in recipe
         (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     (bundle / "cells.csv").write_text(f"path,label,split\n{secrets[1]},bar,train\n", encoding="utf-8")
-    from urnet.serve.services import Bench
+    from urnet.serve.services import Services
     from urnet.serve.settings import read_settings
 
     with opened() as files:
@@ -378,9 +378,9 @@ def test_what_a_recipe_names_is_never_read_from_a_model(trained, shapes, tmp_pat
             for name in commands("", "", ""):
                 arguments = commands(folder, shapes, tmp_path / f"{name}-{number}")[name]
                 if name == "serve":
-                    bench = Bench.open(folder, read_settings(()))
-                    bench.start()
-                    bench.stop()
+                    services = Services.open(folder, read_settings(()))
+                    services.start()
+                    services.stop()
                 elif name != "evaluate" or folder == run:
                     more = ["--cells", str(shapes)] if name in ("evaluate", "export") else []
                     assert command([*arguments, *more]) in (0, 1), name
@@ -392,7 +392,7 @@ def test_no_command_takes_a_bundle_for_a_run(trained, shapes, tiny, tmp_path, op
     """A table in a bundle names images anywhere on the machine."""
     from urnet.export.formats import export_run
     from urnet.run_folder import Run
-    from urnet.serve.database.prefetch import Waiting
+    from urnet.serve.database.prefetch import CellImages
 
     elsewhere = shutil.copytree(shapes, tmp_path / "elsewhere")
     bundle = shutil.copytree(trained.model, tmp_path / "bundle")
@@ -425,7 +425,7 @@ def test_no_command_takes_a_bundle_for_a_run(trained, shapes, tiny, tmp_path, op
                 refused()
         shutil.rmtree(bundle / "fold0")
         assert command(["differential", str(bundle), str(shapes), "--out", str(tmp_path / "count")]) in (0, 1)
-        Waiting.open(bundle, shapes, Model.load(bundle))
+        CellImages.open(bundle, shapes, Model.load(bundle))
     assert not [file for file in seen if file.startswith(str(elsewhere.resolve()))]
 
 

@@ -199,11 +199,11 @@ def test_decoding_of_uploads_keeps_to_their_folder(folder, raises_code):
 
 @pytest.mark.parametrize("name", ["cells.csv", "fields.csv", "../../cells.csv", "cells.csv.png"])
 def test_a_table_that_is_uploaded_is_no_image_and_does_not_stay(tmp_path, name):
-    from urnet.serve.uploads.receive import put
+    from urnet.serve.uploads.receive import store_upload
 
-    aside = SimpleNamespace(files=tmp_path, take=lambda size: None, usage=None)
+    folder = SimpleNamespace(files=tmp_path, reserve=lambda size: None, usage=None)
     for content in (b"path\n/etc/hosts\n", b"field\n../other_request/x.png\n"):
-        upload = put(aside, 0, name, io.BytesIO(content))
+        upload = store_upload(folder, 0, name, io.BytesIO(content))
         assert upload.path is None
         assert upload.error
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from urnet.serve.app import create_app
-from urnet.serve.services import Bench
+from urnet.serve.services import Services
 from urnet.serve.settings import Settings
 
 
@@ -25,25 +25,25 @@ def served(trained, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def serving(served):
-    """Serves the run: `with serving(max_files=3) as client`; `client.bench` is what answers."""
+def open_client(served_run):
+    """Serves the run: `with open_client(max_files=3) as client`; `client.services` is what answers."""
 
     @contextmanager
-    def serving(run=served, token=None, host="localhost", address="testclient", pages=None, **limits):
-        about = {key: limits.pop(key) for key in ("reach", "instance") if key in limits}
-        bench = Bench.open(run, Settings(decoders=1, **limits), "onnx")
-        app = create_app(bench, token=token, pages=pages, **about)
+    def open_client(run=served_run, token=None, host="localhost", address="testclient", pages=None, **limits):
+        about = {key: limits.pop(key) for key in ("proxy", "instance") if key in limits}
+        services = Services.open(run, Settings(decoders=1, **limits), "onnx")
+        app = create_app(services, token=token, pages=pages, **about)
         client = TestClient(app, base_url=f"http://{host}", raise_server_exceptions=False, client=(address, 50000))
         with client:
-            client.bench = bench
+            client.services = services
             yield client
 
-    return serving
+    return open_client
 
 
 @pytest.fixture(scope="module")
-def client(serving):
-    with serving() as client:
+def client(open_client):
+    with open_client() as client:
         yield client
 
 
@@ -52,32 +52,32 @@ def pages():
     """What adds the pages to an app in this process, where NiceGUI has one app of its own for all that come and go."""
     added = pytest.importorskip("urnet.serve.pages", reason="NiceGUI is not installed").add_pages
 
-    def pages(app, bench) -> None:
+    def pages(app, services) -> None:
         from nicegui import core
 
         core.app.middleware_stack = None  # as before it first started
-        added(app, bench)
+        added(app, services)
 
     return pages
 
 
 @pytest.fixture(scope="session")
-def send():
+def send_files():
     """Sends files, as paths or as (name, content)."""
 
-    def send(client, *files, to="/v1/predict", **more):
+    def send_files(client, *files, to="/v1/predict", **more):
         parts = [(f.name, f.read_bytes()) if isinstance(f, Path) else f for f in files]
         return client.post(to, files=[("files", part) for part in parts], **more)
 
-    return send
+    return send_files
 
 
 @pytest.fixture(scope="session")
-def serving_at():
-    """Starts `urnet serve` in a process of its own: `with serving_at(run, folder) as address`; its log lies there."""
+def start_server():
+    """Starts `urnet serve` in a process of its own: `with start_server(run, folder) as address`; its log lies there."""
 
     @contextmanager
-    def serving_at(run, folder, *arguments, **environment):
+    def start_server(run, folder, *arguments, **environment):
         main = [sys.executable, "-c", "from urnet.cli import main; main()", "serve"]
         arguments = [run, "--database", folder / "bench.db", "--port", "0", "--engine", "onnx", *arguments]
         log = folder / "log.txt"
@@ -100,13 +100,13 @@ def serving_at():
             process.wait()
         assert "Traceback" not in log.read_text(encoding="utf-8")
 
-    return serving_at
+    return start_server
 
 
 @pytest.fixture(scope="module")
-def server_url(serving_at, served, shapes, tmp_path_factory):
+def server_url(start_server, served_run, shapes, tmp_path_factory):
     """Address of a server with cells to be labelled and a database of this module's."""
-    with serving_at(served, tmp_path_factory.mktemp("bench"), "--cells", shapes) as address:
+    with start_server(served_run, tmp_path_factory.mktemp("bench"), "--cells", shapes) as address:
         yield address
 
 

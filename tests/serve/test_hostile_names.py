@@ -111,9 +111,9 @@ def test_reports(browser, reports, kind, width):
 
 
 @pytest.fixture(scope="module")
-def at(hostile, serving_at, tmp_path_factory):
+def at(hostile, start_server, tmp_path_factory):
     folder, runs = hostile
-    with serving_at(runs[0].folder, tmp_path_factory.mktemp("served"), "--cells", folder / "cells.csv") as address:
+    with start_server(runs[0].folder, tmp_path_factory.mktemp("served"), "--cells", folder / "cells.csv") as address:
         yield address
 
 

@@ -24,7 +24,7 @@ def test_pages_are_legible_at_every_width_in_light_and_dark(open_page, axe, path
     assert axe(page) == []
 
 
-def test_it_shows_the_model_card_with_its_limits(open_page, served):
+def test_it_shows_the_model_card_with_its_limits(open_page, served_run):
     page = open_page("/about")
     told = page.inner_text("main")
     assert "not a medical device, not for diagnosis" in told
@@ -72,9 +72,9 @@ def test_a_name_is_asked_for_in_a_dialog_and_kept(open_page, axe):
     page.wait_for_selector("header >> text=Ada <b>Lovelace</b>")
 
 
-def test_a_name_is_proposed_again_when_the_server_has_started_anew(browser, serving_at, served, tmp_path):
+def test_a_name_is_proposed_again_when_the_server_has_started_anew(browser, start_server, served_run, tmp_path):
     page = browser.new_page()
-    with serving_at(served, tmp_path) as address:
+    with start_server(served_run, tmp_path) as address:
         page.goto(f"{address}/about")
         page.click("text=No name yet")
         page.wait_for_selector("dialog[open]")
@@ -82,7 +82,7 @@ def test_a_name_is_proposed_again_when_the_server_has_started_anew(browser, serv
         page.keyboard.type("Ada Lovelace")
         page.keyboard.press("Enter")
         page.wait_for_selector("header >> text=Ada Lovelace")
-    with serving_at(served, tmp_path, "--port", address.rpartition(":")[2]):
+    with start_server(served_run, tmp_path, "--port", address.rpartition(":")[2]):
         page.goto(f"{address}/about")
         page.click("text=No name yet")  # nobody is taken for who sat here before
         page.wait_for_selector("dialog[open]")
@@ -130,8 +130,8 @@ def test_a_cookie_that_a_client_made_up_is_not_taken(server_url):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no SIGTERM on this system")
-def test_on_other_hosts_the_token_opens_the_pages_and_a_server_with_an_open_page_stops(browser, served, tmp_path):
-    main = [sys.executable, "-c", "from urnet.cli import main; main()", "serve", served, "--host", "0.0.0.0"]
+def test_on_other_hosts_the_token_opens_the_pages_and_a_server_with_an_open_page_stops(browser, served_run, tmp_path):
+    main = [sys.executable, "-c", "from urnet.cli import main; main()", "serve", served_run, "--host", "0.0.0.0"]
     arguments = ["--port", "0", "--database", tmp_path / "bench.db", "--engine", "onnx"]
     token = "a-token-of-this-test"
     process = subprocess.Popen(

@@ -36,7 +36,7 @@ def sent(open_page, few, tmp_path):
     return sent
 
 
-def test_files_become_cells_with_classes_and_a_differential(sent, few, served, tmp_path):
+def test_files_become_cells_with_classes_and_a_differential(sent, few, served_run, tmp_path):
     page = sent()
     assert page.inner_text(".status p") == "Donor 7: 9 image(s) classified, 1 not usable"
     first = page.inner_text(".cells li >> nth=0")
@@ -48,7 +48,7 @@ def test_files_become_cells_with_classes_and_a_differential(sent, few, served, t
     with page.expect_download() as got:
         page.click("text=Download CSV")
     rows = list(csv.DictReader(io.StringIO(got.value.path().read_text(encoding="utf-8"))))
-    predict_files(Model.load(served), few, tmp_path / "told.csv", engine="onnx")
+    predict_files(Model.load(served_run), few, tmp_path / "told.csv", engine="onnx")
     told = pd.read_csv(tmp_path / "told.csv", dtype=str, keep_default_na=False).to_dict("records")
     assert {tuple(row.values())[1:-1] for row in rows if not row["error"]} == {tuple(r.values())[1:-1] for r in told}
     with page.expect_download() as got:

@@ -11,20 +11,20 @@ import pytest
 from starlette.testclient import TestClient
 
 from urnet.serve.app import create_app
-from urnet.serve.services import Answer, Bench, Cut, FieldSeen, Place
+from urnet.serve.services import CellPosition, FieldPreview, ImageResult, Services, UploadedCells
 from urnet.serve.settings import Settings
 from urnet.serve.uploads.receive import Upload
 
 
 @pytest.fixture
-def page(served, pages):
-    """The app with its pages: `with page(sample_files=3) as (browser, bench)`."""
+def page(served_run, pages):
+    """The app with its pages: `with page(sample_files=3) as (browser, services)`."""
 
     @contextmanager
     def page(**limits):
-        bench = Bench.open(served, Settings(decoders=1, **limits), "onnx")
-        with TestClient(create_app(bench, pages=pages), base_url="http://localhost") as browser:
-            yield browser, bench
+        services = Services.open(served_run, Settings(decoders=1, **limits), "onnx")
+        with TestClient(create_app(services, pages=pages), base_url="http://localhost") as browser:
+            yield browser, services
 
     return page
 
@@ -37,16 +37,16 @@ def put(browser, at, content, files=1):
     return browser.post(f"{at}/files", files=[("files", ("a.png", content))] * files)
 
 
-def empty(bench) -> None:
+def empty(services) -> None:
     until = time.monotonic() + 20
-    while bench.scratch.used:
+    while services.storage.used_bytes:
         assert time.monotonic() < until
         time.sleep(0.01)
 
 
 def test_browsers_share_the_room_and_a_new_sample_gives_back_that_of_the_old_one(page, shapes):
     content = (shapes / "disc" / "000.png").read_bytes() + bytes(2000)
-    with page(upload_bytes=3 * len(content)) as (one, bench):
+    with page(upload_bytes=3 * len(content)) as (one, services):
         two = TestClient(one.app, base_url="http://localhost")
         first, second = begin(one), begin(two)
         assert put(one, first, content, 2).json() == {"files": 2}
@@ -55,7 +55,7 @@ def test_browsers_share_the_room_and_a_new_sample_gives_back_that_of_the_old_one
         assert "ask who runs it" in refused.json()["detail"]
         assert put(two, second, content).status_code == 404  # what had room does not stay
         begin(one)
-        empty(bench)
+        empty(services)
         assert put(two, begin(two), content, 3).json() == {"files": 3}
 
 
@@ -70,21 +70,21 @@ def test_the_pixel_size_of_fields_comes_with_their_sample(page, shapes):
     assert refused.json()["detail"] == "pixel_size_um: Input should be greater than 0"
 
 
-def test_samples_that_nobody_looks_at_make_room_for_instruments(page, shapes, send, monkeypatch):
+def test_samples_that_nobody_looks_at_make_room_for_instruments(page, shapes, send_files, monkeypatch):
     from urnet.serve.pages import sessions
 
     file = shapes / "disc" / "000.png"
     content = file.read_bytes() + bytes(2000)
-    with page(upload_bytes=3 * len(content)) as (browser, bench):
+    with page(upload_bytes=3 * len(content)) as (browser, services):
         at = begin(browser)
         put(browser, at, content, 3)
         instrument = TestClient(browser.app, base_url="http://localhost")
-        assert send(instrument, file).status_code == 429
+        assert send_files(instrument, file).status_code == 429
         assert browser.get(f"{at}/predictions.csv").status_code == 200
         monkeypatch.setattr(sessions, "SCARCE_SECONDS", 0.0)
-        send(instrument, file)
-        empty(bench)
-        assert send(instrument, file).status_code == 200
+        send_files(instrument, file)
+        empty(services)
+        assert send_files(instrument, file).status_code == 200
 
 
 class Work:
@@ -103,8 +103,8 @@ def test_a_session_at_work_is_not_forgotten_however_scarce_the_room_is():
     async def app(scope, receive, send):
         scope["urnet.session"].kept.setdefault("work", Work())
 
-    now, scratch = [0.0], SimpleNamespace(is_scarce=True)
-    sessions = SessionMiddleware(app, scratch, "x", lambda: now[0])
+    now, storage = [0.0], SimpleNamespace(is_scarce=True)
+    sessions = SessionMiddleware(app, storage, "x", lambda: now[0])
 
     def visit(path="/", key=""):
         cookie = (b"cookie", f"urnet-bench-x={key}".encode())
@@ -153,24 +153,28 @@ def sessions_of(browser):
 
 
 def test_a_count_that_is_asked_for_at_the_very_end_is_made(page, tmp_path):
-    with page() as (_, bench):
+    with page() as (_, services):
         from urnet.serve.classification_job import ClassificationJob
 
-        went = asyncio.run(count_late(ClassificationJob, bench.scratch, tmp_path))
+        went = asyncio.run(count_late(ClassificationJob, services.storage, tmp_path))
     assert went == ("done", 1)
 
 
-async def count_late(classification, scratch, folder) -> tuple:
+async def count_late(classification, storage, folder) -> tuple:
     """One cell of one field is classified, another field is lost; the count is asked for while notes are made."""
     making, asked = asyncio.Event(), asyncio.Event()
 
     async def cut(*_):
-        return Cut(
-            [Upload("cells", folder)], [], [FieldSeen("a", folder, 9, 9)], [Place(0, 1, 1)], [Answer("b", error="b")]
+        return UploadedCells(
+            [Upload("cells", folder)],
+            [],
+            [FieldPreview("a", folder, 9, 9)],
+            [CellPosition(0, 1, 1)],
+            [ImageResult("b", error="b")],
         )
 
     async def classify_file(*_, **__):
-        yield [Answer("0.png")]
+        yield [ImageResult("0.png")]
 
     async def notes_on(_):
         making.set()
@@ -179,7 +183,7 @@ async def count_late(classification, scratch, folder) -> tuple:
 
     mine = classification(
         SimpleNamespace(
-            scratch=scratch,
+            storage=storage,
             settings=Settings(),
             model=SimpleNamespace(calibration=True),
             cut=cut,
@@ -202,7 +206,7 @@ async def count_late(classification, scratch, folder) -> tuple:
 
 
 def test_a_picture_whose_sample_was_replaced_meanwhile_is_gone(page, shapes, monkeypatch):
-    with page() as (browser, bench), ThreadPoolExecutor(1) as aside:
+    with page() as (browser, services), ThreadPoolExecutor(1) as threads:
         at = begin(browser)
         put(browser, at, (shapes / "disc" / "000.png").read_bytes())
         browser.post(f"{at}/start")
@@ -210,7 +214,7 @@ def test_a_picture_whose_sample_was_replaced_meanwhile_is_gone(page, shapes, mon
         while browser.get(f"{at}/0/raw.png").status_code != 200:
             assert time.monotonic() < until
             time.sleep(0.05)
-        read, asked, replaced = bench.decoders.read, threading.Event(), threading.Event()
+        read, asked, replaced = services.decoders.read, threading.Event(), threading.Event()
 
         async def late(upload, *span, **how):
             asked.set()
@@ -218,8 +222,8 @@ def test_a_picture_whose_sample_was_replaced_meanwhile_is_gone(page, shapes, mon
                 await asyncio.sleep(0.01)
             return await read(upload, *span, **how)
 
-        monkeypatch.setattr(bench.decoders, "read", late)
-        waiting = aside.submit(browser.get, f"{at}/0/enhanced.png")
+        monkeypatch.setattr(services.decoders, "read", late)
+        waiting = threads.submit(browser.get, f"{at}/0/enhanced.png")
         assert asked.wait(20)
         begin(browser)
         replaced.set()

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from urnet.serve.database.common import LONGEST_NAME
 from urnet.serve.database.labels import Labeller
+from urnet.serve.database.names import MAX_NAME_LENGTH
 from urnet.serve.pages.components.keyboard import class_keys
 
 
@@ -15,7 +15,7 @@ from urnet.serve.pages.components.keyboard import class_keys
 def all_cells_free(request):
     """Give back the cells of browsers of earlier tests, which hold theirs for some minutes."""
     if "open_page" in request.fixturenames:
-        request.getfixturevalue("server_store").labelling.release_all()
+        request.getfixturevalue("server_store").labels.release_all()
 
 
 def begin(open_page, name, **more):
@@ -178,7 +178,7 @@ def test_a_full_disk_is_told_and_the_cell_stays(open_page, server_url, disk_full
 @pytest.mark.parametrize("width", [400, 1400])
 def test_hostile_names_are_shown_as_text_and_cut(open_page, axe, server_store, shapes, width):
     hostile = "<img src=x onerror=alert(1)>\u202egnp\x1b[31m"
-    labelling, queue = server_store.labelling, shapes.resolve().as_posix()
+    labelling, queue = server_store.labels, shapes.resolve().as_posix()
     other = Labeller("Mal" + hostile + "x" * 1000, "elsewhere")
     (cell,) = labelling.claim(queue, other)
     labelling.label(cell.id, other, hostile + "x" * 20_000)
@@ -195,7 +195,7 @@ def test_hostile_names_are_shown_as_text_and_cut(open_page, axe, server_store, s
     press(page, "1")
     page.wait_for_function("document.querySelector('.state').innerText.includes('1 by you')")
     assert page.inner_text("button.person").startswith("<img src=x onerror=alert(1)>gnp[31myyy")
-    assert len(page.inner_text("button.person")) == LONGEST_NAME
+    assert len(page.inner_text("button.person")) == MAX_NAME_LENGTH
     page.wait_for_function("document.querySelector('.state').innerText.includes('<img src=x')")
     seen = page.inner_text("body")
     assert "\u202e" not in seen

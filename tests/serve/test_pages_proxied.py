@@ -36,15 +36,15 @@ def classify(page, files) -> None:
     page.wait_for_function("n => document.querySelectorAll('.cells button').length === n", arg=len(files))
 
 
-def test_two_servers_in_one_browser_leave_each_other_alone(context, serving_at, served, shapes, tmp_path):
+def test_two_servers_in_one_browser_leave_each_other_alone(context, start_server, served_run, shapes, tmp_path):
     files = [shapes / "disc" / f"00{k}.png" for k in range(3)]
     tokens = [f"{TOKEN}-{k}" for k in range(2)]
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     elsewhere = ("--host", "0.0.0.0")
     with (
-        serving_at(served, tmp_path / "one", *elsewhere, URNET_TOKEN=tokens[0]) as one,
-        serving_at(served, tmp_path / "two", *elsewhere, URNET_TOKEN=tokens[1]) as two,
+        start_server(served_run, tmp_path / "one", *elsewhere, URNET_TOKEN=tokens[0]) as one,
+        start_server(served_run, tmp_path / "two", *elsewhere, URNET_TOKEN=tokens[1]) as two,
     ):
         page = context.new_page()
         one, two = (address.replace("0.0.0.0", "127.0.0.1") for address in (one, two))
@@ -81,7 +81,7 @@ def use_all_pages(context, address, shapes) -> list[str]:
     page.on("response", lambda got: wrong.append(f"{got.status} {got.url}") if got.status >= 400 else None)
     page.on("websocket", lambda socket: None if socket.url.startswith(own) else wrong.append(socket.url))
 
-    def look():
+    def open_page():
         links = page.evaluate("""[...document.querySelectorAll('[href], [src], [action]')].map(
             (one) => one.getAttribute('href') ?? one.getAttribute('src') ?? one.getAttribute('action'))""")
         root = "/" + address.split("/", 3)[3]
@@ -92,7 +92,7 @@ def use_all_pages(context, address, shapes) -> list[str]:
     page.click(".cells button >> nth=0")
     page.wait_for_selector(".cell-view[open] .pictures img")
     page.wait_for_function("[...document.querySelectorAll('.cell-view img')].every(i => i.complete && i.naturalWidth)")
-    look()
+    open_page()
     page.keyboard.press("Escape")
     with page.expect_download() as got:
         page.click("text=Download CSV")
@@ -102,7 +102,7 @@ def use_all_pages(context, address, shapes) -> list[str]:
     page.click("nav >> text=Review")
     page.wait_for_selector(".tile img")
     page.wait_for_function("[...document.querySelectorAll('.tile img')].every(i => i.complete && i.naturalWidth)")
-    look()
+    open_page()
     with page.expect_download() as got:
         page.click("text=Crops and cells table")
     assert got.value.path().stat().st_size
@@ -113,21 +113,21 @@ def use_all_pages(context, address, shapes) -> list[str]:
     page.keyboard.press("1")
     page.wait_for_selector("text=Labelled bar")
     page.wait_for_function("[...document.querySelectorAll('.picture img')].every(i => i.complete && i.naturalWidth)")
-    look()
+    open_page()
     with page.expect_download() as got:
         page.click("text=Cells table of the labelled cells")
     assert "bar" in got.value.path().read_text(encoding="utf-8")
     for name in ("Runs", "About", "Classify"):
         page.click(f"nav >> text={name}")
         page.wait_for_selector(f"nav a[aria-current=page] >> text={name}")
-        look()
+        open_page()
     page.close()
     return wrong
 
 
-def test_all_pages_work_below_a_root_path(context, serving_at, served, shapes, tmp_path):
+def test_all_pages_work_below_a_root_path(context, start_server, served_run, shapes, tmp_path):
     options = ("--root-path", "/lab/urnet", "--cells", shapes)
-    with serving_at(served, tmp_path, *options, URNET_TOKEN=TOKEN) as address:
+    with start_server(served_run, tmp_path, *options, URNET_TOKEN=TOKEN) as address:
         assert address.endswith("/lab/urnet")
         assert use_all_pages(context, address, shapes) == []
         assert {cookie["path"] for cookie in context.cookies()} == {"/lab/urnet"}
@@ -174,12 +174,12 @@ def program(name):
 
 
 @pytest.mark.skipif(not (program("nginx") and program("openssl")), reason="no nginx or openssl on this machine")
-def test_all_pages_work_behind_nginx_as_documented(context, serving_at, served, shapes, tmp_path):
+def test_all_pages_work_behind_nginx_as_documented(context, start_server, served_run, shapes, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     options = ("--root-path", "/urnet", "--trusted-proxy", "127.0.0.1", "--allowed-host", "cells.lab.example")
     with (
-        serving_at(served, tmp_path, *options, "--cells", shapes, URNET_TOKEN=TOKEN) as address,
+        start_server(served_run, tmp_path, *options, "--cells", shapes, URNET_TOKEN=TOKEN) as address,
         nginx(tmp_path, port, address.removesuffix("/urnet")) as outside,
     ):
         assert use_all_pages(context, outside, shapes) == []

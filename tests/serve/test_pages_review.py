@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from urnet.cells.table import read_cells
-from urnet.serve.database.common import NOT_A_CELL
-from urnet.serve.database.reviews import Reviewed
+from urnet.serve.database.names import NOT_A_CELL
+from urnet.serve.database.reviews import ReviewedPrediction
 from urnet.serve.review_results import corrected_differential
 
 
@@ -21,11 +21,11 @@ def samples(server_store, shapes):
         rows = []
         for k in range(count):
             label = ("bar", "disc", "ring")[k % 3]
-            kept = store.review.keep_image((shapes / label / f"{k % 20:03d}.png").read_bytes(), ".png")
+            kept = store.reviews.add_image((shapes / label / f"{k % 20:03d}.png").read_bytes(), ".png")
             told = {"p_bar": 0.1, "p_disc": 0.1, "p_ring": 0.1, f"p_{label}": 0.5 + k / 200}
             rejected = "unlike any class" if k == 5 else ""
             rows.append({"path": f"{k:03d}.png", "predicted": label, "image": kept, "rejected": rejected, **told})
-        store.review.add_predictions(name, rows, model="m" * 32)
+        store.reviews.add_predictions(name, rows, model="m" * 32)
     return store
 
 
@@ -69,7 +69,7 @@ def test_cells_are_corrected_by_keys_alone(open_page, samples):
     page.wait_for_function("document.querySelectorAll('.tile')[3].ariaPressed === 'true'")
     page.keyboard.press("n")
     said(page, "Kept: not a cell")
-    seen = {row.path: (row.corrected, row.who) for row in samples.review.reviewed("S1")}
+    seen = {row.path: (row.corrected, row.who) for row in samples.reviews.read_reviewed("S1")}
     assert seen["000.png"] == ("ring", "Ada")
     assert seen["001.png"] == ("disc", "Ada")
     assert seen["002.png"] == (None, None)
@@ -80,7 +80,7 @@ def test_cells_are_corrected_by_keys_alone(open_page, samples):
     page.wait_for_function("document.querySelectorAll('.tile')[3].ariaPressed === 'true'")
     page.keyboard.press("u")
     said(page, "Taken back: bar")
-    assert samples.review.reviewed("S1")[3].corrected is None
+    assert samples.reviews.read_reviewed("S1")[3].corrected is None
 
 
 def test_a_correction_with_the_mouse_and_where_one_was_after_a_reload(open_page, samples):
@@ -118,7 +118,7 @@ def test_what_was_reviewed_is_taken_along_to_train_on(open_page, samples, server
 
 def test_pictures_are_named_by_their_digest_only(open_page, samples, server_url):
     page = open_sample(open_page, "S1")
-    digest = samples.review.reviewed("S1")[0].image
+    digest = samples.reviews.read_reviewed("S1")[0].image
     answer = page.request.get(f"{server_url}/review/image/{digest}")
     assert Image.open(io.BytesIO(answer.body())).size == (24, 24)
     for other in ("0" * 64, "..%2Fbench.db"):
@@ -129,7 +129,7 @@ def test_pictures_are_named_by_their_digest_only(open_page, samples, server_url)
 def reviewed(number, predicted, corrected=None, rejected=""):
     told = {"rejected": rejected}
     who = None if corrected is None else "Ada"
-    return Reviewed(number, f"{number}.png", None, predicted, told, "m", "0.1", "2026", corrected, who)
+    return ReviewedPrediction(number, f"{number}.png", None, predicted, told, "m", "0.1", "2026", corrected, who)
 
 
 def test_the_differential_counts_what_people_said_before_what_the_model_said():
@@ -163,7 +163,7 @@ def choose_first(page, number) -> None:
 def test_a_correction_that_replaces_that_of_another_is_told(open_page, samples):
     page = open_sample(open_page, "S1")
     at = int(page.locator("[data-keys]").get_attribute("data-at"))
-    samples.review.correct(at, "Ben", "ring")  # after the page was read
+    samples.reviews.correct(at, "Ben", "ring")  # after the page was read
     page.keyboard.press("1")
     name(page, "Ada")
     said(page, "Kept: bar. It replaces the label ring that Ben gave at ")
@@ -171,7 +171,7 @@ def test_a_correction_that_replaces_that_of_another_is_told(open_page, samples):
     page.keyboard.press("2")
     said(page, "Kept: disc. It replaces your earlier label bar given at ")
     choose_first(page, at)
-    samples.review.correct(at, "Ben", "ring")
+    samples.reviews.correct(at, "Ben", "ring")
     page.keyboard.press("u")
     said(page, "Taken back:")
     assert "Ben had called it ring" in page.get_by_role("status").inner_text()
@@ -183,14 +183,14 @@ def test_a_full_disk_is_told_and_nothing_shown_as_kept(open_page, samples, disk_
     name(page, "Eve")
     said(page, "Kept: ")
     at = page.locator("[data-keys]").get_attribute("data-at")
-    before = samples.review.reviewed("S1")
+    before = samples.reviews.read_reviewed("S1")
     with disk_full():
         for key, words in (("2", "Not kept: "), ("u", "Not taken back: ")):
             page.keyboard.press(key)
             said(page, words)
             assert "make room" in page.get_by_role("status").inner_text()
             assert page.locator("[data-keys]").get_attribute("data-at") == at
-    assert samples.review.reviewed("S1") == before
+    assert samples.reviews.read_reviewed("S1") == before
     page.keyboard.press("2")
     said(page, "Kept: disc")
 
@@ -201,7 +201,7 @@ HOSTILE = "<img src=x onerror=alert(1)>\u202egnp.\x00\x1b[31m" + "x" * 20_000
 @pytest.mark.parametrize("width", [400, 1400])
 def test_hostile_names_are_shown_as_text_and_cut(open_page, axe, samples, width):
     rows = [{"path": f"{k}{HOSTILE}", "predicted": HOSTILE, "rejected": HOSTILE, "set": HOSTILE} for k in range(2)]
-    samples.review.add_predictions(HOSTILE, [{**row, f"p_{HOSTILE}": 1.0} for row in rows], model=HOSTILE)
+    samples.reviews.add_predictions(HOSTILE, [{**row, f"p_{HOSTILE}": 1.0} for row in rows], model=HOSTILE)
     page = open_page("/review", width=width)
     page.wait_for_selector(".tile")
     page.locator("select").first.select_option(index=0)

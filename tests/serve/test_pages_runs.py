@@ -17,25 +17,25 @@ from urnet.evaluation.evaluate import evaluate
 from urnet.run_folder import Run
 from urnet.serve.app import create_app
 from urnet.serve.pages.components.curves import chart, line, ticks
-from urnet.serve.runs import ago, compare_tests, history_rows, recipe_differences, runs_beside
-from urnet.serve.services import Bench
+from urnet.serve.runs import compare_test_results, format_age, list_runs, read_history, recipe_differences
+from urnet.serve.services import Services
 from urnet.serve.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def beside(served):
+def beside(served_run):
     """Runs beside the served one: `twin`, evaluated as the served one is; `going`, whose third epoch is not written."""
-    twin, going, strange = (served.parent / name for name in ("twin", "going", ".hidden"))
-    evaluate(served)
-    shutil.copytree(served, twin)
+    twin, going, strange = (served_run.parent / name for name in ("twin", "going", ".hidden"))
+    evaluate(served_run)
+    shutil.copytree(served_run, twin)
     recipe = (twin / "recipe.yaml").read_text(encoding="utf-8")
     (twin / "recipe.yaml").write_text(recipe.replace("epochs: 4", "epochs: 5"), encoding="utf-8")
-    shutil.copytree(served, going, ignore=shutil.ignore_patterns("model", "evaluation"))
-    history = (served / "history.csv").read_text(encoding="utf-8").splitlines()
+    shutil.copytree(served_run, going, ignore=shutil.ignore_patterns("model", "evaluation"))
+    history = (served_run / "history.csv").read_text(encoding="utf-8").splitlines()
     (going / "history.csv").write_text("\n".join(history[:3]) + "\n", encoding="utf-8")
     shutil.copytree(going, strange)
-    yield served.parent
-    for folder in (twin, going, strange, served / "evaluation"):
+    yield served_run.parent
+    for folder in (twin, going, strange, served_run / "evaluation"):
         shutil.rmtree(folder)
 
 
@@ -112,7 +112,7 @@ def test_one_source_has_neither_interval_nor_verdict_and_both_columns_are_in_vie
 def test_figures_that_do_not_say_what_their_intervals_are_are_left_out(beside):
     part = beside / "run" / "evaluation" / "test" / "metrics.json"
     whole = part.read_text(encoding="utf-8")
-    run = runs_beside(beside / "run")["run"]
+    run = list_runs(beside / "run")["run"]
     assert [one.split for one in run.figures()] == ["test"]
     try:
         part.write_text(json.dumps(json.loads(whole) | {"intervals": None}), encoding="utf-8")
@@ -124,8 +124,8 @@ def test_figures_that_do_not_say_what_their_intervals_are_are_left_out(beside):
 def test_comparisons_keep_no_thread_from_others(monkeypatch, beside):
     from urnet.serve.pages.components import run_comparison
 
-    go, found = threading.Event(), runs_beside(beside / "run")
-    monkeypatch.setattr(run_comparison, "compare_tests", lambda *runs: go.wait(60))
+    go, found = threading.Event(), list_runs(beside / "run")
+    monkeypatch.setattr(run_comparison, "compare_test_results", lambda *runs: go.wait(60))
 
     async def many() -> str:
         with ThreadPoolExecutor(2) as threads:
@@ -140,12 +140,12 @@ def test_comparisons_keep_no_thread_from_others(monkeypatch, beside):
                 assert all(busy)
                 assert not any(one.is_busy for one in made)
 
-    with ThreadPoolExecutor(1) as aside:  # the browser's driver runs a loop in this thread
-        assert aside.submit(lambda: asyncio.run(many())).result() == "a picture"
+    with ThreadPoolExecutor(1) as threads:  # the browser's driver runs a loop in this thread
+        assert threads.submit(lambda: asyncio.run(many())).result() == "a picture"
 
 
 @pytest.fixture
-def slowly(monkeypatch, served, beside, pages):
+def slowly(monkeypatch, served_run, beside, pages):
     """Address of a server in this process whose comparisons end when they are let go, and what lets them."""
     from urnet.serve.pages.components import run_comparison
 
@@ -153,11 +153,11 @@ def slowly(monkeypatch, served, beside, pages):
 
     def compare(*runs):
         assert go.wait(60)
-        return compare_tests(*runs)
+        return compare_test_results(*runs)
 
-    monkeypatch.setattr(run_comparison, "compare_tests", compare)
-    bench = Bench.open(served, Settings(decoders=1), "onnx")
-    server = uvicorn.Server(uvicorn.Config(create_app(bench, pages=pages), log_config=None))
+    monkeypatch.setattr(run_comparison, "compare_test_results", compare)
+    services = Services.open(served_run, Settings(decoders=1), "onnx")
+    server = uvicorn.Server(uvicorn.Config(create_app(services, pages=pages), log_config=None))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -208,14 +208,14 @@ def test_no_path_of_a_request_reaches_the_file_system(open_page, beside, server_
 
 def test_runs_and_folds_are_listed_whatever_was_served_of_them(beside, tmp_path):
     names = {"run", "twin", "going"}
-    assert set(runs_beside(beside / "run")) == names
-    assert set(runs_beside(beside / "run" / "model")) == names
+    assert set(list_runs(beside / "run")) == names
+    assert set(list_runs(beside / "run" / "model")) == names
     for fold in ("fold0", "fold1"):
         shutil.copytree(beside / "going", tmp_path / "runs" / "cv" / fold)
     (tmp_path / "runs" / "no run").mkdir()
-    assert set(runs_beside(tmp_path / "runs" / "cv" / "fold0")) == {"cv/fold0", "cv/fold1"}
-    assert runs_beside(tmp_path / "gone" / "run") == {}
-    assert not runs_beside(beside / "run")["going"].finished
+    assert set(list_runs(tmp_path / "runs" / "cv" / "fold0")) == {"cv/fold0", "cv/fold1"}
+    assert list_runs(tmp_path / "gone" / "run") == {}
+    assert not list_runs(beside / "run")["going"].finished
 
 
 def test_a_history_that_is_being_written_is_read_up_to_there(beside, tmp_path):
@@ -224,22 +224,22 @@ def test_a_history_that_is_being_written_is_read_up_to_there(beside, tmp_path):
     whole = len(run.history())
     with run.history_path.open("a", encoding="utf-8") as file:
         file.write("train,4,0.1")
-    assert len(history_rows(run)) in (whole, whole + 1)
+    assert len(read_history(run)) in (whole, whole + 1)
     with run.history_path.open("a", encoding="utf-8") as file:
         file.write(",0.x")
-    assert len(history_rows(run)) == whole
+    assert len(read_history(run)) == whole
     run.history_path.write_text("a letter\n", encoding="utf-8")
     with pytest.raises(RunError, match="not the history"):
-        history_rows(run)
+        read_history(run)
 
 
 def test_two_runs_are_compared_on_the_cells_that_both_tested(beside, tmp_path):
-    found = runs_beside(beside / "run")
-    table = compare_tests(found["run"], found["twin"])
+    found = list_runs(beside / "run")
+    table = compare_test_results(found["run"], found["twin"])
     assert table["difference"].tolist()[:2] == [0, 0]
     assert recipe_differences(found["run"].run, found["twin"].run) == [("train.epochs", "4", "5")]
     with pytest.raises(RunError, match="going: has no figures of its test part"):
-        compare_tests(found["run"], found["going"])
+        compare_test_results(found["run"], found["going"])
 
 
 def test_curves_say_what_they_show_and_leave_out_what_is_no_number():
@@ -258,4 +258,4 @@ def test_curves_say_what_they_show_and_leave_out_what_is_no_number():
     assert ticks(0.13, 0.94, 4)[0] <= 0.13
     assert ticks(0.13, 0.94, 4)[-1] >= 0.94
     assert ticks(1, 40, 5, whole=True) == [10, 20, 30, 40]
-    assert [ago(5), ago(300), ago(7300), ago(200_000)] == ["5 s", "5 min", "2 h", "2 d"]
+    assert [format_age(5), format_age(300), format_age(7300), format_age(200_000)] == ["5 s", "5 min", "2 h", "2 d"]

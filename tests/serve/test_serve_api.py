@@ -22,7 +22,7 @@ from urnet.serve.http import middleware
 from urnet.serve.http.errors import CODES
 from urnet.serve.services import UnreadableError
 from urnet.serve.settings import Settings, read_settings
-from urnet.serve.uploads.storage import FullError
+from urnet.serve.uploads.storage import StorageFullError
 
 
 def problem(answer, status: int, *words: str) -> dict:
@@ -38,14 +38,14 @@ def problem(answer, status: int, *words: str) -> dict:
     return told
 
 
-def test_answers_are_those_of_the_command_line_to_the_last_digit(client, send, shapes, tmp_path):
+def test_answers_are_those_of_the_command_line_to_the_last_digit(client, send_files, shapes, tmp_path):
     files = sorted(shapes.rglob("*.png"))
-    predict_files(client.bench.model, files, tmp_path / "p.csv", engine="onnx")
+    predict_files(client.services.model, files, tmp_path / "p.csv", engine="onnx")
     table = pd.read_csv(tmp_path / "p.csv", dtype=str, keep_default_na=False)
-    alone = [send(client, file).json()["results"][0] for file in files[::7]]
-    told = send(client, *files).json()
+    alone = [send_files(client, file).json()["results"][0] for file in files[::7]]
+    told = send_files(client, *files).json()
     assert told["engine"] == "onnx"
-    assert told["model"] == client.bench.model.digest()
+    assert told["model"] == client.services.model.digest()
     assert told["results"][::7] == alone
     for row, result in zip(table.to_dict("records"), told["results"], strict=True):
         assert result["predicted"] == row["predicted"]
@@ -53,15 +53,15 @@ def test_answers_are_those_of_the_command_line_to_the_last_digit(client, send, s
         assert (result["rejected"], "|".join(result["set"])) == (row["rejected"], row["set"])
 
 
-def test_the_differential_is_that_of_the_command_line(client, served, send, shapes, tmp_path):
+def test_the_differential_is_that_of_the_command_line(client, served_run, send_files, shapes, tmp_path):
     files = sorted((shapes / "disc").iterdir()) + sorted((shapes / "bar").iterdir())[:7]
     folder = tmp_path / "S1"
     folder.mkdir()
     for number, file in enumerate(files):
         (folder / f"{number:02d}.png").write_bytes(file.read_bytes())
-    counted = count_cells(served, folder, tmp_path / "out", engine="onnx")
+    counted = count_cells(served_run, folder, tmp_path / "out", engine="onnx")
     written = json.loads((counted.folder / "differential.json").read_text(encoding="utf-8"))
-    answer = send(client, *files, to="/v1/differential", data={"sample": "S1"})
+    answer = send_files(client, *files, to="/v1/differential", data={"sample": "S1"})
     assert answer.status_code == 200, answer.text
     told = answer.json()
     assert {key: told[key] for key in written["samples"][0]} == written["samples"][0]
@@ -69,14 +69,14 @@ def test_the_differential_is_that_of_the_command_line(client, served, send, shap
     assert not told["fields"]
 
 
-def test_a_pixel_size_that_crops_do_not_need_is_said(client, send, shapes):
-    told = send(client, shapes / "disc" / "000.png", to="/v1/differential", data={"pixel_size_um": "0.3"})
+def test_a_pixel_size_that_crops_do_not_need_is_said(client, send_files, shapes):
+    told = send_files(client, shapes / "disc" / "000.png", to="/v1/differential", data={"pixel_size_um": "0.3"})
     assert told.status_code == 200, told.text
     assert any(note.startswith("pixel_size_um was not used") for note in told.json()["notes"])
 
 
-def test_a_file_that_cannot_be_used_says_so_among_the_others(client, send, shapes):
-    answer = send(client, ("../../etc/pass\u200bwd", b"no image"), shapes / "disc" / "000.png")
+def test_a_file_that_cannot_be_used_says_so_among_the_others(client, send_files, shapes):
+    answer = send_files(client, ("../../etc/pass\u200bwd", b"no image"), shapes / "disc" / "000.png")
     assert answer.status_code == 200
     bad, good = answer.json()["results"]
     assert bad["file"] == "pass_wd"
@@ -85,35 +85,35 @@ def test_a_file_that_cannot_be_used_says_so_among_the_others(client, send, shape
     assert "error" not in good
 
 
-def test_nothing_readable_is_a_422_with_every_reason(client, send):
-    told = problem(send(client, ("a.png", b""), ("b.svg", b"<svg/>")), 422, "a.png: the file is empty")
+def test_nothing_readable_is_a_422_with_every_reason(client, send_files):
+    told = problem(send_files(client, ("a.png", b""), ("b.svg", b"<svg/>")), 422, "a.png: the file is empty")
     assert [one["file"] for one in told["files"]] == ["a.png", "b.svg"]
-    problem(send(client, ("a.png", b""), to="/v1/differential"), 422, "the file is empty")
+    problem(send_files(client, ("a.png", b""), to="/v1/differential"), 422, "the file is empty")
 
 
-def test_pages_of_a_stack_are_images_of_their_own(client, send, shapes, tmp_path):
+def test_pages_of_a_stack_are_images_of_their_own(client, send_files, shapes, tmp_path):
     pages = [Image.open(shapes / name / "000.png") for name in ("bar", "disc", "ring")]
     pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
-    results = send(client, tmp_path / "stack.tif").json()["results"]
+    results = send_files(client, tmp_path / "stack.tif").json()["results"]
     assert [result["image"] for result in results] == [f"stack.tif#p{page:03d}" for page in range(3)]
     assert {result["file"] for result in results} == {"stack.tif"}
 
 
-def test_tiles_that_fill_up_a_montage_are_no_results(serving, send, shapes, tmp_path):
-    with serving() as client:
+def test_tiles_that_fill_up_a_montage_are_no_results(open_client, send_files, shapes, tmp_path):
+    with open_client() as client:
         tile = np.asarray(Image.open(shapes / "bar" / "000.png"))
         cells = [tile, *(np.asarray(Image.open(shapes / "disc" / f"{k:03d}.png")) for k in range(3))]
         montage = np.block([cells, *[[np.full_like(tile, 7)] * 4] * 3])
         Image.fromarray(montage).save(tmp_path / "m.png")
-        model = client.bench.model
-        client.bench.decoders.stop()
+        model = client.services.model
+        client.services.decoders.stop()
         from urnet.bundle.model import Model
-        from urnet.serve.uploads.receive import Decoders
+        from urnet.serve.uploads.receive import DecoderPool
 
         tiled = Model(replace(model.config, tile=24), model.joint, model.calibration, folder=model.folder)
-        client.bench.decoders = Decoders(tiled, client.bench.settings)
-        client.bench.decoders.start()
-        results = send(client, tmp_path / "m.png").json()["results"]
+        client.services.decoders = DecoderPool(tiled, client.services.settings)
+        client.services.decoders.start()
+        results = send_files(client, tmp_path / "m.png").json()["results"]
         assert [result["image"] for result in results] == [f"m.png#r00c{column:02d}" for column in range(4)]
 
 
@@ -121,7 +121,7 @@ def test_what_is_served_says_what_it_is(client):
     told = client.get("/v1/model").json()
     assert told["classes"] == ["bar", "disc", "ring"]
     assert told["use"] == "research use only"
-    assert told["limits"]["max_files"] == client.bench.settings.max_files
+    assert told["limits"]["max_files"] == client.services.settings.max_files
     assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
 
 
@@ -135,14 +135,14 @@ def code(answer) -> str:
     return answer.json()["code"]
 
 
-def test_wrong_requests_are_problems(client, send):
+def test_wrong_requests_are_problems(client, send_files):
     assert problem(client.get("/nothing"), 404, "/nothing")["code"] == "request.not_found"
     assert problem(client.get("/v1/predict"), 405)["code"] == "request.method_not_allowed"
     problem(client.post("/v1/predict"), 422, "files", "multipart/form-data")
     problem(client.post("/v1/predict", data={"files": "text"}), 422, "files")
     wrong = client.post("/v1/predict", content=b"x", headers={"Content-Type": "multipart/form-data"})
     assert problem(wrong, 400, "boundary")["code"] == "request.malformed"
-    assert problem(send(client, ("a.png", b"")), 422)["code"] == "images.none_usable"
+    assert problem(send_files(client, ("a.png", b"")), 422)["code"] == "images.none_usable"
 
 
 @pytest.mark.parametrize("to", ["/v1/predict", "/v1/differential"])
@@ -165,13 +165,13 @@ def test_parts_that_are_no_files_are_told_how_to_be_sent(client, to, parts, code
     assert told["code"] == code
 
 
-def test_limits_on_bytes_and_files(serving, send, shapes):
+def test_limits_on_bytes_and_files(open_client, send_files, shapes):
     disc = shapes / "disc" / "000.png"
-    with serving(max_bytes=4096, max_files=2) as client:
-        assert send(client, disc, disc).status_code == 200
-        assert code(send(client, disc, disc, disc)) == "request.too_many_files"
-        problem(send(client, disc, disc, disc), 413, "3 files, but 2 are allowed")
-        problem(send(client, ("big.png", bytes(5000))), 413, "4,096 bytes")
+    with open_client(max_bytes=4096, max_files=2) as client:
+        assert send_files(client, disc, disc).status_code == 200
+        assert code(send_files(client, disc, disc, disc)) == "request.too_many_files"
+        problem(send_files(client, disc, disc, disc), 413, "3 files, but 2 are allowed")
+        problem(send_files(client, ("big.png", bytes(5000))), 413, "4,096 bytes")
         chunks = client.post("/v1/predict", content=(bytes(1000) for _ in range(9)), headers={"Content-Type": FORM})
         problem(chunks, 413, "4,096 bytes")
 
@@ -179,12 +179,12 @@ def test_limits_on_bytes_and_files(serving, send, shapes):
 FORM = "multipart/form-data; boundary=x"
 
 
-def test_an_answer_that_takes_too_long_is_given_up(serving, send, shapes):
-    with serving(request_seconds=0.05) as client:
+def test_an_answer_that_takes_too_long_is_given_up(open_client, send_files, shapes):
+    with open_client(request_seconds=0.05) as client:
         going = threading.Event()
-        run = client.bench.network.engine.run
+        run = client.services.network.engine.run
         hold(client, lambda crops: (going.wait(5), run(crops))[1])
-        answer = send(client, shapes / "disc" / "000.png")
+        answer = send_files(client, shapes / "disc" / "000.png")
         going.set()
         problem(answer, 503, "0.05 s")
         assert int(answer.headers["retry-after"]) >= 1
@@ -192,7 +192,7 @@ def test_an_answer_that_takes_too_long_is_given_up(serving, send, shapes):
 
 def hold(client, run) -> None:
     """Let something else stand in the engine's place."""
-    client.bench.network.engine = replace(client.bench.network.engine, run=run)
+    client.services.network.engine = replace(client.services.network.engine, run=run)
 
 
 def wait_until(there) -> None:
@@ -203,9 +203,9 @@ def wait_until(there) -> None:
         time.sleep(0.005)
 
 
-def test_batches_form_across_requests_and_too_many_are_turned_away(serving, send, shapes):
-    with serving(max_requests=6) as client, ThreadPoolExecutor(8) as pool:
-        going, sizes, run = threading.Event(), [], client.bench.network.engine.run
+def test_batches_form_across_requests_and_too_many_are_turned_away(open_client, send_files, shapes):
+    with open_client(max_requests=6) as client, ThreadPoolExecutor(8) as pool:
+        going, sizes, run = threading.Event(), [], client.services.network.engine.run
 
         def slow(crops):
             sizes.append(len(crops))
@@ -214,24 +214,24 @@ def test_batches_form_across_requests_and_too_many_are_turned_away(serving, send
 
         hold(client, slow)
         files = sorted(shapes.rglob("*.png"))[:6]
-        answers = [pool.submit(send, client, files[0])]
+        answers = [pool.submit(send_files, client, files[0])]
         wait_until(lambda: sizes == [1])
-        answers += [pool.submit(send, client, file) for file in files[1:]]
-        wait_until(lambda: client.bench.network._queue.qsize() == 5)
-        turned_away = send(client, files[0])
+        answers += [pool.submit(send_files, client, file) for file in files[1:]]
+        wait_until(lambda: client.services.network._queue.qsize() == 5)
+        turned_away = send_files(client, files[0])
         problem(turned_away, 429, "6 requests are being worked on", "try again in")
         assert 1 <= int(turned_away.headers["retry-after"]) <= 60
         assert client.get("/readyz").status_code == 200
         going.set()
         assert [answer.result().status_code for answer in answers] == [200] * 6
         assert sizes == [1, 5]
-        assert send(client, files[0]).status_code == 200
+        assert send_files(client, files[0]).status_code == 200
 
 
-def test_a_fault_of_ours_is_a_500_that_tells_nothing(serving, send, shapes):
-    with serving() as client:
+def test_a_fault_of_ours_is_a_500_that_tells_nothing(open_client, send_files, shapes):
+    with open_client() as client:
         hold(client, lambda crops: 1 / 0)
-        told = problem(send(client, shapes / "disc" / "000.png"), 500, "its log says why")
+        told = problem(send_files(client, shapes / "disc" / "000.png"), 500, "its log says why")
         assert "division" not in json.dumps(told)
         assert client.get("/readyz").status_code == 200
 
@@ -245,35 +245,35 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(serving, send, shapes):
         "tempfile.TemporaryFile",
     ],
 )
-def test_a_full_disk_is_said_wherever_it_shows(serving, send, shapes, monkeypatch, number, writes):
+def test_a_full_disk_is_said_wherever_it_shows(open_client, send_files, shapes, monkeypatch, number, writes):
     """While the request is received (`TemporaryFile`, for parts larger than 1 MB), and while its files are stored."""
 
     def full(*_, **__):
         raise OSError(number, os.strerror(number))
 
     large = ("large.png", (shapes / "disc" / "000.png").read_bytes() + bytes(2**21))
-    with serving() as client:
+    with open_client() as client:
         with monkeypatch.context() as patch:
             patch.setattr(writes, full)
-            told = problem(send(client, large), 507, "disk is full")
+            told = problem(send_files(client, large), 507, "disk is full")
         assert told["code"] == "server.disk_full"
-        assert client.bench.scratch.used == 0
-        assert send(client, large).status_code == 200
+        assert client.services.storage.used_bytes == 0
+        assert send_files(client, large).status_code == 200
 
 
-def test_an_error_of_the_disk_while_receiving_is_no_fault_of_the_client(serving, send, monkeypatch):
+def test_an_error_of_the_disk_while_receiving_is_no_fault_of_the_client(open_client, send_files, monkeypatch):
     def broken(*_, **__):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    with serving() as client:
+    with open_client() as client:
         monkeypatch.setattr("tempfile.TemporaryFile", broken)
-        assert problem(send(client, ("large.png", bytes(2**21))), 500)["code"] == "server.failed"
+        assert problem(send_files(client, ("large.png", bytes(2**21))), 500)["code"] == "server.failed"
 
 
 def test_every_status_has_a_code_and_the_documentation_names_them_all():
     text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
     own = set(re.findall(r'code="([a-z]+\.[a-z_]+)"', "".join(file.read_text(encoding="utf-8") for file in SERVER)))
-    listed = set(CODES.values()) | own | {FullError.code, UnreadableError.code}
+    listed = set(CODES.values()) | own | {StorageFullError.code, UnreadableError.code}
     assert [code for code in sorted(listed) if f"`{code}`" not in text] == []
 
 

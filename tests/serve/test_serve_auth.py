@@ -7,8 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.websockets import WebSocketDisconnect
 
-from urnet.serve.http.auth import LOGIN_BYTES, REMEMBERED, Access, Attempts, address_of, is_loopback, new_token
-from urnet.serve.http.proxy import Reach
+from urnet.serve.http.auth import (
+    MAX_ADDRESSES,
+    MAX_LOGIN_BYTES,
+    AuthMiddleware,
+    FailedLogins,
+    address_of,
+    is_loopback,
+    new_token,
+)
+from urnet.serve.http.proxy import ProxySettings
 from urnet.serve.settings import Settings
 
 TOKEN = "a token of the test's own"
@@ -16,8 +24,10 @@ COOKIE = "urnet-session-1234abcd"
 
 
 @pytest.fixture(scope="module")
-def guarded(serving):
-    with serving(token=TOKEN, host="bench.lab:8000", attempts=3, lockout_seconds=3600, instance="1234abcd") as client:
+def guarded(open_client):
+    with open_client(
+        token=TOKEN, host="bench.lab:8000", attempts=3, lockout_seconds=3600, instance="1234abcd"
+    ) as client:
         yield client
 
 
@@ -29,7 +39,7 @@ def forget(request):
         attempts_of(client).wrong.clear()
 
 
-def attempts_of(client) -> Attempts:
+def attempts_of(client) -> FailedLogins:
     layer = client.app.middleware_stack
     while not hasattr(layer, "attempts"):
         layer = layer.app
@@ -51,24 +61,24 @@ def test_loopback_answers_to_no_other_name(client, host):
 @pytest.mark.parametrize(
     "origin", ["http://evil.example", "null", "http://localhost:9999", "https://localhost.evil", "http://["]
 )
-def test_other_sites_may_not_post(client, send, shapes, origin):
-    answer = send(client, shapes / "disc" / "000.png", headers={"Origin": origin})
+def test_other_sites_may_not_post(client, send_files, shapes, origin):
+    answer = send_files(client, shapes / "disc" / "000.png", headers={"Origin": origin})
     assert answer.status_code == 403
     assert "other sites" in answer.json()["detail"]
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/any", headers={"Origin": origin}):
         pass
 
 
-def test_its_own_page_may(client, send, shapes):
-    assert send(client, shapes / "disc" / "000.png", headers={"Origin": "http://localhost"}).status_code == 200
+def test_its_own_page_may(client, send_files, shapes):
+    assert send_files(client, shapes / "disc" / "000.png", headers={"Origin": "http://localhost"}).status_code == 200
 
 
-def test_elsewhere_the_token_is_needed(guarded, send, shapes):
-    answer = send(guarded, shapes / "disc" / "000.png")
+def test_elsewhere_the_token_is_needed(guarded, send_files, shapes):
+    answer = send_files(guarded, shapes / "disc" / "000.png")
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
     bearer = {"Authorization": f"Bearer {TOKEN}"}
-    assert send(guarded, shapes / "disc" / "000.png", headers=bearer).status_code == 200
+    assert send_files(guarded, shapes / "disc" / "000.png", headers=bearer).status_code == 200
     assert guarded.get("/openapi.json").status_code == 401
     assert guarded.get("/healthz").status_code == 200
     for wrong in (f"Basic {TOKEN}", f"Bearer {TOKEN}x"):
@@ -104,11 +114,11 @@ def test_little_of_a_login_is_read(guarded, kind, locked, monkeypatch):
     for _ in range(3 if locked else 0):
         guarded.get("/v1/model", headers={"Authorization": "Bearer wrong"})
     too_large = 429 if locked else 413
-    sent = guarded.post("/login", content=bytes(LOGIN_BYTES + 1), headers={"Content-Type": kind})
+    sent = guarded.post("/login", content=bytes(MAX_LOGIN_BYTES + 1), headers={"Content-Type": kind})
     assert sent.status_code == too_large
     answer, parts = in_parts(guarded, "/login", kind, 5000)
     assert answer == too_large
-    assert parts <= (0 if locked else LOGIN_BYTES // 1000 + 1)
+    assert parts <= (0 if locked else MAX_LOGIN_BYTES // 1000 + 1)
     small = guarded.post("/login", content=b"--x", headers={"Content-Type": kind})
     assert small.status_code == (429 if locked else 401)
 
@@ -170,22 +180,22 @@ def test_the_page_asks_for_the_token_once(guarded):
 
 def test_attempts_are_forgotten_in_time_and_in_number():
     clock = [0.0]
-    attempts = Attempts(Settings(attempts=2, lockout_seconds=10), lambda: clock[0])
-    attempts.failed("a")
+    attempts = FailedLogins(Settings(attempts=2, lockout_seconds=10), lambda: clock[0])
+    attempts.record("a")
     clock[0] = 11.0
-    attempts.failed("a")
-    assert attempts.wait("a") == 0
-    attempts.failed("a")
-    assert attempts.wait("a") == 10
-    assert attempts.wait("b") == 0
+    attempts.record("a")
+    assert attempts.wait_seconds("a") == 0
+    attempts.record("a")
+    assert attempts.wait_seconds("a") == 10
+    assert attempts.wait_seconds("b") == 0
     assert address_of({"client": ("2001:db8::1", 1)}) == address_of({"client": ("2001:db8::ffff:1", 2)})
     assert address_of({"client": ("10.0.0.1", 1)}) != address_of({"client": ("10.0.0.2", 1)})
     assert len(address_of({"client": ("x" * 10_000, 1)})) <= 100
     clock[0] = 21.5
-    assert attempts.wait("a") == 0
-    for number in range(REMEMBERED + 5):
-        attempts.failed(str(number))
-    assert len(attempts.wrong) == REMEMBERED
+    assert attempts.wait_seconds("a") == 0
+    for number in range(MAX_ADDRESSES + 5):
+        attempts.record(str(number))
+    assert len(attempts.wrong) == MAX_ADDRESSES
 
 
 def test_what_loopback_is():
@@ -227,7 +237,9 @@ def test_whatever_the_headers_hold_there_is_an_answer_and_no_way_in(headers, tok
     async def send(message):
         answers.append(message)
 
-    access = Access(app, token, Attempts(Settings()), "1234abcd", Reach.parse(allowed_hosts=["bench.lab"]))
+    access = AuthMiddleware(
+        app, token, FailedLogins(Settings()), "1234abcd", ProxySettings.parse(allowed_hosts=["bench.lab"])
+    )
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
     scope = {"type": kind, "method": "GET", "path": "/v1/model", "headers": raw, "client": ("10.0.0.1", 1)}
     asyncio.run(access(scope, receive, send))

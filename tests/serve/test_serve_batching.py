@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from urnet.export.engine import GraphEngine
-from urnet.serve.batching import Network
+from urnet.serve.batching import BatchedNetwork
 
 
 class Slow:
@@ -33,7 +33,7 @@ def together(run, *work):
     """Start the first; once it runs, all others; then let it go on."""
 
     async def all_of_it():
-        network = Network(GraphEngine("test", run, (1, 4)))
+        network = BatchedNetwork(GraphEngine("test", run, (1, 4)))
         network.start()
         first = asyncio.ensure_future(work[0](network))
         await asyncio.to_thread(run.begun.wait, 20)
@@ -53,7 +53,7 @@ def test_each_gets_its_own_part_of_a_batch():
     run = Slow()
     answers, network = together(run, *(lambda n, k=k: n.run(crops(k, k + 10)) for k in range(4)))
     assert [answer[0].ravel().tolist() for answer in answers] == [[2 * k, 2 * k + 20] for k in range(4)]
-    assert run.batches == [[0, 10], [1, 11, 2, 12], [3, 13]]  # 4 at most
+    assert run.batches == [[0, 10], [1, 11, 2, 12], [3, 13]]  # 4 at max_batch
     assert (network.batches, network.images) == (3, 8)
     assert network.backlog_seconds() == 0
 
@@ -71,11 +71,11 @@ def test_what_goes_wrong_is_told_to_those_concerned_and_the_next_batch_runs():
 def test_other_work_is_done_between_batches():
     run, threads = Slow(), []
 
-    def look(value):
+    def open_page(value):
         threads.append(threading.current_thread().name)
         return value
 
-    answers, _ = together(run, lambda n: n.run(crops(1)), lambda n: n.call(look, 7), lambda n: n.run(crops(2)))
+    answers, _ = together(run, lambda n: n.run(crops(1)), lambda n: n.call(open_page, 7), lambda n: n.run(crops(2)))
     assert answers[1] == 7
     assert threads == ["network"]
     assert run.batches == [[1], [2]]
@@ -97,7 +97,7 @@ def test_stopping_finishes_what_waits():
     run = Slow()
 
     async def stop_at_once():
-        network = Network(GraphEngine("test", run, (4,)))
+        network = BatchedNetwork(GraphEngine("test", run, (4,)))
         network.start()
         waiting = [asyncio.ensure_future(network.run(crops(k))) for k in range(6)]
         await asyncio.sleep(0)
@@ -110,4 +110,4 @@ def test_stopping_finishes_what_waits():
 
 @pytest.mark.parametrize("sizes", [(3,), (1, 2, 8)])
 def test_a_batch_is_never_larger_than_the_engine_likes(sizes):
-    assert Network(GraphEngine("test", Slow(), sizes)).most == max(sizes)
+    assert BatchedNetwork(GraphEngine("test", Slow(), sizes)).max_batch == max(sizes)

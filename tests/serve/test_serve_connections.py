@@ -1,4 +1,4 @@
-"""Connections that never finish what they began are closed, and others are served meanwhile."""
+"""Connections that never finish what they began are closed, and others are served_run meanwhile."""
 
 import base64
 import os

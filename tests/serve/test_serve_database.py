@@ -21,9 +21,9 @@ from urnet.cells.table import read_cells
 from urnet.errors import StoreError
 from urnet.files.csv_tables import unescape_formula
 from urnet.serve.database import models
-from urnet.serve.database.common import LONGEST_NAME, NOT_A_CELL, SKIPPED, now, one_line, person
-from urnet.serve.database.labels import CLAIMED_CODE, Given, Labeller
-from urnet.serve.database.lock import database_lock
+from urnet.serve.database.labels import CLAIMED_CODE, Labeller, LabelResult
+from urnet.serve.database.lock import lock_database
+from urnet.serve.database.names import MAX_NAME_LENGTH, NOT_A_CELL, SKIPPED, make_single_line, person_key, utc_now
 from urnet.serve.database.store import Store
 
 QUEUE = "cells.csv"
@@ -42,14 +42,14 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def labelling(store):
+def label_store(store):
     rows = [{"path": f"{k:03d}.png", "donor": f"d{k % 2}", "proposed": "disc", "confidence": "0.5"} for k in range(40)]
-    assert store.labelling.add_cells(QUEUE, rows) == 40
-    assert store.labelling.add_cells(QUEUE, [*rows, {"path": "new.png"}]) == 1
-    return store.labelling
+    assert store.labels.add_cells(QUEUE, rows) == 40
+    assert store.labels.add_cells(QUEUE, [*rows, {"path": "new.png"}]) == 1
+    return store.labels
 
 
-def test_two_labellers_never_get_the_same_cell(labelling, store):
+def test_two_labellers_never_get_the_same_cell(label_store, store):
     both = threading.Barrier(4)
     other = Store(store.path)  # as another process has it
 
@@ -63,114 +63,116 @@ def test_two_labellers_never_get_the_same_cell(labelling, store):
                 got.append(cell.path)
         return got
 
-    tasks = [("Ada", labelling), ("Ben", labelling), ("Cyd", other.labelling), ("Dan", other.labelling)]
+    tasks = [("Ada", label_store), ("Ben", label_store), ("Cyd", other.labels), ("Dan", other.labels)]
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(label_all, tasks))
     other.close()
     assert sorted(itertools.chain(*got)) == sorted([f"{k:03d}.png" for k in range(40)] + ["new.png"])
-    assert labelling.progress(QUEUE).labelled == 41
+    assert label_store.progress(QUEUE).labelled == 41
 
 
-def test_a_claimed_cell_comes_back_to_its_labeller_and_in_time_to_others(labelling):
-    first = labelling.claim(QUEUE, by("Ada"), 2)
+def test_a_claimed_cell_comes_back_to_its_labeller_and_in_time_to_others(label_store):
+    first = label_store.claim(QUEUE, by("Ada"), 2)
     assert [cell.path for cell in first] == ["000.png", "001.png"]
     assert (first[0].proposed, first[0].confidence) == ("disc", 0.5)
-    assert labelling.claim(QUEUE, by("Ada"), 2) == first
-    assert [cell.path for cell in labelling.claim(QUEUE, by("Ben"), 2, seconds=-1)] == ["002.png", "003.png"]
-    assert [cell.path for cell in labelling.claim(QUEUE, by("Cyd"), 1)] == ["002.png"]
+    assert label_store.claim(QUEUE, by("Ada"), 2) == first
+    assert [cell.path for cell in label_store.claim(QUEUE, by("Ben"), 2, seconds=-1)] == ["002.png", "003.png"]
+    assert [cell.path for cell in label_store.claim(QUEUE, by("Cyd"), 1)] == ["002.png"]
     with pytest.raises(StoreError, match="Ada is looking at it"):
-        labelling.label(first[0].id, by("Ben"), "bar")
-    labelling.release("Ada")
-    assert labelling.claim(QUEUE, by("Ben"), 1) == first[:1]
+        label_store.label(first[0].id, by("Ben"), "bar")
+    label_store.release("Ada")
+    assert label_store.claim(QUEUE, by("Ben"), 1) == first[:1]
 
 
-def test_two_browsers_under_one_name_get_different_cells(labelling):
+def test_two_browsers_under_one_name_get_different_cells(label_store):
     one, two = by("Ada", "browser 1"), by("Ada", "browser 2")
-    first = labelling.claim(QUEUE, one, 2)
-    assert labelling.claim(QUEUE, one, 2) == first  # another tab of the same browser
-    other = labelling.claim(QUEUE, two, 2)
+    first = label_store.claim(QUEUE, one, 2)
+    assert label_store.claim(QUEUE, one, 2) == first  # another tab of the same browser
+    other = label_store.claim(QUEUE, two, 2)
     assert not {cell.id for cell in first} & {cell.id for cell in other}
     with pytest.raises(StoreError, match="Ada in another browser is looking at it"):
-        labelling.label(first[0].id, two, "bar")
-    labelling.release("browser 2")
-    assert labelling.claim(QUEUE, by("Ben"), 2) == other
-    assert labelling.claim(QUEUE, one, 2) == first
-    labelling.release_all()
-    assert labelling.claim(QUEUE, by("Cyd"), 2) == first
+        label_store.label(first[0].id, two, "bar")
+    label_store.release("browser 2")
+    assert label_store.claim(QUEUE, by("Ben"), 2) == other
+    assert label_store.claim(QUEUE, one, 2) == first
+    label_store.release_all()
+    assert label_store.claim(QUEUE, by("Cyd"), 2) == first
 
 
-def test_a_label_that_replaces_another_is_told_and_both_rows_stay(labelling, store):
+def test_a_label_that_replaces_another_is_told_and_both_rows_stay(label_store, store):
     one, two = by("Ada", "browser 1"), by("ada", "browser 2")
-    (cell,) = labelling.claim(QUEUE, one, seconds=-1)  # the time is over
-    assert labelling.claim(QUEUE, two) == [cell]
-    assert labelling.label(cell.id, two, "bar") == Given(None, ())
-    given = labelling.label(cell.id, one, "disc")
+    (cell,) = label_store.claim(QUEUE, one, seconds=-1)  # the time is over
+    assert label_store.claim(QUEUE, two) == [cell]
+    assert label_store.label(cell.id, two, "bar") == LabelResult(None, ())
+    given = label_store.label(cell.id, one, "disc")
     assert (given.replaced.label, given.replaced.who, given.others) == ("bar", "ada", ())
-    assert given.replaced.at <= now()
-    (again,) = labelling.claim(QUEUE, one)
+    assert given.replaced.at <= utc_now()
+    (again,) = label_store.claim(QUEUE, one)
     assert again != cell
-    assert labelling.label(cell.id, by("Ben"), "ring") == Given(None, ("Ada",))  # a second reading replaces nothing
+    assert label_store.label(cell.id, by("Ben"), "ring") == LabelResult(
+        None, ("Ada",)
+    )  # a second reading replaces nothing
     with sqlite3.connect(store.path) as db:
         rows = db.execute("SELECT label, who, session, undone IS NULL FROM labels ORDER BY id").fetchall()
     assert rows == [("bar", "ada", "browser 2", 0), ("disc", "Ada", "browser 1", 1), ("ring", "Ben", "Ben", 1)]
-    assert labelling.progress(QUEUE).people == {"Ada": 1, "Ben": 1}
+    assert label_store.progress(QUEUE).people == {"Ada": 1, "Ben": 1}
 
 
-def test_undo_takes_back_what_this_browser_gave_or_one_that_has_gone(labelling):
+def test_undo_takes_back_what_this_browser_gave_or_one_that_has_gone(label_store):
     one, two = by("Ada", "browser 1"), by("Ada", "browser 2")
-    labelling.label(labelling.claim(QUEUE, one, 3)[0].id, one, "bar")
-    (cell,) = labelling.claim(QUEUE, two)
-    assert labelling.undo(QUEUE, two) is None  # the other browser is at work
-    labelling.label(cell.id, two, "ring")
-    assert labelling.undo(QUEUE, one).label == "bar"
-    assert labelling.undo(QUEUE, two).cell == cell
-    labelling.label(cell.id, two, "ring")
-    labelling.release_all()  # as a server does that starts
-    taken = labelling.undo(QUEUE, by("Ada", "browser 3"))
+    label_store.label(label_store.claim(QUEUE, one, 3)[0].id, one, "bar")
+    (cell,) = label_store.claim(QUEUE, two)
+    assert label_store.undo(QUEUE, two) is None  # the other browser is at work
+    label_store.label(cell.id, two, "ring")
+    assert label_store.undo(QUEUE, one).label == "bar"
+    assert label_store.undo(QUEUE, two).cell == cell
+    label_store.label(cell.id, two, "ring")
+    label_store.release_all()  # as a server does that starts
+    taken = label_store.undo(QUEUE, by("Ada", "browser 3"))
     assert (taken.cell, taken.label, taken.reader) == (cell, "ring", "")
-    assert labelling.claim(QUEUE, by("Ada", "browser 3"))[0] == cell
+    assert label_store.claim(QUEUE, by("Ada", "browser 3"))[0] == cell
 
 
-def test_undo_leaves_a_cell_with_whoever_reads_it_meanwhile(labelling):
+def test_undo_leaves_a_cell_with_whoever_reads_it_meanwhile(label_store):
     ada, ben = by("Ada"), by("Ben")
-    labelling.label(labelling.claim(QUEUE, ada)[0].id, ada, "bar")
-    (cell,) = labelling.claim(QUEUE, ben, second=True)
-    taken = labelling.undo(QUEUE, ada)
+    label_store.label(label_store.claim(QUEUE, ada)[0].id, ada, "bar")
+    (cell,) = label_store.claim(QUEUE, ben, second=True)
+    taken = label_store.undo(QUEUE, ada)
     assert (taken.cell, taken.reader) == (cell, "Ben")
-    assert labelling.label(cell.id, ben, "ring") == Given(None, ())
+    assert label_store.label(cell.id, ben, "ring") == LabelResult(None, ())
     with pytest.raises(StoreError) as caught:
-        labelling.label(labelling.claim(QUEUE, ada)[0].id, ben, "ring")
+        label_store.label(label_store.claim(QUEUE, ada)[0].id, ben, "ring")
     assert caught.value.code == CLAIMED_CODE
 
 
 @pytest.mark.parametrize("spelling", ["Zoë", "zoë", "ZOË", " Zoe\u0308 ", "Ｚｏë", "Zo\u200dë", "Zoë\u202e"])
-def test_nobody_is_their_own_second_reader(labelling, spelling):
-    labelling.label(labelling.claim(QUEUE, by("Zoë"))[0].id, by("Zoë"), "bar")
+def test_nobody_is_their_own_second_reader(label_store, spelling):
+    label_store.label(label_store.claim(QUEUE, by("Zoë"))[0].id, by("Zoë"), "bar")
     again = by(spelling, "another browser")
-    assert labelling.claim(QUEUE, again, second=True) == []
-    assert len(labelling.claim(QUEUE, by("Ben"), second=True)) == 1
-    labelling.label(labelling.claim(QUEUE, again)[0].id, again, "bar")
-    assert list(labelling.progress(QUEUE).people.values()) == [2]
-    assert labelling.agreement(QUEUE) == []
+    assert label_store.claim(QUEUE, again, second=True) == []
+    assert len(label_store.claim(QUEUE, by("Ben"), second=True)) == 1
+    label_store.label(label_store.claim(QUEUE, again)[0].id, again, "bar")
+    assert list(label_store.progress(QUEUE).people.values()) == [2]
+    assert label_store.agreement(QUEUE) == []
 
 
-def test_the_most_informative_comes_first(labelling):
-    labelling.order(QUEUE, ["007.png", "003.png"])
-    assert [cell.path for cell in labelling.claim(QUEUE, by("Ada"), 3)] == ["007.png", "003.png", "000.png"]
+def test_the_most_informative_comes_first(label_store):
+    label_store.order(QUEUE, ["007.png", "003.png"])
+    assert [cell.path for cell in label_store.claim(QUEUE, by("Ada"), 3)] == ["007.png", "003.png", "000.png"]
 
 
-def test_undo_takes_back_and_keeps_what_was_said(labelling, store):
-    cell, other = labelling.claim(QUEUE, by("Ada"), 2)
-    labelling.label(cell.id, by("Ada"), "bar", model="m1")
-    labelling.label(other.id, by("Ada"), "ring")
-    assert labelling.undo(QUEUE, by("Ada")).cell == other
-    assert labelling.claim(QUEUE, by("Ada"), 1) == [other]
-    assert labelling.undo(QUEUE, by("Ada")).cell == cell
-    assert labelling.undo(QUEUE, by("Ada")) is None
-    assert labelling.undo(QUEUE, by("Ben")) is None
-    labelling.label(cell.id, by("Ada"), "disc")
-    labelling.label(cell.id, by("Ada"), "ring")
-    assert labelling.progress(QUEUE).labels == {"ring": 1}
+def test_undo_takes_back_and_keeps_what_was_said(label_store, store):
+    cell, other = label_store.claim(QUEUE, by("Ada"), 2)
+    label_store.label(cell.id, by("Ada"), "bar", model="m1")
+    label_store.label(other.id, by("Ada"), "ring")
+    assert label_store.undo(QUEUE, by("Ada")).cell == other
+    assert label_store.claim(QUEUE, by("Ada"), 1) == [other]
+    assert label_store.undo(QUEUE, by("Ada")).cell == cell
+    assert label_store.undo(QUEUE, by("Ada")) is None
+    assert label_store.undo(QUEUE, by("Ben")) is None
+    label_store.label(cell.id, by("Ada"), "disc")
+    label_store.label(cell.id, by("Ada"), "ring")
+    assert label_store.progress(QUEUE).labels == {"ring": 1}
     with sqlite3.connect(store.path) as db:
         kept = db.execute("SELECT label, who, model, version, undone IS NULL FROM labels ORDER BY id").fetchall()
     assert [row[0] for row in kept] == ["bar", "ring", "disc", "ring"]
@@ -179,31 +181,31 @@ def test_undo_takes_back_and_keeps_what_was_said(labelling, store):
     assert kept[0][3]
 
 
-def test_agreement_of_two_labellers(labelling):
+def test_agreement_of_two_labellers(label_store):
     ada, ben = ["disc"] * 10 + ["bar"] * 10, ["disc"] * 8 + ["bar"] * 12
     for label in ada:
-        labelling.label(labelling.claim(QUEUE, by("Ada"))[0].id, by("Ada"), label)
-    assert labelling.claim(QUEUE, by("Ada"), second=True) == []
+        label_store.label(label_store.claim(QUEUE, by("Ada"))[0].id, by("Ada"), label)
+    assert label_store.claim(QUEUE, by("Ada"), second=True) == []
     for label in ben:
-        labelling.label(labelling.claim(QUEUE, by("Ben"), second=True)[0].id, by("Ben"), label)
-    assert labelling.claim(QUEUE, by("Ben"), second=True) == []
-    (found,) = labelling.agreement(QUEUE)
+        label_store.label(label_store.claim(QUEUE, by("Ben"), second=True)[0].id, by("Ben"), label)
+    assert label_store.claim(QUEUE, by("Ben"), second=True) == []
+    (found,) = label_store.agreement(QUEUE)
     assert (found.first, found.second, found.cells, found.agreed) == ("Ada", "Ben", 20, 18)
     from sklearn.metrics import cohen_kappa_score
 
     assert found.kappa == pytest.approx(cohen_kappa_score(ada, ben))
 
 
-def test_labels_become_a_table_that_training_reads(labelling, draw, tmp_path):
+def test_labels_become_a_table_that_training_reads(label_store, draw, tmp_path):
     cells = draw(tmp_path / "cells", 2, classes=("disc",)) / "disc"
-    labelling.add_cells("q", [{"path": f"{cells.as_posix()}/{name}.png", "donor": "d7"} for name in ("000", "001")])
-    labelling.add_cells("q", [{"path": f"{k}"} for k in "abc"])
+    label_store.add_cells("q", [{"path": f"{cells.as_posix()}/{name}.png", "donor": "d7"} for name in ("000", "001")])
+    label_store.add_cells("q", [{"path": f"{k}"} for k in "abc"])
     for label in ("disc", "bar", NOT_A_CELL, SKIPPED, "disc"):
-        labelling.label(labelling.claim("q", by("Ada"))[0].id, by("Ada"), label)
-    labelling.label(labelling.claim("q", by("Ben"), second=True)[0].id, by("Ben"), "disc")
-    last = labelling.claim("q", by("Ben"), 4, second=True)[-1]
-    labelling.label(last.id, by("Ben"), "ring")
-    assert labelling.export_labels("q", tmp_path / "out" / "cells.csv") == (2, 1)
+        label_store.label(label_store.claim("q", by("Ada"))[0].id, by("Ada"), label)
+    label_store.label(label_store.claim("q", by("Ben"), second=True)[0].id, by("Ben"), "disc")
+    last = label_store.claim("q", by("Ben"), 4, second=True)[-1]
+    label_store.label(last.id, by("Ben"), "ring")
+    assert label_store.export_labels("q", tmp_path / "out" / "cells.csv") == (2, 1)
     table = pd.read_csv(tmp_path / "out" / "cells.csv", keep_default_na=False)
     assert table["labelled_by"].tolist() == ["Ada|Ben", "Ada"]
     read = read_cells(tmp_path / "out" / "cells.csv")
@@ -214,55 +216,55 @@ def test_labels_become_a_table_that_training_reads(labelling, draw, tmp_path):
 
 def test_corrections_are_kept_with_who_when_and_which_model(store, shapes, tmp_path):
     files = sorted((shapes / "disc").iterdir())[:3]
-    kept = [store.review.keep_image(file.read_bytes(), ".png") for file in files]
-    assert kept[0] == store.review.keep_image(files[0].read_bytes(), ".png")
+    kept = [store.reviews.add_image(file.read_bytes(), ".png") for file in files]
+    assert kept[0] == store.reviews.add_image(files[0].read_bytes(), ".png")
     rows = [{"path": f.name, "image": k, "predicted": "disc", "p_disc": 0.9} for f, k in zip(files, kept, strict=True)]
-    ids = store.review.add_predictions("S1", [*rows, {"path": "lost.png", "predicted": "bar"}], model="m1")
-    store.review.correct(ids[0], "Ada", "bar")
-    store.review.correct(ids[0], "Ben", "ring")
-    store.review.correct(ids[1], "Ada", "bar")
-    store.review.uncorrect(ids[1])
-    store.review.correct(ids[2], "Ada", NOT_A_CELL)
-    seen = store.review.reviewed("S1")
+    ids = store.reviews.add_predictions("S1", [*rows, {"path": "lost.png", "predicted": "bar"}], model="m1")
+    store.reviews.correct(ids[0], "Ada", "bar")
+    store.reviews.correct(ids[0], "Ben", "ring")
+    store.reviews.correct(ids[1], "Ada", "bar")
+    store.reviews.undo_correction(ids[1])
+    store.reviews.correct(ids[2], "Ada", NOT_A_CELL)
+    seen = store.reviews.read_reviewed("S1")
     assert [one.label for one in seen] == ["ring", "disc", NOT_A_CELL, "bar"]
     assert (seen[0].predicted, seen[0].who, seen[0].model, seen[0].told) == ("disc", "Ben", "m1", {"p_disc": 0.9})
     assert seen[0].version
     assert seen[0].at.endswith("+00:00")
-    assert store.review.samples() == ["S1"]
-    assert store.review.image(kept[0]) == files[0].read_bytes()
-    assert store.review.export_reviewed("S1", tmp_path / "train") == 2
+    assert store.reviews.list_samples() == ["S1"]
+    assert store.reviews.read_image(kept[0]) == files[0].read_bytes()
+    assert store.reviews.export_reviewed("S1", tmp_path / "train") == 2
     cells = read_cells(tmp_path / "train")
     assert cells.table["label"].tolist() == ["ring", "disc"]
     assert cells.read(1).shape == (24, 24)
-    assert store.review.correct(ids[0], "ada", "disc").label == "ring"
-    assert store.review.uncorrect(ids[0]).who == "ada"
-    assert store.review.uncorrect(ids[0]) is None
+    assert store.reviews.correct(ids[0], "ada", "disc").label == "ring"
+    assert store.reviews.undo_correction(ids[0]).who == "ada"
+    assert store.reviews.undo_correction(ids[0]) is None
     with sqlite3.connect(store.path) as db:
         assert db.execute("SELECT count(*) FROM corrections").fetchone() == (5,)
     with pytest.raises(StoreError, match="prediction 99: there is none"):
-        store.review.correct(99, "Ada", "bar")
+        store.reviews.correct(99, "Ada", "bar")
 
 
-def test_a_label_needs_a_name(labelling):
+def test_a_label_needs_a_name(label_store):
     with pytest.raises(StoreError, match="give a name"):
-        labelling.claim(QUEUE, by(" \n "))
+        label_store.claim(QUEUE, by(" \n "))
     with pytest.raises(StoreError, match="cell 999: there is none"):
-        labelling.label(999, by("Ada"), "disc")
+        label_store.label(999, by("Ada"), "disc")
 
 
 @given(st.text(max_size=600) | st.text(st.characters(categories=["Cc", "Cf", "Cs", "Zs", "Mn"]), max_size=600))
 def test_names_are_short_printable_and_one_line(text):
-    name = one_line(text, LONGEST_NAME)
-    assert len(name) <= LONGEST_NAME
+    name = make_single_line(text, MAX_NAME_LENGTH)
+    assert len(name) <= MAX_NAME_LENGTH
     assert name == " ".join(name.split())
     assert not [c for c in name if unicodedata.category(c)[0] == "C" and c not in "\u200c\u200d"]
     name.encode()
-    assert one_line(name, LONGEST_NAME) == name
-    assert person(name) == person(name.upper().lower()) or not name.isascii()
+    assert make_single_line(name, MAX_NAME_LENGTH) == name
+    assert person_key(name) == person_key(name.upper().lower()) or not name.isascii()
 
 
 def test_ten_megabytes_of_a_name_are_cut(raises_code):
-    assert one_line("x" * 10_000_000, 100) == "x" * 99 + "…"
+    assert make_single_line("x" * 10_000_000, 100) == "x" * 99 + "…"
     assert Labeller("<b>Ada\x00\x1b[31m\u202egnp", "").who == "<b>Ada[31mgnp"
     for nothing in ("", " \n", "\u202e\x07", "\ud800", "\u200d"):
         with raises_code("store.no_name"):
@@ -272,12 +274,12 @@ def test_ten_megabytes_of_a_name_are_cut(raises_code):
 LABELLER = """
 import sys
 from pathlib import Path
-from urnet.serve.labelling import Labeller
-from urnet.serve.store import Store
-labelling, ada = Store(Path(sys.argv[1])).labelling, Labeller("Ada", "b1")
-while cells := labelling.claim("q", ada, 2):
+from urnet.serve.label_store import Labeller
+from urnet.serve.database.store import Store
+label_store, ada = Store(Path(sys.argv[1])).labels, Labeller("Ada", "b1")
+while cells := label_store.claim("q", ada, 2):
     for cell in cells:
-        labelling.label(cell.id, ada, "disc")
+        label_store.label(cell.id, ada, "disc")
         print(cell.path, flush=True)
 """
 
@@ -286,7 +288,7 @@ while cells := labelling.claim("q", ada, 2):
 def test_kill_9_while_labelling_loses_nothing_that_was_shown(tmp_path):
     path = tmp_path / "bench.db"
     store = Store(path)
-    store.labelling.add_cells("q", [{"path": str(k)} for k in range(5000)])
+    store.labels.add_cells("q", [{"path": str(k)} for k in range(5000)])
     store.close()
     process = subprocess.Popen([sys.executable, "-c", LABELLER, str(path)], stdout=subprocess.PIPE, text=True)
     shown = [process.stdout.readline().strip() for _ in range(25)]
@@ -298,14 +300,14 @@ def test_kill_9_while_labelling_loses_nothing_that_was_shown(tmp_path):
     assert len(shown) <= len(kept) <= len(shown) + 1
     assert set(shown) <= set(kept)
     store = Store(path)
-    assert store.labelling.claim("q", by("Ada"), 1)[0].path not in kept
+    assert store.labels.claim("q", by("Ada"), 1)[0].path not in kept
     store.close()
 
 
-def test_an_old_file_is_upgraded_whole_or_left_as_it_was(store, labelling, monkeypatch):
+def test_an_old_file_is_upgraded_whole_or_left_as_it_was(store, label_store, monkeypatch):
     store.close()
     before = store.path.read_bytes()
-    monkeypatch.setattr(models, "SCHEMA", 4)
+    monkeypatch.setattr(models, "SCHEMA_VERSION", 4)
     monkeypatch.setattr(models, "UPGRADES", {2: ("ALTER TABLE cells ADD COLUMN x", "UPDATE cells SET x = 1")})
     with pytest.raises(StoreError, match="schema 3 is too old"):
         Store(store.path)
@@ -317,7 +319,7 @@ def test_an_old_file_is_upgraded_whole_or_left_as_it_was(store, labelling, monke
     monkeypatch.setitem(models.UPGRADES, 3, ("ALTER TABLE cells ADD COLUMN y",))
     Store(store.path).close()
     assert {"x", "y"} <= set(columns(store.path))
-    monkeypatch.setattr(models, "SCHEMA", 2)
+    monkeypatch.setattr(models, "SCHEMA_VERSION", 2)
     with pytest.raises(StoreError, match="newer urnet"):
         Store(store.path)
 
@@ -349,7 +351,7 @@ def test_files_that_are_not_ours_are_refused_and_untouched(tmp_path):
         Store(tmp_path / "folder.db")
 
 
-def test_a_full_disk_loses_only_what_did_not_fit(labelling, store):
+def test_a_full_disk_loses_only_what_did_not_fit(label_store, store):
     with store.engine.connect() as db:
         db.exec_driver_sql("COMMIT")
         pages = db.exec_driver_sql("PRAGMA page_count").scalar_one()
@@ -361,22 +363,22 @@ def test_a_full_disk_loses_only_what_did_not_fit(labelling, store):
         connection.execute(f"PRAGMA max_page_count = {pages}").close()
 
     with pytest.raises(StoreError, match=r"full.*make room") as caught:
-        store.review.keep_image(bytes(200_000), ".png")
+        store.reviews.add_image(bytes(200_000), ".png")
     assert caught.value.code == "store.full"
-    assert labelling.progress(QUEUE).cells == 41
+    assert label_store.progress(QUEUE).cells == 41
 
 
 @pytest.mark.parametrize("formula", ["=1+1", "+cmd", "-a", "@SUM(A1)", "\tx", "\r=x", "'=x", " =x"])
 def test_nothing_that_is_exported_runs_as_a_formula(store, tmp_path, formula):
-    store.labelling.add_cells("q", [{"path": f"{formula}.png", "donor": formula}])
+    store.labels.add_cells("q", [{"path": f"{formula}.png", "donor": formula}])
     ada = by(f"{formula}da")
-    store.labelling.label(store.labelling.claim("q", ada)[0].id, ada, formula)
-    store.labelling.export_labels("q", tmp_path / "labels.csv")
-    image = store.review.keep_image(b"x", ".png")
+    store.labels.label(store.labels.claim("q", ada)[0].id, ada, formula)
+    store.labels.export_labels("q", tmp_path / "labels.csv")
+    image = store.reviews.add_image(b"x", ".png")
     rows = [{"path": f"{formula}.png", "image": image, "predicted": "disc"}]
-    (number,) = store.review.add_predictions(formula, rows, model=formula)
-    store.review.correct(number, ada.who, formula)
-    store.review.export_reviewed(formula, tmp_path / "reviewed")
+    (number,) = store.reviews.add_predictions(formula, rows, model=formula)
+    store.reviews.correct(number, ada.who, formula)
+    store.reviews.export_reviewed(formula, tmp_path / "reviewed")
     for file in (tmp_path / "labels.csv", tmp_path / "reviewed" / "cells.csv"):
         with file.open(encoding="utf-8", newline="") as lines:
             header, row = csv.reader(lines)
@@ -385,16 +387,16 @@ def test_nothing_that_is_exported_runs_as_a_formula(store, tmp_path, formula):
         assert dict(zip(header, map(unescape_formula, row), strict=True))["label"] == formula
 
 
-def test_names_that_are_no_unicode_are_refused_with_their_name(labelling, store, raises_code):
-    before = labelling.progress(QUEUE)
+def test_names_that_are_no_unicode_are_refused_with_their_name(label_store, store, raises_code):
+    before = label_store.progress(QUEUE)
     with raises_code("store.not_text") as caught:
-        labelling.add_cells(QUEUE, [{"path": "fine.png"}, {"path": "cells/\udcff.png"}])
+        label_store.add_cells(QUEUE, [{"path": "fine.png"}, {"path": "cells/\udcff.png"}])
     assert "cells/\\udcff.png" in str(caught.value)
     with raises_code("store.not_text"):
-        store.review.add_predictions("S", [{"path": "\udcff.png", "predicted": "disc"}], model="m")
+        store.reviews.add_predictions("S", [{"path": "\udcff.png", "predicted": "disc"}], model="m")
     with raises_code("store.not_text"):
-        labelling.label(1, by("Ada"), "\udcff")
-    assert labelling.progress(QUEUE) == before
+        label_store.label(1, by("Ada"), "\udcff")
+    assert label_store.progress(QUEUE) == before
 
 
 FROZEN = Path(__file__).parents[1] / "frozen" / "0.1.0" / "labels.db"
@@ -417,9 +419,9 @@ def test_a_file_of_schema_1_is_upgraded_and_one_that_fails_in_the_middle_is_as_i
     monkeypatch.setitem(models.UPGRADES, 1, whole)
     store = Store(path)
     name = store.id
-    assert store.labelling.progress("cells").people == {"Ada": 6, "Bela": 5}
-    assert store.labelling.undo("cells", by("Ada")).label
-    assert store.labelling.claim("cells", by("Ada"))
+    assert store.labels.progress("cells").people == {"Ada": 6, "Bela": 5}
+    assert store.labels.undo("cells", by("Ada")).label
+    assert store.labels.claim("cells", by("Ada"))
     store.close()
     store = Store(path)
     assert store.id == name
@@ -440,21 +442,21 @@ def described(path, table) -> list[tuple]:
 
 
 @pytest.mark.parametrize("action", ["claim", "label", "undo", "release", "correct"])
-def test_a_locked_database_keeps_all_as_it_was_and_says_so(labelling, store, monkeypatch, action, raises_code):
+def test_a_locked_database_keeps_all_as_it_was_and_says_so(label_store, store, monkeypatch, action, raises_code):
     ada = by("Ada")
-    cells = labelling.claim(QUEUE, ada, 2)
-    labelling.label(cells[0].id, ada, "bar")
-    (prediction,) = store.review.add_predictions("S", [{"path": "a", "predicted": "bar"}], model="m")
+    cells = label_store.claim(QUEUE, ada, 2)
+    label_store.label(cells[0].id, ada, "bar")
+    (prediction,) = store.reviews.add_predictions("S", [{"path": "a", "predicted": "bar"}], model="m")
     store.engine.dispose()
     monkeypatch.setattr(models, "BUSY_SECONDS", 0.05)
     impatient = Store(store.path)
     before = dump(store.path)
     actions = {
-        "claim": lambda: impatient.labelling.claim(QUEUE, ada, 3),
-        "label": lambda: impatient.labelling.label(cells[1].id, ada, "disc"),
-        "undo": lambda: impatient.labelling.undo(QUEUE, ada),
-        "release": lambda: impatient.labelling.release("Ada"),
-        "correct": lambda: impatient.review.correct(prediction, "Ada", "disc"),
+        "claim": lambda: impatient.labels.claim(QUEUE, ada, 3),
+        "label": lambda: impatient.labels.label(cells[1].id, ada, "disc"),
+        "undo": lambda: impatient.labels.undo(QUEUE, ada),
+        "release": lambda: impatient.labels.release("Ada"),
+        "correct": lambda: impatient.reviews.correct(prediction, "Ada", "disc"),
     }
     with sqlite3.connect(store.path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -470,8 +472,8 @@ def test_a_locked_database_keeps_all_as_it_was_and_says_so(labelling, store, mon
 HOLDER = """
 import sys, time
 from pathlib import Path
-from urnet.serve.database_lock import database_lock
-with database_lock(Path(sys.argv[1])):
+from urnet.serve.database.lock import lock_database
+with lock_database(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -479,29 +481,29 @@ with database_lock(Path(sys.argv[1])):
 
 def test_a_database_is_for_one_server_and_a_killed_one_holds_none(tmp_path, raises_code):
     path = tmp_path / "bench.db"
-    with database_lock(path):
+    with lock_database(path):
         (tmp_path / "link.db").symlink_to(path)
         for same in (path, tmp_path / "link.db"):
-            with raises_code("store.in_use"), database_lock(same):
+            with raises_code("store.in_use"), lock_database(same):
                 pass
-        with database_lock(tmp_path / "other.db"):
+        with lock_database(tmp_path / "other.db"):
             pass
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
-    with raises_code("store.in_use"), database_lock(path):
+    with raises_code("store.in_use"), lock_database(path):
         pass
     process.kill()
     process.wait()
     process.stdout.close()
     assert [file.name for file in tmp_path.glob("*.lock")] == ["bench.db.lock"]
-    with database_lock(path):
+    with lock_database(path):
         pass
     assert list(tmp_path.glob("*.lock")) == []
-    with raises_code("store.no_folder"), database_lock(tmp_path / "gone" / "bench.db"):
+    with raises_code("store.no_folder"), lock_database(tmp_path / "gone" / "bench.db"):
         pass
 
 
 def test_a_database_where_locks_do_not_work_is_refused(tmp_path, monkeypatch, raises_code):
     monkeypatch.setattr("urnet.serve.database.lock.lock_file", lambda path: None)
-    with raises_code("store.no_locks"), database_lock(tmp_path / "bench.db"):
+    with raises_code("store.no_locks"), lock_database(tmp_path / "bench.db"):
         pass

@@ -23,11 +23,11 @@ from urnet.fields.io.read import Field
 from urnet.files.outputs import staging_folder
 from urnet.images.simulation.phantom import draw_field
 from urnet.serve.app import create_app
-from urnet.serve.services import Bench
+from urnet.serve.services import Services
 from urnet.serve.settings import Settings
-from urnet.serve.uploads.receive import put
-from urnet.serve.uploads.storage import Aside, FullError, size_of
-from urnet.serve.uploads.worker import _Decoder, _Lost
+from urnet.serve.uploads.receive import store_upload
+from urnet.serve.uploads.storage import StorageFullError, UploadFolder, size_of
+from urnet.serve.uploads.worker import _Decoder, _UnreadableFiles
 from urnet.training.fit import train
 
 EDGE = 32
@@ -61,12 +61,12 @@ def run(fields, tiny, tmp_path_factory):
     return train(folder / "cells", tiny, folder / "run", overrides=changes)[0]
 
 
-def test_fields_are_counted_as_on_the_command_line(run, fields, serving, send, tmp_path):
-    with serving(run.folder) as client:
+def test_fields_are_counted_as_on_the_command_line(run, fields, open_client, send_files, tmp_path):
+    with open_client(run.folder) as client:
         assert client.get("/v1/model").json()["cuts_fields"]
-        answer = send(client, *sorted(fields.iterdir()), to="/v1/differential", data={"sample": "fields"})
+        answer = send_files(client, *sorted(fields.iterdir()), to="/v1/differential", data={"sample": "fields"})
         assert answer.status_code == 200, answer.text
-        damaged = send(client, ("a.tif", (fields / "d0.tif").read_bytes()[:5000]), to="/v1/differential")
+        damaged = send_files(client, ("a.tif", (fields / "d0.tif").read_bytes()[:5000]), to="/v1/differential")
     counted = count_cells(run.folder, fields, tmp_path / "out", engine="onnx")
     written = json.loads((counted.folder / "differential.json").read_text(encoding="utf-8"))["samples"][0]
     told = answer.json()
@@ -91,9 +91,9 @@ def some_damaged(fields):
 
 
 @pytest.fixture(scope="module")
-def server_url(serving_at, run, tmp_path_factory):
+def server_url(start_server, run, tmp_path_factory):
     """Address of a server whose model cuts fields."""
-    with serving_at(run.folder, tmp_path_factory.mktemp("bench")) as address:
+    with start_server(run.folder, tmp_path_factory.mktemp("bench")) as address:
         yield address
 
 
@@ -108,12 +108,16 @@ def whole(fields, tmp_path_factory):
 
 
 def test_damaged_fields_are_named_and_left_out_only_where_that_was_asked_for(
-    run, some_damaged, whole, serving, send, tmp_path
+    run, some_damaged, whole, open_client, send_files, tmp_path
 ):
-    with serving(run.folder) as client:
-        refused = send(client, *some_damaged.items(), to="/v1/differential")
-        told = send(client, *some_damaged.items(), to="/v1/differential", data={"sample": "fields", "partial": "true"})
-        alone = send(client, ("a.tif", some_damaged["my d1.tif"]), to="/v1/differential", data={"partial": "true"})
+    with open_client(run.folder) as client:
+        refused = send_files(client, *some_damaged.items(), to="/v1/differential")
+        told = send_files(
+            client, *some_damaged.items(), to="/v1/differential", data={"sample": "fields", "partial": "true"}
+        )
+        alone = send_files(
+            client, ("a.tif", some_damaged["my d1.tif"]), to="/v1/differential", data={"partial": "true"}
+        )
     assert refused.status_code == 422
     assert "2 of the 4 files cannot be read" in refused.json()["detail"]
     reasons = refused.json()["files"]
@@ -152,14 +156,14 @@ class Killing:
         return getattr(self.pipe, name)
 
 
-def test_a_field_at_which_decoding_dies_is_lost_alone(run, fields, serving, send, tmp_path):
+def test_a_field_at_which_decoding_dies_is_lost_alone(run, fields, open_client, send_files, tmp_path):
     sent = sorted(fields.iterdir())
-    with serving(run.folder) as client:
+    with open_client(run.folder) as client:
 
         def ask(**data):
-            (process,) = client.bench.decoders.processes
+            (process,) = client.services.decoders.processes
             process.pipe = Killing(process.pipe, process.process, "000002.tif")
-            return send(client, *sent, to="/v1/differential", data=data)
+            return send_files(client, *sent, to="/v1/differential", data=data)
 
         refused, told = ask(), ask(sample="fields", partial="true")
     assert refused.status_code == 422
@@ -188,7 +192,7 @@ def test_a_field_is_opened_for_its_pixels_once(run, fields, tmp_path, monkeypatc
     monkeypatch.setattr(Field, "__init__", make)
     decoder = _Decoder(model.config, model.cropping, LIMITS)
     at = []
-    told = decoder.cut(tmp_path / "files", tmp_path / "cells", {}, _Lost(at.append, {}))
+    told = decoder.extract_cells(tmp_path / "files", tmp_path / "cells", {}, _UnreadableFiles(at.append, {}))
     assert told["cells"] > 30
     assert sorted(opened) == [field.name for field in sorted(fields.iterdir())]
     assert set(at) == set(opened)
@@ -198,9 +202,9 @@ def test_what_a_process_that_died_has_left_is_in_nobodys_way(run, fields, tmp_pa
     shutil.copytree(fields, tmp_path / "files")
     model, out = run.load_model(), tmp_path / "cells"
     decoder = _Decoder(model.config, model.cropping, LIMITS)
-    whole = decoder.cut(tmp_path / "files", out, {}, _Lost(lambda name: None, {}))
+    whole = decoder.extract_cells(tmp_path / "files", out, {}, _UnreadableFiles(lambda name: None, {}))
     (staging_folder(out) / "cells").mkdir(parents=True)
-    again = decoder.cut(tmp_path / "files", out, {}, _Lost(lambda name: None, {"d2.tif": "died"}))
+    again = decoder.extract_cells(tmp_path / "files", out, {}, _UnreadableFiles(lambda name: None, {"d2.tif": "died"}))
     assert again["unreadable"] == {"d2.tif": "died"}
     assert [one["name"] for one in again["seen"]] == ["d0.tif", "d1.tif", "d3.tif"]
     assert 0 < again["cells"] < whole["cells"]
@@ -208,12 +212,12 @@ def test_what_a_process_that_died_has_left_is_in_nobodys_way(run, fields, tmp_pa
 
 
 def test_a_full_disk_is_blamed_on_no_field():
-    lost = _Lost(lambda name: None, {})
-    with pytest.raises(OSError, match="No space left"), lost(Path("d0.tif")):
+    unreadable = _UnreadableFiles(lambda name: None, {})
+    with pytest.raises(OSError, match="No space left"), unreadable(Path("d0.tif")):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with lost(Path("d1.tif")):
+    with unreadable(Path("d1.tif")):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
-    assert list(lost.reasons) == ["d1.tif"]
+    assert list(unreadable.reasons) == ["d1.tif"]
 
 
 @pytest.fixture(scope="module")
@@ -227,21 +231,21 @@ def measured(run, tmp_path_factory):
     return folder
 
 
-def test_a_pixel_size_that_the_files_do_not_say_is_sent_with_them(run, measured, fields, serving, send):
+def test_a_pixel_size_that_the_files_do_not_say_is_sent_with_them(run, measured, fields, open_client, send_files):
     sent = [(f"my {field.name}", field.read_bytes()) for field in sorted(fields.iterdir())]
-    with serving(measured) as client:
-        unknown = send(client, *sent[:2], to="/v1/differential")
-        known = send(client, *sent, to="/v1/differential", data={"pixel_size_um": "0.25"})
-        wrong = send(client, *sent[:1], to="/v1/differential", data={"pixel_size_um": "500"})
-        bad = send(client, *sent[:1], to="/v1/differential", data={"pixel_size_um": "0"})
+    with open_client(measured) as client:
+        unknown = send_files(client, *sent[:2], to="/v1/differential")
+        known = send_files(client, *sent, to="/v1/differential", data={"pixel_size_um": "0.25"})
+        wrong = send_files(client, *sent[:1], to="/v1/differential", data={"pixel_size_um": "500"})
+        bad = send_files(client, *sent[:1], to="/v1/differential", data={"pixel_size_um": "0"})
     assert unknown.status_code == 422
     assert unknown.json()["detail"] == (
         "my d0.tif, my d1.tif: the pixel size is not known, but the model was trained on crops of 0.25 µm a pixel; "
         "give it with the files (pixel_size_um), or save the fields with it, as OME-TIFF"
     )
     assert known.status_code == 200, known.text
-    with serving(run.folder) as client:
-        assert known.json()["classes"] == send(client, *sent, to="/v1/differential").json()["classes"]
+    with open_client(run.folder) as client:
+        assert known.json()["classes"] == send_files(client, *sent, to="/v1/differential").json()["classes"]
     assert wrong.status_code == 422
     assert "my d0.tif: crops of 8 µm would show" in wrong.json()["detail"]
     assert bad.status_code == 422
@@ -255,7 +259,7 @@ MISLABELLED = (
 )
 
 
-def test_a_field_never_counts_as_one_cell(run, fields, serving, send, tmp_path):
+def test_a_field_never_counts_as_one_cell(run, fields, open_client, send_files, tmp_path):
     """One that opens as an image and not as a field, alone, with others, and where cells are expected."""
     pixels = tifffile.imread(fields / "d0.tif")
     tifffile.imwrite(tmp_path / "bad.tif", pixels, photometric="minisblack", description=MISLABELLED, metadata=None)
@@ -263,12 +267,12 @@ def test_a_field_never_counts_as_one_cell(run, fields, serving, send, tmp_path):
     crop = io.BytesIO()
     tifffile.imwrite(crop, pixels[:EDGE, :EDGE], photometric="minisblack")
     cell = ("cell.tif", crop.getvalue())
-    with serving(run.folder) as client:
-        alone = send(client, bad, to="/v1/differential")
-        both = send(client, bad, good, to="/v1/differential")
-        partial = send(client, bad, good, to="/v1/differential", data={"partial": "true"})
-        with_cell = send(client, cell, bad, to="/v1/differential")
-        predicted = send(client, cell, bad, good)
+    with open_client(run.folder) as client:
+        alone = send_files(client, bad, to="/v1/differential")
+        both = send_files(client, bad, good, to="/v1/differential")
+        partial = send_files(client, bad, good, to="/v1/differential", data={"partial": "true"})
+        with_cell = send_files(client, cell, bad, to="/v1/differential")
+        predicted = send_files(client, cell, bad, good)
     for refused in (alone, both):
         assert refused.status_code == 422
         assert "my bad.tif: mislabelled OME-TIFF" in refused.json()["detail"]
@@ -283,17 +287,20 @@ def test_a_field_never_counts_as_one_cell(run, fields, serving, send, tmp_path):
     assert all("420 x 420 px" in error and "not one cell" in error for error in errors[1:])
 
 
-def test_cells_for_which_there_is_no_room_do_not_stay(run, fields, serving):
+def test_cells_for_which_there_is_no_room_do_not_stay(run, fields, open_client):
     content = (fields / "d0.tif").read_bytes()
-    with serving(run.folder, upload_bytes=len(content) + 1024) as client, closing(Aside(client.bench.scratch)) as aside:
-        sent = put(aside, 0, "d0.tif", io.BytesIO(content))
-        with pytest.raises(FullError):
-            asyncio.run(client.bench.cut(aside, [sent]))
-        assert size_of(aside.root) < len(content) + 1024
+    with (
+        open_client(run.folder, upload_bytes=len(content) + 1024) as client,
+        closing(UploadFolder(client.services.storage)) as folder,
+    ):
+        sent = store_upload(folder, 0, "d0.tif", io.BytesIO(content))
+        with pytest.raises(StorageFullError):
+            asyncio.run(client.services.extract_cells(folder, [sent]))
+        assert size_of(folder.root) < len(content) + 1024
 
 
 def test_the_page_says_where_each_cell_of_a_field_lies(run, fields, pages):
-    app = create_app(Bench.open(run.folder, Settings(decoders=1), "onnx"), pages=pages)
+    app = create_app(Services.open(run.folder, Settings(decoders=1), "onnx"), pages=pages)
     with TestClient(app, base_url="http://localhost") as client:
         at = f"/classify/{client.post('/classify').json()['key']}"
         for field in sorted(fields.iterdir()):
@@ -344,18 +351,18 @@ def test_the_page_asks_whether_to_count_without_the_damaged_fields(open_page, ax
 
 
 @pytest.fixture(scope="module")
-def careful(run, serving):
-    with serving(run.folder, field_seconds=5, decode_memory=2**29) as client:
+def careful(run, open_client):
+    with open_client(run.folder, field_seconds=5, decode_memory=2**29) as client:
         yield client
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_fields_are_refused_soon_and_the_next_one_is_counted(careful, fields, send, name):
+def test_hostile_fields_are_refused_soon_and_the_next_one_is_counted(careful, fields, send_files, name):
     began = time.monotonic()
-    answer = send(careful, (name, HOSTILE[name]), to="/v1/differential")
+    answer = send_files(careful, (name, HOSTILE[name]), to="/v1/differential")
     assert time.monotonic() - began < 12
     assert answer.status_code in (200, 422), answer.text
     if answer.status_code == 422:
         assert name in answer.json()["detail"]
         assert "urnet-" not in answer.text
-    assert send(careful, fields / "d0.tif", to="/v1/differential").status_code == 200
+    assert send_files(careful, fields / "d0.tif", to="/v1/differential").status_code == 200

@@ -1,10 +1,10 @@
-"""Bodies that may not be sent are not read, places are counted, and the time to wait is measured."""
+"""Bodies that may not be sent are not read, request slots are counted, and the time to wait is measured."""
 
 import tempfile
 
 import pytest
 
-from urnet.serve.http.middleware import Places
+from urnet.serve.http.middleware import RequestSlots
 
 TOKEN = "a token of the test's own"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -50,8 +50,8 @@ def ask(client, method, path, body, headers):
 
 
 @pytest.fixture(scope="module")
-def guarded(serving):
-    with serving(token=TOKEN, host="bench.lab", attempts=1000) as client:
+def guarded(open_client):
+    with open_client(token=TOKEN, host="bench.lab", attempts=1000) as client:
         yield client
 
 
@@ -92,12 +92,12 @@ def test_with_a_token_only_files_may_be_large(guarded, path):
     assert body.read <= 1
 
 
-def test_uploads_of_a_page_take_places_too(serving, pages):
-    with serving(max_requests=1) as client:
+def test_uploads_of_a_page_take_places_too(open_client, pages):
+    with open_client(max_requests=1) as client:
         layer = client.app.middleware_stack
-        while not hasattr(layer, "places"):
+        while not hasattr(layer, "slots"):
             layer = layer.app
-        layer.places.enter()
+        layer.slots.acquire()
         for path in ("/v1/predict", "/v1/differential", "/classify/x/files"):
             assert client.post(path, headers=FORM, content=PART).status_code == 429
         assert client.get("/healthz").status_code == 200
@@ -105,23 +105,23 @@ def test_uploads_of_a_page_take_places_too(serving, pages):
 
 def test_the_time_to_wait_is_that_of_the_requests_that_run():
     now = [0.0]
-    places = Places(2, 100.0, lambda: now[0])
-    first, second = places.enter(), places.enter()
-    assert places.is_full
+    slots = RequestSlots(2, 100.0, lambda: now[0])
+    first, second = slots.acquire(), slots.acquire()
+    assert slots.is_full
     now[0] = 8.0
-    assert places.wait_seconds() == 8.0  # nothing has ended yet: as long again
+    assert slots.wait_seconds() == 8.0  # nothing has ended yet: as long again
     now[0] = 80.0
-    assert places.wait_seconds() == 20.0  # no longer than allowed
-    places.leave(first)
-    third = places.enter()
+    assert slots.wait_seconds() == 20.0  # no longer than allowed
+    slots.release(first)
+    third = slots.acquire()
     now[0] = 110.0
-    assert places.wait_seconds() == 0.0
-    places.leave(second)
-    fourth = places.enter()
-    assert not places.wait_seconds() < 50.0  # of the mean, less what the third has taken
-    places.leave(third)
-    places.leave(fourth)
-    assert len(places) == 0
+    assert slots.wait_seconds() == 0.0
+    slots.release(second)
+    fourth = slots.acquire()
+    assert not slots.wait_seconds() < 50.0  # of the mean, less what the third has taken
+    slots.release(third)
+    slots.release(fourth)
+    assert len(slots) == 0
 
 
 def test_a_refusal_before_the_body_closes_the_connection(guarded):

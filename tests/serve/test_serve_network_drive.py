@@ -9,11 +9,11 @@ import pytest
 
 from urnet.errors import StoreError
 from urnet.serve.database import network_drive as module
-from urnet.serve.database.lock import database_lock
-from urnet.serve.database.network_drive import network_drive
+from urnet.serve.database.lock import lock_database
+from urnet.serve.database.network_drive import find_network_drive
 from urnet.serve.database.store import Store
 
-MOUNTS = """\
+MOUNTINFO = """\
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 23 22 0:5 / /home rw,relatime shared:2 master:3 - nfs4 server:/home rw,vers=4.2
 24 23 8:2 / /home/ada/local rw - xfs /dev/sdb1 rw
@@ -43,14 +43,14 @@ a line that is none
     ],
 )
 def test_the_deepest_mount_says_what_a_file_lies_on(tmp_path, monkeypatch, path, kind):
-    (tmp_path / "mountinfo").write_text(MOUNTS, encoding="utf-8")
-    monkeypatch.setattr(module, "MOUNTS", tmp_path / "mountinfo")
-    assert network_drive(Path(path)) == kind
+    (tmp_path / "mountinfo").write_text(MOUNTINFO, encoding="utf-8")
+    monkeypatch.setattr(module, "MOUNTINFO", tmp_path / "mountinfo")
+    assert find_network_drive(Path(path)) == kind
 
 
 def test_where_nothing_is_told_nothing_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOUNTS", tmp_path / "gone")
-    assert network_drive(tmp_path / "bench.db") is None
+    monkeypatch.setattr(module, "MOUNTINFO", tmp_path / "gone")
+    assert find_network_drive(tmp_path / "bench.db") is None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_where_nothing_is_told_nothing_is_refused(tmp_path, monkeypatch):
 def test_windows_tells_drives_by_their_letters(monkeypatch, path, found, kind):
     windows = SimpleNamespace(kernel32=SimpleNamespace(GetDriveTypeW=lambda root: found))
     monkeypatch.setattr(ctypes, "windll", windows, raising=False)
-    assert module._of_windows(PureWindowsPath(path)) == kind
+    assert module._find_on_windows(PureWindowsPath(path)) == kind
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows tells it otherwise")
@@ -75,11 +75,11 @@ def test_a_database_on_a_network_drive_is_refused_in_one_line_and_not_made(tmp_p
     (tmp_path / "link").symlink_to(drive)
     told = tmp_path / "mountinfo"
     told.write_text(f"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n23 22 0:5 / {drive} rw - nfs4 s:/ rw\n", encoding="utf-8")
-    monkeypatch.setattr(module, "MOUNTS", told)
+    monkeypatch.setattr(module, "MOUNTINFO", told)
     for path in (drive / "bench.db", tmp_path / "link" / "bench.db"):
         with pytest.raises(StoreError, match=r"network drive \(nfs4\).*choose a --database on a disk of this machine"):
             Store(path)
-        with pytest.raises(StoreError, match="network drive"), database_lock(path):
+        with pytest.raises(StoreError, match="network drive"), lock_database(path):
             pass
     assert list(drive.iterdir()) == []
     Store(tmp_path / "bench.db").close()

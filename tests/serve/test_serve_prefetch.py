@@ -10,43 +10,43 @@ from PIL import Image
 
 from urnet.bundle.model import Model
 from urnet.serve import ranking as ranking_module
-from urnet.serve.active_learning import informative_order, projected, uncertainty
-from urnet.serve.database import prefetch as waiting_module
-from urnet.serve.database.prefetch import Waiting, upcoming
+from urnet.serve.active_learning import compute_uncertainty, project_features, rank_cells
+from urnet.serve.database import prefetch as prefetch_module
+from urnet.serve.database.prefetch import CellImages, upcoming
 from urnet.serve.database.store import Store
-from urnet.serve.ranking import Ranking
+from urnet.serve.ranking import QueueRanking
 from urnet.serve.server import read_queue
-from urnet.serve.services import Bench
+from urnet.serve.services import Services
 from urnet.serve.settings import Settings
 
 
 def test_the_most_uncertain_come_first_and_of_these_the_most_different():
-    unsure = uncertainty(np.array([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0], [0.4, 0.4, 0.2], [0.6, 0.35, 0.05]]))
+    unsure = compute_uncertainty(np.array([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0], [0.4, 0.4, 0.2], [0.6, 0.35, 0.05]]))
     assert unsure == pytest.approx([1.0, 0.2, 1.0, 0.75])
     points = np.array([[0, 0], [0.1, 0], [5, 5], [0, 0.1], [9, 9]], np.float32)
-    order = informative_order(np.array([0.9, 0.8, 0.7, 0.6, 0.1]), points, band=4)
+    order = rank_cells(np.array([0.9, 0.8, 0.7, 0.6, 0.1]), points, band=4)
     assert order.tolist()[:2] == [0, 2]
     assert order.tolist()[-1] == 4
-    assert informative_order(np.zeros(0), np.zeros((0, 2))).tolist() == []
+    assert rank_cells(np.zeros(0), np.zeros((0, 2))).tolist() == []
     rng = np.random.default_rng(1)
     rows = rng.normal(size=(20, 900))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    short = projected(rows)
+    short = project_features(rows)
     whole = np.linalg.norm(rows[:, None] - rows[None], axis=2)[np.triu_indices(20, 1)]
     kept = np.linalg.norm(short[:, None] - short[None], axis=2)[np.triu_indices(20, 1)]
     assert np.abs(kept / whole - 1).max() < 0.5
 
 
-def test_fluorescence_is_shown_in_one_scale_for_all_cells(served, draw, tmp_path):
+def test_fluorescence_is_shown_in_one_scale_for_all_cells(served_run, draw, tmp_path):
     draw(tmp_path / "crops", 4, classes=("disc",), dtype=np.uint16, suffix=".tif")
     draw(tmp_path / "glow", 4, classes=("disc",), dtype=np.uint16, suffix=".tif")
     bright = np.asarray(Image.open(tmp_path / "glow" / "disc" / "000.tif"))
     Image.fromarray((bright // 2).astype(np.uint16)).save(tmp_path / "glow" / "disc" / "001.tif")
     rows = [{"path": f"crops/disc/{k:03d}.tif", "target": f"glow/disc/{k:03d}.tif" if k < 3 else ""} for k in range(4)]
     pd.DataFrame([*rows, {"path": "gone.tif", "target": ""}]).to_csv(tmp_path / "cells.csv", index=False)
-    waiting = Waiting.open(served, tmp_path / "cells.csv", Model.load(served))
-    seen = [waiting.pictures(path) for path in waiting.rows]
-    assert waiting.paired == "target"
+    images = CellImages.open(served_run, tmp_path / "cells.csv", Model.load(served_run))
+    seen = [images.image(path) for path in images.rows]
+    assert images.paired == "target"
     glow = [np.asarray(Image.open(io.BytesIO(one.paired))).mean() for one in seen[:3]]
     assert glow[1] < glow[0] - 20
     assert abs(glow[2] - glow[0]) < 20
@@ -58,7 +58,7 @@ def test_fluorescence_is_shown_in_one_scale_for_all_cells(served, draw, tmp_path
 
 @pytest.mark.parametrize("target", ["glow.png", "paired/glow.png"])
 def test_pictures_beside_the_crops_of_class_folders_are_found_by_the_recipe(
-    served, draw, tmp_path, monkeypatch, target
+    served_run, draw, tmp_path, monkeypatch, target
 ):
     folder = draw(tmp_path / "cells", 1, classes=("disc",))
     (folder / "disc" / "000.png").rename(folder / "disc" / "bright.png")
@@ -67,25 +67,25 @@ def test_pictures_beside_the_crops_of_class_folders_are_found_by_the_recipe(
     if target != "glow.png":
         (folder / "disc" / "paired").mkdir()
         (folder / "disc" / "glow.png").rename(folder / "disc" / target)
-    monkeypatch.setattr(waiting_module, "_target", lambda run: target)
-    waiting = Waiting.open(served, folder, Model.load(served))
-    shown = {path.rpartition("/")[2]: waiting.pictures(path) for path in waiting.rows}
+    monkeypatch.setattr(prefetch_module, "_read_target", lambda run: target)
+    images = CellImages.open(served_run, folder, Model.load(served_run))
+    shown = {path.rpartition("/")[2]: images.image(path) for path in images.rows}
     assert shown["bright.png"].paired is not None
     assert shown["bright.png"].paired != shown["bright.png"].crop
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_the_model_orders_the_queue_and_can_be_stopped(served, shapes, tmp_path, stopped, monkeypatch):
-    monkeypatch.setattr(ranking_module, "PART", 4)
+def test_the_model_orders_the_queue_and_can_be_stopped(served_run, shapes, tmp_path, stopped, monkeypatch):
+    monkeypatch.setattr(ranking_module, "CHUNK_CELLS", 4)
     store = Store(tmp_path / "bench.db")
-    bench = Bench.open(served, Settings(decoders=1), "onnx", store=store, cells=shapes)
-    name, rows = read_queue(shapes, bench.model)
-    store.labelling.add_cells(name, rows)
+    services = Services.open(served_run, Settings(decoders=1), "onnx", store=store, cells=shapes)
+    name, rows = read_queue(shapes, services.model)
+    store.labels.add_cells(name, rows)
     before = upcoming(store, name, 100)
 
-    async def work() -> Ranking:
-        ranking = Ranking(bench, Waiting.open(served, shapes, bench.model))
-        assert ranking.waiting.name == name
+    async def work() -> QueueRanking:
+        ranking = QueueRanking(services, CellImages.open(served_run, shapes, services.model))
+        assert ranking.images.name == name
         ranking.start()
         while ranking.state == "running":
             await asyncio.sleep(0.01)
@@ -93,9 +93,9 @@ def test_the_model_orders_the_queue_and_can_be_stopped(served, shapes, tmp_path,
                 ranking.stop()
         return ranking
 
-    bench.network.start()
+    services.network.start()
     ranking = asyncio.run(work())
-    bench.network.stop()
+    services.network.stop()
     after = upcoming(store, name, 100)
     assert sorted(after) == sorted(before)
     if stopped:
@@ -103,6 +103,6 @@ def test_the_model_orders_the_queue_and_can_be_stopped(served, shapes, tmp_path,
         assert 0 < ranking.done < 60
     else:
         assert (ranking.state, ranking.done, len(ranking.proposals)) == ("done", 60, 60)
-        told, _, _ = bench.network.engine.run(bench.model.read(ranking.waiting.cells))
-        assert list(ranking.waiting.rows)[int(uncertainty(told).argmax())] == after[0]
+        told, _, _ = services.network.engine.run(services.model.read(ranking.images.cells))
+        assert list(ranking.images.rows)[int(compute_uncertainty(told).argmax())] == after[0]
     store.close()

@@ -64,8 +64,8 @@ def post(address: str, file: Path, times: int = 1, **more) -> httpx.Response:
     return httpx.post(f"{address}/v1/predict", files=files, timeout=60, **more)
 
 
-def test_a_server_finishes_what_runs_when_it_is_told_to_stop(served, shapes, tmp_path):
-    with server(served, "--database", tmp_path / "bench.db", "--cells", shapes) as (process, address, lines):
+def test_a_server_finishes_what_runs_when_it_is_told_to_stop(served_run, shapes, tmp_path):
+    with server(served_run, "--database", tmp_path / "bench.db", "--cells", shapes) as (process, address, lines):
         assert lines[0].startswith("tiny, engine onnx: http://127.0.0.1:")
         assert not any("token" in line for line in lines)
         assert post(address, shapes / "disc" / "000.png").json()["results"][0]["predicted"]
@@ -81,14 +81,14 @@ def test_a_server_finishes_what_runs_when_it_is_told_to_stop(served, shapes, tmp
         assert process.stdout.read().strip() == "stopped"
     store = Store(tmp_path / "bench.db")
     queue = shapes.resolve().as_posix()
-    assert store.labelling.progress(queue).cells == 60
-    assert Path(store.labelling.claim(queue, Labeller("Ada"))[0].path).is_file()
+    assert store.labels.progress(queue).cells == 60
+    assert Path(store.labels.claim(queue, Labeller("Ada"))[0].path).is_file()
     store.close()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
-def test_kill_9_under_load_leaves_nothing_behind_and_the_next_start_works_with_a_token(served, shapes, tmp_path):
-    arguments, temporary = (served, "--database", tmp_path / "bench.db"), tmp_path / "temporary"
+def test_kill_9_under_load_leaves_nothing_behind_and_the_next_start_works_with_a_token(served_run, shapes, tmp_path):
+    arguments, temporary = (served_run, "--database", tmp_path / "bench.db"), tmp_path / "temporary"
     temporary.mkdir()
     env = {"TMPDIR": str(temporary)}
     with server(*arguments, env=env) as (process, address, _), ThreadPoolExecutor(4) as pool:
@@ -144,14 +144,14 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
-def test_a_database_is_refused_while_another_server_has_it(served, tmp_path, capfd):
+def test_a_database_is_refused_while_another_server_has_it(served_run, tmp_path, capfd):
     arguments = ("--database", tmp_path / "bench.db", "--port", "0")
-    with server(served, *arguments[:2]) as (process, _, _):
-        assert run_command(["serve", str(served), *map(str, arguments)]) == 2
+    with server(served_run, *arguments[:2]) as (process, _, _):
+        assert run_command(["serve", str(served_run), *map(str, arguments)]) == 2
         assert "another urnet server uses this database" in capfd.readouterr().err
         process.kill()
         process.wait()
-    with server(served, *arguments[:2]) as (process, _, lines):
+    with server(served_run, *arguments[:2]) as (process, _, lines):
         assert not any("another" in line for line in lines)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
@@ -159,13 +159,13 @@ def test_a_database_is_refused_while_another_server_has_it(served, tmp_path, cap
 
 
 @pytest.mark.parametrize("option", [("--root-path", "/urnet"), ("--trusted-proxy", "::1"), ("--allowed-host", "a.lab")])
-def test_a_server_that_a_proxy_may_show_to_others_needs_a_token(served, tmp_path, option):
-    with server(served, "--database", tmp_path / "bench.db", *option) as (_, address, lines):
+def test_a_server_that_a_proxy_may_show_to_others_needs_a_token(served_run, tmp_path, option):
+    with server(served_run, "--database", tmp_path / "bench.db", *option) as (_, address, lines):
         assert any(line.startswith("token: ") for line in lines)
         assert httpx.get(f"{address}/v1/model").status_code == 401
 
 
-def test_mistakes_at_the_start_end_in_one_line(served, tmp_path, capfd, monkeypatch):
+def test_mistakes_at_the_start_end_in_one_line(served_run, tmp_path, capfd, monkeypatch):
     def mistake(*arguments) -> str:
         capfd.readouterr()
         assert run_command(["serve", *map(str, arguments), "--database", str(tmp_path / "bench.db")]) == 2
@@ -175,16 +175,16 @@ def test_mistakes_at_the_start_end_in_one_line(served, tmp_path, capfd, monkeypa
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"127.0.0.1:{port} cannot be listened on" in mistake(served, "--port", port)
+        assert f"127.0.0.1:{port} cannot be listened on" in mistake(served_run, "--port", port)
     assert "no trained model here" in mistake(tmp_path, "--port", 0)
-    assert "--host no.such.host.invalid: there is no such host" in mistake(served, "--host", "no.such.host.invalid")
-    assert "did you mean max_files" in mistake(served, "--set", "max_file=3")
-    assert "no such file or folder" in mistake(served, "--port", 0, "--cells", tmp_path / "gone")
-    assert "--root-path label" in mistake(served, "--port", 0, "--root-path", "label")
-    assert "--trusted-proxy x" in mistake(served, "--port", 0, "--trusted-proxy", "x")
-    assert "--allowed-host *" in mistake(served, "--port", 0, "--allowed-host", "*")
+    assert "--host no.such.host.invalid: there is no such host" in mistake(served_run, "--host", "no.such.host.invalid")
+    assert "did you mean max_files" in mistake(served_run, "--set", "max_file=3")
+    assert "no such file or folder" in mistake(served_run, "--port", 0, "--cells", tmp_path / "gone")
+    assert "--root-path label" in mistake(served_run, "--port", 0, "--root-path", "label")
+    assert "--trusted-proxy x" in mistake(served_run, "--port", 0, "--trusted-proxy", "x")
+    assert "--allowed-host *" in mistake(served_run, "--port", 0, "--allowed-host", "*")
     monkeypatch.setenv("URNET_TOKEN", "short")
-    assert "give 16 or more" in mistake(served, "--host", "0.0.0.0", "--port", 0)
+    assert "give 16 or more" in mistake(served_run, "--host", "0.0.0.0", "--port", 0)
     assert list(tmp_path.iterdir()) == []  # no database of a server that never was
     (tmp_path / "bench.db").write_text("a letter, not a database " * 50, encoding="utf-8")
-    assert "not a database" in mistake(served, "--port", 0)
+    assert "not a database" in mistake(served_run, "--port", 0)

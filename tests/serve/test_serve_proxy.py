@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from urnet.serve.http.proxy import OWN_PATHS, Reach, route_path
+from urnet.serve.http.proxy import OWN_PATHS, ProxySettings, route_path
 
 PROXY, CLIENT = "10.0.0.7", "203.0.113.5"
 TOKEN = "a token of the test's own"
@@ -19,16 +19,16 @@ FORWARDED = {
 
 
 @pytest.fixture(scope="module")
-def behind(serving):
+def behind(open_client):
     """A server with a proxy in front of it, asked as that proxy: `behind(root_path="/urnet")`."""
     from contextlib import ExitStack
 
     with ExitStack() as opened:
 
         def behind(address=PROXY, root_path="", hosts=("cells.lab.example",), **more):
-            reach = Reach.parse(root_path, ["10.0.0.0/24", "::1"], hosts)
+            proxy = ProxySettings.parse(root_path, ["10.0.0.0/24", "::1"], hosts)
             more = {"token": TOKEN, "instance": "1234abcd", "attempts": 2, "host": "127.0.0.1:8000"} | more
-            return opened.enter_context(serving(address=address, reach=reach, **more))
+            return opened.enter_context(open_client(address=address, proxy=proxy, **more))
 
         yield behind
 
@@ -62,7 +62,7 @@ def test_each_client_of_a_proxy_has_attempts_of_its_own(behind):
     assert client.get("/v1/model", headers=chain).status_code == 429
 
 
-def test_forwarded_headers_of_others_change_nothing(behind, serving):
+def test_forwarded_headers_of_others_change_nothing(behind, open_client):
     client = behind(address="192.0.2.1")
     for number in range(3):  # one address, whatever it says
         headers = {**FORWARDED, "X-Forwarded-For": f"198.51.100.{number}", "Authorization": "Bearer wrong"}
@@ -73,7 +73,7 @@ def test_forwarded_headers_of_others_change_nothing(behind, serving):
     assert "Path=/;" in answer.headers["set-cookie"]
     allowed = {"Host": "evil.example", "X-Forwarded-Host": "cells.lab.example"}
     assert client.get("/healthz", headers=allowed).status_code == 403
-    with serving() as plain:  # without any trusted proxy
+    with open_client() as plain:  # without any trusted proxy
         assert (
             plain.get("/healthz", headers={"Host": "evil.example", "X-Forwarded-Host": "localhost"}).status_code == 403
         )
@@ -93,7 +93,7 @@ def test_a_root_path_is_understood_whether_or_not_the_proxy_removes_it(behind, p
     assert client.get("/openapi.json", headers=bearer).json()["servers"] == [{"url": "/urnet"}]
 
 
-def test_names_of_hosts_are_allowed_one_by_one(behind, serving):
+def test_names_of_hosts_are_allowed_one_by_one(behind, open_client):
     client = behind()
     for host, status in (
         ("cells.lab.example", 200),
@@ -103,7 +103,7 @@ def test_names_of_hosts_are_allowed_one_by_one(behind, serving):
         ("cells.lab.example.evil.example", 403),
     ):
         assert client.get("/healthz", headers={"Host": host}).status_code == status, host
-    with serving(reach=Reach.parse(allowed_hosts=["Bench.Lab"])) as plain:
+    with open_client(proxy=ProxySettings.parse(allowed_hosts=["Bench.Lab"])) as plain:
         assert plain.get("/healthz", headers={"Host": "bench.lab:80"}).status_code == 200
         told = plain.get("/healthz", headers={"Host": "evil.example"}).json()["detail"]
         assert "localhost, bench.lab" in told
@@ -121,7 +121,7 @@ def test_names_of_hosts_are_allowed_one_by_one(behind, serving):
 def test_whatever_a_proxy_forwards_becomes_a_sound_request(headers):
     import asyncio
 
-    from urnet.serve.http.proxy import ForwardedHeaders
+    from urnet.serve.http.proxy import ForwardedHeadersMiddleware
 
     seen = []
 
@@ -130,7 +130,9 @@ def test_whatever_a_proxy_forwards_becomes_a_sound_request(headers):
 
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     scope = {"type": "http", "path": "/label", "scheme": "http", "client": (PROXY, 1), "headers": raw}
-    asyncio.run(ForwardedHeaders(app, Reach.parse("", [PROXY]))({**scope, "root_path": ""}, None, None))
+    asyncio.run(
+        ForwardedHeadersMiddleware(app, ProxySettings.parse("", [PROXY]))({**scope, "root_path": ""}, None, None)
+    )
     (got,) = seen
     assert got["scheme"] in ("http", "https")
     assert re.fullmatch(r"[0-9a-f.:]+", got["client"][0])
@@ -158,11 +160,11 @@ def test_whatever_a_proxy_forwards_becomes_a_sound_request(headers):
 )
 def test_mistakes_are_named(given, code, raises_code):
     with raises_code(code):
-        Reach.parse(**given)
+        ProxySettings.parse(**given)
 
 
-def test_no_root_path_is_an_address_of_the_server(serving, pages):
-    with serving(pages=pages, token=TOKEN) as client:
+def test_no_root_path_is_an_address_of_the_server(open_client, pages):
+    with open_client(pages=pages, token=TOKEN) as client:
 
         def parts(routes):
             for route in routes:

@@ -13,16 +13,16 @@ from types import SimpleNamespace
 import pytest
 
 from urnet.serve.settings import Settings
-from urnet.serve.uploads.receive import Decoders, put_aside
-from urnet.serve.uploads.storage import Aside, FullError, Scratch, size_of
+from urnet.serve.uploads.receive import DecoderPool, store_uploads
+from urnet.serve.uploads.storage import StorageFullError, UploadFolder, UploadStorage, size_of
 
 OWNER = """
 import sys, time
-from urnet.serve.scratch import Aside, Scratch
-scratch = Scratch(100)
-scratch.start()
-(Aside(scratch).files / "cell.png").write_bytes(b"sent")
-print(scratch.root, flush=True)
+from urnet.serve.uploads.storage import UploadFolder, UploadStorage
+storage = UploadStorage(100)
+storage.start()
+(UploadFolder(storage).files / "cell.png").write_bytes(b"sent")
+print(storage.root, flush=True)
 time.sleep(60)
 """
 
@@ -42,12 +42,12 @@ def owner() -> tuple[subprocess.Popen, str]:
 
 @contextmanager
 def started(most: int):
-    scratch = Scratch(most)
-    scratch.start()
+    storage = UploadStorage(most)
+    storage.start()
     try:
-        yield scratch
+        yield storage
     finally:
-        scratch.stop()
+        storage.stop()
 
 
 def test_what_a_killed_server_left_is_removed_and_what_belongs_to_another_one_stays(place):
@@ -75,28 +75,30 @@ def test_where_locks_do_not_work_a_server_starts_and_removes_nothing_but_its_own
     (place / "urnet-serve-other").mkdir()
     (place / "urnet-serve-other.lock").touch()
     with started(100) as own:
-        assert own.folder().is_dir()
+        assert own.new_folder().is_dir()
     assert sorted(path.name for path in place.iterdir()) == ["urnet-serve-other", "urnet-serve-other.lock"]
 
 
-def test_all_together_hold_no_more_than_allowed_and_give_it_back(place):
-    with started(100) as scratch:
-        with closing(Aside(scratch)) as first, closing(Aside(scratch)) as second:
-            first.take(60)
-            with pytest.raises(FullError, match=r"holds 60 bytes .* 41 more .* its 100 \(upload_bytes\)"):
-                second.take(41)
-            second.take(40)
+def test_all_together_hold_no_more_than_allowed_and_give_it_back(place, raises_code):
+    with started(100) as storage:
+        with closing(UploadFolder(storage)) as first, closing(UploadFolder(storage)) as second:
+            first.reserve(60)
+            with raises_code("server.uploads_full") as caught:
+                second.reserve(41)
+            for number in ("60 bytes", "41 more", "100 (upload_bytes)"):
+                assert number in str(caught.value)
+            second.reserve(40)
             first.close()
             first.close()
-            second.take(60)
-        assert scratch.used == 0
-        with closing(Aside(scratch)) as aside, pytest.raises(FullError):
-            put_aside(aside, [("a.png", io.BytesIO(b"a" * 101))])
-        assert scratch.used == 0
-        assert list(scratch.root.iterdir()) == []
-        scratch.root.rmdir()  # as systems tidy up
-        with closing(Aside(scratch)) as aside:
-            assert aside.files.is_dir()
+            second.reserve(60)
+        assert storage.used_bytes == 0
+        with closing(UploadFolder(storage)) as folder, pytest.raises(StorageFullError):
+            store_uploads(folder, [("a.png", io.BytesIO(b"a" * 101))])
+        assert storage.used_bytes == 0
+        assert list(storage.root.iterdir()) == []
+        storage.root.rmdir()  # as systems tidy up
+        with closing(UploadFolder(storage)) as folder:
+            assert folder.files.is_dir()
 
 
 def test_cells_that_are_still_cut_for_who_gave_up_meanwhile_are_deleted(place, monkeypatch):
@@ -111,27 +113,27 @@ def test_cells_that_are_still_cut_for_who_gave_up_meanwhile_are_deleted(place, m
         return {"fields": False}, []
 
     monkeypatch.setattr("urnet.serve.uploads.receive._Process.ask", ask)
-    decoders = Decoders(SimpleNamespace(cropping=None, config=None), Settings(decoders=1))
+    decoders = DecoderPool(SimpleNamespace(cropping=None, config=None), Settings(decoders=1))
 
-    async def give_up(aside: Aside) -> None:
-        cutting = asyncio.create_task(decoders.cut(aside, aside.root / "cells", []))
+    async def give_up(folder: UploadFolder) -> None:
+        cutting = asyncio.create_task(decoders.extract_cells(folder, folder.root / "cells", []))
         await asyncio.to_thread(begun.wait, 20)
         cutting.cancel()
-        aside.close()
+        folder.close()
         go.set()
 
-    with started(100) as scratch:
-        asyncio.run(give_up(Aside(scratch)))
+    with started(100) as storage:
+        asyncio.run(give_up(UploadFolder(storage)))
         decoders.stop()
-        assert list(scratch.root.iterdir()) == []
+        assert list(storage.root.iterdir()) == []
 
 
-def test_an_instrument_is_told_to_wait_where_the_server_is_full(serving, send, shapes):
+def test_an_instrument_is_told_to_wait_where_the_server_is_full(open_client, send_files, shapes):
     file = shapes / "disc" / "000.png"
-    with serving(upload_bytes=2 * file.stat().st_size + 1024) as client:
-        answer = send(client, *[file] * 40)
+    with open_client(upload_bytes=2 * file.stat().st_size + 1024) as client:
+        answer = send_files(client, *[file] * 40)
         assert answer.status_code == 429
         assert answer.headers["Retry-After"] == "30"
         assert "try again later" in answer.json()["detail"]
-        assert send(client, file).status_code == 200
-        assert client.bench.scratch.used == 0
+        assert send_files(client, file).status_code == 200
+        assert client.services.storage.used_bytes == 0

@@ -20,8 +20,8 @@ from urnet.bundle.model import Model
 from urnet.errors import ImageError
 from urnet.images.read import read_image
 from urnet.serve.settings import Settings
-from urnet.serve.uploads.receive import Decoders, Upload, put_aside, shown
-from urnet.serve.uploads.storage import Aside, Scratch, Usage
+from urnet.serve.uploads.receive import DecoderPool, Upload, display_name, store_uploads
+from urnet.serve.uploads.storage import UploadFolder, UploadStorage, Usage
 
 
 def tiff(pages: int, width: int = 24, height: int = 24, endless: bool = False) -> bytes:
@@ -77,16 +77,16 @@ BOMBS = {
 
 
 @pytest.fixture(scope="module")
-def careful(serving):
-    with serving(max_images=50) as client:
+def careful(open_client):
+    with open_client(max_images=50) as client:
         yield client
 
 
 @pytest.mark.parametrize("to", ["/v1/predict", "/v1/differential"])
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_and_files_of_other_kinds_are_refused_with_their_reason(careful, send, capfd, name, to):
+def test_bombs_and_files_of_other_kinds_are_refused_with_their_reason(careful, send_files, capfd, name, to):
     content, words = BOMBS[name]
-    answer = send(careful, (name, content), to=to)
+    answer = send_files(careful, (name, content), to=to)
     assert answer.status_code == 422, answer.text
     detail = answer.json()["detail"]
     assert name in detail
@@ -134,12 +134,12 @@ def memory(process) -> int:
     return int(place.read_text(encoding="ascii").split()[1]) if place.is_file() else 0
 
 
-def test_500_damaged_uploads_get_a_reason_each_and_leave_the_server_up(careful, send, tmp_path):
+def test_500_damaged_uploads_get_a_reason_each_and_leave_the_server_up(careful, send_files, tmp_path):
     rng, images, refused, before = np.random.default_rng(5), whole_images(), 0, 0
-    path, fit = tmp_path / "cell", careful.bench.model.fit
+    path, fit = tmp_path / "cell", careful.services.model.fit
     for number in range(500):
         name, content = damaged(rng, images)
-        answer = send(careful, (name, content))
+        answer = send_files(careful, (name, content))
         path.write_bytes(content)
         try:
             fit(read_image(path))
@@ -151,40 +151,40 @@ def test_500_damaged_uploads_get_a_reason_each_and_leave_the_server_up(careful, 
         else:  # what the damage left is an image, of one page or more
             assert answer.status_code in (200, 422), (number, answer.text)
         if number == 100:
-            before = memory(careful.bench.decoders.processes[0])
+            before = memory(careful.services.decoders.processes[0])
     assert refused > 250
-    assert memory(careful.bench.decoders.processes[0]) < before + 20_000  # 80 MB
-    assert send(careful, ("cell.png", images["cell.png"])).status_code == 200
+    assert memory(careful.services.decoders.processes[0]) < before + 20_000  # 80 MB
+    assert send_files(careful, ("cell.png", images["cell.png"])).status_code == 200
 
 
-def test_decoding_that_takes_too_long_is_ended_and_the_next_goes_on(serving, send):
+def test_decoding_that_takes_too_long_is_ended_and_the_next_goes_on(open_client, send_files):
     images = whole_images()
-    with serving(decode_seconds=1e-7) as client:
-        answer = send(client, ("cell.png", images["cell.png"]))
+    with open_client(decode_seconds=1e-7) as client:
+        answer = send_files(client, ("cell.png", images["cell.png"]))
         assert answer.status_code == 422
         assert "longer than the 1e-07 s" in answer.json()["detail"]
-        client.bench.decoders.settings = client.bench.settings.model_copy(update={"decode_seconds": 20})
-        assert send(client, ("cell.png", images["cell.png"])).status_code == 200
+        client.services.decoders.settings = client.services.settings.model_copy(update={"decode_seconds": 20})
+        assert send_files(client, ("cell.png", images["cell.png"])).status_code == 200
 
 
-def test_a_decoder_that_dies_is_replaced(serving, send):
+def test_a_decoder_that_dies_is_replaced(open_client, send_files):
     images = whole_images()
-    with serving() as client:
-        client.bench.decoders.processes[0].process.kill()
-        answers = [send(client, ("cell.png", images["cell.png"])).status_code for _ in range(2)]
+    with open_client() as client:
+        client.services.decoders.processes[0].process.kill()
+        answers = [send_files(client, ("cell.png", images["cell.png"])).status_code for _ in range(2)]
         assert answers[-1] == 200
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="only Linux bounds the memory of a process")
-def test_decoding_takes_no_more_memory_than_allowed(serving, send):
+def test_decoding_takes_no_more_memory_than_allowed(open_client, send_files):
     pixels = np.random.default_rng(0).integers(0, 255, (4900, 4900)).astype(np.float32)
     file = io.BytesIO()
     tifffile.imwrite(file, pixels)
-    with serving(max_bytes=2**28, decode_memory=2**26) as client:
-        answer = send(client, ("large.tif", file.getvalue()))
+    with open_client(max_bytes=2**28, decode_memory=2**26) as client:
+        answer = send_files(client, ("large.tif", file.getvalue()))
         assert answer.status_code == 422
         images = whole_images()
-        assert send(client, ("cell.png", images["cell.png"])).status_code == 200
+        assert send_files(client, ("cell.png", images["cell.png"])).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -201,39 +201,39 @@ def test_decoding_takes_no_more_memory_than_allowed(serving, send):
     ],
 )
 def test_names_of_clients_are_only_shown(given, told):
-    assert shown(given) == told
-    scratch = Scratch(2**20)
-    scratch.start()
-    with closing(Aside(scratch)) as aside:
-        uploads = put_aside(aside, [(given, io.BytesIO(whole_images()["cell.png"]))])
-        assert [path.name for path in aside.files.iterdir()] == ["000000.png"]
-        assert uploads[0].path == aside.files / "000000.png"
+    assert display_name(given) == told
+    storage = UploadStorage(2**20)
+    storage.start()
+    with closing(UploadFolder(storage)) as folder:
+        uploads = store_uploads(folder, [(given, io.BytesIO(whole_images()["cell.png"]))])
+        assert [path.name for path in folder.files.iterdir()] == ["000000.png"]
+        assert uploads[0].path == folder.files / "000000.png"
         assert uploads[0].name == told
-    assert not aside.root.exists()
-    scratch.stop()
+    assert not folder.root.exists()
+    storage.stop()
 
 
 def test_what_is_said_of_our_files_is_said_of_those_that_were_sent_however_they_are_called(tmp_path, monkeypatch):
     sent = [Upload(f"{number + 1:06d}.tif", tmp_path / f"{number:06d}.tif") for number in range(3)]
     said = f"000000.tif, 000001.tif: no; {tmp_path / '000002.tif'} too. No cells in 000001.tif."
     told = "000001.tif, 000002.tif: no; 000003.tif too. No cells in 000002.tif."
-    decoders, scratch = Decoders(SimpleNamespace(cropping=None, config=None), Settings(decoders=1)), Scratch(1)
+    decoders, storage = DecoderPool(SimpleNamespace(cropping=None, config=None), Settings(decoders=1)), UploadStorage(1)
 
     def cut(answer: dict) -> dict:
         monkeypatch.setattr("urnet.serve.uploads.receive._Process.ask", lambda *_: (answer, []))
-        return asyncio.run(decoders.cut(Aside(scratch), tmp_path, sent))
+        return asyncio.run(decoders.extract_cells(UploadFolder(storage), tmp_path, sent))
 
-    scratch.start()
+    storage.start()
     with pytest.raises(ImageError, match=f"^{re.escape(told)}$"):
         cut({"error": said})
     assert cut({"fields": True, "unreadable": {"000001.tif": said}, "notes": [said]})["notes"] == [told]
     decoders.stop()
-    scratch.stop()
+    storage.stop()
 
 
 @pytest.mark.parametrize(("decoders", "most"), [(1, 1), (2, 1), (3, 2)])
-def test_fields_leave_a_decoder_to_crops(served, tmp_path, monkeypatch, decoders, most):
-    pool = Decoders(Model.load(served), Settings(decoders=decoders))
+def test_fields_leave_a_decoder_to_crops(served_run, tmp_path, monkeypatch, decoders, most):
+    pool = DecoderPool(Model.load(served_run), Settings(decoders=decoders))
     cutting, seen = 0, []
 
     async def ask(*_, **__):
@@ -245,8 +245,8 @@ def test_fields_leave_a_decoder_to_crops(served, tmp_path, monkeypatch, decoders
         return {"fields": False}, []
 
     async def cut_all() -> None:
-        aside = SimpleNamespace(files=tmp_path, usage=Usage())
-        await asyncio.gather(*(pool.cut(aside, tmp_path / "out", []) for _ in range(5)))
+        folder = SimpleNamespace(files=tmp_path, usage=Usage())
+        await asyncio.gather(*(pool.extract_cells(folder, tmp_path / "out", []) for _ in range(5)))
 
     monkeypatch.setattr(pool, "_ask", ask)
     asyncio.run(cut_all())

@@ -45,9 +45,9 @@ def serve(
     from urnet.serve.settings import read_settings
 
     settings = read_settings(overrides or ())
-    from urnet.serve.http.proxy import Reach
+    from urnet.serve.http.proxy import ProxySettings
 
-    reach = Reach.parse(root_path, trusted_proxies or (), allowed_hosts or ())
+    proxy = ProxySettings.parse(root_path, trusted_proxies or (), allowed_hosts or ())
     from urnet.serve.pages import add_pages
     from urnet.serve.server import serve as serve_model
 
@@ -60,13 +60,13 @@ def serve(
         port=port,
         database=database,
         engine=engine,
-        reach=reach,
+        proxy=proxy,
         expect=expect,
-        say=_say,
+        echo=_echo,
     )
     return 0
 
 
-def _say(line: str) -> None:
+def _echo(line: str) -> None:
     out.print(line)
     out.file.flush()

@@ -1,1 +1,1 @@
-"""The bench: a web page to look, label, review and count, and an API for instruments."""
+"""The web application: a web page to look, label, review and count, and an API for instruments."""

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-BAND = 500
+BAND_CELLS = 500
 """Cells of about the same uncertainty, among which the most different come first."""
 
-DIRECTIONS = 64
+PROJECTED_DIMENSIONS = 64
 """Features are projected onto so many random directions, which keeps their distances (Johnson and Lindenstrauss)."""
 
 
-def uncertainty(probabilities: np.ndarray) -> np.ndarray:
+def compute_uncertainty(probabilities: np.ndarray) -> np.ndarray:
     """How unsure a model is, 1 minus the margin between its first two classes.
 
     Scheffer, Decomain and Wrobel, "Active hidden Markov models for information extraction", IDA 2001.
@@ -24,7 +24,7 @@ def uncertainty(probabilities: np.ndarray) -> np.ndarray:
     return 1.0 - (first - second)
 
 
-def projected(features: np.ndarray) -> np.ndarray:
+def project_features(features: np.ndarray) -> np.ndarray:
     """Features as short vectors of about the same distances; the same ones at every call.
 
     Args:
@@ -34,19 +34,21 @@ def projected(features: np.ndarray) -> np.ndarray:
         (N, D) float32, of rows that had length 1.
     """
     rows = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    directions = np.random.default_rng(0).standard_normal((features.shape[1], DIRECTIONS)) / np.sqrt(DIRECTIONS)
+    directions = np.random.default_rng(0).standard_normal((features.shape[1], PROJECTED_DIMENSIONS)) / np.sqrt(
+        PROJECTED_DIMENSIONS
+    )
     return (rows @ directions).astype(np.float32)
 
 
-def informative_order(unsure: np.ndarray, features: np.ndarray, band: int = BAND) -> np.ndarray:
+def rank_cells(unsure: np.ndarray, features: np.ndarray, band: int = BAND_CELLS) -> np.ndarray:
     """Uncertainty first, in bands, then diversity within each.
 
     A band begins with its most uncertain cell and goes on with the one farthest from all before it (greedy k-centre:
     Sener and Savarese, "Active learning for convolutional neural networks: a core-set approach", ICLR 2018).
 
     Args:
-        unsure: (N,) from `uncertainty`.
-        features: (N, D) from `projected`.
+        unsure: (N,) from `compute_uncertainty`.
+        features: (N, D) from `project_features`.
         band: cells that count as equally uncertain.
 
     Returns:

@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from urnet.serve.http.auth import Access, Attempts, login
-from urnet.serve.http.errors import Problem, install
-from urnet.serve.http.middleware import Gate, RequestId
-from urnet.serve.http.proxy import ForwardedHeaders, Reach
-from urnet.serve.http.routes import routes
-from urnet.serve.services import Bench
+from urnet.serve.http.auth import AuthMiddleware, FailedLogins, login_routes
+from urnet.serve.http.errors import Problem, add_error_handlers
+from urnet.serve.http.middleware import LimitMiddleware, RequestIdMiddleware
+from urnet.serve.http.proxy import ForwardedHeadersMiddleware, ProxySettings
+from urnet.serve.http.routes import api_routes
+from urnet.serve.services import Services
 from urnet.version import __version__
 
 DESCRIPTION = """Classifies white blood cells without stain, and counts them. For research use only.
@@ -21,31 +21,31 @@ Errors are problem details (RFC 9457); every answer has an `X-Request-ID`. On an
 
 
 def create_app(
-    bench: Bench,
+    services: Services,
     *,
     token: str | None = None,
-    pages: Callable[[FastAPI, Bench], None] | None = None,
-    reach: Reach | None = None,
+    pages: Callable[[FastAPI, Services], None] | None = None,
+    proxy: ProxySettings | None = None,
     instance: str = "",
 ) -> FastAPI:
     """The app.
 
     Args:
-        bench: what it serves; started and stopped with the app.
+        services: what it serves; started and stopped with the app.
         token: that has to be shown; none on loopback.
         pages: adds the pages to the app, after the API's routes.
-        reach: root path, trusted proxies and allowed hosts.
+        proxy: root path, trusted proxies and allowed hosts.
         instance: identifier of the server in the names of its cookies.
     """
-    reach = reach or Reach()
+    proxy = proxy or ProxySettings()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(bench.start)
+        await asyncio.to_thread(services.start)
         try:
             yield
         finally:
-            await asyncio.to_thread(bench.stop)
+            await asyncio.to_thread(services.stop)
 
     app = FastAPI(
         title="urnet",
@@ -56,18 +56,18 @@ def create_app(
         redoc_url=None,
     )
     app.state.instance = instance
-    install(app)
-    app.include_router(routes(bench))
-    attempts = Attempts(bench.settings)
+    add_error_handlers(app)
+    app.include_router(api_routes(services))
+    attempts = FailedLogins(services.settings)
     if token is not None:
-        app.include_router(login(token, attempts, instance))
+        app.include_router(login_routes(token, attempts, instance))
     if pages is not None:
-        pages(app, bench)
+        pages(app, services)
     # The last one added is the first to see a request: nothing of a body is read before its sender has access.
-    app.add_middleware(Gate, settings=bench.settings)
-    app.add_middleware(Access, token=token, attempts=attempts, instance=instance, reach=reach)
-    app.add_middleware(RequestId)
-    app.add_middleware(ForwardedHeaders, reach=reach)
+    app.add_middleware(LimitMiddleware, settings=services.settings)
+    app.add_middleware(AuthMiddleware, token=token, attempts=attempts, instance=instance, proxy=proxy)
+    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(ForwardedHeadersMiddleware, proxy=proxy)
     _describe(app)
     return app
 

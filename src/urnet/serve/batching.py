@@ -13,11 +13,11 @@ import numpy as np
 
 from urnet.export.engine import Engine
 
-Answers = tuple[np.ndarray, np.ndarray, np.ndarray]
+Outputs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class _Waiting:
+class _Task:
     """Crops, or something else that the network's thread has to do."""
 
     future: "Future[Any]"
@@ -29,27 +29,27 @@ class _Waiting:
         return 0 if self.crops is None else len(self.crops)
 
 
-class Network:
+class BatchedNetwork:
     """Runs an engine in a thread of its own; while it looks at one batch, the next one gathers.
 
     Nobody waits for a batch to become full: it takes what is there when the one before is done. How much can wait is
-    bounded by those who ask (`Gate`): each has a few crops here at a time.
+    bounded by those who ask (`LimitMiddleware`): each has a few crops here at a time.
 
     Args:
         engine: what runs the networks.
 
     Attributes:
-        most: images of the largest batch.
+        max_batch: images of the largest batch.
         batches: batches that were run.
         images: images in them.
     """
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self.most = max(engine.sizes)
+        self.max_batch = max(engine.sizes)
         self.batches = self.images = 0
         self._seconds_a_batch = 0.0
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="network", daemon=True)
 
     def start(self) -> None:
@@ -70,24 +70,24 @@ class Network:
         """Expected time until all waiting batches are done, in seconds, from measured durations."""
         return self._queue.qsize() * self._seconds_a_batch
 
-    async def run(self, crops: np.ndarray) -> Answers:
+    async def run(self, crops: np.ndarray) -> Outputs:
         """Classify and enhance, as `Engine.run`.
 
         Args:
             crops: (N, C, S, S) raw counts at the network's size; a few.
         """
-        future: Future[Answers] = Future()
-        self._queue.put(_Waiting(future, crops=crops))
+        future: Future[Outputs] = Future()
+        self._queue.put(_Task(future, crops=crops))
         return await asyncio.wrap_future(future)
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Do something else with the networks, such as Grad-CAM, between two batches."""
         future: Future[Any] = Future()
-        self._queue.put(_Waiting(future, call=lambda: function(*arguments)))
+        self._queue.put(_Task(future, call=lambda: function(*arguments)))
         return await asyncio.wrap_future(future)
 
     def _work(self) -> None:
-        held: _Waiting | None = None
+        held: _Task | None = None
         while (first := held or self._queue.get()) is not None:
             batch, held = self._gather(first)
             batch = [one for one in batch if one.future.set_running_or_notify_cancel()]
@@ -96,7 +96,7 @@ class Network:
             elif batch:
                 self._run(batch)
 
-    def _gather(self, first: _Waiting) -> tuple[list[_Waiting], _Waiting | None]:
+    def _gather(self, first: _Task) -> tuple[list[_Task], _Task | None]:
         """What goes into one batch with the first, and what was taken out of the queue but has to wait."""
         batch = [first]
         while first.call is None:
@@ -107,13 +107,13 @@ class Network:
             if one is None:
                 self._queue.put(None)  # nothing comes after it
                 break
-            if one.call is not None or sum(each.images for each in batch) + one.images > self.most:
+            if one.call is not None or sum(each.images for each in batch) + one.images > self.max_batch:
                 return batch, one
             batch.append(one)
         return batch, None
 
-    def _run(self, batch: list[_Waiting]) -> None:
-        def split(answers: Answers) -> list[Answers]:
+    def _run(self, batch: list[_Task]) -> None:
+        def split(answers: Outputs) -> list[Outputs]:
             ends = np.cumsum([one.images for one in batch])[:-1]
             return list(zip(*(np.split(array, ends) for array in answers), strict=True))
 
@@ -126,7 +126,7 @@ class Network:
         self._seconds_a_batch += (latest - self._seconds_a_batch) * (0.1 if self.batches > 1 else 1.0)
 
 
-def _settle(batch: list[_Waiting], work: Callable[[], Any], split: Callable[[Any], list[Any]]) -> None:
+def _settle(batch: list[_Task], work: Callable[[], Any], split: Callable[[Any], list[Any]]) -> None:
     """Do the work, and give each of a batch its part of the result, or what went wrong."""
     try:
         results = split(work())

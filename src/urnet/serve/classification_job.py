@@ -24,10 +24,10 @@ from urnet.counting.report import render_page
 from urnet.counting.sample import Sample
 from urnet.errors import CellsError, ImageError, RecipeError, UrnetError
 from urnet.files.csv_tables import format_csv
-from urnet.serve.http.errors import Refused, told_to_people
-from urnet.serve.services import FILES, Answer, Bench, Cut, Place
-from urnet.serve.uploads.receive import Upload, put
-from urnet.serve.uploads.storage import Aside
+from urnet.serve.http.errors import RequestError, describe_error
+from urnet.serve.services import PARALLEL_FILES, CellPosition, ImageResult, Services, UploadedCells
+from urnet.serve.uploads.receive import Upload, store_upload
+from urnet.serve.uploads.storage import UploadFolder
 from urnet.version import __version__
 
 PICTURES = 400
@@ -60,11 +60,11 @@ class Seen:
     """
 
     number: int
-    answer: Answer
+    answer: ImageResult
     source: Upload
     index: int
     name: str
-    place: Place | None = None
+    place: CellPosition | None = None
 
     @property
     def rejected(self) -> str:
@@ -81,7 +81,7 @@ class ClassificationJob:
     """Files of one sample on their way from the browser to the differential.
 
     Args:
-        bench: what classifies.
+        services: what classifies.
         turn: lets so many work at once.
         sample: name of the sample.
         pixel_um: µm per px of its fields of view, where their files do not say it or are wrong.
@@ -99,8 +99,10 @@ class ClassificationJob:
         changes: grows whenever something has changed.
     """
 
-    def __init__(self, bench: Bench, turn: asyncio.Semaphore, sample: str = "sample", pixel_um: float | None = None):
-        self.bench, self.turn, self.name, self.pixel_um = bench, turn, sample, pixel_um
+    def __init__(
+        self, services: Services, turn: asyncio.Semaphore, sample: str = "sample", pixel_um: float | None = None
+    ):
+        self.services, self.turn, self.name, self.pixel_um = services, turn, sample, pixel_um
         self.key = token_urlsafe(12)
         self.state: State = "receiving"
         self.error = self.reviewing = ""
@@ -108,12 +110,12 @@ class ClassificationJob:
         self.seen: list[Seen] = []
         self.notes: list[str] = []
         self.counted: Sample | None = None
-        self.cut = Cut([])
+        self.cut = UploadedCells([])
         self.partial = self.in_review = False
         self.files_done = self.changes = 0
         self._bytes = 0
         self._of_field: Counter[int] = Counter()
-        self._aside = Aside(bench.scratch)
+        self._folder = UploadFolder(services.storage)
         self._task: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._counted_at = -COUNT_SECONDS
@@ -125,7 +127,7 @@ class ClassificationJob:
             if task is not None:
                 task.cancel()
         self.state = "closed"
-        asyncio.get_running_loop().run_in_executor(None, self._aside.close)
+        asyncio.get_running_loop().run_in_executor(None, self._folder.close)
 
     def add(self, files: Sequence[tuple[str, BinaryIO]]) -> None:
         """Take some files.
@@ -134,28 +136,28 @@ class ClassificationJob:
             files: what the client calls each, and its content.
 
         Raises:
-            Refused: that would be too many or too much, or the work has begun.
-            FullError: the server holds as much as it may.
+            RequestError: that would be too many or too much, or the work has begun.
+            StorageFullError: the server holds as much as it may.
         """
-        settings = self.bench.settings
+        settings = self.services.settings
         if self.state != "receiving":
-            raise Refused(HTTPStatus.CONFLICT, "this sample has all its files; begin a new one")
+            raise RequestError(HTTPStatus.CONFLICT, "this sample has all its files; begin a new one")
         if len(self.uploads) + len(files) > settings.sample_files:
-            raise Refused(
+            raise RequestError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"more than the {settings.sample_files:,} files that one sample may have; send them as several samples",
             )
         for name, content in files:
             if self.state != "receiving":  # another sample was begun meanwhile
-                raise Refused(HTTPStatus.CONFLICT, "this sample was given up; begin a new one")
+                raise RequestError(HTTPStatus.CONFLICT, "this sample was given up; begin a new one")
             self._bytes += content.seek(0, io.SEEK_END)
             content.seek(0)
             if self._bytes > settings.sample_bytes:
-                raise Refused(
+                raise RequestError(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"more than the {settings.sample_bytes:,} bytes that one sample may have; send several samples",
                 )
-            self.uploads.append(put(self._aside, len(self.uploads), name, content, self.pixel_um))
+            self.uploads.append(store_upload(self._folder, len(self.uploads), name, content, self.pixel_um))
         self.changes += 1
 
     def start(self) -> None:
@@ -191,12 +193,12 @@ class ClassificationJob:
     @property
     def can_count(self) -> bool:
         """Whether counts can be corrected."""
-        return self.bench.model.calibration is not None
+        return self.services.model.calibration is not None
 
     @property
     def is_undecided(self) -> bool:
         """Whether nothing is counted until a person says that it is to be counted without what cannot be read."""
-        return bool(self.cut.fields and self.cut.lost) and not self.partial
+        return bool(self.cut.fields and self.cut.unreadable) and not self.partial
 
     def raw_counts(self) -> Counter[str]:
         """How many images were called what, rejected ones left out."""
@@ -205,13 +207,13 @@ class ClassificationJob:
 
     def to_csv(self) -> str:
         """The answers as `urnet predict` writes them; of cells of fields also where they lie."""
-        columns = ["path", "predicted", *self.bench.model.prediction_columns, "engine", "error"]
+        columns = ["path", "predicted", *self.services.model.prediction_columns, "engine", "error"]
         columns += ["field", "x", "y"] if self.cut.fields else []
         rows = []
         for one in self.seen:
             row = {key: f"{value:.6f}" if type(value) is float else value for key, value in one.answer.row.items()}
             row |= {"path": one.answer.path, "error": one.answer.error}
-            row["engine"] = "" if one.answer.error else self.bench.engine
+            row["engine"] = "" if one.answer.error else self.services.engine
             if one.place is not None:
                 row |= {"field": self.cut.fields[one.place.field].name, "x": one.place.x, "y": one.place.y}
             rows.append(row)
@@ -222,10 +224,10 @@ class ClassificationJob:
         sample = self.counted
         if sample is None:
             return None
-        config = self.bench.model.config
-        files = f"{len(self.uploads)} file(s) sent to the bench"
+        config = self.services.model.config
+        files = f"{len(self.uploads)} file(s) sent to the web application"
         about = {
-            "run": self.bench.run.name,
+            "run": self.services.run.name,
             "source": files,
             "model": f"{config.name}, seed {config.seed}",
             "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -238,7 +240,7 @@ class ClassificationJob:
     @property
     def can_keep(self) -> bool:
         """Whether predictions can be kept for review: they are not yet, and there is a database."""
-        return self.bench.store is not None and not (self.in_review or self.is_keeping or self.is_undecided)
+        return self.services.store is not None and not (self.in_review or self.is_keeping or self.is_undecided)
 
     @property
     def is_keeping(self) -> bool:
@@ -253,18 +255,18 @@ class ClassificationJob:
             self._keeping = asyncio.create_task(self._keep())
 
     async def _keep(self) -> None:
-        store = self.bench.store
+        store = self.services.store
         assert store is not None
         try:
             rows = []
             for one in [one for one in self.seen if not one.answer.error]:
                 content, suffix = await self._file_of(one)
-                digest = await asyncio.to_thread(store.review.keep_image, content, suffix)
+                digest = await asyncio.to_thread(store.reviews.add_image, content, suffix)
                 rows.append({**one.answer.row, "path": one.name, "image": digest})
-            await asyncio.to_thread(store.review.add_predictions, self.name, rows, model=self.bench.digest)
+            await asyncio.to_thread(store.reviews.add_predictions, self.name, rows, model=self.services.digest)
             self.in_review, self.reviewing = True, f"{len(rows):,} predictions kept for review"
         except Exception as error:  # nobody awaits this task
-            why = told_to_people(error, f"keeping sample {self.key} of the page for review")
+            why = describe_error(error, f"keeping sample {self.key} of the page for review")
             self.reviewing = f"not kept for review: {why}"
         finally:
             asyncio.get_running_loop().call_soon(self._changed)  # when the task is done
@@ -275,7 +277,7 @@ class ClassificationJob:
         assert path is not None
         if path.is_file() and "#" not in one.answer.path:
             return await asyncio.to_thread(path.read_bytes), path.suffix
-        _, cells = await self.bench.decoders.read(one.source, one.index, one.index + 1)
+        _, cells = await self.services.decoders.read(one.source, one.index, one.index + 1)
         assert cells[0].crop is not None
         return await asyncio.to_thread(_tiff, cells[0].crop), ".tif"
 
@@ -306,36 +308,36 @@ class ClassificationJob:
             raise
 
     async def _make_picture(self, one: Seen, kind: Kind) -> np.ndarray | None:
-        _, cells = await self.bench.decoders.read(one.source, one.index, one.index + 1)
+        _, cells = await self.services.decoders.read(one.source, one.index, one.index + 1)
         crop = cells[0].crop
         if crop is None:
             raise ImageError(cells[0].error)
-        model, crops = self.bench.model, crop[None]
+        model, crops = self.services.model, crop[None]
         if kind == "enhanced":
-            _, enhanced, _ = await self.bench.network.run(crops)
+            _, enhanced, _ = await self.services.network.run(crops)
             return np.clip(enhanced[0], 0, 1)
         raw = model.config.scaling.apply(crops)
         if kind == "raw":
             return raw[0]
         predicted = model.classes.index(one.answer.row["predicted"])
-        return await self.bench.network.call(_grad_cam, model, raw, predicted)
+        return await self.services.network.call(_grad_cam, model, raw, predicted)
 
     async def _work(self) -> None:
         try:
             async with self.turn:
                 if self.can_count:
                     self._go("cutting")
-                    self.cut = await self.bench.cut(self._aside, self.uploads)
+                    self.cut = await self.services.extract_cells(self._folder, self.uploads)
                 else:
-                    self.cut = Cut(self.uploads)
+                    self.cut = UploadedCells(self.uploads)
                 self.notes = [*self.cut.notes, UNFINISHED]
-                for lost in self.cut.lost:
+                for lost in self.cut.unreadable:
                     self._take(Upload(lost.path, None, lost.error), 0, [lost])
                 self._go("classifying")
                 await self._classify(self.cut.sources)
                 await self._count()
-                classified = self.seen[len(self.cut.lost) :]
-                self.notes = [*self.cut.notes, *await self.bench.notes_on([one.answer for one in classified])]
+                classified = self.seen[len(self.cut.unreadable) :]
+                self.notes = [*self.cut.notes, *await self.services.collect_notes([one.answer for one in classified])]
                 if self.counted is None:  # `count_readable` may have been called since
                     await self._count()
                 self._go("done")
@@ -344,8 +346,8 @@ class ClassificationJob:
 
     async def _classify(self, sources: Sequence[Upload]) -> None:
         """All images of files, or of the folder of cells."""
-        if len(sources) > FILES:  # several side by side
-            async with aclosing(self.bench.classify(sources, keys=True)) as files:
+        if len(sources) > PARALLEL_FILES:  # several side by side
+            async with aclosing(self.services.classify(sources, keys=True)) as files:
                 async for answers in files:
                     self._take(sources[self.files_done], 0, answers)
                     self.files_done += 1
@@ -353,22 +355,22 @@ class ClassificationJob:
             return
         for source in sources:
             index = 0
-            async with aclosing(self.bench.classify_file(source, keys=True)) as parts:
+            async with aclosing(self.services.classify_file(source, keys=True)) as parts:
                 async for answers in parts:
                     self._take(source, index, answers)
                     index += len(answers)
                     await self._count_at_times()
             self.files_done += 1
 
-    def _take(self, source: Upload, first: int, answers: Sequence[Answer]) -> None:
-        most = self.bench.settings.sample_images
+    def _take(self, source: Upload, first: int, answers: Sequence[ImageResult]) -> None:
+        most = self.services.settings.sample_images
         if len(self.seen) + len(answers) > most:
             raise CellsError(f"more than the {most:,} images that one sample may have; send several samples")
         for index, answer in enumerate(answers, first):
             if answer.is_padding:
                 continue
             place, name = None, answer.path
-            if source.path is not None and source.path.is_dir() and index < len(self.cut.places):
+            if source.path is not None and source.path.is_dir() and index < len(self.cut.positions):
                 place = self.cut.places[index]
                 self._of_field[place.field] += 1
                 name = f"{self.cut.fields[place.field].name}, cell {self._of_field[place.field]}"
@@ -382,7 +384,7 @@ class ClassificationJob:
     async def _count(self) -> None:
         good = [one.answer for one in self.seen if not one.answer.error]
         if good and self.can_count and not self.is_undecided:
-            self.counted = await asyncio.to_thread(self.bench.sample, self.name, good)
+            self.counted = await asyncio.to_thread(self.services.count_results, self.name, good)
             self._counted_at = time.monotonic()
             self.changes += 1
 
@@ -393,7 +395,7 @@ class ClassificationJob:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        self.error = told_to_people(error, f"sample {self.key} of the page")
+        self.error = describe_error(error, f"sample {self.key} of the page")
         self._go("failed")
 
     def _go(self, state: State) -> None:

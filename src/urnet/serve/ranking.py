@@ -8,21 +8,21 @@ import numpy as np
 
 from urnet.errors import StoreError
 from urnet.prefetch import decode_cells
-from urnet.serve.active_learning import informative_order, projected, uncertainty
-from urnet.serve.database.prefetch import Waiting, upcoming
-from urnet.serve.services import Bench
+from urnet.serve.active_learning import compute_uncertainty, project_features, rank_cells
+from urnet.serve.database.prefetch import CellImages, upcoming
+from urnet.serve.services import Services
 
-PART = 16
+CHUNK_CELLS = 16
 """Cells that are with the network at a time; instruments' requests go in between."""
 
-FIRST = 500
+FIRST_RANKING_CELLS = 500
 """Cells after which the queue is ordered for the first time; then whenever twice as many were looked at."""
 
-MOST = 20_000
+MAX_CELLS = 20_000
 """Cells that are looked at; more would keep the machine busy for hours, and nobody labels as many."""
 
 
-ORDERED = 5_000
+MAX_RANKED_CELLS = 5_000
 """Cells that are put in order; labels wait while that is written."""
 
 
@@ -39,12 +39,12 @@ class Proposal:
     probability: float
 
 
-class Ranking:
+class QueueRanking:
     """Orders one queue.
 
     Args:
-        bench: whose model looks.
-        waiting: the queue's cells.
+        services: whose model looks.
+        images: the queue's cells.
 
     Attributes:
         done: cells looked at.
@@ -53,8 +53,8 @@ class Ranking:
         state: `waiting`, `running`, `done`, `stopped`, or `failed`.
     """
 
-    def __init__(self, bench: Bench, waiting: Waiting):
-        self.bench, self.waiting = bench, waiting
+    def __init__(self, services: Services, images: CellImages):
+        self.services, self.images = services, images
         self.done = self.total = 0
         self.proposals: dict[str, Proposal] = {}
         self.state = "waiting"
@@ -74,7 +74,7 @@ class Ranking:
 
     async def _run(self) -> None:
         try:
-            await self._look()
+            await self._rank()
             self.state = "done"
         except asyncio.CancelledError:
             self.state = "stopped"
@@ -83,34 +83,34 @@ class Ranking:
             self.state = "failed"
             raise
 
-    async def _look(self) -> None:
-        store, name = self.bench.store, self.waiting.name
+    async def _rank(self) -> None:
+        store, name = self.services.store, self.images.name
         assert store is not None
-        coming = await asyncio.to_thread(upcoming, store, name, MOST)
-        paths = [path for path in coming if path in self.waiting.rows]
+        coming = await asyncio.to_thread(upcoming, store, name, MAX_CELLS)
+        paths = [path for path in coming if path in self.images.rows]
         self.done, self.total = 0, len(paths)
         known: list[str] = []
         unsure, features = [], []
-        following = FIRST
-        for start in range(0, len(paths), PART):
-            part = paths[start : start + PART]
-            rows = [self.waiting.rows[path] for path in part]
-            read = await asyncio.to_thread(decode_cells, self.bench.model, self.waiting.cells, rows)
+        following = FIRST_RANKING_CELLS
+        for start in range(0, len(paths), CHUNK_CELLS):
+            part = paths[start : start + CHUNK_CELLS]
+            rows = [self.images.rows[path] for path in part]
+            read = await asyncio.to_thread(decode_cells, self.services.model, self.images.cells, rows)
             good = [(path, one.crop) for path, one in zip(part, read, strict=True) if one.crop is not None]
             if good:
-                told, _, seen = await self.bench.network.run(np.stack([crop for _, crop in good]))
+                told, _, seen = await self.services.network.run(np.stack([crop for _, crop in good]))
                 known += [path for path, _ in good]
-                unsure.append(uncertainty(told))
-                features.append(projected(seen))
+                unsure.append(compute_uncertainty(told))
+                features.append(project_features(seen))
                 self._propose([path for path, _ in good], told)
             self.done += len(part)
             if known and (self.done >= following or self.done == self.total):
                 following = 2 * self.done
-                order = await asyncio.to_thread(informative_order, np.concatenate(unsure), np.concatenate(features))
+                order = await asyncio.to_thread(rank_cells, np.concatenate(unsure), np.concatenate(features))
                 with suppress(StoreError):  # a full disk costs the order, not the labels
-                    await asyncio.to_thread(store.labelling.order, name, [known[k] for k in order[:ORDERED]])
+                    await asyncio.to_thread(store.labels.order, name, [known[k] for k in order[:MAX_RANKED_CELLS]])
 
     def _propose(self, paths: list[str], probabilities: np.ndarray) -> None:
         for path, values in zip(paths, probabilities, strict=True):
             best = int(values.argmax())
-            self.proposals[path] = Proposal(self.bench.model.classes[best], float(values[best]))
+            self.proposals[path] = Proposal(self.services.model.classes[best], float(values[best]))

@@ -12,16 +12,16 @@ from scipy.stats import binomtest
 
 from urnet.errors import UrnetError
 from urnet.evaluation.figure_style import image_png
-from urnet.serve.database.common import NOT_A_CELL, SKIPPED
-from urnet.serve.database.reviews import Reviewed
-from urnet.serve.services import Bench
-from urnet.serve.uploads.receive import put_aside
-from urnet.serve.uploads.storage import Aside
+from urnet.serve.database.names import NOT_A_CELL, SKIPPED
+from urnet.serve.database.reviews import ReviewedPrediction
+from urnet.serve.services import Services
+from urnet.serve.uploads.receive import store_uploads
+from urnet.serve.uploads.storage import UploadFolder
 
-PICTURES = 500
+CACHED_IMAGES = 500
 """Pictures that are held ready."""
 
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class ClassShare:
     interval: tuple[float, float] | None
 
 
-def counts(for_row: Reviewed) -> bool:
+def is_counted(for_row: ReviewedPrediction) -> bool:
     """Whether it is a cell that the differential counts: by a person's word, else by the model's."""
     if for_row.corrected is not None:
         return for_row.corrected not in (NOT_A_CELL, SKIPPED)
     return not for_row.told.get("rejected")
 
 
-def corrected_differential(rows: Sequence[Reviewed], classes: Sequence[str]) -> list[ClassShare]:
+def corrected_differential(rows: Sequence[ReviewedPrediction], classes: Sequence[str]) -> list[ClassShare]:
     """Count a sample by what the cells were called in the end.
 
     Cells that nobody looked at count as the model called them, and are not corrected for its confusion: that was
@@ -61,27 +61,27 @@ def corrected_differential(rows: Sequence[Reviewed], classes: Sequence[str]) -> 
         classes: of the model; labels that it does not know come after.
     """
     before = Counter(row.predicted for row in rows if not row.told.get("rejected"))
-    after = Counter(row.label for row in rows if counts(row))
+    after = Counter(row.label for row in rows if is_counted(row))
     whole = sum(after.values())
     shares = []
     for label in dict.fromkeys((*classes, *before, *after)):
         share, interval = None, None
         if whole:
-            ends = binomtest(after[label], whole).proportion_ci(LEVEL, method="wilson")
+            ends = binomtest(after[label], whole).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
             share, interval = after[label] / whole, (float(ends.low), float(ends.high))
         shares.append(ClassShare(label, before[label], after[label], share, interval))
     return shares
 
 
-class KeptPictures:
+class ReviewImages:
     """Kept images as PNG for the page; what was kept is decoded where uploads are.
 
     Args:
-        bench: whose store holds them.
+        services: whose store holds them.
     """
 
-    def __init__(self, bench: Bench):
-        self.bench = bench
+    def __init__(self, services: Services):
+        self.services = services
         self._held: OrderedDict[str, bytes] = OrderedDict()
 
     async def of(self, digest: str) -> bytes | None:
@@ -89,20 +89,20 @@ class KeptPictures:
         if digest in self._held:
             self._held.move_to_end(digest)
             return self._held[digest]
-        store = self.bench.store
-        content = None if store is None else await asyncio.to_thread(store.review.image, digest)
+        store = self.services.store
+        content = None if store is None else await asyncio.to_thread(store.reviews.read_image, digest)
         if content is None:
             return None
-        with closing(Aside(self.bench.scratch)) as aside:
+        with closing(UploadFolder(self.services.storage)) as folder:
             try:
-                uploads = put_aside(aside, [(digest, io.BytesIO(content))])
-                _, cells = await self.bench.decoders.read(uploads[0], 0, 1) if uploads[0].path else (0, [])
+                uploads = store_uploads(folder, [(digest, io.BytesIO(content))])
+                _, cells = await self.services.decoders.read(uploads[0], 0, 1) if uploads[0].path else (0, [])
             except UrnetError:
                 return None
         if not cells or cells[0].crop is None:
             return None
-        shown = self.bench.model.config.scaling.apply(cells[0].crop)
+        shown = self.services.model.config.scaling.apply(cells[0].crop)
         self._held[digest] = image_png(np.moveaxis(shown, 0, -1))
-        while len(self._held) > PICTURES:
+        while len(self._held) > CACHED_IMAGES:
             self._held.popitem(last=False)
         return self._held[digest]

@@ -21,12 +21,12 @@ from urnet.files.csv_tables import read_own_table
 from urnet.html_pages import describe_intervals
 from urnet.run_folder import HISTORY_COLUMNS, Run, find_run
 
-MOST = 500
+MAX_RUNS = 500
 """Runs that are listed; a folder with more of them is a benchmark's, which has its own report."""
 
 
 @dataclass(frozen=True)
-class Figures:
+class Evaluation:
     """What a run reached on one part.
 
     Attributes:
@@ -70,9 +70,9 @@ class ListedRun:
             return "finished"
         if self.written is None:
             return "no epoch yet"
-        return f"unfinished, last epoch {ago(time.time() - self.written)} ago"
+        return f"unfinished, last epoch {format_age(time.time() - self.written)} ago"
 
-    def figures(self) -> list[Figures]:
+    def read_evaluations(self) -> list[Evaluation]:
         """The evaluations that are there, the test part first; those that cannot be read are left out."""
         found = []
         for folder in _folders(self.run.folder / "evaluation"):
@@ -83,11 +83,11 @@ class ListedRun:
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             report = folder / "report.html"
-            found.append(Figures(folder.name, metrics, report if report.is_file() else None))
+            found.append(Evaluation(folder.name, metrics, report if report.is_file() else None))
         return sorted(found, key=lambda one: (one.split != "test", one.split))
 
 
-def runs_beside(served: Path) -> dict[str, ListedRun]:
+def list_runs(served: Path) -> dict[str, ListedRun]:
     """The runs in the folder that the served run lies in, by name: those written last come first.
 
     Args:
@@ -105,13 +105,13 @@ def runs_beside(served: Path) -> dict[str, ListedRun]:
         elif _is_cross_validation(folder):
             folds = [fold for fold in _folders(folder) if find_run(fold) is not None]
             found += [_listed(f"{folder.name}/{fold.name}", fold) for fold in folds]
-        if len(found) >= MOST:
+        if len(found) >= MAX_RUNS:
             break
     found.sort(key=lambda one: (-(one.written or 0.0), one.name))
-    return {one.name: one for one in found[:MOST]}
+    return {one.name: one for one in found[:MAX_RUNS]}
 
 
-def history_rows(run: Run) -> pd.DataFrame:
+def read_history(run: Run) -> pd.DataFrame:
     """The history; while its last row is being written, what stands before it.
 
     Raises:
@@ -140,7 +140,7 @@ def recipe_differences(first: Run, second: Run) -> list[tuple[str, str, str]]:
     return [(key, one.get(key, "–"), two.get(key, "–")) for key in keys if one.get(key) != two.get(key)]
 
 
-def compare_tests(first: ListedRun, second: ListedRun) -> pd.DataFrame:
+def compare_test_results(first: ListedRun, second: ListedRun) -> pd.DataFrame:
     """Second minus first on the cells that both tested, with paired intervals (`paired_differences`).
 
     Raises:
@@ -149,7 +149,7 @@ def compare_tests(first: ListedRun, second: ListedRun) -> pd.DataFrame:
     """
     predictions, classes = {}, []
     for one in (first, second):
-        known = next((found.metrics.get("classes") for found in one.figures() if found.split == "test"), None)
+        known = next((found.metrics.get("classes") for found in one.read_evaluations() if found.split == "test"), None)
         if known is None or not one.predictions.is_file():
             raise RunError(f"{one.name}: has no figures of its test part; run `urnet evaluate` on it")
         rows = read_own_table(one.predictions, ("path", "label", "predicted", "source", "donor"))
@@ -170,7 +170,7 @@ def best_epoch(history: pd.DataFrame) -> pd.Series | None:
     return None if rows.empty else rows.loc[rows["validation_macro_recall"].idxmax()]
 
 
-def ago(seconds: float) -> str:
+def format_age(seconds: float) -> str:
     """A time span as people say it."""
     for length, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= length:

@@ -17,15 +17,15 @@ from urnet.cells.copies import padding_tiles
 from urnet.cells.table import TABLE_NAME, find_images, read_cells
 from urnet.errors import RunError
 from urnet.serve.app import create_app
-from urnet.serve.database.lock import database_lock
+from urnet.serve.database.lock import lock_database
 from urnet.serve.database.store import Store
-from urnet.serve.http.auth import SHORTEST_TOKEN, is_loopback, new_token
+from urnet.serve.http.auth import MIN_TOKEN_LENGTH, is_loopback, new_token
 from urnet.serve.http.connections import connection_options
-from urnet.serve.http.proxy import Reach
-from urnet.serve.services import Bench
+from urnet.serve.http.proxy import ProxySettings
+from urnet.serve.services import Services
 from urnet.serve.settings import Settings
 
-TOKEN = "URNET_TOKEN"
+TOKEN_VARIABLE = "URNET_TOKEN"
 """Environment variable with the token, for servers that are to keep theirs; else one is made at each start."""
 
 BACKLOG = 128
@@ -35,15 +35,15 @@ def serve(
     run: Path,
     settings: Settings,
     *,
-    pages: Callable[[FastAPI, Bench], None] | None = None,
+    pages: Callable[[FastAPI, Services], None] | None = None,
     cells: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     database: Path = Path("bench.db"),
     engine: str = "auto",
-    reach: Reach | None = None,
+    proxy: ProxySettings | None = None,
     expect: str | None = None,
-    say: Callable[[str], None] = print,
+    echo: Callable[[str], None] = print,
 ) -> None:
     """Serve a model until the process is told to stop (Ctrl+C, SIGTERM); what runs is finished first.
 
@@ -56,28 +56,28 @@ def serve(
         port: to listen on; 0 for any that is free.
         database: where labels and corrections are kept.
         engine: what runs the networks.
-        reach: root path, trusted proxies and allowed hosts.
+        proxy: root path, trusted proxies and allowed hosts.
         expect: the first digits of the model's digest; another model is refused.
-        say: told where to find the server, and the token.
+        echo: told where to find the server, and the token.
 
     Raises:
         RunError: no model, no such host, the port is taken, or the token is too short.
         CellsError: no cells there.
         StoreError: the database cannot be used, or another server that runs uses it.
     """
-    reach = reach or Reach()
-    token = None if is_loopback(host) and not reach.is_behind_proxy else _token()
+    proxy = proxy or ProxySettings()
+    token = None if is_loopback(host) and not proxy.is_behind_proxy else _token()
     with ExitStack() as opened:
-        listening = opened.enter_context(_listen(host, port))
-        bench = Bench.open(run, settings, engine, expect=expect, cells=cells)
-        queue = None if cells is None else read_queue(cells, bench.model)
-        opened.enter_context(database_lock(database))
-        store = bench.store = opened.enter_context(closing(Store(database)))  # last: a start that fails leaves none
-        store.labelling.release_all()
+        listening = opened.enter_context(_bind_socket(host, port))
+        services = Services.open(run, settings, engine, expect=expect, cells=cells)
+        queue = None if cells is None else read_queue(cells, services.model)
+        opened.enter_context(lock_database(database))
+        store = services.store = opened.enter_context(closing(Store(database)))  # last: a start that fails leaves none
+        store.labels.release_all()
         if queue is not None:
-            store.labelling.add_cells(*queue)
+            store.labels.add_cells(*queue)
         instance = _instance(store, port)
-        app = create_app(bench, token=token, pages=pages, reach=reach, instance=instance)
+        app = create_app(services, token=token, pages=pages, proxy=proxy, instance=instance)
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -90,17 +90,17 @@ def serve(
         )
         server = uvicorn.Server(config)
         shown = f"[{host}]" if ":" in host else host
-        say(
-            f"{bench.model.config.name}, engine {bench.engine}: http://{shown}:{listening.getsockname()[1]}{reach.root_path}"
+        echo(
+            f"{services.model.config.name}, engine {services.engine}: http://{shown}:{listening.getsockname()[1]}{proxy.root_path}"
         )
         if token is not None:
-            say(f"token: {token}")
-        say("stop with Ctrl+C")
+            echo(f"token: {token}")
+        echo("stop with Ctrl+C")
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again when all is done
         try:
             server.run(sockets=[listening])
         except KeyboardInterrupt:
-            say("stopped")
+            echo("stopped")
         finally:
             signal.signal(signal.SIGTERM, before)
 
@@ -130,13 +130,15 @@ def _instance(store: Store, port: int) -> str:
 
 
 def _token() -> str:
-    given = os.environ.get(TOKEN)
-    if given is not None and len(given) < SHORTEST_TOKEN:
-        raise RunError(f"{TOKEN} has {len(given)} characters; give {SHORTEST_TOKEN} or more, or leave it out")
+    given = os.environ.get(TOKEN_VARIABLE)
+    if given is not None and len(given) < MIN_TOKEN_LENGTH:
+        raise RunError(
+            f"{TOKEN_VARIABLE} has {len(given)} characters; give {MIN_TOKEN_LENGTH} or more, or leave it out"
+        )
     return given or new_token()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _bind_socket(host: str, port: int) -> socket.socket:
     """The socket, before anything is loaded: a port that is taken is said at once."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -21,26 +21,26 @@ from urnet.evaluation.predictions import seen_among, training_keys
 from urnet.export.engine import Engine, choose_engine
 from urnet.predict import PADDING
 from urnet.run_folder import find_run
-from urnet.serve.batching import Network
+from urnet.serve.batching import BatchedNetwork
 from urnet.serve.database.store import Store
 from urnet.serve.settings import Settings
-from urnet.serve.uploads.receive import Cell, Decoders, Upload
-from urnet.serve.uploads.storage import Aside, FullError, Scratch, Usage, size_of
+from urnet.serve.uploads.receive import DecodedCell, DecoderPool, Upload
+from urnet.serve.uploads.storage import StorageFullError, UploadFolder, UploadStorage, Usage, size_of
 
 NOT_CALIBRATED = "the model is not calibrated, so its counts cannot be corrected; run `urnet calibrate` on it"
 
-PART = 16
+CHUNK_IMAGES = 16
 """Images that one request has with the decoders or the network at a time, of one file."""
 
-COMPARISONS = 2
+COMPARISON_THREADS = 2
 """Pairs of runs that are compared at a time, in threads of their own: pictures and answers do not wait for them."""
 
-FILES = 8
+PARALLEL_FILES = 8
 """Files of one request that are worked on side by side."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class ImageResult:
     """What is said of one image.
 
     Attributes:
@@ -70,22 +70,22 @@ class UnreadableError(ImageError):
     """Fields of a sample cannot be read, and nobody said that the others are to be counted without them.
 
     Args:
-        lost: what cannot be read, and why.
+        unreadable: what cannot be read, and why.
         files: number of files in all.
     """
 
     code = "fields.unreadable"
 
-    def __init__(self, lost: "Sequence[Answer]", files: int):
+    def __init__(self, lost: "Sequence[ImageResult]", files: int):
         super().__init__(
             f"{len(lost)} of the {files} files cannot be read, and a count over the others is not that of the sample: "
             f"mend or leave out these, or ask for a partial count; the first: {lost[0].reason}"
         )
-        self.lost = lost
+        self.unreadable = lost
 
 
 @dataclass(frozen=True)
-class Counted:
+class SampleCount:
     """The differential of what was sent.
 
     Attributes:
@@ -97,12 +97,12 @@ class Counted:
 
     sample: Sample
     notes: list[str]
-    failed: list[Answer]
+    failed: list[ImageResult]
     fields: bool
 
 
 @dataclass(frozen=True)
-class FieldSeen:
+class FieldPreview:
     """A field of view whose cells were cut out.
 
     Attributes:
@@ -118,7 +118,7 @@ class FieldSeen:
 
 
 @dataclass(frozen=True)
-class Place:
+class CellPosition:
     """Where a cell lies.
 
     Attributes:
@@ -132,25 +132,25 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Cut:
+class UploadedCells:
     """What is to be classified of what was sent.
 
     Attributes:
         sources: files of crops, or the folder of cells that were cut out of fields.
         notes: on the fields.
         fields: what is known of each; none where the files are crops.
-        places: where each cell lies, in the order of the cells' folder.
-        lost: what cannot be read of fields.
+        positions: where each cell lies, in the order of the cells' folder.
+        unreadable: what cannot be read of fields.
     """
 
     sources: list[Upload]
     notes: list[str] = field(default_factory=list)
-    fields: list[FieldSeen] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
-    lost: list[Answer] = field(default_factory=list)
+    fields: list[FieldPreview] = field(default_factory=list)
+    positions: list[CellPosition] = field(default_factory=list)
+    unreadable: list[ImageResult] = field(default_factory=list)
 
 
-class Bench:
+class Services:
     """A trained model that is ready to work for several at once.
 
     Args:
@@ -173,16 +173,16 @@ class Bench:
     ):
         self.run, self.model, self.settings, self.store, self.cells = run, model, settings, store, cells
         self.digest = model.digest()
-        self.network = Network(engine)
-        self.decoders = Decoders(model, settings)
-        self.scratch = Scratch(settings.upload_bytes)
-        self.comparing = ThreadPoolExecutor(COMPARISONS, "comparing")
-        self._trained_on: Future[set[str] | None] | None = None
+        self.network = BatchedNetwork(engine)
+        self.decoders = DecoderPool(model, settings)
+        self.storage = UploadStorage(settings.upload_bytes)
+        self.comparison_threads = ThreadPoolExecutor(COMPARISON_THREADS, "comparing")
+        self._training_keys: Future[set[str] | None] | None = None
 
     @classmethod
     def open(
         cls, run: Path, settings: Settings, engine: str = "auto", *, expect: str | None = None, **more: Any
-    ) -> "Bench":
+    ) -> "Services":
         """Load a model and choose its engine.
 
         Raises:
@@ -198,30 +198,30 @@ class Bench:
 
     def start(self) -> None:
         """Start the decoders and the network's thread, and make room for what will be sent."""
-        self.scratch.start()
+        self.storage.start()
         self.decoders.start()
         self.network.start()
         run = find_run(self.run)
         if self.model.calibration is not None and run is not None:
-            aside = ThreadPoolExecutor(1, "training-keys")
-            self._trained_on = aside.submit(training_keys, run, calibration=True)
-            aside.shutdown(wait=False)
+            threads = ThreadPoolExecutor(1, "training-keys")
+            self._training_keys = threads.submit(training_keys, run, calibration=True)
+            threads.shutdown(wait=False)
 
     def stop(self) -> None:
         """Finish what runs, and end."""
-        self.comparing.shutdown(cancel_futures=True)
+        self.comparison_threads.shutdown(cancel_futures=True)
         self.network.stop()
         self.decoders.stop()
         if self.store is not None:
             self.store.close()
-        self.scratch.stop()
+        self.storage.stop()
 
     @property
     def is_ready(self) -> bool:
         """Whether it can answer."""
         return self.network.is_running
 
-    async def classify(self, uploads: Sequence[Upload], *, keys: bool = False) -> AsyncIterator[list[Answer]]:
+    async def classify(self, uploads: Sequence[Upload], *, keys: bool = False) -> AsyncIterator[list[ImageResult]]:
         """Classify files, as `urnet predict` does.
 
         Args:
@@ -231,10 +231,10 @@ class Bench:
         Yields:
             The answers for each file, in order, as they are there.
         """
-        left, running = iter(uploads), deque[asyncio.Task[list[Answer]]]()
+        left, running = iter(uploads), deque[asyncio.Task[list[ImageResult]]]()
         try:
             while True:
-                while len(running) < FILES and (upload := next(left, None)) is not None:
+                while len(running) < PARALLEL_FILES and (upload := next(left, None)) is not None:
                     running.append(asyncio.create_task(self._classify_file(upload, keys)))
                 if not running:
                     return
@@ -243,12 +243,14 @@ class Bench:
             for task in running:
                 task.cancel()
 
-    async def count(self, name: str, aside: Aside, uploads: Sequence[Upload], *, partial: bool = False) -> Counted:
+    async def count(
+        self, name: str, folder: UploadFolder, uploads: Sequence[Upload], *, partial: bool = False
+    ) -> SampleCount:
         """Count the cells of one sample, as `urnet differential` does.
 
         Args:
             name: of the sample.
-            aside: where the files lie.
+            folder: where the files lie.
             uploads: fields of view, or crops.
             partial: count the other fields where some cannot be read.
 
@@ -257,74 +259,76 @@ class Bench:
             CellsError: no image could be used.
             UnreadableError: a field cannot be read.
             ImageError: the fields cannot be cut.
-            FullError: there is no room for their cells.
+            StorageFullError: there is no room for their cells.
         """
         if self.model.calibration is None:
             raise RunError(NOT_CALIBRATED)
-        cut = await self.cut(aside, uploads)
-        if cut.fields and cut.lost and not partial:
-            raise UnreadableError(cut.lost, len(uploads))
-        answers: list[Answer] = []
+        cut = await self.extract_cells(folder, uploads)
+        if cut.fields and cut.unreadable and not partial:
+            raise UnreadableError(cut.unreadable, len(uploads))
+        answers: list[ImageResult] = []
         async with aclosing(self.classify(cut.sources, keys=True)) as files:
             async for part in files:
                 answers += [answer for answer in part if not answer.is_padding]
         good = [answer for answer in answers if not answer.error]
-        failed = [*cut.lost, *[answer for answer in answers if answer.error]]
+        failed = [*cut.unreadable, *[answer for answer in answers if answer.error]]
         if failed and not good and (cut.sources or not cut.fields):
             raise CellsError(f"none of the {len(failed)} image(s) could be used; the first: {failed[0].reason}")
-        notes = [*cut.notes, *await self.notes_on(answers)]
-        return Counted(await asyncio.to_thread(self.sample, name, good), notes, failed, bool(cut.fields))
+        notes = [*cut.notes, *await self.collect_notes(answers)]
+        return SampleCount(await asyncio.to_thread(self.count_results, name, good), notes, failed, bool(cut.fields))
 
-    async def cut(self, aside: Aside, uploads: Sequence[Upload]) -> Cut:
+    async def extract_cells(self, folder: UploadFolder, uploads: Sequence[Upload]) -> UploadedCells:
         """Cut the cells out of fields, where the files are fields and no crops, into a folder `cells` beside theirs.
 
         Args:
-            aside: where the files lie.
+            folder: where the files lie.
             uploads: the files.
 
         Raises:
             ImageError: they cannot be cut.
-            FullError: there is no room for the cells.
+            StorageFullError: there is no room for the cells.
         """
         names = {upload.path.name: upload.name for upload in uploads if upload.path is not None}
         told: dict[str, Any] = {"fields": False}
-        out = aside.root / "cells"
+        out = folder.root / "cells"
         if names:
-            told = await self.decoders.cut(aside, out, [upload for upload in uploads if upload.path is not None])
+            told = await self.decoders.extract_cells(
+                folder, out, [upload for upload in uploads if upload.path is not None]
+            )
         if not told["fields"]:
-            return Cut(list(uploads))
+            return UploadedCells(list(uploads))
         size = await asyncio.to_thread(size_of, out)
         try:
-            aside.take(size)
-        except FullError:  # what is not counted must not lie there
+            folder.reserve(size)
+        except StorageFullError:  # what is not counted must not lie there
             await asyncio.to_thread(shutil.rmtree, out, ignore_errors=True)
             raise
         unreadable = told["unreadable"]
         whys = [(one.name, one.error if one.path is None else unreadable.get(one.path.name, "")) for one in uploads]
-        lost = [Answer(name, error=why) for name, why in whys if why]
+        lost = [ImageResult(name, error=why) for name, why in whys if why]
         numbers = {one["name"]: number for number, one in enumerate(told["seen"])}
-        return Cut(
-            [Upload("cells", out, usage=aside.usage)] * (told["cells"] > 0),
-            [*_without(lost, len(uploads)), *told["notes"]],
+        return UploadedCells(
+            [Upload("cells", out, usage=folder.usage)] * (told["cells"] > 0),
+            [*_note_unreadable(lost, len(uploads)), *told["notes"]],
             [
-                FieldSeen(names.get(one["name"], one["name"]), out / one["picture"], one["height"], one["width"])
+                FieldPreview(names.get(one["name"], one["name"]), out / one["picture"], one["height"], one["width"])
                 for one in told["seen"]
             ],
-            [Place(numbers[name], float(x), float(y)) for name, x, y in told["places"]],
+            [CellPosition(numbers[name], float(x), float(y)) for name, x, y in told["places"]],
             lost,
         )
 
-    async def notes_on(self, answers: Sequence[Answer]) -> list[str]:
+    async def collect_notes(self, answers: Sequence[ImageResult]) -> list[str]:
         """What the user should know of images, padding left out: that training saw them, that some cannot be used."""
         notes, keys = [], [answer.key for answer in answers if not answer.error]
-        if self._trained_on is not None and keys:
-            seen = await asyncio.shield(asyncio.wrap_future(self._trained_on))
+        if self._training_keys is not None and keys:
+            seen = await asyncio.shield(asyncio.wrap_future(self._training_keys))
             notes += seen_among(keys, seen, calibration=True)
         if failed := sum(bool(answer.error) for answer in answers):
             notes.append(f"{failed} image(s) could not be used and belong to no sample.")
         return notes
 
-    def sample(self, name: str, answers: Sequence[Answer]) -> Sample:
+    def count_results(self, name: str, answers: Sequence[ImageResult]) -> Sample:
         """The counts of usable images, by a calibrated model.
 
         Args:
@@ -341,11 +345,11 @@ class Bench:
         rejected = [answer.row["rejected"] for answer in answers]
         return count_sample(name, probabilities, rejected, known.confusion, classes, reference=known)
 
-    async def classify_file(self, upload: Upload, *, keys: bool = False) -> AsyncIterator[list[Answer]]:
+    async def classify_file(self, upload: Upload, *, keys: bool = False) -> AsyncIterator[list[ImageResult]]:
         """Classify the images of one file, as `urnet predict` does.
 
         Args:
-            upload: the file, or a folder of cells that `cut` made.
+            upload: the file, or a folder of cells that `extract_cells` made.
             keys: whether to say what each image shares with its copies.
 
         Yields:
@@ -353,24 +357,24 @@ class Bench:
             file cannot be read.
         """
         if upload.path is None:
-            yield [Answer(upload.name, error=upload.error)]
+            yield [ImageResult(upload.name, error=upload.error)]
             return
         start, there, used = 0, 1, Usage()
         while start < there:
             try:
-                there, cells = await self.decoders.read(upload, start, start + PART, keys=keys, file=used)
+                there, cells = await self.decoders.read(upload, start, start + CHUNK_IMAGES, keys=keys, file=used)
             except ImageError as error:
-                yield [Answer(upload.name, error=str(error))]
+                yield [ImageResult(upload.name, error=str(error))]
                 return
             yield await self._classify_cells(cells)
-            start += PART
+            start += CHUNK_IMAGES
 
-    async def _classify_file(self, upload: Upload, keys: bool) -> list[Answer]:
+    async def _classify_file(self, upload: Upload, keys: bool) -> list[ImageResult]:
         """All images of one file."""
         async with aclosing(self.classify_file(upload, keys=keys)) as parts:
             return [answer async for part in parts for answer in part]
 
-    async def _classify_cells(self, cells: Sequence[Cell]) -> list[Answer]:
+    async def _classify_cells(self, cells: Sequence[DecodedCell]) -> list[ImageResult]:
         good = [cell for cell in cells if cell.crop is not None]
         rows = iter(())
         if good:
@@ -380,16 +384,16 @@ class Bench:
 
             def tell() -> list[dict[str, Any]]:
                 told = self.model.prediction_rows(probabilities, features, crops, seen, COVERAGE)
-                return [{name: _as_written(value) for name, value in row.items()} for row in told]
+                return [{name: _round_as_written(value) for name, value in row.items()} for row in told]
 
             rows = iter(await asyncio.to_thread(tell))
         return [
-            Answer(cell.path, error=cell.error) if cell.error else Answer(cell.path, next(rows), key=cell.key)
+            ImageResult(cell.path, error=cell.error) if cell.error else ImageResult(cell.path, next(rows), key=cell.key)
             for cell in cells
         ]
 
 
-def _without(lost: Sequence[Answer], files: int) -> list[str]:
+def _note_unreadable(lost: Sequence[ImageResult], files: int) -> list[str]:
     """A note on which files a count leaves out."""
     if not lost:
         return []
@@ -397,6 +401,6 @@ def _without(lost: Sequence[Answer], files: int) -> list[str]:
     return [f"{files - len(lost)} of the {files} files are counted; {named} cannot be read."]
 
 
-def _as_written(value: Any) -> Any:
+def _round_as_written(value: Any) -> Any:
     """Probabilities with the six decimals that tables have."""
     return round(value, 6) if type(value) is float else value

@@ -13,8 +13,8 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from urnet.errors import StoreError
 from urnet.files.csv_tables import write_csv
-from urnet.serve.database.common import NOT_A_CELL, SKIPPED, Earlier, named, now, person
 from urnet.serve.database.models import SAME_PERSON, cells, claims, labels
+from urnet.serve.database.names import NOT_A_CELL, SKIPPED, ReplacedLabel, clean_name, person_key, utc_now
 from urnet.version import __version__
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Labeller:
     session: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "who", named(self.who))
+        object.__setattr__(self, "who", clean_name(self.who))
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class QueuedCell:
 
 
 @dataclass(frozen=True)
-class Given:
+class LabelResult:
     """What else is said of a cell that was labelled.
 
     Attributes:
@@ -69,12 +69,12 @@ class Given:
         others: other people whose labels stand.
     """
 
-    replaced: Earlier | None
+    replaced: ReplacedLabel | None
     others: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class TakenBack:
+class UndoneLabel:
     """A label that was taken back.
 
     Attributes:
@@ -123,7 +123,7 @@ class Agreement:
     kappa: float | None
 
 
-class Labelling:
+class LabelStore:
     """Queues of cells, each of which goes to one browser session at a time.
 
     Args:
@@ -206,7 +206,7 @@ class Labelling:
         with self.store.writing() as db:
             db.execute(claims.delete())
 
-    def label(self, cell: int, labeller: Labeller, label: str, *, model: str = "") -> Given:
+    def label(self, cell: int, labeller: Labeller, label: str, *, model: str = "") -> LabelResult:
         """Keep a label; one that the same person gave before is taken back, and its row stays.
 
         Args:
@@ -218,7 +218,7 @@ class Labelling:
         Raises:
             StoreError: no such cell, or another session has claimed it.
         """
-        at = now()
+        at = utc_now()
         standing = and_(labels.c.cell == cell, labels.c.undone.is_(None))
         with self.store.writing() as db:
             if db.execute(select(cells.c.id).where(cells.c.id == cell)).first() is None:
@@ -228,15 +228,15 @@ class Labelling:
             if reader := self._reader(db, cell, labeller):
                 raise StoreError(f"cell {cell}: {reader} is looking at it; ask for the next one", code=CLAIMED_CODE)
             before = db.execute(select(labels).where(standing).order_by(labels.c.id)).all()
-            own = [row for row in before if person(row.who) == person(labeller.who)]
+            own = [row for row in before if person_key(row.who) == person_key(labeller.who)]
             db.execute(update(labels).where(standing, _by(labeller)).values(undone=at))
             values = {"who": labeller.who, "session": labeller.session, "model": model, "version": __version__}
             db.execute(insert(labels).values(cell=cell, label=label, at=at, **values))
             db.execute(claims.delete().where(claims.c.cell == cell))
-        replaced = Earlier(own[-1].label, own[-1].who, own[-1].at) if own else None
-        return Given(replaced, tuple(row.who for row in before if row not in own))
+        replaced = ReplacedLabel(own[-1].label, own[-1].who, own[-1].at) if own else None
+        return LabelResult(replaced, tuple(row.who for row in before if row not in own))
 
-    def undo(self, queue: str, labeller: Labeller, *, seconds: float = CLAIM_SECONDS) -> TakenBack | None:
+    def undo(self, queue: str, labeller: Labeller, *, seconds: float = CLAIM_SECONDS) -> UndoneLabel | None:
         """Take back the last label that a person gave in this session, or in a session that has ended.
 
         A session that has claimed cells goes on elsewhere; its labels are taken back there.
@@ -258,11 +258,11 @@ class Labelling:
             row = db.execute(last).first()
             if row is None:
                 return None
-            db.execute(update(labels).where(labels.c.id == row.given).values(undone=now()))
+            db.execute(update(labels).where(labels.c.id == row.given).values(undone=utc_now()))
             reader = self._reader(db, row.id, labeller)
             if not reader:
                 self._claim(db, row.id, labeller, clock + seconds)
-        return TakenBack(_queued(row), row.label, reader)
+        return UndoneLabel(_queued(row), row.label, reader)
 
     def progress(self, queue: str) -> Progress:
         """How far a queue is."""
@@ -274,7 +274,7 @@ class Labelling:
             cells=there,
             labelled=len({row.path for row in given}),
             labels=dict(Counter(row.label for row in given if row.label != SKIPPED).most_common()),
-            people=dict(Counter(names[person(row.who)] for row in given).most_common()),
+            people=dict(Counter(names[person_key(row.who)] for row in given).most_common()),
         )
 
     def agreement(self, queue: str) -> list[Agreement]:
@@ -284,7 +284,7 @@ class Labelling:
         names = _names(given)
         for row in given:
             if row.label != SKIPPED:
-                by_person[names[person(row.who)]][row.path] = row.label
+                by_person[names[person_key(row.who)]][row.path] = row.label
         found = []
         for first, second in combinations(sorted(by_person), 2):
             both = sorted(by_person[first].keys() & by_person[second].keys())
@@ -330,7 +330,7 @@ class Labelling:
         found = db.execute(select(claims.c.who).where(other)).scalar()
         if found is None:
             return ""
-        return f"{found} in another browser" if person(found) == person(labeller.who) else found
+        return f"{found} in another browser" if person_key(found) == person_key(labeller.who) else found
 
     def _count(self, db: Connection, queue: str) -> int:
         return db.execute(select(func.count()).select_from(cells).where(cells.c.queue == queue)).scalar_one()
@@ -354,7 +354,7 @@ def _by(labeller: Labeller) -> ColumnElement[bool]:
 
 def _names(given: Iterable[Any]) -> dict[str, str]:
     """The name under which each person's labels are counted: as it was written last."""
-    return {person(row.who): row.who for row in given}
+    return {person_key(row.who): row.who for row in given}
 
 
 def _queued(row: Any) -> QueuedCell:

@@ -12,7 +12,7 @@ from urnet.serve.database.network_drive import refuse_network_drive
 
 
 @contextmanager
-def database_lock(database: Path) -> Iterator[None]:
+def lock_database(database: Path) -> Iterator[None]:
     """Hold a database for one server.
 
     The lock is not the file, but a system lock on it. A file that a killed server left behind is therefore free.

@@ -1,4 +1,4 @@
-"""The tables of the bench's database, and how a file is opened: made, upgraded whole, or refused.
+"""The tables of the web application's database, and how a file is opened: made, upgraded whole, or refused.
 
 The schema's version is SQLite's `user_version`. A file of an older one is upgraded in one transaction, or left as it
 was.
@@ -29,11 +29,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from urnet.errors import StoreError
-from urnet.serve.database.common import person
+from urnet.serve.database.names import person_key
 from urnet.serve.database.network_drive import refuse_network_drive
 
-SCHEMA = 2
-APPLICATION = 0x75726E74  # "urnt": tells our files from other SQLite files
+SCHEMA_VERSION = 2
+APPLICATION_ID = 0x75726E74  # "urnt": tells our files from other SQLite files
 NEW_ID = "INSERT INTO identity (id) VALUES (lower(hex(randomblob(8))))"
 UPGRADES: dict[int, tuple[str, ...]] = {
     1: (
@@ -135,7 +135,7 @@ def open_database(path: Path) -> Engine:
     refuse_network_drive(path)
     engine = _engine(path)
     try:
-        with saying(path):
+        with raise_store_errors(path):
             _prepare(engine, path)
     except BaseException:
         engine.dispose()
@@ -143,7 +143,7 @@ def open_database(path: Path) -> Engine:
     return engine
 
 
-ADVICE = {
+SQLITE_ERRORS = {
     "full": ("full", "make room on the disk"),
     "disk i/o": ("full", "make room on the disk, and check that it works"),
     "locked": ("locked", "another program holds it; end that, or try again"),
@@ -155,7 +155,7 @@ ADVICE = {
 
 
 @contextmanager
-def saying(path: Path) -> Iterator[None]:
+def raise_store_errors(path: Path) -> Iterator[None]:
     """Raise what SQLite finds wrong as `StoreError`."""
     try:
         yield
@@ -168,7 +168,7 @@ def saying(path: Path) -> Iterator[None]:
     except SQLAlchemyError as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())[:160]
         other = ("unusable", "restore it, or choose another file")
-        kind, hint = next((told for part, told in ADVICE.items() if part in reason.lower()), other)
+        kind, hint = next((told for part, told in SQLITE_ERRORS.items() if part in reason.lower()), other)
         message = f"{path}: the database cannot be used ({reason}); {hint}"
         raise StoreError(message, code=f"store.{kind}") from None
 
@@ -179,26 +179,26 @@ def _prepare(engine: Engine, path: Path) -> None:
         version = db.exec_driver_sql("PRAGMA user_version").scalar_one()
         application = db.exec_driver_sql("PRAGMA application_id").scalar_one()
         empty = db.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one() == 0
-        if not empty and application != APPLICATION:
+        if not empty and application != APPLICATION_ID:
             raise StoreError(f"{path}: a database, but none of urnet; choose another file")
-        if version > SCHEMA:
+        if version > SCHEMA_VERSION:
             raise StoreError(
-                f"{path}: written by a newer urnet (schema {version}, this one reads {SCHEMA}); update urnet"
+                f"{path}: written by a newer urnet (schema {version}, this one reads {SCHEMA_VERSION}); update urnet"
             )
         if empty:
             metadata.create_all(db)
             db.exec_driver_sql(NEW_ID)
-            db.exec_driver_sql(f"PRAGMA application_id = {APPLICATION}")
-        for old in range(SCHEMA if empty else version, SCHEMA):
+            db.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+        for old in range(SCHEMA_VERSION if empty else version, SCHEMA_VERSION):
             if old not in UPGRADES:
                 raise StoreError(f"{path}: schema {old} is too old to be upgraded; use an older urnet first")
             for statement in UPGRADES[old]:
                 db.exec_driver_sql(statement)
-        db.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
+        db.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _compare_people(one: str, other: str) -> int:
-    first, second = person(one), person(other)
+    first, second = person_key(one), person_key(other)
     return (first > second) - (first < second)
 
 

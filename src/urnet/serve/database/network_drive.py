@@ -13,10 +13,10 @@ from pathlib import Path, PurePath
 
 from urnet.errors import StoreError
 
-MOUNTS = Path("/proc/self/mountinfo")
+MOUNTINFO = Path("/proc/self/mountinfo")
 """Where Linux tells what is mounted (proc(5))."""
 
-NETWORK = {
+NETWORK_FILE_SYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs", "davfs"),
     *("fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.rclone", "fuse.s3fs", "fuse.davfs2", "fuse.smbnetfs"),
     *("fuse.gvfsd-fuse", "vboxsf", "prl_fs"),
@@ -26,7 +26,7 @@ NETWORK = {
 DRIVE_REMOTE = 4
 
 
-def network_drive(path: Path) -> str | None:
+def find_network_drive(path: Path) -> str | None:
     """The kind of network drive that a file lies on or would lie on.
 
     Args:
@@ -37,13 +37,13 @@ def network_drive(path: Path) -> str | None:
     """
     path = path.resolve()
     if sys.platform == "win32":
-        return _of_windows(path)
+        return _find_on_windows(path)
     try:
-        mounts = MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
+        mounts = MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return None
     kind = max(_mounts_above(mounts, path), key=lambda mount: mount[0], default=(0, ""))[1]
-    return kind if kind in NETWORK else None
+    return kind if kind in NETWORK_FILE_SYSTEMS else None
 
 
 def refuse_network_drive(database: Path) -> None:
@@ -52,7 +52,7 @@ def refuse_network_drive(database: Path) -> None:
     Raises:
         StoreError: it lies on one, or would lie there.
     """
-    if kind := network_drive(database):
+    if kind := find_network_drive(database):
         raise StoreError(
             f"{database}: lies on a network drive ({kind}), where SQLite may lose labels; choose a --database on a "
             "disk of this machine, and copy it to the drive when the server has stopped"
@@ -63,7 +63,7 @@ def _mounts_above(mounts: str, path: Path) -> Iterator[tuple[int, str]]:
     """How deep each mount point above a path lies, and its file system; of two at one place the later hides the other.
 
     Args:
-        mounts: lines of `MOUNTS`.
+        mounts: lines of `MOUNTINFO`.
         path: absolute, without links.
     """
     for line in reversed(mounts.splitlines()):
@@ -76,7 +76,7 @@ def _mounts_above(mounts: str, path: Path) -> Iterator[tuple[int, str]]:
             yield len(point.parts), kind
 
 
-def _of_windows(path: PurePath) -> str | None:
+def _find_on_windows(path: PurePath) -> str | None:
     import ctypes
 
     if path.drive.startswith("\\\\") and path.drive[2:4] not in ("?\\", ".\\"):

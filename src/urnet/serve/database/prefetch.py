@@ -20,27 +20,27 @@ from urnet.run_folder import find_run
 from urnet.serve.database.models import cells, claims, labels
 from urnet.serve.database.store import Store
 
-AHEAD = 1000
+PREFETCHED_CELLS = 1000
 """Cells that are decoded before anybody asks for them."""
 
-KEPT = AHEAD + 500
+CACHED_CELLS = PREFETCHED_CELLS + 500
 """Cells whose pictures are held; those shown longest ago are let go."""
 
-CHUNK = 16
+CHUNK_CELLS = 16
 """Cells decoded before others get a turn."""
 
-EVERY = 50
+PREFETCH_INTERVAL = 50
 """Labels after which it is looked anew which cells come next."""
 
-SAMPLED = 64
+SCALE_SAMPLE_CELLS = 64
 """Cells from which the scale of the paired images is taken, the same for all."""
 
-LIGHT = (0.5, 99.8)
+DISPLAY_PERCENTILES = (0.5, 99.8)
 """Percentiles of the paired images that are shown black and white."""
 
 
 @dataclass(frozen=True)
-class Pictures:
+class CellImage:
     """What is shown of a cell, as PNG.
 
     Attributes:
@@ -54,7 +54,7 @@ class Pictures:
     error: str = ""
 
 
-class Waiting:
+class CellImages:
     """The cells of a labelling queue.
 
     Args:
@@ -66,15 +66,15 @@ class Waiting:
     def __init__(self, name: str, found: Cells, model: Model):
         self.name, self.cells, self.model = name, found, model
         self.rows = {path: row for row, path in enumerate(found.table["path"])}
-        self.paired = next((column for column in _BEST if _filled(found, column)), None)
-        self._light: dict[str, tuple[float, float]] = {}
-        self._held: OrderedDict[int, Pictures] = OrderedDict()
+        self.paired = next((column for column in PAIRED_COLUMNS if _has_values(found, column)), None)
+        self._display_ranges: dict[str, tuple[float, float]] = {}
+        self._cache: OrderedDict[int, CellImage] = OrderedDict()
         self._lock = threading.Lock()
-        self._ahead: asyncio.Task[None] | None = None
+        self._prefetching: asyncio.Task[None] | None = None
         self._since = 0
 
     @classmethod
-    def open(cls, run: Path, path: Path, model: Model) -> "Waiting":
+    def open(cls, run: Path, path: Path, model: Model) -> "CellImages":
         """The cells of a table or folder, as `read_queue` gives them to the labelling queue.
 
         Args:
@@ -90,14 +90,14 @@ class Waiting:
             found = read_cells(path, tile=config.tile, image=config.image, labelled=False)
         else:
             found = find_images([path], config.tile, config.image)
-            if target := _target(run):
-                beside = [_beside(address, target) for address in found.table["path"]]
+            if target := _read_target(run):
+                beside = [_paired_address(address, target) for address in found.table["path"]]
                 found = found.with_columns(target=beside)
         root = found.root.resolve()
-        placed = {c: [_placed(root, one) for one in found.table[c]] for c in ("path", *PAIRED) if c in found.table}
+        placed = {c: [_absolute(root, one) for one in found.table[c]] for c in ("path", *PAIRED) if c in found.table}
         return cls(path.resolve().as_posix(), replace(found.with_columns(**placed), root=Path()), model)
 
-    def pictures(self, path: str) -> Pictures:
+    def image(self, path: str) -> CellImage:
         """What is shown of a cell of the queue; decoded now if it was not before.
 
         Args:
@@ -108,50 +108,50 @@ class Waiting:
         """
         row = self.rows[path]
         with self._lock:
-            if row in self._held:
-                self._held.move_to_end(row)
-                return self._held[row]
+            if row in self._cache:
+                self._cache.move_to_end(row)
+                return self._cache[row]
         made = self._draw(row)
         with self._lock:
-            self._held[row] = made
-            while len(self._held) > KEPT:
-                self._held.popitem(last=False)
+            self._cache[row] = made
+            while len(self._cache) > CACHED_CELLS:
+                self._cache.popitem(last=False)
         return made
 
-    def look_ahead(self, store: Store) -> None:
+    def prefetch(self, store: Store) -> None:
         """Decode what will be asked for next, in the background; called when a cell was shown."""
         self._since += 1
-        busy = self._ahead is not None and not self._ahead.done()
-        if not busy and (self._ahead is None or self._since >= EVERY):
+        busy = self._prefetching is not None and not self._prefetching.done()
+        if not busy and (self._prefetching is None or self._since >= PREFETCH_INTERVAL):
             self._since = 0
-            self._ahead = asyncio.create_task(self._decode_ahead(store))
+            self._prefetching = asyncio.create_task(self._prefetch(store))
 
-    async def _decode_ahead(self, store: Store) -> None:
+    async def _prefetch(self, store: Store) -> None:
         try:
-            coming = await asyncio.to_thread(upcoming, store, self.name, AHEAD)
+            coming = await asyncio.to_thread(upcoming, store, self.name, PREFETCHED_CELLS)
         except StoreError:  # whoever asks for a cell is told; decoding ahead can wait
             return
         paths = [path for path in coming if path in self.rows]
-        for start in range(0, len(paths), CHUNK):
-            await asyncio.to_thread(self._decode, paths[start : start + CHUNK])
+        for start in range(0, len(paths), CHUNK_CELLS):
+            await asyncio.to_thread(self._decode, paths[start : start + CHUNK_CELLS])
 
     def _decode(self, paths: Iterable[str]) -> None:
         for path in reversed(list(paths)):  # the next one is let go last
-            self.pictures(path)
+            self.image(path)
 
-    def _draw(self, row: int) -> Pictures:
+    def _draw(self, row: int) -> CellImage:
         try:
             crop = self._png(row)
         except (UrnetError, OSError) as error:
-            return Pictures(None, None, str(error))
-        return Pictures(crop, self._paired_png(row))
+            return CellImage(None, None, str(error))
+        return CellImage(crop, self._paired_png(row))
 
     def _png(self, row: int) -> bytes:
         pixels = self.cells.read(row)
         scaling = self.model.config.scaling
         if scaling.dtype in (str(pixels.dtype), "any"):
             return image_png(scaling.apply(pixels))
-        low, high = np.percentile(pixels, LIGHT)
+        low, high = np.percentile(pixels, DISPLAY_PERCENTILES)
         return image_png((pixels - low) / max(high - low, 1e-6))
 
     def _paired_png(self, row: int) -> bytes | None:
@@ -162,22 +162,22 @@ class Waiting:
             pixels = self.cells.read(row, column)
         except (UrnetError, OSError):
             return None
-        low, high = self._light_of(column)
+        low, high = self._display_range(column)
         return image_png((pixels.astype(np.float32) - low) / (high - low))
 
-    def _light_of(self, column: str) -> tuple[float, float]:
+    def _display_range(self, column: str) -> tuple[float, float]:
         """Counts shown black and white, from cells spread over the table."""
-        if column not in self._light:
+        if column not in self._display_ranges:
             named = np.flatnonzero(self.cells.table[column] != "")
             values = []
-            for row in named[:: max(1, len(named) // SAMPLED)][:SAMPLED]:
+            for row in named[:: max(1, len(named) // SCALE_SAMPLE_CELLS)][:SCALE_SAMPLE_CELLS]:
                 try:
                     values.append(self.cells.read(int(row), column).ravel())
                 except (ImageError, OSError):
                     continue
-            low, high = np.percentile(np.concatenate(values), LIGHT) if values else (0.0, 1.0)
-            self._light[column] = (float(low), float(max(high, low + 1e-6)))
-        return self._light[column]
+            low, high = np.percentile(np.concatenate(values), DISPLAY_PERCENTILES) if values else (0.0, 1.0)
+            self._display_ranges[column] = (float(low), float(max(high, low + 1e-6)))
+        return self._display_ranges[column]
 
 
 def upcoming(store: Store, queue: str, count: int) -> list[str]:
@@ -200,15 +200,15 @@ def path_of(store: Store, queue: str, cell: int) -> str | None:
         return db.execute(select(cells.c.path).where(cells.c.queue == queue, cells.c.id == cell)).scalar()
 
 
-_BEST = ("target_nuclei", "target", "target_stain", "target_clean")
+PAIRED_COLUMNS = ("target_nuclei", "target", "target_stain", "target_clean")
 """Of several paired images, the first of these is shown: nuclear fluorescence says most."""
 
 
-def _filled(found: Cells, column: str) -> bool:
+def _has_values(found: Cells, column: str) -> bool:
     return column in found.table and bool((found.table[column] != "").any())
 
 
-def _target(run: Path) -> str | None:
+def _read_target(run: Path) -> str | None:
     """The file of each class folder that holds paired images, as the run's recipe has it."""
     trained = find_run(run)
     try:
@@ -217,12 +217,12 @@ def _target(run: Path) -> str | None:
         return None
 
 
-def _beside(address: str, target: str) -> str:
+def _paired_address(address: str, target: str) -> str:
     """The paired image of a cell in a class folder; "" where there is none."""
     place = resolve_address(Path(), address)
     file = paired_file(Path(place.file), target)
     return str(replace(place, file=file.as_posix())) if file is not None and file.is_file() else ""
 
 
-def _placed(root: Path, path: str) -> str:
+def _absolute(root: Path, path: str) -> str:
     return (root / path).as_posix() if path else ""

@@ -13,8 +13,8 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from urnet.errors import StoreError
 from urnet.files.atomic import atomic_file
 from urnet.files.csv_tables import write_csv
-from urnet.serve.database.common import NOT_A_CELL, SKIPPED, Earlier, named, now
 from urnet.serve.database.models import corrections, images, predictions
+from urnet.serve.database.names import NOT_A_CELL, SKIPPED, ReplacedLabel, clean_name, utc_now
 from urnet.version import __version__
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Reviewed:
+class ReviewedPrediction:
     """A prediction and what a person made of it.
 
     Attributes:
@@ -54,7 +54,7 @@ class Reviewed:
         return self.predicted if self.corrected is None else self.corrected
 
 
-class Review:
+class ReviewStore:
     """What models said, and what people made of it.
 
     Args:
@@ -64,7 +64,7 @@ class Review:
     def __init__(self, store: "Store"):
         self.store = store
 
-    def keep_image(self, content: bytes, suffix: str) -> str:
+    def add_image(self, content: bytes, suffix: str) -> str:
         """Keep an image file, once; its SHA-256.
 
         Args:
@@ -76,7 +76,7 @@ class Review:
             db.execute(upsert(images).values(sha256=digest, suffix=suffix, content=content).on_conflict_do_nothing())
         return digest
 
-    def image(self, digest: str) -> bytes | None:
+    def read_image(self, digest: str) -> bytes | None:
         """A kept image file; none where there is none of that digest."""
         with self.store.reading() as db:
             return db.execute(select(images.c.content).where(images.c.sha256 == digest)).scalar()
@@ -104,18 +104,18 @@ class Review:
                     "told": json.dumps(told, ensure_ascii=False),
                     "model": model,
                     "version": __version__,
-                    "at": now(),
+                    "at": utc_now(),
                 }
                 numbers.append(db.execute(insert(predictions).values(values)).inserted_primary_key[0])
         return numbers
 
-    def samples(self) -> list[str]:
+    def list_samples(self) -> list[str]:
         """Names of the samples that have predictions, the latest first."""
         latest = select(predictions.c.sample).group_by(predictions.c.sample).order_by(func.max(predictions.c.id).desc())
         with self.store.reading() as db:
             return list(db.execute(latest).scalars())
 
-    def correct(self, prediction: int, who: str, label: str) -> Earlier | None:
+    def correct(self, prediction: int, who: str, label: str) -> ReplacedLabel | None:
         """Keep a correction; an earlier one of the same image is taken back, and its row stays.
 
         Returns:
@@ -131,15 +131,17 @@ class Review:
                     code="store.no_prediction",
                 )
             earlier = self._take_back(db, prediction)
-            db.execute(insert(corrections).values(prediction=prediction, label=label, who=named(who), at=now()))
+            db.execute(
+                insert(corrections).values(prediction=prediction, label=label, who=clean_name(who), at=utc_now())
+            )
         return earlier
 
-    def uncorrect(self, prediction: int) -> Earlier | None:
+    def undo_correction(self, prediction: int) -> ReplacedLabel | None:
         """Take back the correction of an image, whoever gave it; none where there was none."""
         with self.store.writing() as db:
             return self._take_back(db, prediction)
 
-    def reviewed(self, sample: str) -> list[Reviewed]:
+    def read_reviewed(self, sample: str) -> list[ReviewedPrediction]:
         """A sample's predictions with their corrections, in order."""
         valid = and_(corrections.c.prediction == predictions.c.id, corrections.c.undone.is_(None))
         joined = (
@@ -151,7 +153,7 @@ class Review:
         with self.store.reading() as db:
             rows = db.execute(joined).mappings().all()
         kept = ("id", "path", "image", "predicted", "model", "version", "at", "corrected", "who")
-        return [Reviewed(**{key: row[key] for key in kept}, told=json.loads(row["told"])) for row in rows]
+        return [ReviewedPrediction(**{key: row[key] for key in kept}, told=json.loads(row["told"])) for row in rows]
 
     def export_reviewed(self, sample: str, folder: Path) -> int:
         """Write a sample's kept images and a `cells.csv` beside them, with what they count as, to be trained on.
@@ -164,7 +166,7 @@ class Review:
             How many cells were written; those that are not cells, or whose image was not kept, are left out.
         """
         rows = []
-        for one in self.reviewed(sample):
+        for one in self.read_reviewed(sample):
             if one.image is None or one.label in (NOT_A_CELL, SKIPPED):
                 continue
             with self.store.reading() as db:
@@ -177,8 +179,8 @@ class Review:
         write_csv(folder / "cells.csv", ("path", "label", "donor", "corrected_by", "model"), rows)
         return len(rows)
 
-    def _take_back(self, db: Connection, prediction: int) -> Earlier | None:
+    def _take_back(self, db: Connection, prediction: int) -> ReplacedLabel | None:
         standing = and_(corrections.c.prediction == prediction, corrections.c.undone.is_(None))
         row = db.execute(select(corrections).where(standing).order_by(corrections.c.id.desc())).first()
-        db.execute(update(corrections).where(standing).values(undone=now()))
-        return None if row is None else Earlier(row.label, row.who, row.at)
+        db.execute(update(corrections).where(standing).values(undone=utc_now()))
+        return None if row is None else ReplacedLabel(row.label, row.who, row.at)

@@ -1,4 +1,4 @@
-"""What people told the bench, in one SQLite file: `labelling`, and `review` of what a model said.
+"""What people told the web application, in one SQLite file: `labels`, and `reviews` of what a model said.
 
 What was told is on the disk before the page goes on (WAL, synchronous FULL), so that a killed server loses at most the
 key press in flight. Nothing is ever overwritten: what is taken back keeps its row and the time of that.
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select
 
-from urnet.serve.database.labels import Labelling
-from urnet.serve.database.models import identity, open_database, saying
-from urnet.serve.database.reviews import Review
+from urnet.serve.database.labels import LabelStore
+from urnet.serve.database.models import identity, open_database, raise_store_errors
+from urnet.serve.database.reviews import ReviewStore
 
 
 class Store:
@@ -34,8 +34,8 @@ class Store:
     def __init__(self, path: Path):
         self.path = Path(path)
         self.engine = open_database(self.path)
-        self.labelling = Labelling(self)
-        self.review = Review(self)
+        self.labels = LabelStore(self)
+        self.reviews = ReviewStore(self)
         with self.reading() as db:
             self.id = db.execute(select(identity.c.id)).scalar_one()
 
@@ -50,11 +50,11 @@ class Store:
         Raises:
             StoreError: the file cannot be written.
         """
-        with saying(self.path), self.engine.execution_options(urnet_writes=True).begin() as db:
+        with raise_store_errors(self.path), self.engine.execution_options(urnet_writes=True).begin() as db:
             yield db
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that sees one state of the file."""
-        with saying(self.path), self.engine.begin() as db:
+        with raise_store_errors(self.path), self.engine.begin() as db:
             yield db

@@ -23,20 +23,20 @@ from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from urnet.serve.http.errors import problem
-from urnet.serve.http.proxy import Reach, is_secure, route_path
+from urnet.serve.http.errors import problem_response
+from urnet.serve.http.proxy import ProxySettings, is_secure, route_path
 from urnet.serve.settings import Settings
 
-LOGIN = "/login"
-OPEN = ("/healthz", "/readyz", LOGIN)
+LOGIN_PATH = "/login"
+PUBLIC_PATHS = ("/healthz", "/readyz", LOGIN_PATH)
 """Addresses that need no token: for monitoring, and for entering the token."""
 
-FORM = "application/x-www-form-urlencoded"
-LOGIN_BYTES = 4096
+FORM_CONTENT_TYPE = "application/x-www-form-urlencoded"
+MAX_LOGIN_BYTES = 4096
 """Largest body of a login, in bytes."""
 
-SHORTEST_TOKEN = 16
-REMEMBERED = 10_000
+MIN_TOKEN_LENGTH = 16
+MAX_ADDRESSES = 10_000
 """Addresses whose wrong attempts are counted at a time; beyond, the oldest are forgotten."""
 
 
@@ -69,7 +69,7 @@ def new_token() -> str:
     return secrets.token_urlsafe(32)
 
 
-class Attempts:
+class FailedLogins:
     """Counts wrong tokens by address.
 
     Args:
@@ -81,13 +81,13 @@ class Attempts:
         self.settings, self.clock = settings, clock
         self.wrong: dict[str, tuple[int, float]] = {}  # how many, and since when
 
-    def wait(self, address: str) -> float:
+    def wait_seconds(self, address: str) -> float:
         """Seconds that an address has to wait; 0 for none."""
         count, since = self.wrong.get(address, (0, 0.0))
         left = since + self.settings.lockout_seconds - self.clock()
         return left if left > 0 and count >= self.settings.attempts else 0.0
 
-    def failed(self, address: str) -> None:
+    def record(self, address: str) -> None:
         """Note a wrong one."""
         now = self.clock()
         count, since = self.wrong.pop(address, (0, now))
@@ -95,11 +95,11 @@ class Attempts:
             count, since = 0, now
         count += 1
         self.wrong[address] = (count, now if count >= self.settings.attempts else since)
-        if len(self.wrong) > REMEMBERED:
+        if len(self.wrong) > MAX_ADDRESSES:
             self.wrong.pop(next(iter(self.wrong)))
 
 
-class Access:
+class AuthMiddleware:
     """Middleware that refuses requests without the token, and requests that another site made a browser send.
 
     Args:
@@ -107,22 +107,27 @@ class Access:
         token: the token; none on loopback, where Host is checked instead.
         attempts: wrong tokens so far.
         instance: identifier of the server in the names of its cookies.
-        reach: which other names it has.
+        proxy: which other names it has.
     """
 
     def __init__(
-        self, app: ASGIApp, token: str | None, attempts: Attempts, instance: str = "", reach: Reach | None = None
+        self,
+        app: ASGIApp,
+        token: str | None,
+        attempts: FailedLogins,
+        instance: str = "",
+        proxy: ProxySettings | None = None,
     ):
         self.app, self.token, self.attempts = app, token, attempts
         self.cookie = cookie_name("session", instance)
-        self.hosts = (reach or Reach()).allowed_hosts
+        self.hosts = (proxy or ProxySettings()).allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection, as ASGI requires."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
-        refusal = self._foreign(scope, headers) or self._unauthorized(scope, headers)
+        refusal = self._refuse_other_sites(scope, headers) or self._refuse_unauthorized(scope, headers)
         if refusal is None:
             return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
@@ -132,7 +137,7 @@ class Access:
             refusal.headers["Connection"] = "close"  # nothing of the body is read
         await refusal(scope, receive, send)
 
-    def _foreign(self, scope: Scope, headers: Headers) -> Response | None:
+    def _refuse_other_sites(self, scope: Scope, headers: Headers) -> Response | None:
         """Refuse requests that another site made a browser send."""
         host = headers.get("host", "")
         name = _name(host)
@@ -142,38 +147,38 @@ class Access:
                 f"Host is {host[:100]!r}; this server answers to {known} only. On this machine ask for "
                 "http://localhost; elsewhere start the server with --allowed-host and the name"
             )
-            return problem(scope, HTTPStatus.FORBIDDEN, detail)
+            return problem_response(scope, HTTPStatus.FORBIDDEN, detail)
         origin = headers.get("origin")
         if origin is not None and (not host or _authority(origin) != host.lower()):
             detail = (
                 f"Origin is {origin[:100]!r} and Host {host[:100]!r}; pages of other sites may not use this server. A "
                 "proxy in front of it must pass the browser's Host on"
             )
-            return problem(scope, HTTPStatus.FORBIDDEN, detail)
+            return problem_response(scope, HTTPStatus.FORBIDDEN, detail)
         return None
 
-    def _unauthorized(self, scope: Scope, headers: Headers) -> Response | None:
+    def _refuse_unauthorized(self, scope: Scope, headers: Headers) -> Response | None:
         """Refuse requests without the token or its cookie; who has either is let in first, whoever else has failed."""
-        if self.token is None or route_path(scope) in OPEN:
+        if self.token is None or route_path(scope) in PUBLIC_PATHS:
             return None
         scheme, _, shown = headers.get("authorization", "").partition(" ")
         is_bearer = scheme.lower() == "bearer"
-        if is_bearer and _same(shown.strip(), self.token):
+        if is_bearer and _is_equal(shown.strip(), self.token):
             return None
-        if _same(cookie_parser(headers.get("cookie", "")).get(self.cookie, ""), session(self.token)):
+        if _is_equal(cookie_parser(headers.get("cookie", "")).get(self.cookie, ""), session_value(self.token)):
             return None
         if is_bearer:  # no cookie of an earlier server, and no password for a proxy, is an attempt
             address = address_of(scope)
-            if wait := self.attempts.wait(address):
-                return _locked(scope, wait)
-            self.attempts.failed(address)
+            if wait := self.attempts.wait_seconds(address):
+                return _locked_response(scope, wait)
+            self.attempts.record(address)
         if scope["type"] == "http" and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
-            return RedirectResponse(scope.get("root_path", "") + LOGIN, HTTPStatus.SEE_OTHER)
+            return RedirectResponse(scope.get("root_path", "") + LOGIN_PATH, HTTPStatus.SEE_OTHER)
         detail = "the token that was printed when the server started is needed: Authorization: Bearer TOKEN"
-        return problem(scope, HTTPStatus.UNAUTHORIZED, detail, headers={"WWW-Authenticate": "Bearer"})
+        return problem_response(scope, HTTPStatus.UNAUTHORIZED, detail, headers={"WWW-Authenticate": "Bearer"})
 
 
-def session(token: str) -> str:
+def session_value(token: str) -> str:
     """What the cookie holds in the token's place: the token itself stays off the browser's disk."""
     return hmac.new(token.encode(), b"urnet session", hashlib.sha256).hexdigest()
 
@@ -188,7 +193,7 @@ def address_of(scope: Scope) -> str:
     return str(ip_network((parsed, 64), strict=False)) if parsed.version == 6 else address
 
 
-def login(token: str, attempts: Attempts, instance: str = "") -> APIRouter:
+def login_routes(token: str, attempts: FailedLogins, instance: str = "") -> APIRouter:
     """The page where the token is entered once.
 
     Args:
@@ -198,46 +203,46 @@ def login(token: str, attempts: Attempts, instance: str = "") -> APIRouter:
     """
     router = APIRouter(include_in_schema=False)
 
-    @router.get(LOGIN)
+    @router.get(LOGIN_PATH)
     async def ask(request: Request) -> HTMLResponse:
         return _page(request.scope, "")
 
-    @router.post(LOGIN)
+    @router.post(LOGIN_PATH)
     async def enter(request: Request) -> Response:
         scope, address = request.scope, address_of(request.scope)
-        wait = attempts.wait(address)
+        wait = attempts.wait_seconds(address)
         length = request.headers.get("content-length", "")
-        if wait and not (length.isdecimal() and int(length) <= LOGIN_BYTES):
-            return _locked(scope, wait)
+        if wait and not (length.isdecimal() and int(length) <= MAX_LOGIN_BYTES):
+            return _locked_response(scope, wait)
         given = await _token_of(request)
         if given is None:
-            detail = f"the login is a form of {LOGIN_BYTES:,} bytes at most (application/x-www-form-urlencoded)"
-            return problem(scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
-        if not _same(given.strip(), token):
+            detail = f"the login is a form of {MAX_LOGIN_BYTES:,} bytes at most (application/x-www-form-urlencoded)"
+            return problem_response(scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+        if not _is_equal(given.strip(), token):
             if wait:
-                return _locked(scope, wait)
-            attempts.failed(address)
+                return _locked_response(scope, wait)
+            attempts.record(address)
             return _page(
                 scope, "This is not the token. The token is printed where the server starts.", HTTPStatus.UNAUTHORIZED
             )
         answer = RedirectResponse(f"{scope.get('root_path', '')}/", HTTPStatus.SEE_OTHER)
-        answer.set_cookie(cookie_name("session", instance), session(token), **cookie_attributes(scope))
+        answer.set_cookie(cookie_name("session", instance), session_value(token), **cookie_attributes(scope))
         return answer
 
     return router
 
 
 async def _token_of(request: Request) -> str | None:
-    """The token in a login form; none where the body is larger than `LOGIN_BYTES`. Nothing else of the body is kept."""
+    """Read the token of a login form; none where the body is larger than `MAX_LOGIN_BYTES`."""
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > LOGIN_BYTES:
+    if length.isdecimal() and int(length) > MAX_LOGIN_BYTES:
         return None
     body = b""
     async for part in request.stream():
         body += part
-        if len(body) > LOGIN_BYTES:
+        if len(body) > MAX_LOGIN_BYTES:
             return None
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM_CONTENT_TYPE:
         return ""
     try:
         return parse_qs(body.decode("ascii", "replace"), max_num_fields=10).get("token", [""])[0]
@@ -261,15 +266,15 @@ def _name(host: str) -> str:
         return ""
 
 
-def _same(given: str, right: str) -> bool:
+def _is_equal(given: str, right: str) -> bool:
     """Compared in a time that does not tell how much of it is right."""
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), right.encode())
 
 
-def _locked(scope: Scope, wait: float) -> Response:
+def _locked_response(scope: Scope, wait: float) -> Response:
     seconds = str(round(wait) + 1)
     detail = f"too many wrong tokens from this address; try again in {seconds} s"
-    return problem(
+    return problem_response(
         scope, HTTPStatus.TOO_MANY_REQUESTS, detail, headers={"Retry-After": seconds}, code="access.locked_out"
     )
 
@@ -296,7 +301,8 @@ button {{ background: var(--accent); border-color: var(--accent); color: var(--c
 [role="alert"] {{ border-left: 3px solid var(--warn-line); background: var(--warn-page); color: var(--warn-ink) }}
 [role="alert"] {{ padding: .5rem .75rem; margin: .9rem 0 0 }} [role="alert"]:empty {{ display: none }}
 </style></head><body><main><h1>urnet</h1>
-<form method="post" action="{root_path}{LOGIN}"><label for="token">Token, as printed when the server was started</label>
+<form method="post" action="{root_path}{LOGIN_PATH}"><label for="token">
+Token, as printed when the server was started</label>
 <input id="token" name="token" type="password" autocomplete="current-password" maxlength="1000" required autofocus>
 <button>Sign in</button></form><p role="alert">{escape(message)}</p></main></body></html>
 """,

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from urnet.errors import UrnetError, list_first
-from urnet.serve.uploads.storage import DISK_FULL, FullError, is_disk_full
+from urnet.serve.uploads.storage import DISK_FULL, StorageFullError, is_disk_full
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Problem(BaseModel):
     """File by file, where that says more."""
 
 
-class Refused(HTTPException):
+class RequestError(HTTPException):
     """A request that is not answered as it was meant to be.
 
     Args:
@@ -91,7 +91,7 @@ class Refused(HTTPException):
         self.files, self.code = files, code
 
 
-def problem(
+def problem_response(
     scope: Scope,
     status: int,
     detail: str,
@@ -114,7 +114,7 @@ def problem(
     return JSONResponse(body, status, about, media_type=MEDIA_TYPE)
 
 
-def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What the OpenAPI says of them."""
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
@@ -123,16 +123,16 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def install(app: FastAPI) -> None:
+def add_error_handlers(app: FastAPI) -> None:
     """Let every error of an app be answered so."""
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(FullError, _full)
+    app.add_exception_handler(StorageFullError, _full)
     app.add_exception_handler(UrnetError, _mistaken)
     app.add_exception_handler(Exception, _failed)
 
 
-def told_to_people(error: Exception, what: str) -> str:
+def describe_error(error: Exception, what: str) -> str:
     """What a page says of an error of work that goes on behind it; unexpected ones go to the log.
 
     Args:
@@ -149,13 +149,15 @@ def told_to_people(error: Exception, what: str) -> str:
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, OSError) and not isinstance(error, Refused):  # storing the body failed: our fault
+    if isinstance(error.__cause__, OSError) and not isinstance(
+        error, RequestError
+    ):  # storing the body failed: our fault
         return await _failed(request, error.__cause__)
     detail = str(error.detail)
     if error.status_code == HTTPStatus.NOT_FOUND and detail == HTTPStatus.NOT_FOUND.phrase:
         detail = f"{request.url.path}: there is nothing here; /openapi.json says what there is"
     files, code = getattr(error, "files", None), getattr(error, "code", "")
-    return problem(request.scope, error.status_code, detail, files=files, headers=error.headers, code=code)
+    return problem_response(request.scope, error.status_code, detail, files=files, headers=error.headers, code=code)
 
 
 _EXAMPLE = "curl -F files=@cell1.png -F files=@cell2.png"
@@ -182,29 +184,29 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
             f"files: {why}; send each image as a part of multipart/form-data that is called 'files' and has a file "
             f"name, for instance: {how}"
         )
-    return problem(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(details), code=code)
+    return problem_response(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(details), code=code)
 
 
 async def _full(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, FullError)
+    assert isinstance(error, StorageFullError)
     about = {"Retry-After": str(FULL_SECONDS)}
-    return problem(request.scope, HTTPStatus.TOO_MANY_REQUESTS, str(error), headers=about, code=error.code)
+    return problem_response(request.scope, HTTPStatus.TOO_MANY_REQUESTS, str(error), headers=about, code=error.code)
 
 
 async def _mistaken(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, UrnetError)
     if is_disk_full(error):
         return await _failed(request, error)
-    return problem(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, str(error), code=error.code)
+    return problem_response(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, str(error), code=error.code)
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
     if is_disk_full(error):
         logger.error("request %s failed: the disk is full (%s)", request.scope.get("urnet.request_id", ""), error)
-        return problem(request.scope, HTTPStatus.INSUFFICIENT_STORAGE, DISK_FULL)
+        return problem_response(request.scope, HTTPStatus.INSUFFICIENT_STORAGE, DISK_FULL)
     request_id = request.scope.get("urnet.request_id", "")
     logger.error("request %s failed", request_id, exc_info=error)
-    return problem(
+    return problem_response(
         request.scope,
         HTTPStatus.INTERNAL_SERVER_ERROR,
         f"the server failed at this; its log says why, under request {request_id}",

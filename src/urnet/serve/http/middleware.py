@@ -11,7 +11,7 @@ from http import HTTPStatus
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from urnet.serve.http.errors import Refused, problem
+from urnet.serve.http.errors import RequestError, problem_response
 from urnet.serve.http.proxy import route_path
 from urnet.serve.settings import Settings
 
@@ -28,7 +28,7 @@ SAFE_HEADERS = {
 }
 
 
-class RequestId:
+class RequestIdMiddleware:
     """Names each request, by the client's `X-Request-ID` where it has a decent one, and says so in the answer."""
 
     def __init__(self, app: ASGIApp):
@@ -52,7 +52,7 @@ class RequestId:
         await self.app(scope, receive, named)
 
 
-class Places:
+class RequestSlots:
     """The requests with files that are being processed.
 
     Args:
@@ -74,13 +74,13 @@ class Places:
         """Whether a further request has to wait."""
         return len(self._since) >= self.most
 
-    def enter(self) -> object:
-        """Take a place; returns a key for `leave`."""
+    def acquire(self) -> object:
+        """Take a place; returns a key for `release`."""
         key = object()
         self._since[key] = self.clock()
         return key
 
-    def leave(self, key: object) -> None:
+    def release(self, key: object) -> None:
         """Give a place back."""
         took = self.clock() - self._since.pop(key)
         self._mean += (took - self._mean) * (0.1 if self._mean else 1.0)
@@ -98,7 +98,7 @@ class Places:
         return max(0.0, min(left, default=0.0))
 
 
-class Gate:
+class LimitMiddleware:
     """Refuses what is too large, too slow or too much, before any of it is read.
 
     Only requests to which files belong may have a large body, and only so many of them are let in at once. The work on
@@ -111,7 +111,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, settings: Settings):
         self.app, self.settings = app, settings
-        self.places = Places(settings.max_requests, settings.request_seconds)
+        self.slots = RequestSlots(settings.max_requests, settings.request_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
@@ -122,25 +122,27 @@ class Gate:
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length) > most:
             close = {"Connection": "close"}  # else the rest of the body would still be received, and thrown away
-            answer = problem(scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _too_large(most, has_files), headers=close)
+            answer = problem_response(
+                scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _too_large(most, has_files), headers=close
+            )
             return await answer(scope, receive, send)
         seconds = self.settings.body_seconds if has_files else self.settings.header_seconds
         body = _Body(receive, most, seconds, _too_large(most, has_files))
         if not has_files:
             return await self.app(scope, body.receive, send)
-        if self.places.is_full:
-            seconds = str(max(1, round(self.places.wait_seconds() + 0.5)))
+        if self.slots.is_full:
+            seconds = str(max(1, round(self.slots.wait_seconds() + 0.5)))
             detail = (
-                f"{len(self.places)} requests are being worked on, as many as the server takes at once "
+                f"{len(self.slots)} requests are being worked on, as many as the server takes at once "
                 f"(max_requests); try again in {seconds} s"
             )
-            answer = problem(scope, HTTPStatus.TOO_MANY_REQUESTS, detail, headers={"Retry-After": seconds})
+            answer = problem_response(scope, HTTPStatus.TOO_MANY_REQUESTS, detail, headers={"Retry-After": seconds})
             return await answer(scope, receive, send)
-        place = self.places.enter()
+        place = self.slots.acquire()
         try:
             await _while_connected(self.app, scope, body, send)
         finally:
-            self.places.leave(place)
+            self.slots.release(place)
 
 
 def _too_large(most: int, has_files: bool) -> str:
@@ -177,10 +179,10 @@ class _Body:
                 message = await self._receive()
         except TimeoutError:
             detail = f"the request did not arrive within {self.seconds:g} s; send less at once"
-            raise Refused(HTTPStatus.REQUEST_TIMEOUT, detail) from None
+            raise RequestError(HTTPStatus.REQUEST_TIMEOUT, detail) from None
         self._size += len(message.get("body", b""))
         if self._size > self.most:
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.too_large)
+            raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.too_large)
         if not message.get("more_body", False):
             self._complete.set()
         return message

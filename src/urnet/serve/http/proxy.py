@@ -40,7 +40,7 @@ _DROPPED = frozenset((b"forwarded", *(f"x-forwarded-{name}".encode() for name in
 
 
 @dataclass(frozen=True)
-class Reach:
+class ProxySettings:
     """How clients reach the server.
 
     Attributes:
@@ -56,7 +56,7 @@ class Reach:
     @classmethod
     def parse(
         cls, root_path: str = "", trusted_proxies: Iterable[str] = (), allowed_hosts: Iterable[str] = ()
-    ) -> "Reach":
+    ) -> "ProxySettings":
         """Check what the command line gives.
 
         Raises:
@@ -120,18 +120,18 @@ class Reach:
         return found
 
 
-class ForwardedHeaders:
+class ForwardedHeadersMiddleware:
     """Middleware that sets client, scheme, Host and root path, and removes the headers that gave them.
 
     The headers count only where the connection comes from a trusted proxy. Those of any other client are dropped.
 
     Args:
         app: the next app.
-        reach: root path and trusted proxies.
+        proxy: root path and trusted proxies.
     """
 
-    def __init__(self, app: ASGIApp, reach: Reach):
-        self.app, self.reach = app, reach
+    def __init__(self, app: ASGIApp, proxy: ProxySettings):
+        self.app, self.proxy = app, proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection, as ASGI requires."""
@@ -139,15 +139,15 @@ class ForwardedHeaders:
             return await self.app(scope, receive, send)
         given = Headers(scope=scope)
         scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if name not in _DROPPED]}
-        root_path = self.reach.root_path
-        if scope.get("client") and self.reach.trusts(scope["client"][0]):
+        root_path = self.proxy.root_path
+        if scope.get("client") and self.proxy.trusts(scope["client"][0]):
             root_path = self._apply(scope, given) or root_path
         _set_root_path(scope, root_path)
         await self.app(scope, receive, send)
 
     def _apply(self, scope: Scope, given: Headers) -> str:
         """Set what a trusted proxy says, and return its path prefix; what is malformed is ignored."""
-        client = self.reach.client(",".join(given.getlist("x-forwarded-for")))
+        client = self.proxy.client(",".join(given.getlist("x-forwarded-for")))
         if client is not None:
             scope["client"] = (client, 0)
         scheme = _last(given, "proto").lower()

@@ -11,14 +11,14 @@ from pydantic import BaseModel, ConfigDict
 
 from urnet.calibration.calibration import COVERAGE
 from urnet.calibration.conformal import split_set
-from urnet.serve.http.errors import FileProblem, Refused, answers
-from urnet.serve.services import Answer, Bench, Counted, UnreadableError
-from urnet.serve.uploads.receive import Upload, put_aside
-from urnet.serve.uploads.storage import Aside
+from urnet.serve.http.errors import FileProblem, RequestError, problem_responses
+from urnet.serve.services import ImageResult, SampleCount, Services, UnreadableError
+from urnet.serve.uploads.receive import Upload, store_uploads
+from urnet.serve.uploads.storage import UploadFolder
 from urnet.version import __version__
 
-EVERYWHERE = answers(401, 403, 413, 429)
-WITH_FILES = EVERYWHERE | answers(400, 408, 413, 422, 503, 507)
+EVERYWHERE = problem_responses(401, 403, 413, 429)
+WITH_FILES = EVERYWHERE | problem_responses(400, 408, 413, 422, 503, 507)
 
 Files = Annotated[
     list[UploadFile],
@@ -168,24 +168,24 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
-def routes(bench: Bench) -> APIRouter:
-    """The API of a bench."""
+def api_routes(services: Services) -> APIRouter:
+    """The API of a web application."""
     router = APIRouter()
 
     @router.post("/v1/predict", responses=WITH_FILES, tags=["classify"], response_model_exclude_none=True)
     async def predict(files: Files) -> Predictions:
         """Classify images, as `urnet predict` does: a result an image; 422 where none of them can be used."""
         results: list[Prediction] = []
-        async with _received(bench, files) as (_, uploads), aclosing(bench.classify(uploads)) as parts:
+        async with _received(services, files) as (_, uploads), aclosing(services.classify(uploads)) as parts:
             number = 0
             async for part in parts:
                 results += [
-                    _prediction(bench, uploads[number].name, answer) for answer in part if not answer.is_padding
+                    _prediction(services, uploads[number].name, answer) for answer in part if not answer.is_padding
                 ]
                 number += 1
         if all(result.error for result in results):
             _refuse_all([FileProblem(file=one.image, error=one.error or "") for one in results])
-        return Predictions(model=bench.digest, engine=bench.engine, results=results)
+        return Predictions(model=services.digest, engine=services.engine, results=results)
 
     @router.post("/v1/differential", responses=WITH_FILES, tags=["count"])
     async def differential(
@@ -195,33 +195,33 @@ def routes(bench: Bench) -> APIRouter:
         pixel_size_um: PixelSize = None,
     ) -> Differential:
         """Count the cells of one sample, as `urnet differential` does, from fields of view or from crops."""
-        async with _received(bench, files, pixel_um=pixel_size_um) as (aside, uploads):
+        async with _received(services, files, pixel_um=pixel_size_um) as (folder, uploads):
             refused = [FileProblem(file=upload.name, error=upload.error) for upload in uploads if upload.error]
             if len(refused) == len(uploads):
                 _refuse_all(refused)
             try:
-                counted = await bench.count(sample, aside, uploads, partial=partial)
+                counted = await services.count(sample, folder, uploads, partial=partial)
                 unused = pixel_size_um is not None and not counted.fields
-                return _differential(bench, counted, [UNUSED_PIXEL_SIZE] if unused else [])
+                return _differential(services, counted, [UNUSED_PIXEL_SIZE] if unused else [])
             except UnreadableError as error:
-                lost = [FileProblem(file=one.path, error=one.error) for one in error.lost]
-                raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), files=lost, code=error.code) from None
+                lost = [FileProblem(file=one.path, error=one.error) for one in error.unreadable]
+                raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), files=lost, code=error.code) from None
 
     @router.get("/v1/model", responses=EVERYWHERE, tags=["server"])
     async def model() -> About:
         """Which model answers, on what it was trained to work, and what a request may hold."""
-        return _about(bench)
+        return _about(services)
 
-    @router.get("/healthz", responses=answers(403), tags=["server"])
+    @router.get("/healthz", responses=problem_responses(403), tags=["server"])
     async def healthz() -> Health:
         """Whether the process lives."""
         return Health()
 
-    @router.get("/readyz", responses=answers(403, 503), tags=["server"])
+    @router.get("/readyz", responses=problem_responses(403, 503), tags=["server"])
     async def readyz() -> Health:
         """Whether it can classify."""
-        if not bench.is_ready:
-            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the networks are not running; start the server again")
+        if not services.is_ready:
+            raise RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "the networks are not running; start the server again")
         return Health()
 
     return router
@@ -229,37 +229,37 @@ def routes(bench: Bench) -> APIRouter:
 
 @asynccontextmanager
 async def _received(
-    bench: Bench, files: list[UploadFile], *, pixel_um: float | None = None
-) -> AsyncIterator[tuple[Aside, list[Upload]]]:
+    services: Services, files: list[UploadFile], *, pixel_um: float | None = None
+) -> AsyncIterator[tuple[UploadFolder, list[Upload]]]:
     """The files of a request, put aside for as long as it may take."""
-    settings = bench.settings
+    settings = services.settings
     if len(files) > settings.max_files:
-        raise Refused(
+        raise RequestError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             f"{len(files)} files, but {settings.max_files} are allowed in one request; send several requests",
             code="request.too_many_files",
         )
-    aside = await asyncio.to_thread(Aside, bench.scratch)
+    folder = await asyncio.to_thread(UploadFolder, services.storage)
     try:
         async with asyncio.timeout(settings.request_seconds):
             named = [(file.filename or "", file.file) for file in files]
-            yield aside, await asyncio.to_thread(put_aside, aside, named, pixel_um=pixel_um)
+            yield folder, await asyncio.to_thread(store_uploads, folder, named, pixel_um=pixel_um)
     except TimeoutError:
-        raise Refused(
+        raise RequestError(
             HTTPStatus.SERVICE_UNAVAILABLE,
             f"this took longer than the {settings.request_seconds:g} s that a request may take; send fewer files",
-            retry_after=bench.decoders.backlog_seconds() + bench.network.backlog_seconds(),
+            retry_after=services.decoders.backlog_seconds() + services.network.backlog_seconds(),
             code="request.too_long",
         ) from None
     finally:
-        await asyncio.to_thread(aside.close)
+        await asyncio.to_thread(folder.close)
 
 
 def _refuse_all(problems: list[FileProblem]) -> None:
     first = (
         f"{problems[0].file}: {problems[0].error.removeprefix(f'{problems[0].file}: ')}" if problems else "no images"
     )
-    raise Refused(
+    raise RequestError(
         HTTPStatus.UNPROCESSABLE_ENTITY,
         f"none of the images can be used; the first: {first}",
         files=problems or None,
@@ -267,25 +267,25 @@ def _refuse_all(problems: list[FileProblem]) -> None:
     )
 
 
-def _prediction(bench: Bench, file: str, answer: Answer) -> Prediction:
+def _prediction(services: Services, file: str, answer: ImageResult) -> Prediction:
     if answer.error:
         return Prediction(file=file, image=answer.path, error=answer.error)
     trust: dict[str, Any] = {}
-    if bench.model.calibration is not None:
+    if services.model.calibration is not None:
         trust = {"rejected": answer.row["rejected"], "set": split_set(answer.row["set"])}
     return Prediction(
         file=file,
         image=answer.path,
         predicted=answer.row["predicted"],
-        probabilities={name: answer.row[f"p_{name}"] for name in bench.model.classes},
+        probabilities={name: answer.row[f"p_{name}"] for name in services.model.classes},
         **trust,
     )
 
 
-def _differential(bench: Bench, counted: Counted, notes: list[str]) -> Differential:
+def _differential(services: Services, counted: SampleCount, notes: list[str]) -> Differential:
     return Differential(
-        model=bench.digest,
-        engine=bench.engine,
+        model=services.digest,
+        engine=services.engine,
         fields=counted.fields,
         notes=[*counted.notes, *notes],
         failed=[FileProblem(file=answer.path, error=answer.error) for answer in counted.failed],
@@ -293,12 +293,12 @@ def _differential(bench: Bench, counted: Counted, notes: list[str]) -> Different
     )
 
 
-def _about(bench: Bench) -> About:
-    config, calibrated = bench.model.config, bench.model.calibration is not None
+def _about(services: Services) -> About:
+    config, calibrated = services.model.config, services.model.calibration is not None
     return About(
         name=config.name,
-        model=bench.digest,
-        sealed=bench.model.is_sealed,
+        model=services.digest,
+        sealed=services.model.is_sealed,
         classes=list(config.classes),
         size=config.size,
         channels=config.channels,
@@ -309,8 +309,8 @@ def _about(bench: Bench) -> About:
         protocol=config.protocol,
         calibrated=calibrated,
         coverage=COVERAGE if calibrated else None,
-        cuts_fields=calibrated and bench.model.cropping is not None,
-        engine=bench.engine,
+        cuts_fields=calibrated and services.model.cropping is not None,
+        engine=services.engine,
         version=__version__,
-        limits=Limits(**bench.settings.model_dump(include=set(Limits.model_fields))),
+        limits=Limits(**services.settings.model_dump(include=set(Limits.model_fields))),
     )

@@ -1,18 +1,18 @@
-"""The bench's pages, shown by NiceGUI within the app that answers the API."""
+"""The web application's pages, shown by NiceGUI within the app that answers the API."""
 
 import warnings
 
 from fastapi import FastAPI
 
-from urnet.serve.services import Bench
+from urnet.serve.services import Services
 
 
-def add_pages(app: FastAPI, bench: Bench) -> None:
+def add_pages(app: FastAPI, services: Services) -> None:
     """Add the pages to an app, after the API's routes.
 
     Args:
         app: behind whose middleware the pages stand.
-        bench: what they serve.
+        services: what they serve.
     """
     import nicegui
     from nicegui import ui
@@ -23,11 +23,11 @@ def add_pages(app: FastAPI, bench: Bench) -> None:
 
     # It looks at every object in memory for its server, among them one of torch that warns of being looked at.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.reduce_op`", FutureWarning)
-    nicegui.app.state.bench = bench
+    nicegui.app.state.services = services
     for page in (classify, label, review, runs, about):
-        page.add(app, bench)
+        page.add(app, services)
     answer_missing(app)
-    app.add_middleware(SessionMiddleware, scratch=bench.scratch, instance=app.state.instance)
+    app.add_middleware(SessionMiddleware, storage=services.storage, instance=app.state.instance)
     ui.run_with(
         app,
         title="urnet",

@@ -10,7 +10,7 @@ from urnet.bundle.about import model_facts
 from urnet.export.model_card import RESEARCH_USE, model_card
 from urnet.run_folder import find_run
 from urnet.serve.pages.components.layout import frame, text
-from urnet.serve.services import Bench
+from urnet.serve.services import Services
 from urnet.version import __version__
 
 USE = """Enhances and classifies crops of single white blood cells without stain, and counts them, for research on such
@@ -21,12 +21,12 @@ CARD_SECONDS = 60.0
 """For the card to be written the first time, which reads the run's table of cells."""
 
 
-def add(app: FastAPI, bench: Bench) -> None:
+def add(app: FastAPI, services: Services) -> None:
     """Add the page."""
 
     @cache
     def card() -> str:
-        told = model_card(bench.model, find_run(bench.run), USE)
+        told = model_card(services.model, find_run(services.run), USE)
         return told.split("\n\n", 2)[2]  # the page says its heading and "research use only" itself
 
     @ui.page("/about", response_timeout=CARD_SECONDS)
@@ -36,7 +36,7 @@ def add(app: FastAPI, bench: Bench) -> None:
             with ui.element("div").classes("notice warn").props("role=note"):
                 text("p", RESEARCH_USE)
             with ui.element("dl").classes("facts"):
-                for name, value in (*model_facts(bench.model), ("engine", bench.engine), ("urnet", __version__)):
+                for name, value in (*model_facts(services.model), ("engine", services.engine), ("urnet", __version__)):
                     with ui.element("div"):
                         text("dt", name.capitalize())
                         text("dd", value)

@@ -13,7 +13,7 @@ from urnet.serve.pages.components.cell_dialog import CellDialog
 from urnet.serve.pages.components.differential_panel import counts
 from urnet.serve.pages.components.layout import button, frame, select, text, url
 from urnet.serve.pages.sessions import Session, SessionData, this_session
-from urnet.serve.services import Bench
+from urnet.serve.services import Services
 
 PAGE = 96
 """Cells that are shown at once."""
@@ -80,15 +80,15 @@ def probability(one: Seen) -> float:
     return one.answer.row[f"p_{one.answer.row['predicted']}"]
 
 
-def add(app: FastAPI, bench: Bench) -> None:
+def add(app: FastAPI, services: Services) -> None:
     """Add the page and what its script asks for."""
-    app.include_router(routes(bench))
+    app.include_router(routes(services))
 
     @ui.page("/")
     def classify() -> None:
         with frame("Classify", "/"):
             ui.add_head_html(f"<style>{_file('classify.css')}</style><script>{_file('classify.js')}</script>")
-            _Page(bench, this_session())
+            _Page(services, this_session())
 
 
 @cache
@@ -99,8 +99,8 @@ def _file(name: str) -> str:
 class _Page:
     """The page in one browser window."""
 
-    def __init__(self, bench: Bench, session: Session):
-        self.bench, self.session = bench, session
+    def __init__(self, services: Services, session: Session):
+        self.services, self.session = services, session
         self.view = session.kept.setdefault("classify-view", View())
         self.last: tuple[str, int] = ("", -1)
         self.asks: str | None = None
@@ -121,7 +121,7 @@ class _Page:
                 text("h2", "Cells").props("id=cells")
                 self._choice()
                 self.grid = ui.element("ol").props("aria-labelledby=cells").classes("cells")
-        self.dialog = CellDialog(bench, self.view, lambda: self.mine)
+        self.dialog = CellDialog(services, self.view, lambda: self.mine)
         self._show_progress()
         self.look()
         ui.timer(LOOK_SECONDS, self.look)
@@ -179,8 +179,8 @@ class _Page:
             self.mine.cancel()
 
     def _send(self) -> None:
-        limit = self.bench.settings.sample_files
-        cuts = self.bench.model.calibration is not None and self.bench.model.cropping is not None
+        limit = self.services.settings.sample_files
+        cuts = self.services.model.calibration is not None and self.services.model.cropping is not None
         what = "crops of single cells, or fields of view, whose cells are cut out" if cuts else "crops of single cells"
         with ui.element("section").props('id=drop aria-label="Files"').classes("panel drop"):
             with ui.element("div").classes("line"):
@@ -230,9 +230,9 @@ class _Page:
         counts(self.mine)
 
     def _choice(self) -> None:
-        calibrated = [REJECTED, SEVERAL] if self.bench.model.calibration is not None else []
+        calibrated = [REJECTED, SEVERAL] if self.services.model.calibration is not None else []
         with ui.element("div").classes("line choice"):
-            select("Show", [ALL, *self.bench.model.classes, *calibrated, FAILED], self.view.chosen, self._choose)
+            select("Show", [ALL, *self.services.model.classes, *calibrated, FAILED], self.view.chosen, self._choose)
             select("Order", [AS_SENT, DOUBTFUL], self.view.order, self._order)
             self.range = text("p", "Cells appear here as they are classified.").classes("soft grow")
             with ui.element("div").classes("turn"):
@@ -308,8 +308,8 @@ def _share(mine: ClassificationJob) -> tuple[int, int]:
     """What is done, of how much; of 0 where nobody knows."""
     if mine.state != "classifying":
         return 0, 0
-    if mine.cut.places:
-        return len(mine.seen) - len(mine.cut.lost), len(mine.cut.places)
+    if mine.cut.positions:
+        return len(mine.seen) - len(mine.cut.unreadable), len(mine.cut.positions)
     return mine.files_done, len(mine.cut.sources)
 
 
@@ -319,7 +319,7 @@ def _progress(mine: ClassificationJob) -> str:
     if mine.state == "cutting":
         return f"looking through {len(mine.uploads):,} file(s) for fields and their cells"
     done, total = _share(mine)
-    return f"{done:,} of {total:,} {'cells' if mine.cut.places else 'files'} classified"
+    return f"{done:,} of {total:,} {'cells' if mine.cut.positions else 'files'} classified"
 
 
 def _ended(mine: ClassificationJob) -> str:

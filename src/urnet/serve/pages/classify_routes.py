@@ -11,13 +11,13 @@ from fastapi.responses import Response
 
 from urnet.errors import ImageError
 from urnet.serve.classification_job import AT_ONCE, ClassificationJob
-from urnet.serve.http.errors import Refused
+from urnet.serve.http.errors import RequestError
 from urnet.serve.http.routes import PixelSize
 from urnet.serve.pages.components.responses import CACHED, saved_as
 from urnet.serve.pages.sessions import Session
-from urnet.serve.services import Bench
-from urnet.serve.uploads.receive import shown
-from urnet.serve.uploads.storage import FullError
+from urnet.serve.services import Services
+from urnet.serve.uploads.receive import display_name
+from urnet.serve.uploads.storage import StorageFullError
 
 KEPT = "classify"
 REPLACED = "this sample is gone; another one was begun since"
@@ -25,7 +25,7 @@ MAPS = {"viridis": "viridis", "blue-red": "jet"}
 """Colours of Grad-CAM: legible to everybody, and as the paper has them."""
 
 
-def routes(bench: Bench) -> APIRouter:
+def routes(services: Services) -> APIRouter:
     """The addresses below `/classify`; each browser sees only what it sent itself."""
     router = APIRouter(prefix="/classify", include_in_schema=False)
     turn = asyncio.Semaphore(AT_ONCE)
@@ -38,7 +38,9 @@ def routes(bench: Bench) -> APIRouter:
         before = session.kept.pop(KEPT, None)
         if before is not None:
             before.close()
-        made = session.kept[KEPT] = ClassificationJob(bench, turn, shown(sample.strip() or "sample"), pixel_size_um)
+        made = session.kept[KEPT] = ClassificationJob(
+            services, turn, display_name(sample.strip() or "sample"), pixel_size_um
+        )
         return {"key": made.key}
 
     @router.post("/{key}/files")
@@ -47,8 +49,8 @@ def routes(bench: Bench) -> APIRouter:
         try:
             await asyncio.to_thread(mine.add, [(file.filename or "", file.file) for file in files])
         except FileNotFoundError:
-            raise Refused(HTTPStatus.CONFLICT, "this sample was given up; begin a new one") from None
-        except (FullError, OSError):  # nobody can do anything with the part that had room
+            raise RequestError(HTTPStatus.CONFLICT, "this sample was given up; begin a new one") from None
+        except (StorageFullError, OSError):  # nobody can do anything with the part that had room
             kept = request.scope["urnet.session"].kept
             if kept.get(KEPT) is mine:
                 del kept[KEPT]
@@ -68,16 +70,16 @@ def routes(bench: Bench) -> APIRouter:
     ) -> Response:
         mine = _mine(request, key)
         if not 0 <= number < len(mine.seen):
-            raise Refused(HTTPStatus.NOT_FOUND, f"image {number}: there is none of this number")
+            raise RequestError(HTTPStatus.NOT_FOUND, f"image {number}: there is none of this number")
         try:
             raw = await mine.picture(number, "raw")
             pixels = raw if what == "raw" else await mine.picture(number, "heat" if what in MAPS else "enhanced")
         except ImageError:
             if mine.state == "closed":
-                raise Refused(HTTPStatus.GONE, REPLACED) from None
+                raise RequestError(HTTPStatus.GONE, REPLACED) from None
             raise
         if raw is None or pixels is None:
-            raise Refused(HTTPStatus.NOT_FOUND, f"image {number}: there is no such picture of it")
+            raise RequestError(HTTPStatus.NOT_FOUND, f"image {number}: there is no such picture of it")
         if what in MAPS:
             from urnet.nets.gradcam import overlay
 
@@ -89,11 +91,11 @@ def routes(bench: Bench) -> APIRouter:
     async def field(request: Request, key: str, number: int) -> Response:
         fields = _mine(request, key).cut.fields
         if not 0 <= number < len(fields):
-            raise Refused(HTTPStatus.NOT_FOUND, f"field {number}: there is none of this number")
+            raise RequestError(HTTPStatus.NOT_FOUND, f"field {number}: there is none of this number")
         try:
             content = await asyncio.to_thread(fields[number].picture.read_bytes)
         except FileNotFoundError:
-            raise Refused(HTTPStatus.GONE, REPLACED) from None
+            raise RequestError(HTTPStatus.GONE, REPLACED) from None
         return Response(content, media_type="image/png", headers=CACHED)
 
     @router.get("/{key}/predictions.csv")
@@ -104,7 +106,7 @@ def routes(bench: Bench) -> APIRouter:
     async def report(request: Request, key: str) -> Response:
         page = _mine(request, key).report()
         if page is None:
-            raise Refused(HTTPStatus.NOT_FOUND, "nothing is counted yet, or the model is not calibrated")
+            raise RequestError(HTTPStatus.NOT_FOUND, "nothing is counted yet, or the model is not calibrated")
         return saved_as("report.html", _encoded(page), "text/html")
 
     return router
@@ -114,7 +116,7 @@ def _mine(request: Request, key: str) -> ClassificationJob:
     session: Session = request.scope["urnet.session"]
     mine = session.kept.get(KEPT)
     if not isinstance(mine, ClassificationJob) or mine.key != key:
-        raise Refused(HTTPStatus.NOT_FOUND, "this browser has no such sample; another one was begun since")
+        raise RequestError(HTTPStatus.NOT_FOUND, "this browser has no such sample; another one was begun since")
     return mine
 
 

@@ -8,7 +8,7 @@ from nicegui import Client, ui
 from starlette.responses import Response
 from starlette.routing import Match
 
-from urnet.serve.http.errors import problem
+from urnet.serve.http.errors import problem_response
 from urnet.serve.http.proxy import route_path
 from urnet.serve.pages.components.layout import frame, link, text
 
@@ -28,10 +28,10 @@ async def _missing(request: Request, error: Exception) -> Response:
     path = route_path(request.scope)
     if allowed := _methods(request):  # NiceGUI stands behind all routes, and so also gets their other methods
         detail = f"{path} takes {allowed}, not {request.method}"
-        return problem(request.scope, HTTPStatus.METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed})
+        return problem_response(request.scope, HTTPStatus.METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed})
     if "text/html" not in request.headers.get("accept", "") or path.startswith("/v1/"):
         detail = f"{path}: there is nothing here; /openapi.json says what there is"
-        return problem(request.scope, HTTPStatus.NOT_FOUND, detail)
+        return problem_response(request.scope, HTTPStatus.NOT_FOUND, detail)
     with Client(ui.page(""), request=request) as client, frame("There is no such page", ""):
         text("p", f"Nothing is at {path}.")
         link("Go to Classify", "/")

@@ -13,18 +13,18 @@ from fastapi.responses import Response
 from nicegui import ui
 
 from urnet.errors import StoreError, UrnetError
-from urnet.serve.database.common import NOT_A_CELL, SKIPPED, one_line, person
-from urnet.serve.database.labels import CLAIMED_CODE, Labeller, Labelling, QueuedCell
-from urnet.serve.database.prefetch import Waiting, path_of
-from urnet.serve.http.errors import Refused
+from urnet.serve.database.labels import CLAIMED_CODE, Labeller, LabelStore, QueuedCell
+from urnet.serve.database.names import NOT_A_CELL, SKIPPED, make_single_line, person_key
+from urnet.serve.database.prefetch import CellImages, path_of
+from urnet.serve.http.errors import RequestError
 from urnet.serve.pages.components.elements import NO_PICTURE, facts, meter, notice, replaces, table, work_styles
 from urnet.serve.pages.components.keyboard import board, class_keys, key_button, keys_switch, on_press
 from urnet.serve.pages.components.layout import button, frame, short, text, url, who
 from urnet.serve.pages.components.responses import CACHED, saved_as
 from urnet.serve.pages.sessions import SessionData, this_session
-from urnet.serve.ranking import Ranking
-from urnet.serve.services import Bench
-from urnet.serve.uploads.storage import Aside, Scratch
+from urnet.serve.ranking import QueueRanking
+from urnet.serve.services import Services
+from urnet.serve.uploads.storage import UploadFolder, UploadStorage
 
 CLAIMED = 8
 """Cells that a labeller has at a time: one on the screen, the others in the browser already."""
@@ -44,40 +44,40 @@ CALM = 1.5
 class Queue:
     """What all labellers share: the cells, and the order that the model gives them."""
 
-    def __init__(self, bench: Bench):
-        assert bench.store is not None
-        assert bench.cells is not None
-        self.bench, self.labelling = bench, bench.store.labelling
-        self.store = bench.store
-        self.waiting = Waiting.open(bench.run, bench.cells, bench.model)
-        self.ranking = Ranking(bench, self.waiting)
-        self.keys = class_keys(bench.model.classes)
+    def __init__(self, services: Services):
+        assert services.store is not None
+        assert services.cells is not None
+        self.services, self.labelling = services, services.store.labels
+        self.store = services.store
+        self.images = CellImages.open(services.run, services.cells, services.model)
+        self.ranking = QueueRanking(services, self.images)
+        self.keys = class_keys(services.model.classes)
         self.mark = secrets.token_hex(4)  # another server's cell of this number is another picture
 
 
-def add(app: FastAPI, bench: Bench) -> None:
+def add(app: FastAPI, services: Services) -> None:
     """Add the page, its pictures and its table."""
     opened: list[Queue] = []
     opening = asyncio.Lock()
 
     async def queue() -> Queue | None:
         """The queue, read when it is first asked for."""
-        if bench.cells is None or bench.store is None:
+        if services.cells is None or services.store is None:
             return None
         async with opening:
             if not opened:
-                opened.append(await asyncio.to_thread(Queue, bench))
+                opened.append(await asyncio.to_thread(Queue, services))
         return opened[0]
 
     @app.get("/label/cell/{mark}/{cell}/{what}", include_in_schema=False)
     async def picture(mark: str, cell: int, what: str) -> Response:
         found = await queue()
-        path = await asyncio.to_thread(path_of, found.store, found.waiting.name, cell) if found else None
+        path = await asyncio.to_thread(path_of, found.store, found.images.name, cell) if found else None
         if found is None or path is None or what not in ("crop", "paired"):
-            raise Refused(HTTPStatus.NOT_FOUND, "there is no such cell in the queue")
+            raise RequestError(HTTPStatus.NOT_FOUND, "there is no such cell in the queue")
         content = None
-        if path in found.waiting.rows:  # else it was taken out of the table since
-            pictures = await asyncio.to_thread(found.waiting.pictures, path)
+        if path in found.images.rows:  # else it was taken out of the table since
+            pictures = await asyncio.to_thread(found.images.image, path)
             content = pictures.crop if what == "crop" else pictures.paired
         if content is None:
             return Response(NO_PICTURE, media_type="image/svg+xml", headers=CACHED)
@@ -87,15 +87,15 @@ def add(app: FastAPI, bench: Bench) -> None:
     async def exported() -> Response:
         found = await queue()
         if found is None:
-            raise Refused(HTTPStatus.NOT_FOUND, "this server was started without --cells")
-        content = await asyncio.to_thread(_exported, found.labelling, found.waiting.name, bench.scratch)
+            raise RequestError(HTTPStatus.NOT_FOUND, "this server was started without --cells")
+        content = await asyncio.to_thread(_exported, found.labels, found.images.name, services.storage)
         return saved_as("cells.csv", content, "text/csv; charset=utf-8")
 
     @ui.page("/label")
     async def label() -> None:
         work_styles()
         with frame("Label", "/label"):
-            if bench.cells is None or bench.store is None:
+            if services.cells is None or services.store is None:
                 notice("No cells to label here. Start the server with --cells, a cells table or a folder of crops.")
                 return
             try:
@@ -143,7 +143,7 @@ class Desk:
                 top.props["aria-label"] = "The cell"
                 with ui.element("div").classes("pair"):
                     self.crop = _figure(CROP)
-                    self.paired_name = PAIRED_NAMES.get(self.queue.waiting.paired or "", "")
+                    self.paired_name = PAIRED_NAMES.get(self.queue.images.paired or "", "")
                     self.paired = _figure(self.paired_name) if self.paired_name else None
                 self.path = text("p", "").classes("path soft small")
                 self.said = text("p", "").props("role=status").classes("said")
@@ -222,7 +222,7 @@ class Desk:
             self.place.second = event.args == "second"
             self.session.kept["label"] = replace(self.place)
             with suppress(StoreError):  # the cells are free again in time, and claiming says what is wrong
-                await asyncio.to_thread(self.queue.labelling.release, self.session.id)
+                await asyncio.to_thread(self.queue.labels.release, self.session.id)
             if problem := await self._claim():
                 self.said.set_text(problem)
 
@@ -243,7 +243,7 @@ class Desk:
         if not self.stale:
             return
         self.stale = False
-        labelling, name = self.queue.labelling, self.queue.waiting.name
+        labelling, name = self.queue.labels, self.queue.images.name
         try:
             done = await asyncio.to_thread(labelling.progress, name)
             agreed = await asyncio.to_thread(labelling.agreement, name)
@@ -253,7 +253,7 @@ class Desk:
         self.progress.props["value"] = done.labelled
         self.progress.props["max"] = max(1, done.cells)
         self.progress.update()
-        own = sum(count for name, count in done.people.items() if person(name) == person(self.who))
+        own = sum(count for name, count in done.people.items() if person_key(name) == person_key(self.who))
         self.progress_note.set_text(f"{done.labelled:,} of {done.cells:,} cells; {own:,} by you")
         self.counts.clear()
         with self.counts:
@@ -287,8 +287,8 @@ class Desk:
     async def _label(self, label: str) -> None:
         cell = self.claimed[0]
         proposal = self.queue.ranking.proposals.get(cell.path)
-        model = self.queue.bench.digest if proposal is not None else ""
-        given = await asyncio.to_thread(self.queue.labelling.label, cell.id, self.labeller, label, model=model)
+        model = self.queue.services.digest if proposal is not None else ""
+        given = await asyncio.to_thread(self.queue.labels.label, cell.id, self.labeller, label, model=model)
         self.claimed = self.claimed[1:]
         said = ["Skipped." if label == SKIPPED else f"Labelled {short(label)}."]
         if given.replaced is not None and given.replaced.label != label:
@@ -298,7 +298,7 @@ class Desk:
         self.said.set_text(" ".join((*said, await self._claim() or self._announced())))
 
     async def _undo(self) -> None:
-        taken = await asyncio.to_thread(self.queue.labelling.undo, self.queue.waiting.name, self.labeller)
+        taken = await asyncio.to_thread(self.queue.labels.undo, self.queue.images.name, self.labeller)
         if taken is None:
             self.said.set_text("There is nothing of yours to take back in this browser.")
             return
@@ -322,12 +322,12 @@ class Desk:
         except StoreError as error:
             problem = str(error)
         self._show()
-        self.queue.waiting.look_ahead(self.queue.store)
+        self.queue.images.prefetch(self.queue.store)
         return problem
 
     def _next(self) -> list[QueuedCell]:
         queue, second = self.queue, self.place.second
-        return queue.labelling.claim(queue.waiting.name, self.labeller, CLAIMED, second=second)
+        return queue.labels.claim(queue.images.name, self.labeller, CLAIMED, second=second)
 
     def _show(self) -> None:
         cell = self.claimed[0] if self.claimed else None
@@ -336,7 +336,9 @@ class Desk:
         for made in self.buttons:
             made.props["aria-disabled"] = "false" if cell else "true"
             made.update()
-        self.path.set_text("" if cell is None else one_line(PurePath(cell.path).name, 300))  # a folder may name a class
+        self.path.set_text(
+            "" if cell is None else make_single_line(PurePath(cell.path).name, 300)
+        )  # a folder may name a class
         _picture(self.crop, self._url(cell, "crop"), CROP)
         if self.paired is not None:
             _picture(self.paired, self._url(cell, "paired"), self.paired_name)
@@ -413,8 +415,8 @@ def _kappa(kappa: float | None) -> str:
     return "–" if kappa is None else f"{kappa:.2f}"
 
 
-def _exported(labelling: Labelling, name: str, scratch: Scratch) -> bytes:
-    with closing(Aside(scratch)) as aside:
-        out = aside.files / "cells.csv"
+def _exported(labelling: LabelStore, name: str, storage: UploadStorage) -> bytes:
+    with closing(UploadFolder(storage)) as folder:
+        out = folder.files / "cells.csv"
         labelling.export_labels(name, out)
         return out.read_bytes()

@@ -15,18 +15,18 @@ from nicegui import ui
 
 from urnet.calibration.conformal import split_set
 from urnet.errors import StoreError
-from urnet.serve.database.common import NOT_A_CELL, one_line, person
-from urnet.serve.database.reviews import Review, Reviewed
+from urnet.serve.database.names import NOT_A_CELL, make_single_line, person_key
+from urnet.serve.database.reviews import ReviewedPrediction, ReviewStore
 from urnet.serve.database.store import Store
-from urnet.serve.http.errors import Refused
+from urnet.serve.http.errors import RequestError
 from urnet.serve.pages.components.elements import NO_PICTURE, facts, moment, notice, replaces, table, work_styles
 from urnet.serve.pages.components.keyboard import board, class_keys, key_button, keys_switch, on_press
 from urnet.serve.pages.components.layout import button, frame, select, short, text, url, who
 from urnet.serve.pages.components.responses import CACHED, saved_as
 from urnet.serve.pages.sessions import SessionData, this_session
-from urnet.serve.review_results import KeptPictures, corrected_differential
-from urnet.serve.services import Bench
-from urnet.serve.uploads.storage import Aside, Scratch
+from urnet.serve.review_results import ReviewImages, corrected_differential
+from urnet.serve.services import Services
+from urnet.serve.uploads.storage import UploadFolder, UploadStorage
 
 TILES = 60
 """Cells on one page."""
@@ -36,7 +36,7 @@ LONGEST_PATH = 300
 
 CONFIRM, TAKE_BACK = "c", "u"
 
-SHOWN: dict[str, Callable[[Reviewed], bool]] = {
+SHOWN: dict[str, Callable[[ReviewedPrediction], bool]] = {
     "All": lambda row: True,
     "Nobody looked at": lambda row: row.corrected is None,
     "Looked at": lambda row: row.corrected is not None,
@@ -63,9 +63,9 @@ if (document.activeElement.closest(".sheet")) document.querySelector(".tile[aria
 """
 
 
-def add(app: FastAPI, bench: Bench) -> None:
+def add(app: FastAPI, services: Services) -> None:
     """Add the page, its pictures and its table."""
-    pictures = KeptPictures(bench)
+    pictures = ReviewImages(services)
 
     @app.get("/review/image/{digest}", include_in_schema=False)
     async def image(digest: str) -> Response:
@@ -76,28 +76,28 @@ def add(app: FastAPI, bench: Bench) -> None:
 
     @app.get("/review/cells.zip", include_in_schema=False)
     async def exported(sample: str) -> Response:
-        store = bench.store
-        if store is None or sample not in await asyncio.to_thread(store.review.samples):
-            raise Refused(HTTPStatus.NOT_FOUND, f"no predictions of a sample {sample[:100]!r} are kept")
-        content = await asyncio.to_thread(_exported, store.review, sample, bench.scratch)
+        store = services.store
+        if store is None or sample not in await asyncio.to_thread(store.reviews.list_samples):
+            raise RequestError(HTTPStatus.NOT_FOUND, f"no predictions of a sample {sample[:100]!r} are kept")
+        content = await asyncio.to_thread(_exported, store.reviews, sample, services.storage)
         return saved_as("cells.zip", content, "application/zip")
 
     @ui.page("/review")
     async def review(sample: str = "") -> None:
         work_styles()
         with frame("Review", "/review"):
-            if bench.store is None:
+            if services.store is None:
                 notice("Nothing is kept here. Start the server with --database.")
                 return
             try:
-                samples = await asyncio.to_thread(bench.store.review.samples)
+                samples = await asyncio.to_thread(services.store.reviews.list_samples)
             except StoreError as error:
                 notice(str(error), warn=True)
                 return
             if not samples:
                 notice("No predictions are kept yet. Classify a sample, and keep it for review.")
                 return
-            desk = Desk(bench, bench.store, samples, sample)
+            desk = Desk(services, services.store, samples, sample)
             desk.build()
         await ui.context.client.connected()
         await desk.load()
@@ -125,16 +125,16 @@ class Place(SessionData):
 class Desk:
     """The page of one reviewer."""
 
-    def __init__(self, bench: Bench, store: Store, samples: list[str], sample: str):
-        self.bench, self.review, self.samples = bench, store.review, samples
+    def __init__(self, services: Services, store: Store, samples: list[str], sample: str):
+        self.services, self.review, self.samples = services, store.reviews, samples
         self.session = this_session()
         kept = self.session.kept.get("review")
         place = self.place = replace(kept) if isinstance(kept, Place) else Place()  # two windows go their own ways
         wanted = next((name for name in (sample, place.sample) if name in samples), samples[0])
         if wanted != place.sample:
             place.sample, place.page, place.chosen = wanted, 0, None
-        self.keys = class_keys(bench.model.classes)
-        self.rows: dict[int, Reviewed] = {}
+        self.keys = class_keys(services.model.classes)
+        self.rows: dict[int, ReviewedPrediction] = {}
         self.shown: list[int] = []
         self.tiles: dict[int, ui.element] = {}
         self.busy = asyncio.Lock()
@@ -179,7 +179,7 @@ class Desk:
     async def load(self) -> None:
         """Read the sample, and show it."""
         try:
-            rows = await asyncio.to_thread(self.review.reviewed, self.place.sample)
+            rows = await asyncio.to_thread(self.review.read_reviewed, self.place.sample)
         except StoreError as error:
             self.note.set_text(str(error))
             return
@@ -201,17 +201,17 @@ class Desk:
             row = self.rows[self.place.chosen]
             try:
                 if key == TAKE_BACK:
-                    earlier = await asyncio.to_thread(self.review.uncorrect, row.id)
+                    earlier = await asyncio.to_thread(self.review.undo_correction, row.id)
                     self.rows[row.id] = replace(row, corrected=None, who=None)
                     said = f"Taken back: {short(row.predicted)}, as predicted."
-                    if earlier is not None and person(earlier.who) != person(name):
+                    if earlier is not None and person_key(earlier.who) != person_key(name):
                         said += f" {earlier.who} had called it {short(earlier.label)}, {moment(earlier.at)}."
                 else:
                     label = row.predicted if key == CONFIRM else self.keys[key]
                     earlier = await asyncio.to_thread(self.review.correct, row.id, name, label)
                     self.rows[row.id] = replace(row, corrected=label, who=name)
                     said = f"Kept: {short(label)}."
-                    if earlier is not None and (earlier.label, person(earlier.who)) != (label, person(name)):
+                    if earlier is not None and (earlier.label, person_key(earlier.who)) != (label, person_key(name)):
                         said += f" {replaces(earlier, name)}"
             except StoreError as error:
                 self.said.set_text(f"{'Not taken back' if key == TAKE_BACK else 'Not kept'}: {error}")
@@ -301,7 +301,7 @@ class Desk:
             ui.run_javascript(_FOLLOW)
 
     def _show_counts(self) -> None:
-        shares = corrected_differential(list(self.rows.values()), self.bench.model.classes)
+        shares = corrected_differential(list(self.rows.values()), self.services.model.classes)
         rows = [
             (
                 one.label,
@@ -342,7 +342,7 @@ class Desk:
         await self.load()
 
 
-def _image(row: Reviewed, alt: str = "") -> None:
+def _image(row: ReviewedPrediction, alt: str = "") -> None:
     if row.image is None:
         text("span", "image not kept").classes("no-image small soft")
         return
@@ -351,15 +351,15 @@ def _image(row: Reviewed, alt: str = "") -> None:
     made.props["alt"] = alt
 
 
-def _show_one(row: Reviewed) -> None:
+def _show_one(row: ReviewedPrediction) -> None:
     with ui.element("div").classes("picture"):
         _image(row, f"Cell {row.path}")
     with ui.element("div"):
         _show_told(row)
 
 
-def _show_told(row: Reviewed) -> None:
-    text("p", one_line(row.path, LONGEST_PATH)).classes("path small soft")
+def _show_told(row: ReviewedPrediction) -> None:
+    text("p", make_single_line(row.path, LONGEST_PATH)).classes("path small soft")
     told = {"Predicted": short(row.predicted), "Probability": f"{_probability(row):.3f}"}
     if row.told.get("set"):
         told["Cannot be ruled out"] = ", ".join(map(short, split_set(str(row.told["set"]))))
@@ -371,17 +371,17 @@ def _show_told(row: Reviewed) -> None:
     text("p", f"Model {row.model[:8]}, urnet {row.version}, {moment(row.at)}").classes("small soft")
 
 
-def _probability(row: Reviewed) -> float:
+def _probability(row: ReviewedPrediction) -> float:
     """Of the class that the model named."""
     value = row.told.get(f"p_{row.predicted}")
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _exported(review: Review, sample: str, scratch: Scratch) -> bytes:
+def _exported(review: ReviewStore, sample: str, storage: UploadStorage) -> bytes:
     content = io.BytesIO()
-    with closing(Aside(scratch)) as aside:
-        review.export_reviewed(sample, aside.files)
+    with closing(UploadFolder(storage)) as folder:
+        review.export_reviewed(sample, folder.files)
         with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
-            for file in sorted(aside.files.iterdir()):
+            for file in sorted(folder.files.iterdir()):
                 archive.write(file, file.name)
     return content.getvalue()

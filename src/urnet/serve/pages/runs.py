@@ -15,13 +15,13 @@ from nicegui import ui
 
 from urnet.errors import UrnetError
 from urnet.html_pages import NO_VALUE, describe_intervals, format_interval
-from urnet.serve.http.errors import Refused
+from urnet.serve.http.errors import RequestError
 from urnet.serve.pages.components.curves import Line, chart, line
 from urnet.serve.pages.components.elements import facts, notice, table, work_styles
 from urnet.serve.pages.components.layout import frame, link, text, url
 from urnet.serve.pages.components.run_comparison import NAMES, Differences
-from urnet.serve.runs import Figures, ListedRun, best_epoch, history_rows, recipe_differences, runs_beside
-from urnet.serve.services import Bench
+from urnet.serve.runs import Evaluation, ListedRun, best_epoch, list_runs, read_history, recipe_differences
+from urnet.serve.services import Services
 
 LIVE = 2.0
 """Seconds between two looks at a run."""
@@ -37,16 +37,16 @@ SHARES = (
 )
 
 
-def add(app: FastAPI, bench: Bench) -> None:
+def add(app: FastAPI, services: Services) -> None:
     """Add the page and the reports."""
 
     @app.get("/runs/report", include_in_schema=False)
     async def report(run: str, part: str) -> Response:
-        listed = (await asyncio.to_thread(runs_beside, bench.run)).get(run)
-        found = [] if listed is None else await asyncio.to_thread(listed.figures)
+        listed = (await asyncio.to_thread(list_runs, services.run)).get(run)
+        found = [] if listed is None else await asyncio.to_thread(listed.read_evaluations)
         page = next((one.report for one in found if one.split == part), None)
         if page is None:
-            raise Refused(HTTPStatus.NOT_FOUND, "there is no such report beside the served run")
+            raise RequestError(HTTPStatus.NOT_FOUND, "there is no such report beside the served run")
         content = await asyncio.to_thread(page.read_bytes)
         about = {"Content-Security-Policy": HARMLESS, "Cache-Control": "no-store"}
         return Response(content, media_type="text/html; charset=utf-8", headers=about)
@@ -54,21 +54,21 @@ def add(app: FastAPI, bench: Bench) -> None:
     @ui.page("/runs")
     async def runs(run: str = "", beside: str = "") -> None:
         work_styles()
-        found = await asyncio.to_thread(runs_beside, bench.run)
+        found = await asyncio.to_thread(list_runs, services.run)
         with frame("Runs", "/runs"):
             if not found:
                 notice("There is no run beside the served model: it is a bundle that stands alone.")
                 return
-            chosen = found.get(run) or next((one for one in found.values() if _is_served(one, bench.run)), None)
+            chosen = found.get(run) or next((one for one in found.values() if _is_served(one, services.run)), None)
             chosen = chosen or next(iter(found.values()))
             other = found.get(beside) if beside != chosen.name else None
             with ui.element("div").classes("runs"):
-                _list(found, chosen, bench.run)
+                _list(found, chosen, services.run)
                 with ui.element("div"):
                     if other is None:
-                        await _one(bench.run, chosen, found)
+                        await _one(services.run, chosen, found)
                     else:
-                        await _two(chosen, other, bench.comparing)
+                        await _two(chosen, other, services.comparison_threads)
 
 
 def _list(found: dict[str, ListedRun], chosen: ListedRun, served: Path) -> None:
@@ -88,7 +88,7 @@ def _list(found: dict[str, ListedRun], chosen: ListedRun, served: Path) -> None:
 async def _one(served: Path, chosen: ListedRun, found: dict[str, ListedRun]) -> None:
     text("h2", chosen.name)
     state = text("p", chosen.state()).props("role=status").classes("small soft")
-    figures = await asyncio.to_thread(chosen.figures)
+    figures = await asyncio.to_thread(chosen.read_evaluations)
     about = ui.element("div")
     curves = ui.element("div")
     last: list[Any] = [None]
@@ -99,7 +99,7 @@ async def _one(served: Path, chosen: ListedRun, found: dict[str, ListedRun]) -> 
             return
         last[0] = (current.written, current.finished)
         try:
-            history = await asyncio.to_thread(history_rows, current.run)
+            history = await asyncio.to_thread(read_history, current.run)
         except UrnetError as error:
             history = None
             curves.clear()
@@ -110,7 +110,7 @@ async def _one(served: Path, chosen: ListedRun, found: dict[str, ListedRun]) -> 
             _curves(curves, history)
 
     async def again() -> None:
-        now = (await asyncio.to_thread(runs_beside, served)).get(chosen.name)
+        now = (await asyncio.to_thread(list_runs, served)).get(chosen.name)
         if now is not None:
             await look(now)
 
@@ -186,7 +186,7 @@ def _chart(title: str, lines: list[Line]) -> None:
             ui.html(drawn, sanitize=False)
 
 
-def _figures(chosen: ListedRun, found: list[Figures]) -> None:
+def _figures(chosen: ListedRun, found: list[Evaluation]) -> None:
     text("h2", "Figures")
     for one in found:
         name = "Test part" if one.split == "test" else one.split
@@ -213,7 +213,7 @@ async def _two(first: ListedRun, second: ListedRun, threads: Executor) -> None:
     with ui.element("p"):
         link(f"Back to {first.name}", _address(run=first.name))
     try:
-        histories = [await asyncio.to_thread(history_rows, one.run) for one in (first, second)]
+        histories = [await asyncio.to_thread(read_history, one.run) for one in (first, second)]
         changed = await asyncio.to_thread(recipe_differences, first.run, second.run)
     except UrnetError as error:
         notice(str(error), warn=True)

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from urnet.serve.http.auth import cookie_attributes, cookie_name
 from urnet.serve.http.proxy import route_path
-from urnet.serve.uploads.storage import Scratch
+from urnet.serve.uploads.storage import UploadStorage
 
 MOST = 200
 """Maximum number of sessions; beyond it, idle ones end, the longest unused first."""
@@ -72,13 +72,15 @@ class SessionMiddleware:
 
     Args:
         app: what stands behind; it finds the session in the scope.
-        scratch: where what was sent lies.
+        storage: where what was sent lies.
         instance: identifier of the server in the name of its cookie.
         clock: seconds that only grow.
     """
 
-    def __init__(self, app: ASGIApp, scratch: Scratch, instance: str = "", clock: Callable[[], float] = time.monotonic):
-        self.app, self.scratch, self.clock = app, scratch, clock
+    def __init__(
+        self, app: ASGIApp, storage: UploadStorage, instance: str = "", clock: Callable[[], float] = time.monotonic
+    ):
+        self.app, self.storage, self.clock = app, storage, clock
         self.cookie = cookie_name("bench", instance)
         self.sessions: dict[str, Session] = {}  # the one used last at the end
 
@@ -120,7 +122,7 @@ class SessionMiddleware:
 
     def _forget(self, current: Session | None) -> None:
         """Forget the sessions that nobody uses, but none at work: what it needs goes when that is done."""
-        seconds, now = SCARCE_SECONDS if self.scratch.is_scarce else SECONDS, self.clock()
+        seconds, now = SCARCE_SECONDS if self.storage.is_scarce else SECONDS, self.clock()
         for oldest in list(self.sessions.values()):
             if len(self.sessions) <= MOST and now - oldest.used < seconds:
                 return

@@ -26,19 +26,19 @@ from urnet.fields.cropping.settings import SETTINGS_NAME
 from urnet.images.read import TIFF_STARTS, read_first_bytes
 from urnet.predict import PADDING
 from urnet.serve.settings import Settings
-from urnet.serve.uploads.storage import Aside, Usage
-from urnet.serve.uploads.worker import PADDING_MARK, work
+from urnet.serve.uploads.storage import UploadFolder, Usage
+from urnet.serve.uploads.worker import PADDING_MARK, run_worker
 
-STARTING = 60.0
+START_TIMEOUT_S = 60.0
 """Time for a decoding process to start, in seconds."""
 
-LOOK = 0.1
+POLL_INTERVAL_S = 0.1
 """Interval at which a thread looks whether somebody still waits for its process, in seconds."""
 
-GRACE = 0.5
+GRACE_PERIOD_S = 0.5
 """Time that a process has to finish when nobody waits any more: a new process takes longer to start. In seconds."""
 
-LONGEST_NAME = 200
+MAX_NAME_LENGTH = 200
 _SUFFIXES = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"BM": ".bmp", **dict.fromkeys(TIFF_STARTS, ".tif")}
 
 
@@ -64,7 +64,7 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class Cell:
+class DecodedCell:
     """One image of what was sent.
 
     Attributes:
@@ -82,63 +82,67 @@ class Cell:
     key: str = ""
 
 
-def put_aside(aside: Aside, files: Iterable[tuple[str, BinaryIO]], *, pixel_um: float | None = None) -> list[Upload]:
+def store_uploads(
+    folder: UploadFolder, files: Iterable[tuple[str, BinaryIO]], *, pixel_um: float | None = None
+) -> list[Upload]:
     """Write files into a folder of ours; what is no image by its first bytes is refused.
 
     Args:
-        aside: the folder.
+        folder: the folder.
         files: what the client calls each, and its content.
         pixel_um: µm per px of all of them, where the client says so.
 
     Raises:
-        FullError: there is no room for them.
+        StorageFullError: there is no room for them.
     """
-    with aside.writing():
-        return [put(aside, number, given, content, pixel_um) for number, (given, content) in enumerate(files)]
+    with folder.writing():
+        return [store_upload(folder, number, given, content, pixel_um) for number, (given, content) in enumerate(files)]
 
 
-def shown(name: str) -> str:
+def display_name(name: str) -> str:
     """A client's file name as it may be shown: without folders, control characters and excess length."""
     last = name.replace("\\", "/").rpartition("/")[2]
     clean = "".join("_" if unicodedata.category(letter)[0] == "C" else letter for letter in last)
-    return clean[:LONGEST_NAME] or "unnamed"
+    return clean[:MAX_NAME_LENGTH] or "unnamed"
 
 
-def put(aside: Aside, number: int, given: str, content: BinaryIO, pixel_um: float | None = None) -> Upload:
+def store_upload(
+    folder: UploadFolder, number: int, given: str, content: BinaryIO, pixel_um: float | None = None
+) -> Upload:
     """Put one file aside; what is no image by its first bytes is refused.
 
     Args:
-        aside: where.
+        folder: where.
         number: of the file, which becomes its name.
         given: what the client calls it.
         content: of the file.
         pixel_um: µm per px, where the client says so.
 
     Raises:
-        FullError: there is no room for it.
+        StorageFullError: there is no room for it.
         OSError: it cannot be written; nothing of it is left.
     """
-    name = shown(given)
-    path, size = aside.files / f"{number:06d}", content.seek(0, io.SEEK_END)
-    aside.take(size)
+    name = display_name(given)
+    path, size = folder.files / f"{number:06d}", content.seek(0, io.SEEK_END)
+    folder.reserve(size)
     content.seek(0)
     try:
         with path.open("wb") as file:
             shutil.copyfileobj(content, file)
     except OSError:
         path.unlink(missing_ok=True)
-        aside.take(-size)
+        folder.reserve(-size)
         raise
     try:
         start = read_first_bytes(path)
     except ImageError as error:
         path.unlink()
-        return Upload(name, None, str(error).replace(str(path), name), pixel_um, aside.usage)
+        return Upload(name, None, str(error).replace(str(path), name), pixel_um, folder.usage)
     suffix = next(suffix for first, suffix in _SUFFIXES.items() if start.startswith(first))
-    return Upload(name, path.rename(path.with_suffix(suffix)), "", pixel_um, aside.usage, size)
+    return Upload(name, path.rename(path.with_suffix(suffix)), "", pixel_um, folder.usage, size)
 
 
-class Decoders:
+class DecoderPool:
     """Processes that decode uploaded files, a piece at a time.
 
     The request or sample that has used least decoding time is served first, and of those that are new the one with the
@@ -167,7 +171,7 @@ class Decoders:
         self.processes = [_Process((model.config, cropping, limits)) for _ in range(settings.decoders)]
         for process in self.processes:
             self.idle.put(process)
-        self._cutting = asyncio.Semaphore(max(1, settings.decoders - 1))
+        self._extracting = asyncio.Semaphore(max(1, settings.decoders - 1))
         self._lock = threading.Lock()
         self._waiting: list[_Job] = []
         self._running: dict[_Job, float] = {}  # and since when
@@ -190,9 +194,9 @@ class Decoders:
         """
         now = time.monotonic()
         with self._lock:
-            left = sum(not job.given_up.is_set() for job in self._waiting) * self._mean_seconds
+            left = sum(not job.abandoned.is_set() for job in self._waiting) * self._mean_seconds
             for job, since in self._running.items():
-                if job.given_up.is_set():
+                if job.abandoned.is_set():
                     continue
                 expected = self._mean_seconds if now - since < self._mean_seconds else job.seconds
                 left += max(0.0, expected - (now - since))
@@ -200,7 +204,7 @@ class Decoders:
 
     async def read(
         self, upload: Upload, start: int, stop: int, *, keys: bool = False, file: Usage | None = None
-    ) -> tuple[int, list[Cell]]:
+    ) -> tuple[int, list[DecodedCell]]:
         """Some images of a file, or cells of a folder that `cut` wrote.
 
         Args:
@@ -228,21 +232,21 @@ class Decoders:
         told, crops = await self._ask(
             order, max(0.0, allowed - used), [upload.usage, *([file] if file else [])], upload.size
         )
-        _refuse(told, upload)
+        _raise_error(told, upload)
         left = iter(crops)
         cells = []
         for row in told["rows"]:
-            error = PADDING if row["error"] == PADDING_MARK else _renamed(row["error"], upload)
+            error = PADDING if row["error"] == PADDING_MARK else _with_client_names(row["error"], upload)
             crop = None if error else next(left)
             seen = {name: row[name] for name in FIELD_MEASURES}
-            cells.append(Cell(_renamed(row["path"], upload), crop, error, seen, row.get("key", "")))
+            cells.append(DecodedCell(_with_client_names(row["path"], upload), crop, error, seen, row.get("key", "")))
         return told["cells"], cells
 
-    async def cut(self, aside: Aside, out: Path, uploads: Sequence[Upload]) -> dict[str, Any]:
+    async def extract_cells(self, folder: UploadFolder, out: Path, uploads: Sequence[Upload]) -> dict[str, Any]:
         """Cut fields into a new cells folder. One at which a process dies is left out, and another process goes on.
 
         Args:
-            aside: where the files lie.
+            folder: where the files lie.
             out: the folder, in `aside`.
             uploads: the files.
 
@@ -257,34 +261,42 @@ class Decoders:
         pixels = {name: upload.pixel_um for name, upload in by_name.items() if upload.pixel_um is not None}
         fatal: dict[str, str] = {}
         seconds = self.settings.field_seconds
-        order = {"do": "cut", "folder": str(aside.files), "out": str(out), "pixels": pixels, "fatal": fatal}
+        order = {"do": "cut", "folder": str(folder.files), "out": str(out), "pixels": pixels, "fatal": fatal}
         order |= {"limit": "field_seconds", "seconds": seconds}
         used, size = Usage(), sum(upload.size for upload in uploads)
         while True:
-            async with self._cutting:
+            async with self._extracting:
                 left = max(0.0, seconds - used.seconds)
-                told, _ = await self._ask(order, left, [aside.usage, used], size, aside=aside)
+                told, _ = await self._ask(order, left, [folder.usage, used], size, folder=folder)
             if (name := told.get("died_at")) not in by_name or name in fatal:
                 break
             fatal[name] = told["error"]
-        _refuse(told, *uploads)
+        _raise_error(told, *uploads)
         if told["fields"]:
-            told["unreadable"] = {name: _renamed(why, by_name[name]) for name, why in told["unreadable"].items()}
-            told["notes"] = [_renamed(note, *uploads) for note in told["notes"]]
+            told["unreadable"] = {
+                name: _with_client_names(why, by_name[name]) for name, why in told["unreadable"].items()
+            }
+            told["notes"] = [_with_client_names(note, *uploads) for note in told["notes"]]
         return told
 
     async def _ask(
-        self, order: dict[str, Any], seconds: float, usages: Sequence[Usage], size: int, *, aside: Aside | None = None
-    ) -> "_Told":
+        self,
+        order: dict[str, Any],
+        seconds: float,
+        usages: Sequence[Usage],
+        size: int,
+        *,
+        folder: UploadFolder | None = None,
+    ) -> "_Reply":
         """Let the next free process answer an order; whoever is cancelled while waiting ends the work on it."""
-        job = _Job(order, seconds, usages, size, aside)
+        job = _Job(order, seconds, usages, size, folder)
         with self._lock:
             self._waiting.append(job)
         self.threads.submit(self._run_next)
         try:
             return await asyncio.wrap_future(job.future)
         except asyncio.CancelledError:
-            job.given_up.set()
+            job.abandoned.set()
             raise
 
     def _run_next(self) -> None:
@@ -303,8 +315,8 @@ class Decoders:
         with self._lock:
             self._running[job] = begun
         try:
-            with job.aside.writing() if job.aside is not None else nullcontext():
-                result = process.ask(job.order, job.seconds, job.given_up)
+            with job.folder.writing() if job.folder is not None else nullcontext():
+                result = process.ask(job.order, job.seconds, job.abandoned)
         except BaseException as error:
             job.future.set_exception(error)
         else:
@@ -319,18 +331,18 @@ class Decoders:
             self.idle.put(process)
 
 
-def _refuse(told: Mapping[str, Any], *uploads: Upload) -> None:
+def _raise_error(told: Mapping[str, Any], *uploads: Upload) -> None:
     """Raise what went wrong with all that was asked for.
 
     Raises:
         ImageError: it did.
     """
     if "error" in told:
-        error = _renamed(told["error"], *uploads)
+        error = _with_client_names(told["error"], *uploads)
         raise ImageError(error.replace("a file", uploads[0].name, 1) if error.startswith("a file:") else error)
 
 
-def _renamed(text: str, *uploads: Upload) -> str:
+def _with_client_names(text: str, *uploads: Upload) -> str:
     """What was said of files of ours, which lie in one folder, said of the client's: at once, as names may be alike."""
     names = {upload.path.name: upload.name for upload in uploads if upload.path is not None}
     folder = next(upload.path.parent for upload in uploads if upload.path is not None)
@@ -338,7 +350,7 @@ def _renamed(text: str, *uploads: Upload) -> str:
     return re.sub(rf"(?:(?:{above})[\\/])?(\w+(?:\.\w+)*)", lambda ours: names.get(ours[1], ours[0]), text)
 
 
-def _late(order: dict[str, Any], name: str) -> str:
+def _timeout_message(order: dict[str, Any], name: str) -> str:
     """Message for a process that does not answer in time."""
     allowed = f"longer than the {order['seconds']:g} s that the server allows ({order['limit']})"
     if order["do"] == "read":
@@ -346,7 +358,7 @@ def _late(order: dict[str, Any], name: str) -> str:
     return f"finding the cells of these files takes {allowed}, and was at {name}; send fewer at a time"
 
 
-_Told = tuple[dict[str, Any], list[np.ndarray]]
+_Reply = tuple[dict[str, Any], list[np.ndarray]]
 
 
 @dataclass(eq=False)
@@ -358,8 +370,8 @@ class _Job:
         seconds: allowed time.
         usages: charged with the time that it takes; the first is that of its request or sample.
         size: of the files, in bytes.
-        aside: folder into which the process writes, if any.
-        given_up: set when nobody waits for the answer.
+        folder: folder into which the process writes, if any.
+        abandoned: set when nobody waits for the answer.
         future: the answer.
     """
 
@@ -367,9 +379,9 @@ class _Job:
     seconds: float
     usages: Sequence[Usage]
     size: int
-    aside: Aside | None
-    given_up: threading.Event = field(default_factory=threading.Event)
-    future: "Future[_Told]" = field(default_factory=Future)
+    folder: UploadFolder | None
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    future: "Future[_Reply]" = field(default_factory=Future)
 
 
 class _Process:
@@ -383,21 +395,21 @@ class _Process:
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, *self.arguments), daemon=True, name="decode")
+        self.process = context.Process(target=run_worker, args=(theirs, *self.arguments), daemon=True, name="decode")
         self.process.start()
         theirs.close()
-        if not self.pipe.poll(STARTING):
+        if not self.pipe.poll(START_TIMEOUT_S):
             self.end()
             raise ImageError("the process that decodes images does not start; is the machine overloaded?")
         self.pipe.recv_bytes()
 
-    def ask(self, order: dict[str, Any], seconds: float, given_up: threading.Event) -> _Told:
+    def ask(self, order: dict[str, Any], seconds: float, abandoned: threading.Event) -> _Reply:
         """Send an order and receive the answer.
 
         Args:
             order: what to do.
             seconds: allowed time.
-            given_up: set when nobody waits for the answer any more.
+            abandoned: set when nobody waits for the answer any more.
 
         Returns:
             The answer and its crops. Where the process died or was ended, `error`, and `died_at`: the file that it had
@@ -413,9 +425,9 @@ class _Process:
             self.pipe.send_bytes(json.dumps(order).encode())
             until = time.monotonic() + seconds
             while not told or "at" in told:
-                if not self._answers(until, given_up):
+                if not self._answers(until, abandoned):
                     self.end()
-                    return {"error": _late(order, told.get("at", name))}, []
+                    return {"error": _timeout_message(order, told.get("at", name))}, []
                 told = json.loads(self.pipe.recv_bytes())
             return told, [self._crop(kind, shape) for kind, *shape in told["crops"]]
         except (EOFError, OSError):
@@ -424,13 +436,13 @@ class _Process:
             error = f"{at or name}: decoding it ended the process that did so; the file is damaged or too large"
             return {"error": error, "died_at": at}, []
 
-    def _answers(self, until: float, given_up: threading.Event) -> bool:
+    def _answers(self, until: float, abandoned: threading.Event) -> bool:
         """Whether there is an answer in time, and while somebody waits for it."""
         assert self.pipe is not None
-        while not self.pipe.poll(min(LOOK, max(0.0, until - time.monotonic()))):
-            if given_up.is_set():
-                until = min(until, time.monotonic() + GRACE)
-                given_up = threading.Event()
+        while not self.pipe.poll(min(POLL_INTERVAL_S, max(0.0, until - time.monotonic()))):
+            if abandoned.is_set():
+                until = min(until, time.monotonic() + GRACE_PERIOD_S)
+                abandoned = threading.Event()
             if time.monotonic() >= until:
                 return False
         return True

@@ -40,7 +40,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-class FullError(UrnetError):
+class StorageFullError(UrnetError):
     """The server holds as many bytes of uploads as it may."""
 
     code = "server.uploads_full"
@@ -53,63 +53,63 @@ class Usage:
     seconds: float = 0.0
 
 
-class Scratch:
+class UploadStorage:
     """The temporary folder of one server.
 
     Args:
-        most: bytes that may lie in it, of all requests and browsers together.
+        max_bytes: bytes that may lie in it, of all requests and browsers together.
     """
 
-    def __init__(self, most: int):
-        self.most, self.used = most, 0
+    def __init__(self, max_bytes: int):
+        self.max_bytes, self.used_bytes = max_bytes, 0
         self.root = Path(tempfile.gettempdir()) / f"{PREFIX}{secrets.token_hex(8)}"
-        self._owned: FileLock | None = None
+        self._lock: FileLock | None = None
         self._counting = threading.Lock()
 
     def start(self) -> None:
         """Make it, and remove those whose servers are no longer alive."""
         _remove_orphans(self.root.parent)
-        self._owned = lock_file(_lock_of(self.root))  # before there is a folder: one whose lock is free may be removed
+        self._lock = lock_file(_lock_of(self.root))  # before there is a folder: one whose lock is free may be removed
         self.root.mkdir(mode=0o700)
 
     def stop(self) -> None:
         """Remove it."""
         shutil.rmtree(self.root, ignore_errors=True)
-        if self._owned is not None:
-            self._owned.release()
+        if self._lock is not None:
+            self._lock.release()
         if not self.root.exists():  # what Windows has open stays, and the next server to start removes it
             _lock_of(self.root).unlink(missing_ok=True)
 
     @property
     def is_scarce(self) -> bool:
         """Whether more than half of the room is taken."""
-        return 2 * self.used > self.most
+        return 2 * self.used_bytes > self.max_bytes
 
-    def folder(self) -> Path:
+    def new_folder(self) -> Path:
         """A new folder in it."""
         self.root.mkdir(mode=0o700, exist_ok=True)  # systems tidy up what lies empty for days
         return Path(tempfile.mkdtemp(dir=self.root))
 
-    def take(self, size: int) -> None:
+    def reserve(self, size: int) -> None:
         """Count bytes that are about to be written, or give them back with a number below zero.
 
         Raises:
-            FullError: there is no room for them.
+            StorageFullError: there is no room for them.
         """
         with self._counting:
-            if size > 0 and self.used + size > self.most:
-                raise FullError(
-                    f"the server holds {self.used:,} bytes of what was sent to it, by all together, and {size:,} more "
-                    f"would be more than its {self.most:,} (upload_bytes); try again later, or ask who runs it"
+            if size > 0 and self.used_bytes + size > self.max_bytes:
+                raise StorageFullError(
+                    f"the uploads of all clients take {self.used_bytes:,} bytes, and {size:,} more are over "
+                    f"the limit of {self.max_bytes:,} (upload_bytes); try again later, or ask who operates the server"
                 )
-            self.used += size
+            self.used_bytes += size
 
 
-class Aside:
+class UploadFolder:
     """What was put aside for one request, or for one sample of a page.
 
     Args:
-        scratch: where.
+        storage: where.
 
     Attributes:
         root: its folder.
@@ -117,27 +117,27 @@ class Aside:
         usage: decoding time of all its files together.
     """
 
-    def __init__(self, scratch: Scratch):
-        self.scratch = scratch
-        self.root = scratch.folder()
+    def __init__(self, storage: UploadStorage):
+        self.storage = storage
+        self.root = storage.new_folder()
         self.files = self.root / "files"
         self.files.mkdir()
         self.usage = Usage()
-        self._size, self._closed = 0, False
+        self._bytes, self._closed = 0, False
         self._taking = threading.Lock()
 
-    def take(self, size: int) -> None:
+    def reserve(self, size: int) -> None:
         """Count bytes that are about to be written.
 
         Raises:
-            FullError: there is no room for them.
+            StorageFullError: there is no room for them.
             FileNotFoundError: it was given up meanwhile.
         """
         with self._taking:
             if self._closed:
                 raise FileNotFoundError(f"{self.root}: given up")
-            self.scratch.take(size)
-            self._size += size
+            self.storage.reserve(size)
+            self._bytes += size
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -154,8 +154,8 @@ class Aside:
         """Delete it."""
         with self._taking:
             self._closed = True
-            size, self._size = self._size, 0
-            self.scratch.take(-size)
+            size, self._bytes = self._bytes, 0
+            self.storage.reserve(-size)
         shutil.rmtree(self.root, ignore_errors=True)
 
 

@@ -37,7 +37,7 @@ FIELDS = "fields"
 """Folder among the cells that were cut out of fields, with a small picture of each field."""
 
 
-def work(connection: Connection, config: ModelConfig, cropping: str | None, limits: dict[str, int]) -> None:
+def run_worker(connection: Connection, config: ModelConfig, cropping: str | None, limits: dict[str, int]) -> None:
     """Answer orders until the pipe is closed.
 
     Args:
@@ -49,26 +49,26 @@ def work(connection: Connection, config: ModelConfig, cropping: str | None, limi
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server says when it is over
     decoder = _Decoder(config, None if cropping is None else CropSettings.load(Path(cropping)), limits)
-    _bound_memory(limits["memory"])
+    _limit_memory(limits["memory"])
     with suppress(EOFError, ConnectionError):  # the server has gone
         connection.send_bytes(b"{}")
 
-        def say(name: str) -> None:
+        def report_file(name: str) -> None:
             connection.send_bytes(json.dumps({"at": name}).encode())
 
         while True:
             order = json.loads(connection.recv_bytes())
-            for part in _answer(decoder, order, say):
+            for part in _answer(decoder, order, report_file):
                 connection.send_bytes(part)
 
 
-def _answer(decoder: "_Decoder", order: dict[str, Any], say: Callable[[str], None]) -> Iterator[bytes]:
+def _answer(decoder: "_Decoder", order: dict[str, Any], report_file: Callable[[str], None]) -> Iterator[bytes]:
     """JSON, and after it the crops that it names; at which file cutting is, is said at once."""
     crops: list[np.ndarray] = []
     try:
         if order["do"] == "cut":
-            lost = _Lost(say, order["fatal"])
-            told = decoder.cut(Path(order["folder"]), Path(order["out"]), order["pixels"], lost)
+            unreadable = _UnreadableFiles(report_file, order["fatal"])
+            told = decoder.extract_cells(Path(order["folder"]), Path(order["out"]), order["pixels"], unreadable)
         else:
             told, crops = decoder.read(Path(order["path"]), order["start"], order["stop"], order["keys"])
     except Exception as error:
@@ -91,20 +91,20 @@ def _reason(error: Exception, name: str) -> str:
     return f"{name}: cannot be decoded ({type(error).__name__})"
 
 
-class _Lost:
+class _UnreadableFiles:
     """Files that cannot be used, and why; whatever goes wrong with one of them leaves the others as they are.
 
     Args:
-        say: is told at which file the work is, so that somebody knows if this process dies of it.
+        report_file: is told at which file the work is, so that somebody knows if this process dies of it.
         reasons: of those at which processes died, by their names.
     """
 
-    def __init__(self, say: Callable[[str], None], reasons: dict[str, str]):
-        self.say, self.reasons = say, dict(reasons)
+    def __init__(self, report_file: Callable[[str], None], reasons: dict[str, str]):
+        self.report_file, self.reasons = report_file, dict(reasons)
 
     @contextmanager
     def __call__(self, path: Path) -> Iterator[None]:
-        self.say(path.name)
+        self.report_file(path.name)
         try:
             yield
         except Exception as error:
@@ -112,8 +112,8 @@ class _Lost:
                 raise
             self.reasons[path.name] = _reason(error, str(path))
 
-    def without(self, files: Iterable[Path]) -> list[Path]:
-        """The files that are not lost."""
+    def readable(self, files: Iterable[Path]) -> list[Path]:
+        """The files that are not unreadable."""
         return [path for path in files if path.name not in self.reasons]
 
 
@@ -145,20 +145,22 @@ class _Decoder:
             rows.append(row)
         return {"cells": len(cells), "rows": rows}, crops
 
-    def cut(self, folder: Path, out: Path, pixels: dict[str, float], lost: _Lost) -> dict[str, Any]:
+    def extract_cells(
+        self, folder: Path, out: Path, pixels: dict[str, float], unreadable: _UnreadableFiles
+    ) -> dict[str, Any]:
         """Cut fields into cells, where these files are fields; those that cannot be read are left out, and told."""
         if self.cropping is None or self.config.tile is not None:
             return {"fields": False}
         files = sorted(folder.iterdir())
         larger = None
-        for path in lost.without(files):
-            with lost(path):
+        for path in unreadable.readable(files):
+            with unreadable(path):
                 self._check_size(path, self.limits["field"])
                 larger = is_larger_than_crops(path, self.cropping) if larger is None else larger
         if not larger:
             return {"fields": False}
-        told = {"fields": True, "unreadable": lost.reasons, "notes": [], "cells": 0, "seen": [], "places": []}
-        if not (left := lost.without(files)):
+        told = {"fields": True, "unreadable": unreadable.reasons, "notes": [], "cells": 0, "seen": [], "places": []}
+        if not (left := unreadable.readable(files)):
             return told
         table = folder.with_name(FIELD_TABLE)
         rows = [[path.name, f"{folder.name}/{path.name}", str(pixels.get(path.name, ""))] for path in left]
@@ -167,17 +169,17 @@ class _Decoder:
             shutil.rmtree(left_behind, ignore_errors=True)
         try:
             cropped = crop_fields(
-                table, out, self.cropping, for_prediction=True, guard=lambda row: lost(row.brightfield)
+                table, out, self.cropping, for_prediction=True, guard=lambda row: unreadable(row.brightfield)
             )
         except ImageError:
-            if lost.without(files):
+            if unreadable.readable(files):
                 raise
             return told
         (out / FIELDS).mkdir()
         seen = []
         for number, one in enumerate(cropped.fields):
             picture = f"{FIELDS}/{number:06d}.png"
-            _write_grey(out / picture, one.preview)
+            _write_grey_png(out / picture, one.preview)
             seen.append({"name": one.row.field, "picture": picture, "height": one.info.height, "width": one.info.width})
         places = cropped.table[["field", "x", "y"]].to_numpy().tolist()
         return told | {"notes": cropped.notes, "cells": len(cropped.table), "seen": seen, "places": places}
@@ -217,7 +219,7 @@ class _Decoder:
             )
 
 
-def _write_grey(path: Path, pixels: np.ndarray) -> None:
+def _write_grey_png(path: Path, pixels: np.ndarray) -> None:
     """Pixels of any range as a PNG of 8 bits."""
     from PIL import Image
 
@@ -226,7 +228,7 @@ def _write_grey(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(np.rint(255 * scaled.clip(0, 1)).astype(np.uint8)).save(path)
 
 
-def _bound_memory(more: int) -> None:
+def _limit_memory(more: int) -> None:
     """Let this process take so many bytes beyond what it has; only Linux can hold it to that."""
     with suppress(ImportError, OSError, ValueError):
         import resource

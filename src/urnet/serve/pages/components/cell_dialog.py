@@ -10,7 +10,7 @@ from urnet.calibration.conformal import describe_coverage
 from urnet.serve.classification_job import ClassificationJob, Seen
 from urnet.serve.pages.classify_routes import MAPS
 from urnet.serve.pages.components.layout import button, text, url
-from urnet.serve.services import Bench
+from urnet.serve.services import Services
 
 if TYPE_CHECKING:
     from urnet.serve.pages.classify import View
@@ -26,13 +26,13 @@ class CellDialog:
     """The dialog with a cell; arrow keys go on to the next one that the grid shows.
 
     Args:
-        bench: what classified it.
+        services: what classified it.
         view: what the browser looks at; says which cell.
         mine: what it classifies.
     """
 
-    def __init__(self, bench: Bench, view: "View", mine: Callable[[], ClassificationJob | None]):
-        self.bench, self.view, self.mine = bench, view, mine
+    def __init__(self, services: Services, view: "View", mine: Callable[[], ClassificationJob | None]):
+        self.services, self.view, self.mine = services, view, mine
         with ui.element("dialog").props("aria-labelledby=cell-title").classes("cell-view") as self.dialog:
             with ui.element("div").classes("line"):
                 self.title = text("h2", "Cell").props("id=cell-title").classes("grow")
@@ -105,7 +105,7 @@ class CellDialog:
                 text("span", "; ")
                 text("strong", f"rejected: {one.rejected}").classes("wrong")
                 text("span", ", so it is not counted")
-        if self.bench.model.calibration is not None:
+        if self.services.model.calibration is not None:
             with ui.element("p").classes("soft"):
                 text("span", "Classes that cannot be ruled out (prediction set): ")
                 text("b", ", ".join(one.set) or "none")
@@ -141,7 +141,7 @@ class CellDialog:
         with ui.element("section").props("aria-labelledby=cell-probabilities"):
             text("h3", "Probabilities").props("id=cell-probabilities")
             with ui.element("table").classes("shares"), ui.element("tbody"):
-                for name in self.bench.model.classes:
+                for name in self.services.model.classes:
                     share = 100 * one.answer.row[f"p_{name}"]
                     with ui.element("tr"):
                         text("th", name).props("scope=row")
@@ -149,7 +149,7 @@ class CellDialog:
                         with ui.element("td").classes("wide"), ui.element("span").classes("bar plain") as bar:
                             ui.element("b")
                         bar.props("aria-hidden=true").style(f"--at:{share:.2f}%")
-            if self.bench.model.calibration is None:
+            if self.services.model.calibration is None:
                 text("p", "Not calibrated: no shares of right answers.").classes("soft small")
 
 
@@ -182,7 +182,7 @@ def _where(mine: ClassificationJob, one: Seen) -> None:
             return
         field = mine.cut.fields[one.place.field]
         text("p", f"{field.name}: x {one.place.x:.0f}, y {one.place.y:.0f} of {field.width} × {field.height} px")
-        cropping = mine.bench.model.cropping
+        cropping = mine.services.model.cropping
         radius = 0.5 * (cropping.size if cropping else 50)
         with ui.element("svg").classes("field") as picture:
             picture.props["viewBox"] = f"0 0 {field.width} {field.height}"

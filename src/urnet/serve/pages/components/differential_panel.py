@@ -29,9 +29,9 @@ def counts(mine: ClassificationJob | None) -> None:
         ("Counted", f"{sample.accepted:,}"),
         ("Rejected", f"{told['rejected_percent']:.1f} %"),
     ]
-    if mine.cut.lost:
+    if mine.cut.unreadable:
         files = len(mine.uploads)
-        figures.insert(0, ("Files", f"{files - len(mine.cut.lost):,} of {files:,}"))
+        figures.insert(0, ("Files", f"{files - len(mine.cut.unreadable):,} of {files:,}"))
     with ui.element("dl").classes("facts"):
         for name, value in figures:
             with ui.element("div"):
@@ -75,7 +75,7 @@ def _raw(mine: ClassificationJob) -> None:
         _head("Class", "Called")
         with ui.element("tbody"):
             found = mine.raw_counts()
-            for name in mine.bench.model.classes:
+            for name in mine.services.model.classes:
                 with ui.element("tr"):
                     _row_head(name)
                     text("td", f"{found[name]:,}").classes("n")
@@ -84,7 +84,7 @@ def _raw(mine: ClassificationJob) -> None:
 
 def _choice(mine: ClassificationJob) -> None:
     """What cannot be read, and whether to count without it."""
-    lost, files = mine.cut.lost, len(mine.uploads)
+    lost, files = mine.cut.unreadable, len(mine.uploads)
     with ui.element("div").classes("notice warn").props("role=note"):
         text("p", f"{len(lost):,} of the {files:,} files cannot be read:")
         with ui.element("ul"):

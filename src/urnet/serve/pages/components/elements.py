@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from nicegui import ui
 
-from urnet.serve.database.common import Earlier, person
+from urnet.serve.database.names import ReplacedLabel, person_key
 from urnet.serve.pages.components.layout import short, text
 
 NO_PICTURE = (
@@ -34,7 +34,7 @@ def moment(at: str) -> str:
     return datetime.fromisoformat(at).astimezone(UTC).strftime("%d %b %Y %H:%M UTC")
 
 
-def replaces(earlier: Earlier, who: str) -> str:
+def replaces(earlier: ReplacedLabel, who: str) -> str:
     """Say that a label replaced another.
 
     Args:
@@ -42,7 +42,7 @@ def replaces(earlier: Earlier, who: str) -> str:
         who: the person who replaced it.
     """
     label = short(earlier.label) or "'skipped'"
-    if person(earlier.who) == person(who):
+    if person_key(earlier.who) == person_key(who):
         return f"It replaces your earlier label {label} given at {moment(earlier.at)}."
     return f"It replaces the label {label} that {earlier.who} gave at {moment(earlier.at)}."
 

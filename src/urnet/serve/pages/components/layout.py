@@ -1,4 +1,4 @@
-"""What all pages of the bench share: header, navigation, styles, and the name of the person in front of them."""
+"""Parts that all pages share: header, navigation, styles, and the name of the person."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -11,9 +11,9 @@ import nicegui
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
-from urnet.serve.database.common import LONGEST_NAME, one_line, printable
+from urnet.serve.database.names import MAX_NAME_LENGTH, make_printable, make_single_line
 from urnet.serve.pages.sessions import this_session
-from urnet.serve.services import Bench
+from urnet.serve.services import Services
 
 PAGES = (("Classify", "/"), ("Label", "/label"), ("Review", "/review"), ("Runs", "/runs"), ("About", "/about"))
 
@@ -28,9 +28,9 @@ PROPOSE = """
 """The browser keeps the name for after the server has started anew; one that keeps nothing is asked again."""
 
 
-def the_bench() -> Bench:
+def get_services() -> Services:
     """What the pages serve."""
-    return nicegui.app.state.bench
+    return nicegui.app.state.services
 
 
 @contextmanager
@@ -51,8 +51,8 @@ def frame(title: str, active: str) -> Iterator[None]:
         link("Skip to the content", "#main").classes("skip")
         with ui.element("p").classes("product"):
             text("strong", "urnet")
-            model = text("span", the_bench().model.config.name).classes("model")
-            model.props["title"] = f"model {the_bench().digest}"
+            model = text("span", get_services().model.config.name).classes("model")
+            model.props["title"] = f"model {get_services().digest}"
         with ui.element("nav").props('aria-label="Pages"'), ui.element("ul"):
             for name, path in PAGES:
                 with ui.element("li"):
@@ -77,14 +77,14 @@ LONGEST_LABEL = 60
 
 def short(name: str) -> str:
     """A name of a class, sample or file as it fits into a button, list or tile."""
-    return one_line(name, LONGEST_LABEL)
+    return make_single_line(name, LONGEST_LABEL)
 
 
 class Text(TextElement):
     """An element that shows bounded, printable text, in which nothing is taken for HTML."""
 
     def _text_to_model_text(self, text: str) -> None:
-        self._text = printable(text, LONGEST_TEXT)
+        self._text = make_printable(text, LONGEST_TEXT)
 
 
 def text(tag: str, content: str) -> TextElement:
@@ -147,7 +147,7 @@ async def _ask_name() -> None:
     session, answered = this_session(), asyncio.Event()
 
     def enter(event: Any) -> None:
-        session.name = one_line(str(event.args), LONGEST_NAME)
+        session.name = make_single_line(str(event.args), MAX_NAME_LENGTH)
         _person.refresh()
         answered.set()
 
@@ -159,7 +159,7 @@ async def _ask_name() -> None:
         title.props["id"] = f"{dialog.html_id}-title"
         text("p", "Each label and correction is kept with the name of the person who gave it.")
         text("label", "Name").props["for"] = f"{dialog.html_id}-name"
-        field = ui.element("input").props(f"type=text required autocomplete=name maxlength={LONGEST_NAME}")
+        field = ui.element("input").props(f"type=text required autocomplete=name maxlength={MAX_NAME_LENGTH}")
         field.props["id"] = f"{dialog.html_id}-name"
         field.props["value"] = session.name
         with ui.element("p").classes("buttons"):
@@ -192,7 +192,7 @@ async def _ask_name() -> None:
 
 @ui.refreshable
 def _person() -> None:
-    """Who is at the bench, in the header."""
+    """Who is at the web application, in the header."""
     name = this_session().name
     made = button(name or "No name yet", _ask_name, kind="quiet person")
     made.props["aria-label"] = f"Name: {name}, change it" if name else "Say your name"
@@ -200,7 +200,7 @@ def _person() -> None:
 
 @cache
 def styles() -> str:
-    """The style sheet of all pages, and what the bench adds to it."""
+    """The style sheet of all pages, and what the web application adds to it."""
     shared = files("urnet").joinpath("templates", "style.css").read_text(encoding="utf-8")
     own = files("urnet.serve.pages").joinpath("templates", "app.css").read_text(encoding="utf-8")
     return shared + own

@@ -16,7 +16,7 @@ from urnet.errors import UrnetError
 from urnet.serve.pages.components.elements import meter, notice, table
 from urnet.serve.pages.components.layout import button, text
 from urnet.serve.pages.sessions import SessionData, this_session
-from urnet.serve.runs import ListedRun, compare_tests
+from urnet.serve.runs import ListedRun, compare_test_results
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Comparison(SessionData):
 
     Attributes:
         state: how far it is.
-        differences: second minus first (`compare_tests`), when it is done.
+        differences: second minus first (`compare_test_results`), when it is done.
         error: why it failed.
     """
 
@@ -77,7 +77,9 @@ class Comparison(SessionData):
 
     async def _compute(self, threads: Executor) -> None:
         try:
-            computed = asyncio.get_running_loop().run_in_executor(threads, compare_tests, self.first, self.second)
+            computed = asyncio.get_running_loop().run_in_executor(
+                threads, compare_test_results, self.first, self.second
+            )
             self.differences = await computed
             self.state = "done"
         except UrnetError as error:

@@ -8,7 +8,7 @@ import tifffile
 
 from urnet.fields.cropping.settings import CropSettings
 from urnet.images.simulation.phantom import draw_field
-from urnet.serve.uploads.worker import _Decoder, _Lost
+from urnet.serve.uploads.worker import _Decoder, _UnreadableFiles
 
 LIMITS = {"pixels": 10**8, "field": 10**8, "file": 10**9, "images": 100}
 
@@ -30,7 +30,7 @@ def part(number: int, names: list[str], shape: tuple[int, int], types: str) -> b
 def cut(folder, out):
     config = SimpleNamespace(tile=None, image=None)
     decoder = _Decoder(config, CropSettings(size=48, channel="0", light="none"), LIMITS)
-    return decoder.cut(folder, out, {}, _Lost(lambda name: None, {}))
+    return decoder.extract_cells(folder, out, {}, _UnreadableFiles(lambda name: None, {}))
 
 
 @pytest.fixture

@@ -14,22 +14,22 @@ LIMITS = {"decode_seconds": 2, "file_seconds": 3, "field_seconds": 8, "decode_me
 
 
 @pytest.fixture(scope="module")
-def careful(serving):
-    with serving(**LIMITS) as client:
+def careful(open_client):
+    with open_client(**LIMITS) as client:
         yield client
 
 
 @pytest.mark.parametrize("to", ["/v1/predict", "/v1/differential"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_is_refused_soon_and_the_next_one_is_answered(careful, send, shapes, name, to):
+def test_a_hostile_file_is_refused_soon_and_the_next_one_is_answered(careful, send_files, shapes, name, to):
     began = time.monotonic()
-    answer = send(careful, (name, HOSTILE[name]), to=to)
+    answer = send_files(careful, (name, HOSTILE[name]), to=to)
     took = time.monotonic() - began
     assert answer.status_code in (200, 422), answer.text
     if answer.status_code == 422:
         assert name in answer.json()["detail"]
     assert took < 10
-    assert send(careful, shapes / "disc" / "000.png").status_code == 200
+    assert send_files(careful, shapes / "disc" / "000.png").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,11 @@ def test_a_hostile_file_is_refused_soon_and_the_next_one_is_answered(careful, se
         ("many_scans.jpg", "(decode_seconds)"),
     ],
 )
-def test_the_reason_names_the_limit(careful, send, name, words):
-    assert words in send(careful, (name, HOSTILE[name])).json()["detail"]
+def test_the_reason_names_the_limit(careful, send_files, name, words):
+    assert words in send_files(careful, (name, HOSTILE[name])).json()["detail"]
 
 
-def test_the_time_of_a_file_is_that_of_all_its_pieces(serving, send, monkeypatch):
+def test_the_time_of_a_file_is_that_of_all_its_pieces(open_client, send_files, monkeypatch):
     allowed, ask = [], _Process.ask
 
     def asked(process, order, seconds, given_up):
@@ -55,31 +55,31 @@ def test_the_time_of_a_file_is_that_of_all_its_pieces(serving, send, monkeypatch
 
     monkeypatch.setattr(_Process, "ask", asked)
     pieces = shared_strip(48, 100, 100)
-    with serving(decode_seconds=20, file_seconds=20, sample_seconds=19) as client:
-        send(client, ("a.tif", pieces), ("b.tif", pieces))
+    with open_client(decode_seconds=20, file_seconds=20, sample_seconds=19) as client:
+        send_files(client, ("a.tif", pieces), ("b.tif", pieces))
     assert len(allowed) == 6
     assert max(allowed) == 19
     assert min(allowed) < 18.6
-    with serving(decode_seconds=20, file_seconds=0.3) as client:
-        late = send(client, ("a.tif", shared_strip(48, 2800, 2800))).text
+    with open_client(decode_seconds=20, file_seconds=0.3) as client:
+        late = send_files(client, ("a.tif", shared_strip(48, 2800, 2800))).text
         assert "decoding it takes longer than the 0.3 s that the server allows (file_seconds)" in late
 
 
-def test_a_request_with_slow_files_does_not_hold_up_the_others(serving, send, shapes):
+def test_a_request_with_slow_files_does_not_hold_up_the_others(open_client, send_files, shapes):
     slow = many_scans(4900, 4900, 20_000)
-    with serving(decode_seconds=1) as client, ThreadPoolExecutor(4) as pool:
-        one = pool.submit(send, client, *[(f"{number}.jpg", slow) for number in range(4)])
-        others = [pool.submit(send, client, ("4.jpg", slow)) for _ in range(3)]
-        wait_until(lambda: len(client.bench.decoders._waiting) > 4)
+    with open_client(decode_seconds=1) as client, ThreadPoolExecutor(4) as pool:
+        one = pool.submit(send_files, client, *[(f"{number}.jpg", slow) for number in range(4)])
+        others = [pool.submit(send_files, client, ("4.jpg", slow)) for _ in range(3)]
+        wait_until(lambda: len(client.services.decoders._waiting) > 4)
         began = time.monotonic()
-        assert send(client, shapes / "disc" / "000.png").status_code == 200
+        assert send_files(client, shapes / "disc" / "000.png").status_code == 200
         assert time.monotonic() - began < 6
         assert not one.done()
-        assert client.bench.decoders.backlog_seconds() > 0.5
+        assert client.services.decoders.backlog_seconds() > 0.5
         answers = [answer.result().json()["files"] for answer in (one, *others)]
         assert [len(files) for files in answers] == [4, 1, 1, 1]
         assert all(file["error"].endswith("(decode_seconds)") for files in answers for file in files)
-        assert client.bench.decoders.backlog_seconds() == 0
+        assert client.services.decoders.backlog_seconds() == 0
 
 
 def wait_until(there) -> None:
@@ -89,7 +89,7 @@ def wait_until(there) -> None:
         time.sleep(0.01)
 
 
-def test_the_work_on_a_file_ends_when_its_client_leaves(serving, shapes, send):
+def test_the_work_on_a_file_ends_when_its_client_leaves(open_client, shapes, send_files):
     slow = many_scans(4900, 4900, 20_000)
     boundary = b"--x\r\nContent-Disposition: form-data; name=files; filename=a.jpg\r\n\r\n" + slow + b"\r\n--x--\r\n"
 
@@ -120,14 +120,14 @@ def test_the_work_on_a_file_ends_when_its_client_leaves(serving, shapes, send):
         await app(scope, receive, answer)
         return answers
 
-    with serving(decode_seconds=60, file_seconds=60) as client:
-        decoders = client.bench.decoders
+    with open_client(decode_seconds=60, file_seconds=60) as client:
+        decoders = client.services.decoders
         before = decoders.processes[0].process.pid
         began = time.monotonic()
         assert client.portal.call(leave, client.app) == []
         assert time.monotonic() - began < 5
         wait_until(lambda: not decoders._running)
         assert time.monotonic() - began < 5
-        assert client.bench.scratch.used == 0
-        assert send(client, shapes / "disc" / "000.png").status_code == 200
+        assert client.services.storage.used_bytes == 0
+        assert send_files(client, shapes / "disc" / "000.png").status_code == 200
         assert decoders.processes[0].process.pid != before

@@ -11,14 +11,14 @@ NOT_A_CELL, SKIPPED = "not a cell", ""
 """Labels that are no classes."""
 
 
-LONGEST_NAME = 100
+MAX_NAME_LENGTH = 100
 """Longest name of a person, in characters."""
 
 _JOINERS = "\u200c\u200d"
 """Invisible letters that Persian, Hindi and other scripts need within words."""
 
 
-def printable(content: str, most: int) -> str:
+def make_printable(content: str, most: int) -> str:
     """Make a text safe to show: bounded, without control characters and changes of writing direction.
 
     Args:
@@ -30,32 +30,32 @@ def printable(content: str, most: int) -> str:
     return clean if len(clean) <= most and len(content) <= 4 * most else f"{clean[: most - 1]}…"
 
 
-def one_line(content: str, most: int) -> str:
-    """Make a name safe to keep and to show: as `printable`, composed, with single spaces between words."""
-    return printable(" ".join(unicodedata.normalize("NFC", printable(content, 4 * most)).split()), most)
+def make_single_line(content: str, most: int) -> str:
+    """Make a name safe to keep and to show: as `make_printable`, composed, with single spaces between words."""
+    return make_printable(" ".join(unicodedata.normalize("NFC", make_printable(content, 4 * most)).split()), most)
 
 
-def named(who: str) -> str:
+def clean_name(who: str) -> str:
     """A person's name as it is kept.
 
     Raises:
         StoreError: nothing is left of it.
     """
-    name = one_line(who, LONGEST_NAME)
-    if not person(name):
+    name = make_single_line(who, MAX_NAME_LENGTH)
+    if not person_key(name):
         raise StoreError("a label names who gave it; give a name", code="store.no_name")
     return name
 
 
 @lru_cache(1000)
-def person(who: str) -> str:
+def person_key(who: str) -> str:
     """What names of one person have in common, in whatever case and width they are written."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", who).casefold())
     return "".join(letter for letter in folded if letter not in _JOINERS).strip()
 
 
 @dataclass(frozen=True)
-class Earlier:
+class ReplacedLabel:
     """A label or correction that another one replaced or that was taken back; its row stays in the database.
 
     Attributes:
@@ -69,6 +69,6 @@ class Earlier:
     at: str
 
 
-def now() -> str:
+def utc_now() -> str:
     """The time in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
