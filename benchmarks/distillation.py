@@ -125,15 +125,15 @@ def main() -> None:
 def compared(out: Path, kinds: list[str], folds: list[str]) -> None:
     """Paired differences on the test parts, to the teacher; predictions and differences are kept as CSV."""
     from urnet.evaluation.paired import paired_differences
-    from urnet.evaluation.predictions import own_part
+    from urnet.evaluation.predictions import score_run_part
     from urnet.run_folder import Run
 
     tested: dict[str, list[pd.DataFrame]] = {kind: [] for kind in kinds}
     for kind in kinds:
         for fold in folds:
             run = Run.open(out / kind / fold)
-            scored = own_part(run, "test", None)
-            tested[kind].append(scored.predictions().assign(seed=0, fold=run.recipe().split.fold))
+            scored = score_run_part(run, "test", None)
+            tested[kind].append(scored.to_frame().assign(seed=0, fold=run.recipe().split.fold))
             classes = scored.model.classes
     predictions = {kind: pd.concat(tables) for kind, tables in tested.items()}
     for kind, table in predictions.items():

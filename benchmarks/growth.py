@@ -35,7 +35,7 @@ from urnet.cells.audit import audit_cells
 from urnet.cells.decoded import decoded_cells
 from urnet.cells.divide import divide
 from urnet.cells.table import TABLE_NAME, read_cells
-from urnet.evaluation.figure_style import DASHES, DOTS, FAINT, MANY, WIDTH, styled
+from urnet.evaluation.figure_style import FAINT, LINE_COLORS, LINE_DASHES, LINE_MARKERS, WIDTH, styled
 from urnet.files.atomic import atomic_file
 from urnet.images.simulation.phantom import draw_crop
 from urnet.recipe import load_recipe
@@ -171,7 +171,12 @@ def drawn(rows: pd.DataFrame) -> Figure:
     upper, lower = figure.subplots(2, sharex=True)
     for number, name in enumerate(STAGES):
         mine = rows[rows["stage"] == name].sort_values("cells")
-        look = {"color": MANY[number], "linestyle": DASHES[number], "marker": DOTS[number], "markersize": 4}
+        look = {
+            "color": LINE_COLORS[number],
+            "linestyle": LINE_DASHES[number],
+            "marker": LINE_MARKERS[number],
+            "markersize": 4,
+        }
         upper.plot(mine["cells"], mine["processor"], label=name, **look)
         lower.plot(mine["cells"], mine["megabytes"].clip(lower=1), **look)
     sizes = np.sort(rows["cells"].unique()).astype(float)

@@ -26,17 +26,17 @@ def cells_of(plan: dict) -> list[tuple]:
     """The unfinished cells of a plan, each with the grid's cells and audit."""
     from search import candidates
 
-    from urnet.benchmark.grid import open_grid, unfinished
-    from urnet.benchmark.run import planned
+    from urnet.benchmark.grid import open_grid, unfinished_jobs
+    from urnet.benchmark.run import plan_benchmark
 
     settings = {key: plan[key] for key in ("table", "folds", "scale", "protocol", "overrides", "only") if key in plan}
     search = plan["table"] == "search"
     if search:
         settings |= {"table": "table3", "only": ["net1"]}
-    what = planned(cells=plan["cells"], **settings)
+    what = plan_benchmark(cells=plan["cells"], **settings)
     rows = candidates(what.rows[0].recipe, plan.get("only", []), plan.get("towards", "target")) if search else what.rows
     with open_grid(Path(plan["out"]), what.cells, rows[0].recipe, lambda what, share: None) as grid:
-        todo = unfinished(grid.all_cells(rows, plan.get("seeds", 1), what.folds))
+        todo = unfinished_jobs(grid.jobs(rows, plan.get("seeds", 1), what.folds))
     todo = [cell for cell in todo if cell.recipe.split.fold in plan.get("only_folds", range(what.folds))]
     print(f"{plan['out']}: {len(todo)} runs of {plan['table']}", flush=True)
     return [(cell, grid.cells, grid.audit) for cell in todo]
@@ -46,14 +46,14 @@ def run(cell: object, cells: object, audit: object, deadline: float) -> str:
     """One cell, in a process that has done others before."""
     import torch
 
-    from urnet.benchmark.job import run_cell
+    from urnet.benchmark.job import run_job
 
     if time.time() > deadline:
         return "not begun"
     torch.set_num_threads(1)
     started = time.time()
     try:
-        run_cell(cell, cells, audit)
+        run_job(cell, cells, audit)
     except Exception as error:
         cell.fail(f"{type(error).__name__}: {error}")
         return f"{cell.title} failed: {error}"

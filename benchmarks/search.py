@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from urnet.benchmark.plans import Row
+from urnet.benchmark.plans import PlannedRow
 from urnet.nets.enhancers.registry import artefact_free_options
 from urnet.recipe import Recipe, load_recipe
 
@@ -23,7 +23,7 @@ RESIDUAL: dict[str, Any] = {"name": "urnet", "width": 8, "residual": True, **art
 BOTH: dict[str, Any] = {"input": "both"}
 
 
-def candidates(net1: Recipe, only: list[str], kind: str) -> list[Row]:
+def candidates(net1: Recipe, only: list[str], kind: str) -> list[PlannedRow]:
     """Candidates around a laptop-scale Net1, as rows of a grid.
 
     Args:
@@ -82,7 +82,9 @@ def candidates(net1: Recipe, only: list[str], kind: str) -> list[Row]:
     unknown = sorted(set(only) - set(tried))
     if unknown:
         raise SystemExit(f"no candidate {unknown[0]}; there are {', '.join(tried)}")
-    return [Row(n, n, net1.with_changes(name=n, **changes)) for n, changes in tried.items() if not only or n in only]
+    return [
+        PlannedRow(n, n, net1.with_changes(name=n, **changes)) for n, changes in tried.items() if not only or n in only
+    ]
 
 
 def validated(out: Path) -> pd.DataFrame:
@@ -111,8 +113,8 @@ def validated(out: Path) -> pd.DataFrame:
 
 def main() -> None:
     """Choose by validation, report by test."""
-    from urnet.benchmark.collect import portable_predictions
-    from urnet.benchmark.job import GridCell
+    from urnet.benchmark.collect import read_portable_predictions
+    from urnet.benchmark.job import Job
     from urnet.evaluation.paired import paired_differences
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -139,7 +141,7 @@ def main() -> None:
         ):
             if run["name"] == wanted:
                 frames[key].append(
-                    portable_predictions(GridCell(load_recipe(run["folder"] / "recipe.yaml"), run["folder"]))
+                    read_portable_predictions(Job(load_recipe(run["folder"] / "recipe.yaml"), run["folder"]))
                 )
     whole_frames = {key: pd.concat(parts) for key, parts in frames.items()}
     classes = sorted(set(whole_frames["chosen"]["label"]))

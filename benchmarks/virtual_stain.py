@@ -14,7 +14,7 @@ import torch
 
 from urnet.cells.pixels import load_pixels
 from urnet.evaluation.figure_style import to_png
-from urnet.evaluation.galleries import gallery_figure
+from urnet.evaluation.galleries import draw_gallery
 from urnet.images.scale import fit_scaling
 from urnet.nets import create_enhancer
 from urnet.run_folder import Run
@@ -57,7 +57,7 @@ def main() -> None:
         [np.random.default_rng(0).permutation(np.flatnonzero(labels == k))[:2] for k in range(len(cells.classes))]
     )
     picture = lambda array: [np.moveaxis(image, 0, -1).squeeze() for image in array[shown]]  # noqa: E731
-    figure = gallery_figure(
+    figure = draw_gallery(
         picture(raw),
         picture(painted),
         [cells.classes[k] for k in labels[shown]],

@@ -54,7 +54,7 @@ def describe_intervals(intervals: Mapping[str, Any]) -> str:
     """What the intervals are, in a few words: `95 % intervals over 40 source images`.
 
     Args:
-        intervals: their description from `urnet.evaluation.metrics.interval_groups`.
+        intervals: their description from `urnet.evaluation.metrics.choose_groups`.
     """
     if intervals["groups"] < 2:
         return f"no intervals: all cells come from one {intervals['unit']}"

@@ -28,4 +28,4 @@ def small() -> tuple[str, ...]:
 @pytest.fixture
 def undrawn(monkeypatch):
     """Reports without figures, which take longest."""
-    monkeypatch.setattr("urnet.benchmark.report._figures", lambda *_: [])
+    monkeypatch.setattr("urnet.benchmark.report._draw_figures", lambda *_: [])

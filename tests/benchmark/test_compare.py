@@ -86,7 +86,7 @@ def test_runs_of_the_same_name_are_told_apart_by_their_folders(runs, tmp_path):
 
 def test_a_second_comparison_does_not_classify_again(runs, tmp_path, monkeypatch):
     compare([runs["one"], runs["deep"]], tmp_path / "first")
-    monkeypatch.setattr("urnet.benchmark.collect.score_cell", lambda cell: pytest.fail("classified again"))
+    monkeypatch.setattr("urnet.benchmark.collect.score_job", lambda cell: pytest.fail("classified again"))
     compare([runs["one"], runs["deep"]], tmp_path / "second")
     first, second = (tmp_path / name / "differences.csv" for name in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()

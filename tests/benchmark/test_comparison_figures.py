@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from urnet.benchmark import figures
-from urnet.benchmark.row import Entry
+from urnet.benchmark.row import ResultRow
 from urnet.evaluation.figure_style import to_png
 from urnet.evaluation.metrics import score
 from urnet.evaluation.paired import paired_differences
@@ -20,7 +20,7 @@ CLASSES = ("granulocyte", "monocyte", "CD4$ <x>")
 CELLS = 90
 
 
-def entry(name: str = "net1", title: str = "Net1", right: float = 0.8, classes=CLASSES, **changes) -> Entry:
+def entry(name: str = "net1", title: str = "Net1", right: float = 0.8, classes=CLASSES, **changes) -> ResultRow:
     """An entry of three folds whose share of right answers is about `right`."""
     K, rng = len(classes), np.random.default_rng([len(name), int(100 * right)])
     truth = np.arange(CELLS) % K
@@ -61,14 +61,14 @@ def entry(name: str = "net1", title: str = "Net1", right: float = 0.8, classes=C
     metrics = score(truth, probabilities, list(classes), predictions["source"], replicates=50)
     fields = {"recipe": load_recipe("net1"), "parameters": 1, "macs": 1, "device": "CPU"}
     fields |= {"runs": runs, "predictions": predictions, "history": history, "metrics": metrics}
-    return Entry(name=name, title=title, **(fields | changes))
+    return ResultRow(name=name, title=title, **(fields | changes))
 
 
-def unfinished() -> Entry:
+def unfinished() -> ResultRow:
     return entry("net9", "Net9", metrics=None, predictions=pd.DataFrame(), history=pd.DataFrame())
 
 
-def many(count: int) -> list[Entry]:
+def many(count: int) -> list[ResultRow]:
     return [entry(f"row{k}", f"ResUNet + DenseNet121, number {k}", 0.5 + 0.015 * k) for k in range(count)]
 
 
@@ -92,17 +92,17 @@ def test_every_figure_is_legible_from_one_to_twenty_five_entries(count):
     entries = [*many(count), unfinished()]
     raw, labels = images(6), ["granulocyte"] * 2 + ["monocyte"] * 2 + ["CD4$ <x>"] * 2
     rows = {one.title: images(6) for one in entries}
-    assert legible(figures.confusion_figure(entries))
-    assert legible(figures.curves_figure(entries[:8]))
-    assert legible(figures.accuracy_figure(entries, {"row0": 0.8}))
-    assert legible(figures.cam_share_figure(entries))
-    assert legible(figures.gallery_figure(rows, raw, labels))
-    assert legible(figures.cam_gallery_figure(rows, raw, labels))
+    assert legible(figures.draw_confusion_matrix(entries))
+    assert legible(figures.draw_training_curves(entries[:8]))
+    assert legible(figures.draw_accuracy(entries, {"row0": 0.8}))
+    assert legible(figures.draw_cam_share(entries))
+    assert legible(figures.draw_gallery(rows, raw, labels))
+    assert legible(figures.draw_cam_gallery(rows, raw, labels))
 
 
 def test_confusion_matrices_give_recall_and_counts_of_each_entry():
     net1, net2 = entry(), entry("net2", "Net2", 1.0)
-    shown = texts(figures.confusion_figure([net1, net2, unfinished()]))
+    shown = texts(figures.draw_confusion_matrix([net1, net2, unfinished()]))
     first = np.asarray(net1.metrics["confusion_matrix"])
     assert f"{100 * first[0, 0] / 30:.0f} %\n{first[0, 0]}" in shown
     assert shown.count("100 %\n30") == 3
@@ -112,14 +112,14 @@ def test_confusion_matrices_give_recall_and_counts_of_each_entry():
 
 def test_confusion_matrices_of_many_classes_and_of_a_class_without_cells():
     seven = [f"class {k}" for k in range(7)]
-    shown = texts(figures.confusion_figure([entry(classes=seven, right=1.0)]))
+    shown = texts(figures.draw_confusion_matrix([entry(classes=seven, right=1.0)]))
     assert shown.count("100") == 7
     metrics = entry().metrics | {"confusion_matrix": [[5, 0, 0], [0, 0, 0], [0, 0, 5]]}
-    assert texts(figures.confusion_figure([entry(metrics=metrics)])).count("–") == 3
+    assert texts(figures.draw_confusion_matrix([entry(metrics=metrics)])).count("–") == 3
 
 
 def test_curves_are_means_of_the_joint_training_with_bands_over_the_folds():
-    figure = figures.curves_figure([entry(), entry("net4", "Net4")])
+    figure = figures.draw_training_curves([entry(), entry("net4", "Net4")])
     loss, validation, accuracy, _ = figure.axes
     assert loss.lines[0].get_ydata() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
     assert accuracy.lines[0].get_ydata() == pytest.approx([0, 1 / 2, 2 / 3, 3 / 4])
@@ -128,18 +128,18 @@ def test_curves_are_means_of_the_joint_training_with_bands_over_the_folds():
     assert (corners.min(), corners.max()) == pytest.approx((1 / 4, 3))
     looks = {(line.get_color(), str(line.get_linestyle())) for line in loss.lines}
     assert len(looks) == 2
-    assert not figures.curves_figure(many(5)).axes[0].collections
+    assert not figures.draw_training_curves(many(5)).axes[0].collections
 
 
 def test_curves_of_protocol_paper_say_what_its_validation_is():
     paper = replace(entry(), recipe=load_recipe("net1").with_changes(protocol="paper"))
-    assert "Accuracy, validation (test part)" in texts(figures.curves_figure([paper]))
-    assert "Accuracy, validation" in texts(figures.curves_figure([paper, entry()]))
+    assert "Accuracy, validation (test part)" in texts(figures.draw_training_curves([paper]))
+    assert "Accuracy, validation" in texts(figures.draw_training_curves([paper, entry()]))
 
 
 def test_class_counts_before_and_after():
     before = pd.DataFrame({"train": [1360, 80, 620], "test": [340, 20, 155]}, index=CLASSES)
-    figure = figures.class_counts_figure(before, before.assign(train=2000))
+    figure = figures.draw_class_counts(before, before.assign(train=2000))
     shown = texts(figure)
     assert {"1,360", "80", "155", "Before", "After balancing", "train", "test"} <= set(shown)
     assert shown.count("2,000") == 3
@@ -149,18 +149,18 @@ def test_class_counts_before_and_after():
 
 def test_accuracy_stands_beside_the_papers_where_that_has_any():
     net1, net4 = entry(), entry("net4", "Net4", 0.9)
-    figure = figures.accuracy_figure([net1, net4], {"net1": 0.8032})
+    figure = figures.draw_accuracy([net1, net4], {"net1": 0.8032})
     places = [float(c.get_offsets()[0][0]) for c in figure.axes[0].collections]
     assert 80.32 in [pytest.approx(place) for place in places]
     assert any(place == pytest.approx(100 * net4.metrics["accuracy"]["value"]) for place in places)
     assert sum(abs(place - 80.32) < 1e-9 for place in places) == 1
     assert "paper, its own cells" in texts(figure)
-    assert "paper, its own cells" not in texts(figures.accuracy_figure([net4], {"net1": 0.8032}))
+    assert "paper, its own cells" not in texts(figures.draw_accuracy([net4], {"net1": 0.8032}))
 
 
 def test_galleries_show_the_same_cells_in_each_row_and_say_what_they_rescale():
     raw = images(3, (3,))
-    figure = figures.gallery_figure({"Net2": images(3), "Net4": [4 * image for image in raw]}, raw, ["a", "a", "b"])
+    figure = figures.draw_gallery({"Net2": images(3), "Net4": [4 * image for image in raw]}, raw, ["a", "a", "b"])
     shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
     assert len(shown) == 9
     assert shown[0] == pytest.approx(raw[0])
@@ -174,13 +174,13 @@ def test_galleries_show_the_same_cells_in_each_row_and_say_what_they_rescale():
     ]
     assert any(text.startswith("Net4: black is") for text in texts(figure))
     with pytest.raises(ValueError, match="3 raw, 2 Net2 images for 3 labels"):
-        figures.gallery_figure({"Net2": images(2)}, raw, ["a", "a", "b"])
+        figures.draw_gallery({"Net2": images(2)}, raw, ["a", "a", "b"])
 
 
 def test_cam_gallery_lays_the_maps_over_the_raw_cells():
     raw, cam = [np.full((16, 16), 0.5)] * 2, np.zeros((16, 16), np.float16)
     cam[8:] = 1
-    figure = figures.cam_gallery_figure({"Net1": [cam, 0 * cam]}, raw, ["a", "b"])
+    figure = figures.draw_cam_gallery({"Net1": [cam, 0 * cam]}, raw, ["a", "b"])
     shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
     red, blue = shown[2][12, 0], shown[2][2, 0]
     assert red[0] > red[2]
@@ -190,13 +190,13 @@ def test_cam_gallery_lays_the_maps_over_the_raw_cells():
 
 def test_cam_share_leaves_out_empty_maps_and_marks_what_an_even_map_would_have():
     net1 = entry()
-    figure = figures.cam_share_figure([net1, unfinished()])
+    figure = figures.draw_cam_share([net1, unfinished()])
     mean = 100 * net1.predictions["cam_share"].mean()
     assert float(figure.axes[0].collections[0].get_offsets()[0][0]) == pytest.approx(mean)
     assert any(list(line.get_xdata()) == [25, 25] for line in figure.axes[0].lines)
     assert "an even map" in texts(figure)
     without = replace(net1, predictions=net1.predictions.drop(columns="cam_chance"))
-    assert "an even map" not in texts(figures.cam_share_figure([without]))
+    assert "an even map" not in texts(figures.draw_cam_share([without]))
 
 
 def test_the_interval_of_a_mean_allows_for_cells_that_are_alike():
@@ -211,7 +211,7 @@ def test_the_interval_of_a_mean_allows_for_cells_that_are_alike():
 
 def test_a_difference_without_an_interval_is_a_cross_and_has_no_verdict():
     frames = {name: entry(name, name, skill).predictions.assign(source="one") for name, skill in (("a", 0.5), ("b", 1))}
-    figure = figures.differences_figure(paired_differences(frames, [("a", "b")], CLASSES, replicates=50))
+    figure = figures.draw_differences(paired_differences(frames, [("a", "b")], CLASSES, replicates=50))
     assert "no interval" in texts(figure)
     assert not {"counts", "could be chance"} & set(texts(figure))
     assert np.isnan(figures._mean(np.ones(3), pd.DataFrame({"source": ["one"] * 3}))[1])
@@ -221,7 +221,7 @@ def test_differences_are_filled_where_they_count():
     entries = {"a": entry("a", "A", 0.5), "b": entry("b", "B", 1.0), "c": entry("c", "C", 0.52)}
     frames = {name: one.predictions for name, one in entries.items()}
     differences = paired_differences(frames, [("a", "b"), ("a", "c")], CLASSES, replicates=400)
-    figure = figures.differences_figure(differences, {name: one.title for name, one in entries.items()})
+    figure = figures.draw_differences(differences, {name: one.title for name, one in entries.items()})
     assert {"B − A", "C − A", "macro recall", "counts", "could be chance"} <= set(texts(figure))
     accuracy = differences[differences["metric"] == "accuracy"]
     assert accuracy["chance"].tolist() == [False, True]

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from urnet.benchmark import grid as grids
-from urnet.benchmark.grid import MANIFEST, digest, open_grid, run_alone, unfinished
-from urnet.benchmark.plans import plan
+from urnet.benchmark.grid import MANIFEST, open_grid, recipe_digest, run_sequentially, unfinished_jobs
+from urnet.benchmark.plans import plan_rows
 from urnet.cells.table import read_cells
 from urnet.errors import CellsError, RunError
 from urnet.images.scale import Scaling
@@ -40,7 +40,7 @@ class Notes:
 
 @pytest.fixture(scope="module")
 def rows(small):
-    return plan("table3", scale="laptop", folds=2, channels=1, overrides=small)
+    return plan_rows("table3", scale="laptop", folds=2, channels=1, overrides=small)
 
 
 @pytest.fixture(scope="module")
@@ -212,21 +212,21 @@ def test_too_few_cells_are_told_with_the_counts_before_anything_is_written(
 
 def test_a_cell_has_a_folder_by_recipe_seed_and_fold(opened, rows):
     grid = opened()
-    found = grid.all_cells(rows, seeds=2, folds=2)
+    found = grid.jobs(rows, seeds=2, folds=2)
     assert len({cell.folder for cell in found}) == len(found) == 16
     assert [cell.title for cell in found[:5]] == [
         *(f"{name}, seed 0, fold 0" for name in ("net1", "net2", "net3", "net4")),
         "net1, seed 0, fold 1",
     ]
-    cell = grid.cell(rows[3], 1, 0)
-    assert cell.folder.relative_to(grid.folder).as_posix() == f"runs/net4-{digest(rows[3].recipe)}/seed1-fold0"
+    cell = grid.job(rows[3], 1, 0)
+    assert cell.folder.relative_to(grid.folder).as_posix() == f"runs/net4-{recipe_digest(rows[3].recipe)}/seed1-fold0"
     assert (cell.recipe.seed, cell.recipe.split.fold) == (1, 0)
 
 
 def test_a_digest_changes_with_all_that_decides_the_figures(rows):
     recipe = rows[3].recipe
     same = [recipe.with_changes(name="x"), recipe.with_changes(seed=5), recipe.with_changes(split={"fold": 1})]
-    assert {digest(one) for one in same} == {digest(recipe)}
+    assert {recipe_digest(one) for one in same} == {recipe_digest(recipe)}
     others = [
         recipe.with_changes(**{section: change})
         for section, change in (
@@ -235,44 +235,44 @@ def test_a_digest_changes_with_all_that_decides_the_figures(rows):
             *(("split", {"folds": 3}), ("split", {"seed": 1}), ("protocol", "paper"), ("selection", {})),
         )
     ]
-    assert len({digest(one) for one in [recipe, *others]}) == 1 + len(others)
+    assert len({recipe_digest(one) for one in [recipe, *others]}) == 1 + len(others)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"status": "done"}'])
 def test_an_outcome_that_cannot_be_read_or_lacks_its_predictions_is_missing(opened, rows, text):
-    cell = opened().cell(rows[0], 0, 0)
+    cell = opened().job(rows[0], 0, 0)
     assert cell.outcome()["status"] == "missing"
     cell.outcome_path.parent.mkdir(parents=True)
     cell.outcome_path.write_text(text, encoding="utf-8")
     assert cell.outcome() == {"status": "missing", "error": ""}
-    assert unfinished([cell]) == [cell]
+    assert unfinished_jobs([cell]) == [cell]
 
 
 def test_training_seconds_add_up_over_attempts_and_are_unknown_after_a_kill(opened, rows, cells):
-    cell = opened().cell(rows[0], 0, 0)
-    assert cell.begin() == 0.0
+    cell = opened().job(rows[0], 0, 0)
+    assert cell.discard_outcome() == 0.0
     Run.create(cell.folder, cell.recipe, cells.with_columns(split="train"), Scaling(0.0, 255.0, "uint8"))
     cell._conclude({"status": "missing", "error": "", "train_seconds": 7.5})
-    cell.fail("broken\n  in two lines")
+    cell.record_failure("broken\n  in two lines")
     assert cell.outcome() == {"status": "failed", "error": "broken in two lines", "train_seconds": 7.5}
-    assert cell.begin() == 7.5
-    assert cell.begin() is None  # nothing was concluded since it began
+    assert cell.discard_outcome() == 7.5
+    assert cell.discard_outcome() is None  # nothing was concluded since it began
 
 
 # Running them.
 
 
 def fake(errors: dict[str, BaseException]):
-    """A stand-in for `run_cell` that raises what is named for a cell, and else leaves an outcome."""
+    """A stand-in for `run_job` that raises what is named for a cell, and else leaves an outcome."""
 
-    def run_cell(cell, cells, audit, reporter=None):
+    def run_job(cell, cells, audit, reporter=None):
         if error := errors.get(cell.title):
             raise error
         cell.predictions_path.parent.mkdir(parents=True)
         cell.predictions_path.write_bytes(b"")
         cell._conclude({"status": "done", "error": ""})
 
-    return run_cell
+    return run_job
 
 
 def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(opened, rows, monkeypatch):
@@ -281,10 +281,10 @@ def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(opened, rows, monkeypa
         "net3, seed 0, fold 0": ZeroDivisionError("ours"),
         "net4, seed 0, fold 1": MemoryError(),
     }
-    monkeypatch.setattr(grids, "run_cell", fake(errors))
+    monkeypatch.setattr(grids, "run_job", fake(errors))
     grid, notes = opened(), Notes()
-    every = grid.all_cells(rows, 1, 2)
-    run_alone(grid, every, notes)
+    every = grid.jobs(rows, 1, 2)
+    run_sequentially(grid, every, notes)
     outcomes = {cell.title: cell.outcome() for cell in every}
     assert {title for title, outcome in outcomes.items() if outcome["status"] == "failed"} == set(errors)
     assert outcomes["net1, seed 0, fold 0"]["error"] == "the user's fault"
@@ -294,25 +294,25 @@ def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(opened, rows, monkeypa
     assert "net1, seed 0, fold 0 failed: the user's fault" in notes.messages
     assert any(line.startswith("[8/8] net4, seed 0, fold 1 (") and line.endswith("left)") for line in notes.messages)
 
-    monkeypatch.setattr(grids, "run_cell", fake({}))
-    again = unfinished(every)
+    monkeypatch.setattr(grids, "run_job", fake({}))
+    again = unfinished_jobs(every)
     assert {cell.title for cell in again} == set(errors)
 
 
 def test_an_interruption_stops_the_grid_and_marks_nothing(opened, rows, monkeypatch):
-    monkeypatch.setattr(grids, "run_cell", fake({"net2, seed 0, fold 0": KeyboardInterrupt()}))
+    monkeypatch.setattr(grids, "run_job", fake({"net2, seed 0, fold 0": KeyboardInterrupt()}))
     grid = opened()
-    every = grid.all_cells(rows, 1, 2)
+    every = grid.jobs(rows, 1, 2)
     with pytest.raises(KeyboardInterrupt):
-        run_alone(grid, every, Notes())
+        run_sequentially(grid, every, Notes())
     assert [cell.outcome()["status"] for cell in every] == ["done", *["missing"] * 7]
 
 
 def test_in_a_process_of_its_own_a_cell_tells_what_went_wrong(opened, rows, monkeypatch):
     errors = {"net1, seed 0, fold 0": RunError("the user's fault"), "net2, seed 0, fold 0": ZeroDivisionError("ours")}
-    monkeypatch.setattr(grids, "run_cell", fake(errors))
+    monkeypatch.setattr(grids, "run_job", fake(errors))
     grid = opened()
-    told = [grids._ray_cell(cell, (grid.cells, grid.audit), 1) for cell in grid.all_cells(rows, 1, 1)]
+    told = [grids._run_ray_job(cell, (grid.cells, grid.audit), 1) for cell in grid.jobs(rows, 1, 1)]
     assert told == ["the user's fault", "ZeroDivisionError: ours", "", ""]
 
 
@@ -331,7 +331,7 @@ def test_in_a_process_of_its_own_a_cell_tells_what_went_wrong(opened, rows, monk
     ],
 )
 def test_each_cell_gets_its_share_of_a_machine_or_cluster(nodes, jobs, share):
-    assert grids._share(nodes, jobs) == share
+    assert grids._resources_per_job(nodes, jobs) == share
 
 
 def test_a_folder_that_cannot_be_written_is_one_error(opened, tmp_path):

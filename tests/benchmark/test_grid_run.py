@@ -377,7 +377,7 @@ def test_huang2018_paints_a_paired_image_that_the_cells_have(phantoms, tmp_path,
     for column in paired:
         table[column] = [(phantoms / path).as_posix() for path in table[column]]
     table.drop(columns=[column for column in paired if column not in columns]).to_csv(tmp_path / "c.csv", index=False)
-    rows = benchmark.planned("table4", tmp_path / "c.csv", only=["huang2018"]).rows
+    rows = benchmark.plan_benchmark("table4", tmp_path / "c.csv", only=["huang2018"]).rows
     target = rows[0].recipe.pretrain.target
     assert target == (columns[0].removeprefix("target_") if columns else "clahe")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import yaml
 
-from urnet.benchmark.plans import SCALES, TABLES, Row, plan
-from urnet.benchmark.published import published
+from urnet.benchmark.plans import SCALES, TABLES, PlannedRow, plan_rows
+from urnet.benchmark.published import find_published
 from urnet.errors import RecipeError
 from urnet.nets import build_joint, count_parameters, create_enhancer, list_enhancers
 from urnet.nets.enhancers.registry import ARTEFACT_FREE, artefact_free_options
@@ -45,8 +45,8 @@ def changed(one: Recipe, other: Recipe) -> set[str]:
     return {key for key in a.keys() | b.keys() if a.get(key, "absent") != b.get(key, "absent")}
 
 
-def rows(table: str, **settings) -> dict[str, Row]:
-    return {row.name: row for row in plan(table, **settings)}
+def rows(table: str, **settings) -> dict[str, PlannedRow]:
+    return {row.name: row for row in plan_rows(table, **settings)}
 
 
 def joint(recipe: Recipe):
@@ -63,7 +63,7 @@ def joint(recipe: Recipe):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("table", TABLES)
 def test_every_row_of_every_table_is_a_recipe_that_builds(table, scale):
-    planned = plan(table, scale=scale, folds=4, channels=1)
+    planned = plan_rows(table, scale=scale, folds=4, channels=1)
     assert [row.name for row in planned] == ROWS[table]
     assert len({row.title for row in planned}) == len(planned)
     for row in planned:
@@ -77,12 +77,12 @@ def test_every_row_of_every_table_is_a_recipe_that_builds(table, scale):
 
 def test_the_papers_rows_are_those_whose_figures_it_published():
     for name in ROWS["table3"]:
-        assert published("table3", name, ("granulocyte", "lymphocyte", "monocyte")) is not None
+        assert find_published("table3", name, ("granulocyte", "lymphocyte", "monocyte")) is not None
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_paper_scale_is_as_the_recipes_stand(table):
-    for row in plan(table):
+    for row in plan_rows(table):
         assert row.recipe.input.size == 200
         assert row.recipe.augment.per_class == 8000
         assert row.recipe.classifier.pretrained
@@ -93,7 +93,7 @@ def test_paper_scale_is_as_the_recipes_stand(table):
 
 @pytest.mark.parametrize("table", TABLES)
 def test_laptop_scale_is_small_and_fetches_nothing(table):
-    for row in plan(table, scale="laptop", channels=1):
+    for row in plan_rows(table, scale="laptop", channels=1):
         recipe = row.recipe
         assert (recipe.input.size, recipe.input.channels, recipe.augment.per_class) == (96, 1, None)
         assert not recipe.classifier.pretrained
@@ -104,9 +104,9 @@ def test_laptop_scale_is_small_and_fetches_nothing(table):
 
 def test_at_paper_scale_enhancers_are_the_papers_and_at_laptop_scale_they_give_pictures():
     for table in TABLES:
-        for row in plan(table):
+        for row in plan_rows(table):
             assert not row.recipe.enhancer.options.keys() & ARTEFACT_FREE.keys(), row.name
-        for row in plan(table, scale="laptop"):
+        for row in plan_rows(table, scale="laptop"):
             expected = artefact_free_options(row.recipe.enhancer.name)
             assert row.recipe.enhancer.options.items() >= expected.items(), row.name
             assert expected or row.recipe.enhancer.name not in ("unet", "unetpp", "resunet", "urnet", "plain")
@@ -121,7 +121,7 @@ def test_net4_at_laptop_scale_is_net4_laptop():
 def test_at_laptop_scale_every_enhancer_that_learns_does_so_at_the_same_rate():
     gentle = load_recipe("net4-laptop").train.enhancer_lr
     for table in ("table2", "table3", "table4", "ablation"):
-        for row in plan(table, scale="laptop"):
+        for row in plan_rows(table, scale="laptop"):
             learns = list(create_enhancer(row.recipe.enhancer.name, 3, **row.recipe.enhancer.options).parameters())
             train = row.recipe.train
             if row.name != "huang2018" and learns:
@@ -132,24 +132,24 @@ def test_at_laptop_scale_every_enhancer_that_learns_does_so_at_the_same_rate():
 
 def test_the_laptops_classifier_is_the_packaged_one_where_it_can_stand_in():
     for table in ("table3", "ablation"):
-        for row in plan(table, scale="laptop"):
+        for row in plan_rows(table, scale="laptop"):
             assert (row.recipe.classifier.name, row.recipe.classifier.weights) == ("tf_efficientnet_lite0", "packaged")
     four = rows("table4", scale="laptop")
     assert four["shahzad2022"].recipe.classifier.options["backbones"] == ["tf_efficientnet_lite0"]
     assert four["shahzad2022"].recipe.classifier.weights == "packaged"
     assert four["huang2018"].recipe.classifier.name == "tf_efficientnet_lite0"
     # Where the table asks for networks whose weights no package has, all of them start from random ones, and longer.
-    for row in [*plan("table2", scale="laptop"), four["jeon2021"]]:
+    for row in [*plan_rows("table2", scale="laptop"), four["jeon2021"]]:
         assert row.recipe.classifier.weights is None
         assert (row.recipe.train.optimizer, row.recipe.train.epochs) == ("adamw", 24)
-    assert {row.recipe.classifier.name for row in plan("table2", scale="laptop")} == {
+    assert {row.recipe.classifier.name for row in plan_rows("table2", scale="laptop")} == {
         *("vgg16", "mobilenetv2_100", "densenet121", "resnet101"),
     }
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_table_2_exchanges_one_network_at_a_time(scale):
-    first, *others = plan("table2", scale=scale)
+    first, *others = plan_rows("table2", scale=scale)
     for row in others:
         assert changed(first.recipe, row.recipe) <= {"enhancer.name", "classifier.name"}
 
@@ -238,7 +238,7 @@ def test_options_of_some_methods_reach_the_rows_that_have_them():
 
 def test_an_override_may_bring_what_another_one_changes():
     for overrides in (["enhancer.name=dynamic", "enhancer.size=3"], ["enhancer.size=3", "enhancer.name=dynamic"]):
-        for row in plan("table3", overrides=overrides):
+        for row in plan_rows("table3", overrides=overrides):
             assert (row.recipe.enhancer.name, row.recipe.enhancer.options["size"]) == ("dynamic", 3)
     net4 = rows("table3", overrides=["pretrain.adversarial=2", "pretrain.loss=huang2018"])["net4"].recipe
     assert (net4.pretrain.loss, net4.pretrain.adversarial) == ("huang2018", 2)
@@ -254,27 +254,27 @@ def test_an_override_may_bring_what_another_one_changes():
 )
 def test_an_override_that_no_row_has_a_use_for_is_an_error(override, words):
     with pytest.raises(RecipeError, match=f"--set {override}: {words}"):
-        plan("table3", overrides=["train.epochs=2", override])
+        plan_rows("table3", overrides=["train.epochs=2", override])
 
 
 def test_an_unknown_enhancer_is_left_to_be_told_when_it_is_built():
-    planned = plan("table3", overrides=["enhancer.name=unit", "enhancer.foo=3"])
+    planned = plan_rows("table3", overrides=["enhancer.name=unit", "enhancer.foo=3"])
     assert {row.recipe.enhancer.name for row in planned} == {"unit"}
     with pytest.raises(RecipeError, match=r"--set selection.ants=3: no row"):
-        plan("table3", overrides=["enhancer.name=unit", "selection.ants=3"])
+        plan_rows("table3", overrides=["enhancer.name=unit", "selection.ants=3"])
 
 
 def test_net4_is_no_row_of_table_2():
     with pytest.raises(RecipeError, match=r"--set pretrain.epochs=3: no row of table2 uses this key"):
-        plan("table2", overrides=["pretrain.epochs=3"])
+        plan_rows("table2", overrides=["pretrain.epochs=3"])
 
 
 def test_an_override_that_does_not_fit_is_an_error():
     with pytest.raises(RecipeError, match=r"unknown key train.epoch; did you mean train.epochs"):
-        plan("table3", overrides=["train.epoch=3"])
+        plan_rows("table3", overrides=["train.epoch=3"])
 
 
 @pytest.mark.parametrize("override", ["split.folds=7", "split.fold=1", "protocol=paper", "seed=3", "name=mine"])
 def test_what_the_grid_decides_cannot_be_set(override):
     with pytest.raises(RecipeError, match=rf"--set {override}: in a benchmark .* decides this"):
-        plan("table3", scale="laptop", overrides=[override])
+        plan_rows("table3", scale="laptop", overrides=[override])

@@ -2,8 +2,8 @@
 
 import pytest
 
-from urnet.benchmark.plans import plan
-from urnet.benchmark.published import CLASSES, PUBLISHED, TEST_IMAGES, accuracies, published
+from urnet.benchmark.plans import plan_rows
+from urnet.benchmark.published import CLASSES, PUBLISHED, TEST_IMAGES, find_published, published_accuracies
 
 ROWS = [(table, name) for table in ("table3", "table4") for name in PUBLISHED[table]]
 
@@ -28,13 +28,13 @@ def test_accuracy_is_correct_over_total_of_the_balanced_test_part(table, name):
 
 
 def test_figures_that_the_text_quotes():
-    assert accuracies("table2")["resunet-resnet101"] == 0.8178
-    assert accuracies("table2")["resunet-densenet121"] == 0.8177
+    assert published_accuracies("table2")["resunet-resnet101"] == 0.8178
+    assert published_accuracies("table2")["resunet-densenet121"] == 0.8177
     assert PUBLISHED["table3"]["net4"].accuracy == 0.8334
     assert PUBLISHED["table3"]["net4"].macro_f1 == 0.8319
     gain = PUBLISHED["table3"]["net4"].recall["monocyte"] - PUBLISHED["table3"]["net1"].recall["monocyte"]
     assert gain == pytest.approx(0.088, abs=5e-4)
-    assert PUBLISHED["table3"]["net2"].accuracy == accuracies("table2")["resunet-resnet101"]
+    assert PUBLISHED["table3"]["net2"].accuracy == published_accuracies("table2")["resunet-resnet101"]
     assert PUBLISHED["table4"]["net4"] == PUBLISHED["table3"]["net4"]
     assert [name for table, name in ROWS if PUBLISHED[table][name].recomputed] == [
         "jeon2021",
@@ -46,11 +46,11 @@ def test_figures_that_the_text_quotes():
 
 @pytest.mark.parametrize("table", ["table2", "table3", "table4"])
 def test_every_published_row_is_trained(table):
-    assert set(accuracies(table)) <= {row.name for row in plan(table)}
+    assert set(published_accuracies(table)) <= {row.name for row in plan_rows(table)}
 
 
 def test_asked_for_with_other_classes_there_is_nothing():
-    assert published("table3", "net1", ("Monocytes", "lymphocyte", "Granulocyte")) is not None
-    assert published("table3", "net1", ("G1", "S", "G2", "M")) is None
-    assert published("ablation", "net1") is None
-    assert accuracies("compare") == {}
+    assert find_published("table3", "net1", ("Monocytes", "lymphocyte", "Granulocyte")) is not None
+    assert find_published("table3", "net1", ("G1", "S", "G2", "M")) is None
+    assert find_published("ablation", "net1") is None
+    assert published_accuracies("compare") == {}

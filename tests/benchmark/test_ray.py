@@ -55,14 +55,14 @@ def test_through_ray_a_grid_gives_what_it_gives_alone(phantoms, small, tmp_path,
 
 @needs_ray
 def test_a_worker_that_is_killed_fails_its_own_cell_alone(phantoms, small, tmp_path, monkeypatch):
-    train = grids._ray_cell
+    train = grids._run_ray_job
 
     def killed(cell, shared, threads):
         if cell.recipe.split.fold == 0:
             os.kill(os.getpid(), 9)
         return train(cell, shared, threads)
 
-    monkeypatch.setattr(grids, "_ray_cell", killed)
+    monkeypatch.setattr(grids, "_run_ray_job", killed)
     done = run_benchmark("table3", phantoms, tmp_path / "out", jobs=2, overrides=small, **ONE_ROW)
     assert len(done.failed) == 1
     assert "net1, seed 0, fold 0: its process died" in done.failed[0]

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from urnet.benchmark.differences import differences_table
+from urnet.benchmark.differences import build_differences_table
 from urnet.benchmark.render import TableData, to_html, to_latex, to_markdown
-from urnet.benchmark.row import Entry
-from urnet.benchmark.tables import comparisons, results_frame, table_data
-from urnet.evaluation.metrics import interval_groups, score
+from urnet.benchmark.row import ResultRow
+from urnet.benchmark.tables import build_results_frame, build_tables, list_comparisons
+from urnet.evaluation.metrics import choose_groups, score
 from urnet.evaluation.paired import paired_differences
 from urnet.recipe import load_recipe
 
@@ -20,7 +20,9 @@ CLASSES = ("granulocyte", "lymphocyte", "monocyte")
 ODD = 'a|b_{c} & <d> 50 % "e" #1 $x^2~ \\z'
 
 
-def entry(name: str, skill: float, *, title: str = "", classes=CLASSES, statuses=("done",) * 2, seed: int = 0) -> Entry:
+def entry(
+    name: str, skill: float, *, title: str = "", classes=CLASSES, statuses=("done",) * 2, seed: int = 0
+) -> ResultRow:
     """A row whose model is right with probability `skill`; `statuses` are those of its folds."""
     rng, n = np.random.default_rng(seed), 240
     truth = np.random.default_rng(9).choice(
@@ -55,15 +57,15 @@ def entry(name: str, skill: float, *, title: str = "", classes=CLASSES, statuses
     metrics = None
     if len(table):
         order = {label: k for k, label in enumerate(classes)}
-        groups, description = interval_groups(None, table["source"].tolist())
+        groups, description = choose_groups(None, table["source"].tolist())
         truth, shares = table["label"].map(order).to_numpy(), table[[f"p_{label}" for label in classes]].to_numpy()
         metrics = score(truth, shares, classes, groups, replicates=100) | {"intervals": description}
     size = (42_500_000, 6_700_000_000) if metrics else (0, 0)
-    return Entry(name, title or name, load_recipe("net1"), runs, table, pd.DataFrame(), metrics, *size, "a CPU")
+    return ResultRow(name, title or name, load_recipe("net1"), runs, table, pd.DataFrame(), metrics, *size, "a CPU")
 
 
 @pytest.fixture(scope="module")
-def nets() -> list[Entry]:
+def nets() -> list[ResultRow]:
     return [
         entry("net1", 0.6, title="Net1"),
         entry("net2", 0.7, title="Net2", statuses=("done", "failed"), seed=1),
@@ -72,13 +74,13 @@ def nets() -> list[Entry]:
     ]
 
 
-def compared(table: str, entries: list[Entry]) -> pd.DataFrame:
+def compared(table: str, entries: list[ResultRow]) -> pd.DataFrame:
     done = {one.name: one.predictions for one in entries if one.metrics}
-    return paired_differences(done, comparisons(table, list(done)), entries[0].metrics["classes"], replicates=200)
+    return paired_differences(done, list_comparisons(table, list(done)), entries[0].metrics["classes"], replicates=200)
 
 
 def test_overview_gives_figure_interval_paper_and_costs(nets):
-    data = table_data("table3", nets)["table3"]
+    data = build_tables("table3", nets)["table3"]
     rows = {row[0]: row for row in data.rows}
     accuracy = nets[0].metrics["accuracy"]
     low, high = accuracy["interval"]
@@ -92,24 +94,24 @@ def test_overview_gives_figure_interval_paper_and_costs(nets):
 
 
 def test_runs_that_failed_or_are_missing_say_so(nets):
-    rows = {row[0]: row for row in table_data("table3", nets)["table3"].rows}
+    rows = {row[0]: row for row in build_tables("table3", nets)["table3"].rows}
     assert rows["Net2"][1] == "1 of 2"
     assert rows["Net3"] == ["Net3", "failed: out of memory"]
-    notes = table_data("table3", nets)["table3"].notes
+    notes = build_tables("table3", nets)["table3"].notes
     assert "Net2, seed 0, fold 1 failed: out of memory." in notes
-    waiting = table_data("table3", [entry("net1", 0.6, statuses=("missing", "missing"))])
+    waiting = build_tables("table3", [entry("net1", 0.6, statuses=("missing", "missing"))])
     assert waiting["table3"].rows == [["net1", "not run yet"]]
     assert all(to_html(data) and to_markdown(data) and to_latex(data) for data in waiting.values())
 
 
 def test_by_class_has_the_papers_figures_for_its_classes_only(nets):
-    data = table_data("table3", nets)["table3-classes"]
+    data = build_tables("table3", nets)["table3-classes"]
     headings = [row[0] for row in data.rows if len(row) == 1]
     assert headings == ["Recall", "Precision", "F1 score"]
     net4 = next(row for row in data.rows if row[0] == "Net4")  # of recall
     assert net4[3::2] == ["91.5", "92.6", "65.9", "83.3"] or net4[3::2] == ["91.5", "92.6", "65.9", "83.4"]
     other = [entry("net1", 0.7, classes=("G1", "S", "G2", "M"))]
-    data = table_data("table3", other)["table3-classes"]
+    data = build_tables("table3", other)["table3-classes"]
     assert data.header == [["Model", "G1, %", "S, %", "G2, %", "M, %", "Average, %"]]
     assert not any("Paper" in note for note in data.notes)
 
@@ -117,7 +119,7 @@ def test_by_class_has_the_papers_figures_for_its_classes_only(nets):
 def test_ablation_gives_differences_to_net4_and_marks_chance():
     entries = [entry("net4", 0.9, title="Net4"), entry("net3", 0.9, seed=4), entry("net1", 0.6, seed=5)]
     differences = compared("ablation", entries)
-    data = table_data("ablation", entries, differences)["ablation"]
+    data = build_tables("ablation", entries, differences)["ablation"]
     rows = {row[0]: row for row in data.rows}
     assert data.header[-1] == ["Model", *["%", "to Net4, points"] * 3]
     assert data.header[0][5] == "Recall of monocyte"
@@ -125,13 +127,13 @@ def test_ablation_gives_differences_to_net4_and_marks_chance():
     assert rows["net3"][2].endswith("°")
     assert rows["net1"][2].startswith("−")
     assert not rows["net1"][2].endswith("°")
-    plain = table_data("compare", entries)["compare"]
+    plain = build_tables("compare", entries)["compare"]
     assert plain.header == [["Model", "Accuracy, %", "Macro recall, %", "Recall of monocyte, %"]]
 
 
 def test_differences_are_worded():
     entries = [entry("net1", 0.6), entry("net2", 0.61, seed=1), entry("net4", 0.95, seed=3)]
-    data = differences_table(compared("table3", entries), {"net4": "Net4", "net1": "Net1"}, ["accuracy"])
+    data = build_differences_table(compared("table3", entries), {"net4": "Net4", "net1": "Net1"}, ["accuracy"])
     rows = {row[0]: row for row in data.rows}
     assert rows["Net4 against Net1"][4] == "higher"
     assert rows["net2 against Net1"][4] == "could be chance"
@@ -139,13 +141,13 @@ def test_differences_are_worded():
     assert any("3 comparisons" in note for note in data.notes)
     assert not any("trained once" in note for note in data.notes)
     single = [entry("net1", 0.6, statuses=("done",)), entry("net4", 0.9, statuses=("done",), seed=3)]
-    assert any("trained once" in note for note in differences_table(compared("table3", single)).notes)
+    assert any("trained once" in note for note in build_differences_table(compared("table3", single)).notes)
 
 
-def alone(one: Entry) -> Entry:
+def alone(one: ResultRow) -> ResultRow:
     """The same row with all its cells of a single source."""
     table = one.predictions.assign(source="one.tif")
-    groups, description = interval_groups(None, table["source"].tolist())
+    groups, description = choose_groups(None, table["source"].tolist())
     truth = pd.Categorical(table["label"], CLASSES).codes.astype(int)
     shares = table[[f"p_{label}" for label in CLASSES]].to_numpy()
     metrics = score(truth, shares, CLASSES, groups, replicates=100) | {"intervals": description}
@@ -155,11 +157,11 @@ def alone(one: Entry) -> Entry:
 def test_one_source_gives_no_interval_and_no_verdict_in_any_format():
     entries = [alone(entry("net4", 0.9)), alone(entry("net1", 0.6, seed=5))]
     differences = compared("ablation", entries)
-    data = differences_table(differences)
+    data = build_differences_table(differences)
     assert {tuple(row[2:]) for row in data.rows if len(row) > 1} == {("no interval: one group", "–", "–")}
-    against = table_data("ablation", entries, differences)["ablation"]
+    against = build_tables("ablation", entries, differences)["ablation"]
     assert all(cell.endswith("(no interval)") for cell in against.rows[1][2::2])
-    for table in (data, against, *table_data("table3", entries).values()):
+    for table in (data, against, *build_tables("table3", entries).values()):
         for write in (to_markdown, to_latex, to_html):
             text = write(table)
             assert "one source image" in text or "one donor or source image" in text
@@ -169,28 +171,32 @@ def test_one_source_gives_no_interval_and_no_verdict_in_any_format():
 
 def test_pairs_to_compare():
     nets = ["net1", "net2", "net3", "net4"]
-    assert comparisons("table3", nets) == [
+    assert list_comparisons("table3", nets) == [
         ("net1", "net2"), ("net1", "net3"), ("net1", "net4"), ("net2", "net3"), ("net3", "net4"),
     ]  # fmt: skip
     grid = [f"{enhancer}-{classifier}" for enhancer in ("unet", "resunet") for classifier in ("vgg16", "resnet101")]
-    assert set(comparisons("table2", grid)) == {
+    assert set(list_comparisons("table2", grid)) == {
         ("unet-vgg16", "resunet-vgg16"),
         ("unet-resnet101", "resunet-resnet101"),
         ("unet-vgg16", "unet-resnet101"),
         ("resunet-vgg16", "resunet-resnet101"),
     }
-    assert comparisons("table4", ["net1", "clahe", "net4"]) == [("net1", "clahe"), ("net1", "net4"), ("clahe", "net4")]
-    assert comparisons("ablation", ["net4", "net3", "net1", "net1-stem"]) == [
+    assert list_comparisons("table4", ["net1", "clahe", "net4"]) == [
+        ("net1", "clahe"),
+        ("net1", "net4"),
+        ("clahe", "net4"),
+    ]
+    assert list_comparisons("ablation", ["net4", "net3", "net1", "net1-stem"]) == [
         ("net4", "net3"), ("net4", "net1"), ("net4", "net1-stem"), ("net1", "net1-stem"),
     ]  # fmt: skip
-    assert comparisons("compare", ["a", "b", "c"]) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert list_comparisons("compare", ["a", "b", "c"]) == [("a", "b"), ("a", "c"), ("b", "c")]
     for table in ("table2", "table3", "table4", "ablation", "compare"):
-        assert comparisons(table, []) == []
-        assert comparisons(table, ["net2"]) == []
+        assert list_comparisons(table, []) == []
+        assert list_comparisons(table, ["net2"]) == []
 
 
 def test_results_have_a_row_a_run(nets):
-    found = results_frame(nets, "cells", "table3")
+    found = build_results_frame(nets, "cells", "table3")
     assert len(found) == 8
     assert list(found)[:9] == [
         "dataset", "table", "recipe", "seed", "fold", "accuracy", "macro_recall", "recall_granulocyte",
@@ -208,7 +214,7 @@ def test_results_have_a_row_a_run(nets):
 
 
 def test_html_is_well_formed_and_every_row_as_wide_as_the_header(nets):
-    tables = [*table_data("table3", nets).values(), differences_table(compared("table3", nets))]
+    tables = [*build_tables("table3", nets).values(), build_differences_table(compared("table3", nets))]
     for data in tables:
         root = ElementTree.fromstring(to_html(data).replace("&nbsp;", " "))
         for row in root.iter("tr"):
@@ -234,5 +240,5 @@ def test_odd_names_are_escaped(write):
 
 
 def test_simulation_is_said(nets):
-    for data in table_data("table4", nets, simulated="simulated destaining").values():
+    for data in build_tables("table4", nets, simulated="simulated destaining").values():
         assert any("simulated destaining" in note for note in data.notes)

@@ -5,14 +5,14 @@ import pytest
 from PIL import Image
 
 from urnet.errors import CellsError, RunError
-from urnet.evaluation.calibration_metrics import share, trust_metrics
-from urnet.evaluation.out_of_distribution import COLUMNS, rejection_auroc
-from urnet.evaluation.predictions import own_part, seen_in_training
+from urnet.evaluation.calibration_metrics import calibration_metrics, mean_with_interval
+from urnet.evaluation.out_of_distribution import COLUMNS, measure_rejection
+from urnet.evaluation.predictions import score_run_part, training_overlap
 
 
 def test_a_share_has_the_bootstrap_interval_of_a_proportion():
     hits = np.arange(400) % 4 == 0
-    found = share(hits, np.ones(400, bool), np.arange(400))
+    found = mean_with_interval(hits, np.ones(400, bool), np.arange(400))
     assert found["value"] == 0.25
     low, high = found["interval"]
     assert low == pytest.approx(0.25 - 1.96 * np.sqrt(0.25 * 0.75 / 400), abs=0.01)
@@ -21,15 +21,17 @@ def test_a_share_has_the_bootstrap_interval_of_a_proportion():
 
 def test_cells_of_one_image_are_drawn_together():
     hits = np.repeat([True, False, False, False], 100)
-    alone, together = (share(hits, np.ones(400, bool), groups)["interval"] for groups in (np.arange(400), hits * 1))
+    alone, together = (
+        mean_with_interval(hits, np.ones(400, bool), groups)["interval"] for groups in (np.arange(400), hits * 1)
+    )
     assert together[1] - together[0] > 3 * (alone[1] - alone[0])
 
 
 def test_a_share_of_nothing_is_undefined_and_a_share_of_none_has_an_exact_interval():
     nobody, everybody = np.zeros(30, bool), np.ones(30, bool)
-    assert share(everybody, nobody, np.arange(30)) == {"value": None, "interval": None}
-    assert share(nobody, everybody, np.arange(30))["interval"][0] == 0
-    assert share(nobody, everybody, np.arange(30))["interval"][1] == pytest.approx(1 - 0.025 ** (1 / 30))
+    assert mean_with_interval(everybody, nobody, np.arange(30)) == {"value": None, "interval": None}
+    assert mean_with_interval(nobody, everybody, np.arange(30))["interval"][0] == 0
+    assert mean_with_interval(nobody, everybody, np.arange(30))["interval"][1] == pytest.approx(1 - 0.025 ** (1 / 30))
 
 
 def test_trust_is_none_without_calibration(trained):
@@ -37,10 +39,10 @@ def test_trust_is_none_without_calibration(trained):
 
     from urnet.bundle.model import Model
 
-    one = own_part(trained, "test", None)
+    one = score_run_part(trained, "test", None)
     groups = np.arange(len(one.truth))
-    assert trust_metrics([one], groups)["rejection"]["false_rejection"] == 0.02
-    assert trust_metrics([replace(one, model=Model(one.model.config, one.model.joint))], groups) is None
+    assert calibration_metrics([one], groups)["rejection"]["false_rejection"] == 0.02
+    assert calibration_metrics([replace(one, model=Model(one.model.config, one.model.joint))], groups) is None
 
 
 def noisy(folder, count):
@@ -54,7 +56,7 @@ def test_noise_is_told_from_cells_and_cells_of_the_same_kind_are_not(trained, dr
     noisy(tmp_path / "cells", 15)
     draw(tmp_path / "cells", 15, classes=("disc",), seed=5)
     (tmp_path / "cells" / "disc").rename(tmp_path / "cells" / "plate")
-    table = rejection_auroc(trained, tmp_path / "cells").set_index("label")
+    table = measure_rejection(trained, tmp_path / "cells").set_index("label")
     assert [*COLUMNS[1:]] == table.columns.tolist()
     assert table["cells"].to_dict() == {"noise": 15, "plate": 15, "": 12}
     assert table.loc["noise", "auroc"] == 1
@@ -66,7 +68,7 @@ def test_noise_is_told_from_cells_and_cells_of_the_same_kind_are_not(trained, dr
 
 def test_cells_of_known_classes_are_not_unknown(trained, shapes):
     with pytest.raises(CellsError, match="all labels given are classes"):
-        rejection_auroc(trained, shapes)
+        measure_rejection(trained, shapes)
 
 
 def test_a_run_without_calibration_has_no_rejection(trained, draw, tmp_path, monkeypatch):
@@ -75,11 +77,11 @@ def test_a_run_without_calibration_has_no_rejection(trained, draw, tmp_path, mon
 
     monkeypatch.setattr(Run, "load_model", lambda self: Model.load(self.folder, calibrated=False))
     with pytest.raises(RunError, match="not calibrated; `urnet calibrate"):
-        rejection_auroc(trained, draw(tmp_path / "cells", 2))
+        measure_rejection(trained, draw(tmp_path / "cells", 2))
 
 
 def test_images_that_trained_the_run_are_seen(trained, shapes, draw, tmp_path):
-    assert seen_in_training(trained, draw(tmp_path / "other", 3, seed=9)) == []
-    assert "of 60 cells took part" in seen_in_training(trained, shapes)[0]
+    assert training_overlap(trained, draw(tmp_path / "other", 3, seed=9)) == []
+    assert "of 60 cells took part" in training_overlap(trained, shapes)[0]
     (shapes.parent / "broken.png").write_bytes(b"nothing")
-    assert seen_in_training(trained, shapes.parent / "broken.png") == []
+    assert training_overlap(trained, shapes.parent / "broken.png") == []

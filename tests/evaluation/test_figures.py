@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from urnet.evaluation.figure_style import image_png, to_png
-from urnet.evaluation.figures import class_counts_figure, confusion_figure, curves_figure, reliability_figure
-from urnet.evaluation.galleries import cam_figure, gallery_figure
+from urnet.evaluation.figure_style import encode_png, to_png
+from urnet.evaluation.figures import draw_class_counts, draw_confusion_matrix, draw_reliability, draw_training_curves
+from urnet.evaluation.galleries import draw_gallery, draw_grad_cam
 
 NAMES = ['a<b & "c"', "CD4$ x$_y", "granulocyte très longue sans fin", "单核细胞"]
 
@@ -40,7 +40,7 @@ def history(pretraining: int, training: int) -> pd.DataFrame:
 
 
 def test_png_is_legible_small_and_always_the_same():
-    first, second = (to_png(confusion_figure([[3, 1], [0, 2]], ["a", "b"])) for _ in range(2))
+    first, second = (to_png(draw_confusion_matrix([[3, 1], [0, 2]], ["a", "b"])) for _ in range(2))
     assert first == second
     assert 600 <= Image.open(io.BytesIO(first)).width <= 1000
 
@@ -48,24 +48,24 @@ def test_png_is_legible_small_and_always_the_same():
 def test_image_keeps_every_pixel_and_clips():
     grey = np.array([[-0.5, 0.0, 0.4], [0.6, 1.0, 2.0]])
     for image in (grey, grey[..., None]):
-        read = np.asarray(Image.open(io.BytesIO(image_png(image))))
+        read = np.asarray(Image.open(io.BytesIO(encode_png(image))))
         assert read.tolist() == [[0, 0, 102], [153, 255, 255]]
-    assert Image.open(io.BytesIO(image_png(np.zeros((2, 3, 3), np.float32)))).mode == "RGB"
+    assert Image.open(io.BytesIO(encode_png(np.zeros((2, 3, 3), np.float32)))).mode == "RGB"
 
 
 def test_style_leaves_matplotlib_as_found():
     before = dict(matplotlib.rcParams)
-    confusion_figure([[3, 1], [0, 2]], ["a", "b"])
+    draw_confusion_matrix([[3, 1], [0, 2]], ["a", "b"])
     assert dict(matplotlib.rcParams) == before
 
 
 def test_confusion_counts_and_row_percent():
-    written = texts(confusion_figure([[30, 10], [0, 1200]], ["a", "b"]))
+    written = texts(draw_confusion_matrix([[30, 10], [0, 1200]], ["a", "b"]))
     assert {"30\n75 %", "10\n25 %", "0\n0 %", "1,200\n100 %", "a\n(n = 40)"} <= set(written)
 
 
 def test_confusion_of_a_class_without_cells():
-    assert texts(confusion_figure([[4, 0], [0, 0]], ["a", "b"])).count("0") == 2
+    assert texts(draw_confusion_matrix([[4, 0], [0, 0]], ["a", "b"])).count("0") == 2
 
 
 @pytest.mark.parametrize("K", [2, 4, 12])
@@ -73,11 +73,11 @@ def test_confusion_with_any_names(K):
     names = (NAMES * 3)[:K]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        to_png(confusion_figure(np.arange(K * K).reshape(K, K), names), dpi=50)
+        to_png(draw_confusion_matrix(np.arange(K * K).reshape(K, K), names), dpi=50)
 
 
 def test_curves_mark_the_best_validation_macro_recall():
-    written = texts(curves_figure(history(3, 4)))
+    written = texts(draw_training_curves(history(3, 4)))
     assert "chosen epoch (2)" in written
     assert "chosen epoch (3)" in written  # the lowest loss of pre-training
     assert any("Pre-training" in text for text in written)
@@ -87,29 +87,29 @@ def test_curves_of_pre_training_without_validation():
     rows = history(3, 0)
     rows["validation_loss"] = np.nan
     rows["train_loss"] = [0.3, 0.1, 0.2]
-    assert "chosen epoch (2)" in texts(curves_figure(rows))
+    assert "chosen epoch (2)" in texts(draw_training_curves(rows))
 
 
 def test_curves_mark_the_given_epoch():
-    assert "chosen epoch (4)" in texts(curves_figure(history(0, 4), chosen_epoch=4))
+    assert "chosen epoch (4)" in texts(draw_training_curves(history(0, 4), chosen_epoch=4))
 
 
 @pytest.mark.parametrize(("pretraining", "training", "panels"), [(0, 1, 2), (1, 0, 1), (2, 2, 3)])
 def test_curves_of_what_there_is(pretraining, training, panels):
-    figure = curves_figure(history(pretraining, training))
+    figure = draw_training_curves(history(pretraining, training))
     assert len(figure.axes) == panels
     to_png(figure, dpi=50)
 
 
 def test_curves_of_nothing():
     with pytest.raises(ValueError, match="one epoch"):
-        curves_figure(history(0, 0))
+        draw_training_curves(history(0, 0))
 
 
 def test_gallery_never_stretches_a_single_image():
     dim, bright = np.full((8, 8), 0.4), np.full((8, 8), 0.8)
     dim[4:] = 0.5
-    figure = gallery_figure([dim, bright], [bright, dim], ["a", "b"])
+    figure = draw_gallery([dim, bright], [bright, dim], ["a", "b"])
     pictures = shown(figure)
     assert {axes.images[0].get_clim() for axes in figure.axes} == {(0, 1)}
     np.testing.assert_allclose(pictures[0], dim)
@@ -119,16 +119,16 @@ def test_gallery_never_stretches_a_single_image():
 def test_gallery_clips_and_says_so_only_then():
     raw = [np.full((10, 10), 0.5)]
     enhanced = [np.full((10, 10), 0.5)]
-    assert not any("clipped" in text for text in texts(gallery_figure(raw, enhanced, ["a"])))
+    assert not any("clipped" in text for text in texts(draw_gallery(raw, enhanced, ["a"])))
     enhanced[0][0, :2] = 1.5
     assert "enhanced: 2.0 % of the pixels lie outside [0, 1] and are clipped" in texts(
-        gallery_figure(raw, enhanced, ["a"])
+        draw_gallery(raw, enhanced, ["a"])
     )
 
 
 def test_gallery_far_outside_shares_limits_and_says_which():
     raw = [np.linspace(0, 1, 100).reshape(10, 10)] * 2
-    figure = gallery_figure(raw, [4 * raw[0] - 2, 2 * raw[0] - 1], ["a", "b"])
+    figure = draw_gallery(raw, [4 * raw[0] - 2, 2 * raw[0] - 1], ["a", "b"])
     _, first, _, second = shown(figure)
     assert np.ptp(first) == pytest.approx(2 * np.ptp(second), rel=0.05)
     assert any(text.startswith("enhanced: black is -1.9") for text in texts(figure))
@@ -136,7 +136,7 @@ def test_gallery_far_outside_shares_limits_and_says_which():
 
 def test_gallery_with_targets_colour_and_blocks():
     raw = [np.full((8, 10, 3), 0.5)] * 7
-    figure = gallery_figure(raw, raw, ["a"] * 4 + NAMES[:3], raw, target_name="DNA", columns=4)
+    figure = draw_gallery(raw, raw, ["a"] * 4 + NAMES[:3], raw, target_name="DNA", columns=4)
     assert len(shown(figure)) == 21
     assert texts(figure).count("DNA") == 2
     assert texts(figure).count("a") == 1
@@ -145,26 +145,26 @@ def test_gallery_with_targets_colour_and_blocks():
 
 def test_gallery_of_unequal_rows():
     with pytest.raises(ValueError, match="2 raw, 1 enhanced images for 2 titles"):
-        gallery_figure([np.zeros((4, 4))] * 2, [np.zeros((4, 4))], ["a", "b"])
+        draw_gallery([np.zeros((4, 4))] * 2, [np.zeros((4, 4))], ["a", "b"])
 
 
 def test_cam_keeps_its_colours():
     laid = np.zeros((8, 8, 3), np.uint8)
     laid[..., 0] = 255
-    figure = cam_figure([np.full((8, 8), 0.5)], [laid], ["a"])
+    figure = draw_grad_cam([np.full((8, 8), 0.5)], [laid], ["a"])
     np.testing.assert_allclose(shown(figure)[1], laid / 255)
     assert "Grad-CAM" in texts(figure)
 
 
 def test_reliability_states_the_calibration_error():
     probabilities = np.array([[0.7, 0.3]] * 4 + [[0.1, 0.9]] * 6)
-    figure = reliability_figure(np.array([0, 0, 0, 1, 1, 1, 1, 0, 0, 0]), probabilities)
+    figure = draw_reliability(np.array([0, 0, 0, 1, 1, 1, 1, 0, 0, 0]), probabilities)
     assert any("0.260" in text for text in texts(figure))
     to_png(figure, dpi=50)
 
 
 def test_counts_are_written_at_the_bars():
     counts = pd.DataFrame({"train": [4000, 12], "test": [1000, 0]}, index=NAMES[:2])
-    figure = class_counts_figure(counts)
+    figure = draw_class_counts(counts)
     assert {"4,000", "12", "1,000", "0"} <= set(texts(figure))
     to_png(figure, dpi=50)

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from urnet.errors import CellsError
-from urnet.evaluation.metrics import interval_groups, score
+from urnet.evaluation.metrics import choose_groups, score
 from urnet.html_pages import describe_intervals
 
 CLASSES = ["granulocyte", "lymphocyte", "monocyte"]
@@ -146,10 +146,10 @@ def test_one_group_has_no_intervals():
 
 @pytest.mark.parametrize("donors", [None, ["d1"] * 9])
 def test_one_group_is_said_to_give_no_intervals(donors):
-    _, told = interval_groups(donors, ["a.png"] * 9)
+    _, told = choose_groups(donors, ["a.png"] * 9)
     assert told["note"].startswith("No figure has an interval: all cells come from one source image")
     assert describe_intervals(told) == "no intervals: all cells come from one source image"
-    assert describe_intervals(interval_groups(None, list("ab"))[1]) == "95 % intervals over 2 source images"
+    assert describe_intervals(choose_groups(None, list("ab"))[1]) == "95 % intervals over 2 source images"
 
 
 def test_a_calibration_error_that_is_the_same_in_every_group_has_no_interval():
@@ -188,7 +188,7 @@ def test_arrays_that_do_not_fit(truth, probabilities, groups, message):
 
 def test_donors_are_drawn_where_there_are_eight():
     donors = [f"donor {i % 8}" for i in range(40)]
-    groups, told = interval_groups(donors, [f"{i}.png" for i in range(40)])
+    groups, told = choose_groups(donors, [f"{i}.png" for i in range(40)])
     assert (told["unit"], told["groups"], told["replicates"], told["level"]) == ("donor", 8, 2000, 0.95)
     assert len(set(zip(groups.tolist(), donors, strict=True))) == 8
     assert "too narrow" in told["note"]
@@ -205,7 +205,7 @@ def test_donors_are_drawn_where_there_are_eight():
     ],
 )
 def test_source_images_are_drawn_otherwise_and_it_is_said(donors, why):
-    groups, told = interval_groups(donors, [f"{i // 2}.png" for i in range(40)])
+    groups, told = choose_groups(donors, [f"{i // 2}.png" for i in range(40)])
     assert (told["unit"], told["groups"]) == ("source image", 20)
     assert why in told["note"]
     assert "source images were drawn" in told["note"]

@@ -90,10 +90,10 @@ def test_intervals_widen_with_the_number_of_comparisons():
 
 
 def test_holm_by_hand():
-    from urnet.evaluation.paired import _holm
+    from urnet.evaluation.paired import _holm_adjust
 
-    assert _holm(pd.Series([0.04, 0.01, 0.03])) == pytest.approx([0.06, 0.03, 0.06])
-    assert _holm(pd.Series([np.nan, 0.01])) == pytest.approx([np.nan, 0.02], nan_ok=True)
+    assert _holm_adjust(pd.Series([0.04, 0.01, 0.03])) == pytest.approx([0.06, 0.03, 0.06])
+    assert _holm_adjust(pd.Series([np.nan, 0.01])) == pytest.approx([np.nan, 0.02], nan_ok=True)
 
 
 def test_one_run_each_resamples_sources_alone():

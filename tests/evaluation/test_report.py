@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from urnet.evaluation.metrics import interval_groups, score
-from urnet.evaluation.report import Report, render, write_report
+from urnet.evaluation.metrics import choose_groups, score
+from urnet.evaluation.report import Report, render_report, write_report
 
 NAMES = ['<script>alert("x")</script>', "a & 'b'", "单核细胞 très"]
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
@@ -20,7 +20,7 @@ PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQV
 def facts() -> dict:
     truth = np.array([0, 0, 1, 1] * 10)
     predicted = np.array([0, 1, 1, 1] * 10)
-    groups, intervals = interval_groups(None, [f"{i}.png" for i in range(40)])
+    groups, intervals = choose_groups(None, [f"{i}.png" for i in range(40)])
     return {
         "title": "White cells <5 µm & more",
         "run": "runs/été",
@@ -82,7 +82,7 @@ def test_file_is_whole_and_opens_offline(tmp_path, facts):
 
 
 def test_names_are_escaped(facts):
-    page = render(Report(**facts))
+    page = render_report(Report(**facts))
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "note: &lt;b&gt;&amp;" in page
@@ -92,7 +92,7 @@ def test_names_are_escaped(facts):
 
 
 def test_headings_descend_by_one_and_pictures_have_texts(facts):
-    tags = parse(render(Report(**facts)))
+    tags = parse(render_report(Report(**facts)))
     levels = [int(tag[1]) for tag, _ in tags.seen if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -106,7 +106,7 @@ def test_headings_descend_by_one_and_pictures_have_texts(facts):
 
 
 def test_shows_figures_with_intervals(facts):
-    text = visible(render(Report(**facts)))
+    text = visible(render_report(Report(**facts)))
     metrics = facts["metrics"]
     low, high = metrics["macro_recall"]["interval"]
     assert f"{metrics['macro_recall']['value']:.3f}" in text
@@ -120,20 +120,22 @@ def test_shows_figures_with_intervals(facts):
 
 
 def test_only_the_papers_protocol_is_called_optimistic(facts):
-    assert "optimistic" not in visible(render(Report(**facts)))
-    assert "These figures are optimistic" in visible(render(Report(**facts | {"protocol": "paper"})))
+    assert "optimistic" not in visible(render_report(Report(**facts)))
+    assert "These figures are optimistic" in visible(render_report(Report(**facts | {"protocol": "paper"})))
 
 
 def test_simulation_and_warnings_are_shown_when_there(facts):
-    plain = visible(render(Report(**facts)))
+    plain = visible(render_report(Report(**facts)))
     assert "Simulated images" not in plain
-    told = visible(render(Report(**facts, simulated="simulated destaining", warnings=["12 cells were seen <before>"])))
+    told = visible(
+        render_report(Report(**facts, simulated="simulated destaining", warnings=["12 cells were seen <before>"]))
+    )
     assert "Simulated images: simulated destaining." in told
     assert "12 cells were seen &lt;before&gt;" in told
 
 
 def test_without_figures_or_mistakes_no_empty_sections(facts):
-    page = render(Report(**facts | {"figures": [], "mistakes": []}))
+    page = render_report(Report(**facts | {"figures": [], "mistakes": []}))
     assert "Worst mistakes" not in page
     assert ">Figures<" not in page
     parse(page)
@@ -141,21 +143,21 @@ def test_without_figures_or_mistakes_no_empty_sections(facts):
 
 def test_given_differential_takes_the_place_of_the_metrics(facts):
     corrected = {"corrected": {"true_percent": 12.3, "predicted_percent": {"value": 45.6, "interval": None}}}
-    text = visible(render(Report(**facts, differential=corrected)))
+    text = visible(render_report(Report(**facts, differential=corrected)))
     assert "45.6" in text
     assert "12.3" in text
 
 
 def test_notes_may_stand_among_the_warnings(facts):
     notes = facts["metrics"].pop("notes")
-    text = visible(render(Report(**facts, warnings=notes)))
+    text = visible(render_report(Report(**facts, warnings=notes)))
     assert text.count("no true cells in this part") == 1
 
 
 def test_part_of_one_group_has_no_intervals(facts):
-    groups, intervals = interval_groups(None, ["one.png"] * 40)
+    groups, intervals = choose_groups(None, ["one.png"] * 40)
     metrics = score(np.array([0, 1, 2, 1] * 10), np.eye(3)[[0, 1, 2, 0] * 10], NAMES, groups, replicates=10)
-    page = render(Report(**facts | {"metrics": metrics, "intervals": intervals}))
+    page = render_report(Report(**facts | {"metrics": metrics, "intervals": intervals}))
     assert "none: one source image<" in page
     assert "No figure has an interval: all cells come from one source image" in page
     assert "95 % interval" not in page
@@ -171,6 +173,6 @@ def test_file_name_that_is_no_unicode(tmp_path, facts):
 
 
 def test_dark_small_and_printed_pages_are_provided_for(facts):
-    page = render(Report(**facts))
+    page = render_report(Report(**facts))
     for rule in ("prefers-color-scheme: dark", "@media print", "width=device-width", "overflow-x: auto"):
         assert rule in page

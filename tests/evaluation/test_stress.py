@@ -8,7 +8,7 @@ import pytest
 
 from urnet.errors import CellsError, RunError
 from urnet.evaluation.evaluate import evaluate
-from urnet.evaluation.stress import PERTURBATIONS, perturb, stress
+from urnet.evaluation.stress import PERTURBATIONS, perturb, run_stress_test
 from urnet.images.read import read_image
 from urnet.training.fit import train
 
@@ -27,7 +27,7 @@ def crops(size: int = 128, dtype: type = np.uint16) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def result(trained, shapes, tmp_path_factory):
-    return stress([trained.folder], shapes, tmp_path_factory.mktemp("stress") / "out")
+    return run_stress_test([trained.folder], shapes, tmp_path_factory.mktemp("stress") / "out")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -126,7 +126,7 @@ def test_the_table_begins_with_the_evaluation_and_falls(result, trained):
 def test_several_runs_a_cross_validation_among_them_share_one_table(trained, shapes, tiny, tmp_path):
     train(shapes, tiny, tmp_path / "cv", overrides=[*SHORT, "split.folds=2"])
     steps = []
-    result = stress(
+    result = run_stress_test(
         [trained.folder, tmp_path / "cv"], shapes, tmp_path / "out", progress=lambda *step: steps.append(step)
     )
     assert list(result.table["run"].unique()) == ["run", "cv"]
@@ -134,9 +134,9 @@ def test_several_runs_a_cross_validation_among_them_share_one_table(trained, sha
     assert any("not tested on the same cells" in warning for warning in result.warnings)
     assert dict(steps)["stress"] == 1.0
     with pytest.raises(CellsError, match="pools its test parts"):
-        stress([tmp_path / "cv"], shapes, tmp_path / "out2", split="train")
+        run_stress_test([tmp_path / "cv"], shapes, tmp_path / "out2", split="train")
     with pytest.raises(RunError, match="several runs; give one of them"):
-        stress([tmp_path / "cv"], shutil.copytree(shapes, tmp_path / "moved"), tmp_path / "out2")
+        run_stress_test([tmp_path / "cv"], shutil.copytree(shapes, tmp_path / "moved"), tmp_path / "out2")
 
 
 def test_other_cells_are_used_whole_and_donors_are_told_apart(trained, draw, tmp_path):
@@ -144,7 +144,7 @@ def test_other_cells_are_used_whole_and_donors_are_told_apart(trained, draw, tmp
     paths = sorted(other.rglob("*.png"))
     rows = [(p.relative_to(other).as_posix(), p.parent.name, "<A>" if int(p.stem) < 4 else "B") for p in paths]
     pd.DataFrame(rows, columns=["path", "label", "donor"]).to_csv(other / "cells.csv", index=False)
-    result = stress([trained.folder], other, tmp_path / "out")
+    result = run_stress_test([trained.folder], other, tmp_path / "out")
     assert set(result.table["cells"]) == {18}
     donors = pd.read_csv(result.folder / "donors.csv")
     assert dict(zip(donors["donor"], donors["cells"], strict=True)) == {"<A>": 12, "B": 6}
@@ -157,21 +157,21 @@ def test_other_cells_are_used_whole_and_donors_are_told_apart(trained, draw, tmp
 
 def test_bad_requests(trained, shapes, tmp_path):
     with pytest.raises(CellsError, match="split is 'tset'"):
-        stress([trained.folder], shapes, tmp_path / "out", split="tset")
+        run_stress_test([trained.folder], shapes, tmp_path / "out", split="tset")
     with pytest.raises(RunError, match="no run given"):
-        stress([], shapes, tmp_path / "out")
+        run_stress_test([], shapes, tmp_path / "out")
     with pytest.raises(RunError, match="run is named twice"):
-        stress([trained.folder, trained.folder], shapes, tmp_path / "out")
+        run_stress_test([trained.folder, trained.folder], shapes, tmp_path / "out")
     with pytest.raises(RunError, match="not a run folder"):
-        stress([tmp_path / "nothing"], shapes, tmp_path / "out")
+        run_stress_test([tmp_path / "nothing"], shapes, tmp_path / "out")
     with pytest.raises(CellsError, match="no such file or folder"):
-        stress([trained.folder], tmp_path / "nothing", tmp_path / "out")
+        run_stress_test([trained.folder], tmp_path / "nothing", tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(RunError, match="full: exists already"):
-        stress([trained.folder], shapes, tmp_path / "full")
+        run_stress_test([trained.folder], shapes, tmp_path / "full")
     with pytest.raises(RunError, match="would be taken for a class"):
-        stress([trained.folder], shapes, shapes / "out")
+        run_stress_test([trained.folder], shapes, shapes / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -179,4 +179,4 @@ def test_runs_of_other_classes_are_refused(trained, shapes, draw, tiny, tmp_path
     two = draw(tmp_path / "two", 8, classes=("bar", "disc"))
     run = train(two, tiny, tmp_path / "other", overrides=SHORT)[0]
     with pytest.raises(RunError, match=r"knows the classes bar, disc, ring.*the classes bar, disc; compare"):
-        stress([run.folder, trained.folder], two, tmp_path / "out")
+        run_stress_test([run.folder, trained.folder], two, tmp_path / "out")

@@ -4,12 +4,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from urnet.benchmark.collect import entries_of_runs
+from urnet.benchmark.collect import collect_runs
 from urnet.benchmark.report import write_comparison
-from urnet.benchmark.row import Entry
+from urnet.benchmark.row import ResultRow
 from urnet.cells.table import Cells
 from urnet.errors import RunError
-from urnet.evaluation.evaluate import runs_of
+from urnet.evaluation.evaluate import open_runs
 from urnet.evaluation.predictions import Progress
 from urnet.files.atomic import atomic_folder
 from urnet.files.outputs import refuse_existing
@@ -33,15 +33,15 @@ def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | No
         raise RunError(f"{len(runs)} run given; a comparison needs two or more")
     out = Path(out)
     refuse_existing(out)
-    entries = entries_of_runs([Path(run) for run in runs], progress)
+    entries = collect_runs([Path(run) for run in runs], progress)
     first = entries[0]
     for other in entries[1:]:
         if not set(first.runs["fold"]) & set(other.runs["fold"]):
             raise RunError(
-                f"{first.name} and {other.name} have no fold in common ({_folds(first)} and {_folds(other)}), so that "
-                "they were tested on different cells; compare runs over the same cells, split.seed and folds"
+                f"{first.name} ({_list_folds(first)}) and {other.name} ({_list_folds(other)}) have no fold in common: "
+                "they were tested on different cells. Compare runs over the same cells, split.seed and folds"
             )
-    cells = runs_of(Path(runs[0]))[0].cells()
+    cells = open_runs(Path(runs[0]))[0].cells()
     dataset = f"{len(first.predictions):,} test cells" + (f"; {cells.simulated}" if cells.simulated else "")
     with atomic_folder(out) as staging:
         write_comparison(
@@ -50,7 +50,7 @@ def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | No
     return out / "report.html"
 
 
-def _folds(entry: Entry) -> str:
+def _list_folds(entry: ResultRow) -> str:
     return ", ".join(map(str, entry.runs["fold"]))
 
 

@@ -12,57 +12,57 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from urnet.benchmark.row import Entry
+from urnet.benchmark.row import ResultRow
 from urnet.evaluation.figure_style import (
+    BAR_COLORS,
     BLUE,
     FAINT,
     INK,
-    MATRIX,
+    MATRIX_COLORS,
     ORANGE,
-    SHADES,
-    cut,
-    line_looks,
-    new_figure,
+    create_figure,
+    line_styles,
     styled,
-    wrap,
+    truncate,
+    wrap_label,
 )
-from urnet.evaluation.galleries import cam_legend, group_heads, shared_limits, show_image
-from urnet.evaluation.metrics import interval_groups
+from urnet.evaluation.galleries import add_cam_legend, compute_limits, group_titles, show_image
+from urnet.evaluation.metrics import choose_groups
 from urnet.evaluation.paired import NO_INTERVAL
 
 WIDE = 7.2  # inches
 ROW = 0.27
 LABEL = 40  # letters of a row's title
-BANDS = 4
+MAX_BANDS = 4
 Z = 1.96  # of a 95 % normal interval
 
 
 @styled
-def confusion_figure(entries: Sequence[Entry]) -> Figure:
+def draw_confusion_matrix(entries: Sequence[ResultRow]) -> Figure:
     """Confusion matrices of all entries side by side (the paper's Fig. 4a), each row in per cent, with counts.
 
     With more than four classes the counts have no room, and per cent are written without their sign.
     """
-    entries = _finished(entries)
+    entries = _with_metrics(entries)
     classes = list(entries[0].metrics["classes"])
     K, N = len(classes), len(entries)
     columns = min(N, 2 if N <= 4 else 3) if K > 4 else min(N, 2 if N <= 4 else 3 if N <= 9 else 4)
     rows = -(-N // columns)
     edge = min(2.6, (WIDE - 0.8) / columns)
-    figure = new_figure(0.8 + columns * edge, rows * (edge + 0.3) + 0.8)
+    figure = create_figure(0.8 + columns * edge, rows * (edge + 0.3) + 0.8)
     grid = figure.subplots(rows, columns, squeeze=False)
     size = max(4.5, min(9, 20 * edge / K)) if K > 4 else 9 if edge > 2 else 7
     for index, axes in enumerate(grid.flat):
         if index >= N:
             axes.set_axis_off()
             continue
-        _matrix(axes, np.asarray(entries[index].metrics["confusion_matrix"]), size)
-        axes.set_title(wrap(entries[index].title, int(9 * edge)), fontsize=9.5 if edge > 2 else 8.5)
+        _draw_matrix(axes, np.asarray(entries[index].metrics["confusion_matrix"]), size)
+        axes.set_title(wrap_label(entries[index].title, int(9 * edge)), fontsize=9.5 if edge > 2 else 8.5)
         axes.set_xticks(range(K), [""] * K)
-        axes.set_yticks(range(K), [cut(name, 16) for name in classes] if index % columns == 0 else [""] * K)
+        axes.set_yticks(range(K), [truncate(name, 16) for name in classes] if index % columns == 0 else [""] * K)
         if index + columns >= N:
             axes.set_xticks(
-                range(K), [cut(name, 16) for name in classes], rotation=40, ha="right", rotation_mode="anchor"
+                range(K), [truncate(name, 16) for name in classes], rotation=40, ha="right", rotation_mode="anchor"
             )
         axes.tick_params(length=0, labelsize=8 if K <= 6 else 6.5)
     figure.supxlabel("predicted", fontsize=9.5)
@@ -71,12 +71,12 @@ def confusion_figure(entries: Sequence[Entry]) -> Figure:
 
 
 @styled
-def curves_figure(entries: Sequence[Entry]) -> Figure:
+def draw_training_curves(entries: Sequence[ResultRow]) -> Figure:
     """Loss and accuracy of joint training, of all entries in one figure (the paper's Figs. 4b and 4c).
 
     Lines are means over folds and seeds; of up to four entries, bands reach from the least to the greatest.
     """
-    entries = [entry for entry in _finished(entries) if len(entry.history)]
+    entries = [entry for entry in _with_metrics(entries) if len(entry.history)]
     paper = bool(entries) and all(entry.recipe.protocol == "paper" for entry in entries)
     part = "validation (test part)" if paper else "validation"
     panels = [
@@ -84,21 +84,21 @@ def curves_figure(entries: Sequence[Entry]) -> Figure:
         [("train_accuracy", "Accuracy, training"), ("validation_accuracy", f"Accuracy, {part}")],
     ]
     lines = -(-len(entries) // 3)
-    figure = new_figure(WIDE, 4.9 + 0.2 * lines)
+    figure = create_figure(WIDE, 4.9 + 0.2 * lines)
     grid = figure.subplots(2, 2, sharex=True, sharey="row")
     for axes, (column, title) in zip(grid.flat, (panel for row in panels for panel in row), strict=True):
         axes.grid(True)
         axes.set_title(title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-        for entry, look in zip(entries, line_looks(len(entries)), strict=True):
+        for entry, look in zip(entries, line_styles(len(entries)), strict=True):
             training = entry.history[entry.history["stage"] == "train"]
             by_epoch = training.groupby("epoch")[column].agg(["mean", "min", "max"]).dropna()
-            if len(entries) <= BANDS:
+            if len(entries) <= MAX_BANDS:
                 axes.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], color=look["color"], alpha=0.12,
                                   linewidth=0)  # fmt: skip
             every = max(1, len(by_epoch) // 8)
             axes.plot(
-                by_epoch.index, by_epoch["mean"], markersize=4, markevery=every, label=cut(entry.title, 30), **look
+                by_epoch.index, by_epoch["mean"], markersize=4, markevery=every, label=truncate(entry.title, 30), **look
             )
     for axes in grid[1]:
         axes.set_xlabel("epoch")
@@ -108,7 +108,7 @@ def curves_figure(entries: Sequence[Entry]) -> Figure:
 
 
 @styled
-def class_counts_figure(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
+def draw_class_counts(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
     """Images of each class before and after augmentation and balancing (the paper's Figs. 1c and 1d).
 
     Args:
@@ -117,34 +117,36 @@ def class_counts_figure(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
     """
     parts, K = list(before.columns), len(before)
     thick = 0.8 / len(parts)
-    figure = new_figure(WIDE, 1.0 + K * (0.2 + 0.2 * len(parts)))
+    figure = create_figure(WIDE, 1.0 + K * (0.2 + 0.2 * len(parts)))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, counts, title in zip(panels, (before, after), ("Before", "After balancing"), strict=True):
         for index, part in enumerate(parts):
             where = np.arange(K) + (index - (len(parts) - 1) / 2) * thick
-            bars = axes.barh(where, counts[part], thick * 0.92, color=SHADES[2 * index % len(SHADES)], label=str(part))
+            bars = axes.barh(
+                where, counts[part], thick * 0.92, color=BAR_COLORS[2 * index % len(BAR_COLORS)], label=str(part)
+            )
             axes.bar_label(bars, [f"{count:,.0f}" for count in counts[part]], padding=3, fontsize=9)
         axes.set_title(title)
         axes.set_xlabel("images")
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
         axes.set_xlim(0, max(1, counts.to_numpy().max()) * 1.2)
-    panels[0].set_yticks(range(K), [wrap(str(name), 16) for name in before.index])
+    panels[0].set_yticks(range(K), [wrap_label(str(name), 16) for name in before.index])
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(parts), handlelength=1)
     return figure
 
 
 @styled
-def accuracy_figure(entries: Sequence[Entry], published: Mapping[str, float]) -> Figure:
+def draw_accuracy(entries: Sequence[ResultRow], published: Mapping[str, float]) -> Figure:
     """Accuracy of each entry with its interval and its single runs, beside the paper's figure (after its Fig. 5b).
 
     Args:
         entries: The rows.
         published: The paper's accuracy by an entry's name, a fraction; may lack some or all.
     """
-    entries = _finished(entries)
-    figure, axes = _rows([entry.title for entry in entries])
+    entries = _with_metrics(entries)
+    figure, axes = _create_row_axes([entry.title for entry in entries])
     for y, entry in enumerate(entries):
         figure_of_merit = entry.metrics["accuracy"]
         done = entry.runs[entry.runs["status"] == "done"]
@@ -159,12 +161,12 @@ def accuracy_figure(entries: Sequence[Entry], published: Mapping[str, float]) ->
             axes.scatter(100 * published[entry.name], y, s=40, marker="x", color=ORANGE, linewidth=1.8,
                          label="paper, its own cells", zorder=4)  # fmt: skip
     axes.set_xlabel("accuracy, %")
-    _legend(figure, axes)
+    _add_legend(figure, axes)
     return figure
 
 
 @styled
-def gallery_figure(
+def draw_gallery(
     examples: Mapping[str, Sequence[np.ndarray]], raw: Sequence[np.ndarray], labels: Sequence[str]
 ) -> Figure:
     """The same cells, raw and through every enhancer, a row each (the paper's Figs. 3a and 5a).
@@ -174,17 +176,17 @@ def gallery_figure(
         raw: M images of the same cells, in [0, 1].
         labels: M class names; one that repeats its left neighbour's is written once.
     """
-    return _grid({"raw": raw, **examples}, labels)
+    return _draw_grid({"raw": raw, **examples}, labels)
 
 
 @styled
-def cam_gallery_figure(
+def draw_cam_gallery(
     examples: Mapping[str, Sequence[np.ndarray]], raw: Sequence[np.ndarray], labels: Sequence[str]
 ) -> Figure:
     """Grad-CAM of the same cells under every entry, over the raw image (the paper's Fig. 3b).
 
     Args:
-        examples: M maps (H, W) by title, in [0, 1], from `gradcam.grad_cam`.
+        examples: M maps (H, W) by title, in [0, 1], from `urnet.nets.gradcam.grad_cam`.
         raw: M images, each (H, W), (H, W, 1) or (H, W, 3), in [0, 1].
         labels: M class names; one that repeats its left neighbour's is written once.
     """
@@ -194,27 +196,27 @@ def cam_gallery_figure(
         title: [overlay(image, np.asarray(cam, np.float32)) / 255 for image, cam in zip(raw, cams, strict=True)]
         for title, cams in examples.items()
     }
-    figure = _grid({"raw": raw, **rows}, labels, below=0.3)
-    cam_legend(figure, 0.14)
+    figure = _draw_grid({"raw": raw, **rows}, labels, below=0.3)
+    add_cam_legend(figure, 0.14)
     return figure
 
 
 @styled
-def cam_share_figure(entries: Sequence[Entry]) -> Figure:
+def draw_cam_share(entries: Sequence[ResultRow]) -> Figure:
     """Share of Grad-CAM mass on the cell: mean with interval, quartiles over cells, and what an even map would have.
 
     Args:
         entries: Those whose predictions have a column `cam_share` are drawn; `cam_chance` gives the even map's share.
     """
-    entries = [entry for entry in _finished(entries) if "cam_share" in entry.predictions]
-    figure, axes = _rows([entry.title for entry in entries])
+    entries = [entry for entry in _with_metrics(entries) if "cam_share" in entry.predictions]
+    figure, axes = _create_row_axes([entry.title for entry in entries])
     for y, entry in enumerate(entries):
         rows = entry.predictions[entry.predictions["cam_share"].notna()]
         if not len(rows):
             continue
         shares = 100 * rows["cam_share"].to_numpy(float)
-        mean, half = _mean(shares, rows)
-        axes.plot(np.quantile(shares, [0.25, 0.75]), [y, y], color=SHADES[2], linewidth=7, solid_capstyle="butt",
+        mean, half = _mean_with_error(shares, rows)
+        axes.plot(np.quantile(shares, [0.25, 0.75]), [y, y], color=BAR_COLORS[2], linewidth=7, solid_capstyle="butt",
                   label="half of the cells", zorder=2)  # fmt: skip
         if not np.isnan(half):
             axes.plot([mean - half, mean + half], [y, y], color=BLUE, linewidth=2, label="95 % interval", zorder=3)
@@ -223,12 +225,12 @@ def cam_share_figure(entries: Sequence[Entry]) -> Figure:
             chance = 100 * rows["cam_chance"].astype(float).mean()
             axes.plot([chance, chance], [y - 0.4, y + 0.4], color=ORANGE, linewidth=2, label="an even map", zorder=3)
     axes.set_xlabel("Grad-CAM on the cell, %")
-    _legend(figure, axes)
+    _add_legend(figure, axes)
     return figure
 
 
 @styled
-def differences_figure(differences: pd.DataFrame, titles: Mapping[str, str] | None = None) -> Figure:
+def draw_differences(differences: pd.DataFrame, titles: Mapping[str, str] | None = None) -> Figure:
     """Forest plot of paired differences: filled where the simultaneous interval leaves zero out, hollow where not.
 
     A cross is a difference without an interval, of which nobody knows.
@@ -242,8 +244,8 @@ def differences_figure(differences: pd.DataFrame, titles: Mapping[str, str] | No
     metrics = list(dict.fromkeys(differences["metric"]))
     columns = min(3, len(metrics))
     blocks = -(-len(metrics) // columns)
-    names = [f"{cut(titles.get(b, b), 22)} − {cut(titles.get(a, a), 22)}" for a, b in pairs]
-    figure = new_figure(WIDE, blocks * (0.85 + ROW * len(pairs)) + 0.3)
+    names = [f"{truncate(titles.get(b, b), 22)} − {truncate(titles.get(a, a), 22)}" for a, b in pairs]
+    figure = create_figure(WIDE, blocks * (0.85 + ROW * len(pairs)) + 0.3)
     grid = figure.subplots(blocks, columns, squeeze=False, sharey=True)
     for index, axes in enumerate(grid.flat):
         if index >= len(metrics):
@@ -252,38 +254,38 @@ def differences_figure(differences: pd.DataFrame, titles: Mapping[str, str] | No
         rows = differences[differences["metric"] == metrics[index]].set_index(["first", "second"])
         for y, pair in enumerate(pairs):
             if pair in rows.index:
-                _difference(axes, y, rows.loc[pair])
+                _draw_difference(axes, y, rows.loc[pair])
         axes.axvline(0, color=INK, linewidth=1)
         axes.grid(True, axis="x")
         metric = metrics[index].replace("macro_recall", "macro recall").replace("recall_", "recall: ")
-        axes.set_title(wrap(metric, 14), fontsize=9)
+        axes.set_title(wrap_label(metric, 14), fontsize=9)
         axes.set_xlabel("points", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.tick_params(axis="y", length=0)
     for axes in grid[:, 0]:
         axes.set_yticks(range(len(pairs)), names, fontsize=7.5)
     grid[0, 0].set_ylim(len(pairs) - 0.4, -0.6)
-    _legend(figure, *(axes for axes in grid.flat if axes.axison))
+    _add_legend(figure, *(axes for axes in grid.flat if axes.axison))
     return figure
 
 
-def _finished(entries: Sequence[Entry]) -> list[Entry]:
+def _with_metrics(entries: Sequence[ResultRow]) -> list[ResultRow]:
     return [entry for entry in entries if entry.metrics is not None]
 
 
-def _rows(names: Sequence[str]) -> tuple[Figure, Axes]:
+def _create_row_axes(names: Sequence[str]) -> tuple[Figure, Axes]:
     """Axes with a named row for each entry, the first on top."""
-    figure = new_figure(WIDE, 1.0 + (ROW + 0.02) * len(names))
+    figure = create_figure(WIDE, 1.0 + (ROW + 0.02) * len(names))
     axes = figure.add_subplot()
     axes.grid(True, axis="x")
-    axes.set_yticks(range(len(names)), [cut(name, LABEL) for name in names])
+    axes.set_yticks(range(len(names)), [truncate(name, LABEL) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
     return figure, axes
 
 
-def _legend(figure: Figure, *panels: Axes) -> None:
+def _add_legend(figure: Figure, *panels: Axes) -> None:
     """Every mark that occurs, once, above the figure."""
     found = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     marks = {label: handle for handle, label in reversed(found)}
@@ -298,11 +300,11 @@ def _legend(figure: Figure, *panels: Axes) -> None:
         )
 
 
-def _matrix(axes: Axes, matrix: np.ndarray, size: float) -> None:
+def _draw_matrix(axes: Axes, matrix: np.ndarray, size: float) -> None:
     K = len(matrix)
     support = matrix.sum(axis=1, keepdims=True)
     percent = np.divide(100 * matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
-    axes.imshow(np.nan_to_num(percent), cmap=MATRIX, vmin=0, vmax=110)
+    axes.imshow(np.nan_to_num(percent), cmap=MATRIX_COLORS, vmin=0, vmax=110)
     for row in range(K):
         for column in range(K):
             share, count = percent[row, column], matrix[row, column]
@@ -316,14 +318,14 @@ def _matrix(axes: Axes, matrix: np.ndarray, size: float) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _mean(values: np.ndarray, rows: pd.DataFrame) -> tuple[float, float]:
+def _mean_with_error(values: np.ndarray, rows: pd.DataFrame) -> tuple[float, float]:
     """The mean, and half the width of its 95 % interval (NaN of one group), allowing for cells of a group being alike.
 
     The interval is the normal one with a cluster-robust standard error (Cameron and Miller, J. Hum. Resour. 50, 2015,
     section II).
     """
     donors = rows["donor"].tolist() if "donor" in rows else None
-    groups, description = interval_groups(donors, rows["source"].tolist())
+    groups, description = choose_groups(donors, rows["source"].tolist())
     G, mean = description["groups"], float(values.mean())
     if G < 2:
         return mean, np.nan
@@ -331,7 +333,7 @@ def _mean(values: np.ndarray, rows: pd.DataFrame) -> tuple[float, float]:
     return mean, float(Z * np.sqrt(G / (G - 1) * np.sum(sums**2)) / len(values))
 
 
-def _difference(axes: Axes, y: int, row: pd.Series) -> None:
+def _draw_difference(axes: Axes, y: int, row: pd.Series) -> None:
     if np.isnan(row["difference"]):
         return
     if row["note"]:
@@ -348,7 +350,7 @@ def _difference(axes: Axes, y: int, row: pd.Series) -> None:
     )
 
 
-def _grid(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str], below: float = 0.0) -> Figure:
+def _draw_grid(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str], below: float = 0.0) -> Figure:
     """A row of images for each title, the titles on the left, with room `below`; all sizes in inches."""
     M = len(labels)
     if not M or any(len(images) != M for images in rows.values()):
@@ -359,9 +361,9 @@ def _grid(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str], below
     tall = wide * max(image.shape[0] / image.shape[1] for images in rows.values() for image in images)
     limits, feet = {}, []
     for name, images in rows.items():
-        limits[name], foot = shared_limits(name, images)
+        limits[name], foot = compute_limits(name, images)
         feet += foot
-    heads = group_heads(labels, M, wide + gap)
+    heads = group_titles(labels, M, wide + gap)
     head = 0.1 + 0.16 * max(text.count("\n") + 1 for text in heads.values())
     bottom = below + 0.15 * len(feet) + 0.08
     width, height = max(3.6, left + M * (wide + gap)), head + len(rows) * (tall + gap) + bottom
@@ -371,7 +373,9 @@ def _grid(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str], below
                     fontweight="bold", va="bottom")  # fmt: skip
     for line, (name, images) in enumerate(rows.items()):
         y = height - head - line * (tall + gap) - tall
-        figure.text((left - 0.08) / width, (y + tall / 2) / height, wrap(name, 16), ha="right", va="center", fontsize=9)
+        figure.text(
+            (left - 0.08) / width, (y + tall / 2) / height, wrap_label(name, 16), ha="right", va="center", fontsize=9
+        )
         for index, image in enumerate(images):
             x = left + index * (wide + gap)
             show_image(figure.add_axes((x / width, y / height, wide / width, tall / height)), image, limits[name])

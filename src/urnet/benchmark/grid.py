@@ -18,8 +18,8 @@ from typing import Any
 
 import pandas as pd
 
-from urnet.benchmark.job import GridCell, run_cell
-from urnet.benchmark.plans import Row
+from urnet.benchmark.job import Job, run_job
+from urnet.benchmark.plans import PlannedRow
 from urnet.cells.audit import Audit, audit_cells
 from urnet.cells.divide import divide
 from urnet.cells.table import TABLE_NAME, Cells
@@ -48,17 +48,17 @@ class Grid:
     cells: Cells
     audit: Audit
 
-    def cell(self, row: Row, seed: int, fold: int) -> GridCell:
+    def job(self, row: PlannedRow, seed: int, fold: int) -> Job:
         """The cell of a row, with its folder."""
         recipe = row.recipe.with_changes(seed=seed, split={"fold": fold})
-        return GridCell(recipe, self.folder / "runs" / f"{row.name}-{digest(row.recipe)}" / f"seed{seed}-fold{fold}")
+        return Job(recipe, self.folder / "runs" / f"{row.name}-{recipe_digest(row.recipe)}" / f"seed{seed}-fold{fold}")
 
-    def all_cells(self, rows: Sequence[Row], seeds: int, folds: int) -> list[GridCell]:
+    def jobs(self, rows: Sequence[PlannedRow], seeds: int, folds: int) -> list[Job]:
         """Fold by fold, so that every row has some figures early."""
-        return [self.cell(row, seed, fold) for seed in range(seeds) for fold in range(folds) for row in rows]
+        return [self.job(row, seed, fold) for seed in range(seeds) for fold in range(folds) for row in rows]
 
 
-def digest(recipe: Recipe) -> str:
+def recipe_digest(recipe: Recipe) -> str:
     """Eight letters that change whenever anything but name, seed and fold does.
 
     Keys at their default don't count, so that a key that is new in the recipe leaves the runs of older grids valid.
@@ -84,7 +84,7 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
     folder = folder.resolve()
     manifest = folder / MANIFEST
     begun = unfinished_files(manifest)  # of a benchmark that was killed as it began
-    if folder.exists() and not manifest.is_file() and any(path not in begun for path in _listed(folder)):
+    if folder.exists() and not manifest.is_file() and any(path not in begun for path in _list_folder(folder)):
         raise RunError(f"{folder}: holds something else than a benchmark; choose another --out")
     audit = audit_cells(cells, progress=lambda share: progress("audit", share))
     divided = divide(cells, recipe, audit)
@@ -92,13 +92,13 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
         divide(cells, recipe.with_changes(split={"fold": fold}), audit)
     found = {
         "format": FORMAT,
-        "fingerprint": fingerprint(cells, audit),
-        "division": division(cells, audit),
+        "fingerprint": fingerprint_cells(cells, audit),
+        "division": fingerprint_split(cells, audit),
         "cells": int(audit.distinct.sum()),
     }
     with lock_output(folder, in_place=True):
         if manifest.is_file():
-            _same_cells(manifest, found)
+            _check_same_cells(manifest, found)
         else:  # the manifest first, without which the table would be taken for the user's own
             with atomic_file(manifest) as file:
                 file.write((json.dumps(found, indent=2) + "\n").encode())
@@ -109,13 +109,13 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
         yield Grid(folder, cells, audit)
 
 
-def _listed(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise RunError(f"{folder}: is a file; choose another --out")
     return list(folder.iterdir())
 
 
-def _same_cells(manifest: Path, found: dict[str, Any]) -> None:
+def _check_same_cells(manifest: Path, found: dict[str, Any]) -> None:
     try:
         known = json.loads(manifest.read_text(encoding="utf-8"))
         newer, other = known["format"] > FORMAT, known["fingerprint"] != found["fingerprint"]
@@ -136,7 +136,7 @@ def _same_cells(manifest: Path, found: dict[str, Any]) -> None:
         )
 
 
-def fingerprint(cells: Cells, audit: Audit) -> str:
+def fingerprint_cells(cells: Cells, audit: Audit) -> str:
     """What the cells are, whatever their folder is called: pixels, labels and donors."""
     table = cells.table
     donors = table["donor"] if "donor" in table else [""] * len(table)
@@ -144,7 +144,7 @@ def fingerprint(cells: Cells, audit: Audit) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def division(cells: Cells, audit: Audit) -> str:
+def fingerprint_split(cells: Cells, audit: Audit) -> str:
     """What folds depend on beside the fingerprint: the order of the cells, which share a source, given folds."""
     table = cells.table
     folds = table["fold"] if "fold" in table else [""] * len(table)
@@ -152,20 +152,20 @@ def division(cells: Cells, audit: Audit) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def run_alone(grid: Grid, todo: Sequence[GridCell], reporter: Any) -> None:
+def run_sequentially(grid: Grid, todo: Sequence[Job], reporter: Any) -> None:
     """One cell after the other, in this process."""
     started = time.monotonic()
-    for done, cell in enumerate(todo):
-        reporter.notify(f"[{done + 1}/{len(todo)}] {cell.title}{_left(started, done, len(todo))}")
+    for done, job in enumerate(todo):
+        reporter.notify(f"[{done + 1}/{len(todo)}] {job.title}{_describe_time_left(started, done, len(todo))}")
         try:
-            run_cell(cell, grid.cells, grid.audit, reporter)
+            run_job(job, grid.cells, grid.audit, reporter)
         except UrnetError as error:
-            _failed(cell, str(error), reporter)
+            _record_failure(job, str(error), reporter)
         except Exception as error:  # one broken cell must not cost the night's grid
-            _failed(cell, f"{type(error).__name__}: {error}", reporter)
+            _record_failure(job, f"{type(error).__name__}: {error}", reporter)
 
 
-def run_through_ray(grid: Grid, todo: Sequence[GridCell], jobs: int | None, address: str | None, reporter: Any) -> None:
+def run_with_ray(grid: Grid, todo: Sequence[Job], jobs: int | None, address: str | None, reporter: Any) -> None:
     """Every cell a Ray task with its share of CPUs, or of GPUs where there are some.
 
     Args:
@@ -182,7 +182,7 @@ def run_through_ray(grid: Grid, todo: Sequence[GridCell], jobs: int | None, addr
     except ImportError:
         raise RunError('--jobs and --ray need Ray; install it with: pip install "urnet[cluster]"') from None
     try:
-        _reach(address)
+        _check_address(address)
         # "local", since Ray would else join any cluster that it finds here, another benchmark's among them.
         ray.init(
             address or "local",
@@ -195,34 +195,34 @@ def run_through_ray(grid: Grid, todo: Sequence[GridCell], jobs: int | None, addr
         where = f"--ray {address}: no Ray cluster answers there" if address else "--jobs: Ray does not start here"
         raise RunError(f"{where} ({' '.join(str(error).split())[:200]})") from None
     try:
-        cpus, gpus = _share([node["Resources"] for node in ray.nodes() if node["Alive"]], jobs)
+        cpus, gpus = _resources_per_job([node["Resources"] for node in ray.nodes() if node["Alive"]], jobs)
         there = replace(grid.cells, root=grid.cells.root.resolve())  # a worker's working folder may be another
         shared = ray.put((there, grid.audit))
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1)(_ray_cell)
-        waiting = {task.remote(cell, shared, int(cpus)): cell for cell in todo}
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1)(_run_ray_job)
+        waiting = {task.remote(job, shared, int(cpus)): job for job in todo}
         started, total = time.monotonic(), len(waiting)
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=2.0)
             for future in ready:
-                cell = waiting.pop(future)
+                job = waiting.pop(future)
                 try:
                     if error := ray.get(future):
-                        _failed(cell, error, reporter)
+                        _record_failure(job, error, reporter)
                 except ray.exceptions.RayError as error:
-                    _failed(
-                        cell,
+                    _record_failure(
+                        job,
                         f"its process died ({' '.join(str(error).split())[:200]}); memory may have run out",
                         reporter,
                     )
                 done = total - len(waiting)
-                left = _left(started, done, total) + _running(waiting.values())
-                reporter.notify(f"[{done}/{total}] {cell.title}: {cell.outcome()['status']}{left}")
+                left = _describe_time_left(started, done, total) + _describe_running(waiting.values())
+                reporter.notify(f"[{done}/{total}] {job.title}: {job.outcome()['status']}{left}")
             reporter.update("cells", 1 - len(waiting) / total)
     finally:
         ray.shutdown()
 
 
-def _reach(address: str | None) -> None:
+def _check_address(address: str | None) -> None:
     """Ray tries an address where nothing listens for minutes, and then ends the process.
 
     Raises:
@@ -232,7 +232,7 @@ def _reach(address: str | None) -> None:
         socket.create_connection((found[1], int(found[2])), timeout=10).close()
 
 
-def _share(nodes: Sequence[dict[str, float]], jobs: int | None) -> tuple[float, float]:
+def _resources_per_job(nodes: Sequence[dict[str, float]], jobs: int | None) -> tuple[float, float]:
     """CPUs and GPUs of each of `jobs` cells at once, or of a cell that takes one; never more than one node has."""
 
     def each(kind: str) -> float:
@@ -243,12 +243,12 @@ def _share(nodes: Sequence[dict[str, float]], jobs: int | None) -> tuple[float, 
     return max(1.0, each("CPU")), float(int(gpus)) if gpus > 1 else gpus  # Ray divides one GPU, but not three by two
 
 
-def _ray_cell(cell: GridCell, shared: tuple[Cells, Audit], threads: int) -> str:
+def _run_ray_job(job: Job, shared: tuple[Cells, Audit], threads: int) -> str:
     """One cell in a process of its own; what went wrong, or ""."""
     os.environ[THREADS_VARIABLE] = str(max(1, threads))
     limit_torch()
     try:
-        run_cell(cell, *shared)
+        run_job(job, *shared)
     except UrnetError as error:
         return str(error)
     except Exception as error:
@@ -256,32 +256,32 @@ def _ray_cell(cell: GridCell, shared: tuple[Cells, Audit], threads: int) -> str:
     return ""
 
 
-def _running(cells: Iterable[GridCell]) -> str:
+def _describe_running(jobs: Iterable[Job]) -> str:
     """How many cells are under way, and the epoch of the one that is farthest."""
     epochs = []
-    for cell in cells:
-        history = cell.folder / "history.csv"
+    for job in jobs:
+        history = job.folder / "history.csv"
         if history.is_file():
-            epochs.append((history.read_bytes().count(b"\n") - 1, cell))
+            epochs.append((history.read_bytes().count(b"\n") - 1, job))
     if not epochs:
         return ""
-    epoch, cell = max(epochs, key=lambda item: item[0])
-    whole = cell.recipe.train.epochs + cell.recipe.pretrain.epochs
-    return f"; {len(epochs)} under way, {cell.title} at epoch {epoch} of {whole}"
+    epoch, job = max(epochs, key=lambda item: item[0])
+    whole = job.recipe.train.epochs + job.recipe.pretrain.epochs
+    return f"; {len(epochs)} under way, {job.title} at epoch {epoch} of {whole}"
 
 
-def _failed(cell: GridCell, error: str, reporter: Any) -> None:
-    cell.fail(error)
-    reporter.notify(f"{cell.title} failed: {error}")
+def _record_failure(job: Job, error: str, reporter: Any) -> None:
+    job.record_failure(error)
+    reporter.notify(f"{job.title} failed: {error}")
 
 
-def _left(started: float, done: int, total: int) -> str:
+def _describe_time_left(started: float, done: int, total: int) -> str:
     if not done or done == total:
         return ""
     minutes = (time.monotonic() - started) / done * (total - done) / 60
     return f" (about {minutes:.0f} min left)" if minutes >= 1 else " (less than a minute left)"
 
 
-def unfinished(cells: Iterable[GridCell]) -> list[GridCell]:
+def unfinished_jobs(jobs: Iterable[Job]) -> list[Job]:
     """The cells to run: those that are missing, and those that failed."""
-    return [cell for cell in cells if cell.outcome()["status"] != "done"]
+    return [job for job in jobs if job.outcome()["status"] != "done"]

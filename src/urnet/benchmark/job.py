@@ -33,7 +33,7 @@ TIMED_BATCH = 32
 
 
 @dataclass(frozen=True)
-class GridCell:
+class Job:
     """A recipe with its seed and fold, and the run folder for it."""
 
     recipe: Recipe
@@ -82,12 +82,12 @@ class GridCell:
         with np.load(self.examples_path) as kept:
             return dict(kept)
 
-    def fail(self, error: str) -> None:
+    def record_failure(self, error: str) -> None:
         """Keep that the cell failed, and why."""
         spent = self.outcome().get("train_seconds")
-        self._conclude({"status": "failed", "error": " ".join(error.split()), "train_seconds": spent})
+        self._write_outcome({"status": "failed", "error": " ".join(error.split()), "train_seconds": spent})
 
-    def begin(self) -> float | None:
+    def discard_outcome(self) -> float | None:
         """Forget an earlier attempt's outcome, which would be in the way of a new run folder.
 
         Returns:
@@ -97,16 +97,16 @@ class GridCell:
         shutil.rmtree(self.outcome_path.parent, ignore_errors=True)
         return spent
 
-    def _conclude(self, outcome: dict[str, Any]) -> None:
+    def _write_outcome(self, outcome: dict[str, Any]) -> None:
         with atomic_file(self.outcome_path) as file:
             file.write((json.dumps(outcome, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def run_cell(cell: GridCell, cells: Cells, audit: Audit, reporter: Any = None) -> None:
+def run_job(job: Job, cells: Cells, audit: Audit, reporter: Any = None) -> None:
     """Train, test and conclude a cell; an interrupted one goes on from its last whole epoch.
 
     Args:
-        cell: what to train and where.
+        job: what to train and where.
         cells: the grid's cells, undivided.
         audit: of these cells.
         reporter: is told how it goes.
@@ -116,54 +116,54 @@ def run_cell(cell: GridCell, cells: Cells, audit: Audit, reporter: Any = None) -
     """
     from urnet.training.fit import train
 
-    started, spent = time.monotonic(), cell.begin()
+    started, spent = time.monotonic(), job.discard_outcome()
     try:
-        train(cells, cell.recipe, cell.folder, resume=True, audit=audit, reporter=reporter)
+        train(cells, job.recipe, job.folder, resume=True, audit=audit, reporter=reporter)
     finally:
         if spent is not None:
             spent += time.monotonic() - started
-        if cell.folder.is_dir():
-            cell._conclude({"status": "missing", "error": "", "train_seconds": spent})
+        if job.folder.is_dir():
+            job._write_outcome({"status": "missing", "error": "", "train_seconds": spent})
     # Only an unfinished run needs them, and a grid of hundreds would fill the disk.
-    shutil.rmtree(Run(cell.folder).checkpoints, ignore_errors=True)
-    score_cell(cell, spent)
+    shutil.rmtree(Run(job.folder).checkpoints, ignore_errors=True)
+    score_job(job, spent)
 
 
-def score_cell(cell: GridCell, train_seconds: float | None = None) -> None:
+def score_job(job: Job, train_seconds: float | None = None) -> None:
     """Classify the test part of a trained run once, and keep the answers, then the outcome.
 
     Args:
-        cell: its folder is a finished run.
+        job: its folder is a finished run.
         train_seconds: what the training took, where that is known.
 
     Raises:
         UrnetError: the run is not finished, or its cells cannot be read.
     """
-    from urnet.evaluation.predictions import own_part
+    from urnet.evaluation.predictions import score_run_part
     from urnet.nets import count_macs, count_parameters
 
-    run = Run.open(cell.folder)
-    scored = own_part(run, "test", None)
-    model, rows = scored.model, scored.predictions()
+    run = Run.open(job.folder)
+    scored = score_run_part(run, "test", None)
+    model, rows = scored.model, scored.to_frame()
     examples: dict[str, np.ndarray] = {}
     try:
-        shares, chance, cams = _cam(scored)
+        shares, chance, cams = _compute_cam_shares(scored)
         rows = rows.assign(cam_share=shares.round(4), cam_chance=chance.round(4))
     except RecipeError:  # no feature maps to look at
         cams = None
-    if not cell.recipe.split.fold:
-        examples = _examples(scored, cams)
-    write_frame(cell.predictions_path, rows)
+    if not job.recipe.split.fold:
+        examples = _collect_examples(scored, cams)
+    write_frame(job.predictions_path, rows)
     if examples:
-        with atomic_file(cell.examples_path) as file:
+        with atomic_file(job.examples_path) as file:
             np.savez_compressed(file, **examples)
-    cell._conclude(
+    job._write_outcome(
         {
             "status": "done",
             "error": "",
             **scored.summary(),
             "train_seconds": train_seconds,
-            "images_per_second": _throughput(scored),
+            "images_per_second": _measure_throughput(scored),
             "epoch": model.config.epoch,
             "parameters": count_parameters(model.joint),
             "macs": count_macs(model.joint, model.config.size, model.config.channels),
@@ -181,7 +181,7 @@ def device_name() -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} thread(s))"
 
 
-def _throughput(scored: Any) -> float:
+def _measure_throughput(scored: Any) -> float:
     """Images per second through enhancer and classifier, of prepared inputs in batches; median of several passes."""
     inputs = scored.inputs(slice(0, 4 * TIMED_BATCH))
     seconds = []
@@ -193,7 +193,7 @@ def _throughput(scored: Any) -> float:
     return len(inputs) / float(np.median(seconds[1:]))
 
 
-def _cam(scored: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _compute_cam_shares(scored: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Share of the Grad-CAM mass on the cell, and that of an even map, (N,) each, and the maps, (N, S, S).
 
     Both shares are NaN where no outline of a cell is found.
@@ -201,18 +201,18 @@ def _cam(scored: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     import torch
 
     from urnet.evaluation.cam_share import cam_share, chance_share
-    from urnet.evaluation.evaluate import picture
+    from urnet.evaluation.evaluate import channels_last
     from urnet.images.mask import segment_cell
     from urnet.nets.gradcam import grad_cam
 
     maps = grad_cam(scored.model.joint, torch.from_numpy(scored.inputs(slice(None))))
-    crops = map(picture, scored.images)
+    crops = map(channels_last, scored.images)
     masks, found = (np.stack(part) for part in zip(*map(segment_cell, crops), strict=True))
     shares, chance = (np.where(found, share, np.nan) for share in (cam_share(maps, masks), chance_share(masks)))
     return shares, chance, maps
 
 
-def _examples(scored: Any, cams: np.ndarray | None) -> dict[str, np.ndarray]:
+def _collect_examples(scored: Any, cams: np.ndarray | None) -> dict[str, np.ndarray]:
     """A few cells of each class, the same for every recipe of a grid: raw, enhanced, Grad-CAM, label."""
     chosen = scored.examples(EXAMPLES_PER_CLASS)
     inputs = scored.inputs(chosen)

@@ -25,7 +25,7 @@ CLASSIFIERS = {
     "densenet121": "DenseNet121",
     "resnet101": "ResNet101",
 }
-FIXED = {
+TRADITIONAL = {
     "clahe": "CLAHE",
     "retinex": "Retinex",
     "unsharp": "Unsharp masking",
@@ -40,7 +40,7 @@ SWITCHES = {
     "skip_conv": "convolution on skips",
     "attention": "channel attention",
 }
-DECIDED = {
+RESERVED_KEYS = {
     "name": "the row",
     "seed": "--seeds",
     "protocol": "--protocol",
@@ -48,16 +48,16 @@ DECIDED = {
     "split.fold": "the grid",
 }
 """Keys of the recipe that are not free in a benchmark, and what sets them."""
-STEM = {"depth": 18, "fold": 4}
+PLAIN_STEM = {"depth": 18, "fold": 4}
 """Layers of the plain stem; folded so that its multiply-accumulates stay near UR-Net's."""
 
 LAPTOP_SIZE = 96
 LAPTOP_WIDTH = 8
-FROM_RANDOM: dict[str, Any] = {"epochs": 24, "optimizer": "adamw", "lr": 0.001, "weight_decay": 0.05}
+RANDOM_START: dict[str, Any] = {"epochs": 24, "optimizer": "adamw", "lr": 0.001, "weight_decay": 0.05}
 
 
 @dataclass(frozen=True)
-class Row:
+class PlannedRow:
     """A row of a table: its key, what is printed, and what is trained."""
 
     name: str
@@ -65,7 +65,7 @@ class Row:
     recipe: Recipe
 
 
-def plan(
+def plan_rows(
     table: Table,
     *,
     scale: Scale = "paper",
@@ -74,7 +74,7 @@ def plan(
     channels: int = 3,
     paired: str = "",
     overrides: Iterable[str] = (),
-) -> list[Row]:
+) -> list[PlannedRow]:
     """The rows of a table.
 
     Args:
@@ -93,25 +93,25 @@ def plan(
     """
     overrides = list(overrides)
     for override in overrides:
-        if (key := override.partition("=")[0].strip()) in DECIDED:
-            raise RecipeError(f"--set {override}: in a benchmark {DECIDED[key]} decides this; leave it out")
+        if (key := override.partition("=")[0].strip()) in RESERVED_KEYS:
+            raise RecipeError(f"--set {override}: in a benchmark {RESERVED_KEYS[key]} decides this; leave it out")
     used: dict[str, set[str]] = {}
 
-    def row(name: str, title: str, base: str, *, weights_at_hand: bool = True, **changes: Any) -> Row:
+    def row(name: str, title: str, base: str, *, packaged_weights: bool = True, **changes: Any) -> PlannedRow:
         recipe = load_recipe(base).with_changes(name=name, **changes)
         if scale == "laptop":
-            recipe = at_laptop(recipe, weights_at_hand=weights_at_hand)
+            recipe = shrink_to_laptop(recipe, packaged_weights=packaged_weights)
         waiting = overrides
-        while concerned := [override for override in waiting if _concerns(override, recipe)]:
+        while concerned := [override for override in waiting if _applies_to(override, recipe)]:
             used.setdefault(name, set()).update(concerned)
             recipe = recipe.with_overrides(concerned)  # after which it may have what others change
             waiting = [override for override in waiting if override not in concerned]
         recipe = recipe.with_changes(protocol=protocol, split={"folds": folds, "fold": None})
         if recipe.input.channels is None:
             recipe = recipe.with_changes(input={"channels": channels})
-        return Row(name, title, recipe)
+        return PlannedRow(name, title, recipe)
 
-    rows = _rows(table, row, paired)
+    rows = _build_rows(table, row, paired)
     for override in overrides:
         if not any(override in used.get(row.name, ()) for row in rows):
             known = ""
@@ -124,7 +124,7 @@ def plan(
     return rows
 
 
-def _rows(table: Table, row: Callable[..., Row], paired: str) -> list[Row]:
+def _build_rows(table: Table, row: Callable[..., PlannedRow], paired: str) -> list[PlannedRow]:
     """The rows of each table in their order."""
     net1, net4 = row("net1", "Net1", "net1"), row("net4", "Net4", "net4")
     match table:
@@ -134,7 +134,7 @@ def _rows(table: Table, row: Callable[..., Row], paired: str) -> list[Row]:
                     f"{enhancer}-{classifier}",
                     f"{ENHANCERS[enhancer]} + {CLASSIFIERS[classifier]}",
                     "net2",
-                    weights_at_hand=False,
+                    packaged_weights=False,
                     enhancer={"name": enhancer},
                     classifier={"name": classifier},
                 )
@@ -147,11 +147,11 @@ def _rows(table: Table, row: Callable[..., Row], paired: str) -> list[Row]:
             towards = {"pretrain": {"target": paired}} if paired else {}
             return [
                 net1,
-                row("jeon2021", "Jeon 2021", "jeon2021", weights_at_hand=False),
+                row("jeon2021", "Jeon 2021", "jeon2021", packaged_weights=False),
                 row("shahzad2022", "Shahzad 2022 (in the style of)", "shahzad2022"),
                 row("huang2018", "Huang 2018", "huang2018", **towards),
                 row("sharma2018", "Sharma 2018", "sharma2018"),
-                *(row(name, title, "net1", enhancer={"name": name}) for name, title in FIXED.items()),
+                *(row(name, title, "net1", enhancer={"name": name}) for name, title in TRADITIONAL.items()),
                 net4,
             ]
         case "ablation":
@@ -165,8 +165,8 @@ def _rows(table: Table, row: Callable[..., Row], paired: str) -> list[Row]:
                 row("net4-residual", "with residual output", "net4", enhancer={"residual": True}),
                 row("net3-residual", "residual output for pre-training", "net3", enhancer={"residual": True}),
                 net1,
-                _stem(net1, net4),
-                Row(
+                _build_stem_row(net1, net4),
+                PlannedRow(
                     "net1-long",
                     "Net1, Net4's epochs",
                     net1.recipe.with_changes(
@@ -177,7 +177,7 @@ def _rows(table: Table, row: Callable[..., Row], paired: str) -> list[Row]:
             ]
 
 
-def _concerns(override: str, recipe: Recipe) -> bool:
+def _applies_to(override: str, recipe: Recipe) -> bool:
     """Whether a change leaves a row what it is: some sections and options belong to some methods alone."""
     section, _, key = override.partition("=")[0].strip().partition(".")
     if section == "enhancer" and key not in ("", "name"):
@@ -191,29 +191,29 @@ def _concerns(override: str, recipe: Recipe) -> bool:
     return bool(recipe.pretrain.epochs or (recipe.train.auxiliary and key != "epochs"))
 
 
-def _stem(net1: Row, net4: Row) -> Row:
+def _build_stem_row(net1: PlannedRow, net4: PlannedRow) -> PlannedRow:
     """Net1 behind as many parameters as Net4's enhancer has, in a stack of convolutions without structure."""
     picture = {key: value for key, value in net4.recipe.enhancer.options.items() if key in ARTEFACT_FREE}
-    width = match_plain_width(_channels(net4.recipe), _parameters(net4.recipe), **STEM)
+    width = match_plain_width(_count_channels(net4.recipe), _count_enhancer_parameters(net4.recipe), **PLAIN_STEM)
     recipe = net1.recipe.with_changes(
         name="net1-stem",
-        enhancer={"name": "plain", "width": width, **STEM, **picture},
+        enhancer={"name": "plain", "width": width, **PLAIN_STEM, **picture},
         train={"enhancer_lr": net4.recipe.train.enhancer_lr},
     )
-    return Row("net1-stem", "Net1 behind a plain stem", recipe)
+    return PlannedRow("net1-stem", "Net1 behind a plain stem", recipe)
 
 
-def _channels(recipe: Recipe) -> int:
+def _count_channels(recipe: Recipe) -> int:
     return recipe.input.channels or 3
 
 
-def _parameters(recipe: Recipe) -> int:
+def _count_enhancer_parameters(recipe: Recipe) -> int:
     """Those of the enhancer; a fixed one has none."""
     enhancer = recipe.enhancer
-    return count_parameters(create_enhancer(enhancer.name, _channels(recipe), **enhancer.options))
+    return count_parameters(create_enhancer(enhancer.name, _count_channels(recipe), **enhancer.options))
 
 
-def at_laptop(recipe: Recipe, *, weights_at_hand: bool = True) -> Recipe:
+def shrink_to_laptop(recipe: Recipe, *, packaged_weights: bool = True) -> Recipe:
     """A paper-scale recipe at the size that two cores can train.
 
     U-shaped enhancers give pictures (`artefact_free_options`): bounded by a sigmoid, without a checkerboard or an edge.
@@ -224,16 +224,18 @@ def at_laptop(recipe: Recipe, *, weights_at_hand: bool = True) -> Recipe:
 
     Args:
         recipe: what to shrink.
-        weights_at_hand: whether ResNet101 is stood in for by EfficientNet-Lite0, whose weights a package has. Else the
+        packaged_weights: whether ResNet101 is stood in for by EfficientNet-Lite0, whose weights a package has. Else the
             classifier stays and starts from random weights, which needs AdamW and more epochs.
     """
     small, pretrained = load_recipe("net1-laptop"), load_recipe("net4-laptop")
-    swapped = weights_at_hand and recipe.classifier.name == "resnet101"
+    swapped = packaged_weights and recipe.classifier.name == "resnet101"
     changes: dict[str, Any] = {
         "input": {"size": LAPTOP_SIZE, "channels": None},
         "augment": {"per_class": None},
         "classifier": small.classifier.model_dump() if swapped else {"pretrained": False},
-        "train": _settings(small.train.model_dump(), FROM_RANDOM if not weights_at_hand else {}, recipe.train),
+        "train": _training_settings(
+            small.train.model_dump(), RANDOM_START if not packaged_weights else {}, recipe.train
+        ),
     }
     if recipe.classifier.name == "shahzad2022":
         changes["classifier"] = {
@@ -250,12 +252,12 @@ def at_laptop(recipe: Recipe, *, weights_at_hand: bool = True) -> Recipe:
         kept = {key: getattr(recipe.pretrain, key) for key in ("target", "loss", "perceptual", "adversarial")}
         changes["pretrain"] = pretrained.pretrain.model_dump() | kept
     train, gentle = changes["train"], pretrained.train.enhancer_lr
-    if train["enhancer_lr"] is None and train["lr"] > gentle and _parameters(recipe):
+    if train["enhancer_lr"] is None and train["lr"] > gentle and _count_enhancer_parameters(recipe):
         train["enhancer_lr"] = gentle
     return recipe.with_changes(**changes)
 
 
-def _settings(small: dict[str, Any], start: dict[str, Any], paper: Any) -> dict[str, Any]:
+def _training_settings(small: dict[str, Any], start: dict[str, Any], paper: Any) -> dict[str, Any]:
     """The laptop's optimisation, with what belongs to the method itself."""
     method = {key: getattr(paper, key) for key in ("balance", "enhancer_lr", "frozen", "auxiliary")}
     return small | start | method

@@ -40,7 +40,7 @@ class Published:
     recomputed: bool = False
 
 
-def published(table: str, name: str, classes: tuple[str, ...] | None = None) -> Published | None:
+def find_published(table: str, name: str, classes: tuple[str, ...] | None = None) -> Published | None:
     """The paper's figures of one row of one table; None where it has none.
 
     Args:
@@ -48,17 +48,17 @@ def published(table: str, name: str, classes: tuple[str, ...] | None = None) -> 
         name: of the row: `resunet-vgg16`, `net4`, `huang2018`.
         classes: where given, the paper's three must be meant, in any order, singular or plural.
     """
-    if classes is not None and {class_key(name) for name in classes} != set(CLASSES):
+    if classes is not None and {normalize_class(name) for name in classes} != set(CLASSES):
         return None
     return PUBLISHED.get(table, {}).get(name)
 
 
-def accuracies(table: str) -> dict[str, float]:
+def published_accuracies(table: str) -> dict[str, float]:
     """The paper's accuracy of each row of a table; empty for tables that it has not."""
     return {name: row.accuracy for name, row in PUBLISHED.get(table, {}).items()}
 
 
-def class_key(name: str) -> str:
+def normalize_class(name: str) -> str:
     """The paper's spelling of a class: lower case, singular."""
     return name.lower().removesuffix("s")
 

@@ -165,13 +165,13 @@ def _head(text: str, figure: bool, reach: str = "", scope: str = "col") -> str:
 
 
 def _markdown(text: str) -> str:
-    return MARKDOWN.sub(r"\\\1", line(text))
+    return MARKDOWN.sub(r"\\\1", single_line(text))
 
 
 def _latex(text: str) -> str:
     return text.translate(LATEX)
 
 
-def line(text: object) -> str:
+def single_line(text: object) -> str:
     """Any text on one line."""
     return " ".join(str(text).split())

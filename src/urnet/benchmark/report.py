@@ -9,22 +9,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from urnet.benchmark import figures, published, tables
-from urnet.benchmark.differences import differences_table
+from urnet.benchmark import figures, tables
+from urnet.benchmark.differences import build_differences_table
+from urnet.benchmark.published import published_accuracies
 from urnet.benchmark.render import TableData, to_html, to_latex, to_markdown
-from urnet.benchmark.row import Entry
-from urnet.evaluation.evaluate import OPTIMISTIC, VERSIONS, picture
+from urnet.benchmark.row import ResultRow
+from urnet.evaluation.evaluate import OPTIMISTIC, VERSIONS, channels_last
 from urnet.evaluation.figure_style import to_png
 from urnet.evaluation.paired import paired_differences
-from urnet.evaluation.report import environment
+from urnet.evaluation.report import template_environment
 from urnet.files.atomic import atomic_file
 from urnet.files.csv_tables import write_frame
 
-CURVES = 8
+MAX_CURVES = 8
 """More entries than this make no legible curves."""
 
 
-NOT_ALWAYS = (
+OPTIONAL_FILES = (
     *("differences.csv", "tables/differences.md", "tables/differences.tex"),
     *("figures/differences-with-simultaneous-intervals.png", "tables/optimism.md", "tables/optimism.tex"),
     *("figures/loss-and-accuracy-over-the-epochs.png", "figures/the-same-cells-through-every-enhancer.png"),
@@ -57,13 +58,13 @@ class Page:
 def write_comparison(
     folder: Path,
     table: str,
-    entries: Sequence[Entry],
+    entries: Sequence[ResultRow],
     *,
     name: str,
     dataset: str,
     simulated: str = "",
     counts: tuple[pd.DataFrame, pd.DataFrame] | None = None,
-    optimistic: Sequence[Entry] = (),
+    optimistic: Sequence[ResultRow] = (),
 ) -> None:
     """Write the tables and figures of a comparison; those that an earlier call wrote are replaced.
 
@@ -78,13 +79,13 @@ def write_comparison(
         optimistic: the same rows under protocol `paper`, where there are any.
     """
     done = [entry for entry in entries if entry.metrics is not None]
-    page = Page(tables.TITLES[table], dataset, _facts(entries), _warnings(entries, simulated))
-    differences = _differences(table, done)
+    page = Page(tables.TITLES[table], dataset, _list_facts(entries), _list_warnings(entries, simulated))
+    differences = _compute_differences(table, done)
     titles = {entry.name: entry.title for entry in done}
-    written = tables.table_data(table, entries, differences if len(differences) else None, simulated=simulated)
+    written = tables.build_tables(table, entries, differences if len(differences) else None, simulated=simulated)
     page.sections += [Section(data.title, table=to_html(data)) for data in written.values()]
     if len(differences):
-        written["differences"] = differences_table(differences, titles, simulated=simulated)
+        written["differences"] = build_differences_table(differences, titles, simulated=simulated)
         page.sections.append(
             Section(
                 "Differences",
@@ -95,12 +96,12 @@ def write_comparison(
                     (
                         "Differences with simultaneous intervals",
                         "",
-                        to_png(figures.differences_figure(differences, titles)),
+                        to_png(figures.draw_differences(differences, titles)),
                     )
                 ],
             )
         )
-    if bought := tables.optimism_table(done, optimistic):
+    if bought := tables.build_optimism_table(done, optimistic):
         written["optimism"] = bought
         page.sections.append(
             Section(
@@ -110,41 +111,41 @@ def write_comparison(
             )
         )
     if done:
-        page.sections.append(Section("Figures", figures=_figures(table, done, counts)))
-    _write(folder, table, page, written, entries, differences, name)
+        page.sections.append(Section("Figures", figures=_draw_figures(table, done, counts)))
+    _write_files(folder, table, page, written, entries, differences, name)
 
 
-def _write(
+def _write_files(
     folder: Path,
     table: str,
     page: Page,
     written: dict[str, TableData],
-    entries: Sequence[Entry],
+    entries: Sequence[ResultRow],
     differences: pd.DataFrame,
     name: str,
 ) -> None:
-    for path in NOT_ALWAYS:
+    for path in OPTIONAL_FILES:
         (folder / path).unlink(missing_ok=True)
     for stem, data in written.items():
-        _replace(folder / "tables" / f"{stem}.md", to_markdown(data))
-        _replace(folder / "tables" / f"{stem}.tex", to_latex(data))
+        _write_text(folder / "tables" / f"{stem}.md", to_markdown(data))
+        _write_text(folder / "tables" / f"{stem}.tex", to_latex(data))
     for section in page.sections:
         for title, _, png in section.figures:
             stem = "".join(letter if letter.isalnum() else "-" for letter in title.lower()).strip("-")
             with atomic_file(folder / "figures" / f"{stem}.png") as file:
                 file.write(png)
-    write_frame(folder / "results.csv", tables.results_frame(entries, name, table))
+    write_frame(folder / "results.csv", tables.build_results_frame(entries, name, table))
     if len(differences):
         write_frame(folder / "differences.csv", differences)
-    _replace(folder / "report.html", environment().get_template("comparison.html.j2").render(page=page))
+    _write_text(folder / "report.html", template_environment().get_template("comparison.html.j2").render(page=page))
 
 
-def _replace(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     with atomic_file(path) as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
-def _facts(entries: Sequence[Entry]) -> dict[str, str]:
+def _list_facts(entries: Sequence[ResultRow]) -> dict[str, str]:
     runs = pd.concat([entry.runs for entry in entries])
     done = int((runs["status"] == "done").sum())
     devices = sorted({entry.device for entry in entries} - {""})
@@ -160,7 +161,7 @@ def _facts(entries: Sequence[Entry]) -> dict[str, str]:
     }
 
 
-def _warnings(entries: Sequence[Entry], simulated: str) -> list[str]:
+def _list_warnings(entries: Sequence[ResultRow], simulated: str) -> list[str]:
     warnings = []
     if any(entry.recipe.protocol == "paper" for entry in entries):
         warnings.append(OPTIMISTIC)
@@ -176,17 +177,17 @@ def _warnings(entries: Sequence[Entry], simulated: str) -> list[str]:
     return warnings
 
 
-def _differences(table: str, done: Sequence[Entry]) -> pd.DataFrame:
+def _compute_differences(table: str, done: Sequence[ResultRow]) -> pd.DataFrame:
     complete = {entry.name: entry for entry in done if entry.complete}
-    pairs = [pair for pair in tables.comparisons(table, list(complete)) if set(pair) <= complete.keys()]
+    pairs = [pair for pair in tables.list_comparisons(table, list(complete)) if set(pair) <= complete.keys()]
     if not pairs:
         return pd.DataFrame()
     classes = next(iter(complete.values())).metrics["classes"]
     return paired_differences({name: entry.predictions for name, entry in complete.items()}, pairs, classes)
 
 
-def _figures(
-    table: str, done: Sequence[Entry], counts: tuple[pd.DataFrame, pd.DataFrame] | None
+def _draw_figures(
+    table: str, done: Sequence[ResultRow], counts: tuple[pd.DataFrame, pd.DataFrame] | None
 ) -> list[tuple[str, str, bytes]]:
     drawn: list[tuple[str, str, bytes]] = []
 
@@ -197,32 +198,36 @@ def _figures(
     caption = (
         f"Dots {'with 95 %' if intervals else 'without'} intervals; the cross is the paper's figure, on its own cells."
     )
-    add("Accuracy", caption, figures.accuracy_figure(done, published.accuracies(table)))
-    add("Confusion matrices", "Rows are true classes; all folds together.", figures.confusion_figure(done))
-    if len(done) <= CURVES:
-        add("Loss and accuracy over the epochs", "Mean over the folds, with their range.", figures.curves_figure(done))
+    add("Accuracy", caption, figures.draw_accuracy(done, published_accuracies(table)))
+    add("Confusion matrices", "Rows are true classes; all folds together.", figures.draw_confusion_matrix(done))
+    if len(done) <= MAX_CURVES:
+        add(
+            "Loss and accuracy over the epochs",
+            "Mean over the folds, with their range.",
+            figures.draw_training_curves(done),
+        )
     if counts is not None:
-        add("Cells by class", "Before and after balancing of the training part.", figures.class_counts_figure(*counts))
+        add("Cells by class", "Before and after balancing of the training part.", figures.draw_class_counts(*counts))
     pictured = [entry for entry in done if entry.examples]
     if pictured:
         raw, labels = (
-            [picture(image) for image in pictured[0].examples["raw"].astype(np.float32)],
+            [channels_last(image) for image in pictured[0].examples["raw"].astype(np.float32)],
             list(pictured[0].examples["label"]),
         )
         enhancing = [entry for entry in pictured if entry.recipe.enhancer.name != "none"]
         seen = {
-            entry.title: [picture(image) for image in entry.examples["enhanced"].astype(np.float32)]
+            entry.title: [channels_last(image) for image in entry.examples["enhanced"].astype(np.float32)]
             for entry in enhancing
         }
         if seen:
-            add("The same cells through every enhancer", "", figures.gallery_figure(seen, raw, labels))
+            add("The same cells through every enhancer", "", figures.draw_gallery(seen, raw, labels))
         cams = {entry.title: list(entry.examples["cam"]) for entry in pictured if "cam" in entry.examples}
         if cams:
-            add("Grad-CAM of the same cells", "", figures.cam_gallery_figure(cams, raw, labels))
+            add("Grad-CAM of the same cells", "", figures.draw_cam_gallery(cams, raw, labels))
     if all("cam_share" in entry.predictions for entry in done):
         add(
             "Share of Grad-CAM on the cell",
             "The cell is found by its own segmentation; the line is what an even map would have.",
-            figures.cam_share_figure(done),
+            figures.draw_cam_share(done),
         )
     return drawn

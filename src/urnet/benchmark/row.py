@@ -10,7 +10,7 @@ from urnet.recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class ResultRow:
     """A recipe and its runs, pooled over folds and seeds.
 
     Attributes:

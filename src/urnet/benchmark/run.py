@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from urnet.benchmark.collect import entry_of
-from urnet.benchmark.grid import Grid, open_grid, run_alone, run_through_ray, unfinished
-from urnet.benchmark.plans import SCALES, TABLES, Row, Scale, Table, plan
+from urnet.benchmark.collect import collect_row
+from urnet.benchmark.grid import Grid, open_grid, run_sequentially, run_with_ray, unfinished_jobs
+from urnet.benchmark.plans import SCALES, TABLES, PlannedRow, Scale, Table, plan_rows
 from urnet.cells.divide import divide
 from urnet.cells.pixels import survey
 from urnet.cells.table import PAIRED, Cells, read_cells
@@ -24,7 +24,7 @@ PROTOCOLS = ("honest", "paper")
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class BenchmarkResult:
     """Where a benchmark's results are, and which of its cells failed.
 
     Attributes:
@@ -56,7 +56,7 @@ def run_benchmark(
     ray: str | None = None,
     train: bool = True,
     reporter: Any = None,
-) -> Benchmark:
+) -> BenchmarkResult:
     """Fill one of the paper's tables with anyone's cells.
 
     Args:
@@ -83,30 +83,30 @@ def run_benchmark(
 
     check_not_within(Path(out), Path(cells))
     reporter = reporter or NoProgress()
-    what = planned(table, cells, folds=folds, scale=scale, protocol=protocol, overrides=overrides, only=only)
+    what = plan_benchmark(table, cells, folds=folds, scale=scale, protocol=protocol, overrides=overrides, only=only)
     rows, folds = what.rows, what.folds
     with open_grid(Path(out), what.cells, rows[0].recipe, reporter.update) as grid:
-        todo = unfinished(grid.all_cells(rows, seeds, folds)) if train else []
+        todo = unfinished_jobs(grid.jobs(rows, seeds, folds)) if train else []
         if ray is None:
-            _fetch_weights(cell.recipe.classifier for cell in todo)
+            _download_weights(job.recipe.classifier for job in todo)
         try:
             if todo and (jobs is not None or ray is not None):
-                run_through_ray(grid, todo, jobs, ray, reporter)
+                run_with_ray(grid, todo, jobs, ray, reporter)
             elif todo:
-                run_alone(grid, todo, reporter)
+                run_sequentially(grid, todo, reporter)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; the same command goes on with what is missing") from None
-        entries = [entry_of(grid, row, seeds, folds) for row in rows]
+        entries = [collect_row(grid, row, seeds, folds) for row in rows]
         folder = grid.folder / (table if protocol == "honest" else f"{table}-paper-protocol")
         write_comparison(
             folder,
             table,
             entries,
             name=Path(cells).resolve().stem,
-            dataset=_dataset(grid),
+            dataset=_describe_dataset(grid),
             simulated=grid.cells.simulated,
-            counts=_counts(grid, rows[0]),
-            optimistic=[entry_of(grid, row, seeds, folds) for row in what.optimistic],
+            counts=_class_counts(grid, rows[0]),
+            optimistic=[collect_row(grid, row, seeds, folds) for row in what.optimistic],
         )
     failed = [
         f"{entry.name}, seed {run['seed']}, fold {run['fold']}: {run['error']}"
@@ -114,11 +114,11 @@ def run_benchmark(
         for run in entry.runs.to_dict("records")
         if run["status"] == "failed"
     ]
-    return Benchmark(folder, failed)
+    return BenchmarkResult(folder, failed)
 
 
 @dataclass(frozen=True)
-class Planned:
+class BenchmarkPlan:
     """What a benchmark is about to do.
 
     Attributes:
@@ -128,13 +128,13 @@ class Planned:
         folds: number of folds.
     """
 
-    rows: list[Row]
-    optimistic: list[Row]
+    rows: list[PlannedRow]
+    optimistic: list[PlannedRow]
     cells: Cells
     folds: int
 
 
-def planned(
+def plan_benchmark(
     table: Table,
     cells: Path | str,
     *,
@@ -143,7 +143,7 @@ def planned(
     protocol: str = "honest",
     overrides: Iterable[str] = (),
     only: Iterable[str] = (),
-) -> Planned:
+) -> BenchmarkPlan:
     """Read the cells and plan the rows; the arguments are those of `run_benchmark`.
 
     Raises:
@@ -158,18 +158,18 @@ def planned(
     read = read_cells(Path(cells), tile=base.tile, image=base.image, target=base.target, classes=base.classes)
     settings: dict[str, Any] = {
         "scale": scale,
-        "folds": _folds(folds, read),
+        "folds": _parse_folds(folds, read),
         "channels": 3 if survey(read).colour else 1,
         "paired": next((column.removeprefix("target_") for column in PAIRED if read.known(column)), ""),
         "overrides": overrides,
     }
-    rows = _chosen(plan(table, protocol=protocol, **settings), only)
-    optimistic = _chosen(plan(table, protocol="paper", **settings), only) if protocol == "honest" else []
-    _check(rows, read)
-    return Planned(rows, optimistic, read, settings["folds"])
+    rows = _select_rows(plan_rows(table, protocol=protocol, **settings), only)
+    optimistic = _select_rows(plan_rows(table, protocol="paper", **settings), only) if protocol == "honest" else []
+    _check_networks(rows, read)
+    return BenchmarkPlan(rows, optimistic, read, settings["folds"])
 
 
-def _folds(folds: int | str, cells: Cells) -> int:
+def _parse_folds(folds: int | str, cells: Cells) -> int:
     """The number of folds asked for.
 
     Raises:
@@ -187,14 +187,14 @@ def _folds(folds: int | str, cells: Cells) -> int:
     return int(folds)
 
 
-def _chosen(rows: list[Row], only: list[str]) -> list[Row]:
+def _select_rows(rows: list[PlannedRow], only: list[str]) -> list[PlannedRow]:
     unknown = sorted(set(only) - {row.name for row in rows})
     if unknown:
         raise RecipeError(f"no row {unknown[0]!r} in this table; its rows are {', '.join(row.name for row in rows)}")
     return [row for row in rows if not only or row.name in only]
 
 
-def _check(rows: list[Row], cells: Cells) -> None:
+def _check_networks(rows: list[PlannedRow], cells: Cells) -> None:
     """Build every network once without memory, so that a misspelt name is not found out after hours.
 
     Raises:
@@ -219,7 +219,7 @@ def _check(rows: list[Row], cells: Cells) -> None:
             raise RecipeError(f"row {row.name}: {error}") from None
 
 
-def _fetch_weights(classifiers: Iterable[Classifier]) -> None:
+def _download_weights(classifiers: Iterable[Classifier]) -> None:
     """Ask the hub once for what the runs will want of it: it takes a minute to say no, and would say so to each run.
 
     Raises:
@@ -230,13 +230,13 @@ def _fetch_weights(classifiers: Iterable[Classifier]) -> None:
         create_classifier(name, 2, pretrained=True, options=options)
 
 
-def _dataset(grid: Grid) -> str:
+def _describe_dataset(grid: Grid) -> str:
     counts = grid.cells.where(grid.audit.distinct).table["label"].value_counts()
     classes = ", ".join(f"{name} {counts[name]:,}" for name in grid.cells.classes)
     return f"{int(counts.sum()):,} cells: {classes}" + (f"; {grid.cells.simulated}" if grid.cells.simulated else "")
 
 
-def _counts(grid: Grid, row: Row) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _class_counts(grid: Grid, row: PlannedRow) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cells of each class in the first fold's training and test parts, as they are and as an epoch shows them."""
     divided = divide(grid.cells, row.recipe.with_changes(split={"fold": 0}), grid.audit).table
     before = pd.crosstab(divided["label"], divided["split"])[["train", "test"]].reindex(grid.cells.classes)

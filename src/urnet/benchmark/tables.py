@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from urnet.benchmark.differences import interval, metric_title, points, unknown
-from urnet.benchmark.published import Published, accuracies, class_key, published
-from urnet.benchmark.render import CHANCE, SIMULATED_NOTE, TableData, line
-from urnet.benchmark.row import Entry
+from urnet.benchmark.differences import format_difference_interval, format_points, metric_title, missing_interval_notes
+from urnet.benchmark.published import Published, find_published, normalize_class, published_accuracies
+from urnet.benchmark.render import CHANCE, SIMULATED_NOTE, TableData, single_line
+from urnet.benchmark.row import ResultRow
 from urnet.evaluation.paired import NO_INTERVAL
 from urnet.html_pages import NO_VALUE, format_interval
 
@@ -44,8 +44,8 @@ PROTOCOLS = {
 }
 
 
-def table_data(
-    table: Kind, entries: Sequence[Entry], differences: pd.DataFrame | None = None, *, simulated: str = ""
+def build_tables(
+    table: Kind, entries: Sequence[ResultRow], differences: pd.DataFrame | None = None, *, simulated: str = ""
 ) -> dict[str, TableData]:
     """What a comparison found.
 
@@ -61,17 +61,20 @@ def table_data(
         `<table>-cost` (`ablation` and `compare`; the others have their costs beside the accuracy).
     """
     if table == "table2":
-        built = {table: _overview(table, entries)}
+        built = {table: _build_overview(table, entries)}
     elif table in ("table3", "table4"):
-        built = {table: _overview(table, entries), f"{table}-classes": _by_class(table, entries)}
+        built = {table: _build_overview(table, entries), f"{table}-classes": _build_class_table(table, entries)}
     else:
-        built = {table: _against_baseline(table, entries, differences), f"{table}-cost": _costs(table, entries)}
+        built = {
+            table: _build_baseline_table(table, entries, differences),
+            f"{table}-cost": _build_cost_table(table, entries),
+        }
     for data in built.values() if simulated else []:
         data.notes.append(SIMULATED_NOTE.format(simulated))
     return built
 
 
-def comparisons(table: Kind, names: Sequence[str]) -> list[tuple[str, str]]:
+def list_comparisons(table: Kind, names: Sequence[str]) -> list[tuple[str, str]]:
     """The pairs to compare, (first, second): differences are second minus first.
 
     Args:
@@ -95,7 +98,7 @@ def comparisons(table: Kind, names: Sequence[str]) -> list[tuple[str, str]]:
     return [(a, b) for a, b in dict.fromkeys(pairs) if a != b and a in names and b in names]
 
 
-def optimism_table(honest: Sequence[Entry], optimistic: Sequence[Entry]) -> TableData | None:
+def build_optimism_table(honest: Sequence[ResultRow], optimistic: Sequence[ResultRow]) -> TableData | None:
     """Macro recall of the same rows under both protocols; none where no row is complete under both.
 
     Args:
@@ -108,7 +111,7 @@ def optimism_table(honest: Sequence[Entry], optimistic: Sequence[Entry]) -> Tabl
         theirs = paper.get(entry.name)
         if entry.complete and entry.metrics and theirs:
             pair = [metrics["macro_recall"] for metrics in (entry.metrics, theirs)]
-            rows.append([entry.title, *map(format_interval, pair), points(pair[1]["value"] - pair[0]["value"])])
+            rows.append([entry.title, *map(format_interval, pair), format_points(pair[1]["value"] - pair[0]["value"])])
     if not rows:
         return None
     header = ["Model", "Macro recall, honest, %", "Macro recall, paper, %", "Gain, points"]
@@ -116,7 +119,7 @@ def optimism_table(honest: Sequence[Entry], optimistic: Sequence[Entry]) -> Tabl
     return TableData("What the paper's protocol buys", [header], rows, [note])
 
 
-def results_frame(entries: Sequence[Entry], dataset: str, table: str) -> pd.DataFrame:
+def build_results_frame(entries: Sequence[ResultRow], dataset: str, table: str) -> pd.DataFrame:
     """What `results.csv` holds: a row a run, with what is not known left empty.
 
     Args:
@@ -132,8 +135,8 @@ def results_frame(entries: Sequence[Entry], dataset: str, table: str) -> pd.Data
     rows = []
     for entry in entries:
         for run in entry.runs.to_dict("records"):
-            cells = _of_run(entry.predictions, run)
-            figures = {name: _class_figures(cells, name) for name in classes}
+            cells = _select_run(entry.predictions, run)
+            figures = {name: _class_metrics(cells, name) for name in classes}
             rows.append(
                 {
                     "dataset": dataset,
@@ -157,7 +160,7 @@ def results_frame(entries: Sequence[Entry], dataset: str, table: str) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def _of_run(predictions: pd.DataFrame, run: Mapping[str, Any]) -> pd.DataFrame:
+def _select_run(predictions: pd.DataFrame, run: Mapping[str, Any]) -> pd.DataFrame:
     """The cells that one run tested."""
     if predictions.empty:
         return predictions
@@ -165,7 +168,7 @@ def _of_run(predictions: pd.DataFrame, run: Mapping[str, Any]) -> pd.DataFrame:
     return predictions[mine & (predictions["fold"] == run["fold"])]
 
 
-def _class_figures(cells: pd.DataFrame, name: str) -> dict[str, float]:
+def _class_metrics(cells: pd.DataFrame, name: str) -> dict[str, float]:
     """Recall, precision and F1 by the conventions of `urnet.evaluation.metrics`."""
     if cells.empty or not (true := int((cells["label"] == name).sum())):
         return dict.fromkeys(FIGURES, np.nan)
@@ -178,28 +181,28 @@ def _class_figures(cells: pd.DataFrame, name: str) -> dict[str, float]:
     }
 
 
-def _overview(table: Kind, entries: Sequence[Entry]) -> TableData:
+def _build_overview(table: Kind, entries: Sequence[ResultRow]) -> TableData:
     """Accuracy and macro recall beside what they cost."""
-    paper = accuracies(table)
+    paper = published_accuracies(table)
     beside = any(entry.name in paper for entry in entries)
     header = [*_first_columns(entries), "Accuracy, %", *["Paper, %"] * beside, "Macro recall, %", *COSTS]
     rows = []
-    for entry, first in _rows(entries):
+    for entry, first in _list_rows(entries):
         if entry.metrics is None:
             rows.append(first)
             continue
-        theirs = [_percent(paper.get(entry.name))] * beside
+        theirs = [_format_percent(paper.get(entry.name))] * beside
         ours = [format_interval(entry.metrics[metric]) for metric in ("accuracy", "macro_recall")]
-        rows.append([*first, ours[0], *theirs, ours[1], *_cost(entry)])
-    notes = _notes(entries) + _cost_notes(entries) + (_paper_notes(table, entries) if beside else [])
+        rows.append([*first, ours[0], *theirs, ours[1], *_format_costs(entry)])
+    notes = _list_notes(entries) + _list_cost_notes(entries) + (_list_paper_notes(table, entries) if beside else [])
     return TableData(TITLES[table], [header], rows, notes)
 
 
-def _by_class(table: Kind, entries: Sequence[Entry]) -> TableData:
+def _build_class_table(table: Kind, entries: Sequence[ResultRow]) -> TableData:
     """Recall, precision and F1 of each class and on average, the paper's beside them where the classes are its own."""
     done = [entry for entry in entries if entry.metrics is not None]
     classes = done[0].metrics["classes"] if done and done[0].metrics else []
-    paper = {entry.name: published(table, entry.name, tuple(classes)) for entry in entries}
+    paper = {entry.name: find_published(table, entry.name, tuple(classes)) for entry in entries}
     beside = any(paper.values())
     first, names = _first_columns(entries), (*classes, "Average")
     if beside:
@@ -210,28 +213,28 @@ def _by_class(table: Kind, entries: Sequence[Entry]) -> TableData:
     rows: list[list[str]] = []
     for figure, title in FIGURES.items():
         rows.append([title])
-        for entry, cells in _rows(entries):
+        for entry, cells in _list_rows(entries):
             metrics, theirs = entry.metrics, paper[entry.name]
             if metrics is None:
                 rows.append([cells[0], cells[1].split(":")[0]])
                 continue
             ours = [metrics["per_class"][name][figure] for name in classes] + [metrics[f"macro_{figure}"]]
-            known = [_published(theirs, figure, name) for name in (*classes, None)]
+            known = [_published_value(theirs, figure, name) for name in (*classes, None)]
             for our, their in zip(ours, known, strict=True):
-                cells += [format_interval(our), *[_percent(their)] * beside]
+                cells += [format_interval(our), *[_format_percent(their)] * beside]
             rows.append(cells)
     title = f"{TITLES[table]} (by class)"
-    return TableData(title, header, rows, _notes(entries) + (_paper_notes(table, entries) if beside else []))
+    return TableData(title, header, rows, _list_notes(entries) + (_list_paper_notes(table, entries) if beside else []))
 
 
-def _published(theirs: Published | None, figure: str, name: str | None) -> float | None:
+def _published_value(theirs: Published | None, figure: str, name: str | None) -> float | None:
     """The paper's figure of a class by our name for it, or the average."""
     if theirs is None:
         return None
-    return getattr(theirs, f"macro_{figure}") if name is None else getattr(theirs, figure)[class_key(name)]
+    return getattr(theirs, f"macro_{figure}") if name is None else getattr(theirs, figure)[normalize_class(name)]
 
 
-def _against_baseline(table: Kind, entries: Sequence[Entry], differences: pd.DataFrame | None) -> TableData:
+def _build_baseline_table(table: Kind, entries: Sequence[ResultRow], differences: pd.DataFrame | None) -> TableData:
     """Accuracy, macro recall and recall of the rarest class, each with its difference to the baseline."""
     baseline = next((entry for entry in entries if table == "ablation" and entry.name == "net4"), entries[0])
     known = [] if differences is None else differences[differences["first"] == baseline.name].to_dict("records")
@@ -248,14 +251,14 @@ def _against_baseline(table: Kind, entries: Sequence[Entry], differences: pd.Dat
     else:
         header = [[*first, *(f"{metric_title(metric)}, %" for metric in metrics)]]
     rows = []
-    for entry, cells in _rows(entries):
+    for entry, cells in _list_rows(entries):
         if entry.metrics is not None:
             for metric in metrics:
                 ours = entry.metrics.get(metric) or entry.metrics["per_class"][rarest]["recall"]
-                difference = _difference(found.get((entry.name, metric)))
+                difference = _format_difference(found.get((entry.name, metric)))
                 cells += [format_interval(ours), difference] if found else [format_interval(ours)]
         rows.append(cells)
-    notes = _notes(entries)
+    notes = _list_notes(entries)
     if found:
         shown = [row for (name, metric), row in found.items() if metric in metrics and name != baseline.name]
         if any(not row["note"] for row in shown):
@@ -263,31 +266,31 @@ def _against_baseline(table: Kind, entries: Sequence[Entry], differences: pd.Dat
                 f"Differences to {baseline.title} with intervals that hold for all comparisons at once; {CHANCE} could "
                 "be chance: the interval holds zero."
             )
-        notes += unknown(row["note"] for row in shown)
+        notes += missing_interval_notes(row["note"] for row in shown)
     if rarest is not None:
         notes.append(f"{rarest} is the rarest class.")
     return TableData(TITLES[table], header, rows, notes)
 
 
-def _costs(table: Kind, entries: Sequence[Entry]) -> TableData:
+def _build_cost_table(table: Kind, entries: Sequence[ResultRow]) -> TableData:
     """Size and speed of each model."""
-    rows = [[entry.title, *_cost(entry)] for entry in entries]
-    return TableData(f"{TITLES[table]} (cost)", [["Model", *COSTS]], rows, _cost_notes(entries))
+    rows = [[entry.title, *_format_costs(entry)] for entry in entries]
+    return TableData(f"{TITLES[table]} (cost)", [["Model", *COSTS]], rows, _list_cost_notes(entries))
 
 
-def _cost(entry: Entry) -> list[str]:
+def _format_costs(entry: ResultRow) -> list[str]:
     times = [
         entry.mean(column) if column in entry.runs else math.nan for column in ("train_seconds", "images_per_second")
     ]
     sizes = [entry.parameters / 1e6 or math.nan, entry.macs / 1e9 or math.nan]  # unknown while no run is done
-    return [*(_short(size) for size in sizes), *(_short(time, 0) for time in times)]
+    return [*(_format_number(size) for size in sizes), *(_format_number(time, 0) for time in times)]
 
 
-def _first_columns(entries: Sequence[Entry]) -> list[str]:
+def _first_columns(entries: Sequence[ResultRow]) -> list[str]:
     return ["Model"] if all(entry.complete or entry.metrics is None for entry in entries) else ["Model", "Runs"]
 
 
-def _rows(entries: Sequence[Entry]) -> list[tuple[Entry, list[str]]]:
+def _list_rows(entries: Sequence[ResultRow]) -> list[tuple[ResultRow, list[str]]]:
     """Each entry with the first cells of its row, which are all of it where no run is done."""
     counted = len(_first_columns(entries)) > 1
     rows = []
@@ -296,63 +299,67 @@ def _rows(entries: Sequence[Entry]) -> list[tuple[Entry, list[str]]]:
         if entry.metrics is not None:
             rows.append((entry, [entry.title, *[f"{(status == 'done').sum()} of {len(status)}"] * counted]))
         elif (status == "failed").any():
-            rows.append((entry, [entry.title, f"failed: {line(entry.runs['error'][status == 'failed'].iloc[0])}"]))
+            rows.append(
+                (entry, [entry.title, f"failed: {single_line(entry.runs['error'][status == 'failed'].iloc[0])}"])
+            )
         else:
             rows.append((entry, [entry.title, "not run yet"]))
     return rows
 
 
-def _notes(entries: Sequence[Entry]) -> list[str]:
+def _list_notes(entries: Sequence[ResultRow]) -> list[str]:
     """What the figures rest on, what failed, and under which protocol."""
     notes = [PROTOCOLS[protocol] for protocol in dict.fromkeys(entry.recipe.protocol for entry in entries)]
-    described = [entry for entry in entries if entry.metrics and "intervals" in entry.metrics]
-    if described and described[0].metrics:
-        runs, intervals = described[0].runs, described[0].metrics["intervals"]
+    evaluated = [entry for entry in entries if entry.metrics and "intervals" in entry.metrics]
+    if evaluated and evaluated[0].metrics:
+        runs, intervals = evaluated[0].runs, evaluated[0].metrics["intervals"]
         runs = runs[runs["status"] == "done"]
         if intervals["groups"] < 2:
-            return [*notes, intervals["note"], *_failures(entries)]
+            return [*notes, intervals["note"], *_list_failures(entries)]
         pooled = " and ".join(f"{n} {what}{'s' * (n > 1)}" for what in ("fold", "seed") for n in [runs[what].nunique()])
         level = f"{100 * intervals['level']:g}"
         notes.append(f"In brackets: {level} % intervals over {pooled} together. {intervals['note']}")
-    return [*notes, *_failures(entries)]
+    return [*notes, *_list_failures(entries)]
 
 
-def _failures(entries: Sequence[Entry]) -> list[str]:
+def _list_failures(entries: Sequence[ResultRow]) -> list[str]:
     return [
-        f"{entry.title}, seed {run['seed']}, fold {run['fold']} failed: {line(run['error'])}".rstrip(".") + "."
+        f"{entry.title}, seed {run['seed']}, fold {run['fold']} failed: {single_line(run['error'])}".rstrip(".") + "."
         for entry in entries
         for run in (entry.runs[entry.runs["status"] == "failed"].to_dict("records") if entry.metrics else [])
     ]
 
 
-def _paper_notes(table: Kind, entries: Sequence[Entry]) -> list[str]:
+def _list_paper_notes(table: Kind, entries: Sequence[ResultRow]) -> list[str]:
     """Where the paper's figures come from, and which of them it does not print."""
-    rows = {entry.title: published(table, entry.name) for entry in entries}
+    rows = {entry.title: find_published(table, entry.name) for entry in entries}
     computed = [title for title, theirs in rows.items() if theirs is not None and theirs.recomputed]
     if not computed:
         return [PAPER_NOTE]
     return [PAPER_NOTE, f"{RECOMPUTED_NOTE} {', '.join(computed)}."]
 
 
-def _cost_notes(entries: Sequence[Entry]) -> list[str]:
+def _list_cost_notes(entries: Sequence[ResultRow]) -> list[str]:
     devices = ", ".join(dict.fromkeys(entry.device for entry in entries if entry.device))
     note = f"Training seconds are the mean of a run, images per second those of inference, on {devices}."
     return [note] if devices else []
 
 
-def _percent(share: float | None) -> str:
+def _format_percent(share: float | None) -> str:
     return NO_VALUE if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
-def _difference(row: Mapping[str, Any] | None) -> str:
+def _format_difference(row: Mapping[str, Any] | None) -> str:
     if row is None or math.isnan(row["difference"]):
         return NO_VALUE
     if row["note"]:
-        return f"{points(row['difference'])} ({NO_INTERVAL})"
-    return f"{points(row['difference'])} ({interval(row, '_simultaneous')})" + CHANCE * bool(row["chance"])
+        return f"{format_points(row['difference'])} ({NO_INTERVAL})"
+    return f"{format_points(row['difference'])} ({format_difference_interval(row, '_simultaneous')})" + CHANCE * bool(
+        row["chance"]
+    )
 
 
-def _short(number: float, decimals: int = 1) -> str:
+def _format_number(number: float, decimals: int = 1) -> str:
     """Three digits or so: 0.42, 78.6, 1,204."""
     if math.isnan(number):
         return NO_VALUE

@@ -85,11 +85,11 @@ def stress(
     folder: Annotated[Path, typer.Option("--out", help="New folder for the curves.")],
 ) -> int:
     """Recall against defocus, blur, noise, gain and illumination ramp."""
-    from urnet.evaluation.stress import stress as stress_runs
+    from urnet.evaluation.stress import run_stress_test
     from urnet.progress import ProgressBars
 
     with ProgressBars(out) as bars:
-        done = stress_runs(runs, cells, folder, progress=bars.update)
+        done = run_stress_test(runs, cells, folder, progress=bars.update)
     out.print(f"report: {done.report}")
     return 0
 

@@ -191,7 +191,7 @@ def calibrate(
     """Calibrate a trained model anew (training does it, too): probabilities, prediction sets, rejection."""
     from urnet.bundle.seal import read_seal
     from urnet.cells.table import read_cells
-    from urnet.evaluation.out_of_distribution import rejection_auroc
+    from urnet.evaluation.out_of_distribution import measure_rejection
     from urnet.progress import ProgressBars
     from urnet.run_folder import Run
     from urnet.training.calibrate import calibrate as calibrate_run
@@ -201,7 +201,7 @@ def calibrate(
     strange = None if unknown is None else read_cells(unknown, tile=recipe.tile, image=recipe.image)
     with ProgressBars(out) as bars:
         done = calibrate_run(opened, false_rejection=false_rejection, progress=bars.update)
-        table = rejection_auroc(opened, strange, progress=bars.update) if strange is not None else None
+        table = measure_rejection(opened, strange, progress=bars.update) if strange is not None else None
     if seal := read_seal(opened.model):
         out.print(f"the model is sealed anew; its digest is now {seal.digest}")
     parts = ", ".join(f"{count} {name}" for name, count in done.parts.items() if count)

@@ -11,7 +11,7 @@ from urnet.cells.table import find_images
 from urnet.counting.report import write_reports
 from urnet.counting.sample import Sample, count_sample
 from urnet.errors import CellsError, RunError
-from urnet.evaluation.predictions import seen_in_training
+from urnet.evaluation.predictions import training_overlap
 from urnet.fields.cropping.crop import CropResult, crop_fields
 from urnet.fields.field_or_crop import contains_fields
 from urnet.fields.table import FieldRow, check_output_location
@@ -106,7 +106,7 @@ def count_cells(
         trained_in = find_run(run)
         if len(table) and trained_in is not None:  # a bundle by itself no longer knows its cells
             say("compare with the training", 0.0)
-            notes += seen_in_training(trained_in, cells, calibration=True)
+            notes += training_overlap(trained_in, cells, calibration=True)
         if failed:
             notes.append(
                 f"{failed} image(s) could not be used and belong to no sample: {summarize_reasons(reasons)}; "

@@ -9,12 +9,12 @@ import pandas as pd
 from scipy import sparse
 
 from urnet.calibration.calibration import COVERAGE
-from urnet.evaluation.metrics import LEVEL, REPLICATES, resample, score, with_interval
-from urnet.evaluation.predictions import Scored
+from urnet.evaluation.metrics import LEVEL, REPLICATES, add_interval, resample, score
+from urnet.evaluation.predictions import ScoredCells
 
 
-def trust_metrics(
-    scored: Sequence[Scored], groups: np.ndarray, *, coverage: float = COVERAGE, replicates: int = REPLICATES
+def calibration_metrics(
+    scored: Sequence[ScoredCells], groups: np.ndarray, *, coverage: float = COVERAGE, replicates: int = REPLICATES
 ) -> dict[str, Any] | None:
     """Check temperature, prediction sets and rejection of one model, or of the folds of a cross-validation together.
 
@@ -50,16 +50,18 @@ def trust_metrics(
     }
 
     def by_class(hits: np.ndarray) -> dict[str, Any]:
-        return {name: share(hits, truth == k, groups, replicates) for k, name in enumerate(classes)}
+        return {name: mean_with_interval(hits, truth == k, groups, replicates) for k, name in enumerate(classes)}
 
     everyone = np.ones(len(truth), dtype=bool)
-    size = share(sets.mean(axis=1), everyone, groups, replicates)  # of all classes; a size of 1 would be no proportion
+    size = mean_with_interval(
+        sets.mean(axis=1), everyone, groups, replicates
+    )  # of all classes; a size of 1 would be no proportion
     return {
         "temperature": [calibration.temperature for calibration in calibrations],
         "expected_calibration_error": errors,
         "sets": {
             "coverage": coverage,
-            "covered": share(covered, everyone, groups, replicates),
+            "covered": mean_with_interval(covered, everyone, groups, replicates),
             "per_class": by_class(covered),
             "mean_size": {
                 "value": len(classes) * size["value"],
@@ -68,14 +70,14 @@ def trust_metrics(
         },
         "rejection": {
             "false_rejection": calibrations[0].false_rejection,
-            "rejected": share(rejected != "", everyone, groups, replicates),
+            "rejected": mean_with_interval(rejected != "", everyone, groups, replicates),
             "per_class": by_class(rejected != ""),
             "by_reason": dict(Counter(rejected[rejected != ""].tolist()).most_common()),
         },
     }
 
 
-def share(
+def mean_with_interval(
     hits: np.ndarray, among: np.ndarray, groups: np.ndarray, replicates: int = REPLICATES, level: float = LEVEL
 ) -> dict[str, Any]:
     """The mean of a figure over some cells, with an interval from the cluster bootstrap.
@@ -97,4 +99,4 @@ def share(
     sums = np.stack([np.asarray(hits, dtype=np.float64)[among], np.ones(N)], axis=1)  # (N, 2)
     table = sparse.csr_array((sums.ravel(), (np.repeat(codes, 2), np.tile([0, 1], N))), shape=(G, 2))
     drawn = resample(table, replicates, seed=0)
-    return with_interval(float(sums[:, 0].mean()), drawn[:, 0] / drawn[:, 1], G, level)
+    return add_interval(float(sums[:, 0].mean()), drawn[:, 0] / drawn[:, 1], G, level)

@@ -1,7 +1,7 @@
 """Evaluate a run on one of its parts or on other cells: figures with intervals, pictures, and the report.
 
 What stands here is the way from a run folder to `metrics.json`, `predictions.csv`, `figures/` and `report.html`; the
-mathematics is in `metrics`, the drawing in `figures` and `gradcam`, the page in `report`.
+mathematics is in `metrics`, the drawing in `figures` and `galleries`, the page in `report`.
 """
 
 import json
@@ -22,10 +22,10 @@ from urnet.cells.audit import tally
 from urnet.cells.table import PARTS
 from urnet.errors import CellsError, RecipeError, RunError
 from urnet.evaluation import figures, galleries
-from urnet.evaluation.calibration_metrics import trust_metrics
-from urnet.evaluation.figure_style import image_png, to_png
-from urnet.evaluation.metrics import interval_groups, score
-from urnet.evaluation.predictions import Progress, Scored, other_cells, own_part
+from urnet.evaluation.calibration_metrics import calibration_metrics
+from urnet.evaluation.figure_style import encode_png, to_png
+from urnet.evaluation.metrics import choose_groups, score
+from urnet.evaluation.predictions import Progress, ScoredCells, score_other_cells, score_run_part
 from urnet.evaluation.report import Report, write_report
 from urnet.files.atomic import atomic_folder
 from urnet.files.csv_tables import write_frame
@@ -94,23 +94,23 @@ def evaluate(
         refuse_existing(target)
     if cells is not None:
         runs, cells = [Run.open(folder)], Path(cells)
-        one, name, warnings = other_cells(runs[0], cells, split, target, progress, expect)
+        one, name, warnings = score_other_cells(runs[0], cells, split, target, progress, expect)
         scored = [one]
     else:
-        runs, name = runs_of(folder, split), split
-        scored = [own_part(one, split, progress, expect) for one in runs]
-        warnings = _left_out(runs[0])
+        runs, name = open_runs(folder, split), split
+        scored = [score_run_part(one, split, progress, expect) for one in runs]
+        warnings = _excluded_note(runs[0])
         if len(runs) > 1:
             pooled = f"{len(runs)} folds are pooled: every cell was tested once, by a model that had not seen it."
             warnings = [pooled, *warnings]
-    note = _not_corrected(scored[0].model, name if cells is None else "")
+    note = _differential_note(scored[0].model, name if cells is None else "")
     place = target or folder / "evaluation" / name
     with atomic_folder(place, replace_files=cells is None and target is None) as staging:
-        metrics = _write(runs, scored, staging, name, warnings, note, progress)
+        metrics = _write_files(runs, scored, staging, name, warnings, note, progress)
     return Evaluation(place, metrics)
 
 
-def named(folders: Sequence[Path]) -> dict[str, Path]:
+def name_runs(folders: Sequence[Path]) -> dict[str, Path]:
     """Run folders by their own names; with their parents' where two are called alike.
 
     Raises:
@@ -127,7 +127,7 @@ def named(folders: Sequence[Path]) -> dict[str, Path]:
     return dict(zip(names, folders, strict=True))
 
 
-def runs_of(folder: Path, split: str = "test") -> list[Run]:
+def open_runs(folder: Path, split: str = "test") -> list[Run]:
     """The folds of a cross-validation in their order, or the one run that a folder is.
 
     Args:
@@ -155,9 +155,9 @@ def runs_of(folder: Path, split: str = "test") -> list[Run]:
     return [found[number] for number in sorted(found)]
 
 
-def _write(
+def _write_files(
     runs: list[Run],
-    scored: list[Scored],
+    scored: list[ScoredCells],
     folder: Path,
     name: str,
     warnings: list[str],
@@ -170,7 +170,7 @@ def _write(
     truth = np.concatenate([one.truth for one in scored])
     probabilities = np.concatenate([one.probabilities for one in scored])
     donors = table["donor"].tolist() if "donor" in table else None
-    groups, description = interval_groups(donors, table["source"].tolist())
+    groups, description = choose_groups(donors, table["source"].tolist())
     known = {donor_key(donor) for donor in run.donors("train")}
     seen = known & {donor_key(donor) for donor in donors or []}
     if description["unit"] == "donor" and len(runs) == 1 and seen:
@@ -181,14 +181,14 @@ def _write(
     metrics = score(truth, probabilities, list(model.classes), groups)
     simulated = scored[0].cells.simulated
     warnings = [*warnings, *metrics.pop("notes")]
-    counts = _counts(runs, scored)
+    counts = _class_counts(runs, scored)
     pixels = reduce(add, (one.pixels for one in scored)) if recipe.enhancer.name != "none" else None
     if pixels is not None and pixels.warning:
         warnings.append(f"{pixels.warning[:1].upper()}{pixels.warning[1:]}.")
     optimistic = [OPTIMISTIC] if recipe.protocol == "paper" else []
     if progress is not None:
         progress("draw", 0.0)
-    pictures = _pictures(runs, scored, truth, probabilities, metrics, counts, pixels)
+    pictures = _draw_figures(runs, scored, truth, probabilities, metrics, counts, pixels)
     if "grad_cam" not in {file for file, *_ in pictures}:
         warnings.append(f"No Grad-CAM: classifier {recipe.classifier.name} makes no feature maps that it could show.")
     metrics |= {
@@ -202,9 +202,9 @@ def _write(
         "intervals": description,
         "differential_note": note,
         "simulated": simulated,
-        "folds": _by_fold(scored) if len(scored) > 1 else None,
-        "enhanced": None if pixels is None else _range(pixels),
-        "calibration": trust_metrics(scored, groups),
+        "folds": _metrics_by_fold(scored) if len(scored) > 1 else None,
+        "enhanced": None if pixels is None else _pixel_range(pixels),
+        "calibration": calibration_metrics(scored, groups),
         "warnings": [*optimistic, *warnings],
         "versions": {package: version(package) for package in VERSIONS} | {"python": platform.python_version()},
     }
@@ -212,7 +212,7 @@ def _write(
     (folder / "metrics.json").write_text(
         json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
-    predictions = pd.concat([one.predictions() for one in scored], ignore_index=True)
+    predictions = pd.concat([one.to_frame() for one in scored], ignore_index=True)
     if len(scored) > 1:
         predictions["fold"] = np.repeat(np.arange(len(scored)), [len(one.truth) for one in scored])
     write_frame(folder / "predictions.csv", predictions)
@@ -221,7 +221,7 @@ def _write(
     report = Report(
         title=f"{recipe.name}: {name}",
         run=run.folder.name if len(runs) == 1 else f"{run.folder.parent.name} ({len(runs)} folds)",
-        dataset=_dataset(metrics, name, model),
+        dataset=_describe_dataset(metrics, name, model),
         protocol=recipe.protocol,
         metrics=metrics,
         intervals=description,
@@ -231,7 +231,7 @@ def _write(
         seed=recipe.seed,
         simulated=simulated,
         figures=[(title, caption, png) for _, title, caption, png in pictures],
-        mistakes=_mistakes(scored),
+        mistakes=_worst_mistakes(scored),
         warnings=warnings,
     )
     write_report(folder / "report.html", report)
@@ -240,7 +240,7 @@ def _write(
     return metrics
 
 
-def _not_corrected(model: Model, part: str) -> str:
+def _differential_note(model: Model, part: str) -> str:
     """Why the differential is not the one that `urnet differential` would state; the part is one of the run's own."""
     if model.calibration is None:
         return "Counted, not corrected: the model is not calibrated."
@@ -249,7 +249,7 @@ def _not_corrected(model: Model, part: str) -> str:
     return "Counted, not corrected for the classifier's confusion; urnet differential corrects it."
 
 
-def _counts(runs: list[Run], scored: list[Scored]) -> pd.DataFrame:
+def _class_counts(runs: list[Run], scored: list[ScoredCells]) -> pd.DataFrame:
     """Cells by class and part; of a cross-validation, by the fold that tests them."""
     if len(runs) == 1:
         counts = runs[0].counts()
@@ -258,7 +258,7 @@ def _counts(runs: list[Run], scored: list[Scored]) -> pd.DataFrame:
     return pd.DataFrame(columns).reindex(list(scored[0].model.classes)).fillna(0).astype(int)
 
 
-def _left_out(run: Run) -> list[str]:
+def _excluded_note(run: Run) -> list[str]:
     """What of the run's own table is not counted."""
     reasons = run.excluded_reasons()
     if not reasons:
@@ -266,17 +266,17 @@ def _left_out(run: Run) -> list[str]:
     return [f"{len(reasons)} images of the table are no cells of their own and are left out: {tally(reasons)}."]
 
 
-def _range(pixels: PixelRange) -> dict[str, float]:
+def _pixel_range(pixels: PixelRange) -> dict[str, float]:
     """Smallest and largest pixel of the enhanced images, and the share outside [0, 1]."""
     return {"minimum": pixels.minimum, "maximum": pixels.maximum, "share_outside": pixels.share_outside}
 
 
-def _by_fold(scored: list[Scored]) -> list[dict[str, float | int]]:
+def _metrics_by_fold(scored: list[ScoredCells]) -> list[dict[str, float | int]]:
     """Cells, accuracy and macro recall of each fold, to show their spread."""
     return [{"fold": fold, "n": len(one.truth), **one.summary()} for fold, one in enumerate(scored)]
 
 
-def _dataset(metrics: dict[str, Any], name: str, model: Model) -> str:
+def _describe_dataset(metrics: dict[str, Any], name: str, model: Model) -> str:
     scaling = model.config.scaling
     return (
         f"{metrics['n']:,} images ({name}); input {model.config.size} × {model.config.size} px, "
@@ -285,9 +285,9 @@ def _dataset(metrics: dict[str, Any], name: str, model: Model) -> str:
     )
 
 
-def _pictures(
+def _draw_figures(
     runs: list[Run],
-    scored: list[Scored],
+    scored: list[ScoredCells],
     truth: np.ndarray,
     probabilities: np.ndarray,
     metrics: dict[str, Any],
@@ -303,7 +303,7 @@ def _pictures(
             "confusion",
             "Confusion matrix",
             "Rows are the true classes, columns what the model called them.",
-            figures.confusion_figure(metrics["confusion_matrix"], classes),
+            figures.draw_confusion_matrix(metrics["confusion_matrix"], classes),
         )
     ]
     history = run.history()
@@ -315,14 +315,14 @@ def _pictures(
                 "The mark is the epoch whose weights are kept."
                 + first
                 + (" Under protocol paper the validation curves are those of the test part." if paper else ""),
-                figures.curves_figure(history, one.model.config.epoch),
+                figures.draw_training_curves(history, one.model.config.epoch),
             )
         )
     shown = one.examples(SHOWN_PER_CLASS)
     titles = [classes[k] for k in one.truth[shown]]
     columns = 4 if len(shown) % 4 == 0 and len(shown) % 6 else 6  # full rows where they can be had
     inputs = one.inputs(shown)
-    raw = [picture(image) for image in inputs]
+    raw = [channels_last(image) for image in inputs]
     if pixels is not None:
         _, enhanced = next(one.model.forward(inputs, len(inputs)))
         pictures.append(
@@ -331,10 +331,10 @@ def _pictures(
                 "Raw and enhanced",
                 "What the enhancer makes of cells of each class; it serves the classifier, not the eye. The enhanced "
                 f"pixels of all cells lie between {pixels.minimum:.2f} and {pixels.maximum:.2f}.",
-                galleries.gallery_figure(raw, [picture(image) for image in enhanced], titles, columns=columns),
+                galleries.draw_gallery(raw, [channels_last(image) for image in enhanced], titles, columns=columns),
             )
         )
-    overlays = _overlays(one.model, inputs)
+    overlays = _grad_cam_overlays(one.model, inputs)
     called = [classes[k] for k in one.probabilities[shown].argmax(axis=1)]
     if overlays:
         pictures.append(
@@ -343,7 +343,7 @@ def _pictures(
                 "Grad-CAM",
                 "What spoke for the class that the model named, from blue (nothing) to red (most), over the raw image; "
                 "an arrow gives that class where it is not the true one.",
-                galleries.cam_figure(raw, overlays, titles, called, columns=columns),
+                galleries.draw_grad_cam(raw, overlays, titles, called, columns=columns),
             )
         )
     pictures += [
@@ -351,14 +351,14 @@ def _pictures(
             "reliability",
             "Reliability",
             "Whether a stated probability means what it says: accuracy against confidence.",
-            figures.reliability_figure(truth, probabilities),
+            figures.draw_reliability(truth, probabilities),
         ),
-        ("class_counts", "Cells by class and part", "", figures.class_counts_figure(counts)),
+        ("class_counts", "Cells by class and part", "", figures.draw_class_counts(counts)),
     ]
     return [(file, title, caption, to_png(figure)) for file, title, caption, figure in pictures]
 
 
-def _overlays(model: Model, inputs: np.ndarray) -> list[np.ndarray]:
+def _grad_cam_overlays(model: Model, inputs: np.ndarray) -> list[np.ndarray]:
     """Grad-CAM over each input; none where the classifier makes no feature maps."""
     import torch
 
@@ -366,10 +366,10 @@ def _overlays(model: Model, inputs: np.ndarray) -> list[np.ndarray]:
         maps = grad_cam(model.joint, torch.from_numpy(inputs))
     except (RecipeError, ValueError):
         return []
-    return [overlay(picture(image), heat) for image, heat in zip(inputs, maps, strict=True)]
+    return [overlay(channels_last(image), heat) for image, heat in zip(inputs, maps, strict=True)]
 
 
-def _mistakes(scored: list[Scored]) -> list[tuple[str, bytes]]:
+def _worst_mistakes(scored: list[ScoredCells]) -> list[tuple[str, bytes]]:
     """The cells that were most confidently wrong."""
     wrong = []
     for one in scored:
@@ -381,10 +381,10 @@ def _mistakes(scored: list[Scored]) -> list[tuple[str, bytes]]:
         classes = one.model.classes
         guess, true = classes[int(one.probabilities[index].argmax())], classes[int(one.truth[index])]
         caption = f"{one.cells.table['path'].iloc[index]}: {true}, called {guess} at {confidence:.0%}"
-        pictures.append((caption, image_png(picture(one.inputs(index)))))
+        pictures.append((caption, encode_png(channels_last(one.inputs(index)))))
     return pictures
 
 
-def picture(image: np.ndarray) -> np.ndarray:
+def channels_last(image: np.ndarray) -> np.ndarray:
     """(C, S, S) as (S, S) or (S, S, 3)."""
     return np.moveaxis(image, 0, -1) if image.shape[0] == 3 else image[0]

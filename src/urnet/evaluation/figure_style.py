@@ -20,13 +20,13 @@ from PIL import Image
 WIDTH = 4.4  # inches
 INK, FAINT = "#1b2a34", "#6b7c87"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito's, told apart by colour-blind eyes
-LINES = ((BLUE, "--"), (ORANGE, "-"), (GREEN, "-"))
-SHADES = ("#08519c", "#4292c6", "#9ecae1", "#c6dbef")  # of the same family as the confusion matrix
-MANY = (BLUE, ORANGE, GREEN, "#cc79a7", INK, "#56b4e9", "#e69f00")
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
-DOTS = ("o", "s", "^", "D", "v", "P")  # so that lines are told apart in grey as well
-BANDS = 3  # with more lines than this, their bands would hide each other
-MATRIX = "Blues"
+CURVE_STYLES = ((BLUE, "--"), (ORANGE, "-"), (GREEN, "-"))
+BAR_COLORS = ("#08519c", "#4292c6", "#9ecae1", "#c6dbef")  # of the same family as the confusion matrix
+LINE_COLORS = (BLUE, ORANGE, GREEN, "#cc79a7", INK, "#56b4e9", "#e69f00")
+LINE_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+LINE_MARKERS = ("o", "s", "^", "D", "v", "P")  # so that lines are told apart in grey as well
+MAX_BANDS = 3  # with more lines than this, their bands would hide each other
+MATRIX_COLORS = "Blues"
 
 # Class names in any script, where the machine has a font for it.
 _FALLBACK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "PingFang SC")
@@ -84,7 +84,7 @@ def to_png(figure: Figure, dpi: int = 200) -> bytes:
     return buffer.getvalue()
 
 
-def image_png(image: np.ndarray) -> bytes:
+def encode_png(image: np.ndarray) -> bytes:
     """Encode an image (H, W), (H, W, 1) or (H, W, 3) as PNG, pixel by pixel: 0 black, 1 white, the rest clipped."""
     pixels = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
     buffer = io.BytesIO()
@@ -92,24 +92,28 @@ def image_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def new_figure(width: float, height: float) -> Figure:
+def create_figure(width: float, height: float) -> Figure:
     """An empty figure of a size in inches, whose parts make room for each other."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def line_looks(count: int) -> list[dict[str, Any]]:
+def line_styles(count: int) -> list[dict[str, Any]]:
     """Colour, dash and marker of each of several lines, told apart by colour-blind eyes and in grey."""
     return [
-        {"color": MANY[k % len(MANY)], "linestyle": DASHES[k % len(DASHES)], "marker": DOTS[k % len(DOTS)]}
+        {
+            "color": LINE_COLORS[k % len(LINE_COLORS)],
+            "linestyle": LINE_DASHES[k % len(LINE_DASHES)],
+            "marker": LINE_MARKERS[k % len(LINE_MARKERS)],
+        }
         for k in range(count)
     ]
 
 
-def wrap(name: str, width: int) -> str:
+def wrap_label(name: str, width: int) -> str:
     """A name in lines of so many letters, three at most."""
-    return "\n".join(textwrap.wrap(cut(name, 3 * width), width))
+    return "\n".join(textwrap.wrap(truncate(name, 3 * width), width))
 
 
-def cut(name: str, length: int) -> str:
+def truncate(name: str, length: int) -> str:
     """A name of so many letters at most."""
     return name if len(name) <= length else name[: length - 1] + "…"

@@ -9,26 +9,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from urnet.evaluation.figure_style import (
-    BANDS,
+    BAR_COLORS,
     BLUE,
+    CURVE_STYLES,
     FAINT,
     INK,
-    LINES,
-    MATRIX,
+    MATRIX_COLORS,
+    MAX_BANDS,
     ORANGE,
-    SHADES,
     WIDTH,
-    cut,
-    line_looks,
-    new_figure,
+    create_figure,
+    line_styles,
     styled,
-    wrap,
+    truncate,
+    wrap_label,
 )
-from urnet.evaluation.metrics import CALIBRATION_BINS, calibration_bins
+from urnet.evaluation.metrics import CALIBRATION_BINS, bin_confidence
 
 
 @styled
-def confusion_figure(matrix: Sequence[Sequence[int]] | np.ndarray, classes: Sequence[str]) -> Figure:
+def draw_confusion_matrix(matrix: Sequence[Sequence[int]] | np.ndarray, classes: Sequence[str]) -> Figure:
     """Confusion matrix: counts, and per cent of each true class (its diagonal is the recall).
 
     Args:
@@ -40,9 +40,9 @@ def confusion_figure(matrix: Sequence[Sequence[int]] | np.ndarray, classes: Sequ
     support = matrix.sum(axis=1, keepdims=True)
     percent = np.divide(100 * matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
     small = K > 6
-    figure = new_figure(WIDTH, min(WIDTH - 0.5, 1.4 + 0.85 * K))
+    figure = create_figure(WIDTH, min(WIDTH - 0.5, 1.4 + 0.85 * K))
     axes = figure.add_subplot()
-    axes.imshow(np.nan_to_num(percent), cmap=MATRIX, vmin=0, vmax=110)
+    axes.imshow(np.nan_to_num(percent), cmap=MATRIX_COLORS, vmin=0, vmax=110)
     for row in range(K):
         for column in range(K):
             share = percent[row, column]
@@ -57,8 +57,8 @@ def confusion_figure(matrix: Sequence[Sequence[int]] | np.ndarray, classes: Sequ
                 fontweight="bold" if row == column else "normal",
             )
     slanted = K > 4 or max(map(len, classes)) > 12
-    across = [cut(name, 24) if slanted else wrap(name, 14) for name in classes]
-    down = [f"{wrap(name, 14)}\n(n = {n:,})" for name, n in zip(classes, support[:, 0], strict=True)]
+    across = [truncate(name, 24) if slanted else wrap_label(name, 14) for name in classes]
+    down = [f"{wrap_label(name, 14)}\n(n = {n:,})" for name, n in zip(classes, support[:, 0], strict=True)]
     axes.set_xticks(range(K), across)
     axes.set_yticks(range(K), across if small else down)
     if slanted:
@@ -77,7 +77,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]] | np.ndarray, classes: Sequ
 
 
 @styled
-def curves_figure(history: pd.DataFrame, chosen_epoch: int | None = None) -> Figure:
+def draw_training_curves(history: pd.DataFrame, chosen_epoch: int | None = None) -> Figure:
     """Loss and accuracy by epoch, with the chosen epoch marked.
 
     Args:
@@ -91,11 +91,11 @@ def curves_figure(history: pd.DataFrame, chosen_epoch: int | None = None) -> Fig
     losses = {"train_loss": "training", "validation_loss": "validation"}
     if len(pretraining):
         watched = "validation_loss" if pretraining["validation_loss"].notna().any() else "train_loss"
-        lowest = _best(pretraining, watched, largest=False)
+        lowest = _best_epoch(pretraining, watched, largest=False)
         panels.append(("Pre-training: loss (logarithmic)", pretraining, losses, lowest))
     if len(training):
         if chosen_epoch is None:
-            chosen_epoch = _best(training, "validation_macro_recall", largest=True)
+            chosen_epoch = _best_epoch(training, "validation_macro_recall", largest=True)
         rates = {
             "train_accuracy": "training accuracy",
             "validation_accuracy": "validation accuracy",
@@ -105,29 +105,29 @@ def curves_figure(history: pd.DataFrame, chosen_epoch: int | None = None) -> Fig
         panels.append(("Joint training: accuracy and macro recall", training, rates, chosen_epoch))
     if not panels:
         raise ValueError('history without a row of stage "pretrain" or "train": expected one epoch at least')
-    figure = new_figure(WIDTH, 0.2 + 2.3 * len(panels))
+    figure = create_figure(WIDTH, 0.2 + 2.3 * len(panels))
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
-        _curves(axes, *panel)
+        _draw_curves(axes, *panel)
     if len(pretraining) and (pretraining["train_loss"] > 0).all():
         figure.axes[0].set_yscale("log")
     return figure
 
 
 @styled
-def reliability_figure(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
+def draw_reliability(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
     """Accuracy against confidence, over the same 15 bins as the expected calibration error (Guo et al., 2017, Fig. 1).
 
     Args:
         truth: (N,) class indices.
         probabilities: (N, K).
     """
-    confidence, right, bins = calibration_bins(np.asarray(truth), np.asarray(probabilities))
+    confidence, right, bins = bin_confidence(np.asarray(truth), np.asarray(probabilities))
     count = np.bincount(bins, minlength=CALIBRATION_BINS)
     filled = count > 0
     accuracy = np.bincount(bins, right, CALIBRATION_BINS)[filled] / count[filled]
     mean = np.bincount(bins, confidence, CALIBRATION_BINS)[filled] / count[filled]
     error = float(np.sum(count[filled] * np.abs(accuracy - mean)) / len(bins))
-    figure = new_figure(WIDTH, 4.6)
+    figure = create_figure(WIDTH, 4.6)
     top, bottom = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     top.grid(True)
     top.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", label="perfect calibration")
@@ -151,7 +151,7 @@ def reliability_figure(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
 
 
 @styled
-def class_counts_figure(counts: pd.DataFrame) -> Figure:
+def draw_class_counts(counts: pd.DataFrame) -> Figure:
     """Cells of each class in each part.
 
     Args:
@@ -159,13 +159,13 @@ def class_counts_figure(counts: pd.DataFrame) -> Figure:
     """
     parts, K = list(counts.columns), len(counts)
     thick = 0.8 / len(parts)
-    figure = new_figure(WIDTH, 0.8 + K * (0.25 + 0.22 * len(parts)))
+    figure = create_figure(WIDTH, 0.8 + K * (0.25 + 0.22 * len(parts)))
     axes = figure.add_subplot()
     for index, part in enumerate(parts):
         where = np.arange(K) + (index - (len(parts) - 1) / 2) * thick
-        bars = axes.barh(where, counts[part], thick * 0.92, color=SHADES[index % len(SHADES)], label=str(part))
+        bars = axes.barh(where, counts[part], thick * 0.92, color=BAR_COLORS[index % len(BAR_COLORS)], label=str(part))
         axes.bar_label(bars, [f"{count:,.0f}" for count in counts[part]], padding=3, fontsize=9)
-    axes.set_yticks(range(K), [wrap(str(name), 16) for name in counts.index])
+    axes.set_yticks(range(K), [wrap_label(str(name), 16) for name in counts.index])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("cells")
@@ -176,7 +176,7 @@ def class_counts_figure(counts: pd.DataFrame) -> Figure:
 
 
 @styled
-def stress_figure(table: pd.DataFrame, metric: str, panels: Mapping[str, tuple[str, Sequence[float]]]) -> Figure:
+def draw_stress_curves(table: pd.DataFrame, metric: str, panels: Mapping[str, tuple[str, Sequence[float]]]) -> Figure:
     """A figure of merit against the severity of each perturbation, a panel each, a line a run.
 
     Args:
@@ -187,7 +187,7 @@ def stress_figure(table: pd.DataFrame, metric: str, panels: Mapping[str, tuple[s
     """
     runs = list(dict.fromkeys(table["run"]))
     legend = 0.25 * len(runs) + 0.1
-    figure = new_figure(WIDTH, 1.75 * len(panels) + legend)
+    figure = create_figure(WIDTH, 1.75 * len(panels) + legend)
     least = np.nanmin(table[[metric, f"{metric}_low"]].astype(float).to_numpy())
     for axes, (name, (title, severities)) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(),
                                                  strict=True):  # fmt: skip
@@ -196,31 +196,31 @@ def stress_figure(table: pd.DataFrame, metric: str, panels: Mapping[str, tuple[s
         axes.set_xticks(range(len(severities)), [f"{severity:g}" for severity in severities])
         if min(severities) < 0:
             axes.axvline(list(severities).index(0), color=FAINT, linewidth=1)
-        for run, look in zip(runs, line_looks(len(runs)), strict=True):
+        for run, look in zip(runs, line_styles(len(runs)), strict=True):
             rows = table[(table["run"] == run) & (table["perturbation"] == name)].set_index("severity")
             keys = [metric, f"{metric}_low", f"{metric}_high"]
             x, (y, low, high) = np.arange(len(severities)), rows.loc[list(severities), keys].to_numpy(float).T
-            if len(runs) <= BANDS:
+            if len(runs) <= MAX_BANDS:
                 axes.fill_between(x, low, high, color=look["color"], alpha=0.13, linewidth=0)
-            axes.plot(x, y, markersize=4, label=cut(run, 44), **look)
+            axes.plot(x, y, markersize=4, label=truncate(run, 44), **look)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", handlelength=3.5)
     return figure
 
 
-def _best(rows: pd.DataFrame, column: str, *, largest: bool) -> int | None:
+def _best_epoch(rows: pd.DataFrame, column: str, *, largest: bool) -> int | None:
     if column not in rows or not rows[column].notna().any():
         return None
     return int(rows.loc[rows[column].idxmax() if largest else rows[column].idxmin(), "epoch"])
 
 
-def _curves(axes: Axes, title: str, rows: pd.DataFrame, lines: Mapping[str, str], mark: int | None) -> None:
+def _draw_curves(axes: Axes, title: str, rows: pd.DataFrame, lines: Mapping[str, str], mark: int | None) -> None:
     axes.grid(True)
     axes.set(title=title, xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if len(rows) == 1:
         axes.set_xticks(rows["epoch"])
         axes.margins(x=1)
-    for (column, label), (colour, dash) in zip(lines.items(), LINES, strict=False):
+    for (column, label), (colour, dash) in zip(lines.items(), CURVE_STYLES, strict=False):
         seen = rows[rows[column].notna()] if column in rows else rows[:0]
         if len(seen):
             dot = "o" if len(seen) == 1 else None

@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from urnet.evaluation.figure_style import FAINT, WIDTH, cut, styled, wrap
+from urnet.evaluation.figure_style import FAINT, WIDTH, styled, truncate, wrap_label
 
 MOST_OUTSIDE = 0.05  # share of a row's pixels outside [0, 1] up to which it is clipped, not rescaled
 
 
 @styled
-def gallery_figure(
+def draw_gallery(
     raw: Sequence[np.ndarray],
     enhanced: Sequence[np.ndarray],
     titles: Sequence[str],
@@ -36,11 +36,11 @@ def gallery_figure(
         columns: Cells side by side, after which a new block starts.
     """
     rows = {"raw": raw, "enhanced": enhanced} | ({target_name: targets} if targets is not None else {})
-    return _grid(rows, titles, columns)
+    return _draw_grid(rows, titles, columns)
 
 
 @styled
-def cam_figure(
+def draw_grad_cam(
     raw: Sequence[np.ndarray],
     overlays: Sequence[np.ndarray],
     titles: Sequence[str],
@@ -52,23 +52,23 @@ def cam_figure(
 
     Args:
         raw: N images, each (H, W), (H, W, 1) or (H, W, 3), in [0, 1].
-        overlays: N images (H, W, 3), uint8, from `gradcam.overlay`.
+        overlays: N images (H, W, 3), uint8, from `urnet.nets.gradcam.overlay`.
         titles: N names; one that repeats its left neighbour's is written once.
         called: N names of the classes that the maps speak for, written into a map where it is not the cell's title.
         columns: Cells side by side, after which a new block starts.
     """
     scaled = [np.asarray(image) / 255 for image in overlays]
-    figure = _grid({"raw": raw, "Grad-CAM": scaled}, titles, columns, below=0.35)
+    figure = _draw_grid({"raw": raw, "Grad-CAM": scaled}, titles, columns, below=0.35)
     for map_axes, title, name in zip(figure.axes[1::2], titles, called or titles, strict=True):
         if name != title:
             box = {"facecolor": "black", "alpha": 0.65, "linewidth": 0, "pad": 1.2}
             style = {"fontsize": 6.5, "color": "white", "ha": "center", "va": "bottom", "bbox": box}
-            map_axes.text(0.5, 0.04, f"→ {cut(name, 12)}", transform=map_axes.transAxes, **style)
-    cam_legend(figure, 0.22)
+            map_axes.text(0.5, 0.04, f"→ {truncate(name, 12)}", transform=map_axes.transAxes, **style)
+    add_cam_legend(figure, 0.22)
     return figure
 
 
-def cam_legend(figure: Figure, bottom: float) -> None:
+def add_cam_legend(figure: Figure, bottom: float) -> None:
     """Write what the colours of Grad-CAM mean below the pictures, `bottom` inches above the figure's edge."""
     from urnet.nets.gradcam import COLOUR_MAP
 
@@ -80,16 +80,16 @@ def cam_legend(figure: Figure, bottom: float) -> None:
         axes.text(place, 0.5, text, ha=side, va="center", fontsize=9, transform=axes.transAxes)
 
 
-def group_heads(titles: Sequence[str], columns: int, step: float) -> dict[int, str]:
+def group_titles(titles: Sequence[str], columns: int, step: float) -> dict[int, str]:
     """The titles to write, by index: where a class begins, wrapped to the columns it spans."""
     starts = [i for i in range(len(titles)) if i % columns == 0 or titles[i] != titles[i - 1]]
     heads = {}
     for start, following in zip(starts, [*starts[1:], len(titles)], strict=True):
-        heads[start] = wrap(titles[start], max(6, int((following - start) * step / 0.085)))
+        heads[start] = wrap_label(titles[start], max(6, int((following - start) * step / 0.085)))
     return heads
 
 
-def shared_limits(name: str, images: Sequence[np.ndarray]) -> tuple[tuple[float, float], list[str]]:
+def compute_limits(name: str, images: Sequence[np.ndarray]) -> tuple[tuple[float, float], list[str]]:
     """What is shown as black and as white in a whole row, and what the foot must say about it."""
     pixels = np.concatenate([np.asarray(image).ravel() for image in images])
     outside = float(np.mean((pixels < 0) | (pixels > 1)))
@@ -112,7 +112,9 @@ def show_image(axes: Axes, image: np.ndarray, limits: tuple[float, float]) -> No
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
 
-def _grid(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str], columns: int, below: float = 0.0) -> Figure:
+def _draw_grid(
+    rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str], columns: int, below: float = 0.0
+) -> Figure:
     """Rows of images in blocks of `columns` cells, with room `below`; all sizes in inches."""
     N = len(titles)
     if not N or any(len(images) != N for images in rows.values()):
@@ -122,12 +124,12 @@ def _grid(rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str], colum
     blocks = -(-N // columns)
     limits, feet = {}, []
     for name, images in rows.items():
-        limits[name], foot = shared_limits(name, images)
+        limits[name], foot = compute_limits(name, images)
         feet += foot
     left, gap = 0.22, 0.05
     wide = min(1.5, (WIDTH - left) / columns - gap)
     tall = wide * max(image.shape[0] / image.shape[1] for images in rows.values() for image in images)
-    heads = group_heads(titles, columns, wide + gap)
+    heads = group_titles(titles, columns, wide + gap)
     head = 0.1 + 0.15 * max(text.count("\n") + 1 for text in heads.values())
     block_height = head + len(rows) * (tall + gap)
     width, height = max(2.4, left + columns * (wide + gap)), blocks * block_height + 0.2 * len(feet) + below + 0.05

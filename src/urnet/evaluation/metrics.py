@@ -13,7 +13,7 @@ Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13), with two exce
   bias off, cut at 0 and widened to hold the value. For a nearly calibrated model it still sits somewhat high.
 
 In simulation, 95 % intervals of accuracy and recall covered 91 to 96 % of the time with 40 or more groups, and 85 to
-91 % with 8: few groups make them too narrow, which `interval_groups` says below 20.
+91 % with 8: few groups make them too narrow, which `choose_groups` says below 20.
 
 What is undefined is None, never a made-up number:
 
@@ -60,7 +60,7 @@ def score(
         truth: (N,) class indices.
         probabilities: (N, K) predicted probabilities; the largest one names the predicted class.
         classes: The K class names.
-        groups: (N,) what is drawn with replacement, as from `interval_groups`.
+        groups: (N,) what is drawn with replacement, as from `choose_groups`.
         replicates: Bootstrap replicates.
         level: Coverage of the intervals.
         seed: Of the bootstrap; the same seed gives the same intervals.
@@ -84,27 +84,27 @@ def score(
     codes, unique = pd.factorize(np.asarray(groups), use_na_sentinel=False)
     G = len(unique)
 
-    table = _sums_per_group(truth, probabilities, codes, G)
+    table = _sum_per_group(truth, probabilities, codes, G)
     totals = np.asarray(table.sum(axis=0)).reshape(1, -1)  # (1, K·K + bins)
-    value = {name: figure[0] for name, figure in _figures(totals, K).items()}
-    draws = _figures(resample(table, replicates, seed), K)
+    value = {name: figure[0] for name, figure in _compute_metrics(totals, K).items()}
+    draws = _compute_metrics(resample(table, replicates, seed), K)
 
     confusion = totals[0, : K * K].reshape(K, K).round().astype(int)
     true = confusion.sum(axis=1)
-    within = _groups_of(truth, probabilities.argmax(axis=1), codes, K)
+    within = _count_groups(truth, probabilities.argmax(axis=1), codes, K)
     per_class: dict[str, dict[str, Any]] = {}
     for k, name in enumerate(classes):
         per_class[name] = {
-            figure: with_interval(value[figure][k], draws[figure][:, k], within[figure][k], level)
+            figure: add_interval(value[figure][k], draws[figure][:, k], within[figure][k], level)
             for figure in ("recall", "precision", "f1")
         }
         per_class[name]["support"] = int(true[k])
     n = len(truth)
 
     return {
-        "accuracy": with_interval(value["accuracy"], draws["accuracy"], G, level),
-        **{name: _mean_over_classes(name, value, draws, per_class, G, level) for name in MEANS},
-        "expected_calibration_error": _calibration_error(
+        "accuracy": add_interval(value["accuracy"], draws["accuracy"], G, level),
+        **{name: _add_macro_interval(name, value, draws, per_class, G, level) for name in MEANS},
+        "expected_calibration_error": _add_calibration_interval(
             value["calibration_error"], draws["calibration_error"], G, level
         ),
         "per_class": per_class,
@@ -114,15 +114,15 @@ def score(
         "differential": {
             name: {
                 "true_percent": float(100 * true[k] / n),
-                "predicted_percent": _percent(with_interval(value["share"][k], draws["share"][:, k], G, level)),
+                "predicted_percent": _to_percent(add_interval(value["share"][k], draws["share"][:, k], G, level)),
             }
             for k, name in enumerate(classes)
         },
-        "notes": _notes(confusion, classes, within["recall"], G),
+        "notes": _list_notes(confusion, classes, within["recall"], G),
     }
 
 
-def interval_groups(
+def choose_groups(
     donors: Sequence[Any] | None,
     sources: Sequence[Any],
     *,
@@ -164,7 +164,7 @@ def interval_groups(
     return codes, {"unit": unit, "groups": count, "replicates": replicates, "level": level, "note": note}
 
 
-def calibration_bins(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def bin_confidence(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Confidence of each prediction, whether it was right, and its bin of equal width.
 
     Args:
@@ -197,10 +197,10 @@ def _check(truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str],
         raise ValueError(f"{broken} of {len(truth)} cells have a probability that is no number")
 
 
-def _sums_per_group(truth: np.ndarray, probabilities: np.ndarray, codes: np.ndarray, G: int) -> sparse.csr_array:
+def _sum_per_group(truth: np.ndarray, probabilities: np.ndarray, codes: np.ndarray, G: int) -> sparse.csr_array:
     """Confusion matrix, and right minus confidence per calibration bin, of each group: (G, K·K + bins)."""
     K = probabilities.shape[1]
-    confidence, right, bins = calibration_bins(truth, probabilities)
+    confidence, right, bins = bin_confidence(truth, probabilities)
     column = np.concatenate([truth * K + probabilities.argmax(axis=1), K * K + bins])
     entry = np.concatenate([np.ones(len(truth)), right - confidence])
     return sparse.csr_array((entry, (np.tile(codes, 2), column)), shape=(G, K * K + CALIBRATION_BINS))
@@ -220,7 +220,7 @@ def resample(table: sparse.csr_array, replicates: int, seed: int) -> np.ndarray:
     return sums
 
 
-def _figures(totals: np.ndarray, K: int) -> dict[str, np.ndarray]:
+def _compute_metrics(totals: np.ndarray, K: int) -> dict[str, np.ndarray]:
     """All figures of R column sums (R, K·K + bins): (R,) each, per class (R, K); NaN where undefined."""
     confusion = totals[:, : K * K].reshape(-1, K, K)
     true, predicted, right = confusion.sum(axis=2), confusion.sum(axis=1), np.einsum("rkk->rk", confusion)
@@ -242,7 +242,7 @@ def _figures(totals: np.ndarray, K: int) -> dict[str, np.ndarray]:
     }
 
 
-def _groups_of(truth: np.ndarray, predicted: np.ndarray, codes: np.ndarray, K: int) -> dict[str, np.ndarray]:
+def _count_groups(truth: np.ndarray, predicted: np.ndarray, codes: np.ndarray, K: int) -> dict[str, np.ndarray]:
     """In how many groups the cells lie that each class's figures rest on: (K,) each."""
 
     def count(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -252,7 +252,7 @@ def _groups_of(truth: np.ndarray, predicted: np.ndarray, codes: np.ndarray, K: i
     return {"recall": count(truth, codes), "precision": count(predicted, codes), "f1": count(*either)}
 
 
-def with_interval(value: float, draws: np.ndarray, groups: int, level: float) -> dict[str, Any]:
+def add_interval(value: float, draws: np.ndarray, groups: int, level: float) -> dict[str, Any]:
     """A figure and its interval, as the module's docstring says.
 
     Args:
@@ -276,7 +276,7 @@ def with_interval(value: float, draws: np.ndarray, groups: int, level: float) ->
     return {"value": value, "interval": [float(low), float(high)]}
 
 
-def _mean_over_classes(
+def _add_macro_interval(
     name: str,
     value: dict[str, np.ndarray],
     draws: dict[str, np.ndarray],
@@ -285,14 +285,14 @@ def _mean_over_classes(
     level: float,
 ) -> dict[str, Any]:
     if value[name] not in (0.0, 1.0):
-        return with_interval(value[name], draws[name], groups, level)
+        return add_interval(value[name], draws[name], groups, level)
     members = [row[name.removeprefix("macro_")] for row in per_class.values() if row["support"]]
     intervals = [member["interval"] for member in members]
     ends = None if None in intervals else [float(end) for end in np.mean(intervals, axis=0)]
     return {"value": float(value[name]), "interval": ends}
 
 
-def _calibration_error(value: float, draws: np.ndarray, groups: int, level: float) -> dict[str, Any]:
+def _add_calibration_interval(value: float, draws: np.ndarray, groups: int, level: float) -> dict[str, Any]:
     if groups < 2:
         return {"value": float(value), "interval": None}
     low, high = 2 * value - np.quantile(draws, [(1 + level) / 2, (1 - level) / 2])
@@ -301,12 +301,12 @@ def _calibration_error(value: float, draws: np.ndarray, groups: int, level: floa
     return {"value": float(value), "interval": [float(max(0.0, min(low, value))), float(max(high, value))]}
 
 
-def _percent(figure: dict[str, Any]) -> dict[str, Any]:
+def _to_percent(figure: dict[str, Any]) -> dict[str, Any]:
     ends = figure["interval"]
     return {"value": 100 * figure["value"], "interval": ends and [100 * end for end in ends]}
 
 
-def _notes(confusion: np.ndarray, classes: Sequence[str], true_in: np.ndarray, G: int) -> list[str]:
+def _list_notes(confusion: np.ndarray, classes: Sequence[str], true_in: np.ndarray, G: int) -> list[str]:
     notes = []
     for k, name in enumerate(classes):
         if not confusion[k].any():

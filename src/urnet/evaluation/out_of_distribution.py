@@ -9,8 +9,8 @@ import pandas as pd
 from urnet.bundle.model import Model
 from urnet.cells.table import Cells, read_cells
 from urnet.errors import CellsError, RunError
-from urnet.evaluation.calibration_metrics import share
-from urnet.evaluation.metrics import LEVEL, REPLICATES, interval_groups
+from urnet.evaluation.calibration_metrics import mean_with_interval
+from urnet.evaluation.metrics import LEVEL, REPLICATES, choose_groups
 from urnet.evaluation.predictions import Progress
 from urnet.names import donor_key
 from urnet.run_folder import Run
@@ -19,7 +19,7 @@ from urnet.training.calibrate import collect_outputs
 COLUMNS = ("label", "cells", "auroc", "auroc_low", "auroc_high", "rejected", "rejected_low", "rejected_high")
 
 
-def rejection_auroc(
+def measure_rejection(
     run: Run,
     unknown: Cells | Path | str,
     *,
@@ -65,36 +65,38 @@ def rejection_auroc(
     known = run.cells().part("test")
     if not len(known):
         raise CellsError(f"{run.folder}: no cells in the test part to compare with")
-    ours, our_groups = _scores(model, known, progress), _groups(known)
+    ours, our_groups = _rejection_scores(model, known, progress), _choose_groups(known)
     level_score = -np.log10(model.calibration.rejection.level)
     rows = []
     for label in sorted(set(strange.table["label"])):
         one = strange.where(strange.table["label"] == label)
-        theirs, groups = _scores(model, one, progress), _groups(one)
-        value, low, high = _auroc(ours, our_groups, theirs, groups, replicates, level)
-        rows.append((label, len(one), value, low, high, *_rejected(theirs >= level_score, groups, replicates, level)))
+        theirs, groups = _rejection_scores(model, one, progress), _choose_groups(one)
+        value, low, high = _compute_auroc(ours, our_groups, theirs, groups, replicates, level)
+        rows.append(
+            (label, len(one), value, low, high, *_rejected_share(theirs >= level_score, groups, replicates, level))
+        )
     none = (np.nan, np.nan, np.nan)
-    rows.append(("", len(known), *none, *_rejected(ours >= level_score, our_groups, replicates, level)))
+    rows.append(("", len(known), *none, *_rejected_share(ours >= level_score, our_groups, replicates, level)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _scores(model: Model, cells: Cells, progress: Progress | None) -> np.ndarray:
+def _rejection_scores(model: Model, cells: Cells, progress: Progress | None) -> np.ndarray:
     told = None if progress is None else lambda done: progress("look at cells", done / len(cells))
     seen = collect_outputs(model, replace(cells, classes=tuple(sorted(set(cells.table["label"])))), told)
     return model.calibration.rejection.score(seen.rows, seen.features)
 
 
-def _groups(cells: Cells) -> np.ndarray:
+def _choose_groups(cells: Cells) -> np.ndarray:
     table = cells.table
-    return interval_groups(table["donor"].tolist() if "donor" in table else None, table["source"].tolist())[0]
+    return choose_groups(table["donor"].tolist() if "donor" in table else None, table["source"].tolist())[0]
 
 
-def _rejected(hits: np.ndarray, groups: np.ndarray, replicates: int, level: float) -> tuple[float, float, float]:
-    found = share(hits, np.ones(len(hits), dtype=bool), groups, replicates, level)
+def _rejected_share(hits: np.ndarray, groups: np.ndarray, replicates: int, level: float) -> tuple[float, float, float]:
+    found = mean_with_interval(hits, np.ones(len(hits), dtype=bool), groups, replicates, level)
     return (found["value"], *(found["interval"] or (np.nan, np.nan)))
 
 
-def _auroc(
+def _compute_auroc(
     known: np.ndarray,
     known_groups: np.ndarray,
     unknown: np.ndarray,

@@ -43,14 +43,14 @@ import pandas as pd
 from scipy import sparse
 
 from urnet.errors import CellsError
-from urnet.evaluation.metrics import LEVEL, REPLICATES, interval_groups, resample
+from urnet.evaluation.metrics import LEVEL, REPLICATES, choose_groups, resample
 
 COLUMNS = (
     "first", "second", "metric", "difference", "low", "high", "low_simultaneous", "high_simultaneous",
     "p", "p_holm", "chance", "note", "cells", "groups", "folds", "seeds", "resampled",
 )  # fmt: skip
 CELL = ["path", "fold", "copy"]
-SAME = 1e-12  # draws closer than this differ by rounding alone
+ROUNDING = 1e-12  # draws closer than this differ by rounding alone
 
 NO_INTERVAL = "no interval"
 ONE_GROUP, ALIKE, NO_CELLS = f"{NO_INTERVAL}: one group", f"{NO_INTERVAL}: all groups alike", "no cells"
@@ -98,13 +98,13 @@ def paired_differences(
         missing = [name for name in (first, second) if name not in predictions]
         if missing:
             raise ValueError(f"no predictions of {missing[0]!r}; there are {', '.join(predictions)}")
-        matched = _match(predictions[first], predictions[second], (first, second), classes)
+        matched = _match_runs(predictions[first], predictions[second], (first, second), classes)
         if matched is not None:
             compared.append((first, second, matched))
     rows = []
     simultaneous = 1 - (1 - level) / max(1, len(compared))
     for first, second, matched in compared:
-        value, draws = _differences(matched, len(classes), replicates, seed)
+        value, draws = _compute_differences(matched, len(classes), replicates, seed)
         rests_on = [matched.groups, matched.groups, *matched.groups_of(len(classes))]
         for k, metric in enumerate(("accuracy", "macro_recall", *(f"recall_{name}" for name in classes))):
             drawn = draws[:, k] if rests_on[k] > 1 else draws[:0, k]
@@ -123,7 +123,7 @@ def paired_differences(
                     "high_simultaneous": wide_high,
                     "p": p,
                     "chance": pd.NA if unknown else not (wide_low > 0 or wide_high < 0),
-                    "note": _why(value[k], rests_on[k]) if unknown else "",
+                    "note": _missing_interval_reason(value[k], rests_on[k]) if unknown else "",
                     "cells": matched.cells,
                     "groups": matched.groups,
                     "folds": matched.folds,
@@ -132,12 +132,12 @@ def paired_differences(
                 }
             )
     table = pd.DataFrame(rows, columns=[column for column in COLUMNS if column != "p_holm"])
-    table["p_holm"] = table.groupby("metric", sort=False)["p"].transform(_holm)
+    table["p_holm"] = table.groupby("metric", sort=False)["p"].transform(_holm_adjust)
     return table[list(COLUMNS)].astype({"chance": "boolean"})
 
 
 @dataclass(frozen=True)
-class _Matched:
+class _MatchedRuns:
     """Two runs on the same cells, an entry a cell and seed.
 
     Attributes:
@@ -165,11 +165,11 @@ class _Matched:
         return [len(np.unique(self.group[self.truth == k])) for k in range(K)]
 
 
-def _match(
+def _match_runs(
     first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str], classes: Sequence[str]
-) -> _Matched | None:
+) -> _MatchedRuns | None:
     """Bring two runs' rows together; None where they have no fold in common."""
-    frames = [_keyed(frame, name, classes) for frame, name in zip((first, second), names, strict=True)]
+    frames = [_number_copies(frame, name, classes) for frame, name in zip((first, second), names, strict=True)]
     if any(frame.empty for frame in frames):
         return None
     a, b = frames
@@ -177,7 +177,7 @@ def _match(
         on = ["seed", *CELL]
     else:
         on = CELL
-        a, b = (frame.groupby(CELL, as_index=False).agg(_averaged(frame)) for frame in (a, b))
+        a, b = (frame.groupby(CELL, as_index=False).agg(_average_right(frame)) for frame in (a, b))
     rounds = [column for column in on if column in ("seed", "fold")]
     shared = a[rounds].drop_duplicates().merge(b[rounds].drop_duplicates())
     if shared.empty:
@@ -200,13 +200,13 @@ def _match(
             f"in one, {one['label_b']} in the other; compare runs with the same classes"
         )
     donors = both["donor"].tolist() if "donor" in both else None
-    group, description = interval_groups(donors, both["source"].tolist())
+    group, description = choose_groups(donors, both["source"].tolist())
     fold = pd.factorize(both["fold"])[0]
     seed = pd.factorize(both["seed"])[0] if "seed" in on else np.zeros(len(both), dtype=int)
     groups, folds, seeds = description["groups"], int(fold.max()) + 1, int(seed.max()) + 1
     drawn = ["donors" if description["unit"] == "donor" else "sources"]
     drawn += [what for what, count in (("folds", folds), ("seeds", seeds)) if count > 1]
-    return _Matched(
+    return _MatchedRuns(
         change=(both["right_b"] - both["right"]).to_numpy(float),
         truth=both["label"].map({name: k for k, name in enumerate(classes)}).to_numpy(int),
         group=group,
@@ -220,7 +220,7 @@ def _match(
     )
 
 
-def _keyed(frame: pd.DataFrame, name: str, classes: Sequence[str]) -> pd.DataFrame:
+def _number_copies(frame: pd.DataFrame, name: str, classes: Sequence[str]) -> pd.DataFrame:
     """What a comparison needs of a run, with the augmented copies of a cell numbered."""
     if frame.empty:
         return pd.DataFrame(columns=["seed", *CELL])
@@ -237,11 +237,11 @@ def _keyed(frame: pd.DataFrame, name: str, classes: Sequence[str]) -> pd.DataFra
     return kept
 
 
-def _averaged(frame: pd.DataFrame) -> dict[str, Any]:
+def _average_right(frame: pd.DataFrame) -> dict[str, Any]:
     return {column: "mean" if column == "right" else "first" for column in frame if column not in (*CELL, "seed")}
 
 
-def _differences(matched: _Matched, K: int, replicates: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _compute_differences(matched: _MatchedRuns, K: int, replicates: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Differences of accuracy, macro recall and the K recalls, (2 + K,), and their draws, (R, 2 + K)."""
     F, S, G = matched.folds, matched.seeds, matched.groups
     width = F * S * K
@@ -253,10 +253,12 @@ def _differences(matched: _Matched, K: int, replicates: int, seed: int) -> tuple
     sums = resample(table, replicates, seed).reshape(-1, 2, F, S, K)
     rng = np.random.default_rng([seed, 1])
     folds, seeds = (rng.multinomial(n, [1 / n] * n, size=replicates) for n in (F, S))  # (R, F), (R, S)
-    return _figures(total)[0], _figures(np.einsum("rxfsk,rf,rs->rxk", sums, folds, seeds, optimize=True))
+    return _compute_metrics(total)[0], _compute_metrics(
+        np.einsum("rxfsk,rf,rs->rxk", sums, folds, seeds, optimize=True)
+    )
 
 
-def _figures(sums: np.ndarray) -> np.ndarray:
+def _compute_metrics(sums: np.ndarray) -> np.ndarray:
     """Differences (R, 2 + K) of sums of change and count (R, 2, K); NaN where there are no cells."""
     change, count = sums[:, 0], sums[:, 1]
     recall = np.divide(change, count, out=np.full_like(change, np.nan), where=count > 0)
@@ -269,19 +271,19 @@ def _figures(sums: np.ndarray) -> np.ndarray:
 def _interval(value: float, draws: np.ndarray, level: float) -> tuple[float, float, float]:
     """Ends of the percentile interval, and the two-sided p value; NaN where the draws tell nothing."""
     draws = draws[np.isfinite(draws)]
-    if np.isnan(value) or not len(draws) or (np.ptp(draws) < SAME and value != 0):
+    if np.isnan(value) or not len(draws) or (np.ptp(draws) < ROUNDING and value != 0):
         return np.nan, np.nan, np.nan
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     far = min((draws <= 0).sum(), (draws >= 0).sum())
     return float(low), float(high), min(1.0, 2 * (1 + far) / (1 + len(draws)))
 
 
-def _why(value: float, groups: int) -> str:
+def _missing_interval_reason(value: float, groups: int) -> str:
     """Why a difference that rests on so many groups has no interval."""
     return NO_CELLS if np.isnan(value) else ONE_GROUP if groups < 2 else ALIKE
 
 
-def _holm(p: pd.Series) -> np.ndarray:
+def _holm_adjust(p: pd.Series) -> np.ndarray:
     """Holm's adjustment of p values; those that are undefined count as comparisons made."""
     known = p.to_numpy(float)
     order = np.argsort(known)  # NaN last

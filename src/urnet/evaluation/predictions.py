@@ -25,7 +25,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredCells:
     """Cells and what a model made of them; a cell may stand there several times under protocol `paper`.
 
     Attributes:
@@ -52,7 +52,7 @@ class Scored:
         """Some of the images as the network saw them, in [0, 1]."""
         return self.model.config.scaling.apply(self.images[index])
 
-    def predictions(self) -> pd.DataFrame:
+    def to_frame(self) -> pd.DataFrame:
         """A row an image: `path, label, predicted, p_<class>…`, if calibrated `rejected, set`, `source`, `donor`."""
         table, names = self.cells.table, self.model.classes
         rows: dict[str, Any] = {
@@ -78,7 +78,7 @@ class Scored:
         return np.concatenate([generator.permutation(np.flatnonzero(self.truth == k))[:per_class] for k in classes])
 
 
-def own_part(run: Run, split: str, progress: Progress | None, expect: str | None = None) -> Scored:
+def score_run_part(run: Run, split: str, progress: Progress | None, expect: str | None = None) -> ScoredCells:
     """Score one of the run's own parts; under protocol `paper` the test part is as the paper had it.
 
     Raises:
@@ -96,21 +96,21 @@ def own_part(run: Run, split: str, progress: Progress | None, expect: str | None
     cells = cells.part(split)
     if not len(cells):
         raise CellsError(f"{run.folder}: no cells in the {split} part of this run")
-    images, truth = _read(model, cells, progress), cells.labels
+    images, truth = _read_images(model, cells, progress), cells.labels
     if recipe.protocol == "paper" and split == "test":
         images, truth, origin = augment_test_part(images, truth, recipe)
         cells = replace(cells, table=cells.table.iloc[origin].reset_index(drop=True))
-    return _classify(model, cells, images, truth, progress)
+    return _classify_cells(model, cells, images, truth, progress)
 
 
-def other_cells(
+def score_other_cells(
     run: Run,
     path: Path,
     split: str,
     target: Path | None,
     progress: Progress | None,
     expect: str | None = None,
-) -> tuple[Scored, str, list[str]]:
+) -> tuple[ScoredCells, str, list[str]]:
     """Score cells that the run does not know. Copies and padding count once.
 
     Args:
@@ -155,11 +155,11 @@ def other_cells(
     cells = known_crops(cells).where(audit.distinct)
     if not len(cells):
         raise CellsError(f"{path}: no usable cells; see `urnet audit`")
-    warnings += _seen(run, keys)
-    return _classify(model, cells, _read(model, cells, progress), cells.labels, progress), name, warnings
+    warnings += _overlap_with_training(run, keys)
+    return _classify_cells(model, cells, _read_images(model, cells, progress), cells.labels, progress), name, warnings
 
 
-def seen_in_training(run: Run, path: Path, *, calibration: bool = False) -> list[str]:
+def training_overlap(run: Run, path: Path, *, calibration: bool = False) -> list[str]:
     """A warning where images took part in a run's training, or where that cannot be told; nothing where none did.
 
     Args:
@@ -175,15 +175,15 @@ def seen_in_training(run: Run, path: Path, *, calibration: bool = False) -> list
     for index in range(len(cells)):
         with suppress(ImageError):
             keys.append(copy_key(cells.read(index)))
-    return _seen(run, keys, calibration=calibration)
+    return _overlap_with_training(run, keys, calibration=calibration)
 
 
-def _seen(run: Run, keys: list[str], *, calibration: bool = False) -> list[str]:
+def _overlap_with_training(run: Run, keys: list[str], *, calibration: bool = False) -> list[str]:
     """A warning where cells with these keys took part in training, or where that cannot be told."""
-    return seen_among(keys, training_keys(run, calibration=calibration), calibration=calibration)
+    return overlap_warnings(keys, training_cell_keys(run, calibration=calibration), calibration=calibration)
 
 
-def training_keys(run: Run, *, calibration: bool = False) -> set[str] | None:
+def training_cell_keys(run: Run, *, calibration: bool = False) -> set[str] | None:
     """Keys of the cells that took part in a run's training (`copy_key`); none where they are no longer there."""
     try:
         known = run.cells()
@@ -194,8 +194,8 @@ def training_keys(run: Run, *, calibration: bool = False) -> set[str] | None:
         return None
 
 
-def seen_among(keys: list[str], seen: set[str] | None, *, calibration: bool = False) -> list[str]:
-    """A warning where cells with these keys are among those of `training_keys`, or where that cannot be told."""
+def overlap_warnings(keys: list[str], seen: set[str] | None, *, calibration: bool = False) -> list[str]:
+    """A warning where cells with these keys are among those of `training_cell_keys`, or where that cannot be told."""
     if seen is None:
         return ["The cells of the training are not where they were, so that it is not known whether it saw these."]
     count = sum(key in seen for key in keys)
@@ -205,7 +205,9 @@ def seen_among(keys: list[str], seen: set[str] | None, *, calibration: bool = Fa
     return [f"{count} of {len(keys)} cells took part in this run's {what}; the figures are too good."]
 
 
-def _classify(model: Model, cells: Cells, images: np.ndarray, truth: np.ndarray, progress: Progress | None) -> Scored:
+def _classify_cells(
+    model: Model, cells: Cells, images: np.ndarray, truth: np.ndarray, progress: Progress | None
+) -> ScoredCells:
     parts, pixels = [], PixelRange()
     for start in range(0, len(images), BATCH):
         index = slice(start, start + BATCH)
@@ -216,9 +218,9 @@ def _classify(model: Model, cells: Cells, images: np.ndarray, truth: np.ndarray,
         if progress is not None:
             progress("classify", min(1.0, (start + BATCH) / len(images)))
     probabilities, uncalibrated, rejected = map(np.concatenate, zip(*parts, strict=True))
-    return Scored(model, cells, images, probabilities, truth, uncalibrated, rejected, pixels)
+    return ScoredCells(model, cells, images, probabilities, truth, uncalibrated, rejected, pixels)
 
 
-def _read(model: Model, cells: Cells, progress: Progress | None) -> np.ndarray:
+def _read_images(model: Model, cells: Cells, progress: Progress | None) -> np.ndarray:
     """All cells in raw counts at the network's size, (N, C, S, S)."""
     return model.read(cells, (lambda done: progress("read cells", done / len(cells))) if progress else None)

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from urnet import html_pages
+import urnet.html_pages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Report:
         dataset: One line on the cells: what they are, and which part was evaluated.
         protocol: "honest", or "paper", which the report marks as optimistic.
         metrics: From `metrics.score`.
-        intervals: Description of the intervals, from `metrics.interval_groups`.
+        intervals: Description of the intervals, from `metrics.choose_groups`.
         counts: Cells by class (rows) and part (columns).
         recipe: The resolved recipe, as YAML.
         versions: Name and version of what computed it.
@@ -61,13 +61,13 @@ def write_report(path: Path, context: Report) -> None:
         OSError: The file cannot be written.
     """
     # A file name that is not valid Unicode, as Linux allows, must not stop the report.
-    path.write_text(render(context), encoding="utf-8", errors="backslashreplace", newline="\n")
+    path.write_text(render_report(context), encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
-def render(context: Report) -> str:
+def render_report(context: Report) -> str:
     """The report as HTML."""
     return (
-        environment()
+        template_environment()
         .get_template("report.html.j2")
         .render(
             report=context,
@@ -77,6 +77,6 @@ def render(context: Report) -> str:
     )
 
 
-def environment() -> jinja2.Environment:
+def template_environment() -> jinja2.Environment:
     """Where the pages of evaluation and benchmark are."""
-    return html_pages.create_environment("urnet.evaluation")
+    return urnet.html_pages.create_environment("urnet.evaluation")

@@ -29,12 +29,12 @@ from scipy.ndimage import gaussian_filter
 
 from urnet.cells.table import PARTS, read_cells
 from urnet.errors import CellsError, RunError, UrnetError
-from urnet.evaluation.evaluate import OPTIMISTIC, named, runs_of
+from urnet.evaluation.evaluate import OPTIMISTIC, name_runs, open_runs
 from urnet.evaluation.figure_style import to_png
-from urnet.evaluation.figures import stress_figure
-from urnet.evaluation.metrics import interval_groups, score
-from urnet.evaluation.predictions import BATCH, Progress, Scored, other_cells, own_part
-from urnet.evaluation.report import environment
+from urnet.evaluation.figures import draw_stress_curves
+from urnet.evaluation.metrics import choose_groups, score
+from urnet.evaluation.predictions import BATCH, Progress, ScoredCells, score_other_cells, score_run_part
+from urnet.evaluation.report import template_environment
 from urnet.files.atomic import atomic_folder
 from urnet.files.csv_tables import write_frame
 from urnet.files.outputs import refuse_existing
@@ -108,7 +108,7 @@ PERTURBATIONS = {
 
 
 @dataclass(frozen=True)
-class Stress:
+class StressTest:
     """What a stress test found and where it is.
 
     Attributes:
@@ -155,14 +155,14 @@ def perturb(images: np.ndarray, name: str, severity: float, span: float) -> np.n
     return np.clip(np.rint(worse), limits.min, limits.max).astype(images.dtype)
 
 
-def stress(
+def run_stress_test(
     runs: Sequence[Path | str],
     cells: Path | str,
     out: Path | str,
     *,
     split: str = "test",
     progress: Progress | None = None,
-) -> Stress:
+) -> StressTest:
     """Measure recall against each perturbation for every run.
 
     Args:
@@ -184,9 +184,9 @@ def stress(
     refuse_existing(out)
     check_not_within(out, cells)
     warnings: list[str] = []
-    tested: dict[str, list[Scored]] = {}
-    for name, folder in named(folders).items():
-        tested[name], notes = _scored(folder, cells, split, out, progress)
+    tested: dict[str, list[ScoredCells]] = {}
+    for name, folder in name_runs(folders).items():
+        tested[name], notes = _score_run(folder, cells, split, out, progress)
         warnings += [f"{name}: {note}" for note in notes]
     first = next(iter(tested.values()))[0]
     classes, scaling = first.model.classes, first.model.config.scaling
@@ -205,29 +205,29 @@ def stress(
             if progress is not None:
                 progress("stress", (index + share) / len(folders))
 
-        rows += [{"run": name, **row} for row in _curves(parts, tables[name], scaling.high - scaling.low, done)]
-        donors += [{"run": name, **row} for row in _by_donor(parts, tables[name])]
-    result = Stress(out, pd.DataFrame(rows), pd.DataFrame(donors), [*warnings, *_unlike(tables)])
+        rows += [{"run": name, **row} for row in _compute_curves(parts, tables[name], scaling.high - scaling.low, done)]
+        donors += [{"run": name, **row} for row in _metrics_by_donor(parts, tables[name])]
+    result = StressTest(out, pd.DataFrame(rows), pd.DataFrame(donors), [*warnings, *_different_cells_warning(tables)])
     dataset = cells.resolve().name + (f", {split} part" if first.cells.has_split else "")
     with atomic_folder(out) as staging:
         _write(result, staging, classes, dataset, first.cells.simulated)
     return result
 
 
-def _scored(
+def _score_run(
     folder: Path, cells: Path, split: str, out: Path, progress: Progress | None
-) -> tuple[list[Scored], list[str]]:
+) -> tuple[list[ScoredCells], list[str]]:
     """A run's test cells, a part for each fold, and what the reader should know."""
-    runs = runs_of(folder, split)
+    runs = open_runs(folder, split)
     notes = [OPTIMISTIC] if runs[0].recipe().protocol == "paper" else []
-    if _trained_on(runs[0], cells):
-        return [own_part(run, split, progress) for run in runs], notes
+    if _is_trained_on(runs[0], cells):
+        return [score_run_part(run, split, progress) for run in runs], notes
     run = Run.open(folder)  # which refuses a cross-validation: its folds would count every cell several times
-    scored, _, more = other_cells(run, cells, split, out, progress)
+    scored, _, more = score_other_cells(run, cells, split, out, progress)
     return [scored], [*notes, *more]
 
 
-def _trained_on(run: Run, cells: Path) -> bool:
+def _is_trained_on(run: Run, cells: Path) -> bool:
     """Whether these cells are the run's own."""
     if cells.resolve() in (run.cells_path.resolve(), run.folder.resolve()):
         return True
@@ -239,18 +239,18 @@ def _trained_on(run: Run, cells: Path) -> bool:
         return False
 
 
-def _curves(
-    scored: list[Scored], table: pd.DataFrame, span: float, done: Callable[[float], None]
+def _compute_curves(
+    scored: list[ScoredCells], table: pd.DataFrame, span: float, done: Callable[[float], None]
 ) -> list[dict[str, Any]]:
     """A row a perturbation and severity, over all folds together."""
     truth = np.concatenate([one.truth for one in scored])
     donors = table["donor"].tolist() if "donor" in table else None
-    groups, drawn = interval_groups(donors, table["source"].tolist())
+    groups, drawn = choose_groups(donors, table["source"].tolist())
     classes = scored[0].model.classes
     steps = [(name, severity) for name, kind in PERTURBATIONS.items() for severity in kind.severities]
     rows = []
     for index, (name, severity) in enumerate(steps):
-        probabilities = np.concatenate([_probabilities(one, name, severity, span) for one in scored])
+        probabilities = np.concatenate([_predict_perturbed(one, name, severity, span) for one in scored])
         metrics = score(truth, probabilities, list(classes), groups, replicates=REPLICATES)
         row = {"perturbation": name, "severity": severity, "unit": PERTURBATIONS[name].unit, "cells": len(truth)}
         row["resampled"], row["groups"] = drawn["unit"], drawn["groups"]
@@ -264,7 +264,7 @@ def _curves(
     return rows
 
 
-def _probabilities(one: Scored, name: str, severity: float, span: float) -> np.ndarray:
+def _predict_perturbed(one: ScoredCells, name: str, severity: float, span: float) -> np.ndarray:
     if severity == 0:
         return one.probabilities
     batches = []
@@ -275,7 +275,7 @@ def _probabilities(one: Scored, name: str, severity: float, span: float) -> np.n
     return np.concatenate(batches)
 
 
-def _by_donor(scored: list[Scored], table: pd.DataFrame) -> list[dict[str, Any]]:
+def _metrics_by_donor(scored: list[ScoredCells], table: pd.DataFrame) -> list[dict[str, Any]]:
     """A row a donor, of the images as they were taken; a class that a donor lacks is left out of its mean."""
     if "donor" not in table or not (table["donor"] != "").any():
         return []
@@ -293,7 +293,7 @@ def _by_donor(scored: list[Scored], table: pd.DataFrame) -> list[dict[str, Any]]
     return rows
 
 
-def _unlike(tables: dict[str, pd.DataFrame]) -> list[str]:
+def _different_cells_warning(tables: dict[str, pd.DataFrame]) -> list[str]:
     """A warning where not all runs were tested on the same cells."""
     sets = {name: sorted(table["source"]) for name, table in tables.items()}
     first = next(iter(sets.values()))
@@ -303,18 +303,18 @@ def _unlike(tables: dict[str, pd.DataFrame]) -> list[str]:
     return [f"The runs were not tested on the same cells ({counts}), so a difference between curves may be the cells'."]
 
 
-def _write(result: Stress, folder: Path, classes: Sequence[str], dataset: str, simulated: str) -> None:
+def _write(result: StressTest, folder: Path, classes: Sequence[str], dataset: str, simulated: str) -> None:
     pictures = [("macro_recall", "Macro recall", "macro_recall"), ("accuracy", "Accuracy", "accuracy")]
     pictures += [(f"recall_{k}", f"Recall: {label}", f"recall_{label}") for k, label in enumerate(classes, 1)]
     panels = {name: (f"{kind.title} ({kind.unit})", kind.severities) for name, kind in PERTURBATIONS.items()}
-    drawn = [(file, title, to_png(stress_figure(result.table, key, panels))) for file, title, key in pictures]
-    template = environment().get_template("stress.html.j2")
+    drawn = [(file, title, to_png(draw_stress_curves(result.table, key, panels))) for file, title, key in pictures]
+    template = template_environment().get_template("stress.html.j2")
     page = template.render(
         dataset=dataset,
         simulated=simulated,
         warnings=result.warnings,
-        rows=_records(result.table),
-        donors=_records(result.donors),
+        rows=_to_records(result.table),
+        donors=_to_records(result.donors),
         classes=classes,
         perturbations=PERTURBATIONS,
         runs=list(dict.fromkeys(result.table["run"])),
@@ -331,6 +331,6 @@ def _write(result: Stress, folder: Path, classes: Sequence[str], dataset: str, s
     (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def _to_records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows, with None where a figure is undefined."""
     return table.astype(object).where(table.notna(), None).to_dict("records")

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from urnet.errors import UrnetError
-from urnet.evaluation.figure_style import image_png
+from urnet.evaluation.figure_style import encode_png
 from urnet.serve.database.names import NOT_A_CELL, SKIPPED
 from urnet.serve.database.reviews import ReviewedPrediction
 from urnet.serve.services import Services
@@ -102,7 +102,7 @@ class ReviewImages:
         if not cells or cells[0].crop is None:
             return None
         shown = self.services.model.config.scaling.apply(cells[0].crop)
-        self._held[digest] = image_png(np.moveaxis(shown, 0, -1))
+        self._held[digest] = encode_png(np.moveaxis(shown, 0, -1))
         while len(self._held) > CACHED_IMAGES:
             self._held.popitem(last=False)
         return self._held[digest]

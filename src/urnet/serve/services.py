@@ -17,7 +17,7 @@ from urnet.bundle.model import Model
 from urnet.calibration.calibration import COVERAGE
 from urnet.counting.sample import Sample, count_sample
 from urnet.errors import CellsError, ImageError, RunError, list_first
-from urnet.evaluation.predictions import seen_among, training_keys
+from urnet.evaluation.predictions import overlap_warnings, training_cell_keys
 from urnet.export.engine import Engine, choose_engine
 from urnet.predict import PADDING
 from urnet.run_folder import find_run
@@ -204,7 +204,7 @@ class Services:
         run = find_run(self.run)
         if self.model.calibration is not None and run is not None:
             threads = ThreadPoolExecutor(1, "training-keys")
-            self._training_keys = threads.submit(training_keys, run, calibration=True)
+            self._training_keys = threads.submit(training_cell_keys, run, calibration=True)
             threads.shutdown(wait=False)
 
     def stop(self) -> None:
@@ -323,7 +323,7 @@ class Services:
         notes, keys = [], [answer.key for answer in answers if not answer.error]
         if self._training_keys is not None and keys:
             seen = await asyncio.shield(asyncio.wrap_future(self._training_keys))
-            notes += seen_among(keys, seen, calibration=True)
+            notes += overlap_warnings(keys, seen, calibration=True)
         if failed := sum(bool(answer.error) for answer in answers):
             notes.append(f"{failed} image(s) could not be used and belong to no sample.")
         return notes

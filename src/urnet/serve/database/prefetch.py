@@ -14,7 +14,7 @@ from sqlalchemy import exists, not_, select
 from urnet.bundle.model import Model
 from urnet.cells.table import PAIRED, TABLE_NAME, Cells, find_images, paired_file, read_cells
 from urnet.errors import ImageError, StoreError, UrnetError
-from urnet.evaluation.figure_style import image_png
+from urnet.evaluation.figure_style import encode_png
 from urnet.images.montage import resolve_address
 from urnet.run_folder import find_run
 from urnet.serve.database.models import cells, claims, labels
@@ -150,9 +150,9 @@ class CellImages:
         pixels = self.cells.read(row)
         scaling = self.model.config.scaling
         if scaling.dtype in (str(pixels.dtype), "any"):
-            return image_png(scaling.apply(pixels))
+            return encode_png(scaling.apply(pixels))
         low, high = np.percentile(pixels, DISPLAY_PERCENTILES)
-        return image_png((pixels - low) / max(high - low, 1e-6))
+        return encode_png((pixels - low) / max(high - low, 1e-6))
 
     def _paired_png(self, row: int) -> bytes | None:
         column = self.paired
@@ -163,7 +163,7 @@ class CellImages:
         except (UrnetError, OSError):
             return None
         low, high = self._display_range(column)
-        return image_png((pixels.astype(np.float32) - low) / (high - low))
+        return encode_png((pixels.astype(np.float32) - low) / (high - low))
 
     def _display_range(self, column: str) -> tuple[float, float]:
         """Counts shown black and white, from cells spread over the table."""

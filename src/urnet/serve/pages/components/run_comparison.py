@@ -11,7 +11,12 @@ from typing import Literal
 import pandas as pd
 from nicegui import ui
 
-from urnet.benchmark.differences import UNKNOWN, interval, points, verdict
+from urnet.benchmark.differences import (
+    MISSING_INTERVAL_NOTES,
+    format_difference_interval,
+    format_points,
+    format_verdict,
+)
 from urnet.errors import UrnetError
 from urnet.serve.pages.components.elements import meter, notice, table
 from urnet.serve.pages.components.layout import button, text
@@ -154,14 +159,14 @@ def _table(differences: pd.DataFrame, first: str, second: str) -> None:
         about += " Paired 95 % intervals: where one holds 0, the difference could be chance."
         about += " One training of each says nothing of other trainings."
     text("p", about).classes("small soft")
-    for note in notes & UNKNOWN.keys():
-        notice(UNKNOWN[note])
+    for note in notes & MISSING_INTERVAL_NOTES.keys():
+        notice(MISSING_INTERVAL_NOTES[note])
     rows = [
         (
             NAMES.get(row["metric"], str(row["metric"]).replace("recall_", "Recall, ", 1)),
-            points(row["difference"]),
-            interval(row),
-            verdict(row),
+            format_points(row["difference"]),
+            format_difference_interval(row),
+            format_verdict(row),
         )
         for _, row in differences.iterrows()
     ]
