@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from urnet.cells.copies import PADDING_COPIES, copy_key, same
+from urnet.cells.copies import MIN_PADDING_COPIES, group_equal_keys, hash_any_orientation
 from urnet.fields.detection.detect import Detection, ReadRegion, detect
 from urnet.fields.detection.matching import Agreement, match_positions, wilson
 from urnet.images.simulation.phantom import PhantomField, PlacedCell, draw_field
@@ -106,8 +106,8 @@ def jurkat(folder: Path, phase: str) -> Agreement:
     truth = dna_centres(tifffile.imread(folder / phase / "dna.tif"))
     down, across = (side // TILE for side in montage.shape)
     tiles = montage.reshape(down, TILE, across, TILE).swapaxes(1, 2).reshape(-1, TILE, TILE)
-    alike = same(copy_key(tile) for tile in tiles)
-    padding = {int(k) for group in alike if len(group) >= PADDING_COPIES for k in group}
+    alike = group_equal_keys(hash_any_orientation(tile) for tile in tiles)
+    padding = {int(k) for group in alike if len(group) >= MIN_PADDING_COPIES for k in group}
     cells = detect(regions(montage), montage.shape)
     cells = [
         cell for cell in cells if int((cell.y + 0.5) // TILE) * across + int((cell.x + 0.5) // TILE) not in padding

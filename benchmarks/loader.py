@@ -25,7 +25,7 @@ import torch
 from machine import describe, load
 
 from urnet.cells.augment import augment
-from urnet.cells.batches import CellDataset, train_loader
+from urnet.cells.batches import CellDataset, make_training_loader
 from urnet.cells.decoded import decoded_cells
 from urnet.cells.simulate import write_phantom
 from urnet.cells.table import read_cells
@@ -94,7 +94,7 @@ def load_and_turn(folder: Path, size: int, channels: int, epochs: int) -> None:
     rows = LazyRows(whole, np.arange(len(whole)))
     dataset = CellDataset(rows, cells.labels, fit_scaling(rows, str(whole.dtype)))
     told = []
-    loader = train_loader(dataset, BATCH, balanced=False, per_class=None, seed=0)
+    loader = make_training_loader(dataset, BATCH, balanced=False, per_class=None, seed=0)
     for epoch in range(epochs):
         loader.batch_sampler.sampler.set_epoch(epoch)
         begun, worked = time.perf_counter(), time.process_time()

@@ -15,7 +15,7 @@ from PIL import Image
 
 from urnet.cells import near_copies
 from urnet.cells.audit import audit_cells
-from urnet.cells.copies import thumbnail
+from urnet.cells.copies import make_thumbnail
 from urnet.cells.table import read_cells
 from urnet.recipe import load_recipe
 
@@ -49,14 +49,14 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = load_recipe("quick", arguments.set)
     cells = read_cells(arguments.cells, tile=recipe.tile, image=recipe.image)
-    audit = audit_cells(cells, near=False)
+    audit = audit_cells(cells, near_copies=False)
     cells = cells.where(audit.distinct)
     crops = [cells.read(index) for index in range(len(cells))]
-    small = np.stack([thumbnail(crop) for crop in crops])
-    bits, same = near_copies.HASH_BITS, near_copies.SAME_CORRELATION
+    small = np.stack([make_thumbnail(crop) for crop in crops])
+    bits, same = near_copies.MAX_HASH_DISTANCE, near_copies.MIN_CORRELATION
 
-    near_copies.SAME_CORRELATION = 0.9
-    pairs = near_copies.near_pairs(small)
+    near_copies.MIN_CORRELATION = 0.9
+    pairs = near_copies.find_near_copies(small)
     print(f"{len(cells)} distinct cells; pairs within {bits} bits and a correlation of at least")
     for line in (0.90, 0.95, 0.97, same, 0.99):
         print(f"  {line:.2f}: {sum(alike >= line for *_, alike in pairs)}")
@@ -64,13 +64,15 @@ def main() -> None:
         print(f"  {alike:.4f}  {cells.table['path'][first]}  {cells.table['path'][second]}")
 
     rng = np.random.default_rng(0)
-    near_copies.SAME_CORRELATION = same
+    near_copies.MIN_CORRELATION = same
     chosen = rng.choice(len(crops), min(SAMPLE, len(crops)), replace=False)
     print(f"altered copies found with {bits} bits and {same} (of {len(chosen)})")
     kinds = ("2 % noise", "gain 0.85", "JPEG 75", "JPEG 75, turned", "resized to 70 %", "shifted 1 px", "shifted 2 px")
     for kind in kinds:
         found = [
-            len(near_copies.near_pairs(np.stack([small[index], thumbnail(altered(crops[index], kind, rng))])))
+            len(
+                near_copies.find_near_copies(np.stack([small[index], make_thumbnail(altered(crops[index], kind, rng))]))
+            )
             for index in chosen
         ]
         print(f"  {kind}: {np.mean(found):.1%}")

@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from machine import describe, load
 
-from urnet.cells.augment import augment, epoch_order
+from urnet.cells.augment import augment, draw_epoch_order
 from urnet.cells.simulate import write_phantom
 from urnet.cpus import usable_cpus
 from urnet.nets.joint import build_joint
@@ -197,7 +197,7 @@ def losses(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
     options = SMALL | {"steps": 50, "warm": 0, "folder": str(folder / "small"), "threads": 1}
     ours = start("ours", options | {"out": str(folder / "same"), "still": True})
     trained = Run(folder / "same").cells().part("train")
-    order = epoch_order(trained.labels, balanced=False, per_class=None, seed=0, epoch=0)
+    order = draw_epoch_order(trained.labels, balanced=False, per_class=None, seed=0, epoch=0)
     names = [Path(path).relative_to(folder / "small" / "cells").as_posix() for path in paths(trained)]
     (folder / "order.json").write_text(json.dumps([names[place] for place in order]), encoding="utf-8")
     options |= {"order": str(folder / "order.json"), "workers": 0}

@@ -20,7 +20,7 @@ import numpy as np
 
 from urnet.bundle.model import Model
 from urnet.calibration.calibration import COVERAGE
-from urnet.cells.copies import padding_tiles
+from urnet.cells.copies import find_padding_tiles
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import TABLE_NAME, Cells, find_images
 from urnet.errors import RecipeError, RunError
@@ -165,7 +165,7 @@ def predict_files(
     progress("find images", 0.0)
     cells = known_crops(find_images(paths, model.config.tile, model.config.image))
     progress("find images", 1.0)
-    task = _PredictionTask(model, cells, padding_tiles(cells), coverage, enhanced, cam)
+    task = _PredictionTask(model, cells, find_padding_tiles(cells), coverage, enhanced, cam)
     outcomes, engines, reasons = Counter[str](), Counter[str](), Counter[str]()
 
     def count_row(row: Mapping[str, str]) -> None:

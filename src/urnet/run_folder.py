@@ -21,7 +21,7 @@ from urnet.bundle.config import parse_scaling
 from urnet.bundle.model import CONFIG_NAME, Model
 from urnet.cells.contents import changed, with_contents
 from urnet.cells.kept_crops import known_crops
-from urnet.cells.table import PAIRED, PARTS, TABLE_NAME, Cells, MissingFilesError, read_cells
+from urnet.cells.table import PARTS, TABLE_NAME, TARGET_COLUMNS, Cells, MissingFilesError, read_cells
 from urnet.errors import RunError
 from urnet.fields.cropping.settings import SETTINGS_NAME
 from urnet.files.atomic import atomic_file
@@ -334,7 +334,7 @@ def _image_columns(cells: Cells, recipe: Recipe) -> list[str]:
 
     kind = recipe.pretrain.target
     wanted = ("target",) if kind == "target" else (f"target_{kind}", "target")
-    painted = uses_target_images(recipe) and (kind == "target" or f"target_{kind}" in PAIRED)
+    painted = uses_target_images(recipe) and (kind == "target" or f"target_{kind}" in TARGET_COLUMNS)
     return ["path", *(column for column in wanted if painted and column in cells.table)]
 
 

@@ -69,7 +69,7 @@ def test_a_new_folder_says_which_cells_it_is_about_and_in_which_folds(opened, ce
     assert set(folds) == {0, 1}
     assert len(folds) == len(cells)
     before = (grid.folder / MANIFEST).read_bytes()
-    assert opened().audit.keys == grid.audit.keys
+    assert opened().audit.copy_keys == grid.audit.copy_keys
     assert (grid.folder / MANIFEST).read_bytes() == before
 
 

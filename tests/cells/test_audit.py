@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from urnet.cells import audit as audit_module
-from urnet.cells.audit import KINDS, Audit, audit_cells
+from urnet.cells.audit import FINDING_KINDS, Audit, audit_cells
 from urnet.cells.table import Cells, read_cells
 from urnet.errors import CellsError, LeakError
 
@@ -61,7 +61,7 @@ def test_sound_cells_are_clean(folder):
     audit = audit_cells(folder.cells())
     assert audit.clean
     assert audit.distinct.all()
-    assert audit.left_out == [""] * 4
+    assert audit.exclusions == [""] * 4
     assert audit.notes == [
         "distinct cells: a 2, b 2",
         "images: 4 of 24 x 24 px grey, uint8",
@@ -77,9 +77,9 @@ def test_copies_count_once(folder):
     audit = audit_cells(folder.cells())
     assert kinds(audit) == [("copy", ("sound0.tif", copy)), ("turned copy", ("sound1.tif", turned))]
     assert audit.distinct.tolist() == [True] * 4 + [False] * 2
-    assert audit.left_out[4:] == ["copy of sound0.tif", "copy of sound1.tif"]
-    assert audit.keys[0] == audit.keys[4]
-    assert audit.keys[1] == audit.keys[5]
+    assert audit.exclusions[4:] == ["copy of sound0.tif", "copy of sound1.tif"]
+    assert audit.copy_keys[0] == audit.copy_keys[4]
+    assert audit.copy_keys[1] == audit.copy_keys[5]
     assert audit.notes[0] == "distinct cells: a 2, b 2"
     audit.raise_leaks()
 
@@ -174,7 +174,7 @@ def test_files_that_teach_nothing(folder):
     assert str(folder.root / broken) in details[0]
     assert details[1] == "every pixel is 77"
     assert details[4] == "33% of the pixels are 4095"
-    assert audit.left_out[4:] == ["unreadable", "constant", "constant", "", ""]
+    assert audit.exclusions[4:] == ["unreadable", "constant", "constant", "", ""]
 
 
 def test_mixed_depth_and_colour_are_told(folder):
@@ -197,7 +197,7 @@ def test_near_copies_warn_and_nothing_more(folder):
     assert "(train / test)" in audit.findings[0].detail
     assert audit.distinct.all()
     audit.raise_leaks()
-    assert audit_cells(folder.cells(), near=False).clean
+    assert audit_cells(folder.cells(), near_copies=False).clean
 
 
 def test_augmented_copies_are_meant_to_be_copies(folder):
@@ -206,7 +206,7 @@ def test_augmented_copies_are_meant_to_be_copies(folder):
     audit = audit_cells(folder.cells())
     assert audit.clean
     assert audit.distinct.all()
-    assert len(set(audit.keys)) == 6
+    assert len(set(audit.copy_keys)) == 6
 
 
 def test_worst_findings_come_first_and_all_files_are_listed(folder):
@@ -216,7 +216,7 @@ def test_worst_findings_come_first_and_all_files_are_listed(folder):
     assert list(frame["kind"]) == ["label conflict"] * 2 + ["constant"] + ["copy"] * 2
     assert list(frame["finding"]) == [1, 1, 2, 3, 3]
     assert list(frame["path"]) == ["sound1.tif", "copy.tif", "black.tif", "sound1.tif", "copy.tif"]
-    assert set(frame["kind"]) <= set(KINDS)
+    assert set(frame["kind"]) <= set(FINDING_KINDS)
 
 
 def test_nothing_is_changed_on_disk(folder):
@@ -232,7 +232,7 @@ def test_large_tables_give_the_same_with_their_small_versions_on_disk(folder, mo
     folder.add("again.tif", np.rot90(cell(1)), "b")
     in_memory = audit_cells(folder.cells())
     assert {finding.kind for finding in in_memory.findings} == {"near-copy", "turned copy"}
-    monkeypatch.setattr(audit_module, "IN_MEMORY", 2)
+    monkeypatch.setattr(audit_module, "MAX_CELLS_IN_MEMORY", 2)
     assert audit_cells(folder.cells()) == in_memory
 
 
@@ -241,7 +241,7 @@ def test_a_full_disk_is_named_where_the_small_versions_should_go(folder, monkeyp
         def write(self, _):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(audit_module, "IN_MEMORY", 2)
+    monkeypatch.setattr(audit_module, "MAX_CELLS_IN_MEMORY", 2)
     monkeypatch.setattr(tempfile, "TemporaryFile", Full)
     with pytest.raises(
         CellsError, match=r"no room for small versions of \d+ cells \(No space left on device\), .*TMPDIR"

@@ -13,8 +13,8 @@ from scipy.ndimage import gaussian_filter
 
 from urnet.cells import augment as module
 from urnet.cells.audit import audit_cells
-from urnet.cells.augment import augment, balanced_copies, epoch_order, write_augmented
-from urnet.cells.copies import copy_key, orientations
+from urnet.cells.augment import augment, draw_epoch_order, make_balanced_copies, write_augmented
+from urnet.cells.copies import hash_any_orientation, list_orientations
 from urnet.cells.table import Cells, read_cells
 from urnet.errors import CellsError
 from urnet.images.read import read_image
@@ -41,7 +41,7 @@ def smooth(batch: int, size: int = 33) -> torch.Tensor:
 def test_flips_are_exact_and_come_one_an_image(batch, channels, size, seed):
     images = noise(batch, channels, size, size)
     for image, turned in zip(images, augment(images, flips=True, rotation=False, generator=seeded(seed)), strict=True):
-        sides = orientations(image.permute(1, 2, 0).numpy())
+        sides = list_orientations(image.permute(1, 2, 0).numpy())
         assert any((turned.permute(1, 2, 0).numpy() == side).all() for side in sides)
 
 
@@ -129,7 +129,7 @@ LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
 @settings(deadline=None)
 @given(LABELS, st.one_of(st.none(), st.integers(1, 50)), st.integers(0, 2**32 - 1), st.integers(0, 500))
 def test_a_balanced_epoch_draws_each_class_equally_often(labels, per_class, seed, epoch):
-    order = epoch_order(labels, balanced=True, per_class=per_class, seed=seed, epoch=epoch)
+    order = draw_epoch_order(labels, balanced=True, per_class=per_class, seed=seed, epoch=epoch)
     classes = np.unique(labels)
     draws = per_class or -(-len(labels) // len(classes))
     for label in classes:
@@ -137,21 +137,23 @@ def test_a_balanced_epoch_draws_each_class_equally_often(labels, per_class, seed
         times = np.bincount(order, minlength=len(labels))[labels == label]
         assert times.max() - times.min() <= 1
     np.testing.assert_array_equal(
-        order, epoch_order(labels, balanced=True, per_class=per_class, seed=seed, epoch=epoch)
+        order, draw_epoch_order(labels, balanced=True, per_class=per_class, seed=seed, epoch=epoch)
     )
 
 
 @settings(deadline=None)
 @given(LABELS, st.integers(0, 2**32 - 1))
 def test_an_unbalanced_epoch_shows_each_cell_once(labels, seed):
-    order = epoch_order(labels, balanced=False, per_class=None, seed=seed, epoch=0)
+    order = draw_epoch_order(labels, balanced=False, per_class=None, seed=seed, epoch=0)
     assert sorted(order) == list(range(len(labels)))
 
 
 def test_epochs_and_seeds_differ():
     labels = np.arange(40) % 2
     orders = [
-        epoch_order(labels, balanced=True, per_class=None, seed=s, epoch=e).tolist() for s in (0, 1) for e in (0, 1)
+        draw_epoch_order(labels, balanced=True, per_class=None, seed=s, epoch=e).tolist()
+        for s in (0, 1)
+        for e in (0, 1)
     ]
     assert len({tuple(order) for order in orders}) == 4
 
@@ -163,7 +165,7 @@ def test_epochs_and_seeds_differ():
 def test_balanced_copies_keep_every_original_first(dtype):
     images = np.random.default_rng(0).integers(0, 255, (9, 1, 12, 12)).astype(dtype)
     labels = np.array([0, 0, 0, 0, 0, 0, 1, 1, 2])
-    out, out_labels, origin = balanced_copies(images, labels, 5, flips=True, rotation=True, seed=0)
+    out, out_labels, origin = make_balanced_copies(images, labels, 5, flips=True, rotation=True, seed=0)
     assert out.dtype == dtype
     assert np.bincount(out_labels).tolist() == [6, 5, 5]
     np.testing.assert_array_equal(out_labels, labels[origin])
@@ -172,17 +174,17 @@ def test_balanced_copies_keep_every_original_first(dtype):
         first = np.flatnonzero(out_labels == label)[: len(mine)]
         assert sorted(origin[first]) == mine.tolist()
         np.testing.assert_array_equal(out[first], images[origin[first]])
-    again = balanced_copies(images, labels, 5, flips=True, rotation=True, seed=0)
+    again = make_balanced_copies(images, labels, 5, flips=True, rotation=True, seed=0)
     np.testing.assert_array_equal(out, again[0])
 
 
 def test_copies_by_flips_are_exact_also_over_many_batches(monkeypatch):
-    monkeypatch.setattr(module, "AT_ONCE", 7)
+    monkeypatch.setattr(module, "BATCH_SIZE", 7)
     images = np.random.default_rng(0).integers(0, 65535, (3, 2, 9, 9)).astype(np.uint16)
-    out, _, origin = balanced_copies(images, np.array([0, 0, 1]), 40, flips=True, rotation=False, seed=0)
+    out, _, origin = make_balanced_copies(images, np.array([0, 0, 1]), 40, flips=True, rotation=False, seed=0)
     assert len(out) == 80
     for image, source in zip(out, origin, strict=True):
-        assert copy_key(image.transpose(1, 2, 0)) == copy_key(images[source].transpose(1, 2, 0))
+        assert hash_any_orientation(image.transpose(1, 2, 0)) == hash_any_orientation(images[source].transpose(1, 2, 0))
 
 
 # --- copies on disk
@@ -236,7 +238,7 @@ def test_written_tables_are_read_again_and_are_clean(cells, tmp_path):
     written.write(out / "cells.csv")
     again = read_cells(out)
     assert len(again) == len(written) == 14
-    assert audit_cells(again, near=False).distinct.all()
+    assert audit_cells(again, near_copies=False).distinct.all()
     for index in range(len(again)):
         np.testing.assert_array_equal(again.read(index), written.read(index))
 

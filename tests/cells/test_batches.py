@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from urnet.cells.batches import CellDataset, EpochSampler, ordered_loader, train_loader
+from urnet.cells.batches import CellDataset, EpochSampler, make_ordered_loader, make_training_loader
 from urnet.images.rows import LazyRows
 from urnet.images.scale import Scaling
 
@@ -23,7 +23,7 @@ def numbers(images: torch.Tensor) -> list[int]:
 
 
 def test_in_order_all_cells_come_once_and_scaled():
-    batches = list(ordered_loader(dataset(10), 4))
+    batches = list(make_ordered_loader(dataset(10), 4))
     assert [len(images) for images, _, _ in batches] == [4, 4, 2]
     images, labels, targets = batches[1]
     assert images.shape == (4, 1, 8, 8)
@@ -36,12 +36,12 @@ def test_in_order_all_cells_come_once_and_scaled():
 
 
 def test_pairs_come_together():
-    for images, _, targets in train_loader(dataset(30, paired=True), 7, balanced=True, per_class=None, seed=0):
+    for images, _, targets in make_training_loader(dataset(30, paired=True), 7, balanced=True, per_class=None, seed=0):
         torch.testing.assert_close(targets, 2 * images)
 
 
 def epoch(cells: int, seed: int, number: int, **options: object) -> list[int]:
-    loader = train_loader(dataset(cells), 8, seed=seed, **({"balanced": True, "per_class": None} | options))
+    loader = make_training_loader(dataset(cells), 8, seed=seed, **({"balanced": True, "per_class": None} | options))
     loader.batch_sampler.sampler.set_epoch(number)
     return [n for images, _, _ in loader for n in numbers(images)]
 
@@ -63,7 +63,7 @@ def test_cells_kept_on_a_device_are_the_same_to_the_bit(depth):
 def test_order_depends_on_seed_and_epoch_alone():
     assert epoch(40, 1, 3) == epoch(40, 1, 3)
     assert len({tuple(epoch(40, seed, number)) for seed in (0, 1) for number in (0, 1)}) == 4
-    loader = train_loader(dataset(40), 8, balanced=True, per_class=None, seed=1)
+    loader = make_training_loader(dataset(40), 8, balanced=True, per_class=None, seed=1)
     for number in range(3):
         loader.batch_sampler.sampler.set_epoch(number)
         list(loader)
@@ -88,7 +88,9 @@ def test_how_many_of_each_class_an_epoch_shows(options, expected):
 
 @pytest.mark.parametrize("cells", range(2, 20))
 def test_no_training_batch_is_a_single_cell(cells):
-    sizes = [len(images) for images, _, _ in train_loader(dataset(cells), 4, balanced=False, per_class=None, seed=0)]
+    sizes = [
+        len(images) for images, _, _ in make_training_loader(dataset(cells), 4, balanced=False, per_class=None, seed=0)
+    ]
     assert min(sizes) >= 2
     assert sum(sizes) >= cells - 1
 
@@ -112,6 +114,6 @@ def test_a_last_batch_of_one_cell_is_left_out_unless_single_cells_are_asked_for(
     labels = np.arange(9) % 2
     dataset = CellDataset(np.zeros((9, 1, 4, 4), np.uint8), labels, Scaling(0, 255, "uint8"))
     for size, expected in ((4, [4, 4]), (1, [1] * 9), (5, [5, 4])):
-        loader = train_loader(dataset, size, balanced=False, per_class=None, seed=0)
+        loader = make_training_loader(dataset, size, balanced=False, per_class=None, seed=0)
         assert [len(batch[0]) for batch in loader] == expected
         assert len(loader) == len(expected)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from scipy.ndimage import gaussian_filter
 
-from urnet.cells.copies import copy_key, fingerprint, orientations, same, thumbnail
+from urnet.cells.copies import group_equal_keys, hash_any_orientation, hash_crop, list_orientations, make_thumbnail
 
 DEPTHS = st.sampled_from([np.uint8, np.uint16, np.float32])
 SHAPES = st.sampled_from([(8, 8), (8, 11), (8, 8, 3), (11, 8, 3)])
@@ -24,7 +24,7 @@ def cell(seed: int, size: int = 40) -> np.ndarray:
 
 def test_there_are_eight_orientations():
     image = np.arange(6).reshape(2, 3)
-    turned = orientations(image)
+    turned = list_orientations(image)
     assert len({(side.shape, side.tobytes()) for side in turned}) == 8
     np.testing.assert_array_equal(turned[0], image)
 
@@ -32,10 +32,10 @@ def test_there_are_eight_orientations():
 @settings(deadline=None)
 @given(CROPS)
 def test_all_orientations_share_one_key(crop):
-    assert len({copy_key(turned) for turned in orientations(crop)}) == 1
-    prints = [fingerprint(turned) for turned in orientations(crop)]
-    assert {p.turned for p in prints} == {copy_key(crop)}
-    different = {turned.tobytes() + str(turned.shape).encode() for turned in orientations(crop)}
+    assert len({hash_any_orientation(turned) for turned in list_orientations(crop)}) == 1
+    prints = [hash_crop(turned) for turned in list_orientations(crop)]
+    assert {p.turned for p in prints} == {hash_any_orientation(crop)}
+    different = {turned.tobytes() + str(turned.shape).encode() for turned in list_orientations(crop)}
     assert len({p.exact for p in prints}) == len(different)
 
 
@@ -45,31 +45,31 @@ def test_one_count_of_difference_is_another_key(crop, data):
     other = crop.copy()
     place = tuple(data.draw(st.integers(0, edge - 1)) for edge in crop.shape)
     other[place] += 3
-    assert copy_key(other) != copy_key(crop)
+    assert hash_any_orientation(other) != hash_any_orientation(crop)
 
 
 def test_the_same_bytes_in_another_shape_or_depth_are_another_picture():
     crop = np.zeros((8, 16), np.uint8)
     keys = {
-        copy_key(crop),
-        copy_key(crop.reshape(16, 8)),
-        copy_key(crop.reshape(4, 32)),
-        copy_key(crop.view(np.uint16)),
+        hash_any_orientation(crop),
+        hash_any_orientation(crop.reshape(16, 8)),
+        hash_any_orientation(crop.reshape(4, 32)),
+        hash_any_orientation(crop.view(np.uint16)),
     }
     assert len(keys) == 3
 
 
 def test_same_groups_by_key_in_order():
-    assert [members.tolist() for members in same(["b", "a", "b", "c", "a", "b"])] == [[0, 2, 5], [1, 4]]
-    assert same([]) == same(["a", "b"]) == []
+    assert [members.tolist() for members in group_equal_keys(["b", "a", "b", "c", "a", "b"])] == [[0, 2, 5], [1, 4]]
+    assert group_equal_keys([]) == group_equal_keys(["a", "b"]) == []
 
 
 def test_thumbnails_do_not_know_brightness_and_contrast():
     crop = cell(0)
     for other in (crop + 300, crop * 2, (crop - 100).astype(np.float32), np.stack([crop] * 3, axis=-1)):
-        np.testing.assert_allclose(thumbnail(other), thumbnail(crop), atol=1e-4)
-    small = thumbnail(crop)
+        np.testing.assert_allclose(make_thumbnail(other), make_thumbnail(crop), atol=1e-4)
+    small = make_thumbnail(crop)
     assert small.shape == (32, 32)
     assert small.mean() == pytest.approx(0, abs=1e-6)
     assert np.linalg.norm(small) == pytest.approx(1)
-    assert not thumbnail(np.full((40, 40), 9, np.uint8)).any()
+    assert not make_thumbnail(np.full((40, 40), 9, np.uint8)).any()

@@ -34,7 +34,7 @@ def table(folder: Path, columns: str, *rows: str) -> Cells:
 
 
 def run(cells: Cells, *, allow_leaks: bool = False, **recipe: object) -> Cells:
-    return divide(cells, Recipe(**recipe), audit_cells(cells, near=False), allow_leaks=allow_leaks)
+    return divide(cells, Recipe(**recipe), audit_cells(cells, near_copies=False), allow_leaks=allow_leaks)
 
 
 def test_every_sound_cell_gets_a_part(folder):

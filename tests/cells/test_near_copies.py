@@ -9,16 +9,16 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from urnet.cells import near_copies
-from urnet.cells.copies import orientations, thumbnail
+from urnet.cells.copies import list_orientations, make_thumbnail
 from urnet.cells.near_copies import (
-    HASH_BITS,
-    SAME_CORRELATION,
-    correlations,
-    invariant,
-    near_pairs,
-    perceptual_hashes,
-    spectra,
-    turned_spectra,
+    MAX_HASH_DISTANCE,
+    MIN_CORRELATION,
+    compute_invariant_points,
+    compute_perceptual_hashes,
+    compute_spectra,
+    correlate_pairs,
+    find_near_copies,
+    orient_spectra,
 )
 from urnet.cells.table import Cells, read_cells
 
@@ -31,11 +31,11 @@ def cell(seed: int, size: int = 40) -> np.ndarray:
 
 
 def small(crops: list[np.ndarray]) -> np.ndarray:
-    return np.stack([thumbnail(crop) for crop in crops])
+    return np.stack([make_thumbnail(crop) for crop in crops])
 
 
 def pairs_of(crops: list[np.ndarray]) -> list[tuple[int, int, float]]:
-    return near_pairs(small(crops))
+    return find_near_copies(small(crops))
 
 
 def crowd(count: int, seed: int = 0, width: float = 6) -> np.ndarray:
@@ -49,44 +49,44 @@ def crowd(count: int, seed: int = 0, width: float = 6) -> np.ndarray:
 def all_pairs(thumbnails: np.ndarray) -> set[tuple[int, int]]:
     """The definition itself."""
     i, j = np.triu_indices(len(thumbnails), 1)
-    turned = np.stack([orientations(image) for image in thumbnails], axis=1)  # (8, N, 32, 32)
-    hashes = np.stack([perceptual_hashes(spectra(side)) for side in turned], axis=1)
-    close = np.bitwise_count(hashes[i] ^ hashes[j, :1]).min(axis=1) <= HASH_BITS
+    turned = np.stack([list_orientations(image) for image in thumbnails], axis=1)  # (8, N, 32, 32)
+    hashes = np.stack([compute_perceptual_hashes(compute_spectra(side)) for side in turned], axis=1)
+    close = np.bitwise_count(hashes[i] ^ hashes[j, :1]).min(axis=1) <= MAX_HASH_DISTANCE
     i, j = i[close], j[close]
-    same = correlations(thumbnails[i], thumbnails[j]) >= near_copies.SAME_CORRELATION
+    same = correlate_pairs(thumbnails[i], thumbnails[j]) >= near_copies.MIN_CORRELATION
     return set(zip(i[same].tolist(), j[same].tolist(), strict=True))
 
 
 @pytest.mark.parametrize("least", [0.8, 0.9, 0.98])
 @pytest.mark.parametrize("width", [3, 6])
 def test_no_pair_of_a_leaf_is_missed(monkeypatch, least, width):
-    monkeypatch.setattr(near_copies, "SAME_CORRELATION", least)
+    monkeypatch.setattr(near_copies, "MIN_CORRELATION", least)
     thumbnails = crowd(300, width=width)
     thumbnails[250:] = crowd(50, width=width) * 0.97 + crowd(50, seed=1, width=width) * 0.15
     thumbnails[250:] = [np.rot90(t, k) / np.linalg.norm(t) for k, t in enumerate(thumbnails[250:])]
     expected = all_pairs(thumbnails)
     assert len(expected) >= 40
-    assert {pair[:2] for pair in near_pairs(thumbnails)} == expected
+    assert {pair[:2] for pair in find_near_copies(thumbnails)} == expected
 
 
 def test_many_crops_are_not_all_compared_and_copies_found_nevertheless(monkeypatch):
     """The pairs looked at grow as n log n at most, and copies among them are found in all orientations."""
-    monkeypatch.setattr(near_copies, "LEAF", 128)
+    monkeypatch.setattr(near_copies, "LEAF_SIZE", 128)
     leaves: list[int] = []
-    inner = near_copies._candidates
+    inner = near_copies._find_candidates
 
     def counted(hashes, points, leaf):
         leaves.append(len(leaf))
         return inner(hashes, points, leaf)
 
-    monkeypatch.setattr(near_copies, "_candidates", counted)
+    monkeypatch.setattr(near_copies, "_find_candidates", counted)
     compared = {}
     for count in (1000, 4000):
         thumbnails = crowd(count, width=3)
         noise = np.random.default_rng(1).normal(0, 0.003, (100, 32, 32))
         thumbnails[-100:] = [np.rot90(t + n, k) for k, (t, n) in enumerate(zip(thumbnails[:100], noise, strict=True))]
         leaves.clear()
-        found = {pair[:2] for pair in near_pairs(thumbnails)}
+        found = {pair[:2] for pair in find_near_copies(thumbnails)}
         compared[count] = sum(size * (size - 1) // 2 for size in leaves)
         assert len(found & {(k, count - 100 + k) for k in range(100)}) >= 98
     assert compared[1000] < 1000**2 / 2
@@ -94,10 +94,10 @@ def test_many_crops_are_not_all_compared_and_copies_found_nevertheless(monkeypat
 
 
 def test_the_same_crops_give_the_same_pairs(monkeypatch):
-    monkeypatch.setattr(near_copies, "LEAF", 64)
+    monkeypatch.setattr(near_copies, "LEAF_SIZE", 64)
     thumbnails = crowd(500)
     thumbnails[400:] = thumbnails[:100, ::-1]
-    assert near_pairs(thumbnails) == near_pairs(thumbnails) != []
+    assert find_near_copies(thumbnails) == find_near_copies(thumbnails) != []
 
 
 THUMBNAILS = npst.arrays(np.float32, (3, 32, 32), elements=st.floats(-1, 1, width=32))
@@ -106,11 +106,13 @@ THUMBNAILS = npst.arrays(np.float32, (3, 32, 32), elements=st.floats(-1, 1, widt
 @settings(deadline=None, max_examples=40)
 @given(THUMBNAILS)
 def test_points_do_not_know_orientations_and_keep_no_pair_apart(thumbnails):
-    points = invariant(spectra(thumbnails))
+    points = compute_invariant_points(compute_spectra(thumbnails))
     for side in range(8):
-        turned = np.stack([orientations(image)[side] for image in thumbnails])
-        np.testing.assert_allclose(turned_spectra(spectra(thumbnails))[side], spectra(turned), atol=1e-2)
-        np.testing.assert_allclose(invariant(spectra(turned)), points, atol=1e-4)
+        turned = np.stack([list_orientations(image)[side] for image in thumbnails])
+        np.testing.assert_allclose(
+            orient_spectra(compute_spectra(thumbnails))[side], compute_spectra(turned), atol=1e-2
+        )
+        np.testing.assert_allclose(compute_invariant_points(compute_spectra(turned)), points, atol=1e-4)
         apart = np.linalg.norm(turned[0] - thumbnails[1:], axis=(1, 2))
         assert (np.linalg.norm(points[0] - points[1:], axis=1) <= apart + 1e-3).all()
 
@@ -118,7 +120,7 @@ def test_points_do_not_know_orientations_and_keep_no_pair_apart(thumbnails):
 def test_perceptual_hashes_are_those_of_imagehash():
     imagehash = pytest.importorskip("imagehash")
     thumbnails = np.random.default_rng(0).integers(0, 256, (50, 32, 32), dtype=np.uint8)
-    ours = perceptual_hashes(spectra(thumbnails.astype(np.float32)))
+    ours = compute_perceptual_hashes(compute_spectra(thumbnails.astype(np.float32)))
     for image, bits in zip(thumbnails, ours, strict=True):
         theirs = imagehash.phash(Image.fromarray(image)).hash.ravel()
         np.testing.assert_array_equal(np.unpackbits(bits[None].view(np.uint8)), theirs)
@@ -141,18 +143,18 @@ def changed(crop: np.ndarray, how: str) -> np.ndarray:
 @pytest.mark.parametrize("orientation", range(8))
 def test_altered_copies_are_near_copies_in_any_orientation(how, orientation):
     crops = [cell(seed) for seed in range(12)]
-    crops.append(orientations(changed(crops[3], how))[orientation])
+    crops.append(list_orientations(changed(crops[3], how))[orientation])
     (pair,) = pairs_of(crops)
     assert pair[:2] == (3, 12)
-    assert SAME_CORRELATION <= pair[2] <= 1 + 1e-6
+    assert MIN_CORRELATION <= pair[2] <= 1 + 1e-6
 
 
 def test_different_cells_are_no_copies():
     told = []
-    assert near_pairs(small([cell(seed) for seed in range(60)]), told.append) == []
+    assert find_near_copies(small([cell(seed) for seed in range(60)]), told.append) == []
     assert told == sorted(told)
     assert 0 < told[0] <= told[-1] <= 1
-    assert pairs_of([cell(0)]) == near_pairs(np.zeros((0, 32, 32), np.float32)) == []
+    assert pairs_of([cell(0)]) == find_near_copies(np.zeros((0, 32, 32), np.float32)) == []
 
 
 def test_the_most_alike_pair_comes_first():
@@ -170,7 +172,7 @@ def found_share(cells: Cells, chosen: range) -> float:
     for crop in crops:
         noise = rng.normal(0, 0.05 * crop.std(), crop.shape)
         limit = np.iinfo(crop.dtype).max
-        turned = orientations(np.clip(crop * 0.95 + noise, 0, limit).astype(crop.dtype))
+        turned = list_orientations(np.clip(crop * 0.95 + noise, 0, limit).astype(crop.dtype))
         altered.append(turned[rng.integers(8)])
     pairs = pairs_of([*crops, *altered])
     wrong = [pair for pair in pairs if pair[1] != pair[0] + len(crops)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 
-from urnet.cells.pixels import fit_input, load_pixels, survey
+from urnet.cells.pixels import fit_input, load_pixels, survey_images
 from urnet.cells.table import Cells, read_cells
 from urnet.errors import ImageError
 
@@ -113,23 +113,23 @@ def test_a_survey_reads_headers_only(tmp_path):
         *[np.zeros((16, 20), np.uint8)] * 2,
         np.zeros((30, 9), np.uint16),
     )
-    look = survey(cells)
+    look = survey_images(cells)
     assert (look.edge, look.colour, dict(look.depths)) == (20, False, {"uint8": 2, "uint16": 1})
     Image.new("RGB", (64, 64)).save(tmp_path / "2.tif")
-    assert survey(cells).colour
+    assert survey_images(cells).colour
 
 
 def test_a_survey_of_tiles_counts_the_tile(tmp_path):
     (tmp_path / "a").mkdir()
     tifffile.imwrite(tmp_path / "a" / "m.tif", np.zeros((40, 60), np.uint16))
-    look = survey(read_cells(tmp_path, tile=20))
+    look = survey_images(read_cells(tmp_path, tile=20))
     assert (look.edge, dict(look.depths)) == (20, {"uint16": 6})
 
 
 def test_jurkat_and_its_pairs(jurkat):
     cells = read_cells(jurkat, tile=40, image="brightfield.tif", target="dna.tif")
     some = cells.where(np.arange(len(cells)) % 50 == 0)
-    look = survey(some)
+    look = survey_images(some)
     assert (look.edge, look.colour, set(look.depths)) == (40, False, {"uint16"})
     images, targets = (load_pixels(some, 40, 1, column=column).images for column in ("path", "target"))
     assert images.shape == targets.shape == (len(some), 1, 40, 40)
@@ -140,7 +140,7 @@ def test_jurkat_and_its_pairs(jurkat):
 def test_pbc_at_another_size(pbc):
     cells = read_cells(pbc)
     some = cells.where(np.arange(len(cells)) % 200 == 0)
-    assert survey(some).edge == 363
+    assert survey_images(some).edge == 363
     pixels = load_pixels(some, 96, 3)
     assert pixels.images.shape == (len(some), 3, 96, 96)
     assert pixels.converted == 0

@@ -108,7 +108,7 @@ def test_a_table_with_every_column(folder):
     }
     assert cells.table["source"].iloc[1] == "a/2.png"
     assert cells.has_split
-    assert not cells.known("donor")
+    assert not cells.is_complete("donor")
     np.testing.assert_array_equal(cells.read(0, "target"), save(folder / "b" / "1.png", 0))
 
 

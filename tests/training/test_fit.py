@@ -480,7 +480,7 @@ def test_the_papers_full_size_network_takes_a_step_of_each_training():
     """net4 as in the paper (w = 64, ResNet101, 200 px) with random weights and two cells a batch."""
     import lightning as L
 
-    from urnet.cells.batches import CellDataset, train_loader
+    from urnet.cells.batches import CellDataset, make_training_loader
     from urnet.images.scale import Scaling
     from urnet.training.lightning_modules import JointModule, PretrainModule
 
@@ -494,7 +494,7 @@ def test_the_papers_full_size_network_takes_a_step_of_each_training():
         JointModule(model, nn.MSELoss(), recipe.train, recipe.augment, 0, 3),
     )
     for module in stages:
-        loader = train_loader(data, 2, balanced=False, per_class=None, seed=0)
+        loader = make_training_loader(data, 2, balanced=False, per_class=None, seed=0)
         trainer = L.Trainer(
             accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,

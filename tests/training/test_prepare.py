@@ -35,7 +35,7 @@ def built(monkeypatch):
 
 def test_folds_and_repeated_runs_decode_once(shapes, tiny, built):
     cells = read_cells(shapes)
-    audit = audit_cells(cells, near=False)
+    audit = audit_cells(cells, near_copies=False)
     for seed in (0, 1):
         for fold in range(5):
             recipe = load_recipe(tiny, ["split.folds=5", f"split.fold={fold}", f"seed={seed}"])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 
-from urnet.cells.augment import epoch_order
+from urnet.cells.augment import draw_epoch_order
 from urnet.nets import build_joint
 from urnet.recipe import load_recipe
 from urnet.training import fit
@@ -66,7 +66,7 @@ def plain(run, processes: int = 1) -> tuple[list[float], dict[str, torch.Tensor]
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.train.lr, momentum=0.9)
     losses = []
     for epoch in range(recipe.train.epochs):
-        order = epoch_order(data.train.labels, balanced=False, per_class=None, seed=recipe.seed, epoch=epoch)
+        order = draw_epoch_order(data.train.labels, balanced=False, per_class=None, seed=recipe.seed, epoch=epoch)
         shares = [order[: len(order) // processes * processes][rank::processes] for rank in range(processes)]
         for start in range(0, len(shares[0]), recipe.train.batch_size):
             optimizer.zero_grad()

@@ -140,7 +140,7 @@ def fingerprint_cells(cells: Cells, audit: Audit) -> str:
     """What the cells are, whatever their folder is called: pixels, labels and donors."""
     table = cells.table
     donors = table["donor"] if "donor" in table else [""] * len(table)
-    rows = sorted(zip(audit.keys, table["label"], donors, strict=True))
+    rows = sorted(zip(audit.copy_keys, table["label"], donors, strict=True))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -148,7 +148,7 @@ def fingerprint_split(cells: Cells, audit: Audit) -> str:
     """What folds depend on beside the fingerprint: the order of the cells, which share a source, given folds."""
     table = cells.table
     folds = table["fold"] if "fold" in table else [""] * len(table)
-    rows = list(zip(audit.keys, pd.factorize(table["source"])[0].tolist(), folds, strict=True))
+    rows = list(zip(audit.copy_keys, pd.factorize(table["source"])[0].tolist(), folds, strict=True))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 

@@ -12,8 +12,8 @@ from urnet.benchmark.collect import collect_row
 from urnet.benchmark.grid import Grid, open_grid, run_sequentially, run_with_ray, unfinished_jobs
 from urnet.benchmark.plans import SCALES, TABLES, PlannedRow, Scale, Table, plan_rows
 from urnet.cells.divide import divide
-from urnet.cells.pixels import survey
-from urnet.cells.table import PAIRED, Cells, read_cells
+from urnet.cells.pixels import survey_images
+from urnet.cells.table import TARGET_COLUMNS, Cells, read_cells
 from urnet.errors import CellsError, RecipeError
 from urnet.nets import build_joint, create_classifier
 from urnet.progress import NoProgress
@@ -159,8 +159,8 @@ def plan_benchmark(
     settings: dict[str, Any] = {
         "scale": scale,
         "folds": _parse_folds(folds, read),
-        "channels": 3 if survey(read).colour else 1,
-        "paired": next((column.removeprefix("target_") for column in PAIRED if read.known(column)), ""),
+        "channels": 3 if survey_images(read).colour else 1,
+        "paired": next((column.removeprefix("target_") for column in TARGET_COLUMNS if read.is_complete(column)), ""),
         "overrides": overrides,
     }
     rows = _select_rows(plan_rows(table, protocol=protocol, **settings), only)
@@ -177,7 +177,7 @@ def _parse_folds(folds: int | str, cells: Cells) -> int:
         CellsError: one for each donor is asked for, and not every cell's donor is known.
     """
     if folds == "donor":
-        if not cells.known("donor"):
+        if not cells.is_complete("donor"):
             raise CellsError(
                 "--folds donor: not every cell names its donor (column 'donor'); fill it, or give a number"
             )

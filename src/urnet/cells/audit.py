@@ -14,29 +14,29 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from urnet.cells.copies import PADDING_COPIES, THUMBNAIL, Fingerprint, fingerprint, same, thumbnail
+from urnet.cells.copies import MIN_PADDING_COPIES, THUMBNAIL_PX, CropHashes, group_equal_keys, hash_crop, make_thumbnail
 from urnet.cells.kept_crops import keeping
-from urnet.cells.near_copies import near_pairs
+from urnet.cells.near_copies import find_near_copies
 from urnet.cells.table import PARTS, Cells
 from urnet.errors import CellsError, ImageError, LeakError
 from urnet.images.rows import LazyRows
 
-SATURATED_SHARE = 0.25
+MIN_SATURATED_SHARE = 0.25
 """From this share of pixels at a crop's own brightest or darkest count on, it is called saturated.
 
 Its own, because the usual camera of 12 bits saturates at 4,095 in a file of 16.
 """
 
-IN_MEMORY = 2**16
+MAX_CELLS_IN_MEMORY = 2**16
 """Cells up to which the small versions of all are held in memory; 4 kB each."""
 
-KINDS = (
+FINDING_KINDS = (
     *("label conflict", "copy across parts", "donor across parts", "unreadable", "constant", "saturated"),
     *("mixed depth", "padding", "copy", "turned copy", "near-copy"),
 )
 """Kinds of finding, worst first."""
 
-STOPS = ("label conflict", "copy across parts", "donor across parts")
+BLOCKING_KINDS = ("label conflict", "copy across parts", "donor across parts")
 """Kinds of finding that a training run does not start with."""
 
 
@@ -45,9 +45,9 @@ class Finding:
     """One defect.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: one of `FINDING_KINDS`.
         paths: the files concerned.
-        detail: what was seen, in words.
+        detail: what is wrong, in words.
     """
 
     kind: str
@@ -61,20 +61,20 @@ class Audit:
 
     Attributes:
         findings: all defects, worst kinds first.
-        keys: (N,) text: equal for cells that are copies of one another.
-        left_out: (N,) text: why a cell is not counted, "" where it is.
+        copy_keys: (N,) text: equal for cells that are copies of one another.
+        exclusions: (N,) text: why a cell is not counted, "" where it is.
         notes: class counts, sizes and depths, in words.
     """
 
     findings: list[Finding]
-    keys: list[str]
-    left_out: list[str]
+    copy_keys: list[str]
+    exclusions: list[str]
     notes: list[str] = field(default_factory=list)
 
     @property
     def distinct(self) -> np.ndarray:
         """(N,) bool: readable cells that are no padding and no later copy of another cell."""
-        return np.array([reason == "" for reason in self.left_out], bool)
+        return np.array([reason == "" for reason in self.exclusions], bool)
 
     @property
     def clean(self) -> bool:
@@ -100,138 +100,140 @@ class Audit:
         conflicts = [f for f in self.findings if f.kind == "label conflict"]
         if conflicts:
             raise CellsError(
-                f"{len(conflicts)} cell(s) stand under two labels; keep one label each:\n{_listed(conflicts)}"
+                f"{len(conflicts)} cell(s) stand under two labels; keep one label each:\n{_format_findings(conflicts)}"
             )
-        leaks = [f for f in self.findings if f.kind in STOPS]
+        leaks = [f for f in self.findings if f.kind in BLOCKING_KINDS]
         if leaks and not allow_leaks:
             raise LeakError(
                 f"{len(leaks)} leak(s) between parts of the given split would make the figures too good; "
-                f"mend the split column, or pass --allow-leaks:\n{_listed(leaks)}"
+                f"mend the split column, or pass --allow-leaks:\n{_format_findings(leaks)}"
             )
 
 
-def audit_cells(cells: Cells, *, near: bool = True, progress: Callable[[float], None] | None = None) -> Audit:
+def audit_cells(cells: Cells, *, near_copies: bool = True, progress: Callable[[float], None] | None = None) -> Audit:
     """Read every cell once and compare it with all others; the crops are kept for those who read them next.
 
     Args:
         cells: labelled cells, with or without a split.
-        near: whether to look for near-copies as well.
+        near_copies: whether to look for near-copies as well.
         progress: called with the share done, 0 to 1.
     """
     progress = progress or (lambda share: None)
-    seen = []
-    with _small_versions(len(cells)) as thumbnails:
+    summaries = []
+    with _thumbnail_storage(len(cells)) as thumbnails:
         with keeping(cells) as read:
             for index in range(len(cells)):
-                seen.append(_look(read, index, thumbnails))
+                summaries.append(_summarise_crop(read, index, thumbnails))
                 progress(0.8 * (index + 1) / len(cells))
-        audit = _judge(cells, seen, thumbnails if near else None, lambda share: progress(0.8 + 0.2 * share))
+        audit = _build_audit(
+            cells, summaries, thumbnails if near_copies else None, lambda share: progress(0.8 + 0.2 * share)
+        )
     progress(1.0)
     return audit
 
 
-def _judge(
-    cells: Cells, seen: "list[_Look]", thumbnails: np.ndarray | None, progress: Callable[[float], None]
+def _build_audit(
+    cells: Cells, summaries: "list[_CropSummary]", thumbnails: np.ndarray | None, progress: Callable[[float], None]
 ) -> Audit:
     # Augmented images that were written out are copies on purpose.
     augmented = cells.table.get("augmented", pd.Series("", index=cells.table.index)) != ""
     keys = [
-        f"{look.fault or 'augmented'} {index}" if look.print is None or own else look.print.turned
-        for index, (look, own) in enumerate(zip(seen, augmented, strict=True))
+        f"{summary.fault or 'augmented'} {index}" if summary.hashes is None or own else summary.hashes.invariant
+        for index, (summary, own) in enumerate(zip(summaries, augmented, strict=True))
     ]
     audit = Audit([], keys, [""] * len(cells))
-    _find_copies(cells, seen, audit)
-    _find_unusable(cells, seen, audit)
+    _find_copies(cells, summaries, audit)
+    _find_unusable(cells, summaries, audit)
     _find_donor_leaks(cells, audit)
     if thumbnails is not None:
         kept = np.flatnonzero(audit.distinct & ~augmented.to_numpy())
         _find_near_copies(cells, thumbnails, kept, audit, progress)
-    _describe(cells, seen, audit)
-    audit.findings.sort(key=lambda finding: KINDS.index(finding.kind))
+    _add_notes(cells, summaries, audit)
+    audit.findings.sort(key=lambda finding: FINDING_KINDS.index(finding.kind))
     return audit
 
 
 @contextmanager
-def _small_versions(count: int) -> Iterator[np.ndarray]:
+def _thumbnail_storage(count: int) -> Iterator[np.ndarray]:
     """Room for thumbnails, (N, 32, 32): of large tables in a file without a name, so that memory doesn't hold them."""
-    shape = (count, THUMBNAIL, THUMBNAIL)
-    if count <= IN_MEMORY:
+    shape = (count, THUMBNAIL_PX, THUMBNAIL_PX)
+    if count <= MAX_CELLS_IN_MEMORY:
         yield np.zeros(shape, np.float32)
         return
     with tempfile.TemporaryFile() as file:
         try:
             for _ in range(count):  # all of it is written at once: a full disk would kill whoever writes through a map
-                file.write(bytes(4 * THUMBNAIL**2))
+                file.write(bytes(4 * THUMBNAIL_PX**2))
             file.flush()
         except OSError as error:
             raise CellsError(
                 f"{tempfile.gettempdir()}: no room for small versions of {count} cells ({error.strerror}), "
-                f"{4 * THUMBNAIL**2 * count / 1e9:.1f} GB; free space there, or name another folder in TMPDIR"
+                f"{4 * THUMBNAIL_PX**2 * count / 1e9:.1f} GB; free space there, or name another folder in TMPDIR"
             ) from None
         yield np.memmap(file, np.float32, "r+", shape=shape)
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class _CropSummary:
     """What is kept of one crop: its fault, "" for none, with the detail; size, depth and colour; fingerprint."""
 
     fault: str = ""
     detail: str = ""
     size: str = ""
     depth: str = ""
-    print: Fingerprint | None = None
+    hashes: CropHashes | None = None
 
 
-def _look(read: Callable[[int], np.ndarray], index: int, thumbnails: np.ndarray) -> _Look:
+def _summarise_crop(read: Callable[[int], np.ndarray], index: int, thumbnails: np.ndarray) -> _CropSummary:
     """Look at one crop, and put its small version among the others."""
     try:
         crop = read(index)
     except ImageError as error:
-        return _Look("unreadable", str(error))
+        return _CropSummary("unreadable", str(error))
     fault, detail = "", ""
     low, high = crop.min(), crop.max()
     if low == high:
         fault, detail = "constant", f"every pixel is {low}"
     else:
         share, count = max((np.count_nonzero(crop == count) / crop.size, count) for count in (low, high))
-        if share >= SATURATED_SHARE:
+        if share >= MIN_SATURATED_SHARE:
             fault, detail = "saturated", f"{share:.0%} of the pixels are {count}"
-    thumbnails[index] = thumbnail(crop)
+    thumbnails[index] = make_thumbnail(crop)
     size = f"{crop.shape[1]} x {crop.shape[0]} px {'colour' if crop.ndim == 3 else 'grey'}"
-    return _Look(fault, detail, sys.intern(size), sys.intern(str(crop.dtype)), fingerprint(crop))
+    return _CropSummary(fault, detail, sys.intern(size), sys.intern(str(crop.dtype)), hash_crop(crop))
 
 
-def _find_copies(cells: Cells, seen: list[_Look], audit: Audit) -> None:
+def _find_copies(cells: Cells, summaries: list[_CropSummary], audit: Audit) -> None:
     paths, labels = cells.table["path"].to_numpy(), cells.table["label"].to_numpy()
     parts = cells.table["split"].to_numpy() if cells.has_split else np.full(len(cells), "train")
-    for members in same(audit.keys):
+    for members in group_equal_keys(audit.copy_keys):
         named = tuple(paths[members])
-        exact = len({seen[i].print.exact for i in members}) == 1  # type: ignore[union-attr]
-        if exact and len(members) >= PADDING_COPIES:
+        exact = len({summaries[i].hashes.exact for i in members}) == 1  # type: ignore[union-attr]
+        if exact and len(members) >= MIN_PADDING_COPIES:
             audit.findings.append(Finding("padding", named, f"one image {len(members)} times: padding, left out"))
             for index in members:
-                audit.left_out[index] = "padding"
+                audit.exclusions[index] = "padding"
             continue
-        if seen[members[0]].fault == "constant":
+        if summaries[members[0]].fault == "constant":
             continue
         kind = "copy" if exact else "turned copy"
         audit.findings.append(Finding(kind, named, f"{len(members)} files show one cell; counted once"))
         # A copy that a given split uses is counted before one that it leaves out.
         first, *others = sorted(members, key=lambda index: parts[index] == "")
         for index in others:
-            audit.left_out[index] = f"copy of {paths[first]}"
+            audit.exclusions[index] = f"copy of {paths[first]}"
         if len(set(labels[members])) > 1:
             audit.findings.append(Finding("label conflict", named, " / ".join(sorted(set(labels[members])))))
         if len(where := set(parts[members]) - {""}) > 1:
             audit.findings.append(Finding("copy across parts", named, " / ".join(sorted(where))))
 
 
-def _find_unusable(cells: Cells, seen: list[_Look], audit: Audit) -> None:
-    for index, (path, look) in enumerate(zip(cells.table["path"], seen, strict=True)):
-        if look.fault and audit.left_out[index] != "padding":
-            audit.findings.append(Finding(look.fault, (path,), look.detail))
-            if look.fault != "saturated":
-                audit.left_out[index] = look.fault
+def _find_unusable(cells: Cells, summaries: list[_CropSummary], audit: Audit) -> None:
+    for index, (path, summary) in enumerate(zip(cells.table["path"], summaries, strict=True)):
+        if summary.fault and audit.exclusions[index] != "padding":
+            audit.findings.append(Finding(summary.fault, (path,), summary.detail))
+            if summary.fault != "saturated":
+                audit.exclusions[index] = summary.fault
 
 
 def _find_donor_leaks(cells: Cells, audit: Audit) -> None:
@@ -252,32 +254,34 @@ def _find_near_copies(
     table = cells.table.iloc[kept]
     paths = table["path"].to_numpy()
     parts = table["split"].to_numpy() if cells.has_split else np.full(len(kept), "")
-    for i, j, alike in near_pairs(LazyRows(thumbnails, kept), progress):
+    for i, j, alike in find_near_copies(LazyRows(thumbnails, kept), progress):
         across = f" ({parts[i]} / {parts[j]})" if parts[i] != parts[j] else ""
         detail = f"correlation {alike:.4f}{across}: look at both; a warning only"
         audit.findings.append(Finding("near-copy", (paths[i], paths[j]), detail))
 
 
-def _describe(cells: Cells, seen: list[_Look], audit: Audit) -> None:
+def _add_notes(cells: Cells, summaries: list[_CropSummary], audit: Audit) -> None:
     counts = cells.table["label"][audit.distinct].value_counts()
     audit.notes.append("distinct cells: " + ", ".join(f"{name} {int(counts.get(name, 0))}" for name in cells.classes))
-    kinds = Counter(f"{look.size}, {look.depth}" for look in seen if look.depth)
+    kinds = Counter(f"{summary.size}, {summary.depth}" for summary in summaries if summary.depth)
     audit.notes.append("images: " + "; ".join(f"{count} of {kind}" for kind, count in kinds.most_common()))
     audit.notes.append(describe_donors(cells))
     if cells.has_split:
         parts = cells.table["split"][audit.distinct].value_counts()
         given = ", ".join(f"{part} {parts[part]}" for part in PARTS if part in parts)
         audit.notes.append(f"parts as given: {given or 'none'}")
-    depths = Counter(look.depth for look in seen if look.depth)
+    depths = Counter(summary.depth for summary in summaries if summary.depth)
     if len(depths) > 1:
         usual = depths.most_common(1)[0][0]
         rare = tuple(
-            path for path, look in zip(cells.table["path"], seen, strict=True) if look.depth not in ("", usual)
+            path
+            for path, summary in zip(cells.table["path"], summaries, strict=True)
+            if summary.depth not in ("", usual)
         )
         audit.findings.append(Finding("mixed depth", rare, f"several depths: {', '.join(sorted(depths))}"))
 
 
-def tally(kinds: Iterable[str]) -> str:
+def format_counts(kinds: Iterable[str]) -> str:
     """`4 padding, 1 copy`, in order of first appearance."""
     return ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).items())
 
@@ -291,7 +295,7 @@ def describe_donors(cells: Cells) -> str:
     return f"donors: {donors[donors != ''].nunique()}" + (f", not known for {unknown} cells" if unknown else "")
 
 
-def _listed(findings: list[Finding], most: int = 20) -> str:
+def _format_findings(findings: list[Finding], most: int = 20) -> str:
     lines = [f"  {f.kind} ({f.detail}): {', '.join(f.paths[:4])}{' …' if len(f.paths) > 4 else ''}" for f in findings]
     more = [f"  … and {len(lines) - most} more; see `urnet audit`"] if len(lines) > most else []
     return "\n".join(lines[:most] + more)

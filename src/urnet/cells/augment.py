@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from urnet.cells.table import PATHS, Cells
+from urnet.cells.table import PATH_COLUMNS, Cells
 from urnet.errors import CellsError
 
-AT_ONCE = 256
+BATCH_SIZE = 256
 """Images that are turned at once when copies are made."""
 
 
@@ -34,20 +34,20 @@ def augment(
     """
     which = torch.randint(8, (len(images),), generator=generator) if flips else torch.zeros(len(images), dtype=int)
     if not rotation or not len(images):
-        return _dihedral(images, which) if flips else images
+        return _apply_dihedral(images, which) if flips else images
     angle = torch.rand(len(images), generator=generator) * (2 * math.pi)
-    return _transformed(images, _RIGHT_ANGLES[which] @ _rotations(angle))
+    return _apply_matrices(images, _DIHEDRAL_MATRICES[which] @ _make_rotation_matrices(angle))
 
 
-_RIGHT_ANGLES = torch.tensor(
+_DIHEDRAL_MATRICES = torch.tensor(
     [[[c, -s], [s, c]] for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
     + [[[-c, s], [s, c]] for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))],
     dtype=torch.float32,
 )
-"""(8, 2, 2): where `_dihedral` takes the point (x, y) from, coordinates from -1 to 1."""
+"""(8, 2, 2): where `_apply_dihedral` takes the point (x, y) from, coordinates from -1 to 1."""
 
 
-def _dihedral(images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+def _apply_dihedral(images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
     result = torch.empty_like(images)
     for kind in range(8):
         index = (which == kind).nonzero().squeeze(1).to(images.device)
@@ -57,13 +57,13 @@ def _dihedral(images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _rotations(angle: torch.Tensor) -> torch.Tensor:
+def _make_rotation_matrices(angle: torch.Tensor) -> torch.Tensor:
     """(B, 2, 2) of (B,) radians."""
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
 
 
-def _transformed(images: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+def _apply_matrices(images: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Each image sampled where its matrix (B, 2, 2) takes the points (x, y) of the result."""
     side = images.shape[-1]
     axis = (2 * torch.arange(side, device=images.device, dtype=images.dtype) + 1) / side - 1  # centres of the pixels
@@ -73,7 +73,7 @@ def _transformed(images: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def epoch_order(labels: np.ndarray, *, balanced: bool, per_class: int | None, seed: int, epoch: int) -> np.ndarray:
+def draw_epoch_order(labels: np.ndarray, *, balanced: bool, per_class: int | None, seed: int, epoch: int) -> np.ndarray:
     """Which cells an epoch shows, in order.
 
     Args:
@@ -90,16 +90,16 @@ def epoch_order(labels: np.ndarray, *, balanced: bool, per_class: int | None, se
         return generator.permutation(len(labels))
     classes = np.unique(labels)
     draws = per_class or math.ceil(len(labels) / len(classes))
-    chosen = [_repeated(np.flatnonzero(labels == c), draws, generator) for c in classes]
+    chosen = [_draw_repeatedly(np.flatnonzero(labels == c), draws, generator) for c in classes]
     return generator.permutation(np.concatenate(chosen))
 
 
-def _repeated(members: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
+def _draw_repeatedly(members: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
     rounds = max(1, math.ceil(draws / len(members)))
     return np.concatenate([generator.permutation(members) for _ in range(rounds)])[:draws]
 
 
-def balanced_copies(
+def make_balanced_copies(
     images: np.ndarray, labels: np.ndarray, per_class: int, *, flips: bool, rotation: bool, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As many augmented images of each class, as the paper made of its test set too (protocol `paper`).
@@ -118,12 +118,12 @@ def balanced_copies(
     origins, parts = [], []
     for index in np.unique(labels):
         members = np.flatnonzero(labels == index)
-        chosen = _repeated(members, max(per_class, len(members)), np.random.default_rng((seed, int(index))))
+        chosen = _draw_repeatedly(members, max(per_class, len(members)), np.random.default_rng((seed, int(index))))
         parts.append(images[chosen])
         # A batch at a time: thousands of large crops would not fit in memory as floating point.
-        for start in range(len(members), len(chosen), AT_ONCE):
-            some = parts[-1][start : start + AT_ONCE]
-            some[:] = _turned(some, generator, flips=flips, rotation=rotation)
+        for start in range(len(members), len(chosen), BATCH_SIZE):
+            some = parts[-1][start : start + BATCH_SIZE]
+            some[:] = _augment_counts(some, generator, flips=flips, rotation=rotation)
         origins.append(chosen)
     origin = np.concatenate(origins)
     return np.concatenate(parts), labels[origin], origin
@@ -154,30 +154,32 @@ def write_augmented(cells: Cells, out: Path, per_class: int, *, seed: int = 0) -
     for index in np.unique(labels[train]):
         members = train[labels[train] == index]
         wanted = max(0, per_class - len(members))
-        for original in _repeated(members, wanted, np.random.default_rng((seed, int(index)))):
+        for original in _draw_repeatedly(members, wanted, np.random.default_rng((seed, int(index)))):
             row = cells.table.iloc[original].to_dict()
             name = f"{len(rows):06d}.tif"
             copy = row | {"tile": "", "augmented": row["path"]}
             copy_seed = int(np.random.default_rng((seed, len(rows))).integers(2**62))
-            for column in PATHS:
+            for column in PATH_COLUMNS:
                 if row.get(column):
                     folder = "augmented" if column == "path" else f"augmented_{column}"
                     # Seeded anew for each of a pair, so that both get the same geometry.
                     generator = torch.Generator().manual_seed(copy_seed)
-                    copy[column] = _write_turned(out / folder / name, cells.read(int(original), column), generator)
+                    copy[column] = _write_augmented_copy(
+                        out / folder / name, cells.read(int(original), column), generator
+                    )
             rows.append(copy)
     table = pd.concat([cells.table, pd.DataFrame(rows)], ignore_index=True).fillna("")
     return Cells(cells.root, table, cells.classes)
 
 
-def _write_turned(path: Path, crop: np.ndarray, generator: torch.Generator) -> str:
+def _write_augmented_copy(path: Path, crop: np.ndarray, generator: torch.Generator) -> str:
     """Write a turned copy of (H, W) or (H, W, 3) at its own depth; the absolute path of it."""
     import tifffile
 
     side = max(crop.shape[:2])
     fill = [(0, side - edge) for edge in crop.shape[:2]] + [(0, 0)] * (crop.ndim - 2)
     planes = np.atleast_3d(np.pad(crop, fill, mode="symmetric")).transpose(2, 0, 1)[None]  # (1, C, S, S)
-    turned = _turned(planes, generator, flips=True, rotation=True)[0]
+    turned = _augment_counts(planes, generator, flips=True, rotation=True)[0]
     path.parent.mkdir(parents=True, exist_ok=True)
     if crop.ndim == 3:
         tifffile.imwrite(path, turned.transpose(1, 2, 0), photometric="rgb")
@@ -186,7 +188,7 @@ def _write_turned(path: Path, crop: np.ndarray, generator: torch.Generator) -> s
     return path.resolve().as_posix()
 
 
-def _turned(images: np.ndarray, generator: torch.Generator, *, flips: bool, rotation: bool) -> np.ndarray:
+def _augment_counts(images: np.ndarray, generator: torch.Generator, *, flips: bool, rotation: bool) -> np.ndarray:
     """Raw counts (B, C, S, S), each turned by its own random geometry, in their own depth."""
     turned = augment(
         torch.from_numpy(images.astype(np.float32)), flips=flips, rotation=rotation, generator=generator

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from urnet.cells.augment import epoch_order
+from urnet.cells.augment import draw_epoch_order
 from urnet.images.rows import LazyRows
 from urnet.images.scale import Scaling
 
@@ -35,15 +35,15 @@ class CellDataset(Dataset[Batch]):
     ):
         self.images, self.labels, self.scaling = images, labels, scaling
         self.targets, self.target_scaling = targets, target_scaling
-        self.kept: tuple[_Kept, _Kept | None] | None = None
+        self.on_device: tuple[_DeviceImages, _DeviceImages | None] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """The cells at `indices`: (B, C, S, S), (B,), (B, C, S, S) or (B, 0)."""
-        if self.kept is not None:
-            images, targets = (kept[indices] if kept is not None else None for kept in self.kept)
+        if self.on_device is not None:
+            images, targets = (part[indices] if part is not None else None for part in self.on_device)
             return (
                 images,
                 torch.from_numpy(self.labels[indices]),
@@ -60,20 +60,20 @@ class CellDataset(Dataset[Batch]):
         """Of all raw counts."""
         return sum(x.size * x.dtype.itemsize for x in (self.images, self.targets) if x is not None)
 
-    def keep_on(self, device: torch.device) -> None:
+    def move_to(self, device: torch.device) -> None:
         """Copy the raw counts to a device, where batches are put together from now on."""
         paired = self.targets is not None and self.target_scaling is not None
-        self.kept = (
-            _Kept(self.images, self.scaling, device),
-            _Kept(self.targets, self.target_scaling, device) if paired else None,
+        self.on_device = (
+            _DeviceImages(self.images, self.scaling, device),
+            _DeviceImages(self.targets, self.target_scaling, device) if paired else None,
         )
 
 
-class _Kept:
+class _DeviceImages:
     """Raw counts (N, C, S, S) on a device; what is taken of them is scaled there as `Scaling.apply` does."""
 
     def __init__(self, counts: np.ndarray | LazyRows, scaling: Scaling, device: torch.device):
-        # GPUs index few kinds of unsigned numbers: 16 bits are kept as signed ones.
+        # GPUs index few kinds of unsigned numbers: 16 bits are stored as signed ones.
         self.wraps, self.scaling = counts.dtype == np.uint16, scaling
         parts = counts.iterate_parts() if isinstance(counts, LazyRows) else [counts]
         numbers = (torch.from_numpy(part.view(np.int16) if self.wraps else part).to(device) for part in parts)
@@ -88,7 +88,7 @@ class _Kept:
 
 
 class EpochSampler(Sampler[int]):
-    """The order of `epoch_order`, dealt out among the processes of a distributed run.
+    """The order of `draw_epoch_order`, dealt out among the processes of a distributed run.
 
     Lightning calls `set_epoch`, so the order depends on seed and epoch alone, and a resumed run sees what an
     uninterrupted one would have seen.
@@ -103,7 +103,7 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        order = epoch_order(
+        order = draw_epoch_order(
             self.labels, balanced=self.balanced, per_class=self.per_class, seed=self.seed, epoch=self.epoch
         )
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -119,7 +119,7 @@ class EpochSampler(Sampler[int]):
         return total // (dist.get_world_size() if dist.is_initialized() else 1)
 
 
-class _Batches(BatchSampler):
+class _NoSingleCellBatches(BatchSampler):
     """Batches without a last one of a single cell, which batch norm cannot use, unless single cells are asked for."""
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -129,18 +129,20 @@ class _Batches(BatchSampler):
         return super().__len__() - (self.batch_size > 1 and len(self.sampler) % self.batch_size == 1)
 
 
-def _as_is(batch: Batch) -> Batch:
+def _return_batch(batch: Batch) -> Batch:
     return batch
 
 
-def train_loader(
+def make_training_loader(
     dataset: CellDataset, batch_size: int, *, balanced: bool, per_class: int | None, seed: int
 ) -> DataLoader[Batch]:
     """Shuffled batches; the last one is left out where it would hold a single cell."""
     sampler = EpochSampler(dataset.labels, balanced=balanced, per_class=per_class, seed=seed)
-    return DataLoader(dataset, batch_sampler=_Batches(sampler, batch_size, drop_last=False), collate_fn=_as_is)
+    return DataLoader(
+        dataset, batch_sampler=_NoSingleCellBatches(sampler, batch_size, drop_last=False), collate_fn=_return_batch
+    )
 
 
-def ordered_loader(dataset: CellDataset, batch_size: int) -> DataLoader[Batch]:
+def make_ordered_loader(dataset: CellDataset, batch_size: int) -> DataLoader[Batch]:
     """All cells in order."""
-    return DataLoader(dataset, batch_size, shuffle=False, collate_fn=_as_is)
+    return DataLoader(dataset, batch_size, shuffle=False, collate_fn=_return_batch)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
-from urnet.cells.copies import pixel_hash
-from urnet.cells.table import CONTENTS, Cells
+from urnet.cells.copies import hash_pixels
+from urnet.cells.table import HASH_COLUMNS, Cells
 from urnet.errors import ImageError
 
 
@@ -18,19 +18,19 @@ def with_contents(cells: Cells, columns: Collection[str], progress: Callable[[fl
 
     Args:
         cells: with a split; cells that are in no part have no hashes.
-        columns: which images: `path`, and those of `PAIRED` that are painted.
+        columns: which images: `path`, and those of `TARGET_COLUMNS` that are painted.
         progress: called with the share done, 0 to 1.
 
     Raises:
         ImageError: an image cannot be read.
     """
     used = np.flatnonzero(cells.table["split"] != "")
-    hashes = {name: np.full(len(cells), "", dtype=object) for name in CONTENTS.values() if name in cells.table}
+    hashes = {name: np.full(len(cells), "", dtype=object) for name in HASH_COLUMNS.values() if name in cells.table}
     for number, column in enumerate(columns):
-        found = hashes[CONTENTS[column]] = np.full(len(cells), "", dtype=object)
+        found = hashes[HASH_COLUMNS[column]] = np.full(len(cells), "", dtype=object)
         for done, index in enumerate(used, 1):
             if cells.table[column].iat[index] != "":
-                found[index] = pixel_hash(cells.read(int(index), column))
+                found[index] = hash_pixels(cells.read(int(index), column))
             if progress is not None:
                 progress((number + done / len(used)) / len(columns))
     return cells.with_columns(**hashes)
@@ -43,7 +43,7 @@ def changed(cells: Cells, progress: Callable[[float], None] | None = None) -> li
         cells: from `with_contents`, perhaps read from a file again.
         progress: called with the share done, 0 to 1.
     """
-    named = [(column, name) for column, name in CONTENTS.items() if name in cells.table]
+    named = [(column, name) for column, name in HASH_COLUMNS.items() if name in cells.table]
     found = []
     for number, (column, name) in enumerate(named):
         for index, (image, before) in enumerate(zip(cells.table[column], cells.table[name], strict=True)):
@@ -56,6 +56,6 @@ def changed(cells: Cells, progress: Callable[[float], None] | None = None) -> li
 
 def _now(cells: Cells, index: int, column: str) -> str:
     try:
-        return pixel_hash(cells.read(index, column))
+        return hash_pixels(cells.read(index, column))
     except ImageError:
         return "not readable"

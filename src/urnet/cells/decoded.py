@@ -18,7 +18,7 @@ import numpy as np
 from filelock import Timeout
 
 from urnet.cells.cache import SPARE, cache_folder, fingerprint, make_room, used
-from urnet.cells.pixels import fit_input, load_pixels, survey
+from urnet.cells.pixels import fit_input, load_pixels, survey_images
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
 from urnet.files.atomic import atomic_file
@@ -133,7 +133,7 @@ def _build(
     path: Path, cells: Cells, size: int, channels: int, column: str, progress: Callable[[int], None] | None
 ) -> None:
     """Decode all cells into an array file, one after the other."""
-    depths = survey(cells, column).depths
+    depths = survey_images(cells, column).depths
     dtype = np.dtype(next(iter(depths)) if len(depths) == 1 else np.float32)
     shape = (len(cells), channels, size, size)
     if shutil.disk_usage(path.parent).free < int(np.prod(shape)) * dtype.itemsize + SPARE:

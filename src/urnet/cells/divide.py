@@ -38,7 +38,7 @@ def divide(cells: Cells, recipe: Recipe, audit: Audit, *, allow_leaks: bool = Fa
     paper = recipe.protocol == "paper"
     audit.raise_leaks(allow_leaks=allow_leaks or paper)
     counted = cells.where(audit.distinct)
-    keys = [key for key, kept in zip(audit.keys, audit.distinct, strict=True) if kept]
+    keys = [key for key, kept in zip(audit.copy_keys, audit.distinct, strict=True) if kept]
     missing = sorted(set(cells.classes) - set(counted.table["label"]))
     if missing:
         raise CellsError(f"class(es) {', '.join(missing)} have no usable cells; see `urnet audit`")
@@ -58,4 +58,4 @@ def divide(cells: Cells, recipe: Recipe, audit: Audit, *, allow_leaks: bool = Fa
         ).table["split"]
     filled = np.full(len(cells), "", dtype=object)
     filled[audit.distinct] = np.asarray(values).astype(str)
-    return cells.with_columns(**{column: filled, "left_out": audit.left_out})
+    return cells.with_columns(**{column: filled, "left_out": audit.exclusions})

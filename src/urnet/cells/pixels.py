@@ -40,9 +40,9 @@ def fit_input(crop: np.ndarray, size: int, channels: int) -> np.ndarray:
     """
     dtype = crop.dtype
     if channels == 1 and crop.ndim == 3:
-        crop = _rounded(crop.mean(axis=-1), dtype)
+        crop = _round_to(crop.mean(axis=-1), dtype)
     planes = [crop] if crop.ndim == 2 else [crop[..., k] for k in range(3)]
-    planes = [resized(plane, size) for plane in planes]
+    planes = [resize_plane(plane, size) for plane in planes]
     return np.stack(planes * (channels // len(planes)))
 
 
@@ -80,7 +80,7 @@ def load_pixels(
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageSurvey:
     """What the headers say of a set of crops.
 
     Attributes:
@@ -99,7 +99,7 @@ class Look:
         return bool(self.colours.any())
 
 
-def survey(cells: Cells, column: str = "path") -> Look:
+def survey_images(cells: Cells, column: str = "path") -> ImageSurvey:
     """Size, colour and depth of the crops (`path`) or paired images (one of `PAIRED`), from the headers alone.
 
     Raises:
@@ -119,10 +119,10 @@ def survey(cells: Cells, column: str = "path") -> Look:
         depths[header.dtype] += 1
         colours[index] = header.colour
     edge = max(edges, key=lambda edge: (edges[edge], edge))
-    return Look(edge, colours, depths)
+    return ImageSurvey(edge, colours, depths)
 
 
-def resized(plane: np.ndarray, size: int) -> np.ndarray:
+def resize_plane(plane: np.ndarray, size: int) -> np.ndarray:
     """One plane, (H, W), with its longer edge made `size` px and the shorter one filled up by reflection, (S, S)."""
     height, width = plane.shape
     if (height, width) == (size, size):
@@ -133,12 +133,12 @@ def resized(plane: np.ndarray, size: int) -> np.ndarray:
         image = np.asarray(Image.fromarray(plane).resize(new, Image.Resampling.BICUBIC))
     else:
         floating = np.asarray(Image.fromarray(plane.astype(np.float32)).resize(new, Image.Resampling.BICUBIC))
-        image = _rounded(floating, plane.dtype)
+        image = _round_to(floating, plane.dtype)
     down, right = size - image.shape[0], size - image.shape[1]
     return np.pad(image, ((down // 2, down - down // 2), (right // 2, right - right // 2)), mode="symmetric")
 
 
-def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _round_to(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "f":
         return values.astype(dtype)
     return np.clip(np.rint(values), 0, np.iinfo(dtype).max).astype(dtype)

@@ -21,10 +21,10 @@ from urnet.images.simulation.destain import destain
 from urnet.images.simulation.phantom import CLASS_FREQUENCY, CROP_UM, draw_crop, draw_field
 from urnet.version import __version__
 
-SIZES = (16, 1024)
+SIZE_RANGE_PX = (16, 1024)
 """Least and greatest side of a simulated crop, px."""
 
-FIELD_SIDE = 1024
+FIELD_SIZE_PX = 1024
 """Side of a phantom field, px."""
 
 TARGETS = ("stained", "clean")
@@ -32,7 +32,7 @@ TARGETS = ("stained", "clean")
 
 Progress = Callable[[float], None]
 
-_KEPT = ("donor", "field", "x", "y", "split", "fold")
+_COPIED_COLUMNS = ("donor", "field", "x", "y", "split", "fold")
 
 
 def write_phantom(
@@ -80,7 +80,7 @@ def write_phantom(
     with atomic_folder(out) as folder:
         rows = []
         for donor in range(donors):
-            for label, count in _composition(cells // donors + (donor < cells % donors)).items():
+            for label, count in _count_classes(cells // donors + (donor < cells % donors)).items():
                 for index in range(count):
                     crop = draw_crop(label, seed, donor, index, size)
                     name = f"{label}/d{donor:02d}_{index:04d}.png"
@@ -147,14 +147,14 @@ def write_destained(
     if target not in TARGETS:
         raise CellsError(f"target is {target!r}; it must be one of {', '.join(TARGETS)}")
     source = read_cells(stained)
-    kept = [column for column in _KEPT if column in source.table]
+    kept = [column for column in _COPIED_COLUMNS if column in source.table]
     with atomic_folder(out) as folder:
         rows: list[dict[str, str]] = []
         names: set[str] = set()
         for index, row in enumerate(source.table.to_dict("records")):
-            name = _free_name(row["label"], row["path"], names)
+            name = _make_unique_name(row["label"], row["path"], names)
             try:
-                original = _central_square(source.read(index), size)
+                original = _crop_to_square(source.read(index), size)
                 result = destain(original, np.random.default_rng((seed, index, 1)))
             except ImageError as error:
                 file = str(source.root / row["path"])
@@ -184,7 +184,7 @@ def write_destained(
     return out
 
 
-def _composition(cells: int) -> dict[str, int]:
+def _count_classes(cells: int) -> dict[str, int]:
     """How many of one donor's cells are of each class: the natural shares, but a few monocytes where there is room."""
     monocytes = max(round(CLASS_FREQUENCY["monocyte"] * cells), min(3, max(1, cells // 10)))
     others = cells - monocytes
@@ -195,11 +195,11 @@ def _composition(cells: int) -> dict[str, int]:
 
 def _write_fields(folder: Path, fields: int, crop: int, donors: int, seed: int, report: Callable[[int], None]) -> None:
     # Each cell has the room of a crop and a half each way, up to sixty.
-    cells = int(np.clip((FIELD_SIDE / (1.5 * crop)) ** 2 / 3, 1, 60))
+    cells = int(np.clip((FIELD_SIZE_PX / (1.5 * crop)) ** 2 / 3, 1, 60))
     rows, named = [], []
     for number in range(fields):
         donor, index = number % donors, number // donors
-        field = draw_field(seed, donor, index, shape=(FIELD_SIDE, FIELD_SIDE), cells=cells, crop=crop)
+        field = draw_field(seed, donor, index, shape=(FIELD_SIZE_PX, FIELD_SIZE_PX), cells=cells, crop=crop)
         name = f"field_{number:03d}"
         _write_tiff(folder / f"{name}.tif", field.brightfield, CROP_UM / crop)
         _write_tiff(folder / f"{name}_nuclei.tif", field.nuclei, CROP_UM / crop)
@@ -231,13 +231,13 @@ def _write_fields(folder: Path, fields: int, crop: int, donors: int, seed: int, 
 
 
 def _check_numbers(size: int, seed: int) -> None:
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise CellsError(f"size is {size}; crops can be {SIZES[0]} to {SIZES[1]} px")
+    if not SIZE_RANGE_PX[0] <= size <= SIZE_RANGE_PX[1]:
+        raise CellsError(f"size is {size}; crops can be {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px")
     if seed < 0:
         raise CellsError(f"seed is {seed}; it must be 0 or more")
 
 
-def _free_name(label: str, path: str, taken: set[str]) -> str:
+def _make_unique_name(label: str, path: str, taken: set[str]) -> str:
     """`<label>/<stem>.png`, safe as a path anywhere, with a number where the name is taken in any case of letters."""
     stem = re.sub(r"\.(png|jpe?g|bmp|tiff?)(?=$|#)", "", path.rsplit("/", 1)[-1], flags=re.IGNORECASE)
     folder, stem = (re.sub(r"[^\w.-]", "_", part).strip(".") or "_" for part in (label, stem))
@@ -249,7 +249,7 @@ def _free_name(label: str, path: str, taken: set[str]) -> str:
     return name
 
 
-def _central_square(image: np.ndarray, size: int) -> np.ndarray:
+def _crop_to_square(image: np.ndarray, size: int) -> np.ndarray:
     """Cut to the central square and resize; what is not 8-bit RGB is left as it is, for `destain` to refuse."""
     if image.ndim != 3 or image.dtype != np.uint8:
         return image

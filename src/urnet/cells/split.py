@@ -74,7 +74,7 @@ def fold_numbers(
     Raises:
         CellsError: a class has fewer cells or donors than folds, or a given column has other folds.
     """
-    if cells.known("fold"):
+    if cells.is_complete("fold"):
         number = cells.table["fold"].to_numpy().astype(np.int64)
         if set(number) != set(range(folds)):
             found = ", ".join(map(str, sorted(set(number))))

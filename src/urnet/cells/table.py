@@ -33,24 +33,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PAIRED = ("target", "target_nuclei", "target_stain", "target_clean")
+TARGET_COLUMNS = ("target", "target_nuclei", "target_stain", "target_clean")
 """Columns that name a paired image of the same cell."""
 
-PATHS = ("path", *PAIRED, "mask")
+PATH_COLUMNS = ("path", *TARGET_COLUMNS, "mask")
 """Columns that name files."""
 
-CROPPED = ("proposed", "confidence", "scale", "diameter", "focus", "touching", "edge")
+CROP_COLUMNS = ("proposed", "confidence", "scale", "diameter", "focus", "touching", "edge")
 """Columns that say what was seen of a cell when it was cut out of its field; nothing is trained on them."""
 
-CONTENTS = {"path": "content", **{column: f"{column}_content" for column in PAIRED}}
+HASH_COLUMNS = {"path": "content", **{column: f"{column}_content" for column in TARGET_COLUMNS}}
 """Columns that say what the pixels of an image were when a run was begun, by the column that names the image."""
 
 COLUMNS = (
-    *("path", "label", "donor", "field", "x", "y", "split", "source", *PAIRED, "mask"),
-    *("tile", "fold", "augmented", "simulated", "left_out", *CROPPED, *CONTENTS.values()),
+    *("path", "label", "donor", "field", "x", "y", "split", "source", *TARGET_COLUMNS, "mask"),
+    *("tile", "fold", "augmented", "simulated", "left_out", *CROP_COLUMNS, *HASH_COLUMNS.values()),
 )
 
-_PASSED_OVER = (
+_IGNORED_COLUMNS = (
     *("x_*", "predicted", "p_*", "rejected", "set", "enhanced", "cam", "engine", "error"),
     *("labelled_by", "labelled_at", "corrected_by", "model", "kind", "finding", "detail"),
 )
@@ -65,9 +65,11 @@ PART_FOLDERS = {
 }
 """Names of folders that hold a part of a given split, in lower case."""
 
-_PART_WORDS = {*PART_FOLDERS, "dev", "holdout"}
-_ANY_PART = "|".join(sorted(_PART_WORDS))
-_PART_NAME = re.compile(rf"(?:{_ANY_PART})(?:[ _.-].*|[ _.-]?set|\d+)?|.*[ _.-](?:{_ANY_PART})|fold[ _.-]?\d+")
+_PART_NAMES = {*PART_FOLDERS, "dev", "holdout"}
+_PART_PATTERN = "|".join(sorted(_PART_NAMES))
+_PART_NAME_PATTERN = re.compile(
+    rf"(?:{_PART_PATTERN})(?:[ _.-].*|[ _.-]?set|\d+)?|.*[ _.-](?:{_PART_PATTERN})|fold[ _.-]?\d+"
+)
 """Other names of folders of parts, in lower case: `train_images`, `cells_test`, `dev`, `trainset`, `fold1`."""
 
 TABLE_NAME = "cells.csv"
@@ -121,7 +123,7 @@ class Cells:
         """How the images were simulated; "" for real ones."""
         return ", ".join(sorted(set(self.table["simulated"]) - {""})) if "simulated" in self.table else ""
 
-    def known(self, column: str) -> bool:
+    def is_complete(self, column: str) -> bool:
         """Whether a column is there and filled for every cell."""
         return column in self.table and bool((self.table[column] != "").all())
 
@@ -142,7 +144,7 @@ class Cells:
         return replace(self, table=table, kept=self.kept.of(table) if self.kept and same else None)
 
     def read(self, index: int, column: str = "path") -> np.ndarray:
-        """One cell's image (`path`) or a paired image (one of `PAIRED`), in raw counts.
+        """One cell's image (`path`) or a paired image (one of `TARGET_COLUMNS`), in raw counts.
 
         Raises:
             ImageError: the file cannot be read.
@@ -158,13 +160,13 @@ class Cells:
         """Write the table to a CSV; paths stay relative to `root`, or become relative to the CSV's own folder."""
         table = self.table
         if path.parent.resolve() != self.root.resolve():
-            moved = {c: [_rebase(self.root, path.parent, p) for p in table[c]] for c in PATHS if c in table}
+            moved = {c: [_rebase(self.root, path.parent, p) for p in table[c]] for c in PATH_COLUMNS if c in table}
             table = table.assign(**moved)
         kept = [c for c in table if c in ("path", "label") or (table[c] != "").any()]
         write_frame(path, table[kept])
 
 
-_TOLD = ("tile", "donor", "field", "x", "y", "simulated", "touching", "edge")
+_IMAGE_COLUMNS = ("tile", "donor", "field", "x", "y", "simulated", "touching", "edge")
 """What a table says of unlabelled cells."""
 
 
@@ -203,7 +205,9 @@ def read_cells(
         table_path = path / TABLE_NAME
         there = table_path.is_file()
         root = path
-        table = _read_csv(table_path, labelled, as_written) if there else _scan(path, image, target, classes)
+        table = (
+            _read_csv(table_path, labelled, as_written) if there else _scan_class_folders(path, image, target, classes)
+        )
     elif path.is_file():
         if path.suffix.lower() in SUFFIXES:
             raise CellsError(
@@ -216,20 +220,20 @@ def read_cells(
             f"{path}: no such file or folder; give a cells table (CSV) or a folder with a folder per class"
         )
     if labelled:
-        table = _without_waiting(path, table)
+        table = _drop_unlabelled(path, table)
     _check_rows(path, table, labelled)
     if there:
-        _settle_paths(path, root, table, contained)
+        _normalise_paths(path, root, table, contained)
     names: tuple[str, ...] = ()
     if "label" in table:
         if labelled and not as_written:
-            _check_labels(path, table["label"], classes, "row {}" if there else "a class folder")
-        table["label"], names = _merge(path, table["label"], classes)
-    table = _expand(root, table, tile, labelled)
+            _check_class_names(path, table["label"], classes, "row {}" if there else "a class folder")
+        table["label"], names = _merge_labels(path, table["label"], classes)
+    table = _expand_files(root, table, tile, labelled)
     if labelled:
         _check_files(root, table)
     source = table.get("source", pd.Series("", index=table.index))
-    table["source"] = source.where(source != "", _default_source(root, table))
+    table["source"] = source.where(source != "", _list_sources(root, table))
     return Cells(root, table.reset_index(drop=True), names)
 
 
@@ -256,7 +260,7 @@ def find_images(
     for path in map(Path, paths):
         if path.suffix.lower() == ".csv" or (path / TABLE_NAME).is_file():
             cells = read_cells(path, tile=tile, labelled=False, contained=contained)
-            kept = cells.table[[column for column in ("path", *_TOLD) if column in cells.table]]
+            kept = cells.table[[column for column in ("path", *_IMAGE_COLUMNS) if column in cells.table]]
             rows += [row | {"path": (cells.root / row["path"]).as_posix()} for row in kept.to_dict("records")]
             continue
         files = find_files(path, SUFFIXES) if path.is_dir() else [path]
@@ -267,11 +271,11 @@ def find_images(
         if not path.exists():
             raise CellsError(f"{path}: no such file or folder")
         for file in files:
-            for address in _addresses(Path(), file.as_posix(), tile):
+            for address in _list_addresses(Path(), file.as_posix(), tile):
                 rows.append({"path": str(address), "tile": str(tile) if address.row is not None else ""})
     if not rows:
         raise CellsError("no images given; name image files, folders or a table with a column 'path'")
-    return Cells(Path(), pd.DataFrame(rows, columns=["path", *_TOLD]).fillna(""))
+    return Cells(Path(), pd.DataFrame(rows, columns=["path", *_IMAGE_COLUMNS]).fillna(""))
 
 
 def _read_csv(path: Path, labelled: bool, as_written: bool) -> pd.DataFrame:
@@ -280,11 +284,11 @@ def _read_csv(path: Path, labelled: bool, as_written: bool) -> pd.DataFrame:
         path,
         COLUMNS,
         required=("path", "label") if labelled else ("path",),
-        path_columns=PATHS,
+        path_columns=PATH_COLUMNS,
         row_noun="cells",
-        check_spelling=set(COLUMNS) - {*CROPPED, *CONTENTS.values()},
+        check_spelling=set(COLUMNS) - {*CROP_COLUMNS, *HASH_COLUMNS.values()},
         refuse_donor_synonyms=labelled,
-        ignored=_PASSED_OVER if labelled else None,
+        ignored=_IGNORED_COLUMNS if labelled else None,
         verbatim=as_written,
     )
     if "split" in table:
@@ -292,7 +296,7 @@ def _read_csv(path: Path, labelled: bool, as_written: bool) -> pd.DataFrame:
     return table
 
 
-def _settle_paths(path: Path, root: Path, table: pd.DataFrame, contained: bool) -> None:
+def _normalise_paths(path: Path, root: Path, table: pd.DataFrame, contained: bool) -> None:
     """Spell file names as the disk does; in a contained table refuse those that lead out of its folder."""
     on_disk = DiskNames(root)
 
@@ -302,7 +306,7 @@ def _settle_paths(path: Path, root: Path, table: pd.DataFrame, contained: bool) 
         address = Address.parse(text)
         return text if address.file == text else str(replace(address, file=on_disk.spell(address.file)))
 
-    for column in PATHS:
+    for column in PATH_COLUMNS:
         if column not in table:
             continue
         table[column] = table[column].map(settled)
@@ -317,7 +321,7 @@ def _settle_paths(path: Path, root: Path, table: pd.DataFrame, contained: bool) 
             )
 
 
-def _scan(
+def _scan_class_folders(
     root: Path, image: str | None, target: str | None, classes: Mapping[str, Sequence[str]] | None
 ) -> pd.DataFrame:
     folders = find_folders(root, SUFFIXES)
@@ -330,17 +334,17 @@ def _scan(
     for key, name in (("image", image), ("target", target)):
         if name and (Path(name).is_absolute() or ".." in Path(name).parts):
             raise CellsError(f"{key} is {name!r}; it must name a file within each class folder")
-    parts = _given_parts(root, folders, classes) or [("", folder) for folder in folders]
-    _refuse_folder_twice([folder for _, folder in parts])
+    parts = _list_split_folders(root, folders, classes) or [("", folder) for folder in folders]
+    _refuse_duplicate_folders([folder for _, folder in parts])
     rows = []
     for part, folder in parts:
         files = [folder / image] if image else find_files(folder, SUFFIXES)
         refuse_broken_links(files)
         if not image:
-            _refuse_parts_within(root, folder, files, is_only=len(folders) == 1)
+            _refuse_nested_parts(root, folder, files, is_only=len(folders) == 1)
         files = [file for file in files if file.is_file()]
         if target:
-            files = [file for file in files if paired_file(file.relative_to(folder), target) is not None]
+            files = [file for file in files if locate_paired_file(file.relative_to(folder), target) is not None]
         if not files:
             raise CellsError(f"{folder}: the class folder holds no {image or 'image'}; add images or remove the folder")
         for file in files:
@@ -352,12 +356,14 @@ def _scan(
                     f"{root}: the name {row['path']!a} is no Unicode text and fits no table; rename the file"
                 )
             if target:
-                row["target"] = (folder / paired_file(file.relative_to(folder), target)).relative_to(root).as_posix()
+                row["target"] = (
+                    (folder / locate_paired_file(file.relative_to(folder), target)).relative_to(root).as_posix()
+                )
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def paired_file(file: Path, target: str) -> Path | None:
+def locate_paired_file(file: Path, target: str) -> Path | None:
     """Where the paired image of a cell lies that is read from a class folder; none for a paired image itself.
 
     Args:
@@ -368,7 +374,7 @@ def paired_file(file: Path, target: str) -> Path | None:
     return None if file.parts[-len(names) :] == names else file.parent / target
 
 
-def _refuse_folder_twice(folders: list[Path]) -> None:
+def _refuse_duplicate_folders(folders: list[Path]) -> None:
     """Refuse links by which the images of one class folder would be those of another, or of another part, too."""
     place = {folder: Path(os.path.realpath(folder)) for folder in folders}
     first: dict[Path, Path] = {}
@@ -393,7 +399,7 @@ def _refuse_folder_twice(folders: list[Path]) -> None:
 _TABLE_ADVICE = "write a cells table (CSV) with the columns path,label,split (or fold)"
 
 
-def _refuse_parts_within(root: Path, folder: Path, files: list[Path], *, is_only: bool) -> None:
+def _refuse_nested_parts(root: Path, folder: Path, files: list[Path], *, is_only: bool) -> None:
     """Refuse sub-folders of a class folder that are named like parts: their images would be split anew.
 
     One that is called `train` or the like is enough; of others (`fold1`, `train_images`) all beside each other.
@@ -413,8 +419,8 @@ def _refuse_parts_within(root: Path, folder: Path, files: list[Path], *, is_only
             inside.setdefault(folder / place.parent, {})[place.name] = None
     for place in sorted(inside):
         names = list(inside[place])
-        parts = [name for name in names if name.casefold() in _PART_WORDS]
-        if not parts and len(names) > 1 and all(_PART_NAME.fullmatch(name.casefold()) for name in names):
+        parts = [name for name in names if name.casefold() in _PART_NAMES]
+        if not parts and len(names) > 1 and all(_PART_NAME_PATTERN.fullmatch(name.casefold()) for name in names):
             parts = names
         if parts:
             fix = f"give {place} if it holds the split; else " if is_only else ""
@@ -426,7 +432,7 @@ def _refuse_parts_within(root: Path, folder: Path, files: list[Path], *, is_only
             )
 
 
-def _given_parts(
+def _list_split_folders(
     root: Path, folders: list[Path], classes: Mapping[str, Sequence[str]] | None
 ) -> list[tuple[str, Path]] | None:
     """The class folders with their parts, where the first folders are `train`, `validation` and `test`; else None.
@@ -439,7 +445,7 @@ def _given_parts(
     names = ", ".join(folder.name for folder in folders)
     advice = _TABLE_ADVICE
     if not parts:
-        if all(_PART_NAME.fullmatch(folder.name.casefold()) for folder in folders):
+        if all(_PART_NAME_PATTERN.fullmatch(folder.name.casefold()) for folder in folders):
             raise CellsError(
                 f"{root}: holds the folders {names}: they are named like parts of a split, not like classes; rename "
                 f"them to train, validation and test, each with one folder a class, or {advice}",
@@ -490,10 +496,10 @@ def _given_parts(
     return below
 
 
-def _without_waiting(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+def _drop_unlabelled(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     """Cells that were cut out of fields and wait for their label are left out; anywhere else a gap is a slip."""
     waiting = table["label"] == ""
-    if not waiting.any() or not set(CROPPED) & set(table.columns):
+    if not waiting.any() or not set(CROP_COLUMNS) & set(table.columns):
         return table
     hint = "; the column 'proposed' waits for a person to confirm it" if "proposed" in table else ""
     if waiting.all():
@@ -523,7 +529,7 @@ def _check_rows(path: Path, table: pd.DataFrame, labelled: bool) -> None:
             raise CellsError(f"{path}: tile is {small[0]}; the edge of a tile must be at least {MIN_EDGE} px")
 
 
-def _expand(root: Path, table: pd.DataFrame, tile: int | None, strict: bool) -> pd.DataFrame:
+def _expand_files(root: Path, table: pd.DataFrame, tile: int | None, strict: bool) -> pd.DataFrame:
     """Rows that name a montage or a stack become a row for each of its images."""
     rows = []
     for record in table.to_dict("records"):
@@ -532,12 +538,12 @@ def _expand(root: Path, table: pd.DataFrame, tile: int | None, strict: bool) -> 
         whole = place == Address(record["path"])
         stack = Path(place.file).suffix.lower() in (".tif", ".tiff")
         if whole and (edge or stack) and is_file(root / place.file):
-            places = _addresses(root, place.file, int(edge) if edge else None, strict=strict)
+            places = _list_addresses(root, place.file, int(edge) if edge else None, strict=strict)
         else:
             places = [place]
         for one in places:
             row = record | {"path": str(one), "tile": edge if one.row is not None else ""}
-            for column in PAIRED:
+            for column in TARGET_COLUMNS:
                 if whole and record.get(column):
                     row[column] = str(replace(one, file=record[column]))
             rows.append(row)
@@ -545,7 +551,7 @@ def _expand(root: Path, table: pd.DataFrame, tile: int | None, strict: bool) -> 
     return expanded if (expanded["tile"] != "").any() else expanded.drop(columns="tile")
 
 
-def _addresses(root: Path, file: str, tile: int | None, *, strict: bool = False) -> list[Address]:
+def _list_addresses(root: Path, file: str, tile: int | None, *, strict: bool = False) -> list[Address]:
     """The images in a file; one that is no such montage is cut in pages, and a damaged file stays one image.
 
     A damaged file is reported when it is read, with all others.
@@ -566,7 +572,7 @@ def _addresses(root: Path, file: str, tile: int | None, *, strict: bool = False)
 
 
 def _check_files(root: Path, table: pd.DataFrame) -> None:
-    for column in PATHS:
+    for column in PATH_COLUMNS:
         if column not in table:
             continue
         files = {resolve_address(root, path).file for path in table[column] if path}
@@ -579,13 +585,13 @@ def _check_files(root: Path, table: pd.DataFrame) -> None:
             )
 
 
-def _default_source(root: Path, table: pd.DataFrame) -> list[str]:
+def _list_sources(root: Path, table: pd.DataFrame) -> list[str]:
     """Tiles are sources of their own; the pages of one stack may show the same cell and stay together."""
     places = [(path, resolve_address(root, path)) for path in table["path"]]
     return [place.file if place.page is not None else path for path, place in places]
 
 
-def check_names(path: Path, labels: pd.Series, where: str = "row {}") -> None:
+def check_labels(path: Path, labels: pd.Series, where: str = "row {}") -> None:
     """Refuse labels that say that nothing is known, and classes that differ only in case, width or invisible letters.
 
     Args:
@@ -614,10 +620,10 @@ def check_names(path: Path, labels: pd.Series, where: str = "row {}") -> None:
         )
 
 
-def _check_labels(path: Path, labels: pd.Series, classes: Mapping[str, Sequence[str]] | None, where: str) -> None:
+def _check_class_names(path: Path, labels: pd.Series, classes: Mapping[str, Sequence[str]] | None, where: str) -> None:
     """Check the names that no class of the recipe settles."""
     if not classes:
-        check_names(path, labels, where)
+        check_labels(path, labels, where)
     elif groups := find_lookalikes(classes):
         raise CellsError(
             f"the classes {' and '.join(map(quote_name, groups[0]))} of the recipe differ only in how they are "
@@ -626,7 +632,7 @@ def _check_labels(path: Path, labels: pd.Series, classes: Mapping[str, Sequence[
         )
 
 
-def _merge(
+def _merge_labels(
     path: Path, labels: pd.Series, classes: Mapping[str, Sequence[str]] | None
 ) -> tuple[pd.Series, tuple[str, ...]]:
     if not classes:

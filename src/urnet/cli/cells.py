@@ -85,7 +85,7 @@ def audit(
     overrides: SetOption = None,
 ) -> int:
     """Look for copies, leaks and unusable files; exit code 0 when clean, 1 with findings."""
-    from urnet.cells.audit import audit_cells, tally
+    from urnet.cells.audit import audit_cells, format_counts
     from urnet.files.csv_tables import write_frame
     from urnet.files.outputs import lock_output, refuse_existing
     from urnet.progress import ProgressBars
@@ -104,7 +104,7 @@ def audit(
             refuse_existing(table, file=True)
             write_frame(table, found.to_frame())
     kinds = [finding.kind for finding in found.findings]
-    out.print(f"{len(kinds)} finding(s): {tally(kinds)}" if kinds else "clean")
+    out.print(f"{len(kinds)} finding(s): {format_counts(kinds)}" if kinds else "clean")
     return 1 if kinds else 0
 
 
@@ -133,7 +133,7 @@ def split(
     settings = load_recipe(recipe, overrides or ())
     with ProgressBars(out) as bars:
         table = read(cells, settings)
-        found = audit_cells(table, near=False, progress=lambda share: bars.update("audit", share))
+        found = audit_cells(table, near_copies=False, progress=lambda share: bars.update("audit", share))
     divided = divide(table, settings, found)
     with atomic_folder(folder) as staging:
         if augment_to is not None:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.bundle.model import Model
-from urnet.cells.audit import tally
+from urnet.cells.audit import format_counts
 from urnet.cells.table import PARTS
 from urnet.errors import CellsError, RecipeError, RunError
 from urnet.evaluation import figures, galleries
@@ -263,7 +263,7 @@ def _excluded_note(run: Run) -> list[str]:
     reasons = run.excluded_reasons()
     if not reasons:
         return []
-    return [f"{len(reasons)} images of the table are no cells of their own and are left out: {tally(reasons)}."]
+    return [f"{len(reasons)} images of the table are no cells of their own and are left out: {format_counts(reasons)}."]
 
 
 def _pixel_range(pixels: PixelRange) -> dict[str, float]:

@@ -10,8 +10,8 @@ import pandas as pd
 
 from urnet.bundle.model import Model
 from urnet.calibration.temperature import softmax
-from urnet.cells.audit import audit_cells, tally
-from urnet.cells.copies import copy_key
+from urnet.cells.audit import audit_cells, format_counts
+from urnet.cells.copies import hash_any_orientation
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import PARTS, Cells, find_images, read_cells
 from urnet.errors import CellsError, ImageError, RunError, UrnetError
@@ -145,13 +145,15 @@ def score_other_cells(
             raise CellsError(f"{path}: no cells in the {split} part")
     if target is None:
         refuse_existing(run.folder / "evaluation" / name)  # cells of the same name may lie elsewhere
-    audit = audit_cells(cells, near=False, progress=(lambda share: progress("audit", share)) if progress else None)
+    audit = audit_cells(
+        cells, near_copies=False, progress=(lambda share: progress("audit", share)) if progress else None
+    )
     audit.raise_leaks(allow_leaks=True)
     warnings = []
-    left_out = [reason.split(" ")[0] for reason in audit.left_out if reason]
+    left_out = [reason.split(" ")[0] for reason in audit.exclusions if reason]
     if left_out:
-        warnings.append(f"{len(left_out)} image(s) are not counted: {tally(left_out)} (see `urnet audit`).")
-    keys = [key for key, kept in zip(audit.keys, audit.distinct, strict=True) if kept]
+        warnings.append(f"{len(left_out)} image(s) are not counted: {format_counts(left_out)} (see `urnet audit`).")
+    keys = [key for key, kept in zip(audit.copy_keys, audit.distinct, strict=True) if kept]
     cells = known_crops(cells).where(audit.distinct)
     if not len(cells):
         raise CellsError(f"{path}: no usable cells; see `urnet audit`")
@@ -174,7 +176,7 @@ def training_overlap(run: Run, path: Path, *, calibration: bool = False) -> list
     cells, keys = known_crops(find_images([path], config.tile, config.image)), []
     for index in range(len(cells)):
         with suppress(ImageError):
-            keys.append(copy_key(cells.read(index)))
+            keys.append(hash_any_orientation(cells.read(index)))
     return _overlap_with_training(run, keys, calibration=calibration)
 
 
@@ -184,12 +186,12 @@ def _overlap_with_training(run: Run, keys: list[str], *, calibration: bool = Fal
 
 
 def training_cell_keys(run: Run, *, calibration: bool = False) -> set[str] | None:
-    """Keys of the cells that took part in a run's training (`copy_key`); none where they are no longer there."""
+    """Keys (`hash_any_orientation`) of the cells that a run was trained on; none where they are no longer there."""
     try:
         known = run.cells()
         parts = PARTS if calibration or run.recipe().protocol == "paper" else PARTS[:2]
         known = known.where(known.table["split"].isin(parts))
-        return {copy_key(known.read(index)) for index in range(len(known))}
+        return {hash_any_orientation(known.read(index)) for index in range(len(known))}
     except UrnetError:
         return None
 

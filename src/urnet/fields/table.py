@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from urnet.cells.table import check_names
+from urnet.cells.table import check_labels
 from urnet.errors import CellsError
 from urnet.fields.io.read import FIELD_SUFFIXES
 from urnet.files.paths import DiskNames
@@ -209,7 +209,7 @@ def _from_table(path: Path) -> list[dict]:
     if "field" not in table and "brightfield" not in table:
         raise CellsError(f"{path}: the table has neither a column 'field' nor 'brightfield'; add one with the files")
     if "label" in table:
-        check_names(path, table["label"])
+        check_labels(path, table["label"])
     rows, on_disk = [], DiskNames(path.parent)
     for line, record in zip(table.index, table.to_dict("records"), strict=True):
         name = record.get("field", "").strip() or record.get("brightfield", "").strip()

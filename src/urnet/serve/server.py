@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from urnet.bundle.model import Model
-from urnet.cells.copies import padding_tiles
+from urnet.cells.copies import find_padding_tiles
 from urnet.cells.table import TABLE_NAME, find_images, read_cells
 from urnet.errors import RunError
 from urnet.serve.app import create_app
@@ -118,7 +118,7 @@ def read_queue(cells: Path, model: Model) -> tuple[str, list[dict[str, Any]]]:
     else:
         found = find_images([cells], config.tile, config.image)
     name = cells.resolve().as_posix()
-    padding = padding_tiles(found)
+    padding = find_padding_tiles(found)
     rows = [row for index, row in enumerate(found.table.to_dict("records")) if index not in padding]
     return name, [row | {"path": (found.root.resolve() / row["path"]).as_posix()} for row in rows]
 

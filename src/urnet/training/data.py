@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from urnet.cells.augment import balanced_copies
+from urnet.cells.augment import make_balanced_copies
 from urnet.cells.batches import CellDataset
 from urnet.cells.decoded import decoded_cells
-from urnet.cells.pixels import survey
+from urnet.cells.pixels import survey_images
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
 from urnet.images.rows import LazyRows
@@ -74,7 +74,7 @@ def prepare_data(
             raise CellsError(f"no cells in the {name} part, which training needs; mend the split column")
     # The whole table, so that a depth that only the test part has is not found out after hours of training.
     used = cells.where(cells.table["split"] != "")
-    look = survey(used)
+    look = survey_images(used)
     size, channels = recipe.input.size or look.edge, recipe.input.channels or (3 if look.colour else 1)
     if len(look.depths) > 1 and recipe.input.limits is None:
         counts = ", ".join(f"{count} {depth}" for depth, count in look.depths.most_common())
@@ -131,7 +131,7 @@ def augment_test_part(
     share = recipe.split.test / (1 - recipe.split.test)
     wanted = round(recipe.augment.per_class * share) if recipe.augment.per_class else int(np.bincount(labels).max())
     geometry = recipe.augment
-    return balanced_copies(
+    return make_balanced_copies(
         images, labels, wanted, flips=geometry.flips, rotation=geometry.rotation, seed=recipe.split.seed
     )
 
@@ -158,7 +158,7 @@ def _paired(
         )
     if column != columns[0]:
         logger.warning("pretrain.target=%s: no column %r, so the column %r is used", kind, columns[0], column)
-    depths = survey(replace(cells, table=seen), column).depths
+    depths = survey_images(replace(cells, table=seen), column).depths
     if len(depths) > 1:
         found = ", ".join(sorted(depths))
         raise CellsError(f"paired images of several depths ({found}); convert them to one depth")

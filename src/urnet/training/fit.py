@@ -21,8 +21,8 @@ from torch import nn
 
 from urnet.bundle.config import check_config
 from urnet.bundle.model import Model, ModelConfig
-from urnet.cells.audit import Audit, audit_cells, describe_donors, tally
-from urnet.cells.batches import CellDataset, ordered_loader, train_loader
+from urnet.cells.audit import Audit, audit_cells, describe_donors, format_counts
+from urnet.cells.batches import CellDataset, make_ordered_loader, make_training_loader
 from urnet.cells.divide import divide
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import Cells, read_cells
@@ -123,7 +123,7 @@ def train(
         if reporter is not None:
             reporter.notify(describe_donors(cells))
         if kinds and reporter is not None:
-            reporter.notify(f"audit: {tally(kinds)}; `urnet audit` (with the same --set) lists the files")
+            reporter.notify(f"audit: {format_counts(kinds)}; `urnet audit` (with the same --set) lists the files")
         return found
 
     if recipe.split.folds is None or recipe.split.fold is not None:
@@ -417,14 +417,14 @@ def _fit(
         try:
             trainer.fit(
                 module,
-                train_loader(
+                make_training_loader(
                     data,
                     settings.batch_size,
                     balanced=settings.balance == "sampling" if joint else True,
                     per_class=recipe.augment.per_class,
                     seed=recipe.seed,
                 ),
-                ordered_loader(held, settings.batch_size) if held is not None else None,
+                make_ordered_loader(held, settings.batch_size) if held is not None else None,
                 ckpt_path=resumed,
                 weights_only=True,
             )

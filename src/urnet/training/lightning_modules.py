@@ -48,12 +48,12 @@ class TrainingModule(L.LightningModule):
         """Keep the cells on the GPU, where they fit beside the training."""
         for dataset in self._datasets():
             if self.device.type == "cuda" and 4 * dataset.nbytes <= torch.cuda.mem_get_info(self.device)[0]:
-                dataset.keep_on(self.device)
+                dataset.move_to(self.device)
 
     def on_train_end(self) -> None:
         """What comes after the training goes on with the CPU."""
         for dataset in self._datasets():
-            dataset.kept = None
+            dataset.on_device = None
 
     def _datasets(self) -> list[CellDataset]:
         loaders = (self.trainer.train_dataloader, self.trainer.val_dataloaders)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from urnet.cells.table import TABLE_NAME, check_names
+from urnet.cells.table import TABLE_NAME, check_labels
 from urnet.errors import CellsError, ImageError, list_first
 from urnet.fields.cropping.extract import extract_crop, make_preview, to_grey, write_image
 from urnet.fields.cropping.new_fields import drop_absent_choices, drop_absent_nuclei
@@ -257,7 +257,7 @@ def _name_by_folder(rows: list[FieldRow], root: Path, what: Literal["label", "do
     if what == "donor":
         names = unify_donors(root, names, "fields")
     else:
-        check_names(root, pd.Series(names, index=[row.field for row in rows]), "the field {}")
+        check_labels(root, pd.Series(names, index=[row.field for row in rows]), "the field {}")
     return [replace(row, **{what: name}) for row, name in zip(rows, names, strict=True)]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from urnet.cells.pixels import resized
+from urnet.cells.pixels import resize_plane
 from urnet.fields.detection.detect import Detection
 from urnet.fields.preprocessing.corrected_field import CorrectedField
 
@@ -33,8 +33,8 @@ def extract_crop(view: CorrectedField, cell: Detection, size: int, zoom: float) 
             rows.start - down : rows.stop - down, columns.start - right : columns.stop - right
         ]
     planes = [pixels] if pixels.ndim == 2 else [pixels[..., k] for k in range(3)]
-    planes = [resized(np.ascontiguousarray(plane), size) for plane in planes]
-    fine = resized(mask.astype(np.float32), size) >= 0.5
+    planes = [resize_plane(np.ascontiguousarray(plane), size) for plane in planes]
+    fine = resize_plane(mask.astype(np.float32), size) >= 0.5
     return planes[0] if pixels.ndim == 2 else np.stack(planes, axis=-1), fine, 1 - inside / side**2
 
 

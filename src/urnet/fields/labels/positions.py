@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from urnet.cells.table import check_names
+from urnet.cells.table import check_labels
 from urnet.errors import CellsError
 from urnet.fields.detection.detect import Detection
 from urnet.fields.detection.matching import Agreement, match_positions
@@ -40,7 +40,7 @@ def read_labels(path: Path, rows: Sequence[FieldRow], infos: Sequence[FieldInfo]
     table = table[table["label"] != ""]
     if not len(table):
         raise CellsError(f"{path}: no position has a label; fill in the column 'label'")
-    check_names(path, table["label"])
+    check_labels(path, table["label"])
     for column in ("x", "y"):
         empty = table.index[table[column] == ""]
         if len(empty):

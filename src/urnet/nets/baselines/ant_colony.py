@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from urnet.calibration.temperature import fit_temperature
-from urnet.cells.batches import CellDataset, ordered_loader
+from urnet.cells.batches import CellDataset, make_ordered_loader
 from urnet.errors import RecipeError, TrainingError
 from urnet.nets.features import record_inputs
 from urnet.nets.joint import JointModel
@@ -149,7 +149,7 @@ def _features(model: JointModel, head: nn.Linear, cells: CellDataset) -> tuple[T
     labels = []
     try:
         with record_inputs(head) as caught:
-            for images, batch_labels, _ in ordered_loader(cells, _BATCH):
+            for images, batch_labels, _ in make_ordered_loader(cells, _BATCH):
                 model(images.to(head.weight.device))
                 labels.append(batch_labels)
     finally:

@@ -12,7 +12,7 @@ import numpy as np
 from sqlalchemy import exists, not_, select
 
 from urnet.bundle.model import Model
-from urnet.cells.table import PAIRED, TABLE_NAME, Cells, find_images, paired_file, read_cells
+from urnet.cells.table import TABLE_NAME, TARGET_COLUMNS, Cells, find_images, locate_paired_file, read_cells
 from urnet.errors import ImageError, StoreError, UrnetError
 from urnet.evaluation.figure_style import encode_png
 from urnet.images.montage import resolve_address
@@ -94,7 +94,9 @@ class CellImages:
                 beside = [_paired_address(address, target) for address in found.table["path"]]
                 found = found.with_columns(target=beside)
         root = found.root.resolve()
-        placed = {c: [_absolute(root, one) for one in found.table[c]] for c in ("path", *PAIRED) if c in found.table}
+        placed = {
+            c: [_absolute(root, one) for one in found.table[c]] for c in ("path", *TARGET_COLUMNS) if c in found.table
+        }
         return cls(path.resolve().as_posix(), replace(found.with_columns(**placed), root=Path()), model)
 
     def image(self, path: str) -> CellImage:
@@ -220,7 +222,7 @@ def _read_target(run: Path) -> str | None:
 def _paired_address(address: str, target: str) -> str:
     """The paired image of a cell in a class folder; "" where there is none."""
     place = resolve_address(Path(), address)
-    file = paired_file(Path(place.file), target)
+    file = locate_paired_file(Path(place.file), target)
     return str(replace(place, file=file.as_posix())) if file is not None and file.is_file() else ""
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from urnet.bundle.config import ModelConfig
 from urnet.bundle.model import FIELD_MEASURES, resize_crop
-from urnet.cells.copies import copy_key, padding_tiles
+from urnet.cells.copies import find_padding_tiles, hash_any_orientation
 from urnet.cells.table import Cells, find_images
 from urnet.errors import ImageError, UrnetError
 from urnet.fields.cropping.crop import crop_fields
@@ -141,7 +141,7 @@ class _Decoder:
                 row["error"] = read.error
                 if read.crop is not None:
                     crops.append(read.crop)
-                    row |= {"key": copy_key(cells.read(i))} if keys else {}
+                    row |= {"key": hash_any_orientation(cells.read(i))} if keys else {}
             rows.append(row)
         return {"cells": len(cells), "rows": rows}, crops
 
@@ -190,7 +190,7 @@ class _Decoder:
         cells = find_images([path], self.config.tile, self.config.image, contained=True)
         if path.is_file() and len(cells) > self.limits["images"]:
             raise ImageError(f"{path}: more than the {self.limits['images']} images that the server allows in one file")
-        return cells, padding_tiles(cells)
+        return cells, find_padding_tiles(cells)
 
     def _check_size(self, path: Path, pixels: int) -> None:
         """Refuse a file with too many pages, or too many pixels in one of them or in all together, by its headers.
