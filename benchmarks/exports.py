@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from machine import describe
 
-from urnet.bundle.model import Model, ModelConfig
+from urnet.bundle.config import ModelConfig
+from urnet.bundle.model import Model
 from urnet.errors import RunError
 from urnet.export.graph import capture
 from urnet.export.onnx_format import open_onnx, to_onnx

@@ -33,7 +33,8 @@ import pandas as pd
 import torch
 from machine import describe, load
 
-from urnet.bundle.model import Model, ModelConfig
+from urnet.bundle.config import ModelConfig
+from urnet.bundle.model import Model
 from urnet.cells.simulate import write_phantom
 from urnet.images.scale import Scaling
 from urnet.nets.size import count_macs

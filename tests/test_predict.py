@@ -154,7 +154,7 @@ def test_paths_that_name_nothing(model, tmp_path):
 
 
 def test_a_classifier_without_feature_maps_cannot_show_grad_cam(shapes, tmp_path):
-    from urnet.bundle.model import ModelConfig
+    from urnet.bundle.config import ModelConfig
     from urnet.images.scale import Scaling
 
     classifier = {"name": "test_vit", "img_size": 32}

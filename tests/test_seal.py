@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import urnet
 from urnet.bundle.config import ModelConfig, check_config
-from urnet.bundle.model import Model, seal_bundle
+from urnet.bundle.files import seal_bundle
+from urnet.bundle.model import Model
 from urnet.bundle.seal import read_seal
 from urnet.cli import run as command
 from urnet.errors import RunError, UrnetError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from urnet.bundle.model import FIELD_MEASURES
+from urnet.bundle.crops import FIELD_MEASURES
 from urnet.cells.table import find_images, read_cells
 from urnet.errors import UrnetError
 from urnet.fields.labels.positions import read_labels

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from urnet.bundle.config import parse_scaling
-from urnet.bundle.model import CONFIG_NAME, Model
+from urnet.bundle.config import CONFIG_NAME, parse_scaling
+from urnet.bundle.model import Model
 from urnet.cells.contents import changed, with_contents
 from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import PARTS, TABLE_NAME, TARGET_COLUMNS, Cells, MissingFilesError, read_cells

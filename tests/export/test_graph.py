@@ -9,7 +9,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from urnet.bundle.model import Model, ModelConfig
+from urnet.bundle.config import ModelConfig
+from urnet.bundle.model import Model
 from urnet.calibration.calibration import Calibration
 from urnet.calibration.confusion import ReferenceCells
 from urnet.calibration.mahalanobis import MahalanobisDistance

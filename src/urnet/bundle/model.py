@@ -6,11 +6,7 @@ one that was trained on crops of fields, how those were cut (`crop.json`). Train
 training reads one. `seal.json` holds the digest of all of them.
 """
 
-import json
-import math
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -20,39 +16,38 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from urnet.bundle.config import CONFIG_NAME, ModelConfig, read_config
-from urnet.bundle.seal import Seal, check_expected, hash_json, hash_tensors, read_seal
+from urnet.bundle.crops import FIELD_MEASURES, parse_measure, resize_crop
+from urnet.bundle.files import (
+    OPTIONAL_FILES,
+    WEIGHTS_NAME,
+    build_networks,
+    check_calibration_fits,
+    check_seal,
+    find_bundle,
+    hash_json_text,
+    read_weights,
+)
+from urnet.bundle.seal import Seal, check_expected, hash_tensors
 from urnet.calibration.calibration import COVERAGE, JSON_NAME, TENSORS_NAME, Calibration
 from urnet.calibration.temperature import softmax
 from urnet.cpus import limit_torch
-from urnet.errors import CellsError, ImageError, RecipeError, RunError
+from urnet.errors import ImageError, RunError
 from urnet.fields.cropping.settings import SETTINGS_NAME, CropSettings
 from urnet.files.atomic import atomic_file
-from urnet.files.json_files import describe_error, read_canonical_json, to_canonical_json
 from urnet.images.montage import list_images, read_crop
 from urnet.images.quality import measure_quality
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
 
     from urnet.cells.table import Cells
     from urnet.nets.joint import JointModel
-
-WEIGHTS_NAME = "model.safetensors"
-
-OPTIONAL_FILES = (TENSORS_NAME, JSON_NAME, SETTINGS_NAME)
-"""Files of a bundle that not every model has."""
-SEALED_FILES = (WEIGHTS_NAME, *OPTIONAL_FILES, CONFIG_NAME)
-"""Files that the seal covers."""
 
 BATCH_SIZE = 16
 """Images that go through the networks at once; more are hardly faster on a CPU, and take more memory."""
 
 CALIBRATED_COLUMNS = ("rejected", "set")
 """What tables of predictions say besides, where the model is calibrated."""
-
-FIELD_MEASURES = ("edge", "touching")
-"""Columns of a cells table that say of a crop what its pixels do not; rejection goes by them where they are filled."""
 
 
 @dataclass(frozen=True)
@@ -72,22 +67,6 @@ class Outputs:
     enhanced: np.ndarray
     features: np.ndarray
     sizes: tuple[int, ...]
-
-
-def resize_crop(config: ModelConfig, cropping: CropSettings | None, crop: np.ndarray) -> np.ndarray:
-    """One raw crop of a cell to be classified, (H, W) or (H, W, 3), as `Model.resize_crop` makes it.
-
-    Args:
-        config: of the model.
-        cropping: how its training's crops were cut out of fields; none where they were not.
-        crop: the pixels.
-
-    Raises:
-        ImageError: as `Model.resize_crop`.
-    """
-    if cropping is not None and config.tile is None and crop.ndim >= 2:
-        cropping.check_crop(*crop.shape[:2])
-    return config.resize_crop(crop)
 
 
 class Model:
@@ -163,11 +142,11 @@ class Model:
         from safetensors.numpy import load
 
         hashes = {
-            CONFIG_NAME: _hash_text(self.config.to_json().encode()),
+            CONFIG_NAME: hash_json_text(self.config.to_json().encode()),
             WEIGHTS_NAME: hash_tensors(self.joint.state_dict()),
         }
         for name, content in files.items():
-            hashes[name] = hash_tensors(load(content)) if name == TENSORS_NAME else _hash_text(content)
+            hashes[name] = hash_tensors(load(content)) if name == TENSORS_NAME else hash_json_text(content)
         return Seal(hashes)
 
     @classmethod
@@ -186,20 +165,20 @@ class Model:
         expected = check_expected(expect)
         folder = find_bundle(path)
         config = read_config(folder / CONFIG_NAME)
-        weights = _read_weights(folder / WEIGHTS_NAME)
-        seal = _check_seal(folder, weights, () if calibrated else (JSON_NAME, TENSORS_NAME))
+        weights = read_weights(folder / WEIGHTS_NAME)
+        seal = check_seal(folder, weights, () if calibrated else (JSON_NAME, TENSORS_NAME))
         if expected is not None and not seal.digest.startswith(expected):
             raise RunError(
                 f"{folder}: this is the model {seal.digest}, and {expected} was expected; give the right model, or "
                 "compare the digest with the one that you noted",
                 code="model.unexpected",
             )
-        joint = _build(config, weights, folder)
+        joint = build_networks(config, weights, folder)
         cut = folder / SETTINGS_NAME
         cropping = CropSettings.load(cut) if cut.is_file() else None
         calibration = Calibration.load(folder) if calibrated and (folder / JSON_NAME).is_file() else None
         if calibration is not None:
-            _check_fits(calibration, config, joint, folder)
+            check_calibration_fits(calibration, config, joint, folder)
         return cls(config, joint, calibration, cropping, folder, seal)
 
     def resize_crop(self, crop: np.ndarray) -> np.ndarray:
@@ -276,7 +255,7 @@ class Model:
         rows = [measure_quality(np.moveaxis(image, 0, -1), scaling.low, scaling.high) for image in images]
         for column in FIELD_MEASURES if seen is not None else ():
             for row, value in zip(rows, seen.get(column, [""] * len(rows)), strict=True):
-                row |= _parse_measure(column, value)
+                row |= parse_measure(column, value)
         return rows
 
     def reject(self, images: np.ndarray, features: np.ndarray, seen: "pd.DataFrame | None" = None) -> list[str]:
@@ -383,175 +362,3 @@ class Model:
                 addresses = [name]  # damaged, no montage, or an address: reading it tells
             for address in addresses:
                 yield address, partial(read_crop, Path(), address, tile)
-
-
-def _parse_measure(name: str, text: object) -> dict[str, float]:
-    """A table's entry as a measure; nothing where it is empty.
-
-    Raises:
-        CellsError: it is no number; tables that `urnet.files.user_tables` reads were checked before.
-    """
-    if text == "" or text is None or text != text:
-        return {}
-    with suppress(ValueError):
-        if math.isfinite(value := float(str(text))):
-            return {name: value}
-    raise CellsError(f"{name} must be a number, found {text!r}. Use a decimal point: 12.5", code="tables.not_a_number")
-
-
-def find_bundle(path: Path | str) -> Path:
-    """The bundle that a path names: itself, or `model` in a run folder.
-
-    Raises:
-        RunError: there is none, or there are several.
-    """
-    folder = Path(path)
-    if (folder / "model" / CONFIG_NAME).is_file():
-        return folder / "model"
-    if any(folder.glob(f"fold*/model/{CONFIG_NAME}")):
-        raise RunError(f"{path}: a cross-validation has a model for each fold; name one, such as {folder / 'fold0'}")
-    if not (folder / CONFIG_NAME).is_file():
-        raise RunError(
-            f"{path}: no trained model here (looked for {CONFIG_NAME} and model/{CONFIG_NAME}); "
-            "give a folder written by `urnet train`; an unfinished run goes on with --resume"
-        )
-    return folder
-
-
-def seal_bundle(folder: Path) -> Seal:
-    """Seal a bundle as its files are now.
-
-    Args:
-        folder: the bundle.
-
-    Raises:
-        RunError: a file is missing or cannot be read.
-    """
-    seal = Seal(_hash_files(folder, _read_weights(folder / WEIGHTS_NAME)))
-    seal.write(folder)
-    return seal
-
-
-def copy_bundle(model: Model, out: Path) -> None:
-    """Copy the files of a model to another folder; the copy has the same digest, and is sealed.
-
-    Args:
-        model: read from a bundle.
-        out: the folder.
-
-    Raises:
-        RunError: the files have changed since the model was read.
-    """
-    assert model.folder is not None
-    for name in SEALED_FILES:
-        if (model.folder / name).is_file():
-            with (model.folder / name).open("rb") as source, atomic_file(out / name) as file:
-                shutil.copyfileobj(source, file)
-    if seal_bundle(out).digest != model.digest():
-        raise RunError(f"{model.folder}: the files have changed since the model was read; begin again")
-
-
-def _check_seal(folder: Path, weights: "Mapping[str, Tensor]", ignored: tuple[str, ...]) -> Seal:
-    """The hashes of a bundle's files, once they are found to be those of its seal.
-
-    Raises:
-        RunError: the seal is broken or damaged.
-    """
-    stored = read_seal(folder)
-    found = _hash_files(folder, weights, ignored)
-    if stored is not None:
-        stored.check(folder, found, ignored)
-    return Seal(found, stored=stored is not None)
-
-
-def _hash_files(folder: Path, weights: "Mapping[str, Tensor]", ignored: tuple[str, ...] = ()) -> dict[str, str]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    hashes = {WEIGHTS_NAME: hash_tensors(weights)}
-    for name in SEALED_FILES:
-        path = folder / name
-        if name == WEIGHTS_NAME or name in ignored or not path.is_file():
-            continue
-        try:
-            hashes[name] = (
-                hash_tensors(load_file(path)) if name == TENSORS_NAME else hash_json(read_canonical_json(path))
-            )
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            fix = "make it again with `urnet calibrate`" if name in (JSON_NAME, TENSORS_NAME) else "restore the file"
-            raise RunError(
-                f"{path}: the file is damaged ({describe_error(error)}); {fix}", code="model.damaged"
-            ) from None
-    return hashes
-
-
-def _hash_text(content: bytes) -> str:
-    return hash_json(to_canonical_json(json.loads(content)))
-
-
-def _read_weights(path: Path) -> "dict[str, Tensor]":
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise RunError(
-            f"{path}: the weights are missing beside {CONFIG_NAME}; restore the file or train again",
-            code="model.weights_invalid",
-        )
-    try:
-        weights = load_file(path)
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{path}: the weights cannot be loaded ({describe_error(error)}); restore the file or train again",
-            code="model.weights_invalid",
-        ) from None
-    if not all(tensor.isfinite().all() for tensor in weights.values()):
-        raise RunError(
-            f"{path}: some weights are NaN or infinite; restore the file or train again", code="model.weights_invalid"
-        )
-    return weights
-
-
-def _build(config: ModelConfig, weights: "Mapping[str, Tensor]", folder: Path) -> "JointModel":
-    """The networks of a configuration with the weights of a file.
-
-    Raises:
-        RunError: there are no such networks, or the weights are not theirs.
-    """
-    from urnet.nets.limits import build_and_load
-
-    try:
-        return build_and_load(config.build, weights)
-    except RunError as error:
-        raise RunError(
-            f"{folder / WEIGHTS_NAME}: the weights cannot be loaded ({error}); restore the file or train again",
-            code="model.weights_invalid",
-        ) from None
-    except (RecipeError, RuntimeError, TypeError, ValueError, MemoryError) as error:  # RuntimeError: no memory
-        raise RunError(
-            f"{folder / CONFIG_NAME}: names no network that can be built here ({describe_error(error)}); "
-            "restore the file",
-            code="model.config_invalid",
-        ) from None
-
-
-def _check_fits(calibration: Calibration, config: ModelConfig, joint: "JointModel", folder: Path) -> None:
-    """Refuse a calibration of other classes or of a network with other features.
-
-    Raises:
-        RunError: it is one.
-    """
-    from urnet.nets.features import count_features
-
-    problem = ""
-    if calibration.classes != config.classes:
-        problem = f"its classes ({', '.join(calibration.classes)}) are not the model's ({', '.join(config.classes)})"
-    else:
-        sizes = count_features(joint, config.channels, config.size)
-        found = tuple(axes.shape[1] for axes in calibration.rejection.distance.whiten)
-        if sizes is not None and sizes != found:
-            problem = f"it describes features of the sizes {found}, and those of the networks are {sizes}"
-    if problem:
-        raise RunError(
-            f"{folder / JSON_NAME}: {problem}; make it again with `urnet calibrate`", code="model.calibration_invalid"
-        )

@@ -40,7 +40,7 @@ def write(model: "Model", run: "Run | None", onnx: bytes, folder: Path) -> list[
     Returns:
         What the user should know.
     """
-    from urnet.bundle.model import copy_bundle
+    from urnet.bundle.files import copy_bundle
 
     config = model.config
     if model.folder is None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from urnet.bundle.model import Model, seal_bundle
+from urnet.bundle.files import seal_bundle
+from urnet.bundle.model import Model
 from urnet.calibration.calibration import Calibration
 from urnet.calibration.conformal import conformal_scores
 from urnet.calibration.confusion import ReferenceCells

@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from urnet.bundle.config import check_config
-from urnet.bundle.model import Model, ModelConfig
+from urnet.bundle.config import ModelConfig, check_config
+from urnet.bundle.model import Model
 from urnet.cells.audit import Audit, audit_cells, describe_donors, format_counts
 from urnet.cells.batches import CellDataset, make_ordered_loader, make_training_loader
 from urnet.cells.divide import divide

@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from urnet.bundle.model import FIELD_MEASURES, Model
+from urnet.bundle.crops import FIELD_MEASURES
+from urnet.bundle.model import Model
 from urnet.errors import ImageError
 from urnet.fields.cropping.settings import SETTINGS_NAME
 from urnet.images.read import TIFF_STARTS, read_first_bytes

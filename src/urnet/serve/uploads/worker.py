@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from urnet.bundle.config import ModelConfig
-from urnet.bundle.model import FIELD_MEASURES, resize_crop
+from urnet.bundle.crops import FIELD_MEASURES, resize_crop
 from urnet.cells.copies import find_padding_tiles, hash_any_orientation
 from urnet.cells.table import Cells, find_images
 from urnet.errors import ImageError, UrnetError
