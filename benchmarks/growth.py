@@ -32,8 +32,8 @@ from machine import describe, load
 from matplotlib.figure import Figure
 
 from urnet.cells.audit import audit_cells
-from urnet.cells.decoded import decoded_cells
-from urnet.cells.divide import divide
+from urnet.cells.cache.arrays import load_cached_pixels
+from urnet.cells.split import split_cells
 from urnet.cells.table import TABLE_NAME, read_cells
 from urnet.evaluation.figure_style import FAINT, LINE_COLORS, LINE_DASHES, LINE_MARKERS, WIDTH, styled
 from urnet.files.atomic import atomic_file
@@ -138,9 +138,9 @@ def stage(work: Path, size: int, name: str) -> None:
         kinds = pd.Series([finding.kind for finding in result.findings]).value_counts()
         about = {"found": kinds.to_dict()}
     elif name == "split":
-        result = divide(given[0], load_recipe("quick"), given[1])
+        result = split_cells(given[0], load_recipe("quick"), given[1])
     else:
-        result = decoded_cells(*given, SIDE, 1)
+        result = load_cached_pixels(*given, SIDE, 1)
     seconds, worked = time.perf_counter() - begun, time.process_time() - worked
     told = {"seconds": seconds, "processor": worked, "megabytes": max(most[0], memory()) - before, "before": before}
     if name in kept:

@@ -26,7 +26,7 @@ from machine import describe, load
 
 from urnet.cells.augment import augment
 from urnet.cells.batches import CellDataset, make_training_loader
-from urnet.cells.decoded import decoded_cells
+from urnet.cells.cache.arrays import load_cached_pixels
 from urnet.cells.simulate import write_phantom
 from urnet.cells.table import read_cells
 from urnet.images.rows import LazyRows
@@ -89,7 +89,7 @@ def load_and_turn(folder: Path, size: int, channels: int, epochs: int) -> None:
     """Our side, in its process."""
     cells = read_cells(folder)
     begun = time.perf_counter()
-    whole = decoded_cells(cells, size, channels)
+    whole = load_cached_pixels(cells, size, channels)
     decoded = time.perf_counter() - begun
     rows = LazyRows(whole, np.arange(len(whole)))
     dataset = CellDataset(rows, cells.labels, fit_scaling(rows, str(whole.dtype)))

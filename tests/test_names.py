@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from urnet.calibration.conformal import join_set, split_set
-from urnet.cells.split import groups_of, split_cells
+from urnet.cells.split import assign_parts, find_groups
 from urnet.cells.table import find_images, read_cells
 from urnet.errors import RecipeError
 from urnet.fields.cropping.crop import _name_by_folder
@@ -140,8 +140,8 @@ def test_spellings_of_one_donor_stay_in_one_part_and_it_is_said(folder, caplog, 
     assert table["donor"].nunique() == 5
     assert "spellings of one donor" in caplog.text
     cells = read_cells(folder / "t.csv")
-    assert len(set(groups_of(cells)[0])) == 5
-    parts = split_cells(cells, test=0.3, validation=0.2).table.groupby("donor")["split"].nunique()
+    assert len(set(find_groups(cells)[0])) == 5
+    parts = assign_parts(cells, test=0.3, validation=0.2).table.groupby("donor")["split"].nunique()
     assert parts.max() == 1
     assert len({row.donor for row in as_fields(folder, labels, donors)}) == 5
     assert len({row.donor for row in as_field_folders(folder, labels, donors)}) == 5
@@ -159,7 +159,7 @@ def test_a_donor_that_says_nothing_is_not_known_and_it_is_said(folder, caplog, n
     table = as_cells(folder, ["a", "b", "a"], [name, name, "d"])
     assert table["donor"].tolist() == ["", "", "d"]
     assert "the donor of 2 cells is taken as not known" in caplog.text
-    assert len(set(groups_of(read_cells(folder / "t.csv"))[0])) == 3  # by source image
+    assert len(set(find_groups(read_cells(folder / "t.csv"))[0])) == 3  # by source image
 
 
 @given(st.lists(st.one_of(st.text(max_size=5), st.sampled_from(["2", "2.0", "02", "NA", "d", "D"])), max_size=8))

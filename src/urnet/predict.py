@@ -20,8 +20,8 @@ import numpy as np
 
 from urnet.bundle.model import Model
 from urnet.calibration.calibration import COVERAGE
+from urnet.cells.cache.crops import use_cached_crops
 from urnet.cells.copies import find_padding_tiles
-from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import TABLE_NAME, Cells, find_images
 from urnet.errors import RecipeError, RunError
 from urnet.export.engine import MAX_SAMPLE, BatchSizeTuner, Engine, check_engine, choose_engine
@@ -163,7 +163,7 @@ def predict_files(
         _check_cam(model)
     progress = progress or (lambda what, share: None)
     progress("find images", 0.0)
-    cells = known_crops(find_images(paths, model.config.tile, model.config.image))
+    cells = use_cached_crops(find_images(paths, model.config.tile, model.config.image))
     progress("find images", 1.0)
     task = _PredictionTask(model, cells, find_padding_tiles(cells), coverage, enhanced, cam)
     outcomes, engines, reasons = Counter[str](), Counter[str](), Counter[str]()

@@ -19,8 +19,8 @@ import pandas as pd
 
 from urnet.bundle.config import CONFIG_NAME, parse_scaling
 from urnet.bundle.model import Model
-from urnet.cells.contents import changed, with_contents
-from urnet.cells.kept_crops import known_crops
+from urnet.cells.cache.crops import use_cached_crops
+from urnet.cells.pixel_hashes import add_pixel_hashes, find_changed_images
 from urnet.cells.table import PARTS, TABLE_NAME, TARGET_COLUMNS, Cells, MissingFilesError, read_cells
 from urnet.errors import RunError
 from urnet.fields.cropping.settings import SETTINGS_NAME
@@ -147,7 +147,7 @@ class Run:
         """
         run = cls(Path(folder))
         run.refuse_existing()
-        cells = with_contents(cells, _image_columns(cells, recipe), progress)
+        cells = add_pixel_hashes(cells, _image_columns(cells, recipe), progress)
         with atomic_file(run.recipe_path) as file:
             file.write(recipe.to_yaml().encode())
             file.flush()
@@ -211,7 +211,7 @@ class Run:
             ) from None
         if not cells.has_split:
             raise RunError(f"{self.cells_path}: names no parts (column 'split'); restore the file")
-        return known_crops(Cells(cells.root, cells.table, order_classes(self.recipe(), cells)))
+        return use_cached_crops(Cells(cells.root, cells.table, order_classes(self.recipe(), cells)))
 
     def scaling(self) -> Scaling | None:
         """The scaling that the run was begun with; none of runs of version 0.1.0, which did not write it.
@@ -241,7 +241,7 @@ class Run:
 
         None are known of runs that kept no hashes.
         """
-        return changed(self.cells(), progress)
+        return find_changed_images(self.cells(), progress)
 
     def counts(self) -> pd.DataFrame:
         """Number of cells by class (rows) and part (columns), from the table alone."""

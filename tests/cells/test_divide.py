@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from urnet.cells.audit import audit_cells
-from urnet.cells.divide import divide
+from urnet.cells.split import split_cells
 from urnet.cells.table import Cells, read_cells
 from urnet.errors import CellsError, LeakError
 from urnet.recipe import Recipe
@@ -34,7 +34,7 @@ def table(folder: Path, columns: str, *rows: str) -> Cells:
 
 
 def run(cells: Cells, *, allow_leaks: bool = False, **recipe: object) -> Cells:
-    return divide(cells, Recipe(**recipe), audit_cells(cells, near_copies=False), allow_leaks=allow_leaks)
+    return split_cells(cells, Recipe(**recipe), audit_cells(cells, near_copies=False), allow_leaks=allow_leaks)
 
 
 def test_every_sound_cell_gets_a_part(folder):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from urnet.cells.split import fold_numbers, groups_of, split_cells
+from urnet.cells.split import assign_folds, assign_parts, find_groups
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
 
@@ -37,7 +37,7 @@ def torn(part: np.ndarray, group: np.ndarray) -> list[object]:
 
 
 def test_by_default_8_to_2_and_a_tenth_of_the_training_part():
-    cells = split_cells(of_classes(500, 100, 50))
+    cells = assign_parts(of_classes(500, 100, 50))
     np.testing.assert_allclose(shares(cells, "test"), 0.2, atol=0.01)
     np.testing.assert_allclose(shares(cells, "validation"), 0.08, atol=0.01)
     np.testing.assert_allclose(shares(cells, "train"), 0.72, atol=0.01)
@@ -51,7 +51,7 @@ def test_by_default_8_to_2_and_a_tenth_of_the_training_part():
     seed=st.integers(0, 2**32 - 1),
 )
 def test_single_cells_come_within_a_cell_of_the_shares(counts, test, validation, seed):
-    cells = split_cells(of_classes(*counts), test=test, validation=validation, seed=seed)
+    cells = assign_parts(of_classes(*counts), test=test, validation=validation, seed=seed)
     total = np.array(counts)
     tested = shares(cells, "test") * total
     assert (tested >= 1).all()
@@ -77,7 +77,7 @@ def cells_in_groups(draw: st.DrawFn, column: str) -> Cells:
 def test_no_donor_and_no_source_is_torn_and_no_class_misses_a_part(data, column, seed):
     cells = cells_in_groups(data.draw, column)
     try:
-        divided = split_cells(cells, seed=seed)
+        divided = assign_parts(cells, seed=seed)
     except CellsError:
         return
     assert torn(divided.table["split"].to_numpy(), cells.table[column].to_numpy()) == []
@@ -90,13 +90,13 @@ def test_donors_come_near_the_shares():
     donor = rng.integers(0, 20, 2000)
     labels = rng.choice(["a", "b", "c"], 2000, p=[0.6, 0.32, 0.08]).tolist()
     for seed in range(5):
-        cells = split_cells(make(labels, donor=[f"d{k}" for k in donor]), seed=seed)
+        cells = assign_parts(make(labels, donor=[f"d{k}" for k in donor]), seed=seed)
         np.testing.assert_allclose(shares(cells, "test"), 0.2, atol=0.08)
 
 
 def test_same_seed_same_split_and_another_seed_another():
     cells = of_classes(50, 30)
-    first, again, other = (split_cells(cells, seed=seed).table["split"] for seed in (3, 3, 4))
+    first, again, other = (assign_parts(cells, seed=seed).table["split"] for seed in (3, 3, 4))
     assert first.equals(again)
     assert not first.equals(other)
 
@@ -106,7 +106,7 @@ def test_copies_stay_together_across_sources_and_donors():
     copies = [f"k{number // 3}" for number in range(60)]
     for columns in ({}, {"donor": [f"d{number // 4}" for number in range(60)]}):
         for seed in range(5):
-            part = split_cells(make(labels, **columns), copies=copies, seed=seed).table["split"].to_numpy()
+            part = assign_parts(make(labels, **columns), copies=copies, seed=seed).table["split"].to_numpy()
             assert torn(part, np.array(copies)) == []
             for group in columns.values():
                 assert torn(part, np.array(group)) == []
@@ -114,18 +114,18 @@ def test_copies_stay_together_across_sources_and_donors():
 
 def test_groups_join_what_is_linked_through_others():
     cells = make(["a"] * 6, source=["s0", "s0", "s1", "s1", "s2", "s3"])
-    groups, unit = groups_of(cells, copies=["k0", "k1", "k1", "k2", "k3", "k3"])
+    groups, unit = find_groups(cells, copies=["k0", "k1", "k1", "k2", "k3", "k3"])
     assert groups.tolist() == [0, 0, 0, 0, 1, 1]
     assert unit == "source image"
 
 
 def test_cells_of_unknown_donor_go_by_source_and_known_donors_still_hold():
     cells = make(["a"] * 5, donor=["d1", "d1", "", "", "d2"], source=["s1", "s2", "s3", "s3", "d1"])
-    groups, unit = groups_of(cells)
+    groups, unit = find_groups(cells)
     assert groups.tolist() == [0, 0, 1, 1, 2]
     assert unit == "donor"
-    assert groups_of(cells, by_donor=False)[0].tolist() == [0, 1, 2, 2, 3]
-    assert groups_of(make(["a"] * 2, donor=["", ""]))[1] == "source image"
+    assert find_groups(cells, by_donor=False)[0].tolist() == [0, 1, 2, 2, 3]
+    assert find_groups(make(["a"] * 2, donor=["", ""]))[1] == "source image"
 
 
 @pytest.mark.parametrize(
@@ -137,28 +137,28 @@ def test_cells_of_unknown_donor_go_by_source_and_known_donors_still_hold():
 )
 def test_too_few_cells_say_how_many_there_are_and_how_many_are_needed(counts, message):
     with pytest.raises(CellsError, match=message) as caught:
-        split_cells(of_classes(*counts))
+        assign_parts(of_classes(*counts))
     assert "at least 3 source images are needed for 3 parts" in str(caught.value)
 
 
 def test_too_few_donors_say_so():
     cells = make(["a", "b"] * 20, donor=["d1"] * 20 + ["d2"] * 20)
     with pytest.raises(CellsError, match=r"'a' has 20 cell\(s\) from 2 donor\(s\).*at least 3 donors are needed"):
-        split_cells(cells)
-    assert set(split_cells(cells, by_donor=False).table["split"]) == {"train", "validation", "test"}
+        assign_parts(cells)
+    assert set(assign_parts(cells, by_donor=False).table["split"]) == {"train", "validation", "test"}
 
 
 def test_a_hopeless_class_among_thousands_of_cells_is_told_at_once():
     labels = ["a"] * 20_000 + ["b"]
     with pytest.raises(CellsError, match="'b' has 1 cell"):
-        split_cells(make(labels))
+        assign_parts(make(labels))
 
 
 @quick
 @given(st.lists(st.integers(5, 40), min_size=2, max_size=4), st.integers(2, 5), st.integers(0, 1000))
 def test_folds_partition_the_cells_evenly(counts, folds, seed):
     cells = of_classes(*counts)
-    number = fold_numbers(cells, folds, seed)
+    number = assign_folds(cells, folds, seed)
     assert set(number) == set(range(folds))
     for label, count in enumerate(counts):
         sizes = np.bincount(number[cells.labels == label], minlength=folds)
@@ -166,7 +166,7 @@ def test_folds_partition_the_cells_evenly(counts, folds, seed):
         assert sizes.max() - sizes.min() <= 1
     tested = np.zeros(len(cells), int)
     for fold in range(folds):
-        part = split_cells(cells, folds=folds, fold=fold, seed=seed).table["split"].to_numpy()
+        part = assign_parts(cells, folds=folds, fold=fold, seed=seed).table["split"].to_numpy()
         np.testing.assert_array_equal(part == "test", number == fold)
         tested += part == "test"
     assert (tested == 1).all()
@@ -175,37 +175,37 @@ def test_folds_partition_the_cells_evenly(counts, folds, seed):
 def test_folds_keep_donors_together():
     donor = np.arange(120) % 15
     cells = make(["a", "b", "c"] * 40, donor=[f"d{k}" for k in donor])
-    assert torn(fold_numbers(cells, 5, 0), donor) == []
+    assert torn(assign_folds(cells, 5, 0), donor) == []
 
 
 def test_a_given_fold_column_is_respected():
     cells = make(["a", "b"] * 10, fold=[str(k // 4) for k in range(20)])
-    assert fold_numbers(cells, 5, 0).tolist() == [k // 4 for k in range(20)]
-    divided = split_cells(cells, folds=5, fold=3)
+    assert assign_folds(cells, 5, 0).tolist() == [k // 4 for k in range(20)]
+    divided = assign_parts(cells, folds=5, fold=3)
     assert list(divided.part("test").table["path"]) == ["12.png", "13.png", "14.png", "15.png"]
     with pytest.raises(CellsError, match=r"'fold' holds 0, 1, 2, 3, 4, but split\.folds=3 needs 0 to 2"):
-        fold_numbers(cells, 3, 0)
+        assign_folds(cells, 3, 0)
 
 
 def test_more_folds_than_cells_of_a_class_is_an_error():
     with pytest.raises(CellsError, match=r"'class1' has 4 cell.*at least 5 source images are needed for 5 parts"):
-        fold_numbers(of_classes(40, 4), 5, 0)
+        assign_folds(of_classes(40, 4), 5, 0)
 
 
 def test_a_given_split_is_respected_and_lacks_at_most_its_validation_part():
     given_split = ["train"] * 20 + ["test"] * 8 + [""] * 2
-    cells = split_cells(make(["a", "b"] * 15, split=given_split))
+    cells = assign_parts(make(["a", "b"] * 15, split=given_split))
     assert list(cells.table["split"])[20:] == given_split[20:]
     assert set(cells.table["split"][:20]) == {"train", "validation"}
     assert (cells.table["split"][:20] == "validation").sum() == 2
     whole = ["train"] * 16 + ["validation"] * 6 + ["test"] * 8
-    assert list(split_cells(make(["a", "b"] * 15, split=whole), seed=5).table["split"]) == whole
-    assert list(split_cells(make(["a", "b"] * 15, split=given_split), validation=0).table["split"]) == given_split
+    assert list(assign_parts(make(["a", "b"] * 15, split=whole), seed=5).table["split"]) == whole
+    assert list(assign_parts(make(["a", "b"] * 15, split=given_split), validation=0).table["split"]) == given_split
 
 
 def test_a_given_split_without_a_class_is_an_error():
     cells = make(["a", "a", "b", "b"], split=["train", "validation", "test", "test"])
     with pytest.raises(CellsError, match=r"'b' has 2 cell.*train, validation.*change the split column"):
-        split_cells(cells)
+        assign_parts(cells)
     with pytest.raises(CellsError, match="train"):
-        split_cells(make(["a", "b"], split=["test", "test"]))
+        assign_parts(make(["a", "b"], split=["test", "test"]))

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from urnet.cells.audit import audit_cells
-from urnet.cells.divide import divide
-from urnet.cells.split import split_cells
+from urnet.cells.split import assign_parts, split_cells
 from urnet.cells.table import find_images, read_cells
 from urnet.errors import CellsError
 from urnet.fields.table import find_fields
@@ -42,14 +41,14 @@ def test_part_folders_are_the_given_split(tmp_path, caplog, parts):
     assert f"taken as the given split ({parts[0]} = train," in record.getMessage().replace(f"{parts[2]} = test, ", "")
     audit = audit_cells(cells)
     assert "parts as given: train 4, validation 4, test 4" in audit.notes
-    divided = divide(cells, load_recipe("quick"), audit)
+    divided = split_cells(cells, load_recipe("quick"), audit)
     assert divided.table["split"].tolist() == cells.table["split"].tolist()
 
 
 def test_a_missing_validation_part_is_taken_from_training(tmp_path, caplog):
     cells = read_cells(parted(tmp_path, "train", "test", count=10))
     assert "validation cells are taken from the training part" in caplog.text
-    parts = split_cells(cells).table
+    parts = assign_parts(cells).table
     assert set(parts["split"]) == {"train", "validation", "test"}
     assert (parts["split"][parts["path"].str.startswith("test/")] == "test").all()
     assert not (parts["split"][parts["path"].str.startswith("train/")] == "test").any()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from urnet.cells.audit import audit_cells
-from urnet.cells.cache import cache_folder
+from urnet.cells.cache.storage import locate_cell_cache
 from urnet.cells.simulate import write_phantom
 from urnet.cells.table import read_cells
 from urnet.errors import ImageError
@@ -57,12 +57,12 @@ def test_training_calibration_evaluation_and_audits_decode_each_cell_once(used):
 
 def test_a_folder_of_images_is_decoded_and_not_kept(used, draw):
     folder, run, decodings = used
-    before, images = sorted(cache_folder().iterdir()), draw(folder / "images", 2)
+    before, images = sorted(locate_cell_cache().iterdir()), draw(folder / "images", 2)
     decodings.clear()
     predict_files(run.load_model(), [images], folder / "images.csv")
     assert {name for name in decodings if name.startswith("images/")} == set(decodings)
     assert len(decodings) == 6
-    assert sorted(cache_folder().iterdir()) == before
+    assert sorted(locate_cell_cache().iterdir()) == before
 
 
 def test_without_the_cache_all_is_the_same(used):
@@ -70,7 +70,7 @@ def test_without_the_cache_all_is_the_same(used):
     evaluate(run, out=folder / "with")
     calibrate(run)
     kept = (run.model / "calibration.json").read_bytes(), (run.model / "calibration.safetensors").read_bytes()
-    shutil.rmtree(cache_folder())
+    shutil.rmtree(locate_cell_cache())
     decodings.clear()
     evaluate(run, out=folder / "without")
     calibrate(run)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from urnet.cells import decoded
 from urnet.cells.audit import audit_cells
-from urnet.cells.divide import divide
+from urnet.cells.cache import arrays
+from urnet.cells.split import split_cells
 from urnet.cells.table import read_cells
 from urnet.images.rows import LazyRows
 from urnet.recipe import load_recipe
@@ -23,13 +23,13 @@ def own_cache(tmp_path, monkeypatch):
 def built(monkeypatch):
     """How many cells each building of an entry decoded."""
     counts = []
-    build = decoded._build
+    build = arrays._write_entry
 
     def counted(path, cells, *arguments):
         counts.append(len(cells))
         build(path, cells, *arguments)
 
-    monkeypatch.setattr(decoded, "_build", counted)
+    monkeypatch.setattr(arrays, "_write_entry", counted)
     return counts
 
 
@@ -39,7 +39,7 @@ def test_folds_and_repeated_runs_decode_once(shapes, tiny, built):
     for seed in (0, 1):
         for fold in range(5):
             recipe = load_recipe(tiny, ["split.folds=5", f"split.fold={fold}", f"seed={seed}"])
-            divided = divide(cells, recipe, audit)
+            divided = split_cells(cells, recipe, audit)
             data = prepare_data(divided, recipe)
             for part, name in ((data.train, "train"), (data.validation, "validation")):
                 assert isinstance(part.images, LazyRows)
@@ -57,7 +57,7 @@ def test_training_gives_the_same_to_the_bit_with_and_without_what_is_kept(shapes
 
     first, again = weights("first"), weights("again")
     assert built == [60]
-    monkeypatch.setattr(decoded, "SPARE", 10**18)
+    monkeypatch.setattr(arrays, "MIN_FREE_BYTES", 10**18)
     without = weights("without")
     assert first.keys() == again.keys() == without.keys()
     for name, values in first.items():

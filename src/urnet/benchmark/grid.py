@@ -21,7 +21,7 @@ import pandas as pd
 from urnet.benchmark.job import Job, run_job
 from urnet.benchmark.plans import PlannedRow
 from urnet.cells.audit import Audit, audit_cells
-from urnet.cells.divide import divide
+from urnet.cells.split import split_cells
 from urnet.cells.table import TABLE_NAME, Cells
 from urnet.cpus import THREADS_VARIABLE, limit_torch, usable_cpus
 from urnet.errors import RunError, UrnetError
@@ -87,9 +87,9 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
     if folder.exists() and not manifest.is_file() and any(path not in begun for path in _list_folder(folder)):
         raise RunError(f"{folder}: holds something else than a benchmark; choose another --out")
     audit = audit_cells(cells, progress=lambda share: progress("audit", share))
-    divided = divide(cells, recipe, audit)
+    divided = split_cells(cells, recipe, audit)
     for fold in range(recipe.split.folds or 0):  # that validation is possible shows itself before hours of training
-        divide(cells, recipe.with_changes(split={"fold": fold}), audit)
+        split_cells(cells, recipe.with_changes(split={"fold": fold}), audit)
     found = {
         "format": FORMAT,
         "fingerprint": fingerprint_cells(cells, audit),

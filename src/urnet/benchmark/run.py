@@ -11,8 +11,8 @@ import pandas as pd
 from urnet.benchmark.collect import collect_row
 from urnet.benchmark.grid import Grid, open_grid, run_sequentially, run_with_ray, unfinished_jobs
 from urnet.benchmark.plans import SCALES, TABLES, PlannedRow, Scale, Table, plan_rows
-from urnet.cells.divide import divide
 from urnet.cells.pixels import survey_images
+from urnet.cells.split import split_cells
 from urnet.cells.table import TARGET_COLUMNS, Cells, read_cells
 from urnet.errors import CellsError, RecipeError
 from urnet.nets import build_joint, create_classifier
@@ -238,7 +238,7 @@ def _describe_dataset(grid: Grid) -> str:
 
 def _class_counts(grid: Grid, row: PlannedRow) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cells of each class in the first fold's training and test parts, as they are and as an epoch shows them."""
-    divided = divide(grid.cells, row.recipe.with_changes(split={"fold": 0}), grid.audit).table
+    divided = split_cells(grid.cells, row.recipe.with_changes(split={"fold": 0}), grid.audit).table
     before = pd.crosstab(divided["label"], divided["split"])[["train", "test"]].reindex(grid.cells.classes)
     shown = row.recipe.augment.per_class or math.ceil(before["train"].sum() / len(before))
     return before, before.assign(train=shown)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from urnet.cells.cache.crops import cache_crops
 from urnet.cells.copies import MIN_PADDING_COPIES, THUMBNAIL_PX, CropHashes, group_equal_keys, hash_crop, make_thumbnail
-from urnet.cells.kept_crops import keeping
 from urnet.cells.near_copies import find_near_copies
 from urnet.cells.table import PARTS, Cells
 from urnet.errors import CellsError, ImageError, LeakError
@@ -121,7 +121,7 @@ def audit_cells(cells: Cells, *, near_copies: bool = True, progress: Callable[[f
     progress = progress or (lambda share: None)
     summaries = []
     with _thumbnail_storage(len(cells)) as thumbnails:
-        with keeping(cells) as read:
+        with cache_crops(cells) as read:
             for index in range(len(cells)):
                 summaries.append(_summarise_crop(read, index, thumbnails))
                 progress(0.8 * (index + 1) / len(cells))

@@ -9,17 +9,71 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from urnet.cells.audit import Audit
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
+from urnet.recipe import Recipe
 
-ATTEMPTS = 200
+MAX_ATTEMPTS = 200
 """Orders of the groups that are tried before a division is called impossible."""
 
-FURTHER_ATTEMPTS = 20
+EXTRA_ATTEMPTS = 20
 """Orders tried after a good one where there are few groups, so that one order can miss the shares by much."""
 
 
-def split_cells(
+def split_cells(cells: Cells, recipe: Recipe, audit: Audit, *, allow_leaks: bool = False) -> Cells:
+    """Give each cell its part.
+
+    Args:
+        cells: labelled cells.
+        recipe: says how to split.
+        audit: of these cells.
+        allow_leaks: go on where a given split has one cell or donor in two parts.
+
+    Returns:
+        All cells with the column `split`, or `fold` where folds are asked for and none is chosen; empty for cells
+        that are left out.
+
+    Raises:
+        CellsError: fewer than two classes, too few cells, one cell under two labels.
+        LeakError: leaks in a given split.
+    """
+    if len(cells.classes) < 2:
+        raise CellsError(
+            f"{cells.root}: only one class ({', '.join(cells.classes)}); "
+            "a classifier needs at least two folders or labels"
+        )
+    unreadable = [f for f in audit.findings if f.kind == "unreadable"]
+    if unreadable:
+        named = "; ".join(f.detail for f in unreadable[:5]) + ("; …" if len(unreadable) > 5 else "")
+        raise CellsError(f"{len(unreadable)} image(s) cannot be read, mend them or take them out of the table: {named}")
+    paper = recipe.protocol == "paper"
+    audit.raise_leaks(allow_leaks=allow_leaks or paper)
+    counted = cells.where(audit.distinct)
+    keys = [key for key, kept in zip(audit.copy_keys, audit.distinct, strict=True) if kept]
+    missing = sorted(set(cells.classes) - set(counted.table["label"]))
+    if missing:
+        raise CellsError(f"class(es) {', '.join(missing)} have no usable cells; see `urnet audit`")
+    split, column = recipe.split, "split"
+    if split.folds is not None and split.fold is None:
+        column, values = "fold", assign_folds(counted, split.folds, split.seed, by_donor=not paper, copies=keys)
+    else:
+        values = assign_parts(
+            counted,
+            test=split.test,
+            validation=0 if paper else split.validation,
+            seed=split.seed,
+            fold=split.fold,
+            folds=split.folds,
+            by_donor=not paper,
+            copies=keys,
+        ).table["split"]
+    filled = np.full(len(cells), "", dtype=object)
+    filled[audit.distinct] = np.asarray(values).astype(str)
+    return cells.with_columns(**{column: filled, "left_out": audit.exclusions})
+
+
+def assign_parts(
     cells: Cells,
     *,
     test: float = 0.2,
@@ -46,7 +100,7 @@ def split_cells(
     Raises:
         CellsError: a class has too few cells or donors to stand in every part.
     """
-    groups, unit = groups_of(cells, by_donor=by_donor, copies=copies)
+    groups, unit = find_groups(cells, by_donor=by_donor, copies=copies)
     labels = cells.labels
     given = cells.has_split and folds is None
     if given:
@@ -54,19 +108,19 @@ def split_cells(
     else:
         part = np.full(len(cells), "train", dtype=object)
         if folds is not None:
-            part[fold_numbers(cells, folds, seed, by_donor=by_donor, copies=copies) == fold] = "test"
+            part[assign_folds(cells, folds, seed, by_donor=by_donor, copies=copies) == fold] = "test"
         else:
-            part[_allocate(labels, groups, [1 - test, test], seed) == 1] = "test"
+            part[_allocate_groups(labels, groups, [1 - test, test], seed) == 1] = "test"
     if validation > 0 and not (part == "validation").any():
         rest = np.flatnonzero(part == "train")
-        held = _allocate(labels[rest], groups[rest], [1 - validation, validation], seed + 1 + (fold or 0)) == 1
+        held = _allocate_groups(labels[rest], groups[rest], [1 - validation, validation], seed + 1 + (fold or 0)) == 1
         part[rest[held]] = "validation"
     needed = ["train", *(["validation"] if validation > 0 else []), *(["test"] if not given else [])]
     _check_parts(cells, groups, part, needed, unit)
     return cells.with_columns(split=part)
 
 
-def fold_numbers(
+def assign_folds(
     cells: Cells, folds: int, seed: int, *, by_donor: bool = True, copies: Sequence[str] | None = None
 ) -> np.ndarray:
     """Number of the fold that tests each cell, (N,) int64, the same for every run over these cells.
@@ -82,13 +136,13 @@ def fold_numbers(
                 f"the column 'fold' holds {found}, but split.folds={folds} needs 0 to {folds - 1}; mend one of them"
             )
         return number
-    groups, unit = groups_of(cells, by_donor=by_donor, copies=copies)
-    number = _allocate(cells.labels, groups, [1 / folds] * folds, seed)
+    groups, unit = find_groups(cells, by_donor=by_donor, copies=copies)
+    number = _allocate_groups(cells.labels, groups, [1 / folds] * folds, seed)
     _check_parts(cells, groups, number, range(folds), unit)
     return number
 
 
-def groups_of(cells: Cells, *, by_donor: bool = True, copies: Sequence[str] | None = None) -> tuple[np.ndarray, str]:
+def find_groups(cells: Cells, *, by_donor: bool = True, copies: Sequence[str] | None = None) -> tuple[np.ndarray, str]:
     """What must not be torn apart: an integer a cell, and the word for it (`donor` or `source image`).
 
     A cell whose donor is not known is grouped by its source image.
@@ -100,11 +154,11 @@ def groups_of(cells: Cells, *, by_donor: bool = True, copies: Sequence[str] | No
         unit = "donor"
     codes = pd.factorize(names)[0]
     if copies is not None:
-        codes = _joined(codes, pd.factorize(np.asarray(copies))[0])
+        codes = _merge_groups(codes, pd.factorize(np.asarray(copies))[0])
     return codes, unit
 
 
-def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _merge_groups(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Connected components of "equal in one or the other"."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -116,7 +170,7 @@ def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return pd.factorize(connected_components(graph, directed=False)[1][: len(first)])[0]
 
 
-def _allocate(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
+def _allocate_groups(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
     """Give every group to one of the parts so that each part comes near its share of each class.
 
     Groups are taken in random order, large ones first; each goes where its classes are relatively most wanting. With
@@ -130,9 +184,9 @@ def _allocate(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], s
     totals = counts.sum(axis=0)
     wanted = np.asarray(shares)[:, None] * totals  # (parts, classes)
     unavoidable = int(np.maximum(0, len(shares) - (counts > 0).sum(axis=0)).sum())
-    enough = 0 if len(codes) > 10 * len(shares) else FURTHER_ATTEMPTS
+    enough = 0 if len(codes) > 10 * len(shares) else EXTRA_ATTEMPTS
     best: tuple[tuple[int, float], np.ndarray] | None = None
-    for attempt in range(ATTEMPTS):
+    for attempt in range(MAX_ATTEMPTS):
         order = np.random.default_rng((seed, attempt)).permutation(len(codes))
         order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
         given = np.zeros_like(wanted)

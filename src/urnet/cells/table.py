@@ -3,7 +3,7 @@
 Columns: `path` and `label`, and where known `donor`, `field`, `x`, `y`, `split`, `source`, `target`, `target_nuclei`,
 `target_stain`, `target_clean`, `tile`, `fold`, `augmented`, `simulated`, `left_out`; of cells cut out of fields also
 `mask`, `proposed`, `confidence`, `scale`, `diameter`, `focus`, `touching`, `edge`; of a run's cells `content` and
-`target_content`, see `urnet.cells.contents`. Paths are relative to the table,
+`target_content`, see `urnet.cells.pixel_hashes`. Paths are relative to the table,
 with forward slashes. `source` says which original image a cell comes from; where the table does not give it, it is the
 file's path (a tile's address).
 """
@@ -29,7 +29,7 @@ from urnet.images.read import MIN_EDGE, SUFFIXES, is_file
 from urnet.names import find_lookalikes, is_missing, normalize_name, quote_name
 
 if TYPE_CHECKING:
-    from urnet.cells.kept_crops import Crops
+    from urnet.cells.cache.crops import CachedCrops
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +96,13 @@ class Cells:
         root: folder that the paths are relative to.
         table: one row a cell, columns as in the module's docstring; text columns hold "" where nothing is known.
         classes: the labels in the order of the network's outputs.
-        kept: the crops as the cache has them, which are then not decoded; see `urnet.cells.kept_crops`.
+        cached_crops: the crops as the cache has them, which are then not decoded; see `urnet.cells.cache.crops`.
     """
 
     root: Path
     table: pd.DataFrame
     classes: tuple[str, ...] = ()
-    kept: "Crops | None" = field(default=None, repr=False, compare=False)
+    cached_crops: "CachedCrops | None" = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -135,13 +135,15 @@ class Cells:
         """The cells for which a mask holds, in order."""
         rows = np.asarray(mask)
         table = self.table.loc[rows].reset_index(drop=True)
-        return replace(self, table=table, kept=self.kept and self.kept.of(table, rows))
+        return replace(self, table=table, cached_crops=self.cached_crops and self.cached_crops.select(table, rows))
 
     def with_columns(self, **columns: object) -> "Cells":
         """A copy with columns added or replaced."""
         table = self.table.assign(**columns)
         same = columns.keys().isdisjoint(("path", "tile"))
-        return replace(self, table=table, kept=self.kept.of(table) if self.kept and same else None)
+        return replace(
+            self, table=table, cached_crops=self.cached_crops.select(table) if self.cached_crops and same else None
+        )
 
     def read(self, index: int, column: str = "path") -> np.ndarray:
         """One cell's image (`path`) or a paired image (one of `TARGET_COLUMNS`), in raw counts.
@@ -149,9 +151,9 @@ class Cells:
         Raises:
             ImageError: the file cannot be read.
         """
-        kept = self.kept.read(self, index) if self.kept is not None and column == "path" else None
-        if kept is not None:
-            return kept
+        cached = self.cached_crops.read(self, index) if self.cached_crops is not None and column == "path" else None
+        if cached is not None:
+            return cached
         # Value by value: a whole row takes several times as long as a small crop.
         tile = self.table["tile"].iat[index] if "tile" in self.table else ""
         return read_crop(self.root, self.table[column].iat[index], int(tile) if tile != "" else None)

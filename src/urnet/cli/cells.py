@@ -120,7 +120,7 @@ def split(
 ) -> int:
     """Write a cells table with its split (the images stay where they are)."""
     from urnet.cells.audit import audit_cells
-    from urnet.cells.divide import divide
+    from urnet.cells.split import split_cells
     from urnet.cells.table import TABLE_NAME
     from urnet.files.atomic import atomic_folder
     from urnet.files.outputs import refuse_existing
@@ -134,7 +134,7 @@ def split(
     with ProgressBars(out) as bars:
         table = read(cells, settings)
         found = audit_cells(table, near_copies=False, progress=lambda share: bars.update("audit", share))
-    divided = divide(table, settings, found)
+    divided = split_cells(table, settings, found)
     with atomic_folder(folder) as staging:
         if augment_to is not None:
             from urnet.cells.augment import write_augmented

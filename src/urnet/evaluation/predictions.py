@@ -11,8 +11,8 @@ import pandas as pd
 from urnet.bundle.model import Model
 from urnet.calibration.temperature import softmax
 from urnet.cells.audit import audit_cells, format_counts
+from urnet.cells.cache.crops import use_cached_crops
 from urnet.cells.copies import hash_any_orientation
-from urnet.cells.kept_crops import known_crops
 from urnet.cells.table import PARTS, Cells, find_images, read_cells
 from urnet.errors import CellsError, ImageError, RunError, UrnetError
 from urnet.files.outputs import refuse_existing
@@ -154,7 +154,7 @@ def score_other_cells(
     if left_out:
         warnings.append(f"{len(left_out)} image(s) are not counted: {format_counts(left_out)} (see `urnet audit`).")
     keys = [key for key, kept in zip(audit.copy_keys, audit.distinct, strict=True) if kept]
-    cells = known_crops(cells).where(audit.distinct)
+    cells = use_cached_crops(cells).where(audit.distinct)
     if not len(cells):
         raise CellsError(f"{path}: no usable cells; see `urnet audit`")
     warnings += _overlap_with_training(run, keys)
@@ -173,7 +173,7 @@ def training_overlap(run: Run, path: Path, *, calibration: bool = False) -> list
         CellsError: no images there.
     """
     config = Model.load(run.folder, calibrated=False).config
-    cells, keys = known_crops(find_images([path], config.tile, config.image)), []
+    cells, keys = use_cached_crops(find_images([path], config.tile, config.image)), []
     for index in range(len(cells)):
         with suppress(ImageError):
             keys.append(hash_any_orientation(cells.read(index)))

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from urnet.cells.cache import user_cache
+from urnet.cells.cache.storage import locate_user_cache
 from urnet.export.onnx_format import OPSET, to_onnx
 from urnet.files.atomic import atomic_file
 from urnet.version import __version__
@@ -83,4 +83,4 @@ class CachedGraph:
 
 def _record_of(content: bytes) -> Path:
     """The file that says of which model a graph with this content was exported."""
-    return user_cache() / "graphs" / hashlib.sha256(content).hexdigest()
+    return locate_user_cache() / "graphs" / hashlib.sha256(content).hexdigest()

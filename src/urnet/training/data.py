@@ -9,7 +9,7 @@ import torch
 
 from urnet.cells.augment import make_balanced_copies
 from urnet.cells.batches import CellDataset
-from urnet.cells.decoded import decoded_cells
+from urnet.cells.cache.arrays import load_cached_pixels
 from urnet.cells.pixels import survey_images
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
@@ -83,7 +83,7 @@ def prepare_data(
             "or give input.limits=[low,high] in raw counts"
         )
     # The whole table as well, so that all folds share what is decoded.
-    whole = decoded_cells(used, size, channels, progress=_counter(progress, "read cells", len(used)))
+    whole = load_cached_pixels(used, size, channels, progress=_counter(progress, "read cells", len(used)))
     parts = [np.flatnonzero(used.table["split"] == name) for name in ("train", chooser)]
     images, held = (LazyRows(whole, part) for part in parts)
     depth = next(iter(look.depths)) if len(look.depths) == 1 else ANY_DEPTH
@@ -163,7 +163,7 @@ def _paired(
         found = ", ".join(sorted(depths))
         raise CellsError(f"paired images of several depths ({found}); convert them to one depth")
     there = (cells.table[column] != "").to_numpy()
-    whole = decoded_cells(cells.where(there), size, channels, column=column)
+    whole = load_cached_pixels(cells.where(there), size, channels, column=column)
     row = np.cumsum(there) - 1  # of each cell in `whole`
     targets, held = (LazyRows(whole, row[part]) for part in parts)
     return targets, held, fit(targets, next(iter(depths)), None)

@@ -13,7 +13,7 @@ from torch import nn
 
 from urnet.bundle.model import Model
 from urnet.cells.batches import Batch, CellDataset
-from urnet.cells.decoded import decoded_cells
+from urnet.cells.cache.arrays import load_cached_pixels
 from urnet.cells.table import Cells
 from urnet.images.rows import LazyRows
 from urnet.recipe import Distill
@@ -90,5 +90,7 @@ def seen_by_both(teacher: Model, data: TrainingData, cells: Cells) -> CellDatase
     if (config.size, config.channels, config.scaling) == (data.size, data.channels, data.scaling):
         return CellDataset(own.images, own.labels, own.scaling)
     used = cells.where(cells.table["split"] != "")  # as `prepare` decodes them
-    theirs = LazyRows(decoded_cells(used, config.size, config.channels), np.flatnonzero(used.table["split"] == "train"))
+    theirs = LazyRows(
+        load_cached_pixels(used, config.size, config.channels), np.flatnonzero(used.table["split"] == "train")
+    )
     return CellDataset(own.images, own.labels, own.scaling, theirs, config.scaling)

@@ -23,8 +23,8 @@ from urnet.bundle.config import ModelConfig, check_config
 from urnet.bundle.model import Model
 from urnet.cells.audit import Audit, audit_cells, describe_donors, format_counts
 from urnet.cells.batches import CellDataset, make_ordered_loader, make_training_loader
-from urnet.cells.divide import divide
-from urnet.cells.kept_crops import known_crops
+from urnet.cells.cache.crops import use_cached_crops
+from urnet.cells.split import split_cells
 from urnet.cells.table import Cells, read_cells
 from urnet.cpus import limit_torch
 from urnet.errors import RecipeError, RunError, TrainingError, UrnetError, list_first
@@ -207,7 +207,7 @@ def _train_one(
         if reporter is not None:
             reporter.notify(f"{run.folder} is finished already")
         return run
-    cells = known_crops(cells)
+    cells = use_cached_crops(cells)
     scaling, fit = _scaling_of(run) if run.recipe_path.is_file() else (None, fit_scaling)
     data = prepare_data(cells, recipe, reporter.update if reporter else None, scaling=scaling, fit=fit)
     if data.converted and reporter is not None:
@@ -255,7 +255,7 @@ def _train_one(
 
 def _divided(cells: Cells, audit: Audit, recipe: Recipe, allow_leaks: bool, reporter: Reporter | None) -> Cells:
     """The cells of a new run with their parts."""
-    divided = divide(cells, recipe, audit, allow_leaks=allow_leaks)
+    divided = split_cells(cells, recipe, audit, allow_leaks=allow_leaks)
     if reporter is not None and recipe.protocol == "paper":
         reporter.notify("protocol paper: the epoch is chosen on the test part, so its figures will be optimistic")
     return replace(divided, classes=order_classes(recipe, divided))

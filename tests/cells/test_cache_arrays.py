@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from urnet.cells import cache, decoded
-from urnet.cells.cache import cache_folder, fingerprint
-from urnet.cells.decoded import decoded_cells
+from urnet.cells.cache import arrays, storage
+from urnet.cells.cache.arrays import load_cached_pixels
+from urnet.cells.cache.storage import fingerprint_images, locate_cell_cache
 from urnet.cells.pixels import load_pixels
 from urnet.cells.table import Cells, read_cells
 from urnet.errors import CellsError, ImageError
@@ -45,7 +45,7 @@ def reads(monkeypatch):
 
 
 def entries() -> list[str]:
-    return sorted(file.name for file in cache_folder().iterdir())
+    return sorted(file.name for file in locate_cell_cache().iterdir())
 
 
 @pytest.mark.parametrize(("size", "channels"), [(24, 1), (16, 3)])
@@ -55,19 +55,19 @@ def test_the_pixels_are_those_of_a_fresh_decoding_and_decoded_once(draw, tmp_pat
     expected = load_pixels(cells, size, channels).images
     reads.clear()
     for _ in range(3):
-        images = decoded_cells(cells, size, channels)
+        images = load_cached_pixels(cells, size, channels)
         np.testing.assert_array_equal(images, expected)
         assert images.dtype == expected.dtype == dtype
         assert isinstance(images, np.memmap)
         assert not images.flags.writeable
     assert reads == list(range(12))
-    assert entries() == [f"{fingerprint(cells, size, channels, 'path')}.npy"]
+    assert entries() == [f"{fingerprint_images(cells, size, channels, 'path')}.npy"]
 
 
 def test_several_depths_meet_in_floating_point(draw, tmp_path, cells):
     draw(tmp_path / "cells", 2, seed=5, dtype=np.uint16, suffix=".tif")
     both = read_cells(tmp_path / "cells")
-    images = decoded_cells(both, 24, 1)
+    images = load_cached_pixels(both, 24, 1)
     assert images.dtype == np.float32
     np.testing.assert_array_equal(images, load_pixels(both, 24, 1).images)
 
@@ -75,7 +75,7 @@ def test_several_depths_meet_in_floating_point(draw, tmp_path, cells):
 def test_progress_comes_to_its_end_either_way(cells):
     for expected in (list(range(1, 13)), []):
         told = []
-        decoded_cells(cells, 24, 1, progress=told.append)
+        load_cached_pixels(cells, 24, 1, progress=told.append)
         assert told == [*expected, 12]
 
 
@@ -85,7 +85,7 @@ def test_progress_comes_to_its_end_either_way(cells):
 def test_whatever_decides_the_pixels_makes_another_entry(cells, monkeypatch, tmp_path, change):
     cells = cells.with_columns(target=cells.table["path"])
     arguments, first = {"size": 24, "channels": 1, "column": "path"}, cells.root / cells.table["path"][3]
-    decoded_cells(cells, **arguments)
+    load_cached_pixels(cells, **arguments)
     if change == "content":
         Image.fromarray(255 - np.asarray(Image.open(first))).save(first)
     elif change == "time":
@@ -95,39 +95,39 @@ def test_whatever_decides_the_pixels_makes_another_entry(cells, monkeypatch, tmp
     elif change == "fewer":
         cells = cells.where(np.arange(12) != 5)
     elif change == "decoder":
-        monkeypatch.setattr(cache, "DECODER", "other")
+        monkeypatch.setattr(storage, "DECODER_VERSION", "other")
     elif change == "root":
         cells = read_cells(shutil.copytree(cells.root, tmp_path / "elsewhere"))
     else:
         cells = cells.with_columns(target=cells.table["path"].to_numpy()[::-1])
         arguments |= {"size": {"size": 16}, "channels": {"channels": 3}, "column": {"column": "target"}}[change]
-    images = decoded_cells(cells, **arguments)
+    images = load_cached_pixels(cells, **arguments)
     expected = load_pixels(cells, arguments["size"], arguments["channels"], column=arguments["column"]).images
     np.testing.assert_array_equal(images, expected)
     assert len(entries()) == 2
 
 
 def test_files_that_change_while_they_are_read_are_not_kept(cells, monkeypatch, caplog):
-    build = decoded._build
+    build = arrays._write_entry
 
     def meanwhile(*arguments):
         build(*arguments)
         os.utime(cells.root / cells.table["path"][0], ns=(0, 10**18))
 
-    monkeypatch.setattr(decoded, "_build", meanwhile)
-    np.testing.assert_array_equal(decoded_cells(cells, 24, 1), load_pixels(cells, 24, 1).images)
+    monkeypatch.setattr(arrays, "_write_entry", meanwhile)
+    np.testing.assert_array_equal(load_cached_pixels(cells, 24, 1), load_pixels(cells, 24, 1).images)
     assert entries() == []
     assert "files change while they are read" in caplog.text
 
 
 def test_a_damaged_entry_is_made_anew(cells, reads):
-    decoded_cells(cells, 24, 1)
-    (entry,) = cache_folder().iterdir()
+    load_cached_pixels(cells, 24, 1)
+    (entry,) = locate_cell_cache().iterdir()
     whole = entry.read_bytes()
     for content in (b"", b"no array", whole[:-5], whole[:60], np.zeros(3).tobytes()):
         entry.write_bytes(content)
         reads.clear()
-        np.testing.assert_array_equal(decoded_cells(cells, 24, 1), load_pixels(cells, 24, 1).images)
+        np.testing.assert_array_equal(load_cached_pixels(cells, 24, 1), load_pixels(cells, 24, 1).images)
         assert reads[:12] == list(range(12))
         assert entry.read_bytes() == whole
 
@@ -141,7 +141,7 @@ def test_where_nothing_can_be_kept_it_is_said_and_memory_does(cells, monkeypatch
         (tmp_path / "file").write_text("in the way")
         monkeypatch.setenv("URNET_CACHE", str(tmp_path / "file"))
     elif where == "disk":
-        monkeypatch.setattr(decoded, "SPARE", 10**18)
+        monkeypatch.setattr(arrays, "MIN_FREE_BYTES", 10**18)
     elif where == "lock":
 
         def refuse(*_, **__):
@@ -155,7 +155,7 @@ def test_where_nothing_can_be_kept_it_is_said_and_memory_does(cells, monkeypatch
 
         monkeypatch.setattr(np.lib.format, "write_array_header_1_0", fail)
     for _ in range(2):
-        images = decoded_cells(cells, 24, 1)
+        images = load_cached_pixels(cells, 24, 1)
         np.testing.assert_array_equal(images, load_pixels(cells, 24, 1).images)
         assert not isinstance(images, np.memmap)
         assert not images.flags.writeable
@@ -169,16 +169,16 @@ def test_neither_disk_nor_memory(cells, monkeypatch):
     def full(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(decoded, "SPARE", 10**18)
-    monkeypatch.setattr(decoded, "load_pixels", full)
+    monkeypatch.setattr(arrays, "MIN_FREE_BYTES", 10**18)
+    monkeypatch.setattr(arrays, "load_pixels", full)
     with pytest.raises(CellsError, match="12 cells of 24 px fit neither into memory nor on the disk"):
-        decoded_cells(cells, 24, 1)
+        load_cached_pixels(cells, 24, 1)
 
 
 def test_a_bad_image_is_named_and_leaves_nothing(cells):
     (cells.root / cells.table["path"][7]).write_bytes(b"no image")
     with pytest.raises(ImageError, match=cells.table["path"][7]):
-        decoded_cells(cells, 24, 1)
+        load_cached_pixels(cells, 24, 1)
     assert entries() == []
 
 
@@ -188,56 +188,56 @@ def test_an_interrupted_building_leaves_nothing_and_the_next_one_works(cells):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        decoded_cells(cells, 24, 1, progress=interrupt)
+        load_cached_pixels(cells, 24, 1, progress=interrupt)
     assert entries() == []
-    assert isinstance(decoded_cells(cells, 24, 1), np.memmap)
+    assert isinstance(load_cached_pixels(cells, 24, 1), np.memmap)
 
 
 def test_what_a_killed_process_left_goes_with_time(cells):
-    folder = cache_folder()
+    folder = locate_cell_cache()
     folder.mkdir(parents=True)
     for name in ("0.77.npy.part", "0.lock", "1.78.npy.part"):
         (folder / name).write_bytes(b"half")
-    os.utime(folder / "1.78.npy.part", (time.time(), time.time() - 2 * cache.ABANDONED))
-    decoded_cells(cells, 24, 1)
+    os.utime(folder / "1.78.npy.part", (time.time(), time.time() - 2 * storage.MAX_UNFINISHED_AGE_S))
+    load_cached_pixels(cells, 24, 1)
     assert {"0.77.npy.part", "0.lock"} < set(entries())
     assert "1.78.npy.part" not in entries()
 
 
 def test_what_a_killed_process_left_of_an_entry_goes_when_it_is_built(cells):
-    folder, key = cache_folder(), fingerprint(cells, 24, 1, "path")
+    folder, key = locate_cell_cache(), fingerprint_images(cells, 24, 1, "path")
     folder.mkdir(parents=True)
     for name in (f"{key}.77.npy.part", f"{key}.78.npy", f"{key}.lock"):
         (folder / name).write_bytes(b"half")
-    decoded_cells(cells, 24, 1)
+    load_cached_pixels(cells, 24, 1)
     assert entries() == [f"{key}.npy"]
 
 
 def test_two_at_once_decode_once(cells, reads):
     with ThreadPoolExecutor(4) as pool:
-        several = list(pool.map(lambda _: decoded_cells(cells, 24, 1), range(4)))
+        several = list(pool.map(lambda _: load_cached_pixels(cells, 24, 1), range(4)))
     assert sorted(reads) == list(range(12))
     for images in several:
         np.testing.assert_array_equal(images, several[0])
 
 
 def test_beyond_the_limit_what_was_not_used_for_longest_goes(cells, monkeypatch):
-    monkeypatch.setattr(cache, "LIMIT", 12 * (16**2 + 20**2) + 2 * 128 + 12 * 24**2)
+    monkeypatch.setattr(storage, "MAX_BYTES", 12 * (16**2 + 20**2) + 2 * 128 + 12 * 24**2)
     made = {}
     for age, size in ((300, 16), (200, 20), (100, 24)):
-        decoded_cells(cells, size, 1)
-        made[size] = cache_folder() / f"{fingerprint(cells, size, 1, 'path')}.npy"
+        load_cached_pixels(cells, size, 1)
+        made[size] = locate_cell_cache() / f"{fingerprint_images(cells, size, 1, 'path')}.npy"
         os.utime(made[size], (time.time() - age, time.time() - age))
-    decoded_cells(cells, 16, 1)  # is used again
-    decoded_cells(cells, 22, 1)
+    load_cached_pixels(cells, 16, 1)  # is used again
+    load_cached_pixels(cells, 22, 1)
     assert [size for size, file in made.items() if file.exists()] == [16]
-    monkeypatch.setattr(cache, "LIMIT", 1)
-    assert isinstance(decoded_cells(cells, 40, 1), np.memmap)
+    monkeypatch.setattr(storage, "MAX_BYTES", 1)
+    assert isinstance(load_cached_pixels(cells, 40, 1), np.memmap)
     assert len(entries()) == 1
 
 
 def test_rows_are_read_when_asked_for_and_travel_without_their_pixels(cells):
-    whole = decoded_cells(cells, 24, 1)
+    whole = load_cached_pixels(cells, 24, 1)
     rows = LazyRows(whole, np.array([7, 2, 2, 11]))
     assert (len(rows), rows.shape, rows.size, rows.dtype) == (4, (4, 1, 24, 24), 4 * 24**2, np.uint8)
     np.testing.assert_array_equal(rows[[3, 0]], whole[[11, 7]])
@@ -252,13 +252,13 @@ def test_rows_are_read_when_asked_for_and_travel_without_their_pixels(cells):
 
 @pytest.mark.parametrize("where", [200, -5, -1])
 def test_pixels_that_the_disk_has_damaged_are_not_trained_on(cells, reads, where):
-    expected = decoded_cells(cells, 24, 1).copy()
-    (entry,) = cache_folder().iterdir()
+    expected = load_cached_pixels(cells, 24, 1).copy()
+    (entry,) = locate_cell_cache().iterdir()
     whole = entry.read_bytes()
     content = bytearray(whole)
     content[where] ^= 1
     entry.write_bytes(content)
     reads.clear()
-    np.testing.assert_array_equal(decoded_cells(cells, 24, 1), expected)
+    np.testing.assert_array_equal(load_cached_pixels(cells, 24, 1), expected)
     assert reads == list(range(12))
     assert entry.read_bytes() == whole

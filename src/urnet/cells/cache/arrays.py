@@ -17,23 +17,23 @@ from pathlib import Path
 import numpy as np
 from filelock import Timeout
 
-from urnet.cells.cache import SPARE, cache_folder, fingerprint, make_room, used
+from urnet.cells.cache.storage import MIN_FREE_BYTES, evict_entries, fingerprint_images, locate_cell_cache, mark_used
 from urnet.cells.pixels import fit_input, load_pixels, survey_images
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
 from urnet.files.atomic import atomic_file
 from urnet.files.locks import lock_file
 
-_CHECKSUM = 4
+_CHECKSUM_BYTES = 4
 """Bytes of an entry's checksum, the CRC-32 of all its images."""
 
-PATIENCE = 600
+LOCK_TIMEOUT_S = 600
 """Seconds to wait for another process that decodes the same cells, before doing it as well."""
 
 logger = logging.getLogger(__name__)
 
 
-def decoded_cells(
+def load_cached_pixels(
     cells: Cells,
     size: int,
     channels: int,
@@ -58,12 +58,12 @@ def decoded_cells(
         CellsError: nothing can be kept on disk, and they do not fit into memory.
     """
     try:
-        images = _kept(cells, size, channels, column, progress)
+        images = _load_entry(cells, size, channels, column, progress)
     except OSError as error:
         logger.warning(
             "decoded cells cannot be kept in %s (%s) and are decoded into memory; make room or allow writing there, or "
             "name another folder in URNET_CACHE",
-            cache_folder(),
+            locate_cell_cache(),
             getattr(error, "strerror", None) or error,
         )
         images = None
@@ -72,8 +72,8 @@ def decoded_cells(
             images = load_pixels(cells, size, channels, column=column, progress=progress).images
         except MemoryError:
             raise CellsError(
-                f"{len(cells)} cells of {size} px fit neither into memory nor on the disk of {cache_folder()}; free "
-                "space there, name another folder in URNET_CACHE, or lower input.size"
+                f"{len(cells)} cells of {size} px fit neither into memory nor on the disk of {locate_cell_cache()}; "
+                "free space there, name another folder in URNET_CACHE, or lower input.size"
             ) from None
         images.flags.writeable = False
     if progress is not None:
@@ -81,18 +81,18 @@ def decoded_cells(
     return images
 
 
-def _kept(
+def _load_entry(
     cells: Cells, size: int, channels: int, column: str, progress: Callable[[int], None] | None
 ) -> np.ndarray | None:
     """The entry of these cells, built where it is missing; none where their files change meanwhile."""
-    folder, key = cache_folder(), fingerprint(cells, size, channels, column)
+    folder, key = locate_cell_cache(), fingerprint_images(cells, size, channels, column)
     path, shape = folder / f"{key}.npy", (len(cells), channels, size, size)
-    images = _mapped(path, shape)
+    images = _map_entry(path, shape)
     if images is not None:
         return images
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _one_at_a_time(path.with_suffix(".lock")) as alone:
-        images = _mapped(path, shape)  # made while we waited
+    with _lock_entry(path.with_suffix(".lock")) as alone:
+        images = _map_entry(path, shape)  # made while we waited
         if images is not None:
             return images
         if alone:
@@ -101,42 +101,42 @@ def _kept(
                     left.unlink()
         mine = path.with_suffix(f".{os.getpid()}.npy")
         try:
-            _build(mine, cells, size, channels, column, progress)
-            if fingerprint(cells, size, channels, column) != key:
+            _write_entry(mine, cells, size, channels, column, progress)
+            if fingerprint_images(cells, size, channels, column) != key:
                 logger.warning("%s: files change while they are read; decoded cells are not kept", cells.root)
                 return None
             with suppress(PermissionError):  # Windows, where another process has the same in use
                 mine.replace(path)
         finally:
             mine.unlink(missing_ok=True)
-        make_room(path)
-    return _mapped(path, shape)
+        evict_entries(path)
+    return _map_entry(path, shape)
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def _map_entry(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """An entry, noted as used; none where it is missing or damaged."""
     try:
         images = np.load(path, mmap_mode="r")
         with path.open("rb") as file:
-            file.seek(-_CHECKSUM, os.SEEK_END)
+            file.seek(-_CHECKSUM_BYTES, os.SEEK_END)
             checksum = int.from_bytes(file.read(), "little")
-            whole = file.tell() == images.offset + images.nbytes + _CHECKSUM
+            whole = file.tell() == images.offset + images.nbytes + _CHECKSUM_BYTES
     except (OSError, ValueError, EOFError):
         return None
     if images.shape != shape or not whole or zlib.crc32(images) != checksum:
         return None
-    used(path)
+    mark_used(path)
     return images
 
 
-def _build(
+def _write_entry(
     path: Path, cells: Cells, size: int, channels: int, column: str, progress: Callable[[int], None] | None
 ) -> None:
     """Decode all cells into an array file, one after the other."""
     depths = survey_images(cells, column).depths
     dtype = np.dtype(next(iter(depths)) if len(depths) == 1 else np.float32)
     shape = (len(cells), channels, size, size)
-    if shutil.disk_usage(path.parent).free < int(np.prod(shape)) * dtype.itemsize + SPARE:
+    if shutil.disk_usage(path.parent).free < int(np.prod(shape)) * dtype.itemsize + MIN_FREE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     # Not written through a map, where a full disk kills the process.
@@ -149,11 +149,11 @@ def _build(
             file.write(crop)
             if progress is not None:
                 progress(index + 1)
-        file.write(checksum.to_bytes(_CHECKSUM, "little"))
+        file.write(checksum.to_bytes(_CHECKSUM_BYTES, "little"))
 
 
 @contextmanager
-def _one_at_a_time(path: Path) -> Iterator[bool]:
+def _lock_entry(path: Path) -> Iterator[bool]:
     """Wait for whoever builds the same entry, so that it is decoded once; two at once would do no harm.
 
     Yields:
@@ -163,7 +163,7 @@ def _one_at_a_time(path: Path) -> Iterator[bool]:
         OSError: the file system has no locks.
     """
     try:
-        lock = lock_file(path, wait=PATIENCE)
+        lock = lock_file(path, wait=LOCK_TIMEOUT_S)
     except Timeout:
         yield False
         return

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from urnet.cells.contents import changed, with_contents
+from urnet.cells.pixel_hashes import add_pixel_hashes, find_changed_images
 from urnet.cells.table import Cells, read_cells
 
 
@@ -34,46 +34,46 @@ def again(cells: Cells) -> Cells:
 
 
 def test_nothing_changes_where_nothing_does(cells):
-    known = again(with_contents(cells, ["path", "target"]))
-    assert changed(known) == []
+    known = again(add_pixel_hashes(cells, ["path", "target"]))
+    assert find_changed_images(known) == []
     assert (known.table["content"] == "").tolist() == [False, False, False, True] * 3
     for path in cells.root.rglob("*.png"):
         Image.open(path).save(path, compress_level=1)
-    assert changed(known) == []
+    assert find_changed_images(known) == []
     moved = shutil.copytree(cells.root, cells.root.with_name("moved"))
-    assert changed(read_cells(moved / "again")) == []
+    assert find_changed_images(read_cells(moved / "again")) == []
 
 
 def test_other_pixels_are_found_in_parts_and_among_paired_images_that_are_trained_on(cells):
     paths = cells.table["path"]
-    alone, both = (again(with_contents(cells, columns)) for columns in (["path"], ["path", "target"]))
+    alone, both = (again(add_pixel_hashes(cells, columns)) for columns in (["path"], ["path", "target"]))
     invert(cells.root / paths[3])  # in no part; the target of the cell in row 8
-    assert changed(alone) == []
-    both = with_contents(cells, ["path", "target"])
-    assert changed(both) == []
+    assert find_changed_images(alone) == []
+    both = add_pixel_hashes(cells, ["path", "target"])
+    assert find_changed_images(both) == []
     invert(cells.root / paths[3])
-    assert changed(both) == [paths[3]]
+    assert find_changed_images(both) == [paths[3]]
     (cells.root / paths[4]).write_bytes(b"no image")
-    assert changed(both) == [paths[4], paths[3]]
+    assert find_changed_images(both) == [paths[4], paths[3]]
 
 
 def test_hashes_of_an_older_run_go(cells):
-    both = with_contents(cells, ["path", "target"])
-    fresh = with_contents(both, ["path"])
+    both = add_pixel_hashes(cells, ["path", "target"])
+    fresh = add_pixel_hashes(both, ["path"])
     assert (fresh.table["target_content"] == "").all()
     pd.testing.assert_series_equal(fresh.table["content"], both.table["content"])
 
 
 def test_a_table_without_hashes_has_nothing_to_be_compared_with(cells):
     invert(cells.root / cells.table["path"][0])
-    assert changed(cells) == []
+    assert find_changed_images(cells) == []
 
 
 def test_progress_comes_to_its_end(cells):
     told: list[float] = []
-    known = with_contents(cells, ["path", "target"], told.append)
+    known = add_pixel_hashes(cells, ["path", "target"], told.append)
     assert told == sorted(told)
     assert told[-1] == 1
     told.clear()
-    changed(known, told.append)
+    find_changed_images(known, told.append)
     assert told[-1] == 1

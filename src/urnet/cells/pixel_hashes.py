@@ -13,7 +13,7 @@ from urnet.cells.table import HASH_COLUMNS, Cells
 from urnet.errors import ImageError
 
 
-def with_contents(cells: Cells, columns: Collection[str], progress: Callable[[float], None] | None = None) -> Cells:
+def add_pixel_hashes(cells: Cells, columns: Collection[str], progress: Callable[[float], None] | None = None) -> Cells:
     """The cells with the hashes of the images that are trained on; older ones go.
 
     Args:
@@ -36,25 +36,25 @@ def with_contents(cells: Cells, columns: Collection[str], progress: Callable[[fl
     return cells.with_columns(**hashes)
 
 
-def changed(cells: Cells, progress: Callable[[float], None] | None = None) -> list[str]:
+def find_changed_images(cells: Cells, progress: Callable[[float], None] | None = None) -> list[str]:
     """Images whose pixels are no longer those of their hashes, as the table names them; none where it has no hashes.
 
     Args:
-        cells: from `with_contents`, perhaps read from a file again.
+        cells: from `add_pixel_hashes`, perhaps read from a file again.
         progress: called with the share done, 0 to 1.
     """
     named = [(column, name) for column, name in HASH_COLUMNS.items() if name in cells.table]
     found = []
     for number, (column, name) in enumerate(named):
         for index, (image, before) in enumerate(zip(cells.table[column], cells.table[name], strict=True)):
-            if before != "" and _now(cells, index, column) != before:
+            if before != "" and _hash_current_pixels(cells, index, column) != before:
                 found.append(image)
             if progress is not None:
                 progress((number + (index + 1) / len(cells)) / len(named))
     return list(dict.fromkeys(found))
 
 
-def _now(cells: Cells, index: int, column: str) -> str:
+def _hash_current_pixels(cells: Cells, index: int, column: str) -> str:
     try:
         return hash_pixels(cells.read(index, column))
     except ImageError:

@@ -1,8 +1,8 @@
 """Crops of a table kept as they are in their files, so that whoever reads it again decodes none of them.
 
-The audit, which looks at every cell before anybody else does, keeps what it decodes (`keeping`). Training, calibration
-and evaluation have the table's crops from there (`known_crops`), and decode what is not kept: crops that cannot be
-used, with the same error as ever, and all of a table whose crops take more room than `LARGEST`.
+The audit reads every cell first and stores what it decodes (`cache_crops`). Training, calibration
+and evaluation have the table's crops from there (`use_cached_crops`), and decode what is not kept: crops that cannot be
+used, with the same error as ever, and all of a table whose crops take more room than `MAX_TABLE_BYTES`.
 
 An entry of the cache is one file: the crops' bytes, one crop after the other, then where each one is, with a checksum
 of its bytes: a crop that the disk has damaged is decoded again.
@@ -22,23 +22,30 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from urnet.cells.cache import LIMIT, SPARE, cache_folder, fingerprint, make_room, used
+from urnet.cells.cache.storage import (
+    MAX_BYTES,
+    MIN_FREE_BYTES,
+    evict_entries,
+    fingerprint_images,
+    locate_cell_cache,
+    mark_used,
+)
 from urnet.cells.table import Cells
 from urnet.files.locks import lock_file
 
-LARGEST = LIMIT // 4
+MAX_TABLE_BYTES = MAX_BYTES // 4
 """Bytes of one table's crops that are kept: a few large tables should not drive out all others."""
 
 _DEPTHS = tuple(map(np.dtype, ("uint8", "uint16", "float32")))
-_SIZES = (0, *(depth.itemsize for depth in _DEPTHS))
-_PLACE = np.dtype(
+_ITEM_SIZES = (0, *(depth.itemsize for depth in _DEPTHS))
+_CROP_RECORD = np.dtype(
     [("start", "<i8"), ("checksum", "<u4"), ("height", "<i4"), ("width", "<i4"), ("channels", "<i4"), ("bytes", "<i4")]
 )
 """Of one crop; no channels for grey, all zeros for a crop that is not kept. `bytes` are those of a count, `checksum`
 is the CRC-32 of all of the crop's."""
 
 
-class Crops:
+class CachedCrops:
     """The crops of a table in one mapped file.
 
     Args:
@@ -53,11 +60,11 @@ class Crops:
     def __init__(self, path: Path, cells: Cells):
         self.path, self.root, self.table = path, cells.root, cells.table
         self.rows = np.arange(len(cells))
-        self.bytes, self.places = _mapped(path, len(cells))
+        self.bytes, self.places = _map_entry(path, len(cells))
 
-    def of(self, table: pd.DataFrame, rows: np.ndarray | slice = slice(None)) -> "Crops":
+    def select(self, table: pd.DataFrame, rows: np.ndarray | slice = slice(None)) -> "CachedCrops":
         """The crops of some rows, which another table holds."""
-        some = object.__new__(Crops)
+        some = object.__new__(CachedCrops)
         some.__dict__.update(self.__dict__)
         some.table, some.rows = table, self.rows[rows]
         return some
@@ -86,18 +93,18 @@ class Crops:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         try:
-            self.bytes, self.places = _mapped(self.path, state["places"])
+            self.bytes, self.places = _map_entry(self.path, state["places"])
         except (OSError, ValueError):  # removed meanwhile: nothing is kept
-            self.bytes, self.places = np.zeros(0, np.uint8), np.zeros(state["places"], _PLACE)
+            self.bytes, self.places = np.zeros(0, np.uint8), np.zeros(state["places"], _CROP_RECORD)
 
 
-def known_crops(cells: Cells) -> Cells:
+def use_cached_crops(cells: Cells) -> Cells:
     """The same cells, which read their crops from the cache where they are kept in it; nothing is decoded for that."""
-    return cells if cells.kept is not None else _known(cells, _entry(cells))
+    return cells if cells.cached_crops is not None else _attach_entry(cells, _locate_entry(cells))
 
 
 @contextmanager
-def keeping(cells: Cells) -> Iterator[Callable[[int], np.ndarray]]:
+def cache_crops(cells: Cells) -> Iterator[Callable[[int], np.ndarray]]:
     """Read the cells of a table, and keep their crops if all are read and there is room for them.
 
     Whether they can be kept changes nothing for the reader.
@@ -108,12 +115,12 @@ def keeping(cells: Cells) -> Iterator[Callable[[int], np.ndarray]]:
     Yields:
         What reads the cell at an index, as `Cells.read` does.
     """
-    entry = _entry(cells)
-    known = _known(cells, entry)
-    if known.kept is not None or not len(cells):
+    entry = _locate_entry(cells)
+    known = _attach_entry(cells, entry)
+    if known.cached_crops is not None or not len(cells):
         yield known.read
         return
-    draft = _Draft(cells, entry)
+    draft = _CropWriter(cells, entry)
     try:
         yield draft.read
         draft.finish()
@@ -121,7 +128,7 @@ def keeping(cells: Cells) -> Iterator[Callable[[int], np.ndarray]]:
         draft.discard()
 
 
-class _Draft:
+class _CropWriter:
     """An entry that is being written. After any trouble, as a full disk, it only reads.
 
     One process writes an entry at a time, so that it can replace what a killed one left of it.
@@ -129,7 +136,7 @@ class _Draft:
 
     def __init__(self, cells: Cells, entry: Path):
         self.cells, self.entry = cells, entry
-        self.places, self.seen, self.end = np.zeros(len(cells), _PLACE), np.zeros(len(cells), bool), 0
+        self.places, self.seen, self.end = np.zeros(len(cells), _CROP_RECORD), np.zeros(len(cells), bool), 0
         self.part = entry.with_name(f"{entry.name}.part")
         self.lock: FileLock | None = None
         self.file: BinaryIO | None = None
@@ -148,7 +155,7 @@ class _Draft:
     def _write(self, index: int, crop: np.ndarray) -> None:
         if self.file is None:
             self._begin(crop.nbytes * len(self.cells))
-        if self.given_up or self.end + crop.nbytes > LARGEST:
+        if self.given_up or self.end + crop.nbytes > MAX_TABLE_BYTES:
             return self.discard()
         content = crop.tobytes()
         self.file.write(content)
@@ -160,7 +167,7 @@ class _Draft:
         """Open the file, if crops like the first one have room."""
         folder = self.entry.parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if expected > LARGEST or shutil.disk_usage(folder).free < expected + SPARE:
+        if expected > MAX_TABLE_BYTES or shutil.disk_usage(folder).free < expected + MIN_FREE_BYTES:
             self.given_up = True
             return
         with suppress(Timeout):  # written by another process
@@ -172,7 +179,7 @@ class _Draft:
 
     def finish(self) -> None:
         """Give the file its name, if it holds all cells and these have not changed meanwhile."""
-        if self.file is None or not self.seen.all() or _entry(self.cells) != self.entry:
+        if self.file is None or not self.seen.all() or _locate_entry(self.cells) != self.entry:
             return
         with suppress(OSError):  # PermissionError on Windows, where another process has the same in use
             self.file.write(self.places.tobytes())
@@ -180,7 +187,7 @@ class _Draft:
             os.fsync(self.file.fileno())
             self.file.close()
             self.part.replace(self.entry)
-            make_room(self.entry)
+            evict_entries(self.entry)
 
     def discard(self) -> None:
         """Remove what is not finished, and keep nothing more."""
@@ -198,29 +205,29 @@ class _Draft:
             self.lock = None
 
 
-def _entry(cells: Cells) -> Path:
-    return cache_folder() / f"{fingerprint(cells, None, None, 'path')}.crops"
+def _locate_entry(cells: Cells) -> Path:
+    return locate_cell_cache() / f"{fingerprint_images(cells, None, None, 'path')}.crops"
 
 
-def _known(cells: Cells, entry: Path) -> Cells:
+def _attach_entry(cells: Cells, entry: Path) -> Cells:
     try:
-        crops = Crops(entry, cells)
+        crops = CachedCrops(entry, cells)
     except (OSError, ValueError):
         return cells
-    used(entry)
-    return replace(cells, kept=crops)
+    mark_used(entry)
+    return replace(cells, cached_crops=crops)
 
 
-def _mapped(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _map_entry(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The bytes of all crops, and their places, (count,)."""
     content = np.asarray(np.memmap(path, np.uint8, "r"))
-    end = len(content) - _PLACE.itemsize * count
+    end = len(content) - _CROP_RECORD.itemsize * count
     if end < 0:
         raise ValueError("too short")
-    places = content[end:].copy().view(_PLACE)
+    places = content[end:].copy().view(_CROP_RECORD)
     counts = places["height"].astype(np.int64) * places["width"] * np.maximum(1, places["channels"])
     ends = places["start"] + counts * places["bytes"]
     negative = any((places[name] < 0).any() for name in places.dtype.names)
-    if negative or not np.isin(places["bytes"], _SIZES).all() or ends.max(initial=0) != end:
+    if negative or not np.isin(places["bytes"], _ITEM_SIZES).all() or ends.max(initial=0) != end:
         raise ValueError("crops and places do not fit together")
     return content[:end], places

@@ -15,11 +15,11 @@ import tifffile
 from filelock import FileLock
 from PIL import Image
 
-from urnet.cells import kept_crops
 from urnet.cells.audit import audit_cells
-from urnet.cells.cache import cache_folder
-from urnet.cells.decoded import decoded_cells
-from urnet.cells.kept_crops import keeping, known_crops
+from urnet.cells.cache import crops as crop_cache
+from urnet.cells.cache.arrays import load_cached_pixels
+from urnet.cells.cache.crops import cache_crops, use_cached_crops
+from urnet.cells.cache.storage import locate_cell_cache
 from urnet.cells.table import Cells, read_cells
 from urnet.errors import ImageError
 from urnet.images import montage
@@ -66,7 +66,7 @@ def decodings(monkeypatch) -> Counter:
 
 
 def entries() -> list[str]:
-    return sorted(file.name for file in cache_folder().glob("*")) if cache_folder().is_dir() else []
+    return sorted(file.name for file in locate_cell_cache().glob("*")) if locate_cell_cache().is_dir() else []
 
 
 def crops(cells: Cells) -> list[np.ndarray]:
@@ -88,7 +88,7 @@ def test_an_audit_keeps_the_very_crops_and_says_the_same_when_it_reads_them(cell
     assert set(decodings.values()) == {1}
     assert len(decodings) == 9
     assert len(entries()) == 1
-    again, known = audit_cells(cells), known_crops(cells)
+    again, known = audit_cells(cells), use_cached_crops(cells)
     assert same(crops(known), expected)
     assert again == first
     assert decodings.total() == 9
@@ -98,7 +98,7 @@ def test_other_views_of_the_table_find_their_own_crops(cells, decodings):
     audit_cells(cells)
     expected = crops(cells)
     decodings.clear()
-    known = known_crops(cells)
+    known = use_cached_crops(cells)
     mask = np.arange(len(cells)) % 3 == 1
     chosen = [crop for crop, wanted in zip(expected, mask, strict=True) if wanted]
     assert same(crops(known.where(mask)), chosen)
@@ -118,11 +118,11 @@ def test_a_copy_of_the_table_elsewhere_finds_the_same_crops(cells, tmp_path, dec
     cells.write(tmp_path / "run" / "cells.csv")
     moved = read_cells(tmp_path / "run" / "cells.csv")
     assert moved.table["path"][0] == "../cells/grey.png"
-    assert same(crops(known_crops(moved)), crops(known_crops(cells)))
+    assert same(crops(use_cached_crops(moved)), crops(use_cached_crops(cells)))
     assert not decodings
     other = read_cells(shutil.copytree(cells.root, tmp_path / "copied"))
-    assert known_crops(other).kept is None
-    assert same(crops(replace(known_crops(cells), root=other.root)), crops(other))
+    assert use_cached_crops(other).cached_crops is None
+    assert same(crops(replace(use_cached_crops(cells), root=other.root)), crops(other))
 
 
 def test_what_cannot_be_read_has_its_error_each_time(cells):
@@ -133,8 +133,8 @@ def test_what_cannot_be_read_has_its_error_each_time(cells):
         messages.append([finding.detail for finding in audit.findings if finding.kind == "unreadable"])
     assert len(messages[0]) == 1
     assert messages[0] == messages[1]
-    known = known_crops(cells)
-    assert known.kept is not None
+    known = use_cached_crops(cells)
+    assert known.cached_crops is not None
     with pytest.raises(ImageError) as ours:
         known.read(2)
     with pytest.raises(ImageError) as theirs:
@@ -145,13 +145,13 @@ def test_what_cannot_be_read_has_its_error_each_time(cells):
 def test_files_that_change_are_decoded_again(cells, monkeypatch, decodings):
     audit_cells(cells)
     os.utime(cells.root / "grey.png", ns=(0, 10**18))
-    assert known_crops(cells).kept is None
+    assert use_cached_crops(cells).cached_crops is None
     (cells.root / "grey.png").write_bytes((cells.root / "colour.png").read_bytes())
-    with keeping(cells) as read:
+    with cache_crops(cells) as read:
         for index in range(len(cells)):
             read(index)
         os.utime(cells.root / "grey.png", ns=(0, 10**18))
-    assert known_crops(cells).kept is None
+    assert use_cached_crops(cells).cached_crops is None
     assert len(entries()) == 1
 
 
@@ -168,16 +168,16 @@ def test_files_of_one_size_and_time_that_change_places_are_decoded_again(tmp_pat
     (cells.root / "a" / "0.tif").rename(tmp_path / "aside")
     (cells.root / "b" / "0.tif").rename(cells.root / "a" / "0.tif")
     (tmp_path / "aside").rename(cells.root / "b" / "0.tif")
-    assert same(crops(known_crops(cells)), crops(cells))
+    assert same(crops(use_cached_crops(cells)), crops(cells))
 
 
 @pytest.mark.parametrize("reason", ["large", "disk", "folder", "stopped", "write", "part"])
 def test_where_nothing_can_be_kept_the_reader_does_not_notice(cells, monkeypatch, tmp_path, reason):
     expected = crops(cells)
     if reason == "large":
-        monkeypatch.setattr(kept_crops, "LARGEST", sum(crop.nbytes for crop in expected) - 1)
+        monkeypatch.setattr(crop_cache, "MAX_TABLE_BYTES", sum(crop.nbytes for crop in expected) - 1)
     elif reason == "disk":
-        monkeypatch.setattr(kept_crops, "SPARE", 10**18)
+        monkeypatch.setattr(crop_cache, "MIN_FREE_BYTES", 10**18)
     elif reason == "folder":
         (tmp_path / "file").write_text("in the way")
         monkeypatch.setenv("URNET_CACHE", str(tmp_path / "file"))
@@ -186,10 +186,10 @@ def test_where_nothing_can_be_kept_the_reader_does_not_notice(cells, monkeypatch
         def full(*_):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(kept_crops.os, "fsync", full)
+        monkeypatch.setattr(crop_cache.os, "fsync", full)
     seen = []
     try:
-        with keeping(cells) as read:
+        with cache_crops(cells) as read:
             for index in range(len(cells)):
                 seen.append(read(index))
                 if reason == "stopped" and index == 4:
@@ -200,12 +200,12 @@ def test_where_nothing_can_be_kept_the_reader_does_not_notice(cells, monkeypatch
         assert reason == "stopped"
     assert same(seen, expected[: len(seen)])
     assert entries() == []
-    assert known_crops(cells).kept is None
+    assert use_cached_crops(cells).cached_crops is None
 
 
 def test_what_a_killed_process_left_of_an_entry_is_written_anew(cells):
     audit_cells(cells)
-    (entry,) = cache_folder().iterdir()
+    (entry,) = locate_cell_cache().iterdir()
     whole = entry.read_bytes()
     entry.rename(entry.with_name(f"{entry.name}.part"))
     entry.with_name(f"{entry.name}.lock").touch()
@@ -216,7 +216,7 @@ def test_what_a_killed_process_left_of_an_entry_is_written_anew(cells):
 
 def test_two_processes_do_not_keep_the_same_crops_at_once(cells):
     audit_cells(cells)
-    (entry,) = cache_folder().iterdir()
+    (entry,) = locate_cell_cache().iterdir()
     entry.unlink()
     with FileLock(entry.with_name(f"{entry.name}.lock")):
         audit_cells(cells)
@@ -225,31 +225,31 @@ def test_two_processes_do_not_keep_the_same_crops_at_once(cells):
 
 def test_a_damaged_entry_is_no_entry_and_is_made_anew(cells):
     audit_cells(cells)
-    (entry,) = cache_folder().iterdir()
+    (entry,) = locate_cell_cache().iterdir()
     whole = entry.read_bytes()
     for content in (b"", b"short", whole[:-1], whole[8:], whole[:-24] + bytes(24), whole[:-1] + b"\xff"):
         entry.write_bytes(content)
-        assert known_crops(cells).kept is None
+        assert use_cached_crops(cells).cached_crops is None
         audit_cells(cells)
         assert entry.read_bytes() == whole
 
 
 def test_what_was_removed_meanwhile_is_decoded(cells):
     audit_cells(cells)
-    known = known_crops(cells)
+    known = use_cached_crops(cells)
     expected, sent = crops(known), pickle.dumps(known)
-    (entry,) = cache_folder().iterdir()
+    (entry,) = locate_cell_cache().iterdir()
     entry.unlink()
     assert same(crops(pickle.loads(sent)), expected)
 
 
 def test_cells_for_a_network_are_made_of_kept_crops(draw, tmp_path, decodings):
     cells = read_cells(draw(tmp_path / "shapes", 4))
-    expected = decoded_cells(cells, 16, 3).copy()
-    shutil.rmtree(cache_folder())
+    expected = load_cached_pixels(cells, 16, 3).copy()
+    shutil.rmtree(locate_cell_cache())
     decodings.clear()
     audit_cells(cells)
-    np.testing.assert_array_equal(decoded_cells(known_crops(cells), 16, 3), expected)
+    np.testing.assert_array_equal(load_cached_pixels(use_cached_crops(cells), 16, 3), expected)
     assert set(decodings.values()) <= {1, 3}  # three folders have files of the same names
     assert decodings.total() == 12
 
@@ -257,13 +257,13 @@ def test_cells_for_a_network_are_made_of_kept_crops(draw, tmp_path, decodings):
 def test_a_crop_that_the_disk_has_damaged_is_decoded_again(cells, decodings):
     expected = crops(cells)
     audit_cells(cells)
-    (entry,) = cache_folder().iterdir()
+    (entry,) = locate_cell_cache().iterdir()
     content = bytearray(entry.read_bytes())
-    place = known_crops(cells).kept.places[1]
+    place = use_cached_crops(cells).cached_crops.places[1]
     content[place["start"] + 5] ^= 1
     entry.write_bytes(content)
     decodings.clear()
-    known = known_crops(cells)
-    assert known.kept is not None
+    known = use_cached_crops(cells)
+    assert known.cached_crops is not None
     assert same(crops(known), expected)
     assert list(decodings) == [("colour.png", 0)]
