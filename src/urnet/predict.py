@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from urnet.bundle.model import Model
-from urnet.calibration.calibration import COVERAGE
+from urnet.calibration.conformal import COVERAGE
 from urnet.cells.cache.crops import use_cached_crops
 from urnet.cells.copies import find_padding_tiles
 from urnet.cells.table import TABLE_NAME, Cells, find_images

@@ -12,7 +12,7 @@ import pytest
 import tifffile
 
 from urnet.bundle.model import Model
-from urnet.calibration.calibration import JSON_NAME
+from urnet.calibration.files import JSON_NAME
 from urnet.counting.differential import count_cells
 from urnet.errors import CellsError, ImageError, RunError
 from urnet.fields.cropping.crop import CropSettings, crop_fields

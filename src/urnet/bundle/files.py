@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from urnet.bundle.config import CONFIG_NAME, ModelConfig
 from urnet.bundle.seal import Seal, hash_json, hash_tensors, read_seal
-from urnet.calibration.calibration import JSON_NAME, TENSORS_NAME, Calibration
+from urnet.calibration.calibration import Calibration
+from urnet.calibration.files import JSON_NAME, TENSORS_NAME
 from urnet.errors import RecipeError, RunError
 from urnet.fields.cropping.settings import SETTINGS_NAME
 from urnet.files.atomic import atomic_file

@@ -28,7 +28,9 @@ from urnet.bundle.files import (
     read_weights,
 )
 from urnet.bundle.seal import Seal, check_expected, hash_tensors
-from urnet.calibration.calibration import COVERAGE, JSON_NAME, TENSORS_NAME, Calibration
+from urnet.calibration.calibration import Calibration
+from urnet.calibration.conformal import COVERAGE
+from urnet.calibration.files import JSON_NAME, TENSORS_NAME, encode_calibration, load_calibration
 from urnet.calibration.temperature import softmax
 from urnet.cpus import limit_torch
 from urnet.errors import ImageError, RunError
@@ -135,7 +137,7 @@ class Model:
 
     def _optional_files(self) -> dict[str, bytes]:
         """The content of the files beside configuration and weights, by name."""
-        files = {} if self.calibration is None else self.calibration.to_files()
+        files = {} if self.calibration is None else encode_calibration(self.calibration)
         return files | ({} if self.cropping is None else {SETTINGS_NAME: self.cropping.to_json().encode()})
 
     def _hashes(self, files: dict[str, bytes]) -> Seal:
@@ -176,7 +178,7 @@ class Model:
         joint = build_networks(config, weights, folder)
         cut = folder / SETTINGS_NAME
         cropping = CropSettings.load(cut) if cut.is_file() else None
-        calibration = Calibration.load(folder) if calibrated and (folder / JSON_NAME).is_file() else None
+        calibration = load_calibration(folder) if calibrated and (folder / JSON_NAME).is_file() else None
         if calibration is not None:
             check_calibration_fits(calibration, config, joint, folder)
         return cls(config, joint, calibration, cropping, folder, seal)

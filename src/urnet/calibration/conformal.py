@@ -12,6 +12,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+COVERAGE = 0.9
+"""Share of each class's cells whose prediction set holds it, unless another is asked for."""
+
 
 def describe_coverage(coverage: float) -> str:
     """What a prediction set promises, in words.

@@ -131,8 +131,7 @@ def predict(
 ) -> int:
     """Classify images; exit code 1 if some could not be read (their rows say why)."""
     from urnet.bundle.model import Model
-    from urnet.calibration.calibration import COVERAGE
-    from urnet.calibration.conformal import describe_coverage
+    from urnet.calibration.conformal import COVERAGE, describe_coverage
     from urnet.predict import predict_files
     from urnet.progress import ProgressBars
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from urnet.calibration.calibration import COVERAGE
+from urnet.calibration.conformal import COVERAGE
 from urnet.evaluation.metrics import LEVEL, REPLICATES, add_interval, resample, score
 from urnet.evaluation.predictions import ScoredCells
 

@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from urnet.calibration.calibration import COVERAGE
+from urnet.calibration.conformal import COVERAGE
 from urnet.cells.table import PARTS
 from urnet.errors import UrnetError
 from urnet.html_pages import describe_intervals, format_interval

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.bundle.model import Model
-from urnet.calibration.calibration import COVERAGE
+from urnet.calibration.conformal import COVERAGE
 from urnet.counting.sample import Sample, count_sample
 from urnet.errors import CellsError, ImageError, RunError, list_first
 from urnet.evaluation.predictions import overlap_warnings, training_cell_keys

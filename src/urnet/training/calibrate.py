@@ -14,6 +14,7 @@ from urnet.bundle.model import Model
 from urnet.calibration.calibration import Calibration
 from urnet.calibration.conformal import conformal_scores
 from urnet.calibration.confusion import ReferenceCells
+from urnet.calibration.files import save_calibration
 from urnet.calibration.rejection import FALSE_REJECTION, fit_rejection
 from urnet.calibration.temperature import fit_temperature, softmax
 from urnet.cells.table import Cells
@@ -72,7 +73,7 @@ def calibrate(run: Run, *, false_rejection: float = FALSE_REJECTION, progress: P
             f"({', '.join(model.classes)}); restore the file"
         )
     calibration = calibrate_model(model, cells, false_rejection=false_rejection, progress=progress)
-    calibration.save(run.model)
+    save_calibration(calibration, run.model)
     seal_bundle(run.model)
     return calibration
 

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, File, Form, UploadFile
 from pydantic import BaseModel, ConfigDict
 
-from urnet.calibration.calibration import COVERAGE
-from urnet.calibration.conformal import split_set
+from urnet.calibration.conformal import COVERAGE, split_set
 from urnet.serve.http.errors import FileProblem, RequestError, problem_responses
 from urnet.serve.services import ImageResult, SampleCount, Services, UnreadableError
 from urnet.serve.uploads.receive import Upload, store_uploads

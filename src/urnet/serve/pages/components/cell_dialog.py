@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 from nicegui import ui
 
-from urnet.calibration.calibration import COVERAGE
-from urnet.calibration.conformal import describe_coverage
+from urnet.calibration.conformal import COVERAGE, describe_coverage
 from urnet.serve.classification_job import ClassificationJob, Seen
 from urnet.serve.pages.classify_routes import MAPS
 from urnet.serve.pages.components.layout import button, text, url
