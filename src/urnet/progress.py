@@ -1,8 +1,10 @@
-"""Progress of a command on the terminal; nothing but remarks where the output goes to a file."""
+"""Progress of long tasks: bars on a terminal or in a notebook, warnings as notes, or nothing."""
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
 
 import rich.progress
 from rich.console import Console
@@ -11,62 +13,79 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
 Progress = Callable[[str, float], None]
-"""Is told what is being done, and the share of it that is done, 0 to 1."""
+"""Receives the name of a task and the share of it that is done, 0 to 1."""
+
+
+class Reporter(Protocol):
+    """Receiver of progress and messages."""
+
+    def update(self, task: str, share: float) -> None:
+        """Report the share of a task that is done, 0 to 1."""
+
+    def notify(self, message: str) -> None:
+        """Report a message."""
+
+    def epoch_bar(self, stage: str, epochs: int) -> "Callback":
+        """Return a Lightning callback that shows the epochs of a stage."""
 
 
 class ProgressBars:
-    """Shows what a command is doing. Use as a context; it is a `urnet.training.fit.Reporter`.
+    """Progress bars, messages and the package's warnings, on a terminal or in a notebook; a context manager.
+
+    Where the output goes to a file, only messages and warnings are written.
 
     Args:
-        console: where to show it; without markup, since remarks name files.
+        console: where to write. Markup must be off, since messages contain file names.
     """
 
     def __init__(self, console: Console):
         self.console = console
-        self.progress: rich.progress.Progress | None = None
-        self.tasks: dict[str, Any] = {}
-        self.remarks = _WarningHandler(self)
+        self._bars: rich.progress.Progress | None = None
+        self._tasks: dict[str, rich.progress.TaskID] = {}
+        self._warnings = _WarningHandler(self)
 
     def __enter__(self) -> "ProgressBars":
-        logging.getLogger("urnet").addHandler(self.remarks)
+        logging.getLogger("urnet").addHandler(self._warnings)
         return self
 
-    def __exit__(self, *problem: object) -> None:
-        logging.getLogger("urnet").removeHandler(self.remarks)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        logging.getLogger("urnet").removeHandler(self._warnings)
         self._stop()
 
     def update(self, task: str, share: float) -> None:
         """Show the share of a task that is done, 0 to 1."""
-        if not self.console.is_terminal:
+        if not can_animate(self.console):
             return
-        if self.progress is None:
+        if self._bars is None:
             kind = rich.progress
             columns = (kind.TextColumn("{task.description:<22}"), kind.BarColumn(), kind.TimeElapsedColumn())
-            self.progress = kind.Progress(*columns, console=self.console)
-            self.progress.start()
-        if task not in self.tasks:
-            self.tasks[task] = self.progress.add_task(task, total=1.0)
-        self.progress.update(self.tasks[task], completed=share)
+            self._bars = kind.Progress(*columns, console=self.console)
+            self._bars.start()
+        if task not in self._tasks:
+            self._tasks[task] = self._bars.add_task(task, total=1.0)
+        self._bars.update(self._tasks[task], completed=share)
 
     def notify(self, message: str) -> None:
         """Show a message."""
         self.console.print(message)
 
     def epoch_bar(self, stage: str, epochs: int) -> "Callback":
-        """A Lightning callback that shows the epochs of a stage: loss, validation macro recall, time left."""
+        """Return a Lightning callback that shows loss, validation macro recall and time left of a stage."""
         from urnet.progress_bar import EpochBar
 
         self._stop()
-        return EpochBar(stage, epochs)
+        return EpochBar(stage, epochs, animate=can_animate(self.console))
 
     def _stop(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress, self.tasks = None, {}
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars, self._tasks = None, {}
 
 
 class NoProgress:
-    """Watches a training and says nothing; it is a `urnet.training.fit.Reporter`."""
+    """A reporter that shows nothing."""
 
     def update(self, task: str, share: float) -> None:
         """Show nothing."""
@@ -75,22 +94,27 @@ class NoProgress:
         """Show nothing."""
 
     def epoch_bar(self, stage: str, epochs: int) -> "Callback":
-        """A callback that does nothing."""
+        """Return a callback that does nothing."""
         from lightning.pytorch.callbacks import Callback
 
         return Callback()
 
 
-class _WarningHandler(logging.Handler):
-    """Shows what the package logs, each remark once."""
+def can_animate(console: Console) -> bool:
+    """Whether a console can redraw a bar: a terminal, or a notebook with ipywidgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
-    def __init__(self, bars: ProgressBars):
+
+class _WarningHandler(logging.Handler):
+    """Show each warning of the package once, as a note."""
+
+    def __init__(self, reporter: Reporter):
         super().__init__(logging.WARNING)
-        self.bars = bars
-        self.shown: set[str] = set()
+        self._reporter = reporter
+        self._shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if message not in self.shown:
-            self.shown.add(message)
-            self.bars.notify(f"note: {message}")
+        if message not in self._shown:
+            self._shown.add(message)
+            self._reporter.notify(f"note: {message}")

@@ -1,4 +1,4 @@
-"""The epochs of a training on the terminal: a bar, or a line an epoch where the output goes to a file."""
+"""Progress of the epochs of a training: a bar on a terminal or in a notebook, else one line for each epoch."""
 
 import time
 from typing import Any
@@ -9,27 +9,27 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class EpochBar(Callback):
-    """Shows epoch, loss, validation macro recall and time left.
+    """Lightning callback that shows epoch, loss, validation macro recall and time left.
 
-    It is sent to spawned processes, so everything of the terminal is made where training starts.
+    It can be sent to a spawned process: the console is opened where the training starts.
 
     Args:
         stage: name of the stage.
         epochs: number of its epochs.
+        animate: show a bar that is redrawn, not one line for each epoch.
     """
 
-    def __init__(self, stage: str, epochs: int):
-        self.stage, self.epochs = stage, epochs
+    def __init__(self, stage: str, epochs: int, *, animate: bool = False):
+        self.stage, self.epochs, self.animate = stage, epochs, animate
         self.bar: Progress | None = None
-        self.began, self.first = 0.0, 0
+        self.start_time_s, self.start_epoch = 0.0, 0
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Show the bar; a resumed training starts it where it stopped."""
+        """Open the bar; a resumed training begins at its last epoch."""
         if not trainer.is_global_zero:
             return
-        self.began, self.first = time.monotonic(), trainer.current_epoch
-        console = Console(highlight=False)
-        if console.is_terminal:
+        self.start_time_s, self.start_epoch = time.monotonic(), trainer.current_epoch
+        if self.animate:
             self.bar = Progress(
                 TextColumn("{task.description:<9}"),
                 TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
@@ -37,46 +37,46 @@ class EpochBar(Callback):
                 TextColumn("{task.fields[figures]}"),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                console=console,
+                console=Console(highlight=False),
                 speed_estimate_period=600,
             )
-            fields = {"epoch": self.first + 1, "epochs": self.epochs, "figures": ""}
-            self.bar.add_task(self.stage, total=self.epochs, completed=self.first, **fields)
+            fields = {"epoch": self.start_epoch + 1, "epochs": self.epochs, "figures": ""}
+            self.bar.add_task(self.stage, total=self.epochs, completed=self.start_epoch, **fields)
             self.bar.start()
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        """Move on by a batch."""
+        """Advance the bar by one batch."""
         if self.bar is not None:
             done = trainer.current_epoch + (index + 1) / trainer.num_training_batches
             self.bar.update(self.bar.tasks[0].id, completed=done, epoch=trainer.current_epoch + 1)
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        """Show the epoch's figures."""
+        """Show the figures of the epoch."""
         if not trainer.is_global_zero:
             return
-        figures = _figures(trainer.callback_metrics)
+        figures = _format_metrics(trainer.callback_metrics)
         if self.bar is not None:
             self.bar.update(self.bar.tasks[0].id, figures=figures)
             return
         done = trainer.current_epoch + 1
-        left = (time.monotonic() - self.began) / (done - self.first) * (self.epochs - done)
+        left = (time.monotonic() - self.start_time_s) / (done - self.start_epoch) * (self.epochs - done)
         print(f"{self.stage} epoch {done}/{self.epochs}  {figures}  left {left / 60:.1f} min", flush=True)
 
     def on_fit_end(self, trainer: Any, module: Any) -> None:
-        """Leave the bar as it stands."""
-        self._end()
+        """Close the bar."""
+        self._close()
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        """Leave the bar as it stands."""
-        self._end()
+        """Close the bar."""
+        self._close()
 
-    def _end(self) -> None:
+    def _close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
 
-def _figures(metrics: dict[str, Any]) -> str:
+def _format_metrics(metrics: dict[str, Any]) -> str:
     shown = {"train_loss": "loss", "validation_loss": "validation loss", "validation_macro_recall": "macro recall"}
     found = {name: float(metrics[key]) for key, name in shown.items() if key in metrics}
     if "macro recall" in found:

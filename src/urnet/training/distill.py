@@ -5,9 +5,10 @@ from pathlib import Path
 
 from urnet.bundle.model import Model
 from urnet.errors import RecipeError, RunError
+from urnet.progress import Reporter
 from urnet.recipe import Distill, Recipe, load_recipe
 from urnet.run_folder import Run
-from urnet.training.fit import Reporter, train_one
+from urnet.training.fit import train_one
 
 OF_THE_RUN = ("classes", "tile", "image", "target", "split", "protocol")
 """Keys of the student's recipe that are its teacher's: they belong to the cells."""

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -33,6 +33,7 @@ from urnet.files.atomic import atomic_file
 from urnet.files.outputs import OutputLock, lock_output, refuse_existing
 from urnet.images.scale import Scaling, fit_scaling, fit_scaling_0_1_0
 from urnet.nets.joint import JointModel, build_joint
+from urnet.progress import Reporter
 from urnet.recipe import Pretrain, Recipe, Train, load_recipe
 from urnet.run_folder import Run, check_not_within, order_classes
 from urnet.training.allocator import as_usual
@@ -45,19 +46,6 @@ from urnet.training.lightning_modules import JointModule, PretrainModule, comput
 from urnet.training.logging import muted_lightning
 from urnet.training.losses import build_enhancement_loss
 from urnet.training.recomputation import Recomputation, check_recomputation
-
-
-class Reporter(Protocol):
-    """Receiver of progress and messages; the command line shows progress bars."""
-
-    def update(self, task: str, share: float) -> None:
-        """Report the share of a task that is done, 0 to 1."""
-
-    def notify(self, message: str) -> None:
-        """Report a message."""
-
-    def epoch_bar(self, stage: str, epochs: int) -> Callback:
-        """A Lightning callback that shows the epochs of a stage."""
 
 
 def train(
