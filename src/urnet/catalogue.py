@@ -1,11 +1,11 @@
-"""What there is to choose from, and how large it is: the content of `urnet models`."""
+"""Networks and recipes to choose from, with their sizes: the content of `urnet models`."""
 
 from dataclasses import dataclass
 
 import torch
 
 from urnet.nets import (
-    build_joint,
+    build_from_recipe,
     count_macs,
     count_parameters,
     create_classifier,
@@ -17,12 +17,21 @@ from urnet.nets.enhancers.registry import list_enhancer_options
 from urnet.recipe import list_recipes, load_recipe
 
 REFERENCE_SIZE = 200
+"""Side of the images for which operations are counted, px: the size of the paper."""
 REFERENCE_CLASSES = 3
+"""Number of classes: that of the paper."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """One network or recipe: parameters, multiply-accumulates of one image, and a remark."""
+    """Size of a network or recipe.
+
+    Attributes:
+        name: name of the network or recipe.
+        parameters: number of parameters.
+        macs: multiply-accumulates for one image.
+        note: further information.
+    """
 
     name: str
     parameters: int
@@ -31,42 +40,35 @@ class Size:
 
 
 def list_enhancer_sizes() -> list[Size]:
-    """Each enhancer with its default options on colour images of 200 × 200 px."""
+    """Return the size of each enhancer with its default options, on colour images of 200 × 200 px."""
     rows = []
     for name in list_enhancers():
         with torch.device("meta"):
             enhancer = create_enhancer(name, 3)
         width = list_enhancer_options(name).get("width")
         note = "no parameters" if not count_parameters(enhancer) else f"width {width}" if width else ""
-        rows.append(_size(name, enhancer, REFERENCE_SIZE, 3, note))
+        rows.append(_measure(name, enhancer, REFERENCE_SIZE, 3, note))
     return rows
 
 
 def list_classifier_sizes() -> list[Size]:
-    """The classifiers named first, with three classes, on images of 200 × 200 px."""
+    """Return the size of each listed classifier with three classes, on images of 200 × 200 px."""
     with torch.device("meta"):
-        return [_size(n, create_classifier(n, REFERENCE_CLASSES), REFERENCE_SIZE, 3) for n in list_classifiers()]
+        return [_measure(n, create_classifier(n, REFERENCE_CLASSES), REFERENCE_SIZE, 3) for n in list_classifiers()]
 
 
 def list_recipe_sizes() -> list[Size]:
-    """Each shipped recipe's joint model, with three classes, at its own input size."""
+    """Return the size of the joint model of each shipped recipe, with three classes, at the recipe's input size."""
     rows = []
     for name in list_recipes():
         recipe = load_recipe(name)
         size, channels = recipe.input.size or REFERENCE_SIZE, recipe.input.channels or 1
         with torch.device("meta"):
-            model = build_joint(
-                recipe.enhancer.name,
-                recipe.classifier.name,
-                REFERENCE_CLASSES,
-                channels,
-                enhancer_options=recipe.enhancer.options,
-                classifier_options=recipe.classifier.options,
-            )
+            model = build_from_recipe(recipe, REFERENCE_CLASSES, channels)
         note = f"{recipe.enhancer.name} + {recipe.classifier.name}, {size} px, {'grey' if channels == 1 else 'colour'}"
-        rows.append(_size(name, model, size, channels, note))
+        rows.append(_measure(name, model, size, channels, note))
     return rows
 
 
-def _size(name: str, module: torch.nn.Module, size: int, channels: int, note: str = "") -> Size:
+def _measure(name: str, module: torch.nn.Module, size: int, channels: int, note: str = "") -> Size:
     return Size(name, count_parameters(module), count_macs(module, size, channels), note)

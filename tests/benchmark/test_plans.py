@@ -7,7 +7,7 @@ import yaml
 from urnet.benchmark.plans import SCALES, TABLES, PlannedRow, plan_rows
 from urnet.benchmark.published import find_published
 from urnet.errors import RecipeError
-from urnet.nets import build_joint, count_parameters, create_enhancer, list_enhancers
+from urnet.nets import build_from_recipe, count_parameters, create_enhancer, list_enhancers
 from urnet.nets.enhancers.registry import ARTEFACT_FREE, artefact_free_options
 from urnet.recipe import Recipe, load_recipe
 
@@ -52,12 +52,7 @@ def rows(table: str, **settings) -> dict[str, PlannedRow]:
 def joint(recipe: Recipe):
     """The networks without memory."""
     with torch.device("meta"):
-        return build_joint(
-            *(recipe.enhancer.name, recipe.classifier.name, 3, recipe.input.channels),
-            enhancer_options=recipe.enhancer.options,
-            classifier_options=recipe.classifier.options,
-            concat_raw=recipe.classifier.input == "both",
-        )
+        return build_from_recipe(recipe, 3, recipe.input.channels)
 
 
 @pytest.mark.parametrize("scale", SCALES)

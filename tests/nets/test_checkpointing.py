@@ -199,7 +199,7 @@ def test_statistics_are_as_before_where_the_second_computation_fails():
     network = Checkpointed()
     network.norm = norm
     with activation_checkpointing(network):
-        loss = network.part(fails_later, torch.rand(2, 2, 4, 4, requires_grad=True)).sum()
+        loss = network.checkpoint(fails_later, torch.rand(2, 2, 4, 4, requires_grad=True)).sum()
     with pytest.raises(ValueError, match="full"), fixed_running_statistics(network):
         loss.backward()
     assert calls == [0.1, 0.0]

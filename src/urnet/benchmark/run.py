@@ -15,7 +15,7 @@ from urnet.cells.pixels import survey_images
 from urnet.cells.split import split_cells
 from urnet.cells.table import TARGET_COLUMNS, Cells, read_cells
 from urnet.errors import CellsError, RecipeError
-from urnet.nets import build_joint, create_classifier
+from urnet.nets import build_from_recipe, create_classifier
 from urnet.progress import NoProgress
 from urnet.recipe import Classifier, load_recipe
 from urnet.run_folder import check_not_within
@@ -206,15 +206,7 @@ def _check_networks(rows: list[PlannedRow], cells: Cells) -> None:
         recipe = row.recipe
         try:
             with torch.device("meta"):
-                build_joint(
-                    recipe.enhancer.name,
-                    recipe.classifier.name,
-                    len(recipe.classes or cells.classes),
-                    recipe.input.channels or 1,
-                    enhancer_options=recipe.enhancer.options,
-                    classifier_options=recipe.classifier.options,
-                    concat_raw=recipe.classifier.input == "both",
-                )
+                build_from_recipe(recipe, len(recipe.classes or cells.classes), recipe.input.channels or 1)
         except RecipeError as error:
             raise RecipeError(f"row {row.name}: {error}") from None
 

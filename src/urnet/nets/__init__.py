@@ -7,12 +7,13 @@ from urnet.nets.classifiers import create_classifier, find_cam_layer, get_normal
 from urnet.nets.enhancers import identity, plain, resunet, unet, unetpp, urnet  # noqa: F401
 from urnet.nets.enhancers.base import Enhancer
 from urnet.nets.enhancers.registry import create_enhancer, list_enhancers, register_enhancer
-from urnet.nets.joint import JointModel, build_joint
+from urnet.nets.joint import JointModel, build_from_recipe, build_joint
 from urnet.nets.size import count_macs, count_parameters
 
 __all__ = [
     "Enhancer",
     "JointModel",
+    "build_from_recipe",
     "build_joint",
     "count_macs",
     "count_parameters",

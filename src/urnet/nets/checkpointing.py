@@ -1,10 +1,9 @@
-"""Activation checkpointing: maps are computed again in the backward pass instead of being kept for it.
+"""Activation checkpointing: recompute maps in the backward pass instead of storing them (`train.checkpointing`).
 
 T. Chen et al., "Training deep nets with sublinear memory cost", 2016, https://arxiv.org/abs/1604.06174.
 
-Enhancers have parts of their own (`Checkpointed`), networks of timm their blocks. A batch norm in them would follow
-each batch twice, forwards and when its part is computed again; so the running statistics are kept as they are during
-the whole backward pass (`fixed_running_statistics`), in which nothing is seen for the first time.
+U-shaped enhancers and timm's networks have the same switch, `set_grad_checkpointing`. A recomputed batch norm would
+count each batch twice. `fixed_running_statistics` prevents that during the backward pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,12 +15,16 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Checkpointed(nn.Module):
-    """A network in parts, of which only what goes in and comes out is kept where `checkpointing` is set."""
+    """Base class of a network that stores only the inputs and outputs of its parts if checkpointing is on."""
 
     checkpointing = False
 
-    def part(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Give `function(*inputs)`, a part of this network that draws no random numbers."""
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Switch checkpointing on or off, as timm's networks do."""
+        self.checkpointing = enable
+
+    def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Return `function(*inputs)`, where the function is a part of this network that draws no random numbers."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return function(*inputs)
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -29,35 +32,35 @@ class Checkpointed(nn.Module):
 
 @contextmanager
 def activation_checkpointing(network: nn.Module) -> Iterator[int]:
-    """Have the parts of enhancers and the blocks of timm's networks computed again while the context is open.
+    """Switch on checkpointing in a network, or in the networks that it contains, while the context is open.
 
-    It should not be open longer than the training: a network of timm then calls the blocks of a stage one by one, and
-    hooks on the stage, which calibration and Grad-CAM set, are never called.
+    Close the context after training. A timm network with checkpointing does not call the hooks on its stages, which
+    calibration and Grad-CAM need.
 
     Args:
-        network: An enhancer, a classifier, or both joined. A backward pass through it needs `fixed_running_statistics`.
+        network: An enhancer, a classifier, or both joined. Its backward pass needs `fixed_running_statistics`.
 
     Yields:
-        How many networks in it do that; of timm's, VGG does not.
+        Number of networks with checkpointing. timm's VGG has none.
     """
-    switched = [switch for switch in _switches(network) if _accepted(switch)]
+    networks = [part for part in _find_switchable(network) if _switch_on(part)]
     try:
-        yield len(switched)
+        yield len(networks)
     finally:
-        for switch in switched:
-            switch(False)
+        for part in networks:
+            part.set_grad_checkpointing(False)
 
 
 def supports_checkpointing(network: nn.Module) -> bool:
-    """Tell whether a network, or one in it, can compute its maps again."""
+    """Return whether a network, or one that it contains, has checkpointing."""
     with activation_checkpointing(network) as count:
         return count > 0
 
 
 @contextmanager
 def fixed_running_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of all batch norms in a module as they are, whatever they see meanwhile."""
-    norms = [(norm, norm.momentum, norm.num_batches_tracked) for norm in module.modules() if _follows(norm)]
+    """Keep the running statistics of all batch norms of a module unchanged while the context is open."""
+    norms = [(norm, norm.momentum, norm.num_batches_tracked) for norm in module.modules() if _has_statistics(norm)]
     for norm, *_ in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
@@ -67,24 +70,22 @@ def fixed_running_statistics(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
-def _follows(module: nn.Module) -> bool:
+def _has_statistics(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
 
 
-def _switches(network: nn.Module) -> Iterator[Callable[[bool], None]]:
-    """What turns it on and off: of the outermost networks that have it."""
-    if hasattr(network, "checkpointing"):
-        yield lambda on: setattr(network, "checkpointing", on)
-    elif hasattr(network, "set_grad_checkpointing"):
-        yield network.set_grad_checkpointing
-    else:
-        for child in network.children():
-            yield from _switches(child)
+def _find_switchable(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield the outermost modules that have the switch."""
+    if hasattr(network, "set_grad_checkpointing"):
+        yield network
+        return
+    for child in network.children():
+        yield from _find_switchable(child)
 
 
-def _accepted(switch: Callable[[bool], None]) -> bool:
+def _switch_on(network: nn.Module) -> bool:
     try:
-        switch(True)
-    except (AssertionError, NotImplementedError):  # how networks of timm say that they cannot
+        network.set_grad_checkpointing(True)
+    except (AssertionError, NotImplementedError):  # raised by timm's networks that have no checkpointing
         return False
     return True

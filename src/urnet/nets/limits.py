@@ -1,4 +1,4 @@
-"""Build networks within limits, so that a damaged or hostile configuration takes neither all memory nor all time."""
+"""Limits on building networks, so that a damaged or hostile configuration cannot exhaust memory or time."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
     from urnet.nets.joint import JointModel
 
 MAX_PARAMETER_RATIO = 2
-"""Parameters that a network may register in building it, as a multiple of those that it keeps."""
+"""Limit on the parameters that a network registers while it is built, as a multiple of those in its weights file."""
 
 
 class _TooLargeError(Exception):
-    """More parameters than the weights hold."""
+    """The network registers more parameters than the limit."""
 
 
 def build_and_load(build: "Callable[[], JointModel]", weights: Mapping[str, Tensor]) -> "JointModel":
-    """Build networks for weights that are there, and fill them in.
+    """Build the joint model that belongs to given weights, and load them.
 
-    The networks are built without memory first. Building stops as soon as they have more parameters than the weights.
+    The first build allocates no memory. Building stops as soon as the parameters exceed the limit.
 
     Args:
-        build: makes the networks with fresh weights.
+        build: builds the model with random weights.
         weights: tensors of a file, by name.
 
     Raises:
-        RunError: networks and weights do not fit; the message names what differs.
-        Exception: whatever `build` raises.
+        RunError: the weights do not fit the model; the message names the difference.
+        Exception: any error of `build`.
     """
     try:
         with torch.device("meta"):
             skeleton = _build_within(build, weights)
     except RunError:
         raise
-    except Exception:  # some networks of timm cannot be built without memory; a wrong option fails again below
+    except Exception:  # some timm networks need memory to be built; a wrong option fails again below
         pass
     else:
         _compare(skeleton, weights)
@@ -57,16 +57,16 @@ def _build_within(build: "Callable[[], JointModel]", weights: Mapping[str, Tenso
             return build()
         except Exception:
             if exceeded:
-                raise RunError("the networks are larger than these weights") from None
+                raise RunError("the networks are larger than these weights", code="model.too_large") from None
             raise
 
 
 @contextmanager
 def _at_most(numbers: int, tensors: int) -> Iterator[list[str]]:
-    """Stop this thread from building networks with more parameters than some.
+    """Limit the parameters that this thread registers while the context is open.
 
     Yields:
-        Empty; the name of the parameter at which building was stopped is added.
+        A list, to which the name of the first parameter beyond the limit is added.
     """
     thread, exceeded, count, total = threading.get_ident(), [], 0, 0
 
@@ -87,19 +87,24 @@ def _at_most(numbers: int, tensors: int) -> Iterator[list[str]]:
 
 
 def _compare(joint: "JointModel", weights: Mapping[str, Tensor]) -> None:
-    """Compare names, shapes and types of a network's tensors with those of weights.
+    """Compare the names, shapes and types of a network's tensors with those of weights.
 
     Raises:
-        RunError: they differ.
+        RunError: a tensor differs.
     """
     own = joint.state_dict()
     for name in sorted(own.keys() ^ weights.keys()):
-        raise RunError(f"tensor {name[:80]} is {'missing' if name in own else 'unknown'}")
+        raise RunError(
+            f"tensor {name[:80]} is {'missing' if name in own else 'unknown'}", code="model.weights_mismatch"
+        )
     for name, tensor in own.items():
         found = weights[name]
         if found.shape != tensor.shape or found.dtype != tensor.dtype:
-            raise RunError(f"tensor {name[:80]} is {_described(found)}, and the network's is {_described(tensor)}")
+            raise RunError(
+                f"tensor {name[:80]} is {_describe(found)}, and the network needs {_describe(tensor)}",
+                code="model.weights_mismatch",
+            )
 
 
-def _described(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

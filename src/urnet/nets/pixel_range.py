@@ -1,4 +1,4 @@
-"""The range of enhanced images: whether what an enhancer gives still is a picture."""
+"""Range of the pixels of enhanced images, with a warning if too many leave [0, 1]."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SHARE_OUTSIDE = 0.02
-"""Share of pixels outside [0, 1] up to which an image is a picture."""
+"""Share of pixels outside [0, 1] up to which there is no warning."""
 MAX_OVERSHOOT = 0.1
-"""Distance beyond 0 and 1 up to which an image is a picture, however many pixels are there, as RSGUNet's are."""
+"""Distance beyond 0 and 1 up to which there is no warning for any share of pixels. RSGUNet's range is [-0.06, 1.1]."""
 
 
 @dataclass
 class PixelRange:
-    """The smallest and the largest pixel of images, and how many lie outside [0, 1]."""
+    """Minimum and maximum of the pixels of images, and the number outside [0, 1]."""
 
     minimum: float = math.inf
     maximum: float = -math.inf
@@ -24,7 +24,7 @@ class PixelRange:
     total: int = 0
 
     def add(self, images: "Tensor | np.ndarray") -> None:
-        """Count the pixels of some images, of any shape."""
+        """Add images of any shape."""
         self.minimum, self.maximum = min(self.minimum, float(images.min())), max(self.maximum, float(images.max()))
         self.outside += int(((images < 0) | (images > 1)).sum())
         self.total += math.prod(images.shape)
@@ -44,13 +44,13 @@ class PixelRange:
 
     @property
     def warning(self) -> str | None:
-        """What a user should know; none where the images are pictures."""
+        """Warning to the user, or None."""
         if self.share_outside <= MAX_SHARE_OUTSIDE or (
             self.minimum >= -MAX_OVERSHOOT and self.maximum <= 1 + MAX_OVERSHOOT
         ):
             return None
         return (
-            f"the enhanced image leaves [0, 1]: {self.minimum:.3g} to {self.maximum:.3g}, "
-            f"{self.share_outside:.0%} of its pixels outside. The classifier then sees no picture. "
-            "enhancer.bounded=true keeps the enhancers that have this option inside"
+            f"the enhanced image leaves [0, 1]: its pixels lie between {self.minimum:.3g} and {self.maximum:.3g}, "
+            f"{self.share_outside:.0%} of them outside. Set enhancer.bounded=true to keep it inside, "
+            "if the enhancer has that option"
         )

@@ -1,4 +1,4 @@
-"""How large a network is: parameters, and multiply-accumulates an image."""
+"""Size of a network: its parameters, and its multiply-accumulates for one image."""
 
 from itertools import chain
 from typing import Any
@@ -10,18 +10,18 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Count the trainable and frozen parameters."""
+    """Count all parameters, trainable or not."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_macs(module: nn.Module, size: int, channels: int) -> int:
     """Count the multiply-accumulates of one image in evaluation mode.
 
-    Counted are convolutions with their biases, matrix products and attention; norms, activations and pooling are not.
-    Only shapes are computed, on PyTorch's meta device, so that the full-size network needs neither time nor memory.
+    The count includes convolutions with their biases, matrix products and attention. It leaves out norms, activations
+    and pooling. It uses shapes on PyTorch's meta device, so that a full-size network needs neither time nor memory.
 
     Args:
-        module: A network that takes (B, C, H, W), on any device; it is not changed.
+        module: A network that takes (B, C, H, W), on any device; it does not change.
         size: H and W of the image, px.
         channels: C of the image.
 
@@ -45,6 +45,6 @@ def count_macs(module: nn.Module, size: int, channels: int) -> int:
 def _convolution_flops(
     x: torch.Size, weight: torch.Size, bias: torch.Size | None, *args: Any, out_shape: torch.Size, **kwargs: Any
 ) -> int:
-    """Add to PyTorch's own count, which leaves it out, one accumulation of the bias for each number put out."""
+    """Count a convolution as PyTorch does, plus one accumulation of the bias for each output value."""
     *_, transposed, _output_padding, _groups = args
     return conv_flop_count(x, weight, out_shape, transposed) + (2 * out_shape.numel() if bias else 0)

@@ -1,29 +1,26 @@
 """RSGUNet (Huang et al., "Range scaling global U-Net for perceptual image enhancement on mobile devices", ECCV
-Workshops 2018), a winner of the PIRM 2018 challenge; built after the article and the authors' published network,
+Workshops 2018), a winner of the PIRM 2018 challenge. It follows the article and the authors' published network,
 https://github.com/MTLab/rsgunet_image_enhance.
 
-Two things set it apart from U-Net: a feature vector of the whole image is tiled beside the deepest map, and the last
-map is multiplied by the stem's instead of being added to it (range scaling). It has no norm layers.
+It differs from U-Net in two points: a feature vector of the whole image is tiled beside the deepest map, and the last
+map is multiplied by that of the stem instead of being added to it (range scaling). It has no norm layers.
 
-Ours: any size (mirrored outwards to a multiple of 16 px), grey images, and He's initial weights, because nothing in
-this network restores the range that weights drawn otherwise lose in its twenty layers.
+Not from the article: any size (mirrored outwards to a multiple of 16 px), grey images, and He's initial weights.
+Without norm layers, other initial weights lose the range of the image in the twenty layers.
 """
-
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from urnet.nets.checkpointing import Checkpointed
 from urnet.nets.enhancers.base import Enhancer
 from urnet.nets.enhancers.registry import Width, register_enhancer
 
 SLOPE = 0.2
-"""Of every LeakyReLU."""
+"""Slope of every LeakyReLU."""
 
 
-class RSGUNet(Checkpointed):
-    """Six scales: a stem to 1/2 of the size, a way down to 1/32 where only means are left, a way up from 1/16.
+class RSGUNet(nn.Module):
+    """Network of six scales: a stem to 1/2 of the size, an encoder to 1/32, whose mean is used, a decoder from 1/16.
 
     Args:
         channels: C of (B, C, H, W) → (B, C, H, W); 16 divides H and W.
@@ -51,27 +48,21 @@ class RSGUNet(Checkpointed):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W), between -0.06 and 1.1."""
-        stem = x = self.part(self.stem, x)  # (B, w, H/2, W/2)
+        stem = x = self.stem(x)  # (B, w, H/2, W/2)
         skips = []
         for i in range(4):
-            x = self.part(partial(self._descend, i), x)  # (B, 2ⁱw, H/2ⁱ⁺¹, W/2ⁱ⁺¹)
+            x = self.encoder[i](self.down[i - 1](x) if i else x)  # (B, 2ⁱw, H/2ⁱ⁺¹, W/2ⁱ⁺¹)
             skips.append(x)
-        x = self.part(self._look_at_all, x)  # (B, 8w, H/16, W/16)
+        x = self._append_global_features(x)  # (B, 8w, H/16, W/16)
         for i in reversed(range(3)):
-            x = self.part(partial(self._ascend, i), x, skips[i])  # (B, 2ⁱw, H/2ⁱ⁺¹, W/2ⁱ⁺¹)
+            x = self.decoder[i](torch.cat([self.up[i](x), skips[i]], dim=1))  # (B, 2ⁱw, H/2ⁱ⁺¹, W/2ⁱ⁺¹)
         x = self.head(self.last_up(stem * x))  # (B, C, H, W)
         return torch.tanh(x) * 0.58 + 0.52
 
-    def _descend(self, i: int, x: Tensor) -> Tensor:
-        return self.encoder[i](self.down[i - 1](x) if i else x)
-
-    def _look_at_all(self, x: Tensor) -> Tensor:
+    def _append_global_features(self, x: Tensor) -> Tensor:
         image = self.dense(self.deepest(self.down[3](x)).mean(dim=(2, 3)))  # (B, 8w)
         tiled = image[:, :, None, None].expand_as(x)  # (B, 8w, H/16, W/16)
         return self.bridge(torch.cat([x, tiled], dim=1))
-
-    def _ascend(self, i: int, x: Tensor, across: Tensor) -> Tensor:
-        return self.decoder[i](torch.cat([self.up[i](x), across], dim=1))
 
 
 class _Conv(nn.Sequential):
@@ -84,7 +75,7 @@ class _Conv(nn.Sequential):
 
 
 class _Double(nn.Sequential):
-    """Two of them."""
+    """Two 3×3 convolutions, each with LeakyReLU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(_Conv(in_channels, out_channels), _Conv(out_channels, out_channels))
@@ -92,13 +83,13 @@ class _Double(nn.Sequential):
 
 @register_enhancer
 def rsgunet(channels: int, *, width: Width = 16) -> Enhancer:
-    """Build RSGUNet, of the article's size at width 16.
+    """Build RSGUNet; width 16 is the size of the article.
 
-    Its output lies between -0.06 and 1.1. It cannot start as the identity: it is meant to be trained towards a target
-    image, apart from the classifier (`pretrain` in a recipe, with the losses of `urnet.training.losses`).
+    Its output lies between -0.06 and 1.1. It cannot start as the identity. It is trained towards a target image, apart
+    from the classifier (`pretrain` in a recipe, with the loss `huang2018`).
 
     Args:
         channels: C of (B, C, H, W) → (B, C, H, W).
-        width: Channels of the first scale; all others are multiples of it.
+        width: Channels of the first scale. The other scales have multiples of it.
     """
     return Enhancer(RSGUNet(channels, width))

@@ -1,11 +1,11 @@
-"""Enhancers without parameters: the traditional methods that learned enhancement is compared with (paper, section 2.1).
+"""Traditional enhancement methods without parameters, for comparison with learned enhancement (paper, section 2.1).
 
-Each stands in front of a classifier like any other enhancer, and its output can be the target that another enhancer is
+Each can stand in front of a classifier, as any other enhancer. Its output can be the target that another enhancer is
 trained towards (Sharma et al., CVPR 2018, https://arxiv.org/abs/1710.07558, which uses sharpening, the bilateral and
 the guided filter, histogram equalisation and weighted least squares).
 
-Colour images are enhanced in their luminance Y (ITU-R BT.601), as there; hue and saturation stay. Sizes such as `sigma`
-are in px of the network's input.
+Colour images are enhanced in their luminance Y (ITU-R BT.601), as in that article; Cb and Cr do not change. Sizes such
+as `sigma` are in px of the network's input.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from urnet.nets.baselines.dynamic_filters import luminance
-from urnet.nets.enhancers.base import Enhancer, reflect_pad
+from urnet.nets.enhancers.base import Enhancer, keep_side, reflect_pad
 from urnet.nets.enhancers.registry import register_enhancer
 
 Sigma = Annotated[float, Field(gt=0, le=1000)]
 """Standard deviation of a Gaussian, px."""
 Radius = Annotated[int, Field(ge=1, le=64)]
-"""A window reaches this many px from its centre to each side."""
+"""Distance from the centre of a window to each side, px."""
 
 _LOG_FLOOR = 1 / 255
 
@@ -32,24 +32,19 @@ _names: list[str] = []
 
 
 def list_traditional() -> list[str]:
-    """Give the names of the enhancers without parameters."""
+    """Return the names of the traditional methods."""
     return list(_names)
 
 
 def register_traditional(constructor: Callable[..., Enhancer]) -> Callable[..., Enhancer]:
-    """Register an enhancer that has no parameters, so that `list_traditional` names it as well."""
+    """Register an enhancer without parameters, so that `list_traditional` returns it as well."""
     register_enhancer(constructor)
     _names.append(constructor.__name__)
     return constructor
 
 
-def unpadded(size: int) -> tuple[int, int]:
-    """Give the side that a filter of any size reads and returns, as `Enhancer` wants it."""
-    return size, size
-
-
 class LuminanceFilter(nn.Module):
-    """Filter the luminance of images, in float32 whatever autocast says.
+    """Filter of the luminance of images, always in float32.
 
     Args:
         function: Maps luminances in [0, 1], (B, 1, H, W), to new ones, (B, 1, H, W).
@@ -60,27 +55,27 @@ class LuminanceFilter(nn.Module):
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pixels in [0, 1], (B, C, H, W), to filtered ones in [0, 1], float32; no gradient flows back."""
+        """Map pixels in [0, 1], (B, C, H, W), to filtered ones in [0, 1], float32, without a gradient."""
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward(x)
         x = x.detach().float().clamp(0, 1)
         y = luminance(x)  # (B, 1, H, W)
-        # Cb and Cr are multiples of B − Y and R − Y: they stay when all three channels change by as much as Y does.
+        # Cb and Cr are multiples of B − Y and R − Y, so they stay if all three channels change by as much as Y.
         return (x + self.function(y) - y).clamp(0, 1)
 
 
 class TraditionalEnhancer(Enhancer):
-    """An enhancer without parameters.
+    """Enhancer without parameters.
 
     Args:
         function: Maps luminances in [0, 1], (B, 1, H, W), to new ones, (B, 1, H, W); its other arguments are `options`.
-        exportable: Whether `torch.export`, and so ONNX, can follow the function.
-        options: What the function is called with besides the luminances.
+        exportable: Whether `torch.export`, and so ONNX, can trace the function.
+        options: Further arguments of the function.
     """
 
     def __init__(self, function: Callable[..., Tensor], *, exportable: bool = True, **options: Any) -> None:
-        super().__init__(LuminanceFilter(partial(function, **options)), fit=unpadded)
+        super().__init__(LuminanceFilter(partial(function, **options)), fit=keep_side)
         self.exportable = exportable
 
 
@@ -93,8 +88,8 @@ def clahe(
 ) -> Enhancer:
     """Contrast-limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994).
 
-    `clip` limits a bin to that many times the mean of all bins; there are `tiles` × `tiles` histograms an image, fewer
-    where a tile would have less than 8 px a side.
+    `clip` limits a bin to that many times the mean of all bins. An image has `tiles` × `tiles` histograms, or fewer
+    where the side of a tile would be below 8 px.
     """
     return TraditionalEnhancer(_clahe, clip=clip, tiles=tiles)
 
@@ -109,7 +104,7 @@ def _clahe(y: Tensor, clip: float, tiles: int) -> Tensor:
 
 @register_traditional
 def equalise(channels: int) -> Enhancer:
-    """Histogram equalisation over the whole image, in 256 levels; under 256 px there is nothing to equalise."""
+    """Histogram equalisation over the whole image, in 256 levels. Images of less than 256 px do not change."""
     return TraditionalEnhancer(_equalise)
 
 
@@ -121,7 +116,7 @@ def _equalise(y: Tensor) -> Tensor:
 
 @register_traditional
 def unsharp(channels: int, *, sigma: Sigma = 2.0, amount: Annotated[float, Field(gt=0, le=100)] = 1.0) -> Enhancer:
-    """Unsharp masking: what a blur of `sigma` takes away is added `amount` times."""
+    """Unsharp masking: add `amount` times the difference between the image and its blur by `sigma`."""
     return TraditionalEnhancer(_unsharp, sigma=sigma, amount=amount)
 
 
@@ -140,8 +135,8 @@ def retinex(
 ) -> Enhancer:
     """Multi-scale retinex (Jobson, Rahman & Woodell, IEEE Trans. Image Process. 6, 965, 1997; its three scales).
 
-    The mean over the scales of the log ratio of a pixel to its blurred surroundings. How it is displayed, times `gain`
-    about mid-grey, is our choice.
+    The result is the mean over the scales of the log ratio of a pixel to its blurred surroundings, times `gain`, around
+    mid-grey. The article gives no such display range.
     """
     return TraditionalEnhancer(_retinex, scales=(small, medium, large), gain=gain)
 
@@ -160,10 +155,10 @@ def homomorphic(
     low: Annotated[float, Field(ge=0, le=1)] = 0.5,
     high: Annotated[float, Field(ge=1, le=10)] = 1.5,
 ) -> Enhancer:
-    """Homomorphic filtering (Oppenheim et al., Proc. IEEE 56, 1264, 1968): illumination less, reflectance more.
+    """Homomorphic filtering (Oppenheim et al., Proc. IEEE 56, 1264, 1968): less illumination, more reflectance.
 
-    In the logarithm, slow changes (a Gaussian of `sigma`) are multiplied by `low` and fast ones by `high`; the mean
-    stays.
+    In the logarithm, low frequencies (a Gaussian of `sigma`) are multiplied by `low` and high ones by `high`. The mean
+    does not change.
     """
     return TraditionalEnhancer(_homomorphic, sigma=sigma, low=low, high=high)
 
@@ -179,7 +174,7 @@ def _homomorphic(y: Tensor, sigma: float, low: float, high: float) -> Tensor:
 def guided(channels: int, *, radius: Radius = 4, epsilon: Annotated[float, Field(gt=0, le=1)] = 0.001) -> Enhancer:
     """Guided filter as smoothing, the image its own guide (He et al., IEEE Trans. PAMI 35, 1397, 2013).
 
-    Windows whose variance is below `epsilon` are flattened, those above it kept.
+    Windows with a variance below `epsilon` are smoothed; those above it hardly change.
     """
     return TraditionalEnhancer(_guided, radius=radius, epsilon=epsilon)
 
@@ -201,7 +196,7 @@ def bilateral(
     sigma: Sigma = 2.0,
     contrast: Annotated[float, Field(gt=0, le=1)] = 0.05,
 ) -> Enhancer:
-    """Bilateral filter (Tomasi & Manduchi, ICCV 1998): a mean over near pixels of like brightness.
+    """Bilateral filter (Tomasi & Manduchi, ICCV 1998): a mean over near pixels of similar brightness.
 
     Weights are Gaussian in the distance (`sigma`) and in the difference of luminance (`contrast`).
     """
@@ -227,7 +222,7 @@ def wavelet(
     """Wavelet denoising by soft thresholds (Donoho & Johnstone, Biometrika 81, 425, 1994), with Daubechies' db2.
 
     The noise is the median of the finest diagonal coefficients / 0.6745; the threshold is `strength` times the
-    universal one, noise · √(2 ln HW), which by itself blurs. Images too small for a level pass unchanged.
+    universal one, noise · √(2 ln HW), which alone blurs too much. Images too small for one level do not change.
     """
     return TraditionalEnhancer(_wavelet, levels=levels, strength=strength)
 
@@ -258,14 +253,14 @@ def wls(
 ) -> Enhancer:
     """Edge-preserving smoothing by weighted least squares (Farbman et al., ACM Trans. Graph. 27(3), 67, 2008).
 
-    `smoothness` is its λ; `alpha` makes edges of the log luminance count more. A sparse system is solved for each image
-    on the CPU (about 20 ms for 96 × 96 px), which `torch.export` cannot follow.
+    `smoothness` is λ of the article. A higher `alpha` preserves edges of the log luminance more. A sparse system is
+    solved for each image on the CPU (about 20 ms for 96 × 96 px), which `torch.export` cannot trace.
     """
     return TraditionalEnhancer(_wls, exportable=False, smoothness=smoothness, alpha=alpha)
 
 
 def _wls(y: Tensor, smoothness: float, alpha: float) -> Tensor:
-    if y.is_meta:  # only shapes are asked for
+    if y.is_meta:  # only the shape counts
         return torch.empty_like(y)
     images = y.squeeze(1).double().cpu().numpy()
     return torch.from_numpy(np.stack([_wls_image(image, smoothness, alpha) for image in images])).unsqueeze(1).to(y)
@@ -288,11 +283,11 @@ def _wls_image(image: np.ndarray, smoothness: float, alpha: float) -> np.ndarray
 
 
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
-    """Blur with a Gaussian cut off at 3 σ; images go on beyond their border mirrored.
+    """Blur with a Gaussian cut off at 3 σ, and images mirrored beyond their border.
 
     Args:
         x: Images, (B, C, H, W).
-        sigma: Standard deviation, px; any, also far beyond the image's size.
+        sigma: Standard deviation, px. It may exceed the size of the image.
 
     Returns:
         Blurred images, (B, C, H, W).
@@ -302,7 +297,7 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def _blur_matrix(size: int, sigma: float, like: Tensor) -> Tensor:
-    """Give the (size, size) matrix of a blur along one axis: each row a Gaussian, folded at the mirrored borders."""
+    """Return the (size, size) matrix of a blur along one axis: rows are Gaussians, folded at the mirrored borders."""
     reach = max(1, round(3 * sigma))
     offsets = torch.arange(-reach, reach + 1, device=like.device)
     gaussian = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -315,7 +310,7 @@ def _blur_matrix(size: int, sigma: float, like: Tensor) -> Tensor:
 
 
 def _with_margin(function: Callable[[Tensor], Tensor], y: Tensor, margin: int) -> Tensor:
-    """Run a filter whose window may be wider than the image, on the image with a mirrored margin, and cut that off."""
+    """Apply a filter to an image with a mirrored margin, and crop the margin off. Its window may exceed the image."""
     height, width = y.shape[-2:]
     y = function(reflect_pad(y, margin, margin, margin, margin))
     return y[..., margin : margin + height, margin : margin + width]

@@ -1,4 +1,4 @@
-"""The frame around every enhancer: any image size in, the same size out; residual and bounded output."""
+"""Base class of every enhancer: it accepts images of any size, and offers residual and bounded output."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,27 +10,32 @@ from torch import Tensor, nn
 from urnet.errors import ImageError
 
 LOGIT_MARGIN = 0.01
-"""Distance from 0 and from 1 that pixels keep before the logit; within it, the identity is exact."""
+"""Smallest distance of pixels from 0 and from 1 before the logit. Between these limits the identity is exact."""
 
 
 def round_up_to_16(size: int, *, least: int = 16) -> tuple[int, int]:
-    """Give the side that a padded network of five scales reads, and the side that it returns, to cover `size` px.
+    """Return the input side and the output side, px, with which a padded network of five scales covers an image.
 
     Args:
         size: Side of the image, px.
-        least: Smallest side, px; reflected borders of the deepest map need 32.
+        least: Smallest side, px. Reflected borders of the deepest map need 32.
     """
     side = max(least, -(-size // 16) * 16)
     return side, side
 
 
 def choose_fit(padding_mode: str) -> Callable[[int], tuple[int, int]]:
-    """Give the `fit` of a padded network of five scales; a deepest map of 1 px has nothing to reflect."""
+    """Return the `fit` of a padded network of five scales. A deepest map of 1 px cannot be reflected."""
     return partial(round_up_to_16, least=32) if padding_mode == "reflect" else round_up_to_16
 
 
+def keep_side(size: int) -> tuple[int, int]:
+    """Return the input side and the output side, px, of a network that takes images of any size."""
+    return size, size
+
+
 def logit(x: Tensor) -> Tensor:
-    """Invert the sigmoid of pixels in [0, 1], of any shape, after keeping them `LOGIT_MARGIN` away from 0 and 1."""
+    """Invert the sigmoid of pixels in [0, 1], of any shape, after clipping them to `LOGIT_MARGIN` from 0 and 1."""
     x = x.clamp(LOGIT_MARGIN, 1 - LOGIT_MARGIN)
     return torch.log(x / (1 - x))
 
@@ -38,20 +43,20 @@ def logit(x: Tensor) -> Tensor:
 class Enhancer(nn.Module):
     """An image-to-image network that accepts any size from 2 × 2 px.
 
-    The image is mirrored outwards to a size that the body can take, and the result is cropped back.
+    It mirrors the image outwards to a size that its body accepts, and crops the result back.
 
     Args:
-        body: Network (B, C, H, W) → (B, C, H', W'). With `residual` it must have an attribute `head`, the layer or
-            layers that its output comes from.
-        residual: Return `x + body(x)` instead of `body(x)`. The head starts at zero, so that before the first
-            optimiser step the enhancer is exactly the identity. Not in the paper: it is the alternative to
-            pre-training the enhancer to the identity (paper, section 3.3).
-        bounded: Keep the output in [0, 1] by a sigmoid: `σ(body(x))`, and with `residual` `σ(logit(x) + body(x))`, in
-            which the identity is exact for pixels in [0.01, 0.99] and off by 0.01 at most beyond. Not in the paper,
-            whose linear output drifts far from [0, 1] as soon as it is trained through a classifier.
-        fit: Gives, for a side of the image in px, the side that the body should be fed and the side that it then
-            returns (at least the image's). The pixels that the body loses must be lost alike on both sides; an odd
-            one is lost at the end.
+        body: Network (B, C, H, W) → (B, C, H', W'). With `residual` it must have an attribute `head`: its last layer or
+            layers.
+        residual: Return `x + body(x)` instead of `body(x)`. The head starts at zero, so that the enhancer is exactly
+            the identity before the first optimiser step. Not in the paper: it is the alternative to pre-training the
+            enhancer to the identity (section 3.3).
+        bounded: Keep the output in [0, 1] by a sigmoid: `σ(body(x))`, and with `residual` `σ(logit(x) + body(x))`.
+            The identity is then exact for pixels in [0.01, 0.99], and off by at most 0.01 beyond. Not in the paper:
+            its linear output drifts far from [0, 1] as soon as it is trained through a classifier.
+        fit: Maps a side of the image, px, to the input side and the output side of the body, px. The output side is
+            at least the side of the image. The body must lose as many pixels at the start as at the end, or one more at
+            the end.
     """
 
     def __init__(
@@ -78,7 +83,7 @@ class Enhancer(nn.Module):
             x: Pixels in [0, 1], (B, C, H, W).
 
         Returns:
-            The enhanced images, (B, C, H, W); in [0, 1] where `bounded`, else anywhere.
+            The enhanced images, (B, C, H, W). They lie in [0, 1] only if `bounded`.
 
         Raises:
             ImageError: H or W is below 2 px.
@@ -94,18 +99,18 @@ class Enhancer(nn.Module):
         return torch.sigmoid(logit(x) + y if self.residual else y)
 
 
-def _margins(size: int, fed: int, returned: int) -> tuple[tuple[int, int], int]:
-    """Give the px to add before and after `size`, and the px to skip at the start of what the body returns."""
-    skip = (returned - size) // 2
-    before = (fed - returned) // 2 + skip
-    return (before, fed - size - before), skip
+def _margins(size: int, input_side: int, output_side: int) -> tuple[tuple[int, int], int]:
+    """Return the px to add before and after `size`, and the px to skip at the start of the output of the body."""
+    skip = (output_side - size) // 2
+    before = (input_side - output_side) // 2 + skip
+    return (before, input_side - size - before), skip
 
 
 def reflect_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
-    """Mirror an image outwards, by any number of pixels.
+    """Mirror an image outwards by any number of pixels.
 
-    `torch.nn.functional.pad` refuses margins as wide as the image; here it is mirrored again until they are filled,
-    as `numpy.pad(mode="reflect")` does.
+    `torch.nn.functional.pad` refuses margins as wide as the image. This function repeats the mirroring until the
+    margins are filled, as `numpy.pad(mode="reflect")` does.
 
     Args:
         x: Images, (B, C, H, W).
@@ -118,16 +123,17 @@ def reflect_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tens
         The images with their margins, (B, C, top + H + bottom, left + W + right).
 
     Raises:
-        ImageError: A margin is asked for and H or W is below 2 px, so that there is nothing to mirror.
+        ImageError: A margin is above 0, and H or W is below 2 px.
     """
     margins = [left, right, top, bottom]
     height, width = x.shape[-2:]
     if any(margins) and min(height, width) < 2:
         raise ImageError(
-            f"an image of {width} × {height} px cannot be mirrored outwards; an enhancer needs at least 2 × 2 px: "
-            "leave such crops out"
+            f"an enhancer cannot mirror an image of {width} × {height} px outwards; it needs at least 2 × 2 px. "
+            "Leave such crops out",
+            code="images.too_small",
         )
-    period = (width - 1, width - 1, height - 1, height - 1)  # whole steps keep the edges where the mirrors stand
+    period = (width - 1, width - 1, height - 1, height - 1)  # whole periods keep the mirror axes at the edges
     while any(margins):
         step = [min(px, limit) for px, limit in zip(margins, period, strict=True)]
         x = F.pad(x, step, mode="reflect")

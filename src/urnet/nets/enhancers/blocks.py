@@ -1,4 +1,4 @@
-"""The layers that the U-shaped networks are built of."""
+"""Layers of the U-shaped networks."""
 
 from typing import Literal
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 Upsample = Literal["transposed", "resize"]
-"""How a map is doubled in size: a key of `UPSAMPLING`."""
+"""Key of `UPSAMPLING`: how a map is doubled in size."""
 PaddingMode = Literal["zeros", "reflect"]
-"""What lies beyond the border of a map for a 3×3 convolution."""
+"""Values beyond the border of a map for a 3×3 convolution."""
 
 
 class DoubleConv(nn.Sequential):
@@ -17,7 +17,7 @@ class DoubleConv(nn.Sequential):
     Args:
         in_channels: Channels of the input, (B, in_channels, H, W).
         out_channels: Channels of the output, (B, out_channels, H, W).
-        padding_mode: What lies beyond the border: zeros, or the map reflected.
+        padding_mode: Values beyond the border: zeros, or the map reflected.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, padding_mode: PaddingMode = "zeros") -> None:
@@ -32,7 +32,7 @@ class DoubleConv(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions beside a 1×1 shortcut; the sum is activated.
+    """Two 3×3 convolutions with a 1×1 shortcut beside them; the sum is activated.
 
     Args:
         in_channels: Channels of the input, (B, in_channels, H, W).
@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
             padding, where the shortcut is cropped to its centre.
         activation: Class of the activation, constructed with `inplace=True`.
         padding: 1 keeps the size, 0 is the valid convolution.
-        padding_mode: What lies beyond the border: zeros, or the map reflected.
+        padding_mode: Values beyond the border: zeros, or the map reflected.
     """
 
     def __init__(
@@ -66,7 +66,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         y = self.convs(x)
-        y += centre_crop(self.shortcut(x), y.shape[-2:])  # in place: batch norm does not need what it gave
+        y += centre_crop(
+            self.shortcut(x), y.shape[-2:]
+        )  # in place: the backward pass of batch norm does not need its output
         return self.activation(y)
 
 
@@ -74,7 +76,7 @@ class MaxPool(nn.MaxPool2d):
     """2×2 max-pooling; an odd side is rounded up, as a stride-2 convolution with padding 1 does.
 
     Args:
-        channels: Taken so that all downsampling layers are constructed alike.
+        channels: Not used; all downsampling layers have the same constructor.
     """
 
     def __init__(self, channels: int) -> None:
@@ -82,12 +84,12 @@ class MaxPool(nn.MaxPool2d):
 
 
 class StridedConv(nn.Sequential):
-    """3×3 convolution with stride 2 and batch norm in place of pooling: (B, C, H, W) → (B, C, ⌈H/2⌉, ⌈W/2⌉).
+    """3×3 convolution with stride 2 and batch norm, in place of pooling: (B, C, H, W) → (B, C, ⌈H/2⌉, ⌈W/2⌉).
 
     Args:
-        channels: C; it is kept.
+        channels: C of input and output.
         padding: 1 halves the size, 0 is the valid convolution: ⌊(H - 1)/2⌋.
-        padding_mode: What lies beyond the border: zeros, or the map reflected.
+        padding_mode: Values beyond the border: zeros, or the map reflected.
     """
 
     def __init__(self, channels: int, *, padding: int = 1, padding_mode: PaddingMode = "zeros") -> None:
@@ -100,7 +102,7 @@ class StridedConv(nn.Sequential):
 class TransposedConv(nn.ConvTranspose2d):
     """2×2 transposed convolution with stride 2: (B, in_channels, H, W) → (B, out_channels, 2H, 2W).
 
-    Each of its four weights makes every other pixel, so that it can draw a checkerboard on a plain image.
+    Each of its four weights sets every other pixel, so that it can draw a checkerboard on a constant image.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -111,7 +113,7 @@ class ResizeConv(nn.Sequential):
     """Resize-convolution: (B, in_channels, H, W) → (B, out_channels, 2H, 2W), without a checkerboard.
 
     A. Odena et al., "Deconvolution and checkerboard artifacts", Distill 2016, https://doi.org/10.23915/distill.00003.
-    A 1×1 convolution, which gives the same before and after bilinear resizing and is cheaper before it; the 3×3
+    The 1×1 convolution stands before the bilinear resizing, where it gives the same result and is cheaper. The 3×3
     convolutions are those of the next block.
     """
 
@@ -137,15 +139,15 @@ class PointwiseConv(nn.Conv2d):
 
 
 class SqueezeExcitation(nn.Module):
-    """Channel attention, paper Eqs. 1 and 2 (arXiv 1709.01507).
+    """Channel attention, the paper's Eqs. 1 and 2 (arXiv 1709.01507).
 
-    Squeeze, Eq. 1: s_c is the mean of channel c over the map. Excitation, Eq. 2: E = σ(L2 δ(L1 s)), with δ the ReLU
+    Squeeze, Eq. 1: s_c is the mean of channel c over the map. Excitation, Eq. 2: E = σ(L2 δ(L1 s)), where δ is the ReLU
     and σ the sigmoid. The output is E·X. The paper gives no reduction; 16 is that of the article it cites. The hidden
-    layer has at least 4 units: the single one that narrow networks would be left with starts dead half of the time.
+    layer has at least 4 units, because a single unit starts dead half of the time.
 
     Args:
         channels: C of (B, C, H, W) → (B, C, H, W).
-        reduction: Channels to a hidden unit.
+        reduction: Channels for each hidden unit.
     """
 
     def __init__(self, channels: int, *, reduction: int = 16) -> None:
@@ -157,12 +159,13 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Weight each channel of (B, C, H, W)."""
-        s = x.mean(dim=(2, 3))  # (B, C)
-        return x * self.excite(s)[:, :, None, None]  # (B, C, H, W)
+        s = x.mean(dim=(2, 3))  # Eq. 1, (B, C)
+        e = self.excite(s)  # Eq. 2, (B, C)
+        return x * e[:, :, None, None]  # (B, C, H, W)
 
 
 def centre_crop(x: Tensor, size: torch.Size) -> Tensor:
-    """Cut (B, C, H, W) to the height and width `size` around its centre; an odd pixel goes at the end."""
+    """Crop (B, C, H, W) to the height and width `size` around its centre; an odd pixel is cut at the end."""
     top, left = ((have - want) // 2 for have, want in zip(x.shape[-2:], size, strict=True))
     return x[..., top : top + size[0], left : left + size[1]]
 

@@ -1,21 +1,16 @@
-"""No enhancement: the classifier sees the raw image (Net1 of the paper)."""
+"""No enhancement: the classifier receives the raw image (the paper's Net1)."""
+
+from typing import Any
 
 from torch import nn
 
-from urnet.nets.enhancers.base import Enhancer
-from urnet.nets.enhancers.blocks import PaddingMode, Upsample
-from urnet.nets.enhancers.registry import Width, register_enhancer
+from urnet.nets.enhancers.base import Enhancer, keep_side
+from urnet.nets.enhancers.registry import add_shared_options, register_enhancer
 
 
-@register_enhancer
-def none(
-    channels: int,
-    *,
-    width: Width = 64,
-    residual: bool = False,
-    bounded: bool = False,
-    upsample: Upsample = "transposed",
-    padding_mode: PaddingMode = "zeros",
-) -> Enhancer:
-    """Build the identity, without parameters; the options common to all enhancers are taken and change nothing."""
-    return Enhancer(nn.Identity(), fit=lambda size: (size, size))
+def none(channels: int, **options: Any) -> Enhancer:
+    """Build the identity, which has no parameters. It accepts the shared options; they have no effect."""
+    return Enhancer(nn.Identity(), fit=keep_side)
+
+
+register_enhancer(add_shared_options(none))

@@ -1,6 +1,6 @@
-"""A stack of convolutions: the control for the question whether an enhancer's gain is only its parameters.
+"""A stack of convolutions: the control that shows whether the gain of an enhancer comes only from its parameters.
 
-It has no scales, no skips, no attention and no shortcut; `match_plain_width` gives the width at which it has as many
+It has no scales, no skips, no attention and no shortcut. `match_plain_width` returns the width at which it has as many
 parameters as the enhancer that it is compared with.
 """
 
@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from urnet.nets.checkpointing import Checkpointed
 from urnet.nets.enhancers.base import Enhancer, reflect_pad
 from urnet.nets.enhancers.blocks import PaddingMode
 from urnet.nets.enhancers.registry import Width, register_enhancer
@@ -21,21 +20,21 @@ Depth = Annotated[int, Field(ge=1, le=100)]
 """Number of 3×3 convolutions."""
 
 Fold = Literal[1, 2, 4, 8]
-"""Side in px of the blocks that become channels."""
+"""Side of the blocks that become channels, px."""
 
 
-class Plain(Checkpointed):
+class Plain(nn.Module):
     """3×3 convolutions that keep the size, each with batch norm and ReLU; a linear 1×1 convolution at the end.
 
     Args:
         channels: C of (B, C, H, W) → (B, C, H, W).
         width: Channels of every layer.
         depth: Number of 3×3 convolutions.
-        fold: Blocks of fold × fold px become channels before the first layer and pixels again after the last
-            (sub-pixel convolution, https://arxiv.org/abs/1609.05158); it must divide H and W.
-        padding_mode: What lies beyond the border: zeros, or the map reflected.
-        smooth: Average the output over fold × fold px. The pixels of a block come from channels of their own, which
-            draws a pattern with the period of a block on a plain image; the average has none.
+        fold: Blocks of fold × fold px become channels before the first layer, and pixels again after the last
+            (sub-pixel convolution, https://arxiv.org/abs/1609.05158). It must divide H and W.
+        padding_mode: Values beyond the border: zeros, or the map reflected.
+        smooth: Average the output over fold × fold px. The pixels of a block come from different channels, which draws
+            a pattern with the period of a block on a constant image; the average removes it.
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class Plain(Checkpointed):
             convolution = nn.Conv2d(before, width, 3, padding=1, padding_mode=padding_mode)
             layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
-        self.step = 3 * math.isqrt(depth)  # layers of a part: as many maps are kept between parts as within one
         self.head = nn.Conv2d(width, channels * fold**2, 1)
         self.unfold = nn.PixelShuffle(fold)
         self.smooth = smooth and fold > 1
@@ -64,20 +62,14 @@ class Plain(Checkpointed):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         x = self.fold(x)
-        for start in range(0, len(self.layers), self.step):
-            x = self.part(partial(self._some, start), x)  # (B, width, H/fold, W/fold)
+        x = self.layers(x)  # (B, width, H/fold, W/fold)
         x = self.head(x)  # (B, C·fold², H/fold, W/fold)
         if not self.smooth:
             return self.unfold(x)  # (B, C, H, W)
         fold, height, width = self.unfold.upscale_factor, *x.shape[-2:]
-        x = F.avg_pool2d(self.unfold(reflect_pad(x, 1, 1, 1, 1)), fold, stride=1)  # whole blocks beyond the border
+        x = F.avg_pool2d(self.unfold(reflect_pad(x, 1, 1, 1, 1)), fold, stride=1)  # one more block at each border
         start = fold - (fold - 1) // 2
         return x[..., start : start + fold * height, start : start + fold * width]
-
-    def _some(self, start: int, x: Tensor) -> Tensor:
-        for i in range(start, min(start + self.step, len(self.layers))):
-            x = self.layers[i](x)
-        return x
 
 
 @register_enhancer
@@ -92,10 +84,10 @@ def plain(
     padding_mode: PaddingMode = "zeros",
     fold: Fold = 1,
 ) -> Enhancer:
-    """Build the stack; 18 layers are as many 3×3 convolutions as the U-shaped enhancers have in their blocks.
+    """Build the stack. The default depth of 18 is the number of 3×3 convolutions in the blocks of a U-shaped enhancer.
 
-    At full resolution each of its parameters works on every pixel, which in a U-shaped network of the same size few
-    do: UR-Net has 928 multiply-accumulates a parameter on 200 × 200 px, this stack 40,000. With `fold=4` it has 2,500,
+    At full resolution each parameter works on every pixel, which few parameters of a U-shaped network do. On
+    200 × 200 px UR-Net has 928 multiply-accumulates per parameter, and this stack 40,000. With `fold=4` it has 2,500,
     with `fold=8` 625.
 
     Args:
@@ -104,22 +96,22 @@ def plain(
         depth: Number of 3×3 convolutions.
         residual: Return `x + f(x)`, the identity before the first step (see `Enhancer`).
         bounded: Keep the output in [0, 1] by a sigmoid (see `Enhancer`).
-        upsample: "shuffle": channels become pixels again. "resize": these are averaged over fold × fold px.
-        padding_mode: What lies beyond the border of a map: "zeros", or the map reflected ("reflect").
-        fold: 1 works at full resolution; 2, 4 or 8 fold that many pixels a side into channels first.
+        upsample: "shuffle": channels become pixels again. "resize": the pixels are then averaged over fold × fold px.
+        padding_mode: Values beyond the border of a map: "zeros", or the map reflected ("reflect").
+        fold: 1: full resolution. 2, 4 or 8: side of the blocks that become channels, px.
     """
     body = Plain(channels, width, depth, fold, padding_mode=padding_mode, smooth=upsample == "resize")
     reflects = padding_mode == "reflect" or upsample == "resize"
-    least = 2 * fold if reflects else fold  # a map of 1 px has nothing to reflect
+    least = 2 * fold if reflects else fold  # a map of 1 px cannot be reflected
     return Enhancer(body, residual=residual, bounded=bounded, fit=partial(_multiple, fold, least))
 
 
 def match_plain_width(channels: int, parameters: int, depth: int = 18, fold: int = 1) -> int:
-    """Give the width at which `plain` comes nearest to a number of parameters.
+    """Return the width at which `plain` comes nearest to a number of parameters.
 
     Args:
         channels: C of the images.
-        parameters: To be matched, such as `count_parameters(create_enhancer("urnet", channels))`.
+        parameters: Number to match, such as `count_parameters(create_enhancer("urnet", channels))`.
         depth: Number of 3×3 convolutions.
         fold: As for `plain`.
 
@@ -140,6 +132,6 @@ def match_plain_width(channels: int, parameters: int, depth: int = 18, fold: int
 
 
 def _multiple(step: int, least: int, size: int) -> tuple[int, int]:
-    """Give the sides, read and returned, of a network that takes multiples of `step` px, `least` px or more."""
+    """Return the input side and the output side of a network that takes multiples of `step` px from `least` px."""
     side = max(least, -(-size // step) * step)
     return side, side

@@ -1,4 +1,4 @@
-"""UNet++ (Zhou et al., DLMIA 2018, https://arxiv.org/abs/1807.10165): the skips are dense blocks of their own."""
+"""UNet++ (Zhou et al., DLMIA 2018, https://arxiv.org/abs/1807.10165): a U-Net whose skips are dense blocks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,17 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from urnet.nets.checkpointing import Checkpointed
-from urnet.nets.enhancers.base import Enhancer, choose_fit
-from urnet.nets.enhancers.blocks import (
-    UPSAMPLING,
-    DoubleConv,
-    MaxPool,
-    PaddingMode,
-    TransposedConv,
-    Upsample,
-    concatenate,
-)
-from urnet.nets.enhancers.registry import Width, register_enhancer
+from urnet.nets.enhancers.blocks import DoubleConv, MaxPool, PaddingMode, TransposedConv, concatenate
+from urnet.nets.enhancers.unet import register_u_shaped
 
 
 class UNetPlusPlus(Checkpointed):
@@ -26,9 +17,9 @@ class UNetPlusPlus(Checkpointed):
     Args:
         channels: C of (B, C, H, W) → (B, C, H, W).
         width: Channels of the first scale.
-        deep_supervision: Average a head on each of X(0,1..4), in training and in use alike (the article's accurate
-            mode), instead of one head on X(0,4). There each head has its loss; one image leaves this network, so the
-            loss is that of the average, and still reaches the shallow nodes directly.
+        deep_supervision: Average one head on each of X(0,1..4), in training and in use (the article's accurate mode),
+            instead of one head on X(0,4). In the article each head has its own loss. Here the loss is that of the
+            average, which reaches the shallow nodes directly as well.
         block: Called with (in_channels, out_channels): the convolutions of a node.
         up: Called with (in_channels, out_channels): doubles height and width.
     """
@@ -58,32 +49,29 @@ class UNetPlusPlus(Checkpointed):
         """Map (B, C, H, W) to (B, C, H, W)."""
         rows: list[list[Tensor]] = []  # rows[i][j] is X(i,j), (B, 2ⁱw, H/2ⁱ, W/2ⁱ)
         for i in range(5):
-            rows.append([self.part(partial(self._descend, i), x if i == 0 else rows[i - 1][0])])
+            rows.append([self.checkpoint(partial(self._encode, i), x if i == 0 else rows[i - 1][0])])
         for j in range(1, 5):
             for i in range(5 - j):
-                rows[i].append(self.part(partial(self._join, i, j), rows[i + 1][j - 1], *rows[i]))
+                rows[i].append(self.checkpoint(partial(self._join, i, j), rows[i + 1][j - 1], *rows[i]))
         outputs = [head(node) for head, node in zip(self.head, rows[0][-len(self.head) :], strict=True)]
         return torch.stack(outputs).mean(dim=0)  # (B, C, H, W)
 
-    def _descend(self, i: int, x: Tensor) -> Tensor:
+    def _encode(self, i: int, x: Tensor) -> Tensor:
         return self.nodes[f"{i}_0"](x if i == 0 else self.down[i - 1](x))
 
-    def _join(self, i: int, j: int, below: Tensor, *across: Tensor) -> Tensor:
-        return self.nodes[f"{i}_{j}"](concatenate(*across, self.up[f"{i}_{j}"](below)))
+    def _join(self, i: int, j: int, below: Tensor, *skipped: Tensor) -> Tensor:
+        return self.nodes[f"{i}_{j}"](concatenate(*skipped, self.up[f"{i}_{j}"](below)))
 
 
-@register_enhancer
+@register_u_shaped
 def unetpp(
     channels: int,
+    width: int,
     *,
-    width: Width = 64,
-    residual: bool = False,
-    bounded: bool = False,
-    upsample: Upsample = "transposed",
-    padding_mode: PaddingMode = "zeros",
+    up: type[nn.Module],
+    padding_mode: PaddingMode,
     deep_supervision: bool = False,
-) -> Enhancer:
+) -> UNetPlusPlus:
     """Build UNet++ of five scales."""
     block = partial(DoubleConv, padding_mode=padding_mode)
-    body = UNetPlusPlus(channels, width, deep_supervision=deep_supervision, block=block, up=UPSAMPLING[upsample])
-    return Enhancer(body, residual=residual, bounded=bounded, fit=choose_fit(padding_mode))
+    return UNetPlusPlus(channels, width, deep_supervision=deep_supervision, block=block, up=up)
