@@ -371,7 +371,7 @@ class ClassificationJob:
                 continue
             place, name = None, answer.path
             if source.path is not None and source.path.is_dir() and index < len(self.cut.positions):
-                place = self.cut.places[index]
+                place = self.cut.positions[index]
                 self._of_field[place.field] += 1
                 name = f"{self.cut.fields[place.field].name}, cell {self._of_field[place.field]}"
             self.seen.append(Seen(len(self.seen), answer, source, index, name, place))

@@ -162,7 +162,7 @@ class PhantomField:
         cells: the white cells in it.
     """
 
-    simulate_brightfield: np.ndarray
+    brightfield: np.ndarray
     nuclei: np.ndarray
     cells: tuple[PlacedCell, ...]
 
@@ -207,7 +207,8 @@ def draw_field(
         PlacedCell(column, row, patch.radius, label, contact)
         for label, patch, (row, column, contact) in zip(labels, patches, places, strict=True)
     )
-    return PhantomField(*(np.rint(4095 * image).astype(np.uint16) for image in images), tuple(placed))
+    brightfield, nuclei = (np.rint(4095 * image).astype(np.uint16) for image in images)
+    return PhantomField(brightfield, nuclei, tuple(placed))
 
 
 def _place_cells(

@@ -53,7 +53,7 @@ def _shared_options(
 def add_shared_options(constructor: Callable[..., Enhancer], own: Iterable[Parameter] = ()) -> Callable[..., Enhancer]:
     """Give a constructor that takes `**options` the signature (channels, shared options, own options)."""
     channels, *_ = signature(constructor).parameters.values()
-    constructor.__signature__ = Signature([channels, *signature(_shared_options).parameters.values(), *own])
+    setattr(constructor, "__signature__", Signature([channels, *signature(_shared_options).parameters.values(), *own]))  # noqa: B010
     return constructor
 
 

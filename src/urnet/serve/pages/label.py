@@ -47,7 +47,7 @@ class Queue:
     def __init__(self, services: Services):
         assert services.store is not None
         assert services.cells is not None
-        self.services, self.labelling = services, services.store.labels
+        self.services, self.labels = services, services.store.labels
         self.store = services.store
         self.images = CellImages.open(services.run, services.cells, services.model)
         self.ranking = QueueRanking(services, self.images)
