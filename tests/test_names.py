@@ -76,7 +76,7 @@ FORMS = [as_field_folders, as_cells, as_folders, as_fields, as_positions]
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_a_label_that_says_nothing_is_refused(folder, raises_code, form, name):
+def test_refuses_labels_that_mean_unknown(folder, raises_code, form, name):
     if form in (as_folders, as_field_folders) and "/" in name:
         pytest.skip("no folder can be called so")
     with raises_code("cells.label_missing") as caught:
@@ -86,7 +86,7 @@ def test_a_label_that_says_nothing_is_refused(folder, raises_code, form, name):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("pair", TWINS)
-def test_classes_that_differ_only_in_spelling_are_refused(folder, raises_code, form, pair):
+def test_refuses_classes_that_differ_only_in_spelling(folder, raises_code, form, pair):
     with raises_code("cells.label_twins") as caught:
         form(folder, ["a", *pair])
     assert all(ascii(name)[1:-1] in str(caught.value) or name in str(caught.value) for name in pair)
@@ -100,26 +100,26 @@ def test_unicode_forms_and_blanks_make_no_new_class(folder, form):
     assert set(labels) == {"Größe μ"}
 
 
-def test_the_recipe_may_name_any_label(folder):
+def test_recipe_can_name_any_label(folder):
     (folder / "t.csv").write_text("path,label\n0.png,NA\n1.png,Monocyte\n2.png,monocyte\n", encoding="utf-8")
     cells = read_cells(folder / "t.csv", classes={"none seen": ["NA"], "monocyte": ["Monocyte", "monocyte"]})
     assert cells.table["label"].tolist() == ["none seen", "monocyte", "monocyte"]
 
 
-def test_classes_of_the_recipe_are_found_in_any_unicode_form(folder):
+def test_recipe_classes_match_in_any_unicode_form(folder):
     name = unicodedata.normalize("NFD", "é")
     (folder / "t.csv").write_text("path,label\n0.png,é\n1.png,b\n", encoding="utf-8")
     assert read_cells(folder / "t.csv", classes={name: [name], "b": ["b"]}).classes == (name, "b")
 
 
-def test_classes_of_the_recipe_that_differ_only_in_spelling_are_refused(folder, raises_code):
+def test_refuses_recipe_classes_that_differ_only_in_spelling(folder, raises_code):
     (folder / "t.csv").write_text("path,label\n0.png,x\n1.png,y\n", encoding="utf-8")
     with raises_code("cells.label_twins"):
         read_cells(folder / "t.csv", classes={"Cell": ["x"], "cell": ["y"]})
 
 
 @pytest.mark.parametrize("text", ["no: [a]", "yes: [a]", "null: [a]", "a: [off]", "a: null", "a: [~]"])
-def test_yaml_that_is_no_text_is_refused(tmp_path, text):
+def test_refuses_yaml_values_that_are_no_text(tmp_path, text):
     (tmp_path / "r.yaml").write_text(f"classes: {{{text}, b: [c]}}", encoding="utf-8")
     with pytest.raises(RecipeError, match="put the name in quotes"):
         load_recipe(tmp_path / "r.yaml")
@@ -131,7 +131,7 @@ def test_yaml_that_is_no_text_is_refused(tmp_path, text):
 @pytest.mark.parametrize(
     "same", [("2", "2.0", " 2", "02", "２", "2.00"), ("d1", "D1", "d1 "), ("é", "e\u0301", "É"), ("a b", "a  b", "A b")]
 )
-def test_spellings_of_one_donor_stay_in_one_part_and_it_is_said(folder, caplog, same):
+def test_spellings_of_one_donor_stay_in_one_part_with_a_warning(folder, caplog, same):
     caplog.set_level(logging.WARNING)
     same = list(same)
     labels = ["a", "b"] * 6
@@ -148,13 +148,13 @@ def test_spellings_of_one_donor_stay_in_one_part_and_it_is_said(folder, caplog, 
     assert find_images([folder / "t.csv"]).table["donor"].nunique() == 5
 
 
-def test_other_donors_stay_apart():
+def test_different_donors_stay_apart():
     names = ["2", "2.5", "20", "d2", "d02", "-2", "1e3", "1000", "2 a", "2a", "١", "9" * 30, "9" * 29 + "8"]
     assert len({donor_key(name) for name in names}) == len(names)
 
 
 @pytest.mark.parametrize("name", [name for name in UNKNOWN if name.isprintable()])
-def test_a_donor_that_says_nothing_is_not_known_and_it_is_said(folder, caplog, name):
+def test_donor_that_means_unknown_is_empty_with_a_warning(folder, caplog, name):
     caplog.set_level(logging.WARNING)
     table = as_cells(folder, ["a", "b", "a"], [name, name, "d"])
     assert table["donor"].tolist() == ["", "", "d"]
@@ -185,11 +185,11 @@ def test_keys_are_stable(name):
 
 
 @given(st.lists(st.text(min_size=1, max_size=6) | st.text("|\\a", min_size=1, max_size=5), max_size=5))
-def test_a_prediction_set_gives_back_its_classes(names):
+def test_prediction_set_round_trip(names):
     assert split_set(join_set(names)) == names
 
 
-def test_prediction_sets_of_plain_names_are_joined_as_before():
+def test_prediction_sets_of_plain_names_use_commas():
     assert join_set(["a b", "c"]) == "a b|c"
     assert split_set("a|b") == ["a", "b"]
     assert split_set("") == []

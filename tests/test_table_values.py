@@ -87,7 +87,7 @@ TABLES = [
 
 
 @pytest.mark.parametrize(("form", "column"), TABLES)
-def test_what_is_no_number_is_refused_with_its_row(folder, raises_code, form, column):
+def test_refuses_text_in_number_columns_with_its_row(folder, raises_code, form, column):
     for value, advice in NO_NUMBERS.items():
         with raises_code("tables.not_a_number") as caught:
             form(folder, column, value)
@@ -102,11 +102,11 @@ def test_numbers_are_read(folder, form, column):
         form(folder, column, value)
 
 
-def test_the_columns_that_rejection_uses_are_numbers():
+def test_columns_used_by_rejection_are_numbers():
     assert set(FIELD_MEASURES) <= set(NUMERIC_COLUMNS)
 
 
-def test_a_whole_number_with_a_point_says_how_to_write_it(folder):
+def test_error_shows_how_to_write_a_whole_number(folder):
     with pytest.raises(UrnetError, match="Use a whole number: 40"):
         to_train(folder, "tile", "40.0")
 
@@ -120,7 +120,7 @@ def in_other_form(name):
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_a_file_is_found_in_another_unicode_form(tmp_path, form, monkeypatch):
+def test_finds_a_file_in_another_unicode_form(tmp_path, form, monkeypatch):
     on_disk = unicodedata.normalize(form, "Größe/é/Zürich é.png")
     named = in_other_form(on_disk)
     for name in ("Größe/é/Zürich é.png", "plain/é.png"):
@@ -146,7 +146,7 @@ def test_a_file_is_found_in_another_unicode_form(tmp_path, form, monkeypatch):
     assert len(read_labels(tmp_path / "labels.csv", [row], [info])) == 2
 
 
-def test_a_page_of_a_stack_is_found_in_another_unicode_form(tmp_path):
+def test_finds_a_page_in_another_unicode_form(tmp_path):
     import tifffile
 
     name = unicodedata.normalize("NFD", "é.tif")
@@ -162,7 +162,7 @@ OUTSIDE = ("/etc/hosts", "../out/secret.png", "sub/../../out/a.png", "C:/x.png",
 
 @pytest.mark.parametrize("part", ["", "#p000", "#r00c00"])
 @pytest.mark.parametrize("path", [*OUTSIDE, "link.png", "folder/secret.png"])
-def test_a_table_that_was_sent_names_nothing_outside_its_folder(folder, raises_code, path, part):
+def test_uploaded_table_cannot_name_files_outside_its_folder(folder, raises_code, path, part):
     draw(folder.parent / "out" / "secret.png")
     try:
         (folder / "link.png").symlink_to("../out/secret.png")
@@ -181,13 +181,13 @@ def test_a_table_that_was_sent_names_nothing_outside_its_folder(folder, raises_c
     assert len(find_images([folder])) == 1  # who names the table may point anywhere
 
 
-def test_a_table_that_was_sent_may_name_what_lies_below(folder):
+def test_uploaded_table_can_name_files_below_its_folder(folder):
     draw(folder / "sub" / "c.png")
     (folder / "cells.csv").write_text("path\na.png\nsub/c.png\n./b.png\n", encoding="utf-8")
     assert len(find_images([folder], contained=True)) == 3
 
 
-def test_decoding_of_uploads_keeps_to_their_folder(folder, raises_code):
+def test_decoding_of_uploads_stays_in_their_folder(folder, raises_code):
     from urnet.serve.uploads.worker import _Decoder
 
     config = SimpleNamespace(tile=None, image=None)
@@ -198,7 +198,7 @@ def test_decoding_of_uploads_keeps_to_their_folder(folder, raises_code):
 
 
 @pytest.mark.parametrize("name", ["cells.csv", "fields.csv", "../../cells.csv", "cells.csv.png"])
-def test_a_table_that_is_uploaded_is_no_image_and_does_not_stay(tmp_path, name):
+def test_uploaded_table_is_no_image_and_is_removed(tmp_path, name):
     from urnet.serve.uploads.receive import store_upload
 
     folder = SimpleNamespace(files=tmp_path, reserve=lambda size: None, usage=None)

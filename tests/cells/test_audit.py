@@ -57,7 +57,7 @@ def kinds(audit: Audit) -> list[tuple[str, tuple[str, ...]]]:
     return [(finding.kind, finding.paths) for finding in audit.findings]
 
 
-def test_sound_cells_are_clean(folder):
+def test_sound_cells_have_no_findings(folder):
     audit = audit_cells(folder.cells())
     assert audit.clean
     assert audit.distinct.all()
@@ -84,14 +84,14 @@ def test_copies_count_once(folder):
     audit.raise_leaks()
 
 
-def test_the_copy_that_a_given_split_uses_is_the_one_that_counts(folder):
+def test_counts_the_copy_that_the_given_split_uses(folder):
     folder.add("first.tif", cell(9), split="")
     folder.add("second.tif", cell(9), split="test")
     audit = audit_cells(folder.cells())
     assert audit.distinct.tolist() == [True] * 4 + [False, True]
 
 
-def test_a_tile_repeated_dozens_of_times_is_padding_in_any_class(folder):
+def test_often_repeated_tile_is_padding_in_any_class(folder):
     padding = [folder.add(f"pad{number}.tif", cell(9), "ab"[number % 2], split="train") for number in range(12)]
     black = [folder.add(f"black{number}.tif", np.zeros((24, 24), np.uint8)) for number in range(12)]
     audit = audit_cells(folder.cells())
@@ -100,7 +100,7 @@ def test_a_tile_repeated_dozens_of_times_is_padding_in_any_class(folder):
     audit.raise_leaks()
 
 
-def test_eleven_copies_are_copies(folder):
+def test_eleven_copies_are_no_padding(folder):
     for number in range(11):
         folder.add(f"copy{number}.tif", cell(9))
     audit = audit_cells(folder.cells())
@@ -108,7 +108,7 @@ def test_eleven_copies_are_copies(folder):
     assert audit.distinct.sum() == 5
 
 
-def test_one_cell_under_two_labels_stops_even_where_leaks_are_allowed(folder):
+def test_label_conflict_raises_even_if_leaks_are_allowed(folder):
     folder.add("other.tif", np.rot90(cell(0)), "b")
     audit = audit_cells(folder.cells())
     assert [finding.kind for finding in audit.findings] == ["label conflict", "turned copy"]
@@ -118,7 +118,7 @@ def test_one_cell_under_two_labels_stops_even_where_leaks_are_allowed(folder):
             audit.raise_leaks(allowed)
 
 
-def test_a_cell_in_two_parts_stops_unless_allowed(folder):
+def test_cell_in_two_parts_raises_unless_allowed(folder):
     folder.add("train.tif", cell(9), split="train")
     folder.add("test.tif", cell(9)[::-1], split="test")
     folder.add("unused.tif", cell(0), split="")
@@ -132,7 +132,7 @@ def test_a_cell_in_two_parts_stops_unless_allowed(folder):
     audit.raise_leaks(allow_leaks=True)
 
 
-def test_a_donor_in_two_parts_stops_unless_allowed(folder):
+def test_donor_in_two_parts_raises_unless_allowed(folder):
     for number, part in enumerate(("train", "train", "validation", "")):
         folder.add(f"donor{number}.tif", cell(10 + number), donor="d7", split=part)
     folder.add("else.tif", cell(20), donor="", split="test")
@@ -144,7 +144,7 @@ def test_a_donor_in_two_parts_stops_unless_allowed(folder):
     audit.raise_leaks(allow_leaks=True)
 
 
-def test_long_lists_are_cut(folder):
+def test_shortens_long_lists_of_findings(folder):
     for number in range(60):
         folder.add(f"x{number}.tif", cell(100 + number // 2), split=("train", "test")[number % 2])
     with pytest.raises(LeakError, match="30 leak") as caught:
@@ -154,7 +154,7 @@ def test_long_lists_are_cut(folder):
     assert "and 10 more" in lines[-1]
 
 
-def test_files_that_teach_nothing(folder):
+def test_finds_unreadable_constant_and_saturated_files(folder):
     (folder.root / "broken.tif").write_bytes(b"II*\0")
     broken = folder.add("broken.tif", None)
     grey = folder.add("grey.tif", np.full((24, 24), 77, np.uint8))
@@ -177,7 +177,7 @@ def test_files_that_teach_nothing(folder):
     assert audit.exclusions[4:] == ["unreadable", "constant", "constant", "", ""]
 
 
-def test_mixed_depth_and_colour_are_told(folder):
+def test_reports_mixed_depth_and_colour(folder):
     deep = folder.add("deep.tif", cell(9).astype(np.float32))
     folder.add("colour.tif", np.stack([cell(10)] * 3, axis=-1))
     audit = audit_cells(folder.cells())
@@ -188,7 +188,7 @@ def test_mixed_depth_and_colour_are_told(folder):
     )
 
 
-def test_near_copies_warn_and_nothing_more(folder):
+def test_near_copies_only_warn(folder):
     noisy = cell(0) + np.random.default_rng(0).integers(0, 3, (24, 24), dtype=np.uint8)
     folder.rows[0]["split"] = "train"
     near = folder.add("near.tif", noisy, "b", split="test")
@@ -200,7 +200,7 @@ def test_near_copies_warn_and_nothing_more(folder):
     assert audit_cells(folder.cells(), near_copies=False).clean
 
 
-def test_augmented_copies_are_meant_to_be_copies(folder):
+def test_augmented_copies_are_no_findings(folder):
     folder.add("augmented.tif", np.rot90(cell(0)), augmented="sound0.tif")
     folder.add("noisy.tif", cell(1) + np.uint8(1), "b", augmented="sound1.tif")
     audit = audit_cells(folder.cells())
@@ -219,7 +219,7 @@ def test_worst_findings_come_first_and_all_files_are_listed(folder):
     assert set(frame["kind"]) <= set(FINDING_KINDS)
 
 
-def test_nothing_is_changed_on_disk(folder):
+def test_audit_changes_nothing_on_disk(folder):
     folder.add("copy.tif", cell(0))
     cells = folder.cells()
     before = {f: f.read_bytes() for f in folder.root.iterdir()}
@@ -227,7 +227,7 @@ def test_nothing_is_changed_on_disk(folder):
     assert {f: f.read_bytes() for f in folder.root.iterdir()} == before
 
 
-def test_large_tables_give_the_same_with_their_small_versions_on_disk(folder, monkeypatch):
+def test_thumbnails_on_disk_give_the_same_audit(folder, monkeypatch):
     folder.add("near.tif", (cell(0) + np.random.default_rng(0).normal(0, 2, (24, 24))).astype(np.uint8))
     folder.add("again.tif", np.rot90(cell(1)), "b")
     in_memory = audit_cells(folder.cells())
@@ -236,7 +236,7 @@ def test_large_tables_give_the_same_with_their_small_versions_on_disk(folder, mo
     assert audit_cells(folder.cells()) == in_memory
 
 
-def test_a_full_disk_is_named_where_the_small_versions_should_go(folder, monkeypatch):
+def test_full_disk_for_thumbnails_is_named(folder, monkeypatch):
     class Full(io.BytesIO):
         def write(self, _):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -249,14 +249,14 @@ def test_a_full_disk_is_named_where_the_small_versions_should_go(folder, monkeyp
         audit_cells(folder.cells())
 
 
-def test_progress_goes_from_nothing_to_all(folder):
+def test_progress_rises_to_one(folder):
     shares: list[float] = []
     audit_cells(folder.cells(), progress=shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == 1
 
 
-def test_jurkat_holds_the_cells_that_its_readme_counts(jurkat):
+def test_jurkat_has_the_cell_counts_of_its_readme(jurkat):
     audit = audit_cells(read_cells(jurkat, tile=40, image="brightfield.tif"))
     assert audit.notes[0] == (
         "distinct cells: anaphase 15, g1 720, g2 720, metaphase 57, prophase 486, s 720, telophase 24"
@@ -286,7 +286,7 @@ def test_a_jpeg_saved_again_is_a_near_copy(pbc, tmp_path):
     assert kinds(audit_cells(read_cells(tmp_path))) == [("near-copy", ("x/2.jpg", "x/again.jpg"))]
 
 
-def test_hundreds_of_findings_are_printed_as_the_first_ten_and_their_number(draw, tmp_path, capsys):
+def test_prints_the_first_ten_of_many_findings(draw, tmp_path, capsys):
     from urnet.cli.app import run
 
     folder = draw(tmp_path / "cells", 30, classes=("bar", "disc"))

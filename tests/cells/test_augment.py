@@ -38,14 +38,14 @@ def smooth(batch: int, size: int = 33) -> torch.Tensor:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 20), st.sampled_from([1, 3]), st.integers(1, 17), st.integers(0, 2**32))
-def test_flips_are_exact_and_come_one_an_image(batch, channels, size, seed):
+def test_flips_are_exact_and_drawn_per_image(batch, channels, size, seed):
     images = noise(batch, channels, size, size)
     for image, turned in zip(images, augment(images, flips=True, rotation=False, generator=seeded(seed)), strict=True):
         sides = list_orientations(image.permute(1, 2, 0).numpy())
         assert any((turned.permute(1, 2, 0).numpy() == side).all() for side in sides)
 
 
-def test_all_eight_orientations_come_equally_often():
+def test_draws_all_eight_orientations_equally_often():
     image = noise(1, 1, 5, 5)
     turned = augment(image.expand(1600, 1, 5, 5), flips=True, rotation=False, generator=seeded(0))
     _, counts = np.unique(turned.reshape(1600, -1).numpy(), axis=0, return_counts=True)
@@ -53,14 +53,14 @@ def test_all_eight_orientations_come_equally_often():
     assert counts.min() > 150
 
 
-def test_nothing_asked_for_nothing_done():
+def test_no_augmentation_returns_the_input():
     images = noise(4, 1, 9, 9)
     assert torch.equal(augment(images, flips=False, rotation=False), images)
 
 
 @pytest.mark.parametrize("flips", [True, False])
 @pytest.mark.parametrize("rotation", [True, False])
-def test_an_empty_batch_stays_empty(flips, rotation):
+def test_empty_batch_stays_empty(flips, rotation):
     assert augment(torch.zeros(0, 1, 8, 8), flips=flips, rotation=rotation).shape == (0, 1, 8, 8)
 
 
@@ -77,7 +77,7 @@ def test_paired_images_stay_aligned(flips, rotation, seed):
 
 @pytest.mark.parametrize("size", [7, 24, 65])
 @pytest.mark.parametrize("flips", [True, False])
-def test_a_rotation_follows_the_right_angles_as_torch_would_do_it(flips, size):
+def test_rotation_matches_affine_grid(flips, size):
     """Two steps that are done as one: the pixels stay those of the right angle, then of torch's own rotation."""
     images = noise(40, 3, size, size)
     expected, generator = images, seeded(5)
@@ -92,7 +92,7 @@ def test_a_rotation_follows_the_right_angles_as_torch_would_do_it(flips, size):
     torch.testing.assert_close(turned, expected, atol=1e-4, rtol=0)
 
 
-def test_the_same_seed_turns_the_same_way_and_the_input_is_left_alone():
+def test_repeats_with_the_seed_without_changing_the_input():
     images = noise(8, 3, 12, 12)
     before = images.clone()
     first, again, other = (augment(images, flips=True, rotation=True, generator=seeded(s)) for s in (1, 1, 2))
@@ -101,7 +101,7 @@ def test_the_same_seed_turns_the_same_way_and_the_input_is_left_alone():
     assert torch.equal(images, before)
 
 
-def test_right_angles_of_the_free_rotation_are_the_exact_ones(monkeypatch):
+def test_free_rotation_by_right_angles_is_exact(monkeypatch):
     images = smooth(4)
     turns = torch.arange(4) / 4
     monkeypatch.setattr(module.torch, "rand", lambda *_, **__: turns)
@@ -111,7 +111,7 @@ def test_right_angles_of_the_free_rotation_are_the_exact_ones(monkeypatch):
         assert min(float((turned[turn] - side).abs().max()) for side in sides) < 1e-5
 
 
-def test_rotation_keeps_the_centre_and_brings_in_no_black():
+def test_rotation_keeps_the_centre_and_adds_no_black():
     images = smooth(64) + 10
     turned = augment(images, flips=False, rotation=True, generator=seeded(0))
     torch.testing.assert_close(turned[..., 16, 16], images[..., 16, 16], atol=1e-4, rtol=0)
@@ -128,7 +128,7 @@ LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
 
 @settings(deadline=None)
 @given(LABELS, st.one_of(st.none(), st.integers(1, 50)), st.integers(0, 2**32 - 1), st.integers(0, 500))
-def test_a_balanced_epoch_draws_each_class_equally_often(labels, per_class, seed, epoch):
+def test_balanced_epoch_draws_each_class_equally_often(labels, per_class, seed, epoch):
     order = draw_epoch_order(labels, balanced=True, per_class=per_class, seed=seed, epoch=epoch)
     classes = np.unique(labels)
     draws = per_class or -(-len(labels) // len(classes))
@@ -143,7 +143,7 @@ def test_a_balanced_epoch_draws_each_class_equally_often(labels, per_class, seed
 
 @settings(deadline=None)
 @given(LABELS, st.integers(0, 2**32 - 1))
-def test_an_unbalanced_epoch_shows_each_cell_once(labels, seed):
+def test_unbalanced_epoch_shows_each_cell_once(labels, seed):
     order = draw_epoch_order(labels, balanced=False, per_class=None, seed=seed, epoch=0)
     assert sorted(order) == list(range(len(labels)))
 
@@ -207,7 +207,7 @@ def cells(tmp_path) -> Cells:
     return read_cells(tmp_path)
 
 
-def test_written_copies_fill_up_the_training_part_only(cells, tmp_path):
+def test_writes_copies_of_the_training_part_only(cells, tmp_path):
     out = tmp_path / "out"
     written = write_augmented(cells, out, 6, seed=3)
     copies = written.table[written.table["augmented"] != ""]
@@ -232,7 +232,7 @@ def test_written_copies_keep_depth_colour_and_the_geometry_of_their_pair(cells, 
         assert np.abs(pair.astype(int) - (2 * image.astype(int) + 7)).max() <= 2
 
 
-def test_written_tables_are_read_again_and_are_clean(cells, tmp_path):
+def test_written_table_is_readable_and_clean(cells, tmp_path):
     out = tmp_path / "out"
     written = write_augmented(cells, out, 6)
     written.write(out / "cells.csv")
@@ -253,13 +253,13 @@ def test_the_same_seed_writes_the_same_files(cells, tmp_path):
     assert one != three
 
 
-def test_nothing_to_fill_up_writes_nothing(cells, tmp_path):
+def test_writes_nothing_if_classes_are_large_enough(cells, tmp_path):
     written = write_augmented(cells, tmp_path / "out", 1)
     assert len(written) == len(cells)
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_split_nothing_is_augmented(cells, tmp_path):
+def test_refuses_cells_without_a_split(cells, tmp_path):
     with pytest.raises(CellsError, match="no split"):
         write_augmented(cells.with_columns(split=""), tmp_path / "out", 6)
     assert not (tmp_path / "out").exists()

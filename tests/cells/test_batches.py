@@ -22,7 +22,7 @@ def numbers(images: torch.Tensor) -> list[int]:
     return (images[:, 0, 0, 0] * 1000).round().int().tolist()
 
 
-def test_in_order_all_cells_come_once_and_scaled():
+def test_ordered_loader_gives_each_cell_once_and_scaled():
     batches = list(make_ordered_loader(dataset(10), 4))
     assert [len(images) for images, _, _ in batches] == [4, 4, 2]
     images, labels, targets = batches[1]
@@ -35,7 +35,7 @@ def test_in_order_all_cells_come_once_and_scaled():
     assert float(images.max()) == pytest.approx(0.007)
 
 
-def test_pairs_come_together():
+def test_loader_gives_image_and_target_together():
     for images, _, targets in make_training_loader(dataset(30, paired=True), 7, balanced=True, per_class=None, seed=0):
         torch.testing.assert_close(targets, 2 * images)
 
@@ -47,7 +47,7 @@ def epoch(cells: int, seed: int, number: int, **options: object) -> list[int]:
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16, np.float32])
-def test_cells_kept_on_a_device_are_the_same_to_the_bit(depth):
+def test_batches_from_the_device_are_bit_identical(depth):
     random = np.random.default_rng(0)
     top = 1 if depth == np.float32 else np.iinfo(depth).max
     counts = (random.random((9, 2, 8, 8)) * top).astype(depth)
@@ -79,7 +79,7 @@ def test_order_depends_on_seed_and_epoch_alone():
         ({"balanced": False}, [26, 14]),
     ],
 )
-def test_how_many_of_each_class_an_epoch_shows(options, expected):
+def test_number_of_cells_per_class_in_an_epoch(options, expected):
     order = epoch(40, 0, 0, **options)
     assert [sum(n % 3 != 0 for n in order), sum(n % 3 == 0 for n in order)] == expected
     settings = {"balanced": True, "per_class": None} | options
@@ -96,7 +96,7 @@ def test_no_training_batch_is_a_single_cell(cells):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_processes_share_an_epoch_evenly_and_without_overlap(monkeypatch, world):
+def test_processes_share_an_epoch_without_overlap(monkeypatch, world):
     labels = np.arange(40) % 2
     alone = list(EpochSampler(labels, balanced=False, per_class=None, seed=5))
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
@@ -110,7 +110,7 @@ def test_processes_share_an_epoch_evenly_and_without_overlap(monkeypatch, world)
     assert [n for step in zip(*shares, strict=True) for n in step] == alone[: 40 // world * world]
 
 
-def test_a_last_batch_of_one_cell_is_left_out_unless_single_cells_are_asked_for() -> None:
+def test_drops_a_last_batch_of_one_cell_unless_batch_size_is_one() -> None:
     labels = np.arange(9) % 2
     dataset = CellDataset(np.zeros((9, 1, 4, 4), np.uint8), labels, Scaling(0, 255, "uint8"))
     for size, expected in ((4, [4, 4]), (1, [1] * 9), (5, [5, 4])):

@@ -50,7 +50,7 @@ def entries() -> list[str]:
 
 @pytest.mark.parametrize(("size", "channels"), [(24, 1), (16, 3)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_the_pixels_are_those_of_a_fresh_decoding_and_decoded_once(draw, tmp_path, reads, size, channels, dtype):
+def test_cached_pixels_equal_decoded_pixels_and_are_decoded_once(draw, tmp_path, reads, size, channels, dtype):
     cells = read_cells(draw(tmp_path / "deep", 4, dtype=dtype))
     expected = load_pixels(cells, size, channels).images
     reads.clear()
@@ -64,7 +64,7 @@ def test_the_pixels_are_those_of_a_fresh_decoding_and_decoded_once(draw, tmp_pat
     assert entries() == [f"{fingerprint_images(cells, size, channels, 'path')}.npy"]
 
 
-def test_several_depths_meet_in_floating_point(draw, tmp_path, cells):
+def test_several_depths_become_float32(draw, tmp_path, cells):
     draw(tmp_path / "cells", 2, seed=5, dtype=np.uint16, suffix=".tif")
     both = read_cells(tmp_path / "cells")
     images = load_cached_pixels(both, 24, 1)
@@ -72,7 +72,7 @@ def test_several_depths_meet_in_floating_point(draw, tmp_path, cells):
     np.testing.assert_array_equal(images, load_pixels(both, 24, 1).images)
 
 
-def test_progress_comes_to_its_end_either_way(cells):
+def test_progress_ends_at_the_number_of_cells(cells):
     for expected in (list(range(1, 13)), []):
         told = []
         load_cached_pixels(cells, 24, 1, progress=told.append)
@@ -82,7 +82,7 @@ def test_progress_comes_to_its_end_either_way(cells):
 @pytest.mark.parametrize(
     "change", ["content", "time", "order", "fewer", "size", "channels", "column", "decoder", "root"]
 )
-def test_whatever_decides_the_pixels_makes_another_entry(cells, monkeypatch, tmp_path, change):
+def test_every_change_of_pixels_makes_a_new_entry(cells, monkeypatch, tmp_path, change):
     cells = cells.with_columns(target=cells.table["path"])
     arguments, first = {"size": 24, "channels": 1, "column": "path"}, cells.root / cells.table["path"][3]
     load_cached_pixels(cells, **arguments)
@@ -107,7 +107,7 @@ def test_whatever_decides_the_pixels_makes_another_entry(cells, monkeypatch, tmp
     assert len(entries()) == 2
 
 
-def test_files_that_change_while_they_are_read_are_not_kept(cells, monkeypatch, caplog):
+def test_does_not_store_files_that_change_while_read(cells, monkeypatch, caplog):
     build = arrays._write_entry
 
     def meanwhile(*arguments):
@@ -120,7 +120,7 @@ def test_files_that_change_while_they_are_read_are_not_kept(cells, monkeypatch, 
     assert "files change while they are read" in caplog.text
 
 
-def test_a_damaged_entry_is_made_anew(cells, reads):
+def test_rebuilds_a_damaged_entry(cells, reads):
     load_cached_pixels(cells, 24, 1)
     (entry,) = locate_cell_cache().iterdir()
     whole = entry.read_bytes()
@@ -133,7 +133,7 @@ def test_a_damaged_entry_is_made_anew(cells, reads):
 
 
 @pytest.mark.parametrize("where", ["folder", "disk", "lock", "midway"])
-def test_where_nothing_can_be_kept_it_is_said_and_memory_does(cells, monkeypatch, caplog, tmp_path, where):
+def test_decodes_into_memory_with_a_warning_if_the_cache_is_unusable(cells, monkeypatch, caplog, tmp_path, where):
     reason = {"folder": "", "disk": os.strerror(errno.ENOSPC), "lock": "no locks", "midway": os.strerror(errno.EIO)}[
         where
     ]
@@ -165,7 +165,7 @@ def test_where_nothing_can_be_kept_it_is_said_and_memory_does(cells, monkeypatch
         assert entries() == []
 
 
-def test_neither_disk_nor_memory(cells, monkeypatch):
+def test_raises_without_disk_space_and_memory(cells, monkeypatch):
     def full(*_, **__):
         raise MemoryError
 
@@ -175,14 +175,14 @@ def test_neither_disk_nor_memory(cells, monkeypatch):
         load_cached_pixels(cells, 24, 1)
 
 
-def test_a_bad_image_is_named_and_leaves_nothing(cells):
+def test_error_names_a_bad_image_and_leaves_no_entry(cells):
     (cells.root / cells.table["path"][7]).write_bytes(b"no image")
     with pytest.raises(ImageError, match=cells.table["path"][7]):
         load_cached_pixels(cells, 24, 1)
     assert entries() == []
 
 
-def test_an_interrupted_building_leaves_nothing_and_the_next_one_works(cells):
+def test_interrupted_build_leaves_no_entry(cells):
     def interrupt(done: int) -> None:
         if done == 5:
             raise KeyboardInterrupt
@@ -193,7 +193,7 @@ def test_an_interrupted_building_leaves_nothing_and_the_next_one_works(cells):
     assert isinstance(load_cached_pixels(cells, 24, 1), np.memmap)
 
 
-def test_what_a_killed_process_left_goes_with_time(cells):
+def test_removes_old_files_of_killed_processes(cells):
     folder = locate_cell_cache()
     folder.mkdir(parents=True)
     for name in ("0.77.npy.part", "0.lock", "1.78.npy.part"):
@@ -204,7 +204,7 @@ def test_what_a_killed_process_left_goes_with_time(cells):
     assert "1.78.npy.part" not in entries()
 
 
-def test_what_a_killed_process_left_of_an_entry_goes_when_it_is_built(cells):
+def test_removes_unfinished_files_of_the_entry_it_builds(cells):
     folder, key = locate_cell_cache(), fingerprint_images(cells, 24, 1, "path")
     folder.mkdir(parents=True)
     for name in (f"{key}.77.npy.part", f"{key}.78.npy", f"{key}.lock"):
@@ -213,7 +213,7 @@ def test_what_a_killed_process_left_of_an_entry_goes_when_it_is_built(cells):
     assert entries() == [f"{key}.npy"]
 
 
-def test_two_at_once_decode_once(cells, reads):
+def test_concurrent_builds_decode_once(cells, reads):
     with ThreadPoolExecutor(4) as pool:
         several = list(pool.map(lambda _: load_cached_pixels(cells, 24, 1), range(4)))
     assert sorted(reads) == list(range(12))
@@ -221,7 +221,7 @@ def test_two_at_once_decode_once(cells, reads):
         np.testing.assert_array_equal(images, several[0])
 
 
-def test_beyond_the_limit_what_was_not_used_for_longest_goes(cells, monkeypatch):
+def test_evicts_the_least_recently_used_entries(cells, monkeypatch):
     monkeypatch.setattr(storage, "MAX_BYTES", 12 * (16**2 + 20**2) + 2 * 128 + 12 * 24**2)
     made = {}
     for age, size in ((300, 16), (200, 20), (100, 24)):
@@ -236,7 +236,7 @@ def test_beyond_the_limit_what_was_not_used_for_longest_goes(cells, monkeypatch)
     assert len(entries()) == 1
 
 
-def test_rows_are_read_when_asked_for_and_travel_without_their_pixels(cells):
+def test_lazy_rows_read_on_demand_and_pickle_without_pixels(cells):
     whole = load_cached_pixels(cells, 24, 1)
     rows = LazyRows(whole, np.array([7, 2, 2, 11]))
     assert (len(rows), rows.shape, rows.size, rows.dtype) == (4, (4, 1, 24, 24), 4 * 24**2, np.uint8)
@@ -251,7 +251,7 @@ def test_rows_are_read_when_asked_for_and_travel_without_their_pixels(cells):
 
 
 @pytest.mark.parametrize("where", [200, -5, -1])
-def test_pixels_that_the_disk_has_damaged_are_not_trained_on(cells, reads, where):
+def test_rebuilds_an_entry_with_damaged_pixels(cells, reads, where):
     expected = load_cached_pixels(cells, 24, 1).copy()
     (entry,) = locate_cell_cache().iterdir()
     whole = entry.read_bytes()

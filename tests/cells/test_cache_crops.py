@@ -80,7 +80,7 @@ def same(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
     )
 
 
-def test_an_audit_keeps_the_very_crops_and_says_the_same_when_it_reads_them(cells, decodings):
+def test_audit_stores_exact_crops_and_repeats_from_them(cells, decodings):
     expected = crops(cells)
     decodings.clear()
     montage._read_montage.cache_clear()
@@ -94,7 +94,7 @@ def test_an_audit_keeps_the_very_crops_and_says_the_same_when_it_reads_them(cell
     assert decodings.total() == 9
 
 
-def test_other_views_of_the_table_find_their_own_crops(cells, decodings):
+def test_selections_of_the_table_read_their_own_crops(cells, decodings):
     audit_cells(cells)
     expected = crops(cells)
     decodings.clear()
@@ -112,7 +112,7 @@ def test_other_views_of_the_table_find_their_own_crops(cells, decodings):
     assert decodings
 
 
-def test_a_copy_of_the_table_elsewhere_finds_the_same_crops(cells, tmp_path, decodings):
+def test_moved_table_reads_the_same_entry(cells, tmp_path, decodings):
     audit_cells(cells)
     decodings.clear()
     cells.write(tmp_path / "run" / "cells.csv")
@@ -125,7 +125,7 @@ def test_a_copy_of_the_table_elsewhere_finds_the_same_crops(cells, tmp_path, dec
     assert same(crops(replace(use_cached_crops(cells), root=other.root)), crops(other))
 
 
-def test_what_cannot_be_read_has_its_error_each_time(cells):
+def test_unreadable_crop_raises_the_same_error_from_the_cache(cells):
     (cells.root / "deep.png").write_bytes(b"no image")
     messages = []
     for _ in range(2):
@@ -142,7 +142,7 @@ def test_what_cannot_be_read_has_its_error_each_time(cells):
     assert str(ours.value) == str(theirs.value)
 
 
-def test_files_that_change_are_decoded_again(cells, monkeypatch, decodings):
+def test_decodes_changed_files(cells, monkeypatch, decodings):
     audit_cells(cells)
     os.utime(cells.root / "grey.png", ns=(0, 10**18))
     assert use_cached_crops(cells).cached_crops is None
@@ -156,7 +156,7 @@ def test_files_that_change_are_decoded_again(cells, monkeypatch, decodings):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no time at which a file was renamed")
-def test_files_of_one_size_and_time_that_change_places_are_decoded_again(tmp_path):
+def test_decodes_swapped_files_of_equal_size_and_time(tmp_path):
     """As archives leave them: an image under the wrong class is put right by exchanging it for another."""
     for name, value in (("a", 10), ("b", 200)):
         (tmp_path / "cells" / name).mkdir(parents=True)
@@ -172,7 +172,7 @@ def test_files_of_one_size_and_time_that_change_places_are_decoded_again(tmp_pat
 
 
 @pytest.mark.parametrize("reason", ["large", "disk", "folder", "stopped", "write", "part"])
-def test_where_nothing_can_be_kept_the_reader_does_not_notice(cells, monkeypatch, tmp_path, reason):
+def test_reading_works_if_the_cache_is_unusable(cells, monkeypatch, tmp_path, reason):
     expected = crops(cells)
     if reason == "large":
         monkeypatch.setattr(crop_cache, "MAX_TABLE_BYTES", sum(crop.nbytes for crop in expected) - 1)
@@ -203,7 +203,7 @@ def test_where_nothing_can_be_kept_the_reader_does_not_notice(cells, monkeypatch
     assert use_cached_crops(cells).cached_crops is None
 
 
-def test_what_a_killed_process_left_of_an_entry_is_written_anew(cells):
+def test_replaces_the_unfinished_entry_of_a_killed_process(cells):
     audit_cells(cells)
     (entry,) = locate_cell_cache().iterdir()
     whole = entry.read_bytes()
@@ -214,7 +214,7 @@ def test_what_a_killed_process_left_of_an_entry_is_written_anew(cells):
     assert entry.read_bytes() == whole
 
 
-def test_two_processes_do_not_keep_the_same_crops_at_once(cells):
+def test_only_one_process_writes_an_entry(cells):
     audit_cells(cells)
     (entry,) = locate_cell_cache().iterdir()
     entry.unlink()
@@ -223,7 +223,7 @@ def test_two_processes_do_not_keep_the_same_crops_at_once(cells):
     assert not entry.exists()
 
 
-def test_a_damaged_entry_is_no_entry_and_is_made_anew(cells):
+def test_ignores_and_rebuilds_a_damaged_entry(cells):
     audit_cells(cells)
     (entry,) = locate_cell_cache().iterdir()
     whole = entry.read_bytes()
@@ -234,7 +234,7 @@ def test_a_damaged_entry_is_no_entry_and_is_made_anew(cells):
         assert entry.read_bytes() == whole
 
 
-def test_what_was_removed_meanwhile_is_decoded(cells):
+def test_decodes_after_the_entry_was_removed(cells):
     audit_cells(cells)
     known = use_cached_crops(cells)
     expected, sent = crops(known), pickle.dumps(known)
@@ -243,7 +243,7 @@ def test_what_was_removed_meanwhile_is_decoded(cells):
     assert same(crops(pickle.loads(sent)), expected)
 
 
-def test_cells_for_a_network_are_made_of_kept_crops(draw, tmp_path, decodings):
+def test_network_arrays_are_built_from_cached_crops(draw, tmp_path, decodings):
     cells = read_cells(draw(tmp_path / "shapes", 4))
     expected = load_cached_pixels(cells, 16, 3).copy()
     shutil.rmtree(locate_cell_cache())
@@ -254,7 +254,7 @@ def test_cells_for_a_network_are_made_of_kept_crops(draw, tmp_path, decodings):
     assert decodings.total() == 12
 
 
-def test_a_crop_that_the_disk_has_damaged_is_decoded_again(cells, decodings):
+def test_decodes_a_damaged_crop(cells, decodings):
     expected = crops(cells)
     audit_cells(cells)
     (entry,) = locate_cell_cache().iterdir()

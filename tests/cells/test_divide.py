@@ -42,7 +42,7 @@ def test_every_sound_cell_gets_a_part(folder):
     assert cells.table["split"].value_counts().to_dict() == {"train": 28, "test": 8, "validation": 4}
 
 
-def test_copies_and_padding_are_left_out_and_copies_kept_together(folder):
+def test_excludes_copies_and_padding(folder):
     for number in range(12):
         save(folder / "a" / f"padding{number}.png", 99)
     save(folder / "b" / "copy.png", 1)
@@ -51,33 +51,33 @@ def test_copies_and_padding_are_left_out_and_copies_kept_together(folder):
     assert sorted(left_out) == sorted(["b/copy.png", *(f"a/padding{number}.png" for number in range(12))])
 
 
-def test_one_class_is_no_task(tmp_path):
+def test_refuses_a_single_class(tmp_path):
     for index in range(5):
         save(tmp_path / "only" / f"{index}.png", index)
     with pytest.raises(CellsError, match=r"only one class \(only\).*at least two"):
         run(read_cells(tmp_path))
 
 
-def test_a_class_of_one_cell_is_too_small(folder):
+def test_refuses_a_class_of_one_cell(folder):
     save(folder / "rare" / "1.png", 77)
     with pytest.raises(CellsError, match=r"'rare' has 1 cell.*at least 3"):
         run(read_cells(folder))
 
 
-def test_a_class_without_usable_cells_is_named(folder):
+def test_error_names_a_class_without_usable_cells(folder):
     cells = read_cells(folder, classes={"a": ["a"], "b": ["b"], "c": ["c"]})
     with pytest.raises(CellsError, match=r"class\(es\) c have no usable cells"):
         run(cells)
 
 
-def test_unreadable_files_stop_with_their_names(folder):
+def test_error_names_unreadable_files(folder):
     for name in ("empty.png", "text.png"):
         (folder / "a" / name).write_text("" if name == "empty.png" else "no image", encoding="utf-8")
     with pytest.raises(CellsError, match=r"(?s)2 image.*empty\.png.*0 bytes.*text\.png"):
         run(read_cells(folder))
 
 
-def test_one_cell_under_two_labels_stops(folder):
+def test_refuses_one_cell_under_two_labels(folder):
     save(folder / "a" / "also.png", 1)
     for allow_leaks in (False, True):
         with pytest.raises(CellsError, match=r"(?s)two labels.*a/also\.png, b/01\.png"):
@@ -95,21 +95,21 @@ def given_split(folder: Path, *, donors: bool = False, copy: bool = False) -> Ce
     return table(folder, "path,label,split,donor", *rows)
 
 
-def test_a_given_split_gets_the_validation_part_that_it_lacks(folder):
+def test_adds_a_validation_part_to_a_given_split(folder):
     cells = run(given_split(folder))
     assert (cells.table["split"][30:] == "test").all()
     assert cells.table["split"].value_counts().to_dict() == {"train": 26, "test": 10, "validation": 4}
 
 
 @pytest.mark.parametrize("leak", [{"donors": True}, {"copy": True}])
-def test_leaks_across_a_given_split_stop_unless_allowed(folder, leak):
+def test_leaks_in_a_given_split_raise_unless_allowed(folder, leak):
     cells = given_split(folder, **leak)
     with pytest.raises(LeakError, match="--allow-leaks"):
         run(cells)
     assert "test" in set(run(cells, allow_leaks=True).table["split"])
 
 
-def test_donors_stand_in_one_part(folder):
+def test_each_donor_is_in_one_part(folder):
     rows = [f"{'ab'[i % 2]}/{i:02d}.png,{'ab'[i % 2]},d{i // 5}" for i in range(40)]
     cells = run(table(folder, "path,label,donor", *rows))
     parts = cells.table.groupby("donor")["split"].nunique()
@@ -118,12 +118,12 @@ def test_donors_stand_in_one_part(folder):
     assert (paper.table.groupby("donor")["split"].nunique() > 1).any()
 
 
-def test_the_papers_protocol_has_no_validation_part(folder):
+def test_paper_protocol_has_no_validation_part(folder):
     cells = run(read_cells(folder), protocol="paper")
     assert cells.table["split"].value_counts().to_dict() == {"train": 32, "test": 8}
 
 
-def test_folds_are_numbered_where_none_is_chosen(folder):
+def test_numbers_the_folds_if_none_is_chosen(folder):
     save(folder / "a" / "copy.png", 0)
     cells = run(read_cells(folder), split={"folds": 5})
     assert "split" not in cells.table
@@ -134,7 +134,7 @@ def test_folds_are_numbered_where_none_is_chosen(folder):
         assert set(one.table["split"]) == {"train", "validation", "test", ""}
 
 
-def test_the_split_does_not_depend_on_the_trainings_seed(folder):
+def test_split_is_independent_of_the_training_seed(folder):
     splits = [run(read_cells(folder), seed=seed, split={"seed": 7}).table["split"] for seed in (0, 1)]
     assert splits[0].equals(splits[1])
     assert not run(read_cells(folder), split={"seed": 8}).table["split"].equals(splits[0])

@@ -59,7 +59,7 @@ def all_pairs(thumbnails: np.ndarray) -> set[tuple[int, int]]:
 
 @pytest.mark.parametrize("least", [0.8, 0.9, 0.98])
 @pytest.mark.parametrize("width", [3, 6])
-def test_no_pair_of_a_leaf_is_missed(monkeypatch, least, width):
+def test_finds_every_pair_of_a_leaf(monkeypatch, least, width):
     monkeypatch.setattr(near_copies, "MIN_CORRELATION", least)
     thumbnails = crowd(300, width=width)
     thumbnails[250:] = crowd(50, width=width) * 0.97 + crowd(50, seed=1, width=width) * 0.15
@@ -69,7 +69,7 @@ def test_no_pair_of_a_leaf_is_missed(monkeypatch, least, width):
     assert {pair[:2] for pair in find_near_copies(thumbnails)} == expected
 
 
-def test_many_crops_are_not_all_compared_and_copies_found_nevertheless(monkeypatch):
+def test_finds_copies_among_many_crops_without_comparing_all(monkeypatch):
     """The pairs looked at grow as n log n at most, and copies among them are found in all orientations."""
     monkeypatch.setattr(near_copies, "LEAF_SIZE", 128)
     leaves: list[int] = []
@@ -105,7 +105,7 @@ THUMBNAILS = npst.arrays(np.float32, (3, 32, 32), elements=st.floats(-1, 1, widt
 
 @settings(deadline=None, max_examples=40)
 @given(THUMBNAILS)
-def test_points_do_not_know_orientations_and_keep_no_pair_apart(thumbnails):
+def test_points_are_invariant_and_bound_distances_from_below(thumbnails):
     points = compute_invariant_points(compute_spectra(thumbnails))
     for side in range(8):
         turned = np.stack([list_orientations(image)[side] for image in thumbnails])
@@ -117,7 +117,7 @@ def test_points_do_not_know_orientations_and_keep_no_pair_apart(thumbnails):
         assert (np.linalg.norm(points[0] - points[1:], axis=1) <= apart + 1e-3).all()
 
 
-def test_perceptual_hashes_are_those_of_imagehash():
+def test_perceptual_hashes_equal_imagehash():
     imagehash = pytest.importorskip("imagehash")
     thumbnails = np.random.default_rng(0).integers(0, 256, (50, 32, 32), dtype=np.uint8)
     ours = compute_perceptual_hashes(compute_spectra(thumbnails.astype(np.float32)))

@@ -33,7 +33,7 @@ def again(cells: Cells) -> Cells:
     return read_cells(cells.root / "again")
 
 
-def test_nothing_changes_where_nothing_does(cells):
+def test_unchanged_pixels_are_not_reported(cells):
     known = again(add_pixel_hashes(cells, ["path", "target"]))
     assert find_changed_images(known) == []
     assert (known.table["content"] == "").tolist() == [False, False, False, True] * 3
@@ -44,7 +44,7 @@ def test_nothing_changes_where_nothing_does(cells):
     assert find_changed_images(read_cells(moved / "again")) == []
 
 
-def test_other_pixels_are_found_in_parts_and_among_paired_images_that_are_trained_on(cells):
+def test_reports_changed_pixels_of_used_cells_and_targets(cells):
     paths = cells.table["path"]
     alone, both = (again(add_pixel_hashes(cells, columns)) for columns in (["path"], ["path", "target"]))
     invert(cells.root / paths[3])  # in no part; the target of the cell in row 8
@@ -57,14 +57,14 @@ def test_other_pixels_are_found_in_parts_and_among_paired_images_that_are_traine
     assert find_changed_images(both) == [paths[4], paths[3]]
 
 
-def test_hashes_of_an_older_run_go(cells):
+def test_replaces_hashes_of_an_older_run(cells):
     both = add_pixel_hashes(cells, ["path", "target"])
     fresh = add_pixel_hashes(both, ["path"])
     assert (fresh.table["target_content"] == "").all()
     pd.testing.assert_series_equal(fresh.table["content"], both.table["content"])
 
 
-def test_a_table_without_hashes_has_nothing_to_be_compared_with(cells):
+def test_table_without_hashes_reports_nothing(cells):
     invert(cells.root / cells.table["path"][0])
     assert find_changed_images(cells) == []
 

@@ -31,7 +31,7 @@ def cells_of(root: Path, *images: np.ndarray) -> Cells:
 
 @settings(deadline=None)
 @given(CROPS, st.integers(8, 64), st.sampled_from([1, 3]))
-def test_any_crop_fits_any_input(crop, size, channels):
+def test_fits_any_crop_to_any_input(crop, size, channels):
     fitted = fit_input(crop, size, channels)
     assert fitted.shape == (channels, size, size)
     assert fitted.dtype == crop.dtype
@@ -40,7 +40,7 @@ def test_any_crop_fits_any_input(crop, size, channels):
 
 @settings(deadline=None)
 @given(CROPS.filter(lambda crop: crop.shape[0] == crop.shape[1]))
-def test_the_right_size_and_colour_is_left_alone(crop):
+def test_returns_a_fitting_crop_unchanged(crop):
     channels = 3 if crop.ndim == 3 else 1
     fitted = fit_input(crop, crop.shape[0], channels)
     np.testing.assert_array_equal(fitted, np.moveaxis(np.atleast_3d(crop), -1, 0))
@@ -53,7 +53,7 @@ def test_flat_crops_stay_flat(dtype):
     assert (fit_input(np.stack([crop] * 3, -1), 64, 1) == 200).all()
 
 
-def test_the_aspect_is_kept_and_the_rest_is_reflection():
+def test_keeps_the_aspect_and_pads_by_reflection():
     crop = np.tile(np.arange(20, dtype=np.uint8)[:, None], (1, 40))
     (fitted,) = fit_input(crop, 40, 1)
     np.testing.assert_array_equal(fitted[10:30], crop)
@@ -71,14 +71,14 @@ def test_colour_becomes_its_mean_and_grey_is_repeated():
         np.testing.assert_array_equal(plane, grey)
 
 
-def test_sharp_edges_never_leave_the_depth():
+def test_sharp_edges_stay_in_the_depth():
     checks = (np.indices((17, 17)).sum(0) % 2).astype(np.uint16) * 65535
     fitted = fit_input(checks, 50, 1)
     assert fitted.max() == 65535
     assert fitted.min() == 0
 
 
-def test_depth_is_kept_and_several_depths_meet_in_floating_point(tmp_path):
+def test_keeps_one_depth_and_converts_several_to_float32(tmp_path):
     eight, deep = np.full((16, 16), 200, np.uint8), np.full((16, 16), 50_000, np.uint16)
     assert load_pixels(cells_of(tmp_path, eight, eight), 16, 1).images.dtype == np.uint8
     assert load_pixels(cells_of(tmp_path, deep, deep), 16, 1).images.dtype == np.uint16
@@ -88,7 +88,7 @@ def test_depth_is_kept_and_several_depths_meet_in_floating_point(tmp_path):
         assert [image.max() for image in images] == [image.max() for image in order]
 
 
-def test_grey_and_colour_may_mix_and_are_counted(tmp_path):
+def test_counts_conversions_between_grey_and_colour(tmp_path):
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     colour = np.stack([grey] * 3, axis=-1)
     cells = cells_of(tmp_path, grey, colour, grey)
@@ -107,7 +107,7 @@ def test_progress_and_a_bad_image(tmp_path):
         load_pixels(cells, 16, 1)
 
 
-def test_a_survey_reads_headers_only(tmp_path):
+def test_survey_reads_headers_only(tmp_path):
     cells = cells_of(
         tmp_path,
         *[np.zeros((16, 20), np.uint8)] * 2,
@@ -119,7 +119,7 @@ def test_a_survey_reads_headers_only(tmp_path):
     assert survey_images(cells).colour
 
 
-def test_a_survey_of_tiles_counts_the_tile(tmp_path):
+def test_survey_uses_the_tile_size(tmp_path):
     (tmp_path / "a").mkdir()
     tifffile.imwrite(tmp_path / "a" / "m.tif", np.zeros((40, 60), np.uint16))
     look = survey_images(read_cells(tmp_path, tile=20))

@@ -37,7 +37,7 @@ def stained(tmp_path) -> Path:
     return tmp_path / "stained"
 
 
-def test_phantom_is_a_cells_folder_with_the_natural_imbalance(tmp_path):
+def test_phantom_is_a_cells_folder_with_natural_imbalance(tmp_path):
     cells = read_cells(write_phantom(tmp_path / "cells", 300, donors=6, size=32))
     assert len(cells) == 300
     share = cells.table["label"].value_counts(normalize=True)
@@ -66,7 +66,7 @@ def test_same_seed_same_files(tmp_path):
     assert all(digests(first)[name] != digests(other).get(name) for name in images)
 
 
-def test_a_cell_is_the_same_however_many_are_drawn(tmp_path):
+def test_cell_is_independent_of_the_number_drawn(tmp_path):
     few, many = write_phantom(tmp_path / "few", 20, donors=2), write_phantom(tmp_path / "many", 60, donors=2)
     shared = {name: digest for name, digest in digests(few).items() if name.endswith(".png")}
     assert shared.items() <= digests(many).items()
@@ -105,7 +105,7 @@ def test_fields_come_with_their_truth(tmp_path):
         ({"cells": 36, "seed": -1}, "seed is -1"),
     ],
 )
-def test_impossible_numbers_are_refused(tmp_path, arguments, message):
+def test_refuses_impossible_numbers(tmp_path, arguments, message):
     with pytest.raises(CellsError, match=message):
         write_phantom(tmp_path / "cells", **arguments)
     assert list(tmp_path.iterdir()) == []
@@ -147,7 +147,7 @@ def test_destaining_repeats_with_the_seed(tmp_path, stained):
     assert digests(first)["stained/lymphocyte/a.png"] == digests(other)["stained/lymphocyte/a.png"]
 
 
-def test_donor_and_split_go_along(tmp_path, stained):
+def test_copies_donor_and_split(tmp_path, stained):
     table = "path,label,donor,split,source\nlymphocyte/a.png,L,p1,train,s1\nmonocyte/a.png,M,p2,test,s2\n"
     (stained / "cells.csv").write_text(table, encoding="utf-8")
     cells = read_cells(write_destained(stained, tmp_path / "out", size=32))
@@ -157,7 +157,7 @@ def test_donor_and_split_go_along(tmp_path, stained):
     ]
 
 
-def test_what_exists_is_never_overwritten(tmp_path, stained):
+def test_refuses_to_overwrite(tmp_path, stained):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine", encoding="utf-8")
@@ -167,13 +167,13 @@ def test_what_exists_is_never_overwritten(tmp_path, stained):
     assert [f.name for f in out.iterdir()] == ["mine.txt"]
 
 
-def test_an_empty_folder_may_be_filled(tmp_path):
+def test_accepts_an_empty_folder(tmp_path):
     (tmp_path / "out").mkdir()
     assert len(read_cells(write_phantom(tmp_path / "out", 6, donors=2))) == 6
 
 
 @pytest.mark.parametrize("kind", ["truncated", "grey", "16-bit"])
-def test_an_unusable_stained_crop_is_named_and_leaves_nothing(tmp_path, stained, kind):
+def test_error_names_an_unusable_stained_crop_and_leaves_no_folder(tmp_path, stained, kind):
     bad = stained / "monocyte" / "d.bmp"
     if kind == "truncated":
         bad.write_bytes(bad.read_bytes()[:200])
@@ -188,7 +188,7 @@ def test_an_unusable_stained_crop_is_named_and_leaves_nothing(tmp_path, stained,
     assert [f.name for f in tmp_path.iterdir()] == ["stained"]
 
 
-def test_interrupted_writing_leaves_nothing(tmp_path):
+def test_interrupted_writing_leaves_no_folder(tmp_path):
     def stop(share: float) -> None:
         if share > 0.5:
             raise KeyboardInterrupt
@@ -198,7 +198,7 @@ def test_interrupted_writing_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+def test_full_disk_leaves_no_folder(tmp_path, monkeypatch):
     def full(path, rows):
         raise OSError(28, "No space left on device")
 

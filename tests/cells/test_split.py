@@ -36,7 +36,7 @@ def torn(part: np.ndarray, group: np.ndarray) -> list[object]:
     return [g for g in np.unique(group) if len(set(part[group == g])) > 1]
 
 
-def test_by_default_8_to_2_and_a_tenth_of_the_training_part():
+def test_default_shares():
     cells = assign_parts(of_classes(500, 100, 50))
     np.testing.assert_allclose(shares(cells, "test"), 0.2, atol=0.01)
     np.testing.assert_allclose(shares(cells, "validation"), 0.08, atol=0.01)
@@ -50,7 +50,7 @@ def test_by_default_8_to_2_and_a_tenth_of_the_training_part():
     validation=st.floats(0.05, 0.4),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_single_cells_come_within_a_cell_of_the_shares(counts, test, validation, seed):
+def test_ungrouped_cells_match_the_shares_within_one_cell(counts, test, validation, seed):
     cells = assign_parts(of_classes(*counts), test=test, validation=validation, seed=seed)
     total = np.array(counts)
     tested = shares(cells, "test") * total
@@ -74,7 +74,7 @@ def cells_in_groups(draw: st.DrawFn, column: str) -> Cells:
 
 @quick
 @given(st.data(), st.sampled_from(["donor", "source"]), st.integers(0, 100))
-def test_no_donor_and_no_source_is_torn_and_no_class_misses_a_part(data, column, seed):
+def test_keeps_groups_together_with_every_class_in_every_part(data, column, seed):
     cells = cells_in_groups(data.draw, column)
     try:
         divided = assign_parts(cells, seed=seed)
@@ -112,14 +112,14 @@ def test_copies_stay_together_across_sources_and_donors():
                 assert torn(part, np.array(group)) == []
 
 
-def test_groups_join_what_is_linked_through_others():
+def test_groups_are_connected_components():
     cells = make(["a"] * 6, source=["s0", "s0", "s1", "s1", "s2", "s3"])
     groups, unit = find_groups(cells, copies=["k0", "k1", "k1", "k2", "k3", "k3"])
     assert groups.tolist() == [0, 0, 0, 0, 1, 1]
     assert unit == "source image"
 
 
-def test_cells_of_unknown_donor_go_by_source_and_known_donors_still_hold():
+def test_groups_unknown_donors_by_source():
     cells = make(["a"] * 5, donor=["d1", "d1", "", "", "d2"], source=["s1", "s2", "s3", "s3", "d1"])
     groups, unit = find_groups(cells)
     assert groups.tolist() == [0, 0, 1, 1, 2]
@@ -135,20 +135,20 @@ def test_cells_of_unknown_donor_go_by_source_and_known_donors_still_hold():
         ((30, 2), r"'class1' has 2 cell\(s\) from 2 source image\(s\)"),
     ],
 )
-def test_too_few_cells_say_how_many_there_are_and_how_many_are_needed(counts, message):
+def test_error_states_available_and_needed_cells(counts, message):
     with pytest.raises(CellsError, match=message) as caught:
         assign_parts(of_classes(*counts))
     assert "at least 3 source images are needed for 3 parts" in str(caught.value)
 
 
-def test_too_few_donors_say_so():
+def test_refuses_too_few_donors():
     cells = make(["a", "b"] * 20, donor=["d1"] * 20 + ["d2"] * 20)
     with pytest.raises(CellsError, match=r"'a' has 20 cell\(s\) from 2 donor\(s\).*at least 3 donors are needed"):
         assign_parts(cells)
     assert set(assign_parts(cells, by_donor=False).table["split"]) == {"train", "validation", "test"}
 
 
-def test_a_hopeless_class_among_thousands_of_cells_is_told_at_once():
+def test_refuses_an_impossible_class_of_a_large_table_at_once():
     labels = ["a"] * 20_000 + ["b"]
     with pytest.raises(CellsError, match="'b' has 1 cell"):
         assign_parts(make(labels))
@@ -178,7 +178,7 @@ def test_folds_keep_donors_together():
     assert torn(assign_folds(cells, 5, 0), donor) == []
 
 
-def test_a_given_fold_column_is_respected():
+def test_uses_a_given_fold_column():
     cells = make(["a", "b"] * 10, fold=[str(k // 4) for k in range(20)])
     assert assign_folds(cells, 5, 0).tolist() == [k // 4 for k in range(20)]
     divided = assign_parts(cells, folds=5, fold=3)
@@ -187,12 +187,12 @@ def test_a_given_fold_column_is_respected():
         assign_folds(cells, 3, 0)
 
 
-def test_more_folds_than_cells_of_a_class_is_an_error():
+def test_refuses_more_folds_than_cells_of_a_class():
     with pytest.raises(CellsError, match=r"'class1' has 4 cell.*at least 5 source images are needed for 5 parts"):
         assign_folds(of_classes(40, 4), 5, 0)
 
 
-def test_a_given_split_is_respected_and_lacks_at_most_its_validation_part():
+def test_keeps_a_given_split_and_adds_only_validation():
     given_split = ["train"] * 20 + ["test"] * 8 + [""] * 2
     cells = assign_parts(make(["a", "b"] * 15, split=given_split))
     assert list(cells.table["split"])[20:] == given_split[20:]
@@ -203,7 +203,7 @@ def test_a_given_split_is_respected_and_lacks_at_most_its_validation_part():
     assert list(assign_parts(make(["a", "b"] * 15, split=given_split), validation=0).table["split"]) == given_split
 
 
-def test_a_given_split_without_a_class_is_an_error():
+def test_refuses_a_given_split_without_a_class():
     cells = make(["a", "a", "b", "b"], split=["train", "validation", "test", "test"])
     with pytest.raises(CellsError, match=r"'b' has 2 cell.*train, validation.*change the split column"):
         assign_parts(cells)

@@ -32,7 +32,7 @@ def parted(root, *parts, classes=("granulocyte", "monocyte"), count=2):
 @pytest.mark.parametrize(
     "parts", [("train", "val", "test"), ("Training", "VALID", "Testing"), ("train", "validation", "TEST")]
 )
-def test_part_folders_are_the_given_split(tmp_path, caplog, parts):
+def test_split_folders_are_the_given_split(tmp_path, caplog, parts):
     caplog.set_level(logging.WARNING)
     cells = read_cells(parted(tmp_path, *parts))
     assert cells.classes == ("granulocyte", "monocyte")
@@ -58,7 +58,7 @@ def test_a_missing_test_part_is_taken_as_given(tmp_path):
     assert set(read_cells(parted(tmp_path, "train", "val")).table["split"]) == {"train", "validation"}
 
 
-def test_classes_that_the_recipe_merges_count_as_merged(tmp_path):
+def test_split_folders_are_compared_after_merging_classes(tmp_path):
     draw(tmp_path, "train/neutrophil/1.png", "train/monocyte/2.png", "test/basophil/3.png", "test/monocyte/4.png")
     classes = {"granulocyte": ["neutrophil", "basophil"], "monocyte": ["monocyte"]}
     assert read_cells(tmp_path, classes=classes).table["label"].value_counts().to_dict() == {
@@ -84,7 +84,7 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("kind", AMBIGUOUS)
-def test_what_is_unclear_is_refused(tmp_path, raises_code, kind):
+def test_refuses_ambiguous_split_folders(tmp_path, raises_code, kind):
     files, message = AMBIGUOUS[kind]
     with raises_code("cells.split_folders") as caught:
         read_cells(draw(tmp_path, *files))
@@ -112,7 +112,7 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("kind", ELSEWHERE)
-def test_a_given_split_in_other_folders_is_refused(tmp_path, raises_code, kind):
+def test_refuses_a_split_in_nested_folders(tmp_path, raises_code, kind):
     files, message = ELSEWHERE[kind]
     with raises_code("cells.split_folders") as caught:
         read_cells(draw(tmp_path, *files))
@@ -130,15 +130,15 @@ def test_a_given_split_in_other_folders_is_refused(tmp_path, raises_code, kind):
         ("folded/1.png", "developing/2.png"),
     ],
 )
-def test_names_that_only_resemble_parts_are_classes_and_folders(tmp_path, files):
+def test_accepts_class_names_similar_to_parts(tmp_path, files):
     assert read_cells(draw(tmp_path, *files)).classes == tuple(sorted({file.split("/")[0] for file in files}))
 
 
-def test_prediction_takes_all_images_of_such_a_folder(tmp_path):
+def test_prediction_reads_all_images_of_split_folders(tmp_path):
     assert len(find_images([parted(tmp_path, "train", "test")])) == 8
 
 
-def test_linked_and_broken_class_folders(tmp_path, raises_code):
+def test_accepts_linked_and_refuses_broken_class_folders(tmp_path, raises_code):
     draw(tmp_path, "cells/a/1.png", "elsewhere/2.png", "elsewhere/3.png", "more/4.png")
     try:
         (tmp_path / "cells" / "b").symlink_to("../elsewhere", target_is_directory=True)
@@ -154,7 +154,7 @@ def test_linked_and_broken_class_folders(tmp_path, raises_code):
 
 @pytest.mark.parametrize("is_parted", [False, True])
 @pytest.mark.parametrize("kind", ["twice", "within", "loop"])
-def test_links_make_no_image_a_cell_of_two_class_folders(tmp_path, raises_code, caplog, is_parted, kind):
+def test_refuses_links_between_class_folders(tmp_path, raises_code, caplog, is_parted, kind):
     parts = ("train", "test") if is_parted else (".",)
     root = parted(tmp_path / "cells", *parts)
     place = draw(root / parts[0] / "monocyte", "deep/9.png")
@@ -172,7 +172,7 @@ def test_links_make_no_image_a_cell_of_two_class_folders(tmp_path, raises_code, 
             read_cells(root)
 
 
-def test_a_part_that_is_a_link_to_another_part_is_refused(tmp_path, raises_code):
+def test_refuses_a_part_that_links_to_another(tmp_path, raises_code):
     root = parted(tmp_path / "cells", "train")
     try:
         (root / "test").symlink_to("train", target_is_directory=True)
@@ -184,7 +184,7 @@ def test_a_part_that_is_a_link_to_another_part_is_refused(tmp_path, raises_code)
 
 @pytest.mark.parametrize("place", ["dead.tif", "monocyte/dead.tif", "monocyte/donor 2/DEAD.TIF"])
 @pytest.mark.parametrize("part", ["", "train"])
-def test_an_image_that_is_a_broken_link_is_refused(tmp_path, raises_code, place, part):
+def test_refuses_an_image_that_is_a_broken_link(tmp_path, raises_code, place, part):
     root = parted(tmp_path, *(("train", "test") if part else (".",)))
     link = root / part / place
     link.parent.mkdir(exist_ok=True)
@@ -200,7 +200,7 @@ def test_an_image_that_is_a_broken_link_is_refused(tmp_path, raises_code, place,
         find_fields(root)
 
 
-def test_a_montage_that_is_a_broken_link_is_refused(tmp_path, raises_code):
+def test_refuses_a_montage_that_is_a_broken_link(tmp_path, raises_code):
     draw(tmp_path, "a/bf.png", "b/1.png")
     try:
         (tmp_path / "b" / "bf.png").symlink_to("/nowhere/x.png")
@@ -211,7 +211,7 @@ def test_a_montage_that_is_a_broken_link_is_refused(tmp_path, raises_code):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_pipes_with_the_name_of_an_image_are_named(tmp_path, caplog):
+def test_error_names_pipes_with_image_names(tmp_path, caplog):
     root = parted(tmp_path, ".")
     os.mkfifo(root / "monocyte" / "pipe.png")
     for search in (read_cells, lambda folder: find_images([folder]), lambda folder: find_fields(folder)[1]):

@@ -44,7 +44,7 @@ def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
 # --- folders
 
 
-def test_a_folder_a_class(folder):
+def test_reads_one_folder_per_class(folder):
     cells = read_cells(folder)
     assert list(cells.table["path"]) == ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
     assert list(cells.table["label"]) == ["a", "a", "b", "b"]
@@ -54,7 +54,7 @@ def test_a_folder_a_class(folder):
     np.testing.assert_array_equal(cells.read(2), save(folder / "b" / "1.png", 0))
 
 
-def test_names_in_any_alphabet_and_folders_in_folders(tmp_path):
+def test_reads_any_alphabet_and_nested_folders(tmp_path):
     for name in ("Größe μ/Ärger/細胞 1.png", "лимфоцит/á.TIFF", "with space/x.y.png"):
         save(tmp_path / name.replace(".TIFF", ".png"))
     (tmp_path / "лимфоцит/á.png").rename(tmp_path / "лимфоцит/á.TIFF")
@@ -65,20 +65,20 @@ def test_names_in_any_alphabet_and_folders_in_folders(tmp_path):
         assert cells.read(index).shape == (10, 12)
 
 
-def test_hidden_files_and_folders_are_no_cells(folder):
+def test_ignores_hidden_files_and_folders(folder):
     for name in ("a/._1.png", "a/.ipynb_checkpoints/1-checkpoint.png", ".git/x.png"):
         save(folder / name)
     (folder / "a" / "notes.txt").write_text("x", encoding="utf-8")
     assert len(read_cells(folder)) == 4
 
 
-def test_a_class_folder_without_images_is_an_error(folder):
+def test_refuses_a_class_folder_without_images(folder):
     (folder / "monocyte").mkdir()
     with pytest.raises(CellsError, match=r"monocyte: the class folder holds no image; add images or remove"):
         read_cells(folder)
 
 
-def test_a_folder_without_classes_says_how_cells_are_laid_out(tmp_path):
+def test_refuses_a_folder_without_classes(tmp_path):
     save(tmp_path / "1.png")
     with pytest.raises(CellsError, match=r"1 loose images.*one folder a class"):
         read_cells(tmp_path)
@@ -86,7 +86,7 @@ def test_a_folder_without_classes_says_how_cells_are_laid_out(tmp_path):
         read_cells(tmp_path / "absent")
 
 
-def test_one_class_is_read_and_left_to_training_to_refuse(tmp_path):
+def test_reads_a_single_class(tmp_path):
     save(tmp_path / "only" / "1.png")
     assert read_cells(tmp_path).classes == ("only",)
 
@@ -94,7 +94,7 @@ def test_one_class_is_read_and_left_to_training_to_refuse(tmp_path):
 # --- tables
 
 
-def test_a_table_with_every_column(folder):
+def test_reads_every_column(folder):
     write(
         folder,
         "path,label,donor,field,x,y,split,source,target,note\n"
@@ -115,7 +115,7 @@ def test_a_table_with_every_column(folder):
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_tables_as_spreadsheets_write_them(folder, separator, encoding, end):
+def test_reads_tables_of_spreadsheets(folder, separator, encoding, end):
     lines = ["", "path,label,donor", "a\\1.png, A ,d1", "", ",,", 'a\\2.png,"B",d2,', ""]
     write(folder, end.join(lines).replace(",", separator), encoding)
     table = read_cells(folder).table
@@ -129,7 +129,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"], 
 
 @quick
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5))
-def test_whatever_is_written_is_read_again(tmp_path, rows):
+def test_reads_every_written_table(tmp_path, rows):
     labels = [normalize_name(label) for label, _ in rows]
     assume(not find_lookalikes(labels) and not any(map(is_missing, labels)))
     save(tmp_path / "1.png")
@@ -170,7 +170,7 @@ BAD_TABLES = {
 
 
 @pytest.mark.parametrize("text", BAD_TABLES)
-def test_a_faulty_table_is_one_sentence(folder, text):
+def test_refuses_faulty_tables(folder, text):
     path = write(folder, text)
     with pytest.raises(CellsError, match=BAD_TABLES[text]) as caught:
         read_cells(path)
@@ -178,7 +178,7 @@ def test_a_faulty_table_is_one_sentence(folder, text):
     assert "\n" not in str(caught.value)
 
 
-def test_parts_are_read_in_any_case(folder, raises_code):
+def test_reads_parts_in_any_case(folder, raises_code):
     write(folder, "path,label,split\na/1.png,x,TRAIN\na/2.png,y,Test\na/1.png,y,\n")
     assert read_cells(folder).table["split"].tolist() == ["train", "test", ""]
     write(folder, "path,label,split\na/1.png,x,train\na/2.png,y,Val\n")
@@ -188,14 +188,14 @@ def test_parts_are_read_in_any_case(folder, raises_code):
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_other_encodings_are_named(folder, encoding):
+def test_refuses_other_encodings(folder, encoding):
     with pytest.raises(CellsError, match="not UTF-8; save it as 'CSV UTF-8'"):
         read_cells(write(folder, "path,label\na/1.png,Größe\n", encoding))
 
 
 @quick
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_table_or_a_cells_error(tmp_path, content):
+def test_any_bytes_give_a_table_or_a_cells_error(tmp_path, content):
     (tmp_path / "t.csv").write_bytes(b"path,label,split,tile\n" + content)
     with pytest.raises(CellsError):
         read_cells(tmp_path / "t.csv")
@@ -226,7 +226,7 @@ def montages(tmp_path) -> Path:
     return tmp_path
 
 
-def test_tiles_are_cells_and_their_pairs_follow(montages):
+def test_reads_tiles_with_their_targets(montages):
     cells = read_cells(montages, tile=10, image="bright.tif", target="dna.tif")
     assert len(cells) == 12
     assert cells.table["path"].iloc[4] == "a/bright.tif#r01c01"
@@ -244,7 +244,7 @@ def test_tiles_are_cells_and_their_pairs_follow(montages):
         np.testing.assert_array_equal(again.read(index, "target"), cells.read(index, "target"))
 
 
-def test_a_target_in_each_folder_is_no_cell(montages):
+def test_target_file_is_no_cell(montages):
     cells = read_cells(montages, tile=10, target="dna.tif")
     assert len(cells) == 12
     (montages / "b" / "dna.tif").unlink()
@@ -256,7 +256,7 @@ def test_a_target_in_each_folder_is_no_cell(montages):
 
 
 @pytest.mark.parametrize("image", [None, "bright.tif"])
-def test_paired_images_may_lie_in_a_folder_of_their_own(montages, image):
+def test_reads_targets_in_their_own_folder(montages, image):
     for folder in ("a", "b"):
         (montages / folder / "glow").mkdir()
         (montages / folder / "dna.tif").rename(montages / folder / "glow" / "t.tif")
@@ -265,12 +265,12 @@ def test_paired_images_may_lie_in_a_folder_of_their_own(montages, image):
     assert cells.table["target"].str.startswith(("a/glow/t.tif#", "b/glow/t.tif#")).all()
 
 
-def test_a_tile_that_does_not_fit_is_an_error(montages):
+def test_refuses_a_tile_that_does_not_fit(montages):
     with pytest.raises(ImageError, match=r"30 x 20 px.*no montage of 9 px tiles"):
         read_cells(montages, tile=9, image="bright.tif")
 
 
-def test_a_table_may_name_montages_with_their_tile(montages):
+def test_reads_montages_with_their_tile_from_a_table(montages):
     write(montages, "path,label,tile,source\na/bright.tif,a,10,\nb/bright.tif,b,20,s\n")
     with pytest.raises(ImageError, match="no montage of 20 px"):
         read_cells(montages)
@@ -281,7 +281,7 @@ def test_a_table_may_name_montages_with_their_tile(montages):
     assert list(cells.table["source"])[-2:] == ["a/bright.tif#r01c02", "s"]
 
 
-def test_the_pages_of_a_stack_are_cells_of_one_source(tmp_path):
+def test_pages_of_a_stack_share_one_source(tmp_path):
     stack = np.random.default_rng(0).integers(0, 255, (3, 9, 9), dtype=np.uint8)
     (tmp_path / "a").mkdir()
     tifffile.imwrite(tmp_path / "a" / "s.tif", stack, photometric="minisblack")
@@ -313,7 +313,7 @@ def test_parts_and_masks(folder):
     assert not read_cells(folder).has_split
 
 
-def test_written_beside_the_images_paths_stay(folder):
+def test_table_written_beside_the_images_keeps_its_paths(folder):
     cells = read_cells(folder).with_columns(split="train", donor="")
     cells.write(folder / "cells.csv")
     text = (folder / "cells.csv").read_bytes().decode()
@@ -325,7 +325,7 @@ def test_written_beside_the_images_paths_stay(folder):
 # --- images to predict
 
 
-def test_files_folders_and_tables_to_predict(folder, tmp_path, monkeypatch):
+def test_finds_files_folders_and_tables(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table = tmp_path / "some.csv"
     table.write_text("path\ncells/a/1.png\ncells/gone.png\n", encoding="utf-8")
@@ -341,7 +341,7 @@ def test_files_folders_and_tables_to_predict(folder, tmp_path, monkeypatch):
             cells.read(index)
 
 
-def test_montages_and_stacks_to_predict(tmp_path):
+def test_finds_tiles_and_pages(tmp_path):
     tifffile.imwrite(tmp_path / "m.tif", np.arange(600, dtype=np.uint16).reshape(20, 30))
     tifffile.imwrite(tmp_path / "s.tif", np.zeros((2, 12, 12), np.uint16), photometric="minisblack")
     tifffile.imwrite(tmp_path / "single.tif", np.zeros((10, 10), np.uint16))
@@ -355,7 +355,7 @@ def test_montages_and_stacks_to_predict(tmp_path):
         assert min(cells.read(index).shape) >= 10
 
 
-def test_nothing_to_predict_is_an_error(tmp_path):
+def test_refuses_paths_without_images(tmp_path):
     with pytest.raises(CellsError, match="no images given"):
         find_images([])
     with pytest.raises(CellsError, match="no PNG, JPEG, BMP or TIFF image"):
@@ -374,7 +374,7 @@ def rows_of_mass(images: np.ndarray) -> np.ndarray:
     return (signal.sum(axis=2) @ np.arange(images.shape[1])) / signal.sum(axis=(1, 2))
 
 
-def test_jurkat_tiles_are_paired_with_their_dna(jurkat):
+def test_jurkat_tiles_have_their_dna_as_target(jurkat):
     """The nucleus lies where its cell lies, and not where the next one does."""
     mitosis = ["prophase", "metaphase", "anaphase", "telophase"]
     classes = {"g1": ["g1"], "s": ["s"], "g2": ["g2"], "mitosis": mitosis}
@@ -399,13 +399,13 @@ def test_pbc_is_read_whole(pbc):
 
 @pytest.mark.parametrize("key", ["image", "target"])
 @pytest.mark.parametrize("name", ["../other.png", str(Path("/").resolve() / "other.png")])
-def test_the_file_of_a_class_folder_lies_in_it(folder, key, name):
+def test_image_name_must_stay_in_the_class_folder(folder, key, name):
     with pytest.raises(CellsError, match=rf"{key} is .*within each class folder"):
         read_cells(folder, **{key: name})
 
 
 @pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names are Unicode on this system")
-def test_a_name_that_is_no_unicode_is_said_at_once(folder):
+def test_refuses_a_name_that_is_no_unicode(folder):
     label = next(place for place in sorted(folder.iterdir()) if place.is_dir())
     image = next(label.iterdir())
     image.rename(os.fsdecode(os.fsencode(label) + b"/\xff.png"))
@@ -413,7 +413,7 @@ def test_a_name_that_is_no_unicode_is_said_at_once(folder):
         read_cells(folder)
 
 
-def test_a_folder_that_cannot_be_entered_is_not_passed_over(folder, monkeypatch):
+def test_refuses_a_folder_without_permission(folder, monkeypatch):
     def locked(path):
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -423,13 +423,13 @@ def test_a_folder_that_cannot_be_entered_is_not_passed_over(folder, monkeypatch)
 
 
 @pytest.mark.parametrize(("found", "meant"), [("donr", "donor"), ("Donor", "donor"), ("splits", "split")])
-def test_a_misspelt_column_is_not_passed_over(tmp_path, found, meant):
+def test_refuses_a_misspelt_column(tmp_path, found, meant):
     (tmp_path / "cells.csv").write_text(f"path,label,{found}\na.png,x,1\n", encoding="utf-8")
     with pytest.raises(CellsError, match=f"column '{found}' looks like '{meant}' misspelt"):
         read_cells(tmp_path)
 
 
-def test_a_table_of_patients_is_refused_for_training_and_read_for_prediction(folder, caplog):
+def test_refuses_a_patient_column_for_training_only(folder, caplog):
     path = write(folder, "path,label,patient\na/1.png,x,7\n")
     with pytest.raises(CellsError, match=r"column 'patient' seems to name donors, .* is missing; rename it to donor"):
         read_cells(path)
@@ -437,14 +437,14 @@ def test_a_table_of_patients_is_refused_for_training_and_read_for_prediction(fol
     assert "column 'patient' is not used; rename it to donor" in caplog.text
 
 
-def test_an_empty_column_of_donors_is_as_none(folder):
+def test_empty_donor_column_is_ignored(folder):
     path = write(folder, "path,label,donor,patient\na/1.png,x, ,7\n")
     with pytest.raises(CellsError, match="is empty; rename it to donor, in place of the empty one, or remove it"):
         read_cells(path)
     assert list(read_cells(write(folder, "path,label,donor,patient\na/1.png,x,d1,7\n")).table["donor"]) == ["d1"]
 
 
-def test_columns_of_other_people_are_named_and_our_own_are_not(folder, caplog):
+def test_names_unknown_columns_only(folder, caplog):
     read_cells(write(folder, "path,label,magnification,donor\na/1.png,x,40,7\n"))
     assert "columns not used: magnification" in caplog.text
     caplog.clear()
@@ -457,7 +457,7 @@ def test_columns_of_other_people_are_named_and_our_own_are_not(folder, caplog):
 
 
 @pytest.mark.parametrize("content", ["an image", b"no image \xff", b""])
-def test_an_image_is_no_table(tmp_path, content):
+def test_refuses_an_image_as_a_table(tmp_path, content):
     path = tmp_path / "cell.png"
     save(path) if content == "an image" else path.write_bytes(content)
     with pytest.raises(CellsError, match=r"cell\.png: an image, no table of cells; give a cells table \(CSV\), or"):

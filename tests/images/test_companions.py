@@ -37,7 +37,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_anything_but_a_bare_name_is_refused_alike(tmp_path, name):
+def test_refuses_every_name_with_a_path_in_the_same_way(tmp_path, name):
     given = tmp_path / "given" / "a.tif"
     given.parent.mkdir()
     given.write_bytes(b"")
@@ -49,7 +49,7 @@ def test_anything_but_a_bare_name_is_refused_alike(tmp_path, name):
     assert str(refused.value) == str(absolute.value)
 
 
-def test_the_answer_does_not_tell_whether_the_target_exists(tmp_path):
+def test_error_does_not_reveal_whether_the_target_exists(tmp_path):
     folder = tmp_path / "given"
     folder.mkdir()
     given = folder / "a.tif"
@@ -65,7 +65,7 @@ def test_the_answer_does_not_tell_whether_the_target_exists(tmp_path):
     assert len(texts) == 1
 
 
-def test_files_of_the_same_folder_are_found(tmp_path, raises_code):
+def test_finds_files_of_the_same_folder(tmp_path, raises_code):
     given = tmp_path / "a.ome.tif"
     (tmp_path / "b.ome.tif").write_bytes(b"x")
     (tmp_path / "Zähler 2 (b).tif").write_bytes(b"x")
@@ -78,7 +78,7 @@ def test_files_of_the_same_folder_are_found(tmp_path, raises_code):
             resolve_companion(given, name)
 
 
-def test_a_folder_reached_through_a_link_is_still_its_own(tmp_path):
+def test_accepts_a_folder_that_is_a_link(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "b.tif").write_bytes(b"x")
     (tmp_path / "linked").symlink_to(tmp_path / "real")

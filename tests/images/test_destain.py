@@ -30,27 +30,27 @@ def test_shapes_types_and_ranges():
         assert 0 <= image.min() <= image.max() <= 1
 
 
-def test_the_seed_decides():
+def test_same_seed_gives_the_same_image():
     first, again, other = (destain(stained(), np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.image, again.image)
     assert (first.image != other.image).mean() > 0.9
     np.testing.assert_array_equal(first.clean, other.clean)
 
 
-def test_in_focus_only_absorption_is_left():
+def test_only_absorption_remains_in_focus():
     result = destain(stained(), np.random.default_rng(0), Imaging(absorption=0.06))
     expected = BACKGROUND * np.exp(-0.06 * compute_optical_density(stained()))
     np.testing.assert_allclose(result.image, expected, rtol=1e-5)
 
 
-def test_density_is_that_of_the_stain():
+def test_optical_density_matches_the_stain():
     density = compute_optical_density(stained())
     assert np.median(density[:10]) == 0
     expected = np.mean(-np.log(np.array([80, 40, 130]) / np.array([250, 225, 215])))
     assert density[64, 64] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_nucleus_all_but_vanishes_and_the_cell_stays():
+def test_nucleus_nearly_vanishes_and_cell_stays_visible():
     image = stained()
     axis = (np.arange(128) - 64) / 128
     distance = np.hypot(axis, axis[:, None])
@@ -66,12 +66,12 @@ def test_the_nucleus_all_but_vanishes_and_the_cell_stays():
     [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 4), np.uint8), np.zeros((64, 64, 3), np.uint16)],
     ids=["grey", "rgba", "16-bit"],
 )
-def test_only_8_bit_rgb_is_destained(image):
+def test_refuses_all_but_8_bit_rgb(image):
     with pytest.raises(ImageError, match="8-bit RGB"):
         destain(image, np.random.default_rng(0))
 
 
-def test_black_pixels_do_no_harm():
+def test_accepts_black_pixels():
     image = stained()
     image[:5] = 0
     assert np.isfinite(destain(image, np.random.default_rng(0)).image).all()

@@ -43,13 +43,13 @@ def disc(size: int, row: float, column: float, radius: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("size", "least"), [(16, 0.7), (24, 0.85), (48, 0.9), (200, 0.9), (400, 0.9)])
-def test_phantom_cells_are_found_at_every_size(size, least):
+def test_segments_phantom_cells_of_every_size(size, least):
     cells = [(label, 5, donor, 10 * donor) for donor in range(4 if size > 100 else 8) for label in CLASS_FREQUENCY]
     overlaps = [overlap(segment_cell(draw_crop(*cell, size).image)[0], true_mask(*cell, size)) for cell in cells]
     assert np.median(overlaps) > least
 
 
-def test_stain_free_lymphocytes_of_a_cell_line_are_found_in_raw_16_bit_counts(jurkat):
+def test_segments_unstained_lymphocytes_in_16_bit_counts(jurkat):
     crops = [read_crop(jurkat, f"g1/brightfield.tif#r{row:02d}c{c:02d}", 40) for row in range(3) for c in range(8)]
     masks, found = zip(*(segment_cell(crop) for crop in crops), strict=True)
     assert np.mean(found) > 0.9
@@ -58,7 +58,7 @@ def test_stain_free_lymphocytes_of_a_cell_line_are_found_in_raw_16_bit_counts(ju
     assert 8 < 2 * np.sqrt(np.median([mask.sum() for mask in masks]) / np.pi) < 28
 
 
-def test_a_neighbour_that_touches_the_cell_does_not_belong_to_it():
+def test_excludes_a_touching_neighbour():
     cell = disc(96, 47.5, 47.5, 24)
     image = 500 + 80.0 * (cell | disc(96, 47.5, 95, 23.5)) + np.random.default_rng(0).normal(0, 8, (96, 96))
     mask, found = segment_cell(image.astype(np.uint16))
@@ -67,7 +67,7 @@ def test_a_neighbour_that_touches_the_cell_does_not_belong_to_it():
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_depth_colour_brightness_and_illumination_do_not_matter(sign):
+def test_mask_is_independent_of_depth_colour_brightness_and_illumination(sign):
     cell = disc(64, 33, 30, 17)
     image = 100 + sign * 30.0 * cell + np.linspace(0, 25, 64) + np.random.default_rng(1).normal(0, 3, (64, 64))
     for crop in (
@@ -83,7 +83,7 @@ def test_depth_colour_brightness_and_illumination_do_not_matter(sign):
         assert overlap(mask, cell) > 0.88
 
 
-def test_a_crop_that_is_not_square_keeps_its_shape():
+def test_mask_has_the_shape_of_a_rectangular_crop():
     cell = disc(90, 30, 44.5, 15)[:61]
     mask, found = segment_cell((120 + 40 * cell).astype(np.uint8))
     assert found
@@ -91,7 +91,7 @@ def test_a_crop_that_is_not_square_keeps_its_shape():
     assert overlap(mask, cell) > 0.9
 
 
-def test_without_an_outline_it_is_the_central_disc_and_says_so():
+def test_returns_the_central_disc_without_an_outline():
     mask, found = segment_cell(np.full((40, 40), 7, np.uint8))
     assert not found
     assert mask.sum() == pytest.approx(np.pi * (FALLBACK_RADIUS * 40) ** 2, rel=0.03)
@@ -100,7 +100,7 @@ def test_without_an_outline_it_is_the_central_disc_and_says_so():
     assert np.mean(noise) < 0.4
 
 
-def test_what_is_no_crop_is_refused():
+def test_refuses_arrays_that_are_no_crop():
     with pytest.raises(ImageError, match=r"an array of shape \(4, 40\); a mask needs"):
         segment_cell(np.zeros((4, 40)))
     with pytest.raises(ImageError, match=r"shape \(20, 20, 2\)"):

@@ -19,13 +19,13 @@ SMALL = st.integers(0, 2000)
 
 @settings(deadline=None)
 @given(NAMES, st.one_of(st.none(), SMALL, st.tuples(SMALL, SMALL)))
-def test_addresses_come_back(name, place):
+def test_parsing_inverts_formatting(name, place):
     tile = isinstance(place, tuple)
     address = Address(name, row=place[0], column=place[1]) if tile else Address(name, page=place)
     assert Address.parse(str(address)) == address
 
 
-def test_how_addresses_are_written():
+def test_address_format():
     assert str(Address("g1/brightfield.tif", row=3, column=17)) == "g1/brightfield.tif#r03c17"
     assert str(Address("stack.tif", page=2)) == "stack.tif#p002"
 
@@ -38,7 +38,7 @@ def test_any_text_is_an_address(text):
 
 
 @pytest.mark.parametrize("text", ["a.tif#r1", "a.tif#p", "a#b.tif", "#p1", "a.tif#p1x", "a.tif#r1c2\n"])
-def test_what_only_looks_like_an_address_is_a_path(text):
+def test_similar_text_is_a_plain_path(text):
     assert Address.parse(text) == Address(text)
 
 
@@ -50,7 +50,7 @@ def montage(tmp_path):
     return tmp_path
 
 
-def test_a_montage_falls_into_its_tiles(montage):
+def test_lists_the_tiles_of_a_montage(montage):
     addresses = list_images(montage, "m.tif", 10)
     assert [str(a) for a in addresses[:5]] == [
         "m.tif#r00c00",
@@ -66,13 +66,13 @@ def test_a_montage_falls_into_its_tiles(montage):
         assert (crop == 500 + 100 * number).all()
 
 
-def test_a_montage_of_one_tile_and_a_plain_file_are_themselves(montage):
+def test_single_tile_and_plain_file_have_plain_addresses(montage):
     tifffile.imwrite(montage / "one.tif", np.zeros((10, 10), np.uint16))
     assert list_images(montage, "one.tif", 10) == [Address("one.tif")]
     assert list_images(montage, "m.tif", None) == [Address("m.tif")]
 
 
-def test_a_stack_falls_into_its_pages(tmp_path):
+def test_lists_the_pages_of_a_stack(tmp_path):
     stack = np.random.default_rng(0).integers(0, 255, (4, 9, 11), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "s.tif", stack, photometric="minisblack")
     addresses = list_images(tmp_path, "s.tif", None)
@@ -82,7 +82,7 @@ def test_a_stack_falls_into_its_pages(tmp_path):
     np.testing.assert_array_equal(read_crop(tmp_path, "s.tif"), stack[0])
 
 
-def test_edges_that_the_tile_does_not_divide_are_an_error(montage):
+def test_refuses_edges_that_are_no_multiple_of_the_tile(montage):
     with pytest.raises(ImageError, match=r"m\.tif: 40 x 30 px, 1 page\(s\), is no montage of 7 px tiles"):
         list_images(montage, "m.tif", 7)
     tifffile.imwrite(montage / "s.tif", np.zeros((2, 20, 20), np.uint8), photometric="minisblack")
@@ -91,12 +91,12 @@ def test_edges_that_the_tile_does_not_divide_are_an_error(montage):
 
 
 @pytest.mark.parametrize("address", ["m.tif#r03c00", "m.tif#r00c04", "m.tif#r99c99"])
-def test_a_tile_outside_the_montage_is_an_error(montage, address):
+def test_refuses_a_tile_outside_the_montage(montage, address):
     with pytest.raises(ImageError, match=rf"{address}: no such tile of 10 px in 40 x 30 px"):
         read_crop(montage, address, 10)
 
 
-def test_addresses_that_cannot_be_read(montage):
+def test_refuses_unreadable_addresses(montage):
     with pytest.raises(ImageError, match="no tile size is given"):
         read_crop(montage, "m.tif#r00c00")
     with pytest.raises(ImageError, match="page 3 asked for"):
@@ -105,7 +105,7 @@ def test_addresses_that_cannot_be_read(montage):
         read_crop(montage, "absent.tif#r00c00", 10)
 
 
-def test_a_file_may_be_called_like_an_address(montage):
+def test_accepts_a_file_named_like_an_address(montage):
     image = np.arange(100, dtype=np.uint8).reshape(10, 10)
     Image.fromarray(image).save(montage / "x.png")
     (montage / "x.png").rename(montage / "x#p001")
@@ -113,7 +113,7 @@ def test_a_file_may_be_called_like_an_address(montage):
     np.testing.assert_array_equal(read_crop(montage, "x#p001"), image)
 
 
-def test_a_changed_montage_is_read_anew_and_a_changed_crop_harms_nothing(montage):
+def test_rereads_a_changed_montage_and_returns_copies(montage):
     crop = read_crop(montage, "m.tif#r00c00", 10)
     crop[:] = 0
     assert (read_crop(montage, "m.tif#r00c00", 10) == 500).all()
@@ -128,7 +128,7 @@ def test_jurkat_tiles(jurkat):
     np.testing.assert_array_equal(read_crop(jurkat, "g1/brightfield.tif#r03c17", 40), whole[120:160, 680:720])
 
 
-def test_a_name_too_long_for_the_system_is_no_file(tmp_path):
+def test_too_long_name_is_no_file(tmp_path):
     name = "x" * 5000 + ".png"
     assert resolve_address(tmp_path, name) == Address(name)
     with pytest.raises(ImageError):
@@ -240,7 +240,7 @@ def large_imagej(path):
         (ome("TYX"), "images.pages_of_one_image"),
     ],
 )
-def test_only_pages_that_are_cells_are_counted(tmp_path, write, expected, raises_code):
+def test_counts_only_pages_that_are_cells(tmp_path, write, expected, raises_code):
     write(tmp_path / "s.tif")
     if isinstance(expected, str):
         for read in (lambda: list_images(tmp_path, "s.tif", None), lambda: read_crop(tmp_path, "s.tif")):
@@ -255,7 +255,7 @@ def test_only_pages_that_are_cells_are_counted(tmp_path, write, expected, raises
                 np.testing.assert_array_equal(found, page.asarray())
 
 
-def test_a_montage_with_smaller_versions_of_itself_is_a_montage(tmp_path):
+def test_ignores_smaller_versions_of_a_montage(tmp_path):
     pyramid(tmp_path / "s.tif")
     assert len(list_images(tmp_path, "s.tif", 16)) == 16
     np.testing.assert_array_equal(read_crop(tmp_path, "s.tif#r01c02", 16), IMAGE[16:32, 32:48])
@@ -284,7 +284,7 @@ ONE = PART.replace("5", "1").replace("3", "1")
         ("ImageJ=1.53\nimages=5\n", 1, "images.pages_ambiguous"),
     ],
 )
-def test_metadata_matter_to_cells_where_there_are_several_pages(tmp_path, description, pages, expected, raises_code):
+def test_reads_metadata_of_multi_page_files_only(tmp_path, description, pages, expected, raises_code):
     path = tmp_path / "f.tif"
     with tifffile.TiffWriter(path) as out:
         for number in range(pages):

@@ -13,13 +13,13 @@ def disc(size: int, smooth: float = 4.0) -> np.ndarray:
     return gaussian_filter(inside.astype(np.float32), smooth * size / 128)
 
 
-def test_in_focus_only_absorption_is_left():
+def test_only_absorption_remains_in_focus():
     density = np.linspace(0, 2, 64 * 64, dtype=np.float32).reshape(64, 64)
     image = simulate_brightfield(disc(64), density, Imaging(absorption=0.06), np.random.default_rng(0))
     np.testing.assert_allclose(image, BACKGROUND * np.exp(-0.06 * density), rtol=1e-5)
 
 
-def test_defocus_of_either_sign_turns_the_rim_around():
+def test_sign_of_defocus_inverts_the_rim():
     phase, nothing = disc(128), np.zeros((128, 128), np.float32)
     above = simulate_brightfield(phase, nothing, Imaging(defocus=2), np.random.default_rng(0)) - BACKGROUND
     below = simulate_brightfield(phase, nothing, Imaging(defocus=-2), np.random.default_rng(0)) - BACKGROUND
@@ -28,7 +28,7 @@ def test_defocus_of_either_sign_turns_the_rim_around():
     assert abs(above.mean()) < 1e-5, "phase moves light about, it takes none away"
 
 
-def test_the_look_does_not_depend_on_the_size():
+def test_image_is_independent_of_crop_size():
     imaging = Imaging(defocus=2.5, blur=1.5)
     contrast = []
     for size in (64, 128, 200):
@@ -37,7 +37,7 @@ def test_the_look_does_not_depend_on_the_size():
     assert max(contrast) / min(contrast) < 1.15
 
 
-def test_a_field_is_imaged_at_the_scale_of_its_crops():
+def test_field_has_the_scale_of_its_crops():
     imaging = Imaging(defocus=2.5, blur=1.5)
     crop = disc(64)
     field = np.pad(crop, 64)
@@ -46,7 +46,7 @@ def test_a_field_is_imaged_at_the_scale_of_its_crops():
     np.testing.assert_allclose(within[64:128, 64:128], alone, atol=1e-5)
 
 
-def test_ramp_and_gain_are_as_large_as_stated():
+def test_ramp_and_gain_have_the_given_size():
     flat = np.zeros((50, 80), np.float32)
     image = (
         simulate_brightfield(flat, flat, Imaging(ramp=0.1, angle=0.0, gain=1.1), np.random.default_rng(0)) / BACKGROUND
@@ -55,7 +55,7 @@ def test_ramp_and_gain_are_as_large_as_stated():
     assert image[:, -1].mean() - image[:, 0].mean() == pytest.approx(0.11, rel=1e-3)
 
 
-def test_noise_is_as_large_as_stated_and_repeats_with_the_seed():
+def test_noise_has_the_given_size_and_repeats_with_the_seed():
     flat = np.zeros((200, 200), np.float32)
     first, again = (simulate_brightfield(flat, flat, Imaging(noise=0.02), np.random.default_rng(3)) for _ in range(2))
     other = simulate_brightfield(flat, flat, Imaging(noise=0.02), np.random.default_rng(4))
@@ -64,14 +64,14 @@ def test_noise_is_as_large_as_stated_and_repeats_with_the_seed():
     assert (first != other).mean() > 0.9
 
 
-def test_extreme_phase_stays_within_range():
+def test_extreme_phase_stays_in_range():
     steep = np.random.default_rng(0).random((64, 64)).astype(np.float32) * 20
     image = simulate_brightfield(steep, steep, Imaging(defocus=3, gain=1.15), np.random.default_rng(0))
     assert image.min() >= 0
     assert image.max() <= 1
 
 
-def test_drawn_conditions_lie_in_their_ranges_and_near_the_donors():
+def test_drawn_conditions_lie_in_range_and_near_the_donor():
     rng = np.random.default_rng(0)
     donor = draw_imaging(rng)
     free = [draw_imaging(rng) for _ in range(300)]

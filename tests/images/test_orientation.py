@@ -64,7 +64,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_a_picture_is_read_as_viewers_show_it(tmp_path, kind, orientation):
+def test_applies_the_orientation_of_the_file(tmp_path, kind, orientation):
     """As a crop and as a field, whole and in regions; its stated size is that of the shown picture."""
     stored, path = tmp_path / f"stored.{kind}", tmp_path / f"f.{kind}"
     WRITERS[kind](stored, picture(), 1)
@@ -86,7 +86,7 @@ def test_a_picture_is_read_as_viewers_show_it(tmp_path, kind, orientation):
 
 
 @given(st.sampled_from(list(ORIENTATIONS)), st.data())
-def test_a_region_of_the_shown_picture_is_found_in_the_stored_one(orientation, data):
+def test_maps_regions_to_stored_pixels(orientation, data):
     stored = np.arange(6 * 9).reshape(6, 9)
     shown = orient(stored, orientation)
     assert shown.shape == orient_shape(stored.shape, orientation)
@@ -98,11 +98,11 @@ def test_a_region_of_the_shown_picture_is_found_in_the_stored_one(orientation, d
 
 
 @pytest.mark.parametrize("value", [None, 0, 9, 255, "1", (6,), 6.0])
-def test_an_orientation_that_is_none_turns_nothing(value):
+def test_ignores_invalid_orientations(value):
     assert parse_orientation(value) == 1
 
 
-def test_damaged_metadata_turn_nothing(tmp_path):
+def test_ignores_damaged_metadata(tmp_path):
     Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\xff\xff")
     assert read_image(tmp_path / "a.jpg").shape == (H, W, 3)
 
@@ -140,7 +140,7 @@ def frames(path: Path, count: int, **how: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
-def test_a_file_of_several_frames_is_not_its_first_one(tmp_path, raises_code, name):
+def test_refuses_files_of_several_frames(tmp_path, raises_code, name):
     how = {"format": "MPO"} if name == "a.jpg" else {"default_image": False}
     frames(tmp_path / name, 3, **how)
     for read in (read_header, read_image, describe_field, open_field):
@@ -149,7 +149,7 @@ def test_a_file_of_several_frames_is_not_its_first_one(tmp_path, raises_code, na
         assert "3 frames" in str(caught.value)
 
 
-def test_one_frame_and_previews_are_one_picture(tmp_path):
+def test_accepts_one_frame_with_previews(tmp_path):
     frames(tmp_path / "a.png", 1)
     small = Image.fromarray(picture()[::2, ::2])  # as telephones add a map of brightness
     Image.fromarray(picture()).save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[small])

@@ -35,7 +35,7 @@ def test_a_crop_is_8_bit_and_square(name, size):
     assert crop.nuclei.max() > 100
 
 
-def test_same_seed_same_bytes_whatever_was_drawn_before():
+def test_crops_repeat_with_the_seed_in_any_order():
     first = draw_crop("monocyte", 5, 2, 7)
     draw_crop("granulocyte", 5, 2, 6)
     again = draw_crop("monocyte", 5, 2, 7)
@@ -44,7 +44,7 @@ def test_same_seed_same_bytes_whatever_was_drawn_before():
 
 
 @pytest.mark.parametrize("other", [(6, 2, 7), (5, 3, 7), (5, 2, 8)], ids=["seed", "donor", "index"])
-def test_seed_donor_and_index_each_make_another_cell(other):
+def test_seed_donor_and_index_each_change_the_cell(other):
     assert (draw_crop("monocyte", 5, 2, 7).image != draw_crop("monocyte", *other).image).mean() > 0.5
 
 
@@ -54,7 +54,7 @@ def test_donors_differ_and_defocus_has_both_signs():
     assert {np.sign(donor.imaging.defocus) for donor in donors} == {-1, 1}
 
 
-def test_sizes_are_in_the_textbooks_order(crops):
+def test_sizes_follow_the_textbook_order(crops):
     area = {name: np.mean([cell_area(crop.clean) for crop in crops[name]]) for name in CLASS_FREQUENCY}
     assert 1.2 * area["lymphocyte"] < area["granulocyte"]
     assert 1.2 * area["granulocyte"] < area["monocyte"]
@@ -93,7 +93,7 @@ def test_field_has_a_12_bit_range_about_its_background(field):
     assert field.brightfield.min() > 0
 
 
-def test_truth_is_where_the_fluorescence_is(field):
+def test_true_positions_match_the_fluorescence(field):
     assert len(field.cells) == 40
     rows, columns = np.indices(field.nuclei.shape)
     covered = np.zeros(field.nuclei.shape, bool)
@@ -104,7 +104,7 @@ def test_truth_is_where_the_fluorescence_is(field):
     assert (field.nuclei[~covered] < 1000).all()
 
 
-def test_some_cells_touch_or_overlap_and_no_others_come_near(field):
+def test_only_pairs_touch_or_overlap(field):
     x, y, radius = (np.array([getattr(cell, name) for cell in field.cells]) for name in ("x", "y", "radius"))
     depth = (radius + radius[:, None]) - np.hypot(x - x[:, None], y - y[:, None])
     np.fill_diagonal(depth, -np.inf)
@@ -116,7 +116,7 @@ def test_some_cells_touch_or_overlap_and_no_others_come_near(field):
     assert (deepest[contact == "overlapping"] > 2).all()
 
 
-def test_particles_without_a_nucleus_lie_about(field):
+def test_field_holds_particles_without_a_nucleus(field):
     """Red cells and debris: seen in brightfield, absent from fluorescence and truth."""
     rows, columns = np.indices(field.nuclei.shape)
     free = np.ones(field.nuclei.shape, bool)
@@ -127,7 +127,7 @@ def test_particles_without_a_nucleus_lie_about(field):
     assert (deviation[free] > 0.12).sum() > 100
 
 
-def test_the_same_field_has_the_same_bytes(field):
+def test_fields_repeat_with_the_seed(field):
     again = draw_field(0, 1, 0, shape=(500, 700), cells=40)
     assert again.brightfield.tobytes() == field.brightfield.tobytes()
     assert again.nuclei.tobytes() == field.nuclei.tobytes()
@@ -135,7 +135,7 @@ def test_the_same_field_has_the_same_bytes(field):
     assert draw_field(0, 1, 1, shape=(500, 700), cells=40).cells != field.cells
 
 
-def test_a_field_may_be_empty_but_not_overfull():
+def test_accepts_empty_and_refuses_overfull_fields():
     assert draw_field(0, 0, 0, shape=(64, 64), cells=0).cells == ()
     with pytest.raises(ImageError, match="64 x 64 px"):
         draw_field(0, 0, 0, shape=(64, 64), cells=30)

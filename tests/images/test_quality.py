@@ -37,7 +37,7 @@ def test_brightness_and_contrast_follow_gain(crop):
     assert half["focus"] == pytest.approx(whole["focus"], abs=0.1)
 
 
-def test_a_ramp_is_measured_from_end_to_end_and_leaves_the_contrast_alone():
+def test_ramp_is_measured_from_end_to_end_without_changing_contrast():
     rows = np.linspace(0.3, 0.5, 64)[:, None] * np.ones(48)
     found = measure_quality(rows, 0, 1)
     assert found["ramp"] == pytest.approx(0.2)
@@ -65,7 +65,7 @@ def test_an_empty_image_has_no_focus():
     assert measure_quality(np.full((16, 16), 0.5), 0, 1)["focus"] == -8
 
 
-def test_depth_and_colour_make_no_difference(crop):
+def test_measures_are_independent_of_depth_and_colour(crop):
     grey = measured(crop)
     deep = measure_quality(crop.astype(np.uint16) * 100 + 1000, 1000, 26_500)
     colour = measure_quality(np.stack([crop] * 3, axis=-1), 0, 255)
@@ -74,6 +74,6 @@ def test_depth_and_colour_make_no_difference(crop):
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 40)), np.zeros((40, 40, 2)), np.full((20, 20), np.nan)])
-def test_what_is_no_crop_is_refused(image):
+def test_refuses_arrays_that_are_no_crop(image):
     with pytest.raises(ImageError):
         measure_quality(image, 0, 1)

@@ -46,7 +46,7 @@ def check_exact(path: Path, image: np.ndarray) -> None:
 @pytest.mark.parametrize("colours", [1, 3, 4])
 @quick
 @given(data=st.data())
-def test_8_bits_come_back_exactly(tmp_path, suffix, colours, data):
+def test_reads_8_bits_exactly(tmp_path, suffix, colours, data):
     image = data.draw(pixels(np.uint8, colours))
     Image.fromarray(image).save(tmp_path / f"crop.{suffix}")
     check_exact(tmp_path / f"crop.{suffix}", image)
@@ -55,7 +55,7 @@ def test_8_bits_come_back_exactly(tmp_path, suffix, colours, data):
 @pytest.mark.parametrize("colours", [1, 3, 4])
 @quick
 @given(data=st.data())
-def test_16_bit_png_comes_back_exactly(tmp_path, colours, data):
+def test_reads_16_bit_png_exactly(tmp_path, colours, data):
     image = data.draw(pixels(np.uint16, colours))
     (tmp_path / "crop.png").write_bytes(imagecodecs.png_encode(image))
     check_exact(tmp_path / "crop.png", image)
@@ -65,7 +65,7 @@ def test_16_bit_png_comes_back_exactly(tmp_path, colours, data):
 @pytest.mark.parametrize("colours", [1, 3, 4])
 @quick
 @given(data=st.data())
-def test_tiff_comes_back_exactly_however_it_was_written(tmp_path, dtype, colours, data):
+def test_reads_tiff_of_every_encoding_exactly(tmp_path, dtype, colours, data):
     image = data.draw(pixels(dtype, colours))
     planar = colours > 1 and data.draw(st.booleans())
     tifffile.imwrite(
@@ -81,7 +81,7 @@ def test_tiff_comes_back_exactly_however_it_was_written(tmp_path, dtype, colours
     check_exact(tmp_path / "crop.tif", image)
 
 
-def test_other_depths_keep_their_values(tmp_path):
+def test_converts_other_depths_without_changing_values(tmp_path):
     ramp = np.arange(256, dtype=np.int16).reshape(16, 16) - 100
     for dtype in (np.int16, np.float16, np.float64):
         tifffile.imwrite(tmp_path / "crop.tif", ramp.astype(dtype))
@@ -93,7 +93,7 @@ def test_other_depths_keep_their_values(tmp_path):
             read_image(tmp_path / "crop.tif")
 
 
-def test_few_bits_a_pixel_use_the_whole_range(tmp_path):
+def test_scales_few_bits_to_the_whole_range(tmp_path):
     mask = np.eye(16, dtype=bool)
     Image.fromarray(mask).save(tmp_path / "mask.png")
     tifffile.imwrite(tmp_path / "mask.tif", mask, photometric="minisblack")
@@ -105,7 +105,7 @@ def test_few_bits_a_pixel_use_the_whole_range(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "twelve.tif"), 4095 - twelve)
 
 
-def test_inverted_grey_is_turned_the_right_way(tmp_path):
+def test_inverts_min_is_white(tmp_path):
     for dtype in (np.uint8, np.uint16):
         image = np.arange(256, dtype=dtype).reshape(16, 16)
         tifffile.imwrite(tmp_path / "crop.tif", np.iinfo(dtype).max - image, photometric="miniswhite")
@@ -113,13 +113,13 @@ def test_inverted_grey_is_turned_the_right_way(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
-def test_palettes_are_looked_up(tmp_path, suffix):
+def test_reads_palettes_as_colours(tmp_path, suffix):
     image = np.random.default_rng(0).choice(np.array([0, 85, 170, 255], np.uint8), (12, 15, 3))
     Image.fromarray(image).quantize(64, dither=Image.Dither.NONE).save(tmp_path / f"crop.{suffix}")
     check_exact(tmp_path / f"crop.{suffix}", image)
 
 
-def test_grey_with_alpha_is_grey(tmp_path):
+def test_drops_alpha_of_grey(tmp_path):
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     both = np.stack([grey, np.full_like(grey, 255)], axis=-1)
     Image.fromarray(both, "LA").save(tmp_path / "crop.png")
@@ -132,7 +132,7 @@ def test_grey_with_alpha_is_grey(tmp_path):
 
 @pytest.mark.parametrize("planarconfig", ["contig", "separate"])
 @pytest.mark.parametrize("samples", [["unspecified"], None])
-def test_two_values_a_pixel_without_alpha_are_two_channels(tmp_path, planarconfig, samples, raises_code):
+def test_refuses_two_channels_without_alpha(tmp_path, planarconfig, samples, raises_code):
     both = np.arange(512, dtype=np.uint16).reshape((16, 16, 2) if planarconfig == "contig" else (2, 16, 16))
     options = {"photometric": "minisblack", "planarconfig": planarconfig, "extrasamples": samples, "metadata": None}
     tifffile.imwrite(tmp_path / "crop.tif", both, **options)
@@ -163,14 +163,14 @@ def test_pages_of_a_stack(tmp_path):
             read_image(tmp_path / "stack.tif", page)
 
 
-def test_content_decides_and_not_the_name(tmp_path):
+def test_content_and_not_the_name_decides_the_format(tmp_path):
     image = np.arange(256, dtype=np.uint8).reshape(16, 16)
     Image.fromarray(image).save(tmp_path / "crop.png")
     (tmp_path / "crop.png").rename(tmp_path / "größe 1.TIF")
     check_exact(tmp_path / "größe 1.TIF", image)
 
 
-def test_channels_that_are_no_picture_are_refused(tmp_path):
+def test_refuses_channels_that_are_no_colours(tmp_path):
     tifffile.imwrite(tmp_path / "five.tif", np.zeros((9, 9, 5), np.uint8), photometric="minisblack", planarconfig=1)
     Image.new("CMYK", (9, 9)).save(tmp_path / "cmyk.tif")
     Image.new("LAB", (9, 9)).save(tmp_path / "lab.tif")
@@ -233,7 +233,7 @@ def test_every_truncation_is_refused(tmp_path, kind, data):
         read_image(path)
 
 
-def test_damage_is_told_without_noise(tmp_path, capfd, recwarn):
+def test_damage_raises_one_error_without_warnings(tmp_path, capfd, recwarn):
     for kind in ENCODED:
         path = tmp_path / f"crop.{kind}"
         content = encoded(kind)
@@ -245,7 +245,7 @@ def test_damage_is_told_without_noise(tmp_path, capfd, recwarn):
     assert not recwarn.list
 
 
-def test_files_that_are_no_images(tmp_path):
+def test_refuses_files_that_are_no_images(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("path,label\n", encoding="utf-8")
     (tmp_path / "BMbut.bmp").write_bytes(b"BM is how this text begins")
@@ -266,7 +266,7 @@ def test_files_that_are_no_images(tmp_path):
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 40), (40, 7), (1, 400)])
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif"])
-def test_too_small_to_be_a_crop(tmp_path, shape, suffix):
+def test_refuses_too_small_images(tmp_path, shape, suffix):
     path = tmp_path / f"crop.{suffix}"
     Image.fromarray(np.full(shape, 9, np.uint8)).save(path)
     with pytest.raises(ImageError, match=rf"{shape[1]} x {shape[0]} px.*at least 8"):
@@ -300,7 +300,7 @@ def claims_30000(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ENCODED)
-def test_a_claim_of_30000_px_is_refused_from_the_header(tmp_path, kind):
+def test_refuses_30000_px_from_the_header(tmp_path, kind):
     path = tmp_path / "bomb.img"
     path.write_bytes(claims_30000(kind))
     tracemalloc.start()
@@ -314,14 +314,14 @@ def test_a_claim_of_30000_px_is_refused_from_the_header(tmp_path, kind):
     assert peak < 10_000_000  # decoded it is 900 MB and more
 
 
-def test_the_limit_itself_is_allowed(tmp_path):
+def test_accepts_the_size_limit_itself(tmp_path):
     """Larger than Pillow's own warning threshold, and without its warning."""
     (tmp_path / "large.png").write_bytes(png_header(10_000, MAX_PIXELS // 10_000, 8))
     assert read_header(tmp_path / "large.png").width == 10_000
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_no_numbers_are_counted(tmp_path, value):
+def test_error_counts_values_that_are_not_finite(tmp_path, value):
     image = np.zeros((10, 10), np.float32)
     image[3, 4:7] = value
     tifffile.imwrite(tmp_path / "crop.tif", image)
@@ -347,14 +347,14 @@ def test_pbc_crops_are_8_bit_colour(pbc):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+def test_refuses_a_pipe_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ImageError, match=r"pipe\.png: cannot be opened \(a folder or device"):
         read_image(tmp_path / "pipe.png")
 
 
 @pytest.mark.parametrize("name", ["a\0b.png", "x" * 5000 + ".png"])
-def test_names_that_no_file_can_have(tmp_path, name):
+def test_impossible_names_are_missing_files(tmp_path, name):
     with pytest.raises(ImageError, match=r"no such file|cannot be opened"):
         read_image(tmp_path / name)
 
@@ -416,7 +416,7 @@ def few_bits(
 @pytest.mark.parametrize(
     "kind", ["palette", "palette with alpha", "palette with alpha apart", "black is zero", "white is zero"]
 )
-def test_few_bits_and_palettes_as_crop_and_as_field(tmp_path, bits, order, kind):
+def test_reads_few_bits_and_palettes_as_crop_and_as_field(tmp_path, bits, order, kind):
     from urnet.fields.io.read import open_field
 
     indices = np.random.default_rng(0).integers(0, 2**bits, (19, 23))
@@ -431,7 +431,7 @@ def test_few_bits_and_palettes_as_crop_and_as_field(tmp_path, bits, order, kind)
         np.testing.assert_array_equal(field.read(3, 5, 9, 11), expected[3:12, 5:16])
 
 
-def test_the_palette_case_reads_as_its_colours(cases):
+def test_reads_the_palette_case_as_colours(cases):
     path = cases / "palette-alpha" / "palette-1c-1b.tiff"
     expected = np.asarray(Image.open(path).convert("RGB"))
     np.testing.assert_array_equal(read_image(path), expected)

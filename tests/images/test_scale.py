@@ -39,7 +39,7 @@ def test_the_rule_is_the_same_for_the_same_counts_of_any_depth():
 
 
 @pytest.mark.parametrize("dtype", DEPTHS)
-def test_the_margin_ends_at_the_counts_that_occur(dtype):
+def test_margin_ends_at_lowest_and_highest_count(dtype):
     images = np.random.default_rng(0).integers(40, 255, (40, 32, 32), endpoint=True)
     assert fit_scaling(images.astype(dtype), dtype) == Scaling(40.0, 255.0, dtype)
 
@@ -52,7 +52,7 @@ def test_interrupted_runs_of_version_0_1_0_keep_its_rule():
     assert fit_scaling_0_1_0(images, "uint16", (1, 2)) == Scaling(1.0, 2.0, "uint16")
 
 
-def test_a_few_wild_pixels_do_not_set_the_scale():
+def test_scale_is_robust_to_outliers():
     images = np.random.default_rng(0).integers(600, 800, (10, 1, 40, 40)).astype(np.uint16)
     images[0, 0, 0, :3] = 65535
     images[1, 0, 0, :3] = 0
@@ -78,12 +78,12 @@ def test_percentiles_of_8_and_16_bits_are_those_of_numpy(dtype, data):
         np.testing.assert_array_equal(scaling.invert(scaling.apply(whole)), whole)
 
 
-def test_given_limits_are_used_as_they_are():
+def test_uses_given_limits():
     assert fit_scaling(np.zeros((2, 2), np.uint16), ANY_DEPTH, (200, 1650)) == Scaling(200.0, 1650.0, ANY_DEPTH)
 
 
 @pytest.mark.parametrize("dtype", DEPTHS)
-def test_constant_images_are_refused(dtype, raises_code):
+def test_refuses_constant_images(dtype, raises_code):
     with raises_code("images.constant") as caught:
         fit_scaling(np.full((3, 1, 40, 40), 76, dtype), dtype)
     assert "76 nearly everywhere" in str(caught.value)
@@ -98,7 +98,7 @@ def scalings(depth: str) -> st.SearchStrategy[Scaling]:
 @settings(deadline=None)
 @pytest.mark.parametrize("depth", ["uint8", "uint16"])
 @given(data=st.data())
-def test_every_count_inside_the_limits_comes_back(depth, data):
+def test_inverts_every_count_inside_the_limits(depth, data):
     scaling = data.draw(scalings(depth))
     counts = np.arange(scaling.low, scaling.high + 1).astype(depth)
     scaled = scaling.apply(counts)
@@ -111,13 +111,13 @@ def test_every_count_inside_the_limits_comes_back(depth, data):
     np.testing.assert_array_equal(back, counts)
 
 
-def test_outside_the_limits_is_clipped_and_the_input_left_alone():
+def test_clips_outside_the_limits_without_changing_the_input():
     raw = np.array([0, 100, 150, 200, 65535], np.uint16)
     np.testing.assert_allclose(Scaling(100, 200, "uint16").apply(raw), [0, 0, 0.5, 1, 1])
     np.testing.assert_array_equal(raw, [0, 100, 150, 200, 65535])
 
 
-def test_back_to_counts_never_leaves_the_depth():
+def test_inverted_counts_stay_in_the_depth():
     scaling = Scaling(-50.0, 300.0, "uint8")
     np.testing.assert_array_equal(scaling.invert(np.array([-1.0, 0, 1, 2])), np.array([0, 0, 255, 255], np.uint8))
     assert Scaling(-1.0, 1.0, "float32").invert(np.array([0.5])).dtype == np.float32

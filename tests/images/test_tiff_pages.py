@@ -37,14 +37,14 @@ def shared_strip(edge: int, pages: int) -> bytes:
     return data
 
 
-def test_pages_that_share_a_strip_are_counted_each(tmp_path):
+def test_counts_each_page_that_shares_a_strip(tmp_path):
     (tmp_path / "bomb.tif").write_bytes(shared_strip(1000, 500))
     survey = survey_pages(tmp_path / "bomb.tif")
     assert (survey.pages, survey.largest_pixels, survey.total_pixels) == (500, 10**6, 500 * 10**6)
     assert not read_image(tmp_path / "bomb.tif", 499).any()
 
 
-def test_the_survey_counts_every_page_and_not_only_the_first(tmp_path):
+def test_survey_counts_every_page(tmp_path):
     with tifffile.TiffWriter(tmp_path / "f.tif") as out:
         for edge in (8, 100, 16):
             out.write(np.zeros((edge, edge), np.uint8), metadata=None)
@@ -56,7 +56,7 @@ def test_the_survey_counts_every_page_and_not_only_the_first(tmp_path):
 
 @pytest.mark.parametrize("bigtiff", [False, True])
 @pytest.mark.parametrize("byteorder", ["<", ">"])
-def test_pages_are_listed_as_the_decoder_sees_them(tmp_path, bigtiff, byteorder):
+def test_lists_pages_as_the_decoder_does(tmp_path, bigtiff, byteorder):
     path = tmp_path / "f.tif"
     with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder) as out:
         out.write(np.zeros((30, 40, 3), np.uint8), photometric="rgb", tile=(16, 16), compression="zlib")
@@ -81,14 +81,14 @@ def chain(pages: int, last: int) -> bytes:
 
 
 @pytest.mark.parametrize("last", [72, 72 + 102, 2**31, 2**32 - 1, 60])
-def test_a_chain_that_loops_or_leaves_the_file_is_refused(tmp_path, last, raises_code):
+def test_refuses_a_chain_that_loops_or_leaves_the_file(tmp_path, last, raises_code):
     (tmp_path / "f.tif").write_bytes(chain(3, last))
     for read in (survey_pages, read_image):
         with raises_code("images.pages_damaged"):
             read(tmp_path / "f.tif")
 
 
-def test_a_chain_longer_than_any_real_one_is_refused_at_once(tmp_path, raises_code):
+def test_refuses_too_long_a_chain_at_once(tmp_path, raises_code):
     (tmp_path / "f.tif").write_bytes(chain(MAX_PAGES + 1, 0))
     started = time.process_time()
     with raises_code("images.pages_damaged"):
@@ -96,7 +96,7 @@ def test_a_chain_longer_than_any_real_one_is_refused_at_once(tmp_path, raises_co
     assert time.process_time() - started < 30
 
 
-def test_directories_that_share_a_long_list_of_strips_are_refused(tmp_path, raises_code):
+def test_refuses_directories_that_share_a_long_strip_list(tmp_path, raises_code):
     """Each would be read and kept; without a bound, 4 MB become minutes."""
     strips = 2**19
     data = bytearray(b"II*\0" + struct.pack("<I", 8))
@@ -116,7 +116,7 @@ def test_directories_that_share_a_long_list_of_strips_are_refused(tmp_path, rais
         survey_pages(tmp_path / "f.tif")
 
 
-def test_pages_of_a_long_stack_are_read_in_linear_time(tmp_path):
+def test_reads_pages_of_a_long_stack_in_linear_time(tmp_path):
     stack = np.arange(4000 * 64, dtype=np.uint16).reshape(4000, 8, 8)
     with tifffile.TiffWriter(tmp_path / "f.tif") as out:
         for page in stack:
@@ -144,7 +144,7 @@ def one_tile(edge: int, tile: int, pages: int = 1, kind: int = 4, depth: int = 1
 
 
 @pytest.mark.parametrize("kind", [4, 9])
-def test_tiles_count_whole_however_small_their_page(tmp_path, raises_code, kind):
+def test_counts_whole_tiles_of_small_pages(tmp_path, raises_code, kind):
     path = tmp_path / "f.tif"
     path.write_bytes(one_tile(64, 16_000, kind=kind))
     assert survey_pages(path).largest_pixels == 16_000**2
@@ -159,7 +159,7 @@ def test_tiles_count_whole_however_small_their_page(tmp_path, raises_code, kind)
         read_image(path)
 
 
-def test_a_tile_somewhat_larger_than_its_page_is_read(tmp_path):
+def test_reads_a_tile_larger_than_its_page(tmp_path):
     pixels = np.arange(200 * 200, dtype=np.uint16).reshape(200, 200)
     tifffile.imwrite(tmp_path / "f.tif", pixels, tile=(1024, 1024), compression="zlib")
     assert survey_pages(tmp_path / "f.tif").total_pixels == 1024**2
