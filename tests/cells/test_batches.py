@@ -55,7 +55,7 @@ def test_batches_from_the_device_are_bit_identical(depth):
     rows = LazyRows(counts, np.arange(3, 9))
     for cells in (CellDataset(counts, np.arange(9), scaling), CellDataset(rows, np.arange(6), scaling, rows, scaling)):
         before = cells.__getitems__([4, 0, 2])
-        cells.keep_on(torch.device("cpu"))
+        cells.move_to(torch.device("cpu"))
         assert all(torch.equal(*pair) for pair in zip(before, cells.__getitems__([4, 0, 2]), strict=True))
     assert cells.nbytes == 2 * counts[3:].nbytes
 
