@@ -158,7 +158,7 @@ GRID = (
 
 
 def test_a_benchmark_prints_its_table_and_goes_on(urnet, shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr("urnet.benchmark.report._figures", lambda *_: [])
+    monkeypatch.setattr("urnet.benchmark.report._draw_figures", lambda *_: [])
     code, out, err = urnet("benchmark", "table3", shapes, "--out", tmp_path / "out", *GRID)
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -177,7 +177,7 @@ def test_a_benchmark_prints_its_table_and_goes_on(urnet, shapes, tmp_path, monke
 
 
 def test_failed_runs_of_a_benchmark_are_named_and_the_exit_code_is_1(urnet, shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr("urnet.benchmark.report._figures", lambda *_: [])
+    monkeypatch.setattr("urnet.benchmark.report._draw_figures", lambda *_: [])
     for _ in range(2):
         code, out, err = urnet(
             "benchmark", "table3", shapes, "--out", tmp_path / "out", *GRID, "classifier.weights=none.pth"

@@ -103,7 +103,7 @@ def test_labels_and_corrections_are_kept(frozen):
 def test_a_benchmark_folder_is_read(frozen, monkeypatch):
     from urnet.benchmark.run import run_benchmark
 
-    monkeypatch.setattr("urnet.benchmark.report._figures", lambda *_: [])
+    monkeypatch.setattr("urnet.benchmark.report._draw_figures", lambda *_: [])
     before = table(frozen / "bench/table3/results.csv").query("recipe == 'net1'")
     arguments = {"folds": 2, "scale": "laptop", "only": ["net1"], "overrides": SMALL, "train": False}
     done = run_benchmark("table3", frozen / "cells", frozen / "bench", **arguments)
