@@ -39,7 +39,8 @@ counting           | bundle calibration cells errors evaluation fields files htm
 benchmark          | cells cpus errors evaluation files html_pages images nets progress recipe run_folder training
 serve              | benchmark bundle calibration cells counting cpus errors evaluation export fields files html_pages images nets \
                      predict prefetch run_folder version
-urnet              | bundle evaluation training version
+api                | benchmark bundle cells counting errors evaluation fields progress recipe run_folder training
+urnet              | api version
 cli                | *
 """  # noqa: E501
 """The rooms of `src/urnet` from the ground up: a room, and the rooms above it in this list that it may import."""

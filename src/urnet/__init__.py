@@ -1,35 +1,38 @@
 """urnet: enhance and classify stain-free white blood cells with one jointly trained network.
 
-runs = urnet.train("cells", "quick", "run")
-urnet.evaluate("run")
-model = urnet.load("run")
-table = model.predict(["cell.png"])
+Examples:
+    >>> import urnet
+    >>> run = urnet.train("cells", "quick", "run")  # doctest: +SKIP
+    >>> urnet.evaluate(run)  # doctest: +SKIP
+    >>> urnet.load(run).predict("new cells").to_frame()  # doctest: +SKIP
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from urnet.version import __version__
 
-__all__ = ["__version__", "evaluate", "load", "train"]
-
 if TYPE_CHECKING:
-    from pathlib import Path
+    from urnet.api.fields import crop, detect, read_field
+    from urnet.api.models import compare, differential, evaluate, load, train
 
-    from urnet.bundle.model import Model
-    from urnet.evaluation.evaluate import evaluate
-    from urnet.training.fit import train
+__all__ = [
+    "__version__",
+    "compare",
+    "crop",
+    "detect",
+    "differential",
+    "evaluate",
+    "load",
+    "read_field",
+    "train",
+]
 
-
-def load(path: "Path | str", *, expect: str | None = None) -> "Model":
-    """Read a trained model from a run folder or a bundle.
-
-    Args:
-        path: the folder.
-        expect: the first 8 to 32 digits of the model's digest (`urnet about`); another model is refused.
-    """
-    from urnet.bundle.model import Model
-
-    return Model.load(path, expect=expect)
+_MODULES = {
+    **dict.fromkeys(("crop", "detect", "read_field"), "urnet.api.fields"),
+    **dict.fromkeys(("compare", "differential", "evaluate", "load", "train"), "urnet.api.models"),
+}
+"""Modules of the public functions; they are imported at the first use, since torch takes seconds to import."""
 
 
 def __dir__() -> list[str]:
@@ -37,13 +40,6 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import, and most of the package does not need it.
-    if name == "train":
-        from urnet.training.fit import train
-
-        return train
-    if name == "evaluate":
-        from urnet.evaluation.evaluate import evaluate
-
-        return evaluate
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'urnet' has no attribute {name!r}")

@@ -449,8 +449,8 @@ def test_overrides_do_not_go_with_a_recipe_object(shapes, tiny, tmp_path):
 
 def test_the_package_has_a_line_for_each_step(shapes, tiny, tmp_path):
     recipe = load_recipe(tiny, SHORT)
-    runs = urnet.train(shapes, recipe, tmp_path / "run")
-    assert urnet.evaluate(runs[0]).report.is_file()
+    run = urnet.train(shapes, recipe, tmp_path / "run")
+    assert urnet.evaluate(run).report.is_file()
     model = urnet.load(tmp_path / "run")
     assert isinstance(model, Model)
     assert len(model.predict(sorted((shapes / "bar").iterdir())[:2])) == 2
