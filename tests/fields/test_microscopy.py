@@ -490,7 +490,7 @@ def one_of_each(tmp_path):
 
 
 def test_large_planes_are_read_in_regions(one_of_each, monkeypatch):
-    monkeypatch.setattr("urnet.fields.io.microscopy.MAX_WHOLE_PLANE_BYTES", 1000)
+    monkeypatch.setattr("urnet.fields.io.microscopy_source.MAX_WHOLE_PLANE_BYTES", 1000)
     for path in one_of_each.values():
         with open_field(path) as field:
             for top in (0, 30):

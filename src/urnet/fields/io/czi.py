@@ -1,4 +1,4 @@
-"""Fields in CZI, the format of ZEISS, through ZEISS's own library: a mosaic is put together from its tiles."""
+"""Read fields from CZI files (ZEISS) with the library of ZEISS, which joins the tiles of a mosaic."""
 
 from collections import defaultdict
 from contextlib import suppress
@@ -10,7 +10,7 @@ import numpy as np
 from pylibCZIrw.czi import CziReader
 
 from urnet.errors import ImageError
-from urnet.fields.io.microscopy import (
+from urnet.fields.io.microscopy_source import (
     MicroscopySource,
     explain_extra_dimensions,
     missing_plane_error,
@@ -29,31 +29,17 @@ _TYPES = {
     "Bgr48": ("uint16", True),
     "Bgr96Float": ("float32", True),
 }
-_SCRAMBLED = {("Bgr48", "Zstd1")}
-"""Pixels and compression that libCZI (pylibCZIrw 6.1) takes apart wrongly where high and low bytes were separated."""
+_DECODED_WRONGLY = {("Bgr48", "Zstd1")}
+"""Pixel types and compressions that libCZI (pylibCZIrw 6.1) decodes wrongly where high and low bytes are apart."""
 
-_FURTHER = {"R": "rotation", "I": "illumination", "H": "phase", "V": "view", "B": "block"}
+_EXTRA_DIMENSIONS = {"R": "rotation", "I": "illumination", "H": "phase", "V": "view", "B": "block"}
 
 
 class CziSource(MicroscopySource):
-    """An open CZI file. Which planes there are is taken from its parts, not from its metadata.
+    """An open CZI file. The list of planes comes from the subblocks of the file, not from its metadata."""
 
-    Raises:
-        ImageError: dimensions or pixels that are not supported.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._reader = CziReader(str(path))
-        try:
-            self.scenes = self._find_scenes()
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Close the file."""
-        self._reader.close()
+    def _open(self, path: Path) -> CziReader:
+        return CziReader(str(path))
 
     def read_part(self, scene: Scene, channel: int, z: int, part: tuple[int, int, int, int]) -> np.ndarray:
         """Read (top, left, height, width) of a plane."""
@@ -63,30 +49,30 @@ class CziSource(MicroscopySource):
         if tuple(plane.values()) not in planes:
             raise missing_plane_error(self.path, scene, channel, z)
         top, left, height, width = part
-        pixels = self._reader.read(roi=(x + left, y + top, width, height), plane=plane, scene=number, pixel_type=kind)
-        return pixels[..., ::-1] if scene.colour else pixels[..., 0]  # the file's colours are blue, green, red
+        pixels = self._file.read(roi=(x + left, y + top, width, height), plane=plane, scene=number, pixel_type=kind)
+        return pixels[..., ::-1] if scene.colour else pixels[..., 0]  # stored as blue, green, red
 
-    def _find_scenes(self) -> tuple[Scene, ...]:
+    def _list_scenes(self) -> tuple[Scene, ...]:
         parts: dict[int | None, list[tuple[dict[str, int], Any]]] = defaultdict(list)
         types: dict[int, set[str]] = defaultdict(set)
-        scrambled: set[tuple[str, str]] = set()
+        decoded_wrongly: set[tuple[str, str]] = set()
 
         def collect(index: int, part: Any) -> bool:
             at = part.coordinate.to_dict()
             parts[at.get("S")].append((at, part.logicalRect))
             types[at.get("C", 0)].add(part.pixelType.name)
-            scrambled.update({(part.pixelType.name, part.get_compression_mode().name)} & _SCRAMBLED)
+            decoded_wrongly.update({(part.pixelType.name, part.get_compression_mode().name)} & _DECODED_WRONGLY)
             return True
 
-        self._reader.enumerate_subblocks_subset(collect, only_layer0=True)
-        for kind, compression in scrambled:
+        self._file.enumerate_subblocks_subset(collect, only_layer0=True)
+        for kind, compression in decoded_wrongly:
             raise ImageError(
                 f"{self.path}: {kind} pixels compressed by {compression}, which ZEISS's library may decode to other "
-                "values; save the field without compression, or export it as an OME-TIFF",
+                "values. Save the field without compression, or export it as an OME-TIFF",
                 code="fields.compression_unsupported",
             )
         everything = [at for some in parts.values() for at, _ in some]
-        further = {words: len({at.get(axis, 0) for at in everything}) for axis, words in _FURTHER.items()}
+        further = {words: len({at.get(axis, 0) for at in everything}) for axis, words in _EXTRA_DIMENSIONS.items()}
         if problem := explain_extra_dimensions(further):
             raise ImageError(f"{self.path}: {problem}", code="fields.dimension_unsupported")
         about = self._metadata()
@@ -130,24 +116,24 @@ class CziSource(MicroscopySource):
         ]
 
     def _kind(self, types: set[str]) -> tuple[str, bool]:
-        found = sorted(types)
-        if len(found) > 1:
+        names = sorted(types)
+        if len(names) > 1:
             raise ImageError(
-                f"{self.path}: pixels of one channel are {' and '.join(found)}; export the field as an OME-TIFF",
+                f"{self.path}: one channel has pixels of types {' and '.join(names)}; export the field as an OME-TIFF",
                 code="fields.depth_unsupported",
             )
-        dtype, colour = _TYPES.get(found[0], ("object", False))
-        return supported_type(self.path, dtype, found[0]), colour
+        dtype, colour = _TYPES.get(names[0], ("object", False))
+        return supported_type(self.path, dtype, names[0]), colour
 
     def _metadata(self) -> ElementTree.Element:
-        """The metadata; without any, or with damaged ones, an element that holds nothing."""
+        """Parse the metadata; return an empty element where they are missing or damaged."""
         with suppress(RuntimeError, ElementTree.ParseError):
-            return ElementTree.fromstring(self._reader.raw_metadata)
+            return ElementTree.fromstring(self._file.raw_metadata)
         return ElementTree.Element("ImageDocument")
 
 
 def _scale(about: ElementTree.Element, axis: str) -> float:
-    """Edge of a pixel along an axis, µm; NaN where the metadata do not say."""
+    """Return the edge of a pixel along an axis, µm; NaN where the metadata do not state it."""
     return 1e6 * parse_length(about.findtext(f"./Metadata/Scaling/Items/Distance[@Id='{axis}']/Value"))
 
 

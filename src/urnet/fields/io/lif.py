@@ -1,5 +1,7 @@
-"""Fields in LIF, the format of Leica. Where each pixel lies is taken from the steps that the file states for each
-dimension and channel, so that channels may differ in depth and colours may be in any order.
+"""Read fields from LIF files (Leica).
+
+The address of each pixel is computed from the byte steps that the file states for each dimension and channel. So
+channels may differ in type, and colours may be stored in any order.
 """
 
 import math
@@ -13,20 +15,20 @@ import numpy as np
 from liffile import LifFile
 
 from urnet.errors import ImageError
-from urnet.fields.io.microscopy import MicroscopySource, explain_extra_dimensions, supported_type, widest_type
+from urnet.fields.io.microscopy_source import MicroscopySource, explain_extra_dimensions, supported_type, widest_type
 from urnet.fields.io.pixel_size import square_pixel_um
 from urnet.fields.io.source import Scene
 
 _X, _Y, _Z, _T, _EMISSION, _EXCITATION, _MOSAIC = 1, 2, 3, 4, 5, 9, 10
 _KNOWN = (_X, _Y, _Z, _T, _EMISSION, _EXCITATION, _MOSAIC)
-_FURTHER = {6: "rotation", 7: "x-t slice", 8: "t slice", 11: "loop"}
+_EXTRA_DIMENSIONS = {6: "rotation", 7: "x-t slice", 8: "t slice", 11: "loop"}
 _IMAGES = ("./Data/Image", "./Data/SingleMoleculeDetection[@IsImage='true']")
 _RED_GREEN_BLUE = ("1", "2", "3")
 
 
 @dataclass(frozen=True)
 class _Dimension:
-    """One dimension of an image: how many values, their step in bytes, and what the first and last one mean."""
+    """One dimension of an image: number of values, step in bytes, and position of the first and last value."""
 
     count: int
     step: int
@@ -35,12 +37,12 @@ class _Dimension:
     unit: str
 
     def value(self, index: int) -> float:
-        """Where a value lies, in the dimension's unit."""
+        """Return the position of a value, in the unit of the dimension."""
         return self.origin + self.length * index / max(self.count - 1, 1)
 
     @property
     def spacing_um(self) -> float:
-        """From one value to the next, µm; NaN where it is not known."""
+        """Distance between neighbouring values, µm; NaN where it is unknown."""
         if self.count < 2 or self.unit != "m":
             return math.nan
         return 1e6 * abs(self.length) / (self.count - 1)
@@ -48,7 +50,7 @@ class _Dimension:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One channel: where its samples lie behind the first byte of a pixel, their type, and its name."""
+    """One channel: byte offsets of its samples within a pixel, their type, and its name."""
 
     starts: tuple[int, ...]
     dtype: np.dtype
@@ -56,21 +58,14 @@ class _Layer:
 
 
 class LifSource(MicroscopySource):
-    """An open LIF file. An image that cannot be read leaves the others as they are."""
+    """An open LIF file. An image that cannot be read does not affect the other images."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = LifFile(path)
-        try:
-            images = list(_images(self._file.xml_element))
-            self.scenes = tuple(scene for name, image in images for scene in self._scenes_of(name, image, len(images)))
-        except BaseException:
-            self.close()
-            raise
+    def _open(self, path: Path) -> LifFile:
+        return LifFile(path)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    def _list_scenes(self) -> tuple[Scene, ...]:
+        images = list(_images(self._file.xml_element))
+        return tuple(scene for name, image in images for scene in self._scenes_of(name, image, len(images)))
 
     def read_part(self, scene: Scene, channel: int, z: int, part: tuple[int, int, int, int]) -> np.ndarray:
         """Read (top, left, height, width) of a plane."""
@@ -83,7 +78,7 @@ class LifSource(MicroscopySource):
         handle.seek(first)
         data = handle.read(size)
         if len(data) != size:
-            raise ImageError(f"{self.path}: truncated: {size:,} bytes at {first:,} are not there; copy it again")
+            raise ImageError(f"{self.path}: truncated: {size:,} bytes at {first:,} are not there; copy the file again")
         samples = [
             np.ndarray((height, width), layer.dtype, buffer=data, offset=start, strides=(down, across))
             for start in layer.starts
@@ -101,11 +96,11 @@ class LifSource(MicroscopySource):
         dimensions = _dimensions(self.path, image)
         if _X not in dimensions or _Y not in dimensions:
             raise ImageError(
-                f"{self.path}: no image of rows and columns, but a scan of one line or through the depth, or counts of "
-                "photons; export an image of it as an OME-TIFF"
+                f"{self.path}: not an image of rows and columns, but a line scan, a depth scan or photon counts. "
+                "Export an image of it as an OME-TIFF"
             )
         further = {
-            _FURTHER.get(number, f"dimension {number}"): one.count
+            _EXTRA_DIMENSIONS.get(number, f"dimension {number}"): one.count
             for number, one in dimensions.items()
             if number not in _KNOWN
         }
@@ -144,26 +139,26 @@ class LifSource(MicroscopySource):
         return scenes
 
     def _begin(self, image: Element, dimensions: Sequence[_Dimension], layers: Sequence[_Layer]) -> int:
-        """The first byte of an image, all of whose pixels lie in its block of memory.
+        """Return the address of the first byte of an image, and check that its memory block holds all pixels.
 
         Raises:
-            ImageError: they do not.
+            ImageError: the pixels are missing or incomplete.
         """
         memory = image.find("./Memory")
         block = self._file.memory_blocks.get("" if memory is None else memory.get("MemoryBlockID", ""))
         if block is None or block.offset < 0:
-            raise ImageError(f"{self.path}: its pixels are not in this file; copy it again, or export it anew")
+            raise ImageError(f"{self.path}: its pixels are not in this file; copy it again, or export it again")
         last = sum((one.count - 1) * one.step for one in dimensions)
         need = last + max(max(layer.starts) + layer.dtype.itemsize for layer in layers)
         if need > block.size:
             raise ImageError(
-                f"{self.path}: damaged: an image needs {need:,} bytes and {block.size:,} are there; copy it again"
+                f"{self.path}: damaged: an image needs {need:,} bytes and {block.size:,} are there; copy the file again"
             )
         return block.offset
 
 
 def _images(element: Element, above: str = "") -> Iterator[tuple[str, Element]]:
-    """The images of a file with their paths, without the name of the file itself."""
+    """List the images of a file with their paths, without the name of the file itself."""
     for one in element.findall("./Children/Element") or element.findall("./Element"):
         name = one.get("Name", "")
         path = f"{above}/{name}" if above else name
@@ -173,28 +168,28 @@ def _images(element: Element, above: str = "") -> Iterator[tuple[str, Element]]:
 
 
 def _dimensions(path: Path, image: Element) -> dict[int, _Dimension]:
-    found: dict[int, _Dimension] = {}
+    dimensions: dict[int, _Dimension] = {}
     for one in image.findall("./Data/Image/ImageDescription/Dimensions/DimensionDescription"):
         number = int(one.attrib["DimID"])
-        if number in found:
-            raise ImageError(f"{path}: dimension {number} stands twice in an image; export it anew")
-        found[number] = _Dimension(
+        if number in dimensions:
+            raise ImageError(f"{path}: an image lists dimension {number} twice; export the file again")
+        dimensions[number] = _Dimension(
             int(one.attrib["NumberOfElements"]),
             int(one.attrib["BytesInc"]),
             float(one.get("Origin", 0)),
             float(one.get("Length", 0)),
             one.get("Unit", ""),
         )
-        if found[number].count < 1 or (found[number].count > 1 and found[number].step < 1):
-            raise ImageError(f"{path}: damaged: dimension {number} of an image has no size; copy it again")
-    return found
+        if dimensions[number].count < 1 or (dimensions[number].count > 1 and dimensions[number].step < 1):
+            raise ImageError(f"{path}: damaged: dimension {number} of an image has no size; copy the file again")
+    return dimensions
 
 
 def _layers(path: Path, image: Element, pixel: int) -> list[_Layer]:
-    """The channels; three that lie within one pixel and are called red, green and blue are one in colour."""
+    """List the channels. Three channels within one pixel that are tagged red, green and blue form one in colour."""
     about = image.findall("./Data/Image/ImageDescription/Channels/ChannelDescription")
     if not about:
-        raise ImageError(f"{path}: an image without channels; export it anew")
+        raise ImageError(f"{path}: an image has no channels; export the file again")
     details = {one.get("LUT", ""): one for one in reversed(list(image.iter("WideFieldChannelInfo")))}
     single = []
     for one in about:
@@ -220,16 +215,16 @@ def _layers(path: Path, image: Element, pixel: int) -> list[_Layer]:
 
 
 def _with_wavelengths(layers: Sequence[_Layer], waves: Sequence[_Dimension]) -> list[tuple[int, _Layer]]:
-    """Each channel at each wavelength, with its offset: the wavelengths of a spectrum are channels of their own."""
+    """List each channel at each wavelength, with its byte offset. Each wavelength is a channel of its own."""
     result = []
     for number, layer in enumerate(layers):
         for indices in product(*(range(wave.count) for wave in waves)):
-            told = [
+            labels = [
                 f"{wave.value(index) * 1e9:.4g} nm" if wave.unit == "m" else f"wavelength {index}"
                 for wave, index in zip(waves, indices, strict=True)
                 if wave.count > 1
             ]
-            name = " ".join([layer.name or str(number), *told]) if told else layer.name
+            name = " ".join([layer.name or str(number), *labels]) if labels else layer.name
             offset = sum(wave.step * index for wave, index in zip(waves, indices, strict=True))
             result.append((offset, _Layer(layer.starts, layer.dtype, name)))
     return result

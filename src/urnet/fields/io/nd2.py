@@ -1,4 +1,4 @@
-"""Fields in ND2, the format of Nikon."""
+"""Read fields from ND2 files (Nikon)."""
 
 import math
 from collections import Counter
@@ -9,7 +9,12 @@ import nd2
 import numpy as np
 
 from urnet.errors import ImageError
-from urnet.fields.io.microscopy import MicroscopySource, explain_extra_dimensions, missing_plane_error, supported_type
+from urnet.fields.io.microscopy_source import (
+    MicroscopySource,
+    explain_extra_dimensions,
+    missing_plane_error,
+    supported_type,
+)
 from urnet.fields.io.pixel_size import parse_length, square_pixel_um
 from urnet.fields.io.source import Scene
 
@@ -17,24 +22,10 @@ _LOOPS = {"XYPosLoop": "P", "TimeLoop": "T", "NETimeLoop": "T", "ZStackLoop": "Z
 
 
 class Nd2Source(MicroscopySource):
-    """An open ND2 file.
+    """An open ND2 file."""
 
-    Raises:
-        ImageError: dimensions or pixels that are not supported.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = nd2.ND2File(path)
-        try:
-            self.scenes = self._find_scenes()
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    def _open(self, path: Path) -> nd2.ND2File:
+        return nd2.ND2File(path)
 
     def read_part(self, scene: Scene, channel: int, z: int, part: tuple[int, int, int, int]) -> np.ndarray:
         """Read (top, left, height, width) of a plane."""
@@ -51,7 +42,7 @@ class Nd2Source(MicroscopySource):
             return pixels[channel, ..., ::-1]  # NIS-Elements stores blue, green, red
         return pixels[channel // together, ..., channel % together]
 
-    def _find_scenes(self) -> tuple[Scene, ...]:
+    def _list_scenes(self) -> tuple[Scene, ...]:
         file = self._file
         loops = file.experiment
         axes = Counter(_LOOPS.get(loop.type, loop.type) for loop in loops)
@@ -68,10 +59,10 @@ class Nd2Source(MicroscopySource):
         channels, components = sizes.get("C", 1), sizes.get("S", 1)
         dtype = supported_type(self.path, file.dtype)
         names, positions, sides = [""] * channels, self._positions(), [math.nan] * 2
-        with suppress(Exception):  # metadata of microscopes that the library does not know leave the pixels readable
+        with suppress(Exception):  # the pixels are readable without metadata that the library does not know
             sides = [parse_length(side) for side in file.voxel_size()[:2]]
-            told = [str(one.channel.name).strip() for one in file.metadata.channels]
-            names = told if len(told) == channels else names
+            listed = [str(one.channel.name).strip() for one in file.metadata.channels]
+            names = listed if len(listed) == channels else names
         times = sizes.get("T", 1)
         return tuple(
             Scene(
