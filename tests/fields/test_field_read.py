@@ -570,7 +570,7 @@ def test_files_can_be_removed_once_closed(tmp_path):
     tifffile.imwrite(tmp_path / "f.tif", image(), tile=(32, 32))
     with open_field(tmp_path / "f.tif") as field:
         field.read(0, 0, 5, 5)
-    assert field._source._tif.filehandle.closed
+    assert field._source.files.tif.filehandle.closed
 
 
 # --- memory

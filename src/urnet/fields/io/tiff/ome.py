@@ -33,7 +33,7 @@ _UUID_WITHIN = 4000
 _UUID = re.compile(r'<(?:\w+:)?OME\b[^>]*?\bUUID\s*=\s*["\']([^"\']+)["\']')
 
 
-class PlaneAt(NamedTuple):
+class PageAddress(NamedTuple):
     """Where a plane is: a file, and the number of the page in it."""
 
     file: Path
@@ -64,7 +64,7 @@ class OmeImage:
     times: int
     channels: int
     depth: int
-    planes: dict[tuple[int, int, int], PlaneAt]
+    planes: dict[tuple[int, int, int], PageAddress]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def read_ome(path: Path) -> OmeSet | None:
     if not named:
         raise _invalid(path, "names no pages")
     files = _Files(path, own.get("UUID"), holder, named)
-    taken: dict[PlaneAt, tuple[int, int, int, int]] = {}
+    taken: dict[PageAddress, tuple[int, int, int, int]] = {}
     images = tuple(_image(path, image, number, files, taken) for number, image in enumerate(named))
     return OmeSet(images, {file: files.pages(file) for file in sorted({plane.file for plane in taken})})
 
@@ -140,7 +140,7 @@ def _image(
     image: ElementTree.Element,
     number: int,
     files: "_Files",
-    taken: dict[PlaneAt, tuple[int, int, int, int]],
+    taken: dict[PageAddress, tuple[int, int, int, int]],
 ) -> OmeImage:
     where, pixels = str(path), _pixels(image)[0]
     samples = {read_whole_number(where, one, "SamplesPerPixel", 1) for one in find_children(pixels, "Channel")} or {1}
@@ -152,7 +152,7 @@ def _image(
     order = pixels.get("DimensionOrder", "XYCZT")
     if sorted(order) != sorted("XYCZT") or order[:2] != "XY" or total == 0:
         raise _invalid(path, f"has DimensionOrder={order!r} and {total} planes")
-    planes: dict[tuple[int, int, int], PlaneAt] = {}
+    planes: dict[tuple[int, int, int], PageAddress] = {}
     repeated = 0
     for key, place in _named(path, pixels, order[2:], sizes, files):
         if planes.get(key) == place:
@@ -190,7 +190,7 @@ def _image(
 
 def _named(
     path: Path, pixels: ElementTree.Element, order: str, sizes: dict[str, int], files: "_Files"
-) -> Iterator[tuple[tuple[int, int, int], PlaneAt]]:
+) -> Iterator[tuple[tuple[int, int, int], PageAddress]]:
     """Planes and their places as the `TiffData` elements give them, in any order."""
     where = str(path)
     total = sizes["Z"] * sizes["C"] * sizes["T"]
@@ -209,7 +209,7 @@ def _named(
             index, at = start + step, {}
             for axis in order:
                 index, at[axis] = divmod(index, sizes[axis])
-            yield (at["T"], at["C"], at["Z"]), PlaneAt(file, page + step)
+            yield (at["T"], at["C"], at["Z"]), PageAddress(file, page + step)
 
 
 class _Files:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from urnet.errors import ImageError
-from urnet.fields.io.tiff.ome import PlaneAt
+from urnet.fields.io.tiff.ome import PageAddress
 from urnet.images.tiff_pages import Page, is_ndtiff, read_description
 
 _MAX_METADATA = 2**20
@@ -32,7 +32,7 @@ class Stack:
     name: str | None
     axes: str
     shape: tuple[int, ...]
-    places: list[PlaneAt]
+    places: list[PageAddress]
     channels: Sequence[str] = ()
     pixel_um: float | None = None
     samples: str = "C"
@@ -66,7 +66,7 @@ def micromanager_stacks(path: Path, pages: Sequence[Page], metadata: dict[str, A
             name = _text(_of_page(path, page).get("PositionName")) or _position_name(summary, position)
             first[position] = name or f"Pos{position}", micromanager_pixel_um(path, page, metadata)
         name, pixel = first[position]
-        planes.append(_Plane((position,), name, time, channel, depth, PlaneAt(path, numbers[offset]), pixel))
+        planes.append(_Plane((position,), name, time, channel, depth, PageAddress(path, numbers[offset]), pixel))
     if not planes:
         raise _missing(path, "no page")
     return _stacks(path, planes, lambda channel: names[channel] if channel < len(names) else str(channel))
@@ -100,7 +100,9 @@ def ndtiff_stacks(path: Path, pages: Sequence[Page]) -> list[Stack]:
         if not all(isinstance(one, (int, str)) for one in (depth, time, channel, *where.values())):
             raise _missing(path, f"axes of page {number} that are no numbers or names")
         pixel = _positive(about.get("PixelSizeUm"))
-        planes.append(_Plane(tuple(where.values()), name or None, time, channel, depth, PlaneAt(path, number), pixel))
+        planes.append(
+            _Plane(tuple(where.values()), name or None, time, channel, depth, PageAddress(path, number), pixel)
+        )
     return _stacks(path, planes, str)
 
 
@@ -110,14 +112,14 @@ class _Plane(NamedTuple):
     time: int | str
     channel: int | str
     depth: int | str
-    place: PlaneAt
+    place: PageAddress
     pixel_um: float | None
 
 
 def _stacks(path: Path, planes: list[_Plane], channel_name: Callable[[Any], str]) -> list[Stack]:
     """Planes by position and time point; of each, every channel has every z plane."""
     positions: dict[tuple, dict[tuple, _Plane]] = defaultdict(dict)
-    taken: set[PlaneAt] = set()
+    taken: set[PageAddress] = set()
     for plane in planes:
         those = positions[plane.where, plane.time]
         if plane.place in taken or (plane.channel, plane.depth) in those:
@@ -231,7 +233,7 @@ def shaped_stacks(path: Path, pages: Sequence[Page]) -> list[Stack]:
                 "mislabelled: copy it again, or export it anew",
                 code="fields.planes_missing",
             )
-        places = [PlaneAt(path, number + step) for step in range(here)]
+        places = [PageAddress(path, number + step) for step in range(here)]
         stacks.append(Stack(None, "".join(letters), tuple(outer), places, samples=samples))
         number += here
     return stacks
