@@ -537,7 +537,7 @@ def claim(path: Path, height: int, width: int, compression: int = 8) -> None:
 @pytest.mark.parametrize("compression", [1, 8])
 def test_a_claim_of_more_than_a_billion_pixels_without_tiles(tmp_path, compression):
     claim(tmp_path / "f.tif", 40_000, 40_000, compression)
-    with pytest.raises(ImageError, match=r"f\.tif: .*40000 x 40000 px.*(tiled TIFF|copy it again)"):
+    with pytest.raises(ImageError, match=r"f\.tif: .*40000 x 40000 px.*(tiled TIFF|copy the file again)"):
         describe_field(tmp_path / "f.tif")
 
 
