@@ -69,7 +69,7 @@ def test_many_cells_need_no_large_matrix():
 
 
 def test_precision_and_recall():
-    agreement = Agreement(found=50, truth=40, matched=30)
+    agreement = Agreement(detected=50, truth=40, matched=30)
     assert (agreement.precision, agreement.recall) == (0.6, 0.75)
     low, high = agreement.recall_interval
     assert low < 0.75 < high
@@ -91,4 +91,4 @@ def test_without_cells_nothing_is_known():
 
 def test_impossible_counts_are_refused():
     with pytest.raises(ValueError, match="4 pairs"):
-        Agreement(found=3, truth=5, matched=4)
+        Agreement(detected=3, truth=5, matched=4)
