@@ -50,10 +50,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
 }
 """Arrows that are still to go: a module, a room that it must not import, and what it takes from there."""
 
-EXCEPTIONAL_CIRCLES: tuple[set[str], ...] = (
-    {"urnet.fields.io.czi", "urnet.fields.io.lif", "urnet.fields.io.microscopy", "urnet.fields.io.nd2"},
-    {"urnet.fields.cropping", "urnet.fields.field_or_crop"},
-)
+EXCEPTIONAL_CIRCLES: tuple[set[str], ...] = ({"urnet.fields.cropping", "urnet.fields.field_or_crop"},)
 """Circles between modules or sub-rooms that are still to go."""
 
 MAX_MODULES = 15

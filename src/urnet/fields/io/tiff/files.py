@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import tifffile
@@ -23,7 +24,7 @@ from urnet.images.tiff_pages import MAX_PAGES, Page, list_pages, open_page, open
 MAX_LOADED_PAGES = 64
 """Number of pages whose decoder object stays in memory."""
 
-TiffPage = tifffile.TiffPage | tifffile.TiffFrame
+TiffPage: TypeAlias = "tifffile.TiffPage | tifffile.TiffFrame"
 """A page as tifffile opens it."""
 
 
