@@ -24,7 +24,7 @@ from urnet.images.tiff_pages import MAX_PAGES, Page, list_pages, open_page, open
 MAX_LOADED_PAGES = 64
 """Number of pages whose decoder object stays in memory."""
 
-TiffPage: TypeAlias = "tifffile.TiffPage | tifffile.TiffFrame"
+TiffPage: TypeAlias = tifffile.TiffPage | tifffile.TiffFrame
 """A page as tifffile opens it."""
 
 
