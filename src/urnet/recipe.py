@@ -265,6 +265,11 @@ class Recipe(Section):
             )
         return self
 
+    @property
+    def uses_target_images(self) -> bool:
+        """Whether the enhancer learns to produce another image than its input, before or during joint training."""
+        return self.pretrain.target != "identity" and bool(self.pretrain.epochs or self.train.auxiliary)
+
     def to_yaml(self) -> str:
         """The whole recipe, every key resolved."""
         return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -330,11 +330,9 @@ def order_classes(recipe: Recipe, cells: Cells) -> tuple[str, ...]:
 
 def _image_columns(cells: Cells, recipe: Recipe) -> list[str]:
     """The columns whose images a training looks at."""
-    from urnet.training.data import uses_target_images  # torch
-
     kind = recipe.pretrain.target
     wanted = ("target",) if kind == "target" else (f"target_{kind}", "target")
-    painted = uses_target_images(recipe) and (kind == "target" or f"target_{kind}" in TARGET_COLUMNS)
+    painted = recipe.uses_target_images and (kind == "target" or f"target_{kind}" in TARGET_COLUMNS)
     return ["path", *(column for column in wanted if painted and column in cells.table)]
 
 

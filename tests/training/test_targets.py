@@ -15,7 +15,7 @@ from urnet.errors import CellsError, ImageError, RecipeError
 from urnet.evaluation.evaluate import evaluate
 from urnet.nets import create_enhancer, list_traditional
 from urnet.recipe import load_recipe
-from urnet.training.data import prepare_data, uses_target_images
+from urnet.training.data import prepare_data
 from urnet.training.fit import train
 
 KINDS = {"target": 40, "target_nuclei": 80, "target_stain": 120, "target_clean": 200}
@@ -132,7 +132,7 @@ def test_a_fixed_enhancers_output_of_the_input_can_be_the_image_to_paint(prepare
 )
 def test_images_to_paint_are_read_only_where_something_paints_them(prepared, tiny, overrides, painted):
     data = prepared(*overrides, columns=())
-    assert uses_target_images(load_recipe(tiny, ["pretrain.epochs=1", *overrides])) is painted
+    assert load_recipe(tiny, ["pretrain.epochs=1", *overrides]).uses_target_images is painted
     assert (data.train.targets is not None) is painted
     assert targets(data.validation).ndim == (4 if painted else 2)
 

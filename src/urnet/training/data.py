@@ -89,7 +89,7 @@ def prepare_data(
     depth = next(iter(look.depths)) if len(look.depths) == 1 else ANY_DEPTH
     scaling = scaling or fit(images, depth, recipe.input.limits)
     targets = held_targets = target_scaling = None
-    if uses_target_images(recipe):
+    if recipe.uses_target_images:
         if recipe.pretrain.target in list_traditional():
             targets, held_targets = (_enhanced(recipe.pretrain.target, scaling, x) for x in (images, held))
             target_scaling = Scaling(0.0, 1.0, "float32")
@@ -108,11 +108,6 @@ def prepare_data(
         CellDataset(held_images, labels, scaling, held_targets, target_scaling),
         int((look.colours[np.concatenate(parts)] != (channels == 3)).sum()),
     )
-
-
-def uses_target_images(recipe: Recipe) -> bool:
-    """Whether an enhancer learns to paint something else than its input, in the pre-training or beside the label."""
-    return recipe.pretrain.target != "identity" and bool(recipe.pretrain.epochs or recipe.train.auxiliary)
 
 
 def augment_test_part(
