@@ -259,7 +259,7 @@ def test_decodes_a_damaged_crop(cells, decodings):
     audit_cells(cells)
     (entry,) = locate_cell_cache().iterdir()
     content = bytearray(entry.read_bytes())
-    place = use_cached_crops(cells).cached_crops.places[1]
+    place = use_cached_crops(cells).cached_crops.records[1]
     content[place["start"] + 5] ^= 1
     entry.write_bytes(content)
     decodings.clear()

@@ -1,1 +1,1 @@
-"""Cache of decoded cells on disk: storage, crops as in their files, and arrays for a network."""
+"""Cache of decoded cells on disk."""

@@ -1,8 +1,8 @@
-"""Decoded cells kept on disk: what `load_pixels` makes of a table, built once and mapped into memory.
+"""Cached pixels of a table as one array, at the size and colour of a network's input.
 
-An entry of the cache is one array file, with a checksum behind the array: what the disk has damaged is decoded again,
-and not trained on. Folds of a cross-validation and runs of a benchmark share it. Where nothing can
-be kept, cells are decoded into memory.
+An entry is an array file that is mapped into memory, with a checksum at its end: a damaged entry is built again. The
+folds of a cross-validation and the runs of a benchmark share an entry. Without a usable cache folder, cells are decoded
+into memory.
 """
 
 import errno
@@ -22,13 +22,13 @@ from urnet.cells.pixels import fit_input, load_pixels, survey_images
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
 from urnet.files.atomic import atomic_file
-from urnet.files.locks import lock_file
-
-_CHECKSUM_BYTES = 4
-"""Bytes of an entry's checksum, the CRC-32 of all its images."""
+from urnet.files.locks import lock_file, unlock
 
 LOCK_TIMEOUT_S = 600
-"""Seconds to wait for another process that decodes the same cells, before doing it as well."""
+"""Longest wait for another process that builds the same entry, in seconds. After it, this process builds it too."""
+
+_CHECKSUM_BYTES = 4
+"""Length of the checksum at the end of an entry, the CRC-32 of all images, in bytes."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,28 +41,28 @@ def load_cached_pixels(
     column: str = "path",
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """The cells of a table as raw counts, from the cache or into it.
+    """Load the cells of a table as raw counts from the cache. Build the entry if it is missing.
 
     Args:
         cells: the table.
-        size: edge of the network's input in pixels.
+        size: edge of the network's input, in pixels.
         channels: 1 or 3.
-        column: `path`, or one of `PAIRED` for the paired images.
-        progress: called with the number of crops that are there.
+        column: `path`, or one of `TARGET_COLUMNS` for the paired images.
+        progress: called with the number of loaded crops.
 
     Returns:
-        (N, C, S, S) in the files' own depth, float32 where they have several; read only.
+        (N, C, S, S), read-only; in the depth of the files, or float32 for several depths.
 
     Raises:
         ImageError: an image cannot be used.
-        CellsError: nothing can be kept on disk, and they do not fit into memory.
+        CellsError: the cells fit neither on the disk nor into memory (`cells.no_space`).
     """
     try:
         images = _load_entry(cells, size, channels, column, progress)
     except OSError as error:
         logger.warning(
-            "decoded cells cannot be kept in %s (%s) and are decoded into memory; make room or allow writing there, or "
-            "name another folder in URNET_CACHE",
+            "decoded cells cannot be stored in %s (%s) and are decoded into memory. Free disk space or allow writing "
+            "there, or set URNET_CACHE to another folder",
             locate_cell_cache(),
             getattr(error, "strerror", None) or error,
         )
@@ -72,8 +72,9 @@ def load_cached_pixels(
             images = load_pixels(cells, size, channels, column=column, progress=progress).images
         except MemoryError:
             raise CellsError(
-                f"{len(cells)} cells of {size} px fit neither into memory nor on the disk of {locate_cell_cache()}; "
-                "free space there, name another folder in URNET_CACHE, or lower input.size"
+                f"{len(cells)} cells of {size} px fit neither into memory nor on the disk of {locate_cell_cache()}. "
+                "Free disk space, set URNET_CACHE to another folder, or lower input.size",
+                code="cells.no_space",
             ) from None
         images.flags.writeable = False
     if progress is not None:
@@ -84,46 +85,46 @@ def load_cached_pixels(
 def _load_entry(
     cells: Cells, size: int, channels: int, column: str, progress: Callable[[int], None] | None
 ) -> np.ndarray | None:
-    """The entry of these cells, built where it is missing; none where their files change meanwhile."""
+    """Load the entry of these cells. Build it if it is missing. Return None if the files change while they are read."""
     folder, key = locate_cell_cache(), fingerprint_images(cells, size, channels, column)
     path, shape = folder / f"{key}.npy", (len(cells), channels, size, size)
     images = _map_entry(path, shape)
     if images is not None:
         return images
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _lock_entry(path.with_suffix(".lock")) as alone:
-        images = _map_entry(path, shape)  # made while we waited
+    with _lock_entry(path.with_suffix(".lock")) as is_alone:
+        images = _map_entry(path, shape)  # another process may have built it during the wait
         if images is not None:
             return images
-        if alone:
-            for left in (*folder.glob(f"{key}.*.npy*"), *folder.glob(f".{key}.*.npy*")):  # by a killed process
+        if is_alone:
+            for unfinished in (*folder.glob(f"{key}.*.npy*"), *folder.glob(f".{key}.*.npy*")):
                 with suppress(OSError):
-                    left.unlink()
-        mine = path.with_suffix(f".{os.getpid()}.npy")
+                    unfinished.unlink()
+        temporary = path.with_suffix(f".{os.getpid()}.npy")
         try:
-            _write_entry(mine, cells, size, channels, column, progress)
+            _write_entry(temporary, cells, size, channels, column, progress)
             if fingerprint_images(cells, size, channels, column) != key:
-                logger.warning("%s: files change while they are read; decoded cells are not kept", cells.root)
+                logger.warning("%s: image files change while they are read. Decoded cells are not stored", cells.root)
                 return None
-            with suppress(PermissionError):  # Windows, where another process has the same in use
-                mine.replace(path)
+            with suppress(PermissionError):  # on Windows, while another process uses the entry
+                temporary.replace(path)
         finally:
-            mine.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         evict_entries(path)
     return _map_entry(path, shape)
 
 
 def _map_entry(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """An entry, noted as used; none where it is missing or damaged."""
+    """Map an entry into memory and mark it as used. Return None if it is missing or damaged."""
     try:
         images = np.load(path, mmap_mode="r")
         with path.open("rb") as file:
             file.seek(-_CHECKSUM_BYTES, os.SEEK_END)
             checksum = int.from_bytes(file.read(), "little")
-            whole = file.tell() == images.offset + images.nbytes + _CHECKSUM_BYTES
+            is_complete = file.tell() == images.offset + images.nbytes + _CHECKSUM_BYTES
     except (OSError, ValueError, EOFError):
         return None
-    if images.shape != shape or not whole or zlib.crc32(images) != checksum:
+    if images.shape != shape or not is_complete or zlib.crc32(images) != checksum:
         return None
     mark_used(path)
     return images
@@ -139,7 +140,7 @@ def _write_entry(
     if shutil.disk_usage(path.parent).free < int(np.prod(shape)) * dtype.itemsize + MIN_FREE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    # Not written through a map, where a full disk kills the process.
+    # A full disk kills a process that writes through a memory map.
     with atomic_file(path) as file:
         np.lib.format.write_array_header_1_0(file, header)
         checksum = 0
@@ -154,10 +155,10 @@ def _write_entry(
 
 @contextmanager
 def _lock_entry(path: Path) -> Iterator[bool]:
-    """Wait for whoever builds the same entry, so that it is decoded once; two at once would do no harm.
+    """Lock an entry, so that one process at a time builds it.
 
     Yields:
-        Whether nobody else builds it.
+        Whether the lock is held. Without it, another process still builds the entry; both results are the same.
 
     Raises:
         OSError: the file system has no locks.
@@ -172,6 +173,4 @@ def _lock_entry(path: Path) -> Iterator[bool]:
     try:
         yield True
     finally:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        lock.release()
+        unlock(lock)

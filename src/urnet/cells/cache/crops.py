@@ -1,11 +1,11 @@
-"""Crops of a table kept as they are in their files, so that whoever reads it again decodes none of them.
+"""Cached crops of a table, as they are in their files.
 
-The audit reads every cell first and stores what it decodes (`cache_crops`). Training, calibration
-and evaluation have the table's crops from there (`use_cached_crops`), and decode what is not kept: crops that cannot be
-used, with the same error as ever, and all of a table whose crops take more room than `MAX_TABLE_BYTES`.
+The audit reads every crop first and stores it (`cache_crops`). Training, calibration and evaluation read it from there
+(`use_cached_crops`). They decode what is not stored: unreadable crops, which raise the same error as before, and all
+crops of a table that needs more than `MAX_TABLE_BYTES`.
 
-An entry of the cache is one file: the crops' bytes, one crop after the other, then where each one is, with a checksum
-of its bytes: a crop that the disk has damaged is decoded again.
+An entry is one file: the bytes of all crops, then a record for each crop with its position, shape and checksum. A
+damaged crop is decoded again.
 """
 
 import math
@@ -31,22 +31,22 @@ from urnet.cells.cache.storage import (
     mark_used,
 )
 from urnet.cells.table import Cells
-from urnet.files.locks import lock_file
+from urnet.files.locks import lock_file, unlock
 
 MAX_TABLE_BYTES = MAX_BYTES // 4
-"""Bytes of one table's crops that are kept: a few large tables should not drive out all others."""
+"""Size limit of one entry, in bytes, so that a few large tables do not fill the cache."""
 
 _DEPTHS = tuple(map(np.dtype, ("uint8", "uint16", "float32")))
 _ITEM_SIZES = (0, *(depth.itemsize for depth in _DEPTHS))
 _CROP_RECORD = np.dtype(
     [("start", "<i8"), ("checksum", "<u4"), ("height", "<i4"), ("width", "<i4"), ("channels", "<i4"), ("bytes", "<i4")]
 )
-"""Of one crop; no channels for grey, all zeros for a crop that is not kept. `bytes` are those of a count, `checksum`
-is the CRC-32 of all of the crop's."""
+"""Record of one crop. `channels` is 0 for grey, `bytes` is the size of one count, `checksum` the CRC-32 of the crop's
+bytes. All fields are 0 for a crop that is not stored."""
 
 
 class CachedCrops:
-    """The crops of a table in one mapped file.
+    """Crops of a table in one mapped file.
 
     Args:
         path: the file.
@@ -60,25 +60,28 @@ class CachedCrops:
     def __init__(self, path: Path, cells: Cells):
         self.path, self.root, self.table = path, cells.root, cells.table
         self.rows = np.arange(len(cells))
-        self.bytes, self.places = _map_entry(path, len(cells))
+        self.bytes, self.records = _map_entry(path, len(cells))
 
     def select(self, table: pd.DataFrame, rows: np.ndarray | slice = slice(None)) -> "CachedCrops":
-        """The crops of some rows, which another table holds."""
-        some = object.__new__(CachedCrops)
-        some.__dict__.update(self.__dict__)
-        some.table, some.rows = table, self.rows[rows]
-        return some
+        """Select the crops of some rows, for a table that holds these rows only."""
+        selection = object.__new__(CachedCrops)
+        selection.__dict__.update(self.__dict__)
+        selection.table, selection.rows = table, self.rows[rows]
+        return selection
 
     def read(self, cells: Cells, index: int) -> np.ndarray | None:
-        """One crop, as decoding gives it; none where it is not kept, is damaged, or the table is another one.
+        """Read one crop, equal to the decoded one.
 
         Args:
             cells: the table as it is now.
-            index: of the cell.
+            index: index of the cell.
+
+        Returns:
+            The crop, or None if it is not stored, is damaged, or belongs to another table.
         """
         if cells.table is not self.table or cells.root != self.root:
             return None
-        start, checksum, height, width, channels, size = self.places[self.rows[index]].item()
+        start, checksum, height, width, channels, size = self.records[self.rows[index]].item()
         shape = (height, width, channels) if channels else (height, width)
         if size == 0:
             return None
@@ -87,65 +90,63 @@ class CachedCrops:
         return crop.view(depth).reshape(shape) if zlib.crc32(crop) == checksum else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process maps the file itself; pickling its content would copy it."""
-        return self.__dict__ | {"bytes": None, "places": len(self.places)}
+        """Pickle without the content: another process maps the file itself."""
+        return self.__dict__ | {"bytes": None, "records": len(self.records)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         try:
-            self.bytes, self.places = _map_entry(self.path, state["places"])
-        except (OSError, ValueError):  # removed meanwhile: nothing is kept
-            self.bytes, self.places = np.zeros(0, np.uint8), np.zeros(state["places"], _CROP_RECORD)
+            self.bytes, self.records = _map_entry(self.path, state["records"])
+        except (OSError, ValueError):  # the entry was removed meanwhile
+            self.bytes, self.records = np.zeros(0, np.uint8), np.zeros(state["records"], _CROP_RECORD)
 
 
 def use_cached_crops(cells: Cells) -> Cells:
-    """The same cells, which read their crops from the cache where they are kept in it; nothing is decoded for that."""
+    """Return cells that read their crops from the cache, if it has an entry. Decode nothing."""
     return cells if cells.cached_crops is not None else _attach_entry(cells, _locate_entry(cells))
 
 
 @contextmanager
 def cache_crops(cells: Cells) -> Iterator[Callable[[int], np.ndarray]]:
-    """Read the cells of a table, and keep their crops if all are read and there is room for them.
+    """Read the cells of a table and store their crops, if all are read and there is space.
 
-    Whether they can be kept changes nothing for the reader.
+    A crop is the same whether or not it can be stored.
 
     Args:
         cells: the table.
 
     Yields:
-        What reads the cell at an index, as `Cells.read` does.
+        A function that reads the cell at an index, like `Cells.read`.
     """
     entry = _locate_entry(cells)
-    known = _attach_entry(cells, entry)
-    if known.cached_crops is not None or not len(cells):
-        yield known.read
+    attached = _attach_entry(cells, entry)
+    if attached.cached_crops is not None or not len(cells):
+        yield attached.read
         return
-    draft = _CropWriter(cells, entry)
+    writer = _CropWriter(cells, entry)
     try:
-        yield draft.read
-        draft.finish()
+        yield writer.read
+        writer.finish()
     finally:
-        draft.discard()
+        writer.discard()
 
 
 class _CropWriter:
-    """An entry that is being written. After any trouble, as a full disk, it only reads.
-
-    One process writes an entry at a time, so that it can replace what a killed one left of it.
-    """
+    """Writer of an entry, for one process at a time. After an error, such as a full disk, it only reads."""
 
     def __init__(self, cells: Cells, entry: Path):
         self.cells, self.entry = cells, entry
-        self.places, self.seen, self.end = np.zeros(len(cells), _CROP_RECORD), np.zeros(len(cells), bool), 0
-        self.part = entry.with_name(f"{entry.name}.part")
+        self.records, self.was_read, self.end = np.zeros(len(cells), _CROP_RECORD), np.zeros(len(cells), bool), 0
+        self.unfinished = entry.with_name(f"{entry.name}.part")
         self.lock: FileLock | None = None
         self.file: BinaryIO | None = None
-        self.given_up = False
+        self.is_stopped = False
 
     def read(self, index: int) -> np.ndarray:
-        again, self.seen[index] = self.seen[index], True
+        """Decode one crop, and write it when it is read for the first time."""
+        is_first, self.was_read[index] = not self.was_read[index], True
         crop = self.cells.read(index)
-        if not (again or self.given_up or crop.dtype not in _DEPTHS):
+        if is_first and not self.is_stopped and crop.dtype in _DEPTHS:
             try:
                 self._write(index, crop)
             except OSError:
@@ -154,54 +155,52 @@ class _CropWriter:
 
     def _write(self, index: int, crop: np.ndarray) -> None:
         if self.file is None:
-            self._begin(crop.nbytes * len(self.cells))
-        if self.given_up or self.end + crop.nbytes > MAX_TABLE_BYTES:
+            self._open(crop.nbytes * len(self.cells))
+        if self.is_stopped or self.end + crop.nbytes > MAX_TABLE_BYTES:
             return self.discard()
         content = crop.tobytes()
         self.file.write(content)
         height, width, *channels = crop.shape
-        self.places[index] = (self.end, zlib.crc32(content), height, width, *(channels or [0]), crop.itemsize)
+        self.records[index] = (self.end, zlib.crc32(content), height, width, *(channels or [0]), crop.itemsize)
         self.end += crop.nbytes
 
-    def _begin(self, expected: int) -> None:
-        """Open the file, if crops like the first one have room."""
+    def _open(self, expected: int) -> None:
+        """Open the file if there is space for the expected number of bytes, and no other process writes the entry."""
         folder = self.entry.parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if expected > MAX_TABLE_BYTES or shutil.disk_usage(folder).free < expected + MIN_FREE_BYTES:
-            self.given_up = True
+            self.is_stopped = True
             return
-        with suppress(Timeout):  # written by another process
+        with suppress(Timeout):
             self.lock = lock_file(self.entry.with_name(f"{self.entry.name}.lock"))
         if self.lock is None:
-            self.given_up = True
+            self.is_stopped = True
         else:
-            self.file = self.part.open("wb")
+            self.file = self.unfinished.open("wb")
 
     def finish(self) -> None:
-        """Give the file its name, if it holds all cells and these have not changed meanwhile."""
-        if self.file is None or not self.seen.all() or _locate_entry(self.cells) != self.entry:
+        """Complete the entry, if all cells were read and their files have not changed meanwhile."""
+        if self.file is None or not self.was_read.all() or _locate_entry(self.cells) != self.entry:
             return
-        with suppress(OSError):  # PermissionError on Windows, where another process has the same in use
-            self.file.write(self.places.tobytes())
+        with suppress(OSError):  # PermissionError on Windows, while another process uses the entry
+            self.file.write(self.records.tobytes())
             self.file.flush()
             os.fsync(self.file.fileno())
             self.file.close()
-            self.part.replace(self.entry)
+            self.unfinished.replace(self.entry)
             evict_entries(self.entry)
 
     def discard(self) -> None:
-        """Remove what is not finished, and keep nothing more."""
-        self.given_up = True
+        """Remove the unfinished file and stop writing."""
+        self.is_stopped = True
         if self.file is not None:
             with suppress(OSError):
                 self.file.close()
             with suppress(OSError):
-                self.part.unlink(missing_ok=True)
+                self.unfinished.unlink(missing_ok=True)
             self.file = None
         if self.lock is not None:
-            with suppress(OSError):  # Windows, where it must be released first
-                Path(self.lock.lock_file).unlink(missing_ok=True)
-            self.lock.release()
+            unlock(self.lock)
             self.lock = None
 
 
@@ -210,6 +209,7 @@ def _locate_entry(cells: Cells) -> Path:
 
 
 def _attach_entry(cells: Cells, entry: Path) -> Cells:
+    """Return cells that read from an entry, or the cells as they are if it is missing or damaged."""
     try:
         crops = CachedCrops(entry, cells)
     except (OSError, ValueError):
@@ -219,15 +219,15 @@ def _attach_entry(cells: Cells, entry: Path) -> Cells:
 
 
 def _map_entry(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of all crops, and their places, (count,)."""
+    """Map an entry: the bytes of all crops, and their records, (count,)."""
     content = np.asarray(np.memmap(path, np.uint8, "r"))
     end = len(content) - _CROP_RECORD.itemsize * count
     if end < 0:
         raise ValueError("too short")
-    places = content[end:].copy().view(_CROP_RECORD)
-    counts = places["height"].astype(np.int64) * places["width"] * np.maximum(1, places["channels"])
-    ends = places["start"] + counts * places["bytes"]
-    negative = any((places[name] < 0).any() for name in places.dtype.names)
-    if negative or not np.isin(places["bytes"], _ITEM_SIZES).all() or ends.max(initial=0) != end:
-        raise ValueError("crops and places do not fit together")
-    return content[:end], places
+    records = content[end:].copy().view(_CROP_RECORD)
+    counts = records["height"].astype(np.int64) * records["width"] * np.maximum(1, records["channels"])
+    ends = records["start"] + counts * records["bytes"]
+    has_negative = any((records[name] < 0).any() for name in records.dtype.names)
+    if has_negative or not np.isin(records["bytes"], _ITEM_SIZES).all() or ends.max(initial=0) != end:
+        raise ValueError("crops and records do not match")
+    return content[:end], records
