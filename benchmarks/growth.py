@@ -33,8 +33,9 @@ from matplotlib.figure import Figure
 
 from urnet.cells.audit import audit_cells
 from urnet.cells.cache.arrays import load_cached_pixels
+from urnet.cells.read import read_cells
 from urnet.cells.split import split_cells
-from urnet.cells.table import TABLE_NAME, read_cells
+from urnet.cells.table import TABLE_NAME
 from urnet.evaluation.figure_style import FAINT, LINE_COLORS, LINE_DASHES, LINE_MARKERS, WIDTH, styled
 from urnet.files.atomic import atomic_file
 from urnet.images.simulation.phantom import draw_crop

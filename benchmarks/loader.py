@@ -27,8 +27,8 @@ from machine import describe, load
 from urnet.cells.augment import augment
 from urnet.cells.batches import CellDataset, make_training_loader
 from urnet.cells.cache.arrays import load_cached_pixels
+from urnet.cells.read import read_cells
 from urnet.cells.simulate import write_phantom
-from urnet.cells.table import read_cells
 from urnet.images.rows import LazyRows
 from urnet.images.scale import fit_scaling
 

@@ -16,7 +16,7 @@ from PIL import Image
 from urnet.cells import near_copies
 from urnet.cells.audit import audit_cells
 from urnet.cells.copies import make_thumbnail
-from urnet.cells.table import read_cells
+from urnet.cells.read import read_cells
 from urnet.recipe import load_recipe
 
 SAMPLE = 200

@@ -27,7 +27,8 @@ from sklearn.metrics import roc_auc_score
 
 from urnet.bundle.model import Model
 from urnet.calibration.mahalanobis import fit_mahalanobis
-from urnet.cells.table import Cells, read_cells
+from urnet.cells.read import read_cells
+from urnet.cells.table import Cells
 from urnet.evaluation.evaluate import evaluate
 from urnet.images.simulation.optics import draw_imaging, simulate_brightfield
 from urnet.images.simulation.phantom import CLASS_FREQUENCY, CROP_UM, Scene, draw_crop, paint_other_particle

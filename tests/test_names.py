@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from urnet.calibration.conformal import join_set, split_set
+from urnet.cells.read import find_images, read_cells
 from urnet.cells.split import assign_parts, find_groups
-from urnet.cells.table import find_images, read_cells
 from urnet.errors import RecipeError
 from urnet.fields.cropping.crop import _name_by_folder
 from urnet.fields.labels.positions import read_labels

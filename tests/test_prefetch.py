@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from urnet.cells.table import find_images
+from urnet.cells.read import find_images
 from urnet.errors import ImageError
 from urnet.images.read import read_image, translate_decoder_errors
 from urnet.prefetch import prefetch_cells

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from urnet.cells.table import read_cells
+from urnet.cells.read import read_cells
 from urnet.errors import CellsError, RunError
 from urnet.images.scale import Scaling
 from urnet.recipe import load_recipe

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from urnet.bundle.crops import FIELD_MEASURES
-from urnet.cells.table import find_images, read_cells
+from urnet.cells.read import find_images, read_cells
 from urnet.errors import UrnetError
 from urnet.fields.labels.positions import read_labels
 from urnet.fields.table import FieldRow, find_fields

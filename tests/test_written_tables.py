@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from urnet.cells.table import Cells, find_images, read_cells
+from urnet.cells.read import find_images, read_cells
+from urnet.cells.table import Cells
 from urnet.files.csv_tables import escape_formula, format_csv, read_own_table, unescape_formula, write_csv, write_frame
 from urnet.files.user_tables import read_table
 from urnet.resumable_table import open_resumable_table

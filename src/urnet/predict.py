@@ -22,7 +22,8 @@ from urnet.bundle.model import Model
 from urnet.calibration.conformal import COVERAGE
 from urnet.cells.cache.crops import use_cached_crops
 from urnet.cells.copies import find_padding_tiles
-from urnet.cells.table import TABLE_NAME, Cells, find_images
+from urnet.cells.read import find_images
+from urnet.cells.table import TABLE_NAME, Cells
 from urnet.errors import RecipeError, RunError
 from urnet.export.engine import MAX_SAMPLE, BatchSizeTuner, Engine, check_engine, choose_engine
 from urnet.files.outputs import refuse_existing

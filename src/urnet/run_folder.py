@@ -21,7 +21,8 @@ from urnet.bundle.config import CONFIG_NAME, parse_scaling
 from urnet.bundle.model import Model
 from urnet.cells.cache.crops import use_cached_crops
 from urnet.cells.pixel_hashes import add_pixel_hashes, find_changed_images
-from urnet.cells.table import PARTS, TABLE_NAME, TARGET_COLUMNS, Cells, MissingFilesError, read_cells
+from urnet.cells.read import read_cells
+from urnet.cells.table import PARTS, TABLE_NAME, TARGET_COLUMNS, Cells, MissingFilesError
 from urnet.errors import RunError
 from urnet.fields.cropping.settings import SETTINGS_NAME
 from urnet.files.atomic import atomic_file

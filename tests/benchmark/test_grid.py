@@ -15,7 +15,7 @@ from PIL import Image
 from urnet.benchmark import grid as grids
 from urnet.benchmark.grid import MANIFEST, open_grid, recipe_digest, run_sequentially, unfinished_jobs
 from urnet.benchmark.plans import plan_rows
-from urnet.cells.table import read_cells
+from urnet.cells.read import read_cells
 from urnet.errors import CellsError, RunError
 from urnet.images.scale import Scaling
 from urnet.run_folder import Run

@@ -14,7 +14,7 @@ import pytest
 from urnet.benchmark import run as benchmark
 from urnet.benchmark.compare import compare
 from urnet.benchmark.run import run_benchmark
-from urnet.cells.table import read_cells
+from urnet.cells.read import read_cells
 from urnet.errors import CellsError, RecipeError, RunError
 from urnet.evaluation.evaluate import evaluate
 from urnet.progress import NoProgress

@@ -13,7 +13,8 @@ from scipy.ndimage import gaussian_filter
 
 from urnet.cells import audit as audit_module
 from urnet.cells.audit import FINDING_KINDS, Audit, audit_cells
-from urnet.cells.table import Cells, read_cells
+from urnet.cells.read import read_cells
+from urnet.cells.table import Cells
 from urnet.errors import CellsError, LeakError
 
 

@@ -15,7 +15,8 @@ from urnet.cells import augment as module
 from urnet.cells.audit import audit_cells
 from urnet.cells.augment import augment, draw_epoch_order, make_balanced_copies, write_augmented
 from urnet.cells.copies import hash_any_orientation, list_orientations
-from urnet.cells.table import Cells, read_cells
+from urnet.cells.read import read_cells
+from urnet.cells.table import Cells
 from urnet.errors import CellsError
 from urnet.images.read import read_image
 

@@ -15,7 +15,8 @@ from urnet.cells.cache import arrays, storage
 from urnet.cells.cache.arrays import load_cached_pixels
 from urnet.cells.cache.storage import fingerprint_images, locate_cell_cache
 from urnet.cells.pixels import load_pixels
-from urnet.cells.table import Cells, read_cells
+from urnet.cells.read import read_cells
+from urnet.cells.table import Cells
 from urnet.errors import CellsError, ImageError
 from urnet.images.rows import LazyRows
 

@@ -20,7 +20,8 @@ from urnet.cells.cache import crops as crop_cache
 from urnet.cells.cache.arrays import load_cached_pixels
 from urnet.cells.cache.crops import cache_crops, use_cached_crops
 from urnet.cells.cache.storage import locate_cell_cache
-from urnet.cells.table import Cells, read_cells
+from urnet.cells.read import read_cells
+from urnet.cells.table import Cells
 from urnet.errors import ImageError
 from urnet.images import montage
 

@@ -20,7 +20,8 @@ from urnet.cells.near_copies import (
     find_near_copies,
     orient_spectra,
 )
-from urnet.cells.table import Cells, read_cells
+from urnet.cells.read import read_cells
+from urnet.cells.table import Cells
 
 
 def cell(seed: int, size: int = 40) -> np.ndarray:

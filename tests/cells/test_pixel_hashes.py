@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from urnet.cells.pixel_hashes import add_pixel_hashes, find_changed_images
-from urnet.cells.table import Cells, read_cells
+from urnet.cells.read import read_cells
+from urnet.cells.table import Cells
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 
 from urnet.cells.pixels import fit_input, load_pixels, survey_images
-from urnet.cells.table import Cells, read_cells
+from urnet.cells.read import read_cells
+from urnet.cells.table import Cells
 from urnet.errors import ImageError
 
 SHAPES = st.tuples(st.integers(8, 60), st.integers(8, 60), st.sampled_from([(), (3,)])).map(lambda s: (*s[:2], *s[2]))

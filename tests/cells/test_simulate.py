@@ -10,8 +10,8 @@ import tifffile
 from PIL import Image
 
 from urnet.cells import simulate
+from urnet.cells.read import read_cells
 from urnet.cells.simulate import write_destained, write_phantom
-from urnet.cells.table import read_cells
 from urnet.errors import CellsError, ImageError
 from urnet.images.read import read_image
 

@@ -8,8 +8,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from urnet.cells.audit import audit_cells
+from urnet.cells.read import read_cells
 from urnet.cells.split import split_cells
-from urnet.cells.table import Cells, read_cells
+from urnet.cells.table import Cells
 from urnet.errors import CellsError, LeakError
 from urnet.recipe import Recipe
 

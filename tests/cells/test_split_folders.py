@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from urnet.cells.audit import audit_cells
+from urnet.cells.read import find_images, read_cells
 from urnet.cells.split import assign_parts, split_cells
-from urnet.cells.table import find_images, read_cells
 from urnet.errors import CellsError
 from urnet.fields.table import find_fields
 from urnet.recipe import load_recipe

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from urnet.cells.table import find_images, read_cells
+from urnet.cells.read import find_images, read_cells
 from urnet.errors import CellsError, ImageError
 from urnet.files.csv_tables import escape_formula
 from urnet.names import find_lookalikes, is_missing, normalize_name, unify_donor_names

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import tifffile
 
-from urnet.cells.table import read_cells
+from urnet.cells.read import read_cells
 from urnet.errors import CellsError, ImageError, RunError
 from urnet.fields.cropping.crop import CropSettings, crop_fields
 from urnet.fields.cropping.settings import choose_pixel_size

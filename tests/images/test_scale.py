@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from urnet.cells.table import read_cells
+from urnet.cells.read import read_cells
 from urnet.errors import ImageError
 from urnet.images.scale import ANY_DEPTH, PERCENTILES, Scaling, fit_scaling, fit_scaling_0_1_0
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from urnet.cells.table import read_cells
+from urnet.cells.read import read_cells
 from urnet.serve.database.names import NOT_A_CELL
 from urnet.serve.database.reviews import ReviewedPrediction
 from urnet.serve.review_results import corrected_differential

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from urnet.cells.table import read_cells
+from urnet.cells.read import read_cells
 from urnet.errors import StoreError
 from urnet.files.csv_tables import unescape_formula
 from urnet.serve.database import models

@@ -8,8 +8,8 @@ import pytest
 
 from urnet.cells.audit import audit_cells
 from urnet.cells.cache.storage import locate_cell_cache
+from urnet.cells.read import read_cells
 from urnet.cells.simulate import write_phantom
-from urnet.cells.table import read_cells
 from urnet.errors import ImageError
 from urnet.evaluation.evaluate import evaluate
 from urnet.images import montage

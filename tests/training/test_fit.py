@@ -13,7 +13,8 @@ from torch import nn
 
 import urnet
 from urnet.bundle.model import Model
-from urnet.cells.table import Cells, read_cells
+from urnet.cells.read import read_cells
+from urnet.cells.table import Cells
 from urnet.errors import CellsError, ImageError, RecipeError, RunError, TrainingError
 from urnet.evaluation.evaluate import evaluate
 from urnet.nets import build_joint

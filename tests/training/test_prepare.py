@@ -6,8 +6,8 @@ from safetensors.numpy import load_file
 
 from urnet.cells.audit import audit_cells
 from urnet.cells.cache import arrays
+from urnet.cells.read import read_cells
 from urnet.cells.split import split_cells
-from urnet.cells.table import read_cells
 from urnet.images.rows import LazyRows
 from urnet.recipe import load_recipe
 from urnet.training.data import prepare_data

@@ -173,7 +173,8 @@ def test_resume_refuses_another_recipe_and_names_the_key(short, shapes, tiny):
 
 @pytest.mark.parametrize("change", ["fewer", "elsewhere", "relabelled"])
 def test_resume_refuses_other_cells(short, draw, shapes, tiny, tmp_path, change):
-    from urnet.cells.table import Cells, read_cells
+    from urnet.cells.read import read_cells
+    from urnet.cells.table import Cells
 
     cells = read_cells(shapes)
     if change == "fewer":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from urnet.cells.table import read_cells
+from urnet.cells.read import read_cells
 from urnet.errors import CellsError, ImageError, RecipeError
 from urnet.evaluation.evaluate import evaluate
 from urnet.nets import create_enhancer, list_traditional

@@ -12,8 +12,9 @@ from urnet.benchmark.collect import collect_row
 from urnet.benchmark.grid import Grid, open_grid, run_sequentially, run_with_ray, unfinished_jobs
 from urnet.benchmark.plans import SCALES, TABLES, PlannedRow, Scale, Table, plan_rows
 from urnet.cells.pixels import survey_images
+from urnet.cells.read import read_cells
 from urnet.cells.split import split_cells
-from urnet.cells.table import TARGET_COLUMNS, Cells, read_cells
+from urnet.cells.table import TARGET_COLUMNS, Cells
 from urnet.errors import CellsError, RecipeError
 from urnet.nets import build_from_recipe, create_classifier
 from urnet.progress import NoProgress

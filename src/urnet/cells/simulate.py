@@ -13,7 +13,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from urnet.cells.table import TABLE_NAME, read_cells
+from urnet.cells.read import read_cells
+from urnet.cells.table import TABLE_NAME
 from urnet.errors import CellsError, ImageError
 from urnet.files.atomic import atomic_folder
 from urnet.files.csv_tables import write_csv

@@ -189,7 +189,7 @@ def calibrate(
 ) -> int:
     """Calibrate a trained model anew (training does it, too): probabilities, prediction sets, rejection."""
     from urnet.bundle.seal import read_seal
-    from urnet.cells.table import read_cells
+    from urnet.cells.read import read_cells
     from urnet.evaluation.out_of_distribution import measure_rejection
     from urnet.progress import ProgressBars
     from urnet.run_folder import Run

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from urnet.bundle.model import Model
-from urnet.cells.table import find_images
+from urnet.cells.read import find_images
 from urnet.counting.report import write_reports
 from urnet.counting.sample import Sample, count_sample
 from urnet.errors import CellsError, RunError

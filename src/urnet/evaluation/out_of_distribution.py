@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from urnet.bundle.model import Model
-from urnet.cells.table import Cells, read_cells
+from urnet.cells.read import read_cells
+from urnet.cells.table import Cells
 from urnet.errors import CellsError, RunError
 from urnet.evaluation.calibration_metrics import mean_with_interval
 from urnet.evaluation.metrics import LEVEL, REPLICATES, choose_groups

@@ -13,7 +13,8 @@ from urnet.calibration.temperature import softmax
 from urnet.cells.audit import audit_cells, format_counts
 from urnet.cells.cache.crops import use_cached_crops
 from urnet.cells.copies import hash_any_orientation
-from urnet.cells.table import PARTS, Cells, find_images, read_cells
+from urnet.cells.read import find_images, read_cells
+from urnet.cells.table import PARTS, Cells
 from urnet.errors import CellsError, ImageError, RunError, UrnetError
 from urnet.files.outputs import refuse_existing
 from urnet.nets.pixel_range import PixelRange

@@ -27,7 +27,8 @@ import pandas as pd
 from scipy import fft
 from scipy.ndimage import gaussian_filter
 
-from urnet.cells.table import PARTS, read_cells
+from urnet.cells.read import read_cells
+from urnet.cells.table import PARTS
 from urnet.errors import CellsError, RunError, UrnetError
 from urnet.evaluation.evaluate import OPTIMISTIC, name_runs, open_runs
 from urnet.evaluation.figure_style import to_png

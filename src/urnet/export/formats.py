@@ -181,7 +181,7 @@ def _on_cpu(model: "Model") -> "Model":
 
 def _read(run: Path, model: "Model", path: Path | None, progress: Progress | None) -> tuple[np.ndarray, str]:
     """Raw counts of the cells to compare on, (N, C, S, S), and which they are."""
-    from urnet.cells.table import find_images
+    from urnet.cells.read import find_images
 
     if path is not None:
         cells, origin = find_images([path], model.config.tile, model.config.image), str(path)

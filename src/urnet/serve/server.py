@@ -14,7 +14,8 @@ from fastapi import FastAPI
 
 from urnet.bundle.model import Model
 from urnet.cells.copies import find_padding_tiles
-from urnet.cells.table import TABLE_NAME, find_images, read_cells
+from urnet.cells.read import find_images, read_cells
+from urnet.cells.table import TABLE_NAME
 from urnet.errors import RunError
 from urnet.serve.app import create_app
 from urnet.serve.database.lock import lock_database

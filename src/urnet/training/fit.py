@@ -24,8 +24,9 @@ from urnet.bundle.model import Model
 from urnet.cells.audit import Audit, audit_cells, describe_donors, format_counts
 from urnet.cells.batches import CellDataset, make_ordered_loader, make_training_loader
 from urnet.cells.cache.crops import use_cached_crops
+from urnet.cells.read import read_cells
 from urnet.cells.split import split_cells
-from urnet.cells.table import Cells, read_cells
+from urnet.cells.table import Cells
 from urnet.cpus import limit_torch
 from urnet.errors import RecipeError, RunError, TrainingError, UrnetError, list_first
 from urnet.fields.cropping.settings import CropSettings

@@ -12,7 +12,9 @@ import numpy as np
 from sqlalchemy import exists, not_, select
 
 from urnet.bundle.model import Model
-from urnet.cells.table import TABLE_NAME, TARGET_COLUMNS, Cells, find_images, locate_paired_file, read_cells
+from urnet.cells.class_folders import locate_paired_file
+from urnet.cells.read import find_images, read_cells
+from urnet.cells.table import TABLE_NAME, TARGET_COLUMNS, Cells
 from urnet.errors import ImageError, StoreError, UrnetError
 from urnet.evaluation.figure_style import encode_png
 from urnet.images.montage import resolve_address

@@ -19,7 +19,8 @@ import numpy as np
 from urnet.bundle.config import ModelConfig
 from urnet.bundle.crops import FIELD_MEASURES, resize_crop
 from urnet.cells.copies import find_padding_tiles, hash_any_orientation
-from urnet.cells.table import Cells, find_images
+from urnet.cells.read import find_images
+from urnet.cells.table import Cells
 from urnet.errors import ImageError, UrnetError
 from urnet.fields.cropping.crop import crop_fields
 from urnet.fields.cropping.settings import CropSettings, PixelSizeError
