@@ -12,7 +12,7 @@ from urnet.benchmark.collect import collect_row
 from urnet.benchmark.grid import Grid, open_grid, run_sequentially, run_with_ray, unfinished_jobs
 from urnet.benchmark.plans import SCALES, TABLES, PlannedRow, Scale, Table, plan_rows
 from urnet.cells.pixels import survey_images
-from urnet.cells.read import read_cells
+from urnet.cells.read import read_recipe_cells
 from urnet.cells.split import split_cells
 from urnet.cells.table import TARGET_COLUMNS, Cells
 from urnet.errors import CellsError, RecipeError
@@ -156,7 +156,7 @@ def plan_benchmark(
             raise RecipeError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
     overrides, only = list(overrides), list(only)
     base = load_recipe("net1", overrides)
-    read = read_cells(Path(cells), tile=base.tile, image=base.image, target=base.target, classes=base.classes)
+    read = read_recipe_cells(Path(cells), base)
     settings: dict[str, Any] = {
         "scale": scale,
         "folds": _parse_folds(folds, read),

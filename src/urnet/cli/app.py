@@ -176,6 +176,6 @@ def _urnet(
 
 def read(cells: Path, recipe: "Recipe") -> "Cells":
     """Cells as a recipe says that they are laid out."""
-    from urnet.cells.read import read_cells
+    from urnet.cells.read import read_recipe_cells
 
-    return read_cells(cells, tile=recipe.tile, image=recipe.image, target=recipe.target, classes=recipe.classes)
+    return read_recipe_cells(cells, recipe)

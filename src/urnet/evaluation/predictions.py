@@ -13,7 +13,7 @@ from urnet.calibration.temperature import softmax
 from urnet.cells.audit import audit_cells, format_counts
 from urnet.cells.cache.crops import use_cached_crops
 from urnet.cells.copies import hash_any_orientation
-from urnet.cells.read import find_images, read_cells
+from urnet.cells.read import find_images, read_recipe_cells
 from urnet.cells.table import PARTS, Cells
 from urnet.errors import CellsError, ImageError, RunError, UrnetError
 from urnet.files.outputs import refuse_existing
@@ -132,7 +132,7 @@ def score_other_cells(
         ImageError: a cell has another depth than the training's.
     """
     model, recipe = run.load_model(expect), run.recipe()
-    cells = read_cells(path, tile=recipe.tile, image=recipe.image, target=recipe.target, classes=recipe.classes)
+    cells = read_recipe_cells(path, recipe)
     unknown = sorted(set(cells.classes) - set(model.classes))
     if unknown:
         raise RunError(

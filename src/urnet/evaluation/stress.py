@@ -27,7 +27,7 @@ import pandas as pd
 from scipy import fft
 from scipy.ndimage import gaussian_filter
 
-from urnet.cells.read import read_cells
+from urnet.cells.read import read_recipe_cells
 from urnet.cells.table import PARTS
 from urnet.errors import CellsError, RunError, UrnetError
 from urnet.evaluation.evaluate import OPTIMISTIC, name_runs, open_runs
@@ -233,7 +233,7 @@ def _is_trained_on(run: Run, cells: Path) -> bool:
     if cells.resolve() in (run.cells_path.resolve(), run.folder.resolve()):
         return True
     recipe = run.recipe()
-    given = read_cells(cells, tile=recipe.tile, image=recipe.image, target=recipe.target, classes=recipe.classes)
+    given = read_recipe_cells(cells, recipe)
     try:
         return run.has_cells(given)
     except UrnetError:  # its own are not where they were, so that these are others

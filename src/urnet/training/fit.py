@@ -24,7 +24,7 @@ from urnet.bundle.model import Model
 from urnet.cells.audit import Audit, audit_cells, describe_donors, format_counts
 from urnet.cells.batches import CellDataset, make_ordered_loader, make_training_loader
 from urnet.cells.cache.crops import use_cached_crops
-from urnet.cells.read import read_cells
+from urnet.cells.read import read_recipe_cells
 from urnet.cells.split import split_cells
 from urnet.cells.table import Cells
 from urnet.cpus import limit_torch
@@ -97,9 +97,7 @@ def train(
         )
     if not isinstance(cells, Cells):
         check_not_within(Path(out), Path(cells))
-        cells = read_cells(
-            Path(cells), tile=recipe.tile, image=recipe.image, target=recipe.target, classes=recipe.classes
-        )
+        cells = read_recipe_cells(Path(cells), recipe)
     out = Path(out)
     _check_devices(devices)
 
