@@ -1,16 +1,22 @@
 """A trained model on disk and in memory."""
 
+import doctest
 import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+import urnet
 from urnet.bundle.model import Model
-from urnet.errors import ImageError, RunError
+from urnet.bundle.predictions import Predictions
+from urnet.cells.table import read_cells
+from urnet.errors import CellsError, ImageError, RunError
 from urnet.images.read import read_image
+from urnet.nets.gradcam import grad_cam
 
 
 @pytest.fixture
@@ -34,7 +40,7 @@ def test_a_model_comes_back_exactly(model, tmp_path, shapes):
     assert state.keys() == model.joint.state_dict().keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.joint.state_dict().items())
     paths = sorted(shapes.rglob("*.png"))
-    assert copy.predict(paths).equals(model.predict(paths))
+    assert copy.predict(paths).to_frame().equals(model.predict(paths).to_frame())
     files = {"config.json", "model.safetensors", "calibration.json", "calibration.safetensors", "seal.json"}
     assert {path.name for path in (tmp_path / "copy").iterdir()} == files
     Model(model.config, model.joint).save(tmp_path / "copy")  # another model's calibration would be wrong
@@ -111,7 +117,8 @@ def test_an_interrupted_save_leaves_no_configuration(model, tmp_path, monkeypatc
 def test_one_image_or_several_by_path_or_as_arrays(model, shapes):
     path = sorted((shapes / "disc").iterdir())[0]
     image = read_image(path)
-    tables = [model.predict(x) for x in (path, str(path), [path], image, [image], np.stack([image] * 3)[:1])]
+    several = (path, str(path), [path], image, [image], np.stack([image] * 3)[:1])
+    tables = [model.predict(images).to_frame() for images in several]
     assert [len(table) for table in tables] == [1] * 6
     for table in tables[1:]:
         assert table.drop(columns="path").equals(tables[0].drop(columns="path"))
@@ -121,7 +128,7 @@ def test_one_image_or_several_by_path_or_as_arrays(model, shapes):
     probabilities = [row[f"p_{name}"] for name in model.classes]
     assert sum(probabilities) == pytest.approx(1, abs=1e-5)
     assert row["predicted"] == model.classes[int(np.argmax(probabilities))]
-    colour = model.predict(np.stack([image] * 3, axis=-1))  # (H, W, 3) is one colour image, not H images
+    colour = model.predict(np.stack([image] * 3, axis=-1)).to_frame()  # (H, W, 3) is one colour image, not H images
     assert len(colour) == 1
     assert colour["predicted"].item() == row["predicted"]
 
@@ -131,7 +138,7 @@ def test_what_cannot_be_used_gets_a_row_with_its_reason(model, shapes, tmp_path)
     deep = tmp_path / "deep.png"
     Image.fromarray(np.full((24, 24), 30_000, np.uint16)).save(deep)
     images = [deep, good, tmp_path / "none.png", np.zeros((24, 24)), np.zeros((24, 4), np.uint8), np.zeros(5, np.uint8)]
-    table = model.predict(images)
+    table = model.predict(images, on_error="record").to_frame()
     assert table["error"].astype(bool).tolist() == [True, False, True, True, True, True]
     assert "uint16 pixels, but the model was trained on uint8" in table["error"][0]
     assert "no such file" in table["error"][2]
@@ -143,7 +150,7 @@ def test_what_cannot_be_used_gets_a_row_with_its_reason(model, shapes, tmp_path)
 
 def test_no_images_give_an_empty_table(model):
     columns = ["path", "predicted", "p_bar", "p_disc", "p_ring", "rejected", "set", "error"]
-    assert model.predict([]).columns.tolist() == columns
+    assert model.predict([]).to_frame().columns.tolist() == columns
 
 
 def test_a_montage_gives_a_row_for_each_tile(model, shapes, tmp_path):
@@ -155,10 +162,10 @@ def test_a_montage_gives_a_row_for_each_tile(model, shapes, tmp_path):
     montage = np.block([[tiles[0], tiles[1]], [tiles[2], tiles[3]]])
     Image.fromarray(montage).save(tmp_path / "montage.png")
     Image.fromarray(montage[:30, :30]).save(tmp_path / "odd.png")
-    table = tiled.predict(tmp_path / "montage.png")
+    table = tiled.predict(tmp_path / "montage.png").to_frame()
     addresses = [f"{(tmp_path / 'montage.png').as_posix()}#r{r:02d}c{c:02d}" for r in (0, 1) for c in (0, 1)]
     assert table["path"].tolist() == addresses
-    single = model.predict(paths)
+    single = model.predict(paths).to_frame()
     assert table.drop(columns="path").equals(single.drop(columns="path"))
     assert tiled.predict(addresses[2])["predicted"].item() == table["predicted"][2]
     assert len(tiled.predict(tmp_path / "odd.png")) == 1
@@ -253,7 +260,7 @@ def test_a_bundle_without_calibration_loads_and_says_less(model, bundle, shapes)
     plain = Model.load(bundle)
     assert plain.calibration is None
     paths = sorted((shapes / "disc").iterdir())
-    table, calibrated = plain.predict(paths), model.predict(paths)
+    table, calibrated = plain.predict(paths).to_frame(), model.predict(paths).to_frame()
     assert table.columns.tolist() == ["path", "predicted", "p_bar", "p_disc", "p_ring", "error"]
     assert table["predicted"].equals(calibrated["predicted"])
     assert not np.allclose(table["p_disc"], calibrated["p_disc"])
@@ -275,7 +282,7 @@ def test_probabilities_use_the_temperature_and_keep_every_decision(model, shapes
 
 def test_noise_is_rejected_and_cells_are_not(model, shapes):
     noise = np.random.default_rng(0).integers(0, 256, (24, 24)).astype(np.uint8)
-    table = model.predict([noise, *sorted(shapes.rglob("*.png"))])
+    table = model.predict([noise, *sorted(shapes.rglob("*.png"))]).to_frame()
     assert table["rejected"][0] != ""
     assert table["predicted"][0] in model.classes
     assert (table["rejected"][1:] == "").mean() > 0.9
@@ -304,3 +311,100 @@ def test_a_calibration_of_other_classes_is_refused(bundle):
     path.write_text(path.read_text(encoding="utf-8").replace('"ring"', '"square"'), encoding="utf-8")
     with pytest.raises(RunError, match=r"its classes \(bar, disc, square\) are not the model's"):
         Model.load(bundle)
+
+
+def test_folders_tables_and_frames_are_classified(model, shapes, tmp_path):
+    expected = model.predict(sorted((shapes / "disc").iterdir())).to_frame()
+    assert model.predict(shapes / "disc").to_frame().equals(expected)
+    table = pd.DataFrame({"path": [str(path) for path in sorted((shapes / "disc").iterdir())]})
+    table.to_csv(tmp_path / "cells.csv", index=False)
+    for images in (tmp_path / "cells.csv", str(tmp_path), table, read_cells(tmp_path / "cells.csv", labelled=False)):
+        assert model.predict(images).to_frame()["predicted"].tolist() == expected["predicted"].tolist()
+
+
+@pytest.mark.parametrize("method", ["predict", "enhance", "explain"])
+def test_an_image_that_cannot_be_used_is_an_error(model, shapes, tmp_path, raises_code, method):
+    run = getattr(model, method)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    good = sorted((shapes / "disc").iterdir())[0]
+    with raises_code("images.not_found") as caught:
+        run([good, tmp_path / "none.png"])
+    assert "none.png" in str(caught.value)
+    with pytest.raises(ImageError) as caught:
+        run([good, tmp_path / "text.png"])
+    assert "text.png" in str(caught.value)
+    with pytest.raises(CellsError):
+        run(tmp_path / "empty")
+    with pytest.raises(ImageError) as caught:
+        run([read_image(good), np.zeros((24, 24), np.uint16)])
+    assert "image 1" in str(caught.value)
+    for wrong in ([None], [3.5]):
+        with raises_code("cells.not_an_image"):
+            run(wrong)
+
+
+def test_predictions_are_arrays_counts_and_a_figure(model, shapes, tmp_path):
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24)).astype(np.uint8)
+    predictions = model.predict([noise, tmp_path / "text.png", shapes / "disc"], on_error="record")
+    table = predictions.to_frame()
+    assert len(predictions) == len(table) == 22
+    assert predictions.labels.tolist() == table["predicted"].tolist()
+    assert predictions.probabilities.shape == (22, 3)
+    assert np.isnan(predictions.probabilities[1]).all()
+    assert (predictions.rejected[0], predictions.failed.tolist()) == (True, [False, True] + [False] * 20)
+    countable = (table["rejected"] == "") & (table["error"] == "")
+    assert predictions.counts == {name: int((table["predicted"][countable] == name).sum()) for name in model.classes}
+    assert predictions["predicted"].equals(table["predicted"])
+    figure = predictions.plot(columns=4, maximum=10)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert len(titles) == 10
+    assert titles[0] == table["rejected"][0]
+    share = 100 * predictions.probabilities[2].max()
+    assert titles[1] == (table["rejected"][2] or f"{table['predicted'][2]} {share:.0f} %")
+    assert repr(predictions).startswith("Predictions for 22 images: bar ")
+    assert repr(predictions).endswith("1 could not be used")
+    assert "<table" in predictions._repr_html_()
+    with pytest.warns(DeprecationWarning, match="to_frame"):
+        assert predictions.columns.tolist() == table.columns.tolist()
+    with pytest.raises(AttributeError):
+        _ = predictions.colums
+
+
+def test_enhanced_images_and_explanations_have_the_shape_of_the_input(model, shapes):
+    paths = sorted((shapes / "disc").iterdir())
+    enhanced = model.enhance(paths)
+    inputs = np.stack([model.prepare(read_image(path)) for path in paths])
+    assert enhanced.shape == (20, 24, 24)
+    assert np.allclose(enhanced, np.concatenate([part for _, part in model.forward(inputs)])[:, 0], atol=1e-6)
+    maps = model.explain(paths)
+    assert maps.shape == (20, 24, 24)
+    assert ((maps >= 0) & (maps <= 1)).all()
+    expected = grad_cam(model.joint, torch.from_numpy(inputs), torch.full((20,), 2))
+    assert np.allclose(model.explain(paths, "ring"), expected, atol=1e-6)
+
+
+def test_a_class_that_the_model_does_not_have_cannot_be_explained(model, shapes, raises_code):
+    with raises_code("model.class_unknown"):
+        model.explain(shapes / "disc", "square")
+
+
+def test_a_model_says_what_it_is(model):
+    for text in (repr(model), model._repr_html_()):
+        for part in ("tiny", "bar, disc, ring", "24 x 24 px", "uint8", model.digest()):
+            assert part in text
+    assert "; calibrated;" in repr(model)
+    assert "; not calibrated;" in repr(Model(model.config, model.joint))
+
+
+@pytest.mark.parametrize("documented", [Model, Model.load, Model.predict, Model.enhance, Model.explain, Predictions])
+def test_examples_in_docstrings_run(documented, trained, shapes, tmp_path, monkeypatch):
+    shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(shapes, tmp_path / "cells")
+    monkeypatch.chdir(tmp_path)
+    names = {"urnet": urnet, "Model": Model}
+    (example,) = doctest.DocTestFinder(recurse=False).find(documented, "example", globs=names)
+    assert example.examples
+    results = doctest.DocTestRunner().run(example)
+    assert results.failed == 0

@@ -241,7 +241,7 @@ def opened_or_refused(folder, images) -> np.ndarray | None:
 
     def work() -> None:
         try:
-            table = Model.load(folder).predict(images)
+            table = Model.load(folder).predict(images, on_error="record").to_frame()
             ended.append(table.drop(columns="path").to_json())
         except BaseException as error:
             ended.append(error)

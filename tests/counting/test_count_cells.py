@@ -272,7 +272,9 @@ def test_a_field_never_counts_as_one_cell(run, counted, tmp_path, raises_code):
     model = Model.load(run.folder)
     assert predict_files(model, [field.parent], tmp_path / "p.csv").failed == 1
     assert "not one cell" in pd.read_csv(tmp_path / "p.csv")["error"][0]
-    assert "not one cell" in model.predict([field])["error"][0]
+    with raises_code("fields.counted_as_one_cell"):
+        model.predict([field])
+    assert "not one cell" in model.predict([field], on_error="record")["error"][0]
     with raises_code("fields.counted_as_one_cell"):
         model.resize_crop(tifffile.imread(field))
     assert model.resize_crop(np.pad(tifffile.imread(crop), 8)).shape[1:] == (24, 24)  # one and a half times the edge
