@@ -13,7 +13,7 @@ from PIL import Image
 import urnet
 from urnet.bundle.model import Model
 from urnet.bundle.predictions import Predictions
-from urnet.cells.table import read_cells
+from urnet.cells.read import read_cells
 from urnet.errors import CellsError, ImageError, RunError
 from urnet.images.read import read_image
 from urnet.nets.gradcam import grad_cam

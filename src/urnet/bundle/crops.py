@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from urnet.bundle.config import ModelConfig
-from urnet.cells.table import Cells, find_images
+from urnet.cells.read import find_images
+from urnet.cells.table import Cells
 from urnet.errors import CellsError, ImageError
 from urnet.fields.cropping.settings import CropSettings
 from urnet.images.montage import read_crop, resolve_address
