@@ -393,7 +393,7 @@ def test_no_command_takes_a_bundle_for_a_run(trained, shapes, tiny, tmp_path, op
     """A table in a bundle names images anywhere on the machine."""
     from urnet.export.formats import export_run
     from urnet.run_folder import Run
-    from urnet.serve.database.prefetch import CellImages
+    from urnet.serve.cell_images import CellImages
 
     elsewhere = shutil.copytree(shapes, tmp_path / "elsewhere")
     bundle = shutil.copytree(trained.model, tmp_path / "bundle")
@@ -426,7 +426,7 @@ def test_no_command_takes_a_bundle_for_a_run(trained, shapes, tiny, tmp_path, op
                 refused()
         shutil.rmtree(bundle / "fold0")
         assert command(["differential", str(bundle), str(shapes), "--out", str(tmp_path / "count")]) in (0, 1)
-        CellImages.open(bundle, shapes, Model.load(bundle))
+        CellImages.open(shapes, model=Model.load(bundle), run=bundle)
     assert not [file for file in seen if file.startswith(str(elsewhere.resolve()))]
 
 

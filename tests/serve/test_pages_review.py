@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from urnet.cells.read import read_cells
-from urnet.serve.database.names import NOT_A_CELL
+from urnet.serve.database.models import NOT_A_CELL
 from urnet.serve.database.reviews import ReviewedPrediction
 from urnet.serve.review_results import corrected_differential
 
@@ -69,7 +69,7 @@ def test_cells_are_corrected_by_keys_alone(open_page, samples):
     page.wait_for_function("document.querySelectorAll('.tile')[3].ariaPressed === 'true'")
     page.keyboard.press("n")
     said(page, "Kept: not a cell")
-    seen = {row.path: (row.corrected, row.who) for row in samples.reviews.read_reviewed("S1")}
+    seen = {row.path: (row.corrected, row.reviewer) for row in samples.reviews.read_reviewed("S1")}
     assert seen["000.png"] == ("ring", "Ada")
     assert seen["001.png"] == ("disc", "Ada")
     assert seen["002.png"] == (None, None)

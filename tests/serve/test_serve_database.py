@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from urnet.cells.read import read_cells
 from urnet.errors import StoreError
 from urnet.files.csv_tables import unescape_formula
-from urnet.serve.database import models
+from urnet.serve.database import connection
 from urnet.serve.database.labels import CLAIMED_CODE, Labeller, LabelResult
 from urnet.serve.database.lock import lock_database
-from urnet.serve.database.names import MAX_NAME_LENGTH, NOT_A_CELL, SKIPPED, make_single_line, person_key, utc_now
+from urnet.serve.database.models import NOT_A_CELL, SKIPPED, utc_now
+from urnet.serve.database.names import MAX_NAME_LENGTH, make_single_line, person_key
 from urnet.serve.database.store import Store
 
 QUEUE = "cells.csv"
@@ -105,7 +106,7 @@ def test_a_label_that_replaces_another_is_told_and_both_rows_stay(label_store, s
     assert label_store.claim(QUEUE, two) == [cell]
     assert label_store.label(cell.id, two, "bar") == LabelResult(None, ())
     given = label_store.label(cell.id, one, "disc")
-    assert (given.replaced.label, given.replaced.who, given.others) == ("bar", "ada", ())
+    assert (given.replaced.label, given.replaced.person, given.others) == ("bar", "ada", ())
     assert given.replaced.at <= utc_now()
     (again,) = label_store.claim(QUEUE, one)
     assert again != cell
@@ -129,7 +130,7 @@ def test_undo_takes_back_what_this_browser_gave_or_one_that_has_gone(label_store
     label_store.label(cell.id, two, "ring")
     label_store.release_all()  # as a server does that starts
     taken = label_store.undo(QUEUE, by("Ada", "browser 3"))
-    assert (taken.cell, taken.label, taken.reader) == (cell, "ring", "")
+    assert (taken.cell, taken.label, taken.claimed_by) == (cell, "ring", "")
     assert label_store.claim(QUEUE, by("Ada", "browser 3"))[0] == cell
 
 
@@ -138,7 +139,7 @@ def test_undo_leaves_a_cell_with_whoever_reads_it_meanwhile(label_store):
     label_store.label(label_store.claim(QUEUE, ada)[0].id, ada, "bar")
     (cell,) = label_store.claim(QUEUE, ben, second=True)
     taken = label_store.undo(QUEUE, ada)
-    assert (taken.cell, taken.reader) == (cell, "Ben")
+    assert (taken.cell, taken.claimed_by) == (cell, "Ben")
     assert label_store.label(cell.id, ben, "ring") == LabelResult(None, ())
     with pytest.raises(StoreError) as caught:
         label_store.label(label_store.claim(QUEUE, ada)[0].id, ben, "ring")
@@ -227,7 +228,12 @@ def test_corrections_are_kept_with_who_when_and_which_model(store, shapes, tmp_p
     store.reviews.correct(ids[2], "Ada", NOT_A_CELL)
     seen = store.reviews.read_reviewed("S1")
     assert [one.label for one in seen] == ["ring", "disc", NOT_A_CELL, "bar"]
-    assert (seen[0].predicted, seen[0].who, seen[0].model, seen[0].told) == ("disc", "Ben", "m1", {"p_disc": 0.9})
+    assert (seen[0].predicted, seen[0].reviewer, seen[0].model, seen[0].details) == (
+        "disc",
+        "Ben",
+        "m1",
+        {"p_disc": 0.9},
+    )
     assert seen[0].version
     assert seen[0].at.endswith("+00:00")
     assert store.reviews.list_samples() == ["S1"]
@@ -237,7 +243,7 @@ def test_corrections_are_kept_with_who_when_and_which_model(store, shapes, tmp_p
     assert cells.table["label"].tolist() == ["ring", "disc"]
     assert cells.read(1).shape == (24, 24)
     assert store.reviews.correct(ids[0], "ada", "disc").label == "ring"
-    assert store.reviews.undo_correction(ids[0]).who == "ada"
+    assert store.reviews.undo_correction(ids[0]).person == "ada"
     assert store.reviews.undo_correction(ids[0]) is None
     with sqlite3.connect(store.path) as db:
         assert db.execute("SELECT count(*) FROM corrections").fetchone() == (5,)
@@ -265,7 +271,7 @@ def test_names_are_short_printable_and_one_line(text):
 
 def test_ten_megabytes_of_a_name_are_cut(raises_code):
     assert make_single_line("x" * 10_000_000, 100) == "x" * 99 + "…"
-    assert Labeller("<b>Ada\x00\x1b[31m\u202egnp", "").who == "<b>Ada[31mgnp"
+    assert Labeller("<b>Ada\x00\x1b[31m\u202egnp", "").name == "<b>Ada[31mgnp"
     for nothing in ("", " \n", "\u202e\x07", "\ud800", "\u200d"):
         with raises_code("store.no_name"):
             Labeller(nothing)
@@ -307,19 +313,19 @@ def test_kill_9_while_labelling_loses_nothing_that_was_shown(tmp_path):
 def test_an_old_file_is_upgraded_whole_or_left_as_it_was(store, label_store, monkeypatch):
     store.close()
     before = store.path.read_bytes()
-    monkeypatch.setattr(models, "SCHEMA_VERSION", 4)
-    monkeypatch.setattr(models, "UPGRADES", {2: ("ALTER TABLE cells ADD COLUMN x", "UPDATE cells SET x = 1")})
+    monkeypatch.setattr(connection, "SCHEMA_VERSION", 5)
+    monkeypatch.setattr(connection, "UPGRADES", {3: ("ALTER TABLE cells ADD COLUMN x", "UPDATE cells SET x = 1")})
     with pytest.raises(StoreError, match="schema 3 is too old"):
         Store(store.path)
     assert columns(store.path) == columns_of(before, store.path)
-    monkeypatch.setitem(models.UPGRADES, 3, ("ALTER TABLE cells ADD COLUMN y", "NONSENSE"))
+    monkeypatch.setitem(connection.UPGRADES, 4, ("ALTER TABLE cells ADD COLUMN y", "NONSENSE"))
     with pytest.raises(StoreError, match="cannot be used"):
         Store(store.path)
     assert "x" not in columns(store.path)
-    monkeypatch.setitem(models.UPGRADES, 3, ("ALTER TABLE cells ADD COLUMN y",))
+    monkeypatch.setitem(connection.UPGRADES, 4, ("ALTER TABLE cells ADD COLUMN y",))
     Store(store.path).close()
     assert {"x", "y"} <= set(columns(store.path))
-    monkeypatch.setattr(models, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(connection, "SCHEMA_VERSION", 3)
     with pytest.raises(StoreError, match="newer urnet"):
         Store(store.path)
 
@@ -377,7 +383,7 @@ def test_nothing_that_is_exported_runs_as_a_formula(store, tmp_path, formula):
     image = store.reviews.add_image(b"x", ".png")
     rows = [{"path": f"{formula}.png", "image": image, "predicted": "disc"}]
     (number,) = store.reviews.add_predictions(formula, rows, model=formula)
-    store.reviews.correct(number, ada.who, formula)
+    store.reviews.correct(number, ada.name, formula)
     store.reviews.export_reviewed(formula, tmp_path / "reviewed")
     for file in (tmp_path / "labels.csv", tmp_path / "reviewed" / "cells.csv"):
         with file.open(encoding="utf-8", newline="") as lines:
@@ -410,13 +416,13 @@ def dump(path) -> list[str]:
 def test_a_file_of_schema_1_is_upgraded_and_one_that_fails_in_the_middle_is_as_it_was(tmp_path, monkeypatch):
     path = Path(shutil.copy(FROZEN, tmp_path / "labels.db"))
     before = dump(path)
-    whole = models.UPGRADES[1]
+    whole = connection.UPGRADES[1]
     for broken in ((*whole, "NONSENSE"), (*whole[:2], "INSERT INTO nowhere VALUES (1)"), ("NONSENSE",)):
-        monkeypatch.setitem(models.UPGRADES, 1, broken)
+        monkeypatch.setitem(connection.UPGRADES, 1, broken)
         with pytest.raises(StoreError, match="cannot be used"):
             Store(path)
         assert dump(path) == before
-    monkeypatch.setitem(models.UPGRADES, 1, whole)
+    monkeypatch.setitem(connection.UPGRADES, 1, whole)
     store = Store(path)
     name = store.id
     assert store.labels.progress("cells").people == {"Ada": 6, "Bela": 5}
@@ -432,7 +438,7 @@ def test_a_file_of_schema_1_is_upgraded_and_one_that_fails_in_the_middle_is_as_i
     assert [described(path, table) for table in TABLES] == [described(made.path, table) for table in TABLES]
 
 
-TABLES = ("cells", "claims", "labels", "identity", "images", "predictions", "corrections")
+TABLES = ("cells", "claims", "labels", "identity", "classes", "images", "predictions", "corrections")
 
 
 def described(path, table) -> list[tuple]:
@@ -448,7 +454,7 @@ def test_a_locked_database_keeps_all_as_it_was_and_says_so(label_store, store, m
     label_store.label(cells[0].id, ada, "bar")
     (prediction,) = store.reviews.add_predictions("S", [{"path": "a", "predicted": "bar"}], model="m")
     store.engine.dispose()
-    monkeypatch.setattr(models, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "BUSY_SECONDS", 0.05)
     impatient = Store(store.path)
     before = dump(store.path)
     actions = {

@@ -48,13 +48,11 @@ def serve(
     from urnet.serve.http.proxy import ProxySettings
 
     proxy = ProxySettings.parse(root_path, trusted_proxies or (), allowed_hosts or ())
-    from urnet.serve.pages import add_pages
     from urnet.serve.server import serve as serve_model
 
     serve_model(
         run,
         settings,
-        pages=add_pages,
         cells=cells,
         host=host,
         port=port,

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from urnet.errors import UrnetError
 from urnet.evaluation.figure_style import encode_png
-from urnet.serve.database.names import NOT_A_CELL, SKIPPED
+from urnet.serve.database.models import NOT_A_CELL, SKIPPED
 from urnet.serve.database.reviews import ReviewedPrediction
 from urnet.serve.services import Services
 from urnet.serve.uploads.receive import store_uploads
@@ -47,7 +47,7 @@ def is_counted(for_row: ReviewedPrediction) -> bool:
     """Whether it is a cell that the differential counts: by a person's word, else by the model's."""
     if for_row.corrected is not None:
         return for_row.corrected not in (NOT_A_CELL, SKIPPED)
-    return not for_row.told.get("rejected")
+    return not for_row.details.get("rejected")
 
 
 def corrected_differential(rows: Sequence[ReviewedPrediction], classes: Sequence[str]) -> list[ClassShare]:
@@ -60,7 +60,7 @@ def corrected_differential(rows: Sequence[ReviewedPrediction], classes: Sequence
         rows: of the sample.
         classes: of the model; labels that it does not know come after.
     """
-    before = Counter(row.predicted for row in rows if not row.told.get("rejected"))
+    before = Counter(row.predicted for row in rows if not row.details.get("rejected"))
     after = Counter(row.label for row in rows if is_counted(row))
     whole = sum(after.values())
     shares = []

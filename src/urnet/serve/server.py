@@ -1,43 +1,39 @@
-"""`urnet serve` as a whole: load, listen, answer, stop when told to."""
+"""Start the web application, listen for requests, and stop in order.
+
+Heavy packages are imported after the first message, so that the user sees at once that the server is starting.
+"""
 
 import hashlib
 import os
+import random
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import uvicorn
-from fastapi import FastAPI
-
-from urnet.bundle.model import Model
-from urnet.cells.copies import find_padding_tiles
-from urnet.cells.read import find_images, read_cells
-from urnet.cells.table import TABLE_NAME
 from urnet.errors import RunError
-from urnet.serve.app import create_app
-from urnet.serve.database.lock import lock_database
-from urnet.serve.database.store import Store
-from urnet.serve.http.auth import MIN_TOKEN_LENGTH, is_loopback, new_token
-from urnet.serve.http.connections import connection_options
 from urnet.serve.http.proxy import ProxySettings
-from urnet.serve.services import Services
 from urnet.serve.settings import Settings
 
-TOKEN_VARIABLE = "URNET_TOKEN"
-"""Environment variable with the token, for servers that are to keep theirs; else one is made at each start."""
+if TYPE_CHECKING:
+    from urnet.serve.database.store import Store
+    from urnet.serve.services import Services
 
-BACKLOG = 128
+TOKEN_VARIABLE = "URNET_TOKEN"
+"""Environment variable with the token; without it, each start makes a new token."""
+
+ORDER_SEED = 0
+"""Seed of the random order in which cells are labelled without a model."""
 
 
 def serve(
-    run: Path,
+    run: Path | None,
     settings: Settings,
     *,
-    pages: Callable[[FastAPI, Services], None] | None = None,
     cells: Path | None = None,
+    classes: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 8000,
     database: Path = Path("bench.db"),
@@ -46,41 +42,61 @@ def serve(
     expect: str | None = None,
     echo: Callable[[str], None] = print,
 ) -> None:
-    """Serve a model until the process is told to stop (Ctrl+C, SIGTERM); what runs is finished first.
+    """Serve the web application until the process is stopped (Ctrl+C, SIGTERM); running requests are finished first.
 
     Args:
-        run: run folder or bundle.
-        settings: the limits.
-        pages: adds the pages for people; without it only instruments are answered.
-        cells: the cells to be labelled.
+        run: run folder or bundle; none to label cells without a model.
+        settings: limits of the server.
+        cells: cells to be labelled.
+        classes: classes that labellers choose from, without a model; the page can change them.
         host: name or address to listen on.
-        port: to listen on; 0 for any that is free.
-        database: where labels and corrections are kept.
-        engine: what runs the networks.
+        port: port to listen on; 0 for any free port.
+        database: file with labels and corrections.
+        engine: name of the engine that runs the networks.
         proxy: root path, trusted proxies and allowed hosts.
-        expect: the first digits of the model's digest; another model is refused.
-        echo: told where to find the server, and the token.
+        expect: first digits of the model's digest; another model is refused.
+        echo: prints the messages about the start, with the address and the token.
 
     Raises:
-        RunError: no model, no such host, the port is taken, or the token is too short.
-        CellsError: no cells there.
-        StoreError: the database cannot be used, or another server that runs uses it.
+        RunError: neither a run nor cells are given, the run holds no model, the host does not exist, the port is in
+            use, or the token is too short.
+        CellsError: there are no cells.
+        StoreError: the database cannot be used, or another server uses it.
     """
     proxy = proxy or ProxySettings()
-    token = None if is_loopback(host) and not proxy.is_behind_proxy else _token()
+    if run is None and cells is None:
+        raise RunError(
+            "nothing to serve: give a run folder, or --cells with the cells to be labelled", code="serve.nothing"
+        )
+    if run is not None and classes:
+        raise RunError(
+            f"--classes {','.join(classes)}: the model names the classes; leave out --classes or the run",
+            code="labels.classes_of_model",
+        )
     with ExitStack() as opened:
-        listening = opened.enter_context(_bind_socket(host, port))
-        services = Services.open(run, settings, engine, expect=expect, cells=cells)
-        queue = None if cells is None else read_queue(cells, services.model)
+        bound = opened.enter_context(closing(_bind_socket(host, port)))
+        address = _address(host, bound.getsockname()[1], proxy)
+        content = ", ".join(
+            f"{name} {value}" for name, value in (("model", run), ("cells", cells), ("database", database)) if value
+        )
+        echo(f"Starting the web application: {content}, address {address}")
+
+        from uvicorn import Config
+
+        from urnet.serve.app import create_app
+        from urnet.serve.database.lock import lock_database
+        from urnet.serve.database.store import Store
+        from urnet.serve.http.connections import Server, connection_options
+        from urnet.serve.pages import add_pages
+
+        token = _choose_token(host, proxy)
+        services = _open_services(run, settings, engine, expect, cells)
         opened.enter_context(lock_database(database))
-        store = services.store = opened.enter_context(closing(Store(database)))  # last: a start that fails leaves none
-        store.labels.release_all()
-        if queue is not None:
-            store.labels.add_cells(*queue)
-        instance = _instance(store, port)
-        app = create_app(services, token=token, pages=pages, proxy=proxy, instance=instance)
-        config = uvicorn.Config(
-            app,
+        services.store = opened.enter_context(closing(Store(database)))  # last: a start that fails creates no file
+        _fill_queue(services, classes)
+        instance = _identify(services.store, port)
+        config = Config(
+            create_app(services, token=token, pages=add_pages, proxy=proxy, instance=instance),
             log_config=None,
             access_log=False,
             lifespan="on",
@@ -89,69 +105,103 @@ def serve(
             timeout_graceful_shutdown=settings.stop_seconds,
             **connection_options(settings),
         )
-        server = uvicorn.Server(config)
-        shown = f"[{host}]" if ":" in host else host
-        echo(
-            f"{services.model.config.name}, engine {services.engine}: http://{shown}:{listening.getsockname()[1]}{proxy.root_path}"
-        )
-        if token is not None:
-            echo(f"token: {token}")
-        echo("stop with Ctrl+C")
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again when all is done
+
+        def announce() -> None:
+            engine = f", engine {services.engine}" if services.has_model else ""
+            echo(f"{services.title}{engine}: {address}")
+            if token is not None:
+                echo(f"token: {token}")
+            echo("stop with Ctrl+C")
+
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again after its stop
         try:
-            server.run(sockets=[listening])
+            Server(config, announce).run(sockets=[bound])
         except KeyboardInterrupt:
             echo("stopped")
         finally:
             signal.signal(signal.SIGTERM, before)
 
 
-def read_queue(cells: Path, model: Model) -> tuple[str, list[dict[str, Any]]]:
-    """The name of the labelling queue for the cells of a table or folder, and its rows, without padding.
+def _open_services(
+    run: Path | None, settings: Settings, engine: str, expect: str | None, cells: Path | None
+) -> "Services":
+    """Load the model and open the cells to be labelled, as far as they are given."""
+    from urnet.serve.cell_images import CellImages
+    from urnet.serve.services import Services
+
+    services = Services(settings) if run is None else Services.open(run, settings, engine, expect=expect)
+    if cells is not None:
+        model = services.model if services.has_model else None
+        services.images = CellImages.open(cells, model=model, run=run)
+    return services
+
+
+def _fill_queue(services: "Services", classes: Sequence[str]) -> None:
+    """Add new cells to the labelling queue: in random order where no model will rank them."""
+    store, images = services.store, services.images
+    assert store is not None
+    store.labels.release_all()
+    if images is None:
+        return
+    rows = images.queue_rows()
+    if not services.has_model:
+        random.Random(ORDER_SEED).shuffle(rows)
+    store.labels.add_cells(images.name, rows)
+    if classes:
+        services.set_label_classes(classes)
+
+
+def _identify(store: "Store", port: int) -> str:
+    """Return the identifier of a server among those of a machine: the same at each start, and not secret."""
+    text = f"{store.id}\n{store.path.resolve()}\n{port}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def _choose_token(host: str, proxy: ProxySettings) -> str | None:
+    """Return the token that clients need; none for a server that only this machine reaches.
 
     Raises:
-        CellsError: no cells there.
+        RunError: the token in the environment is too short.
     """
-    config = model.config
-    has_table = cells.suffix.lower() == ".csv" or (cells / TABLE_NAME).is_file()
-    if has_table:
-        found = read_cells(cells, tile=config.tile, image=config.image, labelled=False)
-    else:
-        found = find_images([cells], config.tile, config.image)
-    name = cells.resolve().as_posix()
-    padding = find_padding_tiles(found)
-    rows = [row for index, row in enumerate(found.table.to_dict("records")) if index not in padding]
-    return name, [row | {"path": (found.root.resolve() / row["path"]).as_posix()} for row in rows]
+    from urnet.serve.http.auth import MIN_TOKEN_LENGTH, is_loopback, new_token
 
-
-def _instance(store: Store, port: int) -> str:
-    """Identify a server among those of a machine: the same at each start, and no secret."""
-    told = f"{store.id}\n{store.path.resolve()}\n{port}"
-    return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-
-
-def _token() -> str:
-    given = os.environ.get(TOKEN_VARIABLE)
-    if given is not None and len(given) < MIN_TOKEN_LENGTH:
+    if is_loopback(host) and not proxy.is_behind_proxy:
+        return None
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token is not None and len(token) < MIN_TOKEN_LENGTH:
         raise RunError(
-            f"{TOKEN_VARIABLE} has {len(given)} characters; give {MIN_TOKEN_LENGTH} or more, or leave it out"
+            f"{TOKEN_VARIABLE} has {len(token)} characters; give {MIN_TOKEN_LENGTH} or more, or unset it",
+            code="serve.short_token",
         )
-    return given or new_token()
+    return token or new_token()
+
+
+def _address(host: str, port: int, proxy: ProxySettings) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}{proxy.root_path}"
 
 
 def _bind_socket(host: str, port: int) -> socket.socket:
-    """The socket, before anything is loaded: a port that is taken is said at once."""
+    """Reserve the port, so that a port in use is reported at once; the server listens when it can answer.
+
+    Raises:
+        RunError: the host does not exist, or the port is in use.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise RunError(f"--host {host}: there is no such host here ({error.strerror})") from None
-    listening = socket.socket(family, kind, protocol)
+        raise RunError(
+            f"--host {host}: no such host ({error.strerror}); give a name or address of this machine",
+            code="serve.no_host",
+        ) from None
+    bound = socket.socket(family, kind, protocol)
     if os.name == "posix":
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind(address)
-        listening.listen(BACKLOG)
+        bound.bind(address)
     except OSError as error:
-        listening.close()
-        raise RunError(f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port") from None
-    return listening
+        bound.close()
+        raise RunError(
+            f"{host}:{port} cannot be used ({error.strerror}); choose another --port", code="serve.port_in_use"
+        ) from None
+    return bound

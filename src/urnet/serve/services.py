@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,10 +22,13 @@ from urnet.export.engine import Engine, choose_engine
 from urnet.predict import PADDING
 from urnet.run_folder import find_run
 from urnet.serve.batching import BatchedNetwork
+from urnet.serve.cell_images import CellImages
 from urnet.serve.database.store import Store
 from urnet.serve.settings import Settings
 from urnet.serve.uploads.receive import DecodedCell, DecoderPool, Upload
 from urnet.serve.uploads.storage import StorageFullError, UploadFolder, UploadStorage, Usage, size_of
+
+T = TypeVar("T")
 
 NOT_CALIBRATED = "the model is not calibrated, so its counts cannot be corrected; run `urnet calibrate` on it"
 
@@ -150,76 +153,165 @@ class UploadedCells:
     unreadable: list[ImageResult] = field(default_factory=list)
 
 
+class NoModelError(RunError):
+    """The server runs without a model, so it can neither classify nor count."""
+
+    code = "server.no_model"
+
+    def __init__(self) -> None:
+        super().__init__("this server runs without a model; start it with a run folder: urnet serve RUN")
+
+
 class Services:
-    """A trained model that is ready to work for several at once.
+    """The functions that routes and pages call: classify and count with one model, label the cells of one queue.
 
     Args:
-        run: run folder or bundle.
-        model: what lies in it.
-        engine: what runs its networks.
-        settings: the limits.
-        store: where labels and corrections are kept; none for a server that only answers instruments.
-        cells: the cells to be labelled, if any.
+        settings: limits of the server.
+        run: run folder or bundle; none to label without a model.
+        model: the model in it.
+        engine: runs the networks of the model.
+        store: database with labels and reviews; none for a server that only answers instruments.
+        images: cells to be labelled, if any.
+
+    Attributes:
+        storage: temporary storage for uploaded files.
+        comparison_threads: threads that compare runs.
     """
 
     def __init__(
         self,
-        run: Path,
-        model: Model,
-        engine: Engine,
         settings: Settings,
+        run: Path | None = None,
+        model: Model | None = None,
+        engine: Engine | None = None,
+        *,
         store: Store | None = None,
-        cells: Path | None = None,
+        images: CellImages | None = None,
     ):
-        self.run, self.model, self.settings, self.store, self.cells = run, model, settings, store, cells
-        self.digest = model.digest()
-        self.network = BatchedNetwork(engine)
-        self.decoders = DecoderPool(model, settings)
+        self.settings, self.store, self.images = settings, store, images
+        self.digest = "" if model is None else model.digest()
         self.storage = UploadStorage(settings.upload_bytes)
         self.comparison_threads = ThreadPoolExecutor(COMPARISON_THREADS, "comparing")
+        self._run, self._model = run, model
+        self._network = None if engine is None else BatchedNetwork(engine)
+        self._decoders = None if model is None else DecoderPool(model, settings)
         self._training_keys: Future[set[str] | None] | None = None
 
     @classmethod
     def open(
-        cls, run: Path, settings: Settings, engine: str = "auto", *, expect: str | None = None, **more: Any
+        cls,
+        run: Path,
+        settings: Settings,
+        engine: str = "auto",
+        *,
+        expect: str | None = None,
+        store: Store | None = None,
     ) -> "Services":
         """Load a model and choose its engine.
 
+        Args:
+            run: run folder or bundle.
+            settings: limits of the server.
+            engine: name of the engine.
+            expect: first digits of the model's digest.
+            store: database with labels and reviews.
+
         Raises:
-            RunError: no model there, another one than expected, or the engine cannot be had.
+            RunError: the folder holds no model or another one than expected, or the engine is not available.
         """
         model = Model.load(run, expect=expect)
-        return cls(Path(run), model, choose_engine(model, engine), settings, **more)
+        return cls(settings, Path(run), model, choose_engine(model, engine), store=store)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the server can classify and count."""
+        return self._model is not None
+
+    @property
+    def model(self) -> Model:
+        """The model. Raises NoModelError without one, as do the next three."""
+        return _require(self._model)
+
+    @property
+    def run(self) -> Path:
+        """Run folder or bundle of the model."""
+        return _require(self._run)
+
+    @property
+    def network(self) -> BatchedNetwork:
+        """Thread that runs the networks of the model."""
+        return _require(self._network)
+
+    @property
+    def decoders(self) -> DecoderPool:
+        """Processes that decode uploaded files."""
+        return _require(self._decoders)
 
     @property
     def engine(self) -> str:
-        """What runs the networks, as tables say it."""
+        """Name of the engine, as tables have it."""
         return self.network.engine.name
 
+    @property
+    def title(self) -> str:
+        """Name of the model, or of the cells to be labelled."""
+        if self._model is not None:
+            return self._model.config.name
+        return "" if self.images is None else Path(self.images.name).name
+
+    def label_classes(self) -> tuple[str, ...]:
+        """Return the classes that labellers choose from: those of the model, else those set for the queue."""
+        if self._model is not None:
+            return tuple(self._model.classes)
+        if self.store is None or self.images is None:
+            return ()
+        return tuple(self.store.labels.read_classes(self.images.name))
+
+    def set_label_classes(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Set the classes that labellers choose from.
+
+        Raises:
+            RunError: a model defines the classes, or there are no cells to label.
+            StoreError: see `LabelStore.set_classes`.
+        """
+        if self._model is not None:
+            raise RunError(
+                f"the classes are those of the model ({', '.join(self._model.classes)}); start the server without a "
+                "run to choose other classes",
+                code="labels.classes_of_model",
+            )
+        if self.store is None or self.images is None:
+            raise RunError("no cells to label; start the server with --cells", code="labels.no_cells")
+        return tuple(self.store.labels.set_classes(self.images.name, names))
+
     def start(self) -> None:
-        """Start the decoders and the network's thread, and make room for what will be sent."""
+        """Start the decoders and the network's thread, and create the temporary storage."""
         self.storage.start()
-        self.decoders.start()
-        self.network.start()
-        run = find_run(self.run)
-        if self.model.calibration is not None and run is not None:
+        if self._decoders is not None:
+            self._decoders.start()
+        if self._network is not None:
+            self._network.start()
+        run = None if self._run is None else find_run(self._run)
+        if self._model is not None and self._model.calibration is not None and run is not None:
             threads = ThreadPoolExecutor(1, "training-keys")
             self._training_keys = threads.submit(training_cell_keys, run, calibration=True)
             threads.shutdown(wait=False)
 
     def stop(self) -> None:
-        """Finish what runs, and end."""
+        """Finish running work, stop all threads and processes, and delete the temporary storage."""
         self.comparison_threads.shutdown(cancel_futures=True)
-        self.network.stop()
-        self.decoders.stop()
+        if self._network is not None:
+            self._network.stop()
+        if self._decoders is not None:
+            self._decoders.stop()
         if self.store is not None:
             self.store.close()
         self.storage.stop()
 
     @property
     def is_ready(self) -> bool:
-        """Whether it can answer."""
-        return self.network.is_running
+        """Whether the server can answer requests."""
+        return self._network is None or self._network.is_running
 
     async def classify(self, uploads: Sequence[Upload], *, keys: bool = False) -> AsyncIterator[list[ImageResult]]:
         """Classify files, as `urnet predict` does.
@@ -391,6 +483,12 @@ class Services:
             ImageResult(cell.path, error=cell.error) if cell.error else ImageResult(cell.path, next(rows), key=cell.key)
             for cell in cells
         ]
+
+
+def _require(part: "T | None") -> T:
+    if part is None:
+        raise NoModelError
+    return part
 
 
 def _note_unreadable(lost: Sequence[ImageResult], files: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Labelling queues: hand out cells, keep labels, measure agreement between people."""
+"""Labelling queues: hand out cells, store labels, measure the agreement of labellers."""
 
 import time
 from collections import Counter, defaultdict
@@ -6,52 +6,54 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, func, insert, not_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, not_, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.orm import Session
 
 from urnet.errors import StoreError
 from urnet.files.csv_tables import write_csv
-from urnet.serve.database.models import SAME_PERSON, cells, claims, labels
-from urnet.serve.database.names import NOT_A_CELL, SKIPPED, ReplacedLabel, clean_name, person_key, utc_now
+from urnet.serve.database.connection import SAME_PERSON, Database
+from urnet.serve.database.models import NOT_A_CELL, SKIPPED, Cell, Claim, Label, QueueClass, ReplacedLabel, utc_now
+from urnet.serve.database.names import MAX_NAME_LENGTH, clean_name, make_single_line, person_key
 from urnet.version import __version__
 
-if TYPE_CHECKING:
-    from urnet.serve.database.store import Store
-
 CLAIM_SECONDS = 300.0
-"""How long a cell that was handed to a browser session is kept from others."""
+"""Time for which a cell is reserved for a browser session, in seconds."""
 
 CLAIMED_CODE = "store.claimed"
 """Code of the error that another session has claimed a cell."""
 
+MAX_CLASSES = 30
+"""Most classes of a queue: each one needs a key."""
+
 
 @dataclass(frozen=True)
 class Labeller:
-    """Who labels, and in which browser: two browsers under one name get different cells.
+    """A person who labels, in one browser session: two browsers under one name get different cells.
 
     Attributes:
-        who: name of the person.
+        name: name of the person.
         session: identifier of the browser session.
     """
 
-    who: str
+    name: str
     session: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "who", clean_name(self.who))
+        object.__setattr__(self, "name", clean_name(self.name))
 
 
 @dataclass(frozen=True)
 class QueuedCell:
-    """A cell that waits for a label.
+    """A cell to be labelled.
 
     Attributes:
-        id: its number in the store.
-        path: its address.
-        proposed: the label that was proposed, if any.
-        confidence: of the proposal.
+        id: number in the database.
+        path: address of the crop.
+        proposed: proposed label; "" without one.
+        confidence: confidence of the proposal.
     """
 
     id: int
@@ -62,11 +64,11 @@ class QueuedCell:
 
 @dataclass(frozen=True)
 class LabelResult:
-    """What else is said of a cell that was labelled.
+    """Other labels of a cell that was just labelled.
 
     Attributes:
-        replaced: the same person's earlier label, taken back by this one; none where there was none.
-        others: other people whose labels stand.
+        replaced: earlier label by the same person, undone by the new one.
+        others: other people whose labels are valid.
     """
 
     replaced: ReplacedLabel | None
@@ -75,28 +77,28 @@ class LabelResult:
 
 @dataclass(frozen=True)
 class UndoneLabel:
-    """A label that was taken back.
+    """A label that was undone.
 
     Attributes:
         cell: its cell.
         label: the label.
-        reader: the person at whose screen the cell is meanwhile; "" where it is claimed again for who took it back.
+        claimed_by: person who has claimed the cell meanwhile; "" where the cell is claimed for the labeller again.
     """
 
     cell: QueuedCell
     label: str
-    reader: str = ""
+    claimed_by: str = ""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a queue is.
+    """Progress of a queue.
 
     Attributes:
-        cells: in it.
-        labelled: that somebody labelled or skipped.
-        labels: how often each label was given.
-        people: labels by each person.
+        cells: number of cells.
+        labelled: number of cells that were labelled or skipped.
+        labels: number of cells by label.
+        people: number of labels by labeller.
     """
 
     cells: int
@@ -107,13 +109,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two labellers agree on the cells that both labelled.
+    """Agreement of two labellers on the cells that both labelled.
 
     Attributes:
-        first, second: who.
-        cells: that both labelled.
-        agreed: with the same label.
-        kappa: Cohen's kappa; none where there is nothing to tell from.
+        first, second: names of the labellers.
+        cells: number of cells that both labelled.
+        agreed: number of cells with equal labels.
+        kappa: Cohen's kappa; none where it is undefined.
     """
 
     first: str
@@ -127,244 +129,348 @@ class LabelStore:
     """Queues of cells, each of which goes to one browser session at a time.
 
     Args:
-        store: where they are kept.
+        database: the database.
     """
 
-    def __init__(self, store: "Store"):
-        self.store = store
+    def __init__(self, database: Database):
+        self.database = database
 
     def add_cells(self, queue: str, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Put cells into a queue; those that are there keep their labels.
+        """Add cells to the end of a queue; known cells keep their labels and places.
 
         Args:
-            queue: its name, such as the path of the cells table.
+            queue: name of the queue, such as the path of the cells table.
             rows: each with `path`, and where known `donor`, `proposed`, `confidence`.
 
         Returns:
-            How many are new.
+            The number of new cells.
         """
-        known = ("donor", "proposed", "confidence")
-        told = [{"queue": queue, "path": row["path"], **{key: row.get(key) for key in known}} for row in rows]
-        with self.store.writing() as db:
-            before = self._count(db, queue)
-            for place, row in enumerate(told, before):
-                row |= {"donor": row["donor"] or "", "proposed": row["proposed"] or "", "place": float(place)}
-                row["confidence"] = None if row["confidence"] in ("", None) else float(row["confidence"])
-            if told:
-                db.execute(upsert(cells).on_conflict_do_nothing(), told)
-            return self._count(db, queue) - before
+        with self.database.begin_write() as session:
+            before = _count_cells(session, queue)
+            values = [
+                {
+                    "queue": queue,
+                    "path": row["path"],
+                    "donor": row.get("donor") or "",
+                    "proposed": row.get("proposed") or "",
+                    "confidence": None if row.get("confidence") in ("", None) else float(row["confidence"]),
+                    "place": float(place),
+                }
+                for place, row in enumerate(rows, before)
+            ]
+            if values:
+                session.execute(upsert(Cell).on_conflict_do_nothing(), values)
+            return _count_cells(session, queue) - before
 
-    def order(self, queue: str, paths: Sequence[str]) -> None:
-        """Let cells be asked for in this order; those not named come after."""
-        with self.store.writing() as db:
-            db.execute(update(cells).where(cells.c.queue == queue).values(place=func.abs(cells.c.place) + len(paths)))
-            if paths:
-                moved = update(cells).where(cells.c.queue == queue, cells.c.path == bindparam("at"))
-                places = [{"at": path, "to": float(place)} for place, path in enumerate(paths)]
-                db.execute(moved.values(place=bindparam("to")), places)
+    def read_classes(self, queue: str) -> list[str]:
+        """Read the classes that labellers of a queue choose from, in order; empty before they are set."""
+        with self.database.begin_read() as session:
+            return _read_classes(session, queue)
+
+    def set_classes(self, queue: str, names: Sequence[str]) -> list[str]:
+        """Set the classes that labellers of a queue choose from.
+
+        Args:
+            queue: name of the queue.
+            names: the classes, in the order of their keys.
+
+        Returns:
+            The classes as stored: single lines without control characters.
+
+        Raises:
+            StoreError: a name is empty or given twice, there are too many, or a class with valid labels is missing.
+        """
+        cleaned = [make_single_line(name, MAX_NAME_LENGTH) for name in names]
+        _check_classes(cleaned)
+        with self.database.begin_write() as session:
+            used = session.scalars(
+                select(Label.label).join(Cell, Label.cell == Cell.id).where(Cell.queue == queue, _is_valid()).distinct()
+            )
+            removed = (set(_read_classes(session, queue)) - set(cleaned)) & set(used)
+            if removed:
+                raise StoreError(
+                    f"{', '.join(sorted(removed))}: cells are labelled so, so the class cannot be removed; keep it, or "
+                    "undo its labels first",
+                    code="labels.class_in_use",
+                )
+            session.execute(delete(QueueClass).where(QueueClass.queue == queue))
+            session.add_all(QueueClass(queue=queue, position=k, name=name) for k, name in enumerate(cleaned))
+        return cleaned
+
+    def set_order(self, queue: str, paths: Sequence[str]) -> None:
+        """Move cells to the front of a queue, in this order; the others follow in their present order."""
+        with self.database.begin_write() as session:
+            later = update(Cell).where(Cell.queue == queue).values(place=func.abs(Cell.place) + len(paths))
+            session.execute(later, execution_options={"synchronize_session": False})
+            numbers = {
+                row.path: row.id for row in session.execute(select(Cell.path, Cell.id).where(Cell.queue == queue))
+            }
+            places = [{"id": numbers[path], "place": float(k)} for k, path in enumerate(paths) if path in numbers]
+            if places:
+                session.execute(update(Cell), places)
+
+    def list_next(self, queue: str, count: int) -> list[str]:
+        """List the paths of the next cells without labels and claims, in the order of the queue."""
+        is_labelled = exists().where(Label.cell == Cell.id, _is_valid())
+        is_claimed = exists().where(Claim.cell == Cell.id, Claim.until > time.time())
+        following = (
+            select(Cell.path)
+            .where(Cell.queue == queue, not_(is_labelled), not_(is_claimed))
+            .order_by(Cell.place, Cell.id)
+            .limit(count)
+        )
+        with self.database.begin_read() as session:
+            return list(session.scalars(following))
+
+    def find_path(self, queue: str, cell: int) -> str | None:
+        """Return the path of a cell by its number; none where the queue has no such cell."""
+        with self.database.begin_read() as session:
+            return session.scalar(select(Cell.path).where(Cell.queue == queue, Cell.id == cell))
 
     def claim(
         self, queue: str, labeller: Labeller, count: int = 1, *, second: bool = False, seconds: float = CLAIM_SECONDS
     ) -> list[QueuedCell]:
-        """Claim the next cells for a browser session; no other session gets them as long as they are claimed.
+        """Claim the next cells for a browser session; no other session gets them before the claim ends.
 
-        Those that it has claimed already come first, so that a page that was closed goes on where it was.
+        Cells that the session has claimed already come first, so that a reloaded page continues where it was.
 
         Args:
-            queue: which.
-            labeller: who, and in which session.
-            count: how many.
-            second: cells that exactly one other person labelled, to measure agreement, instead of new ones.
-            seconds: until they are free again.
+            queue: name of the queue.
+            labeller: person and session.
+            count: number of cells.
+            second: claim cells that exactly one other person labelled, to measure agreement, instead of new cells.
+            seconds: duration of the claim.
         """
-        clock = time.time()
-        valid = and_(labels.c.cell == cells.c.id, labels.c.undone.is_(None))
-        claimed = and_(claims.c.cell == cells.c.id, claims.c.until > clock)
-        taken = exists().where(claimed, claims.c.session != labeller.session)
-        mine = exists().where(claimed, claims.c.session == labeller.session)
-        by_me = exists().where(valid, _by(labeller))
-        readings = select(func.count()).where(valid).correlate(cells).scalar_subquery()
-        wanted = (
-            select(cells)
-            .where(cells.c.queue == queue, not_(taken), not_(by_me), readings == int(second))
-            .order_by(not_(mine), cells.c.place, cells.c.id)
+        now = time.time()
+        is_claimed = and_(Claim.cell == Cell.id, Claim.until > now)
+        by_others = exists().where(is_claimed, Claim.session != labeller.session)
+        by_this_session = exists().where(is_claimed, Claim.session == labeller.session)
+        is_labelled_by_person = exists().where(Label.cell == Cell.id, _is_valid(), _is_by(labeller))
+        labels = select(func.count()).where(Label.cell == Cell.id, _is_valid()).correlate(Cell).scalar_subquery()
+        following = (
+            select(Cell)
+            .where(Cell.queue == queue, not_(by_others), not_(is_labelled_by_person), labels == int(second))
+            .order_by(not_(by_this_session), Cell.place, Cell.id)
             .limit(count)
         )
-        with self.store.writing() as db:
-            found = [_queued(row) for row in db.execute(wanted)]
-            for cell in found:
-                self._claim(db, cell.id, labeller, clock + seconds)
-        return found
+        with self.database.begin_write() as session:
+            claimed = [_to_queued(cell) for cell in session.scalars(following)]
+            for cell in claimed:
+                _claim(session, cell.id, labeller, now + seconds)
+        return claimed
 
-    def release(self, session: str) -> None:
-        """Give back all cells that a session has claimed."""
-        with self.store.writing() as db:
-            db.execute(claims.delete().where(claims.c.session == session))
+    def release(self, session_id: str) -> None:
+        """Release all cells that a browser session has claimed."""
+        with self.database.begin_write() as session:
+            session.execute(delete(Claim).where(Claim.session == session_id))
 
     def release_all(self) -> None:
-        """Give back all claimed cells: sessions end with the server, so that a new one finds none."""
-        with self.store.writing() as db:
-            db.execute(claims.delete())
+        """Release all claimed cells: sessions end with the server."""
+        with self.database.begin_write() as session:
+            session.execute(delete(Claim))
 
     def label(self, cell: int, labeller: Labeller, label: str, *, model: str = "") -> LabelResult:
-        """Keep a label; one that the same person gave before is taken back, and its row stays.
+        """Store a label; an earlier label by the same person is undone, and its row stays.
 
         Args:
             cell: number of the cell.
-            labeller: who gives it, and in which session.
+            labeller: person and session.
             label: a class, `NOT_A_CELL`, or `SKIPPED`.
             model: digest of the model whose proposal was shown, if any.
 
         Raises:
-            StoreError: no such cell, or another session has claimed it.
+            StoreError: the cell does not exist, or another session has claimed it.
         """
         at = utc_now()
-        standing = and_(labels.c.cell == cell, labels.c.undone.is_(None))
-        with self.store.writing() as db:
-            if db.execute(select(cells.c.id).where(cells.c.id == cell)).first() is None:
-                raise StoreError(
-                    f"cell {cell}: there is none of this number in {self.store.path}", code="store.no_cell"
+        is_of_cell = and_(Label.cell == cell, _is_valid())
+        with self.database.begin_write() as session:
+            if session.get(Cell, cell) is None:
+                raise StoreError(f"cell {cell}: not in {self.database.path}", code="store.no_cell")
+            if claimed_by := _find_claim(session, cell, labeller):
+                raise StoreError(f"cell {cell}: {claimed_by} has claimed it; label the next one", code=CLAIMED_CODE)
+            before = session.scalars(select(Label).where(is_of_cell).order_by(Label.id)).all()
+            own = [row for row in before if person_key(row.labeller) == person_key(labeller.name)]
+            for row in own:
+                row.undone = at
+            session.flush()  # only one valid label of each person
+            session.add(
+                Label(
+                    cell=cell,
+                    label=label,
+                    labeller=labeller.name,
+                    at=at,
+                    model=model,
+                    version=__version__,
+                    session=labeller.session,
                 )
-            if reader := self._reader(db, cell, labeller):
-                raise StoreError(f"cell {cell}: {reader} is looking at it; ask for the next one", code=CLAIMED_CODE)
-            before = db.execute(select(labels).where(standing).order_by(labels.c.id)).all()
-            own = [row for row in before if person_key(row.who) == person_key(labeller.who)]
-            db.execute(update(labels).where(standing, _by(labeller)).values(undone=at))
-            values = {"who": labeller.who, "session": labeller.session, "model": model, "version": __version__}
-            db.execute(insert(labels).values(cell=cell, label=label, at=at, **values))
-            db.execute(claims.delete().where(claims.c.cell == cell))
-        replaced = ReplacedLabel(own[-1].label, own[-1].who, own[-1].at) if own else None
-        return LabelResult(replaced, tuple(row.who for row in before if row not in own))
+            )
+            session.execute(delete(Claim).where(Claim.cell == cell))
+        replaced = ReplacedLabel(own[-1].label, own[-1].labeller, own[-1].at) if own else None
+        return LabelResult(replaced, tuple(row.labeller for row in before if row not in own))
 
     def undo(self, queue: str, labeller: Labeller, *, seconds: float = CLAIM_SECONDS) -> UndoneLabel | None:
-        """Take back the last label that a person gave in this session, or in a session that has ended.
+        """Undo the last label that a person gave in this session, or in a session that has ended.
 
-        A session that has claimed cells goes on elsewhere; its labels are taken back there.
+        A session with claimed cells is still open; its labels are undone there.
 
         Returns:
-            The label and its cell, claimed again; none where there is nothing to take back.
+            The label and its cell, claimed again; none where there is nothing to undo.
         """
-        clock = time.time()
-        open_elsewhere = exists().where(
-            claims.c.session == labels.c.session, claims.c.session != labeller.session, claims.c.until > clock
+        now = time.time()
+        is_open_elsewhere = exists().where(
+            Claim.session == Label.session, Claim.session != labeller.session, Claim.until > now
         )
         last = (
-            select(labels.c.id.label("given"), labels.c.label, cells)
-            .join(cells, labels.c.cell == cells.c.id)
-            .where(cells.c.queue == queue, labels.c.undone.is_(None), _by(labeller), not_(open_elsewhere))
-            .order_by(labels.c.session != labeller.session, labels.c.id.desc())
+            select(Label, Cell)
+            .join(Cell, Label.cell == Cell.id)
+            .where(Cell.queue == queue, _is_valid(), _is_by(labeller), not_(is_open_elsewhere))
+            .order_by(Label.session != labeller.session, Label.id.desc())
         )
-        with self.store.writing() as db:
-            row = db.execute(last).first()
+        with self.database.begin_write() as session:
+            row = session.execute(last).first()
             if row is None:
                 return None
-            db.execute(update(labels).where(labels.c.id == row.given).values(undone=utc_now()))
-            reader = self._reader(db, row.id, labeller)
-            if not reader:
-                self._claim(db, row.id, labeller, clock + seconds)
-        return UndoneLabel(_queued(row), row.label, reader)
+            given, cell = row
+            given.undone = utc_now()
+            claimed_by = _find_claim(session, cell.id, labeller)
+            if not claimed_by:
+                _claim(session, cell.id, labeller, now + seconds)
+        return UndoneLabel(_to_queued(cell), given.label, claimed_by)
 
     def progress(self, queue: str) -> Progress:
-        """How far a queue is."""
-        given = self._labels(queue)
-        names = _names(given)
-        with self.store.reading() as db:
-            there = self._count(db, queue)
+        """Measure the progress of a queue."""
+        given = self._read_labels(queue)
+        names = _latest_spellings(given)
+        with self.database.begin_read() as session:
+            cells = _count_cells(session, queue)
         return Progress(
-            cells=there,
+            cells=cells,
             labelled=len({row.path for row in given}),
             labels=dict(Counter(row.label for row in given if row.label != SKIPPED).most_common()),
-            people=dict(Counter(names[person_key(row.who)] for row in given).most_common()),
+            people=dict(Counter(names[person_key(row.labeller)] for row in given).most_common()),
         )
 
     def agreement(self, queue: str) -> list[Agreement]:
-        """Cohen's kappa (Cohen 1960) of each two labellers who labelled the same cells."""
+        """Compute Cohen's kappa (Cohen 1960) of each two labellers who labelled the same cells."""
         by_person: dict[str, dict[str, str]] = defaultdict(dict)
-        given = self._labels(queue)
-        names = _names(given)
+        given = self._read_labels(queue)
+        names = _latest_spellings(given)
         for row in given:
             if row.label != SKIPPED:
-                by_person[names[person_key(row.who)]][row.path] = row.label
-        found = []
+                by_person[names[person_key(row.labeller)]][row.path] = row.label
+        agreements = []
         for first, second in combinations(sorted(by_person), 2):
             both = sorted(by_person[first].keys() & by_person[second].keys())
             if both:
                 pairs = [(by_person[first][path], by_person[second][path]) for path in both]
                 agreed = sum(one == other for one, other in pairs)
-                found.append(Agreement(first, second, len(pairs), agreed, _kappa(pairs)))
-        return found
+                agreements.append(Agreement(first, second, len(pairs), agreed, _kappa(pairs)))
+        return agreements
 
     def export_labels(self, queue: str, out: Path) -> tuple[int, int]:
-        """Write a cells table of what was labelled, which training takes as it is.
+        """Write a cells table of the labelled cells, ready for training.
 
-        What is not a cell is left out, and so is what two people called differently.
+        Crops that are not a cell and cells with disagreeing labels are left out.
 
         Args:
-            queue: which.
-            out: the CSV; replaced where it is there.
+            queue: name of the queue.
+            out: the CSV; replaced if it exists.
 
         Returns:
-            How many cells were written, and how many are left out because people disagree.
+            The number of cells that were written, and the number left out because labellers disagree.
         """
-        given: dict[str, list[Any]] = defaultdict(list)
-        for row in self._labels(queue):
+        by_path: dict[str, list[Any]] = defaultdict(list)
+        for row in self._read_labels(queue):
             if row.label != SKIPPED:
-                given[row.path].append(row)
-        rows, apart = [], 0
-        for path, told in given.items():
-            named = {row.label for row in told}
-            apart += len(named) > 1
-            if len(named) == 1 and NOT_A_CELL not in named:
-                who = "|".join(sorted({row.who for row in told}))
-                rows.append((path, told[0].label, told[0].donor, who, max(row.at for row in told)))
+                by_path[row.path].append(row)
+        rows, disagreeing = [], 0
+        for path, given in by_path.items():
+            labels = {row.label for row in given}
+            disagreeing += len(labels) > 1
+            if len(labels) == 1 and NOT_A_CELL not in labels:
+                labellers = "|".join(sorted({row.labeller for row in given}))
+                rows.append((path, given[0].label, given[0].donor, labellers, max(row.at for row in given)))
         write_csv(out, ("path", "label", "donor", "labelled_by", "labelled_at"), rows)
-        return len(rows), apart
+        return len(rows), disagreeing
 
-    def _claim(self, db: Connection, cell: int, labeller: Labeller, until: float) -> None:
-        values = {"who": labeller.who, "session": labeller.session, "until": until}
-        db.execute(upsert(claims).values(cell=cell, **values).on_conflict_do_update(set_=values))
-
-    def _reader(self, db: Connection, cell: int, labeller: Labeller) -> str:
-        """Who has claimed a cell in another session; "" where nobody has."""
-        other = and_(claims.c.cell == cell, claims.c.until > time.time(), claims.c.session != labeller.session)
-        found = db.execute(select(claims.c.who).where(other)).scalar()
-        if found is None:
-            return ""
-        return f"{found} in another browser" if person_key(found) == person_key(labeller.who) else found
-
-    def _count(self, db: Connection, queue: str) -> int:
-        return db.execute(select(func.count()).select_from(cells).where(cells.c.queue == queue)).scalar_one()
-
-    def _labels(self, queue: str) -> Sequence[Any]:
-        """All labels of a queue that stand, in the order in which they were given."""
+    def _read_labels(self, queue: str) -> Sequence[Any]:
+        """Read all valid labels of a queue, in the order in which they were given."""
         joined = (
-            select(cells.c.path, cells.c.donor, labels.c.label, labels.c.who, labels.c.at)
-            .join(cells, labels.c.cell == cells.c.id)
-            .where(cells.c.queue == queue, labels.c.undone.is_(None))
-            .order_by(labels.c.id)
+            select(Cell.path, Cell.donor, Label.label, Label.labeller, Label.at)
+            .join(Cell, Label.cell == Cell.id)
+            .where(Cell.queue == queue, _is_valid())
+            .order_by(Label.id)
         )
-        with self.store.reading() as db:
-            return db.execute(joined).all()
+        with self.database.begin_read() as session:
+            return session.execute(joined).all()
 
 
-def _by(labeller: Labeller) -> ColumnElement[bool]:
-    """Whether a label was given by this person."""
-    return labels.c.who.collate(SAME_PERSON) == labeller.who
+def _is_valid() -> ColumnElement[bool]:
+    """Whether a label is not undone."""
+    return Label.undone.is_(None)
 
 
-def _names(given: Iterable[Any]) -> dict[str, str]:
-    """The name under which each person's labels are counted: as it was written last."""
-    return {person_key(row.who): row.who for row in given}
+def _is_by(labeller: Labeller) -> ColumnElement[bool]:
+    """Whether a label was given by this person, however the name is spelled."""
+    return Label.labeller.collate(SAME_PERSON) == labeller.name
 
 
-def _queued(row: Any) -> QueuedCell:
-    return QueuedCell(row.id, row.path, row.proposed, row.confidence)
+def _count_cells(session: Session, queue: str) -> int:
+    return session.scalars(select(func.count()).select_from(Cell).where(Cell.queue == queue)).one()
+
+
+def _read_classes(session: Session, queue: str) -> list[str]:
+    ordered = select(QueueClass.name).where(QueueClass.queue == queue).order_by(QueueClass.position)
+    return list(session.scalars(ordered))
+
+
+def _check_classes(names: Sequence[str]) -> None:
+    if "" in names:
+        raise StoreError("a class has an empty name; enter a name, or remove the class", code="labels.class_name")
+    reserved = {NOT_A_CELL, "skipped"}
+    keys = [person_key(name) for name in names]
+    for name, key in zip(names, keys, strict=True):
+        if key in reserved:
+            raise StoreError(f"{name}: every queue has this label already; remove the class", code="labels.class_name")
+        if keys.count(key) > 1:
+            raise StoreError(f"{name}: this class is given twice; remove one", code="labels.class_duplicate")
+    if len(names) > MAX_CLASSES:
+        raise StoreError(
+            f"{len(names)} classes, but a queue has at most {MAX_CLASSES}; merge or remove some",
+            code="labels.too_many_classes",
+        )
+
+
+def _claim(session: Session, cell: int, labeller: Labeller, until: float) -> None:
+    values = {"labeller": labeller.name, "session": labeller.session, "until": until}
+    claim = upsert(Claim).values(cell=cell, **values)
+    columns = {"who": labeller.name, "session": labeller.session, "until": until}
+    session.execute(claim.on_conflict_do_update(index_elements=["cell"], set_=columns))
+
+
+def _find_claim(session: Session, cell: int, labeller: Labeller) -> str:
+    """Return who has claimed a cell in another session; "" for nobody."""
+    name = session.scalar(
+        select(Claim.labeller).where(Claim.cell == cell, Claim.until > time.time(), Claim.session != labeller.session)
+    )
+    if name is None:
+        return ""
+    return f"{name} in another browser" if person_key(name) == person_key(labeller.name) else name
+
+
+def _latest_spellings(given: Iterable[Any]) -> dict[str, str]:
+    """Return the latest spelling of each labeller's name."""
+    return {person_key(row.labeller): row.labeller for row in given}
+
+
+def _to_queued(cell: Cell) -> QueuedCell:
+    return QueuedCell(cell.id, cell.path, cell.proposed, cell.confidence)
 
 
 def _kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
-    """Agreement beyond chance; none where chance alone would agree always."""
+    """Compute Cohen's kappa; none where agreement by chance is certain."""
     total = len(pairs)
-    seen = sum(one == other for one, other in pairs) / total
+    observed = sum(one == other for one, other in pairs) / total
     first, second = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
     expected = sum(first[name] * second[name] for name in first) / total**2
-    return None if expected == 1 else (seen - expected) / (1 - expected)
+    return None if expected == 1 else (observed - expected) / (1 - expected)

@@ -1,222 +1,168 @@
-"""The tables of the web application's database, and how a file is opened: made, upgraded whole, or refused.
+"""Tables of the database with labels and reviews, as typed SQLAlchemy models.
 
-The schema's version is SQLite's `user_version`. A file of an older one is upgraded in one transaction, or left as it
-was.
+Attributes carry standard names; the columns keep the names that files of earlier versions have.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from sqlalchemy import (
-    Column,
-    Connection,
-    Engine,
-    Float,
-    ForeignKey,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Table,
-    Text,
-    UniqueConstraint,
-    create_engine,
-    event,
-)
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy import ForeignKey, Index, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from urnet.errors import StoreError
-from urnet.serve.database.names import person_key
-from urnet.serve.database.network_drive import refuse_network_drive
+NOT_A_CELL = "not a cell"
+"""Label of a crop that shows no cell."""
 
-SCHEMA_VERSION = 2
-APPLICATION_ID = 0x75726E74  # "urnt": tells our files from other SQLite files
-NEW_ID = "INSERT INTO identity (id) VALUES (lower(hex(randomblob(8))))"
-UPGRADES: dict[int, tuple[str, ...]] = {
-    1: (
-        "ALTER TABLE claims ADD COLUMN session TEXT NOT NULL DEFAULT ''",
-        "ALTER TABLE labels ADD COLUMN session TEXT NOT NULL DEFAULT ''",
-        "CREATE TABLE identity (id TEXT NOT NULL)",
-        NEW_ID,
-    )
-}
-"""Statements that make a file of each older version one of the next, all in one transaction."""
-
-SAME_PERSON = "SAME_PERSON"
-"""Collation under which two spellings of a person's name are equal."""
-
-BUSY_SECONDS = 15.0
-"""How long one waits for another's transaction."""
-
-metadata = MetaData()
-identity = Table("identity", metadata, Column("id", Text, nullable=False))
-"""Random name of the database, in one row; not secret."""
-cells = Table(
-    "cells",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("queue", Text, nullable=False),
-    Column("path", Text, nullable=False),
-    Column("donor", Text, nullable=False, default=""),
-    Column("proposed", Text, nullable=False, default=""),
-    Column("confidence", Float),
-    Column("place", Float, nullable=False, default=0.0),
-    UniqueConstraint("queue", "path"),
-    Index("cells_in_order", "queue", "place", "id"),
-)
-claims = Table(
-    "claims",
-    metadata,
-    Column("cell", ForeignKey("cells.id"), primary_key=True),
-    Column("who", Text, nullable=False),
-    Column("until", Float, nullable=False),
-    Column("session", Text, nullable=False, server_default=""),
-)
-labels = Table(
-    "labels",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("cell", ForeignKey("cells.id"), nullable=False),
-    Column("label", Text, nullable=False),
-    Column("who", Text, nullable=False),
-    Column("at", Text, nullable=False),
-    Column("model", Text, nullable=False),
-    Column("version", Text, nullable=False),
-    Column("undone", Text),
-    Column("session", Text, nullable=False, server_default=""),
-)
-Index("one_label_a_person", labels.c.cell, labels.c.who, unique=True, sqlite_where=labels.c.undone.is_(None))
-images = Table(
-    "images",
-    metadata,
-    Column("sha256", Text, primary_key=True),
-    Column("suffix", Text, nullable=False),
-    Column("content", LargeBinary, nullable=False),
-)
-predictions = Table(
-    "predictions",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("sample", Text, nullable=False),
-    Column("path", Text, nullable=False),
-    Column("image", ForeignKey("images.sha256")),
-    Column("predicted", Text, nullable=False),
-    Column("told", Text, nullable=False),
-    Column("model", Text, nullable=False),
-    Column("version", Text, nullable=False),
-    Column("at", Text, nullable=False),
-    Index("predictions_of_a_sample", "sample", "id"),
-)
-corrections = Table(
-    "corrections",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("prediction", ForeignKey("predictions.id"), nullable=False),
-    Column("label", Text, nullable=False),
-    Column("who", Text, nullable=False),
-    Column("at", Text, nullable=False),
-    Column("undone", Text),
-    Index("corrections_of_a_prediction", "prediction"),
-)
+SKIPPED = ""
+"""Label of a cell that a labeller skipped."""
 
 
-def open_database(path: Path) -> Engine:
-    """Open the file, or make it where there is none.
+@dataclass(frozen=True)
+class ReplacedLabel:
+    """A label or correction that another one replaced, or that was undone; its row stays in the database.
 
-    Raises:
-        StoreError: no such file of ours, one of a newer program, one that cannot be upgraded, written or locked, or one
-            on a network drive.
+    Attributes:
+        label: the label.
+        person: name of the labeller or reviewer.
+        at: time in UTC.
     """
-    if not path.parent.is_dir():
-        raise StoreError(f"{path}: there is no folder {path.parent}; make it, or choose another place")
-    refuse_network_drive(path)
-    engine = _engine(path)
-    try:
-        with raise_store_errors(path):
-            _prepare(engine, path)
-    except BaseException:
-        engine.dispose()
-        raise
-    return engine
+
+    label: str
+    person: str
+    at: str
 
 
-SQLITE_ERRORS = {
-    "full": ("full", "make room on the disk"),
-    "disk i/o": ("full", "make room on the disk, and check that it works"),
-    "locked": ("locked", "another program holds it; end that, or try again"),
-    "readonly": ("readonly", "allow writing it and its folder"),
-    "unable to open": ("readonly", "allow writing in its folder"),
-    "queuepool": ("locked", "others wait for it too; try again"),
-}
-"""By a part of SQLite's message: kind of the error's code, and what to do."""
+def utc_now() -> str:
+    """Return the current time in UTC, as the database stores it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-@contextmanager
-def raise_store_errors(path: Path) -> Iterator[None]:
-    """Raise what SQLite finds wrong as `StoreError`."""
-    try:
-        yield
-    except UnicodeEncodeError as error:
-        name = error.object[-100:].encode("ascii", "backslashreplace").decode()
-        raise StoreError(
-            f"{name}: the name has letters that are no Unicode, which the database cannot hold; rename the file",
-            code="store.not_text",
-        ) from None
-    except SQLAlchemyError as error:
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:160]
-        other = ("unusable", "restore it, or choose another file")
-        kind, hint = next((told for part, told in SQLITE_ERRORS.items() if part in reason.lower()), other)
-        message = f"{path}: the database cannot be used ({reason}); {hint}"
-        raise StoreError(message, code=f"store.{kind}") from None
+class Base(DeclarativeBase):
+    """Base of all tables."""
+
+    type_annotation_map = {str: Text}  # noqa: RUF012
 
 
-def _prepare(engine: Engine, path: Path) -> None:
-    """Make the tables, or upgrade what is there."""
-    with engine.execution_options(urnet_writes=True).begin() as db:
-        version = db.exec_driver_sql("PRAGMA user_version").scalar_one()
-        application = db.exec_driver_sql("PRAGMA application_id").scalar_one()
-        empty = db.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one() == 0
-        if not empty and application != APPLICATION_ID:
-            raise StoreError(f"{path}: a database, but none of urnet; choose another file")
-        if version > SCHEMA_VERSION:
-            raise StoreError(
-                f"{path}: written by a newer urnet (schema {version}, this one reads {SCHEMA_VERSION}); update urnet"
-            )
-        if empty:
-            metadata.create_all(db)
-            db.exec_driver_sql(NEW_ID)
-            db.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-        for old in range(SCHEMA_VERSION if empty else version, SCHEMA_VERSION):
-            if old not in UPGRADES:
-                raise StoreError(f"{path}: schema {old} is too old to be upgraded; use an older urnet first")
-            for statement in UPGRADES[old]:
-                db.exec_driver_sql(statement)
-        db.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+class Identity(Base):
+    """Random name of the database, in one row; not secret."""
+
+    __tablename__ = "identity"
+    id: Mapped[str] = mapped_column()
+    __mapper_args__ = {"primary_key": [id]}  # noqa: RUF012
 
 
-def _compare_people(one: str, other: str) -> int:
-    first, second = person_key(one), person_key(other)
-    return (first > second) - (first < second)
+class Cell(Base):
+    """A cell of a labelling queue.
+
+    Attributes:
+        queue: name of the queue.
+        path: address of the crop.
+        proposed: label that the cells table proposes; "" without one.
+        confidence: confidence of the proposal.
+        place: position in the queue.
+    """
+
+    __tablename__ = "cells"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    queue: Mapped[str]
+    path: Mapped[str]
+    donor: Mapped[str] = mapped_column(default="")
+    proposed: Mapped[str] = mapped_column(default="")
+    confidence: Mapped[float | None]
+    place: Mapped[float] = mapped_column(default=0.0)
+    __table_args__ = (UniqueConstraint("queue", "path"), Index("cells_in_order", "queue", "place", "id"))
 
 
-def _engine(path: Path) -> Engine:
-    engine = create_engine(
-        f"sqlite:///{path}", poolclass=QueuePool, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
-    )
+class QueueClass(Base):
+    """A class that labellers of a queue choose from, where no model defines the classes."""
 
-    @event.listens_for(engine, "connect")
-    def connect(connection: Any, record: object) -> None:
-        connection.create_collation(SAME_PERSON, _compare_people)
-        connection.isolation_level = None  # transactions are begun below, those that change the schema too
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            connection.execute(f"PRAGMA {pragma}").close()
+    __tablename__ = "classes"
+    queue: Mapped[str] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    __table_args__ = (UniqueConstraint("queue", "name"),)
 
-    @event.listens_for(engine, "begin")
-    def begin(db: Connection) -> None:
-        # Who is going to write takes the lock at once: two who had read first could both not go on.
-        db.exec_driver_sql("BEGIN IMMEDIATE" if db.get_execution_options().get("urnet_writes") else "BEGIN")
 
-    return engine
+class Claim(Base):
+    """Reservation of a cell for one browser session.
+
+    Attributes:
+        until: end of the reservation, in seconds since the epoch.
+    """
+
+    __tablename__ = "claims"
+    cell: Mapped[int] = mapped_column(ForeignKey("cells.id"), primary_key=True)
+    labeller: Mapped[str] = mapped_column("who")
+    until: Mapped[float]
+    session: Mapped[str] = mapped_column(server_default="")
+
+
+class Label(Base):
+    """A label that a person gave to a cell.
+
+    Attributes:
+        model: digest of the model whose proposal was shown; "" without one.
+        version: version of urnet.
+        undone: time at which the label was undone or replaced; none while it is valid.
+    """
+
+    __tablename__ = "labels"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    cell: Mapped[int] = mapped_column(ForeignKey("cells.id"))
+    label: Mapped[str]
+    labeller: Mapped[str] = mapped_column("who")
+    at: Mapped[str]
+    model: Mapped[str]
+    version: Mapped[str]
+    undone: Mapped[str | None]
+    session: Mapped[str] = mapped_column(server_default="")
+
+
+Index("one_label_a_person", Label.cell, Label.labeller, unique=True, sqlite_where=Label.undone.is_(None))
+
+
+class Image(Base):
+    """An image file that is stored for review."""
+
+    __tablename__ = "images"
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    suffix: Mapped[str]
+    content: Mapped[bytes]
+
+
+class Prediction(Base):
+    """A prediction that is stored for review.
+
+    Attributes:
+        image: SHA-256 of the stored image, if any.
+        details: probabilities, rejection and prediction set, as JSON.
+        model: digest of the model.
+    """
+
+    __tablename__ = "predictions"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sample: Mapped[str]
+    path: Mapped[str]
+    image: Mapped[str | None] = mapped_column(ForeignKey("images.sha256"))
+    predicted: Mapped[str]
+    details: Mapped[str] = mapped_column("told")
+    model: Mapped[str]
+    version: Mapped[str]
+    at: Mapped[str]
+    __table_args__ = (Index("predictions_of_a_sample", "sample", "id"),)
+
+
+class Correction(Base):
+    """A reviewer's correction or confirmation of a prediction.
+
+    Attributes:
+        undone: time at which it was undone or replaced; none while it is valid.
+    """
+
+    __tablename__ = "corrections"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    prediction: Mapped[int] = mapped_column(ForeignKey("predictions.id"))
+    label: Mapped[str]
+    reviewer: Mapped[str] = mapped_column("who")
+    at: Mapped[str]
+    undone: Mapped[str | None]
+    __table_args__ = (Index("corrections_of_a_prediction", "prediction"),)

@@ -1,74 +1,50 @@
-"""What all that is kept has in common: names of people, times, labels that are no classes."""
+"""Names of people: cleaned for storage and display, and compared whatever their case and width."""
 
 import unicodedata
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import lru_cache
 
 from urnet.errors import StoreError
-
-NOT_A_CELL, SKIPPED = "not a cell", ""
-"""Labels that are no classes."""
-
 
 MAX_NAME_LENGTH = 100
 """Longest name of a person, in characters."""
 
 _JOINERS = "\u200c\u200d"
-"""Invisible letters that Persian, Hindi and other scripts need within words."""
+"""Invisible characters that Persian, Hindi and other scripts need within words."""
 
 
-def make_printable(content: str, most: int) -> str:
+def make_printable(text: str, max_length: int) -> str:
     """Make a text safe to show: bounded, without control characters and changes of writing direction.
 
     Args:
-        content: anything that a client or a file gave.
-        most: longest result, in characters; an ellipsis shows that something was cut off.
+        text: input of a client or a file.
+        max_length: length of the longest result, in characters; an ellipsis marks a text that was cut.
     """
-    spaced = "".join(" " if letter.isspace() else letter for letter in content[: 4 * most])
+    spaced = "".join(" " if letter.isspace() else letter for letter in text[: 4 * max_length])
     clean = "".join(letter for letter in spaced if letter in _JOINERS or unicodedata.category(letter)[0] != "C")
-    return clean if len(clean) <= most and len(content) <= 4 * most else f"{clean[: most - 1]}…"
+    is_whole = len(clean) <= max_length and len(text) <= 4 * max_length
+    return clean if is_whole else f"{clean[: max_length - 1]}…"
 
 
-def make_single_line(content: str, most: int) -> str:
-    """Make a name safe to keep and to show: as `make_printable`, composed, with single spaces between words."""
-    return make_printable(" ".join(unicodedata.normalize("NFC", make_printable(content, 4 * most)).split()), most)
+def make_single_line(text: str, max_length: int) -> str:
+    """Make a name safe to store and to show: printable, in composed Unicode, with single spaces between words."""
+    composed = unicodedata.normalize("NFC", make_printable(text, 4 * max_length))
+    return make_printable(" ".join(composed.split()), max_length)
 
 
-def clean_name(who: str) -> str:
-    """A person's name as it is kept.
+def clean_name(name: str) -> str:
+    """Clean the name of a person for storage.
 
     Raises:
-        StoreError: nothing is left of it.
+        StoreError: the name has no visible characters.
     """
-    name = make_single_line(who, MAX_NAME_LENGTH)
-    if not person_key(name):
-        raise StoreError("a label names who gave it; give a name", code="store.no_name")
-    return name
+    cleaned = make_single_line(name, MAX_NAME_LENGTH)
+    if not person_key(cleaned):
+        raise StoreError("a label carries the name of its labeller; enter a name", code="store.no_name")
+    return cleaned
 
 
 @lru_cache(1000)
-def person_key(who: str) -> str:
-    """What names of one person have in common, in whatever case and width they are written."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", who).casefold())
+def person_key(name: str) -> str:
+    """Return the form that all spellings of one person's name share, whatever their case and width."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     return "".join(letter for letter in folded if letter not in _JOINERS).strip()
-
-
-@dataclass(frozen=True)
-class ReplacedLabel:
-    """A label or correction that another one replaced or that was taken back; its row stays in the database.
-
-    Attributes:
-        label: the label.
-        who: the person who gave it.
-        at: when, in UTC.
-    """
-
-    label: str
-    who: str
-    at: str
-
-
-def utc_now() -> str:
-    """The time in UTC."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

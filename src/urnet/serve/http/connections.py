@@ -6,10 +6,14 @@ never completes its headers, or does not read the answer.
 
 import asyncio
 import math
+import socket
+from collections.abc import Callable
 from typing import Any
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from urnet.errors import RunError
 from urnet.serve.settings import Settings
 
 PROGRESS_BYTES = 2**16
@@ -115,3 +119,32 @@ class LimitedProtocol(H11Protocol):
 def _cancel(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()
+
+
+class Server(uvicorn.Server):
+    """HTTP server that reports when it accepts connections.
+
+    Args:
+        config: configuration of uvicorn.
+        on_ready: called when the server accepts connections.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]):
+        super().__init__(config)
+        self.on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then listen.
+
+        Raises:
+            RunError: another process listens on the port.
+        """
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            await self.lifespan.shutdown()
+            raise RunError(
+                f"the port cannot be used ({error.strerror}); choose another --port", code="serve.port_in_use"
+            ) from None
+        if self.started:
+            self.on_ready()

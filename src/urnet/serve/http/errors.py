@@ -42,6 +42,10 @@ CODES = {
 """Codes of problems that have none of their own, by status."""
 
 
+STATUS_BY_CODE = {"server.no_model": HTTPStatus.SERVICE_UNAVAILABLE}
+"""Statuses of errors that are not 422, by code."""
+
+
 class FileProblem(BaseModel):
     """What is wrong with one file."""
 
@@ -197,7 +201,8 @@ async def _mistaken(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, UrnetError)
     if is_disk_full(error):
         return await _failed(request, error)
-    return problem_response(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, str(error), code=error.code)
+    status = STATUS_BY_CODE.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
+    return problem_response(request.scope, status, str(error), code=error.code)
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:

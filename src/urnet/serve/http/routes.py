@@ -206,7 +206,7 @@ def api_routes(services: Services) -> APIRouter:
                 lost = [FileProblem(file=one.path, error=one.error) for one in error.unreadable]
                 raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), files=lost, code=error.code) from None
 
-    @router.get("/v1/model", responses=EVERYWHERE, tags=["server"])
+    @router.get("/v1/model", responses=EVERYWHERE | problem_responses(503), tags=["server"])
     async def model() -> About:
         """Which model answers, on what it was trained to work, and what a request may hold."""
         return _about(services)
@@ -231,7 +231,7 @@ async def _received(
     services: Services, files: list[UploadFile], *, pixel_um: float | None = None
 ) -> AsyncIterator[tuple[UploadFolder, list[Upload]]]:
     """The files of a request, put aside for as long as it may take."""
-    settings = services.settings
+    settings, _ = services.settings, services.model
     if len(files) > settings.max_files:
         raise RequestError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

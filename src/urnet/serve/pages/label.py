@@ -13,16 +13,16 @@ from fastapi.responses import Response
 from nicegui import ui
 
 from urnet.errors import StoreError, UrnetError
+from urnet.serve.active_learning import QueueRanking
 from urnet.serve.database.labels import CLAIMED_CODE, Labeller, LabelStore, QueuedCell
-from urnet.serve.database.names import NOT_A_CELL, SKIPPED, make_single_line, person_key
-from urnet.serve.database.prefetch import CellImages, path_of
+from urnet.serve.database.models import NOT_A_CELL, SKIPPED
+from urnet.serve.database.names import make_single_line, person_key
 from urnet.serve.http.errors import RequestError
 from urnet.serve.pages.components.elements import NO_PICTURE, facts, meter, notice, replaces, table, work_styles
 from urnet.serve.pages.components.keyboard import board, class_keys, key_button, keys_switch, on_press
 from urnet.serve.pages.components.layout import button, frame, short, text, url, who
 from urnet.serve.pages.components.responses import CACHED, saved_as
 from urnet.serve.pages.sessions import SessionData, this_session
-from urnet.serve.ranking import QueueRanking
 from urnet.serve.services import Services
 from urnet.serve.uploads.storage import UploadFolder, UploadStorage
 
@@ -46,12 +46,10 @@ class Queue:
 
     def __init__(self, services: Services):
         assert services.store is not None
-        assert services.cells is not None
-        self.services, self.labels = services, services.store.labels
-        self.store = services.store
-        self.images = CellImages.open(services.run, services.cells, services.model)
-        self.ranking = QueueRanking(services, self.images)
-        self.keys = class_keys(services.model.classes)
+        assert services.images is not None
+        self.services, self.labels, self.images = services, services.store.labels, services.images
+        self.ranking = QueueRanking(services, self.images, self.labels)
+        self.keys = class_keys(services.label_classes())
         self.mark = secrets.token_hex(4)  # another server's cell of this number is another picture
 
 
@@ -62,7 +60,7 @@ def add(app: FastAPI, services: Services) -> None:
 
     async def queue() -> Queue | None:
         """The queue, read when it is first asked for."""
-        if services.cells is None or services.store is None:
+        if services.images is None or services.store is None:
             return None
         async with opening:
             if not opened:
@@ -72,7 +70,7 @@ def add(app: FastAPI, services: Services) -> None:
     @app.get("/label/cell/{mark}/{cell}/{what}", include_in_schema=False)
     async def picture(mark: str, cell: int, what: str) -> Response:
         found = await queue()
-        path = await asyncio.to_thread(path_of, found.store, found.images.name, cell) if found else None
+        path = await asyncio.to_thread(found.labels.find_path, found.images.name, cell) if found else None
         if found is None or path is None or what not in ("crop", "paired"):
             raise RequestError(HTTPStatus.NOT_FOUND, "there is no such cell in the queue")
         content = None
@@ -95,7 +93,7 @@ def add(app: FastAPI, services: Services) -> None:
     async def label() -> None:
         work_styles()
         with frame("Label", "/label"):
-            if services.cells is None or services.store is None:
+            if services.images is None or services.store is None:
                 notice("No cells to label here. Start the server with --cells, a cells table or a folder of crops.")
                 return
             try:
@@ -303,8 +301,8 @@ class Desk:
             self.said.set_text("There is nothing of yours to take back in this browser.")
             return
         said = f"Taken back: {short(taken.label) or 'skipped'}."
-        if taken.reader:
-            self.said.set_text(f"{said} {taken.reader} is looking at that cell now.")
+        if taken.claimed_by:
+            self.said.set_text(f"{said} {taken.claimed_by} is looking at that cell now.")
             return
         self.claimed = [taken.cell, *(one for one in self.claimed if one.id != taken.cell.id)]
         self._show()
@@ -322,7 +320,7 @@ class Desk:
         except StoreError as error:
             problem = str(error)
         self._show()
-        self.queue.images.prefetch(self.queue.store)
+        self.queue.images.prefetch(self.queue.labels)
         return problem
 
     def _next(self) -> list[QueuedCell]:

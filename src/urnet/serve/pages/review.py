@@ -15,7 +15,8 @@ from nicegui import ui
 
 from urnet.calibration.conformal import split_set
 from urnet.errors import StoreError
-from urnet.serve.database.names import NOT_A_CELL, make_single_line, person_key
+from urnet.serve.database.models import NOT_A_CELL
+from urnet.serve.database.names import make_single_line, person_key
 from urnet.serve.database.reviews import ReviewedPrediction, ReviewStore
 from urnet.serve.database.store import Store
 from urnet.serve.http.errors import RequestError
@@ -41,7 +42,7 @@ SHOWN: dict[str, Callable[[ReviewedPrediction], bool]] = {
     "Nobody looked at": lambda row: row.corrected is None,
     "Looked at": lambda row: row.corrected is not None,
     "Corrected": lambda row: row.corrected not in (None, row.predicted),
-    "Rejected by the model": lambda row: bool(row.told.get("rejected")),
+    "Rejected by the model": lambda row: bool(row.details.get("rejected")),
 }
 UNSURE, AS_KEPT = "Least sure first", "As kept"
 
@@ -202,16 +203,16 @@ class Desk:
             try:
                 if key == TAKE_BACK:
                     earlier = await asyncio.to_thread(self.review.undo_correction, row.id)
-                    self.rows[row.id] = replace(row, corrected=None, who=None)
+                    self.rows[row.id] = replace(row, corrected=None, reviewer=None)
                     said = f"Taken back: {short(row.predicted)}, as predicted."
-                    if earlier is not None and person_key(earlier.who) != person_key(name):
-                        said += f" {earlier.who} had called it {short(earlier.label)}, {moment(earlier.at)}."
+                    if earlier is not None and person_key(earlier.person) != person_key(name):
+                        said += f" {earlier.person} had called it {short(earlier.label)}, {moment(earlier.at)}."
                 else:
                     label = row.predicted if key == CONFIRM else self.keys[key]
                     earlier = await asyncio.to_thread(self.review.correct, row.id, name, label)
-                    self.rows[row.id] = replace(row, corrected=label, who=name)
+                    self.rows[row.id] = replace(row, corrected=label, reviewer=name)
                     said = f"Kept: {short(label)}."
-                    if earlier is not None and (earlier.label, person_key(earlier.who)) != (label, person_key(name)):
+                    if earlier is not None and (earlier.label, person_key(earlier.person)) != (label, person_key(name)):
                         said += f" {replaces(earlier, name)}"
             except StoreError as error:
                 self.said.set_text(f"{'Not taken back' if key == TAKE_BACK else 'Not kept'}: {error}")
@@ -267,15 +268,15 @@ class Desk:
                 text("span", short(row.predicted)).classes("mark")
             elif row.corrected == row.predicted:
                 text("span", short(row.predicted)).classes("mark")
-                text("span", f"confirmed, {row.who}").classes("soft")
+                text("span", f"confirmed, {row.reviewer}").classes("soft")
             else:
                 text("span", short(row.corrected)).classes("mark")
                 with ui.element("span"):
                     text("span", "was ").classes("unseen")
                     text("s", short(row.predicted)).classes("was")
-                    text("span", f", {row.who}").classes("soft")
+                    text("span", f", {row.reviewer}").classes("soft")
             if row.corrected is None:
-                rejected = row.told.get("rejected")
+                rejected = row.details.get("rejected")
                 text("span", short(f"rejected: {rejected}") if rejected else f"p = {_probability(row):.2f}").classes(
                     "soft"
                 )
@@ -361,19 +362,19 @@ def _show_one(row: ReviewedPrediction) -> None:
 def _show_told(row: ReviewedPrediction) -> None:
     text("p", make_single_line(row.path, LONGEST_PATH)).classes("path small soft")
     told = {"Predicted": short(row.predicted), "Probability": f"{_probability(row):.3f}"}
-    if row.told.get("set"):
-        told["Cannot be ruled out"] = ", ".join(map(short, split_set(str(row.told["set"]))))
-    if row.told.get("rejected"):
-        told["Rejected"] = short(str(row.told["rejected"]))
+    if row.details.get("set"):
+        told["Cannot be ruled out"] = ", ".join(map(short, split_set(str(row.details["set"]))))
+    if row.details.get("rejected"):
+        told["Rejected"] = short(str(row.details["rejected"]))
     if row.corrected is not None:
-        told["Called now"] = f"{short(row.corrected)}, by {row.who}"
+        told["Called now"] = f"{short(row.corrected)}, by {row.reviewer}"
     facts(told)
     text("p", f"Model {row.model[:8]}, urnet {row.version}, {moment(row.at)}").classes("small soft")
 
 
 def _probability(row: ReviewedPrediction) -> float:
     """Of the class that the model named."""
-    value = row.told.get(f"p_{row.predicted}")
+    value = row.details.get(f"p_{row.predicted}")
     return float(value) if isinstance(value, int | float) else 0.0
 
 

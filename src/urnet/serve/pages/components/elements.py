@@ -7,7 +7,8 @@ from importlib.resources import files
 
 from nicegui import ui
 
-from urnet.serve.database.names import ReplacedLabel, person_key
+from urnet.serve.database.models import ReplacedLabel
+from urnet.serve.database.names import person_key
 from urnet.serve.pages.components.layout import short, text
 
 NO_PICTURE = (
@@ -42,9 +43,9 @@ def replaces(earlier: ReplacedLabel, who: str) -> str:
         who: the person who replaced it.
     """
     label = short(earlier.label) or "'skipped'"
-    if person_key(earlier.who) == person_key(who):
+    if person_key(earlier.person) == person_key(who):
         return f"It replaces your earlier label {label} given at {moment(earlier.at)}."
-    return f"It replaces the label {label} that {earlier.who} gave at {moment(earlier.at)}."
+    return f"It replaces the label {label} that {earlier.person} gave at {moment(earlier.at)}."
 
 
 def meter(name: str) -> ui.element:

@@ -6,7 +6,7 @@ from typing import Any
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
-from urnet.serve.database.names import NOT_A_CELL
+from urnet.serve.database.models import NOT_A_CELL
 from urnet.serve.pages.components.layout import short, text
 
 TAKEN = "cnsu"

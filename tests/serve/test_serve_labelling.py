@@ -1,4 +1,4 @@
-"""What is shown of cells that wait for labels, and which of them come first."""
+"""Images of the cells to be labelled, and their order in the queue."""
 
 import asyncio
 import io
@@ -9,13 +9,10 @@ import pytest
 from PIL import Image
 
 from urnet.bundle.model import Model
-from urnet.serve import ranking as ranking_module
-from urnet.serve.active_learning import compute_uncertainty, project_features, rank_cells
-from urnet.serve.database import prefetch as prefetch_module
-from urnet.serve.database.prefetch import CellImages, upcoming
+from urnet.serve import active_learning, cell_images
+from urnet.serve.active_learning import QueueRanking, compute_uncertainty, project_features, rank_cells
+from urnet.serve.cell_images import CellImages
 from urnet.serve.database.store import Store
-from urnet.serve.ranking import QueueRanking
-from urnet.serve.server import read_queue
 from urnet.serve.services import Services
 from urnet.serve.settings import Settings
 
@@ -44,7 +41,7 @@ def test_fluorescence_is_shown_in_one_scale_for_all_cells(served_run, draw, tmp_
     Image.fromarray((bright // 2).astype(np.uint16)).save(tmp_path / "glow" / "disc" / "001.tif")
     rows = [{"path": f"crops/disc/{k:03d}.tif", "target": f"glow/disc/{k:03d}.tif" if k < 3 else ""} for k in range(4)]
     pd.DataFrame([*rows, {"path": "gone.tif", "target": ""}]).to_csv(tmp_path / "cells.csv", index=False)
-    images = CellImages.open(served_run, tmp_path / "cells.csv", Model.load(served_run))
+    images = CellImages.open(tmp_path / "cells.csv", model=Model.load(served_run), run=served_run)
     seen = [images.image(path) for path in images.rows]
     assert images.paired == "target"
     glow = [np.asarray(Image.open(io.BytesIO(one.paired))).mean() for one in seen[:3]]
@@ -67,8 +64,8 @@ def test_pictures_beside_the_crops_of_class_folders_are_found_by_the_recipe(
     if target != "glow.png":
         (folder / "disc" / "paired").mkdir()
         (folder / "disc" / "glow.png").rename(folder / "disc" / target)
-    monkeypatch.setattr(prefetch_module, "_read_target", lambda run: target)
-    images = CellImages.open(served_run, folder, Model.load(served_run))
+    monkeypatch.setattr(cell_images, "_read_target", lambda run: target)
+    images = CellImages.open(folder, model=Model.load(served_run), run=served_run)
     shown = {path.rpartition("/")[2]: images.image(path) for path in images.rows}
     assert shown["bright.png"].paired is not None
     assert shown["bright.png"].paired != shown["bright.png"].crop
@@ -76,16 +73,15 @@ def test_pictures_beside_the_crops_of_class_folders_are_found_by_the_recipe(
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_the_model_orders_the_queue_and_can_be_stopped(served_run, shapes, tmp_path, stopped, monkeypatch):
-    monkeypatch.setattr(ranking_module, "CHUNK_CELLS", 4)
+    monkeypatch.setattr(active_learning, "CHUNK_CELLS", 4)
     store = Store(tmp_path / "bench.db")
-    services = Services.open(served_run, Settings(decoders=1), "onnx", store=store, cells=shapes)
-    name, rows = read_queue(shapes, services.model)
-    store.labels.add_cells(name, rows)
-    before = upcoming(store, name, 100)
+    services = Services.open(served_run, Settings(decoders=1), "onnx", store=store)
+    images = CellImages.open(shapes, model=services.model, run=served_run)
+    store.labels.add_cells(images.name, images.queue_rows())
+    before = store.labels.list_next(images.name, 100)
 
     async def work() -> QueueRanking:
-        ranking = QueueRanking(services, CellImages.open(served_run, shapes, services.model))
-        assert ranking.images.name == name
+        ranking = QueueRanking(services, images, store.labels)
         ranking.start()
         while ranking.state == "running":
             await asyncio.sleep(0.01)
@@ -96,7 +92,7 @@ def test_the_model_orders_the_queue_and_can_be_stopped(served_run, shapes, tmp_p
     services.network.start()
     ranking = asyncio.run(work())
     services.network.stop()
-    after = upcoming(store, name, 100)
+    after = store.labels.list_next(images.name, 100)
     assert sorted(after) == sorted(before)
     if stopped:
         assert ranking.state == "stopped"
