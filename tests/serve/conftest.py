@@ -19,7 +19,7 @@ from urnet.serve.settings import Settings
 
 
 @pytest.fixture(scope="session")
-def served(trained, tmp_path_factory) -> Path:
+def served_run(trained, tmp_path_factory) -> Path:
     """A copy of a finished run, beside whose weights the server may keep its graph."""
     return Path(shutil.copytree(trained.folder, tmp_path_factory.mktemp("served") / "run"))
 

@@ -6,7 +6,7 @@ Attributes carry standard names; the columns keep the names that files of earlie
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import ForeignKey, Index, Text, UniqueConstraint
+from sqlalchemy import Float, ForeignKey, Index, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 NOT_A_CELL = "not a cell"
@@ -39,7 +39,7 @@ def utc_now() -> str:
 class Base(DeclarativeBase):
     """Base of all tables."""
 
-    type_annotation_map = {str: Text}  # noqa: RUF012
+    type_annotation_map = {str: Text, float: Float}  # noqa: RUF012
 
 
 class Identity(Base):
