@@ -186,7 +186,7 @@ def test_failed_runs_of_a_benchmark_are_named_and_the_exit_code_is_1(urnet, shap
         assert "net1, seed 0, fold 0 failed: none.pth: no such file" in out
         assert "| failed: none.pth" in out
         assert err.splitlines()[0].startswith("net1, seed 0, fold 0: none.pth: no such file")
-        assert err.splitlines()[-1] == "urnet: 2 run(s) failed; the same command tries them again"
+        assert err.splitlines()[-1] == "urnet: 2 run(s) failed; the same command repeats them"
 
 
 def test_an_interrupted_benchmark_says_how_to_go_on(urnet, shapes, tmp_path, monkeypatch):
@@ -275,10 +275,16 @@ def test_the_demo_ends_with_table_differential_and_report(urnet, tmp_path, monke
     monkeypatch.setattr(fit, "load_recipe", lambda name, overrides=(): load_recipe(name, [*overrides, *small]))
     code, out, err = urnet("demo", "--out", tmp_path / "demo")
     assert (code, err) == (0, "")
-    assert out.splitlines()[-1] == f"report: {tmp_path / 'demo' / 'run' / 'evaluation' / 'test' / 'report.html'}"
+    report = tmp_path / "demo" / "run" / "evaluation" / "test" / "report.html"
+    assert out.splitlines()[-2] == f"report: {report}"
     for word in ("granulocyte", "differential", "macro recall"):
         assert word in out
-    mistake(urnet("demo", "--out", tmp_path / "demo"), "demo: exists already")
+    weights = digest(tmp_path / "demo" / "run" / "model")
+    code, out, err = urnet("demo", "--out", tmp_path / "demo")  # the same command accepts what is finished
+    assert (code, err) == (0, "")
+    assert f"report: {report}" in out
+    assert digest(tmp_path / "demo" / "run" / "model") == weights
+    mistake(urnet("demo", "--out", tmp_path / "demo", "--seed", 1), "demo: exists already")
 
 
 # What users do wrong.
@@ -336,14 +342,14 @@ def test_a_wrong_key_or_value_is_named(urnet, shapes, tiny, tmp_path, overrides,
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["table5"], "table is 'table5'; it must be one of table2, table3, table4, ablation"),
+        (["table5"], "'table5' is not one of 'table2', 'table3', 'table4', 'ablation'"),
         (["table3", "--only", "net1,nets"], "no row 'nets' in this table; its rows are net1, net2, net3, net4"),
         (["table3", "--folds", "1"], "--folds 1: give a number from 2 to 100, or 'donor'"),
         (["table3", "--folds", "0.5"], "--folds 0.5: give a number"),
         (["table3", "--folds", "donor"], "not every cell names its donor"),
         (["table3", "--folds", "21"], "class 'bar' has 20 cell(s)"),
-        (["table3", "--scale", "huge"], "--scale is 'huge'"),
-        (["table3", "--protocol", "clever"], "--protocol is 'clever'"),
+        (["table3", "--scale", "huge"], "'--scale': 'huge' is not one of 'paper', 'laptop'"),
+        (["table3", "--protocol", "clever"], "'--protocol': 'clever' is not one of"),
         (["table3", "--set", "train.epoch=3"], "did you mean train.epochs?"),
         (["table3", "--set", "enhancer.name=unit"], "enhancer 'unit' is unknown; choose one of: "),
         (["table4", "--set", "enhancer.widht=2"], "--set enhancer.widht=2: no row of table4 uses this key"),
@@ -527,7 +533,7 @@ def test_a_run_of_another_task_is_refused(urnet, trained, draw, tmp_path):
     mistake(urnet("evaluate", trained.folder, "--cells", other), "lymphocyte are no classes", "bar, disc, ring")
     mistake(urnet("evaluate", other), "not a run folder")
     mistake(urnet("predict", other, other, "--out", tmp_path / "p.csv"), "no trained model here")
-    mistake(urnet("evaluate", trained.folder, "--split", "all"), "split is 'all'")
+    mistake(urnet("evaluate", trained.folder, "--split", "all"), "'--split': 'all' is not one of")
 
 
 def test_an_interruption_is_one_line_and_130(urnet, shapes, tmp_path, monkeypatch):
@@ -555,7 +561,7 @@ def test_a_place_that_may_not_be_written_is_one_line_with_what_to_do(urnet, trai
     monkeypatch.setattr("urnet.predict.predict_files", refused)
     mistake(
         urnet("predict", trained.folder, shapes, "--out", tmp_path / "p.csv"),
-        "p.csv.part: Permission denied; allow it, or choose another place",
+        "p.csv.part: Permission denied. Change the permissions, or choose another folder",
     )
 
 
@@ -603,7 +609,7 @@ def test_export_writes_a_checked_graph_once(trained, tmp_path, capfd):
     ("arguments", "message"),
     [
         (["crop", "nowhere", "--out", "x"], "nowhere: no such file or folder"),
-        (["crop", "nowhere", "--out", "x", "--light", "on"], "choose estimated or none"),
+        (["crop", "nowhere", "--out", "x", "--light", "on"], "'on' is not one of 'estimated', 'none'"),
         (["crop", "nowhere", "--out", "x", "--size", "3"], "size is 3"),
         (["differential", "nowhere", "cells", "--out", "x"], "nowhere: no trained model here"),
         (["calibrate", "nowhere"], "nowhere: not a run folder"),
@@ -624,4 +630,4 @@ def test_a_full_disk_is_said_with_what_to_do(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("urnet.cells.simulate.write_phantom", full)
     assert run(["phantom", "--out", str(tmp_path / "p")]) == 2
-    assert "the disk is full; make room on it, or choose another place" in capsys.readouterr().err
+    assert "The disk is full; free space on it, or choose another folder" in capsys.readouterr().err

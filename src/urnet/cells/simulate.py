@@ -28,6 +28,9 @@ SIZE_RANGE_PX = (16, 1024)
 FIELD_SIZE_PX = 1024
 """Side of a phantom field, px."""
 
+README_NAME = "README.txt"
+"""File that says how the cells were simulated."""
+
 TARGETS = ("stained", "clean")
 """What the `target` column of destained cells may name."""
 
@@ -280,6 +283,15 @@ def _write_csv(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     write_csv(path, list(rows[0]), rows)
 
 
+def is_phantom(folder: Path, seed: int) -> bool:
+    """Whether a folder holds phantom cells that were drawn with a seed."""
+    try:
+        text = (folder / README_NAME).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return text.startswith("Phantom cells") and f"seed {seed}." in text
+
+
 def _write_readme(folder: Path, *lines: str) -> None:
     text = "\n".join((*lines, f"Made by urnet {__version__}.", ""))
-    (folder / "README.txt").write_text(text, encoding="utf-8", newline="\n")
+    (folder / README_NAME).write_text(text, encoding="utf-8", newline="\n")

@@ -1,14 +1,15 @@
-"""What all commands share: how they are run, how the user's mistakes are said, arguments that several take."""
+"""The command line: how a command is run, how its errors are printed, and the arguments that several share."""
 
 import errno
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,10 +18,6 @@ from urnet.cpus import set_environment
 from urnet.errors import UrnetError
 from urnet.files.outputs import OutputCompleteError, command_scope
 from urnet.version import __version__
-
-if TYPE_CHECKING:
-    from urnet.cells.table import Cells
-    from urnet.recipe import Recipe
 
 app = typer.Typer(
     name="urnet",
@@ -33,27 +30,29 @@ out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 err = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, stderr=True)
 
 SEED_MAX = 2**32 - 1
-"""NumPy's generators take no larger one."""
+"""Maximum seed of NumPy's generators."""
 
-CellsArgument = Annotated[Path, typer.Argument(help="Cells table (CSV), or a folder with one folder a class.")]
+CellsArgument = Annotated[Path, typer.Argument(help="Cells table (CSV), or a folder with one folder for each class.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; several may follow.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe. Can be repeated.")
 ]
 RecipeOption = Annotated[
-    str, typer.Option("--recipe", help="A shipped recipe (`urnet models` lists them) or a YAML file.")
+    str, typer.Option("--recipe", help="Name of a shipped recipe (see `urnet models`), or a YAML file.")
 ]
 
 ExpectOption = Annotated[
     str | None,
     typer.Option(
-        "--expect", metavar="DIGEST", help="Refuse any other model; 8 or more digits of what `urnet about` shows."
+        "--expect",
+        metavar="DIGEST",
+        help="Required digest of the model, at least 8 digits (see `urnet about`).",
     ),
 ]
 
 
 def main() -> None:
-    """Run the command line; the user's own mistakes end in one line and exit code 2."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal's encoding lacks
+    """Run the command line. Errors of the user are printed in one line and give exit code 2."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold letters that the terminal's encoding lacks
     try:
         set_environment()
     except UrnetError as error:
@@ -65,47 +64,46 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     command = typer.main.get_command(app)
     try:
-        # Not by calling the command: typer would swallow what an interruption has to say.
+        # Calling the command would let typer replace the message of an interruption.
         with (
             command_scope(_digest(arguments)),
             command.make_context("urnet", expand_set_options(arguments) or ["--help"]) as context,
         ):
             return int(command.invoke(context) or 0)
-    except OutputCompleteError as done:
-        out.print(str(done))
+    except OutputCompleteError as complete:
+        out.print(str(complete))
         return 0
     except UrnetError as error:
         return print_error(error, 2)
-    except typer.Exit as end:
-        return end.exit_code
+    except typer.Exit as stop:
+        return stop.exit_code
     except KeyboardInterrupt as stop:
         return print_error(stop.args[0] if stop.args else "interrupted", 130)
     except BrokenPipeError:
         return 1
     except MemoryError:
-        return print_error("memory is full; use fewer or smaller images, a smaller batch or a narrower network", 2)
+        return print_error("memory is full. Use fewer or smaller images, a smaller batch or a narrower network", 2)
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "")
         reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
         return print_error(f"{reason}{advice}", 2)
     except Exception as error:
-        if hasattr(error, "format_message"):  # wrong usage; typer does not export the class that all of these share
+        if hasattr(error, "format_message"):  # wrong usage; typer exports no common base class of these errors
+            message = error.format_message().replace("Value error, ", "")
             context = getattr(error, "ctx", None)
-            return print_error(
-                f"{error.format_message()} (see {context.command_path if context else 'urnet'} --help)", 2
-            )
+            return print_error(f"{message} (see {context.command_path if context else 'urnet'} --help)", 2)
         raise
 
 
 _OUTPUTS = ("--out", "--enhanced", "--cam")
-"""Options that name what a command writes."""
+"""Options that name the output of a command."""
 
 
 def _digest(arguments: list[str]) -> str:
-    """A digest of the command, the folder that it runs in, and the files that it names: equal for a repeated one.
+    """Compute a digest of the command, its working folder and its input files; a repeated command has the same.
 
-    Of a folder, the files directly in it count, without hidden ones, what the command itself writes, and the graphs
-    that a prediction keeps in a bundle.
+    Of an input folder, only the files directly in it count. Hidden files, outputs of the command, and graphs that
+    engines store in a bundle do not count.
     """
     options = list(zip(["", *arguments], arguments, strict=False))
     split = [tuple(argument.split("=", 1)) for argument in arguments if "=" in argument]
@@ -125,42 +123,42 @@ def _digest(arguments: list[str]) -> str:
     for option, argument in options:
         if option in _OUTPUTS:
             continue
-        with suppress(OSError, ValueError):  # no path
+        with suppress(OSError, ValueError):  # not a path
             stamps += [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files(argument)]
     about = [__version__, str(Path.cwd()), arguments, stamps]
     return hashlib.sha256(json.dumps(about).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 _ADVICE = {
-    errno.EACCES: "; allow it, or choose another place",
-    errno.EPERM: "; allow it, or choose another place",
-    errno.EROFS: "; choose a place that can be written",
-    errno.ENOTDIR: "; a part of this path is a file: choose another place",
-    errno.ENOSPC: ": the disk is full; make room on it, or choose another place",
+    errno.EACCES: ". Change the permissions, or choose another folder",
+    errno.EPERM: ". Change the permissions, or choose another folder",
+    errno.EROFS: ". Choose a folder on a drive that can be written",
+    errno.ENOTDIR: ". A part of this path is a file; choose another folder",
+    errno.ENOSPC: ". The disk is full; free space on it, or choose another folder",
 }
-"""What to do about errors of the system."""
+"""Fixes for errors of the operating system."""
 
 
 def print_error(reason: object, code: int) -> int:
-    """Say why a command ends, and return its exit code."""
+    """Print the reason why a command ends, and return its exit code."""
     err.print(f"urnet: {reason}", style="red")
     return code
 
 
 def expand_set_options(arguments: list[str]) -> list[str]:
-    """`--set a=1 b=2` means `--set a=1 --set b=2`."""
-    spread: list[str] = []
-    taken = False  # whether the argument before this one was a value of --set
+    """Expand `--set a=1 b=2` to `--set a=1 --set b=2`."""
+    expanded: list[str] = []
+    follows_value = False  # whether the argument before this one was a value of --set
     for argument in arguments:
-        if taken and "=" in argument and not argument.startswith("-"):
-            spread.append("--set")
-        taken = argument.startswith("--set=") or (spread[-1:] == ["--set"])
-        spread.append(argument)
-    return spread
+        if follows_value and "=" in argument and not argument.startswith("-"):
+            expanded.append("--set")
+        follows_value = argument.startswith("--set=") or (expanded[-1:] == ["--set"])
+        expanded.append(argument)
+    return expanded
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         out.print(f"urnet {__version__}")
         raise typer.Exit
 
@@ -174,8 +172,11 @@ def _urnet(
     """Enhance and classify stain-free white blood cells with one jointly trained network."""
 
 
-def read(cells: Path, recipe: "Recipe") -> "Cells":
-    """Cells as a recipe says that they are laid out."""
-    from urnet.cells.read import read_recipe_cells
+def print_next(*command: str | Path) -> None:
+    """Print the command that usually follows, such as `next: urnet evaluate run`."""
+    out.print(" ".join(["next: urnet", *map(quote, command)]))
 
-    return read_recipe_cells(cells, recipe)
+
+def quote(argument: str | Path) -> str:
+    """Quote an argument for a shell where it needs quotes."""
+    return str(argument) if re.fullmatch(r"[\w@%+=:,./\\*-]+", str(argument)) else f'"{argument}"'

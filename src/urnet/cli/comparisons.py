@@ -1,44 +1,45 @@
-"""Commands about several models: the tables of the paper, comparisons, stress tests, sizes."""
+"""Commands about several models: benchmark, comparison, stress test, sizes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from urnet.cli.app import CellsArgument, SetOption, app, err, out, print_error
-
-if TYPE_CHECKING:
-    pass
+from urnet.cli.app import CellsArgument, SetOption, app, err, out, print_error, print_next
 
 
 @app.command()
 def benchmark(
-    table: Annotated[str, typer.Argument(help="table2, table3, table4 or ablation.")],
+    table: Annotated[
+        Literal["table2", "table3", "table4", "ablation"], typer.Argument(help="Table of the paper, or the ablation.")
+    ],
     cells: CellsArgument,
-    folder: Annotated[Path, typer.Option("--out", help="Folder of the benchmark; begun, or gone on with.")],
-    folds: Annotated[
-        str, typer.Option(help="Number of folds, or 'donor' to leave out one donor after the other.")
-    ] = "5",
-    seeds: Annotated[int, typer.Option(help="Trainings of each row and fold.", min=1, max=100)] = 1,
-    scale: Annotated[str, typer.Option(help="paper, or laptop for what two cores can train.")] = "paper",
-    protocol: Annotated[str, typer.Option(help="honest, or paper (optimistic).")] = "honest",
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the benchmark: a new one, or one to continue.")],
+    folds: Annotated[str, typer.Option(help="Number of folds, or 'donor' to leave one donor out in each fold.")] = "5",
+    seeds: Annotated[int, typer.Option(help="Number of trainings of each row and fold.", min=1, max=100)] = 1,
+    scale: Annotated[
+        Literal["paper", "laptop"], typer.Option(help="Size of networks and images; laptop trains on two cores.")
+    ] = "paper",
+    protocol: Annotated[
+        Literal["honest", "paper"], typer.Option(help="Choice of epochs and test cells; paper is optimistic.")
+    ] = "honest",
     overrides: SetOption = None,
-    only: Annotated[str, typer.Option(help="Rows to train and show, with commas between; all when not given.")] = "",
-    jobs: Annotated[int | None, typer.Option(help="Runs at once on this machine, through Ray.", min=1)] = None,
+    only: Annotated[str, typer.Option(help="Rows to train and show, separated by commas; all when not given.")] = "",
+    jobs: Annotated[int | None, typer.Option(help="Number of parallel runs on this machine; needs Ray.", min=1)] = None,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster.")] = None,
     no_train: Annotated[
-        bool, typer.Option("--no-train", help="Make the tables of what is there; train nothing.")
+        bool, typer.Option("--no-train", help="Write the tables of the finished runs; train nothing.")
     ] = False,
 ) -> int:
-    """Fill a table of the paper with these cells; stopped anywhere, the same command goes on."""
+    """Fill a table of the paper with these cells. The same command continues an interrupted benchmark."""
     from urnet.progress import ProgressBars
     from urnet.recipe import load_recipe
 
-    load_recipe("net1", overrides or ())  # a mistake is said before torch is loaded
+    load_recipe("net1", overrides or ())  # reports mistakes before torch is imported
     from urnet.benchmark.run import run_benchmark
 
     with ProgressBars(out) as bars:
-        done = run_benchmark(
+        result = run_benchmark(
             table,
             cells,
             folder,
@@ -53,12 +54,12 @@ def benchmark(
             train=not no_train,
             reporter=bars,
         )
-    out.print((done.folder / "tables" / f"{table}.md").read_text(encoding="utf-8"))
-    out.print(f"report: {done.report}")
-    if done.failed:
-        for failure in done.failed:
+    out.print((result.folder / "tables" / f"{table}.md").read_text(encoding="utf-8"))
+    out.print(f"report: {result.report}")
+    if result.failed:
+        for failure in result.failed:
             err.print(failure)
-        return print_error(f"{len(done.failed)} run(s) failed; the same command tries them again", 1)
+        return print_error(f"{len(result.failed)} run(s) failed; the same command repeats them", 1)
     return 0
 
 
@@ -84,19 +85,19 @@ def stress(
     cells: CellsArgument,
     folder: Annotated[Path, typer.Option("--out", help="New folder for the curves.")],
 ) -> int:
-    """Recall against defocus, blur, noise, gain and illumination ramp."""
+    """Measure the recall under defocus, blur, noise, gain and an illumination ramp."""
     from urnet.evaluation.stress import run_stress_test
     from urnet.progress import ProgressBars
 
     with ProgressBars(out) as bars:
-        done = run_stress_test(runs, cells, folder, progress=bars.update)
-    out.print(f"report: {done.report}")
+        result = run_stress_test(runs, cells, folder, progress=bars.update)
+    out.print(f"report: {result.report}")
     return 0
 
 
 @app.command()
 def models() -> int:
-    """List enhancers, classifiers and recipes, with parameters and GMAC."""
+    """List enhancers, classifiers and recipes, with their parameters and GMAC."""
     from rich.table import Table
 
     from urnet.catalogue import list_classifier_sizes, list_enhancer_sizes, list_recipe_sizes
@@ -115,4 +116,5 @@ def models() -> int:
             table.add_row(row.name, f"{row.parameters / 1e6:.2f}", f"{row.macs / 1e9:.2f}", row.note)
         out.print(table)
         out.print()
+    print_next("train", "CELLS", "--recipe", "quick", "--out", "run")
     return 0

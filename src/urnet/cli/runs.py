@@ -1,41 +1,75 @@
-"""Commands about one model: train it, evaluate it, use it."""
+"""Commands about one model: train, evaluate and use it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from urnet.cli.app import SEED_MAX, CellsArgument, ExpectOption, RecipeOption, SetOption, app, out, print_error
+from urnet.cli.app import (
+    SEED_MAX,
+    CellsArgument,
+    ExpectOption,
+    RecipeOption,
+    SetOption,
+    app,
+    out,
+    print_error,
+    print_next,
+)
 
 if TYPE_CHECKING:
     from urnet.counting.sample import Sample
     from urnet.evaluation.evaluate import Evaluation
 
-EngineOption = Annotated[str, typer.Option(help="What runs the networks: auto, torch, onnx or openvino.")]
+EngineOption = Annotated[
+    Literal["auto", "torch", "onnx", "openvino"], typer.Option(help="Library that runs the networks.")
+]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Seed of the training; the recipe's when not given.", min=0, max=SEED_MAX)
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Continue an interrupted run. A finished run is accepted as it is.")
+]
+RunArgument = Annotated[Path, typer.Argument(help="Run folder or bundle.")]
+
+DEMO_CELLS = 1200
+"""Number of phantom cells of the demo."""
 
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option("--out", help="New folder for the cells and the run.")] = Path("urnet-demo"),
-    seed: Annotated[int, typer.Option(help="Seed of cells and training.", min=0, max=SEED_MAX)] = 0,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the cells and the run.")] = Path("urnet-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the cells and of the training.", min=0, max=SEED_MAX)] = 0,
 ) -> int:
-    """Make phantom cells, train UR-Net at laptop scale, evaluate it: minutes on two cores, no download."""
+    """Draw phantom cells, train a small UR-Net and evaluate it: minutes on two cores, without downloads.
+
+    The same command continues a demo that was interrupted.
+    """
     from urnet.cells.simulate import write_phantom
     from urnet.evaluation.evaluate import evaluate as evaluate_run
     from urnet.files.outputs import lock_output, refuse_existing
     from urnet.progress import ProgressBars
     from urnet.training.fit import train as train_runs
 
-    with lock_output(folder, in_place=True) as claim, ProgressBars(out) as bars:
-        if not claim.same_command:
+    with lock_output(folder, in_place=True) as lock, ProgressBars(out) as bars:
+        if not lock.same_command and not _is_demo(folder, seed):
             refuse_existing(folder)
         cells = folder / "cells"
         if not cells.is_dir():
-            write_phantom(cells, 1200, seed=seed, progress=lambda share: bars.update("draw phantom cells", share))
+            write_phantom(cells, DEMO_CELLS, seed=seed, progress=lambda share: bars.update("draw phantom cells", share))
         run = train_runs(cells, "demo", folder / "run", seed=seed, resume=True, reporter=bars)[0]
         evaluation = evaluate_run(run, progress=bars.update)
     _print_evaluation(evaluation)
+    print_next("serve", run.folder, "--cells", cells)
     return 0
+
+
+def _is_demo(folder: Path, seed: int) -> bool:
+    """Whether a folder holds a demo with this seed, and nothing else."""
+    from urnet.cells.simulate import is_phantom
+
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return "cells" in names and names <= {"cells", "run"} and is_phantom(folder / "cells", seed)
 
 
 @app.command()
@@ -44,18 +78,16 @@ def train(
     folder: Annotated[Path, typer.Option("--out", help="New run folder.")],
     recipe: RecipeOption = "quick",
     overrides: SetOption = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the training; the recipe's when not given.", min=0, max=SEED_MAX)
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run; a finished one is accepted.")] = False,
-    devices: Annotated[int, typer.Option(help="Processes: GPUs, or processes on the CPU.", min=1)] = 1,
-    allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help="Train although a given split leaks.")] = False,
+    seed: SeedOption = None,
+    resume: ResumeOption = False,
+    devices: Annotated[int, typer.Option(help="Number of GPUs, or of processes on the CPU.", min=1)] = 1,
+    allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help="Train although the given split leaks.")] = False,
 ) -> int:
-    """Train a run: audit, split, pre-training, joint training."""
+    """Train a model: audit, split, pre-training, joint training, calibration."""
     from urnet.progress import ProgressBars
     from urnet.recipe import load_recipe
 
-    settings = load_recipe(recipe, overrides or ())  # a mistake is said before torch is loaded, which takes seconds
+    settings = load_recipe(recipe, overrides or ())  # reports mistakes before torch is imported, which takes seconds
     from urnet.training.fit import train as train_runs
 
     with ProgressBars(out) as bars:
@@ -71,33 +103,30 @@ def train(
         )
     for run in runs:
         out.print(f"trained: {run.folder}")
-    out.print(f"next: urnet evaluate {quote_path(folder)}")
+    print_next("evaluate", folder)
     return 0
 
 
 @app.command()
 def distill(
     run: Annotated[Path, typer.Argument(help="Run folder of the teacher.")],
-    student: Annotated[str, typer.Option(help="Recipe of the student: a shipped one or a YAML file.")] = "urnet-small",
+    student: Annotated[str, typer.Option(help="Recipe of the student: a shipped name or a YAML file.")] = "urnet-small",
     folder: Annotated[Path | None, typer.Option("--out", help="New run folder; RUN-STUDENT when not given.")] = None,
     overrides: SetOption = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the training; the recipe's when not given.", min=0, max=SEED_MAX)
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run; a finished one is accepted.")] = False,
+    seed: SeedOption = None,
+    resume: ResumeOption = False,
 ) -> int:
-    """Train a small student that learns from a run, on the run's cells and split."""
+    """Train a small model that learns from a run (the teacher), on the cells and the split of the run."""
     from urnet.progress import ProgressBars
     from urnet.recipe import load_recipe
 
-    load_recipe(student, overrides or ())  # a mistake is said before torch is loaded, which takes seconds
+    load_recipe(student, overrides or ())  # reports mistakes before torch is imported, which takes seconds
     from urnet.training.distill import distill as distill_run
 
     with ProgressBars(out) as bars:
-        done = distill_run(run, student, folder, overrides=overrides or (), seed=seed, resume=resume, reporter=bars)
-    out.print(f"trained: {done.folder}")
-    student_path = quote_path(done.folder)
-    out.print(f"next: urnet evaluate {student_path} and urnet compare {quote_path(run)} {student_path} --out …")
+        result = distill_run(run, student, folder, overrides=overrides or (), seed=seed, resume=resume, reporter=bars)
+    out.print(f"trained: {result.folder}")
+    print_next("compare", run, result.folder, "--out", "comparison")
     return 0
 
 
@@ -105,31 +134,32 @@ def distill(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder, or the folder of a cross-validation.")],
     cells: Annotated[Path | None, typer.Option(help="Other cells; the run's own when not given.")] = None,
-    split: Annotated[str, typer.Option(help="Part: train, validation or test.")] = "test",
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Part to evaluate.")] = "test",
     folder: Annotated[Path | None, typer.Option("--out", help="New folder; RUN/evaluation/… when not given.")] = None,
     expect: ExpectOption = None,
 ) -> int:
-    """Evaluate a run: metrics.json, predictions.csv, figures/ and report.html."""
+    """Evaluate a run, and write metrics.json, predictions.csv, figures/ and report.html."""
     from urnet.evaluation.evaluate import evaluate as evaluate_run
     from urnet.progress import ProgressBars
 
     with ProgressBars(out) as bars:
         evaluation = evaluate_run(run, cells, split=split, out=folder, expect=expect, progress=bars.update)
     _print_evaluation(evaluation)
+    print_next("serve", run)
     return 0
 
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    run: RunArgument,
     images: Annotated[list[str], typer.Argument(help="Images, folders of images, or tables with a column 'path'.")],
     table: Annotated[Path, typer.Option("--out", help="New CSV.")],
     enhanced: Annotated[Path | None, typer.Option(help="New folder for the enhanced images.")] = None,
-    cam: Annotated[Path | None, typer.Option(help="New folder for Grad-CAM pictures.")] = None,
+    cam: Annotated[Path | None, typer.Option(help="New folder for Grad-CAM images.")] = None,
     engine: EngineOption = "auto",
     expect: ExpectOption = None,
 ) -> int:
-    """Classify images; exit code 1 if some could not be read (their rows say why)."""
+    """Classify images of single cells. The exit code is 1 if some could not be read; their rows give the reason."""
     from urnet.bundle.model import Model
     from urnet.calibration.conformal import COVERAGE, describe_coverage
     from urnet.predict import predict_files
@@ -137,7 +167,7 @@ def predict(
 
     model = Model.load(run, expect=expect)
     with ProgressBars(out) as bars:
-        done = predict_files(
+        result = predict_files(
             model,
             images,
             table,
@@ -146,48 +176,50 @@ def predict(
             cam=cam,
             progress=bars.update,
         )
-    out.print(", ".join(f"{name} {count}" for name, count in done.counts.items()))
-    classified = done.images - done.failed - done.left_out
-    out.print(f"{classified} of {done.images} images classified: {table}")
-    if done.engines:
-        out.print("engine: " + ", ".join(f"{name} ({count} images)" for name, count in done.engines.items()))
-    if done.resumed:
-        out.print(f"{done.resumed} of them were there already, of a prediction that was interrupted")
-    if done.rejected:
-        out.print(f"{done.rejected} show no countable cell and belong to no class; the column 'rejected' says why")
+    out.print(", ".join(f"{name} {count}" for name, count in result.counts.items()))
+    classified = result.images - result.failed - result.left_out
+    out.print(f"{classified} of {result.images} images classified: {table}")
+    if result.engines:
+        out.print("engine: " + ", ".join(f"{name} ({count} images)" for name, count in result.engines.items()))
+    if result.resumed:
+        out.print(f"{result.resumed} of them come from the interrupted prediction that was continued")
+    if result.rejected:
+        out.print(f"{result.rejected} are rejected as no countable cell; the column 'rejected' gives the reason")
     if model.calibration is not None:
-        out.print(f"column 'set': the classes that cannot be ruled out; {describe_coverage(COVERAGE)}")
-    if done.left_out:
-        out.print(f"{done.left_out} tiles are padding of their archive and are not counted")
-    if done.failed:
-        return print_error(done.failure_message, 1)
+        out.print(f"column 'set': the classes that are not excluded; {describe_coverage(COVERAGE)}")
+    if result.left_out:
+        out.print(f"{result.left_out} tiles are padding of their archive, and do not count")
+    if result.failed:
+        return print_error(result.failure_message, 1)
+    print_next("serve", run)
     return 0
 
 
 @app.command()
 def about(
-    run: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    run: RunArgument,
     expect: ExpectOption = None,
 ) -> int:
-    """Show what a model is: classes, input, calibration, digest, and whether its files fit their seal."""
+    """Show the classes, input, calibration and digest of a model, and check its files against their seal."""
     from urnet.bundle.about import model_facts
     from urnet.bundle.model import Model
 
     model = Model.load(run, expect=expect)
     for name, value in model_facts(model):
         out.print(f"{name + ':':<14} {value}")
+    print_next("serve", run)
     return 0
 
 
 @app.command()
 def calibrate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    false_rejection: Annotated[float, typer.Option(help="Share of good cells that may be rejected.")] = 0.02,
+    false_rejection: Annotated[float, typer.Option(help="Share of countable cells that may be rejected.")] = 0.02,
     unknown: Annotated[
-        Path | None, typer.Option(help="Cells of kinds that the training never had; says how well they are rejected.")
+        Path | None, typer.Option(help="Cells of other classes than the training's; measures how many are rejected.")
     ] = None,
 ) -> int:
-    """Calibrate a trained model anew (training does it, too): probabilities, prediction sets, rejection."""
+    """Calibrate a trained model again: probabilities, prediction sets, rejection. Training calibrates, too."""
     from urnet.bundle.seal import read_seal
     from urnet.cells.read import read_cells
     from urnet.evaluation.out_of_distribution import measure_rejection
@@ -197,91 +229,92 @@ def calibrate(
 
     opened = Run.open(run)
     recipe = opened.recipe()
-    strange = None if unknown is None else read_cells(unknown, tile=recipe.tile, image=recipe.image)
+    unknown_cells = None if unknown is None else read_cells(unknown, tile=recipe.tile, image=recipe.image)
     with ProgressBars(out) as bars:
-        done = calibrate_run(opened, false_rejection=false_rejection, progress=bars.update)
-        table = measure_rejection(opened, strange, progress=bars.update) if strange is not None else None
+        calibration = calibrate_run(opened, false_rejection=false_rejection, progress=bars.update)
+        table = None if unknown_cells is None else measure_rejection(opened, unknown_cells, progress=bars.update)
     if seal := read_seal(opened.model):
-        out.print(f"the model is sealed anew; its digest is now {seal.digest}")
-    parts = ", ".join(f"{count} {name}" for name, count in done.parts.items() if count)
-    out.print(f"temperature {done.temperature:.3f}; cells: {parts}")
-    rejected, cells = int(done.confusion[:, -1].sum()), int(done.confusion.sum())
-    out.print(f"{rejected} of {cells} cells of the {done.reference_part} part are rejected")
+        out.print(f"the model has a new seal; its digest is {seal.digest}")
+    parts = ", ".join(f"{count} {name}" for name, count in calibration.parts.items() if count)
+    out.print(f"temperature {calibration.temperature:.3f}; cells: {parts}")
+    rejected, cells = int(calibration.confusion[:, -1].sum()), int(calibration.confusion.sum())
+    out.print(f"{rejected} of {cells} cells of the {calibration.reference_part} part are rejected")
     if table is not None:
         for row in table.to_dict("records"):
             interval = _format_interval(100 * row["rejected_low"], 100 * row["rejected_high"], 1)
             share = f"{100 * row['rejected']:.1f} %{interval}"
             known = f"AUROC {row['auroc']:.3f}{_format_interval(row['auroc_low'], row['auroc_high'], 3)}, "
-            name = row["label"] or f"the run's own {done.reference_part} part"
+            name = row["label"] or f"the run's own {calibration.reference_part} part"
             out.print(f"{name}: {known if row['label'] else ''}rejected {share} of {row['cells']}")
+    print_next("evaluate", run)
     return 0
 
 
 @app.command()
 def differential(
-    run: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    run: RunArgument,
     source: Annotated[Path, typer.Argument(help="Fields of view (image, folder, field table), or cells.")],
     folder: Annotated[Path, typer.Option("--out", help="New folder for counts and reports.")],
-    coverage: Annotated[float, typer.Option(help="Of the prediction sets of single cells.")] = 0.9,
+    coverage: Annotated[
+        float, typer.Option(help="Share of cells whose prediction set holds the true class, 0 to 1.")
+    ] = 0.9,
     engine: EngineOption = "auto",
     scene: Annotated[str | None, typer.Option(help="Name or number of the scene of every field.")] = None,
     expect: ExpectOption = None,
 ) -> int:
-    """Count the cells of each donor, corrected for the classifier's own confusion, with intervals."""
+    """Count the cells of each donor, corrected for the confusion of the classifier, with 95 % intervals."""
     from urnet.counting.differential import count_cells
     from urnet.progress import ProgressBars
 
     with ProgressBars(out) as bars:
-        done = count_cells(
+        result = count_cells(
             run, source, folder, coverage=coverage, engine=engine, scene=scene, expect=expect, progress=bars.update
         )
-    for sample in done.samples:
+    for sample in result.samples:
         _print_sample(sample)
-    for note in done.notes:
+    for note in result.notes:
         out.print(f"note: {note}")
-    out.print(f"report: {done.report}")
-    if done.failed:
-        return print_error(f"{done.failed} image(s) could not be used; the column 'error' says why", 1)
+    out.print(f"report: {result.report}")
+    if result.failed:
+        return print_error(f"{result.failed} image(s) could not be used; the column 'error' gives the reason", 1)
+    print_next("serve", run)
     return 0
 
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    run: RunArgument,
     folder: Annotated[Path, typer.Option("--out", help="New file or folder.")],
-    kind: Annotated[str, typer.Option("--format", help="onnx, openvino, torch, bioimageio or hub.")] = "onnx",
-    cells: Annotated[Path | None, typer.Option(help="Cells to check it on; the run's own when not given.")] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset; the exporter's own when not given.")] = None,
+    kind: Annotated[
+        Literal["onnx", "openvino", "torch", "bioimageio", "hub"], typer.Option("--format", help="Format of the graph.")
+    ] = "onnx",
+    cells: Annotated[Path | None, typer.Option(help="Cells for the check; the run's own when not given.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset; the exporter's default when not given.")] = None,
     expect: ExpectOption = None,
 ) -> int:
-    """Write the model as one graph for other programs, checked against the original on real cells."""
+    """Write the model as one graph for other programs, and check it against the original on cells."""
     from urnet.export.formats import export_run
     from urnet.progress import ProgressBars
 
     with ProgressBars(out) as bars:
-        done = export_run(run, kind, folder, cells=cells, opset=opset, expect=expect, progress=bars.update)
+        result = export_run(run, kind, folder, cells=cells, opset=opset, expect=expect, progress=bars.update)
     out.print(
-        f"checked on {done.parity.cells} cells: probabilities differ by {done.parity.difference:.1e} at most, "
+        f"checked on {result.parity.cells} cells: probabilities differ by at most {result.parity.difference:.1e}, "
         "no decision changes"
     )
-    for note in done.notes:
+    for note in result.notes:
         out.print(f"note: {note}")
-    out.print(f"written: {done.path}")
+    out.print(f"written: {result.path}")
     return 0
 
 
-def quote_path(path: Path) -> str:
-    """A path as a shell takes it."""
-    return f'"{path}"' if " " in str(path) else str(path)
-
-
 def _format_interval(low: float, high: float, decimals: int) -> str:
-    """An interval behind a figure, in brackets."""
+    """Format an interval in brackets."""
     return " (no interval)" if low != low else f" ({low:.{decimals}f}–{high:.{decimals}f})"
 
 
 def _print_sample(sample: "Sample") -> None:
-    """One sample's differential."""
+    """Print the differential of one sample."""
     from rich.table import Table
 
     title = f"{sample.name}: {sample.cells} cells, {100 * sample.rejected_share:.1f} % rejected"
@@ -299,7 +332,7 @@ def _print_sample(sample: "Sample") -> None:
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:
-    """The table of an evaluation, the differential, and where the report is."""
+    """Print the metrics of an evaluation, the differential, and the path of the report."""
     from rich.table import Table
 
     from urnet.html_pages import describe_intervals, format_interval
