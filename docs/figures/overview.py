@@ -1,0 +1,148 @@
+"""Make the figure at the top of the README, `docs/images/overview.png`, from phantom fields.
+
+    python docs/figures/overview.py WORK
+
+WORK is a folder for the simulated fields, the model and the counts (about 20 minutes on two cores). What it holds
+already is used again.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+from tifffile import imread
+
+from urnet.cli import run
+
+OUT = Path(__file__).parents[1] / "images" / "overview.png"
+CLASSES = ("granulocyte", "lymphocyte", "monocyte")
+COLOURS = {"granulocyte": "#0b7285", "lymphocyte": "#c2410c", "monocyte": "#6d28d9"}
+REGION = (512, 512)
+"""Height and width of the part of a field that is shown, in px."""
+
+
+def command(out: Path, *arguments: str) -> None:
+    """Run a command unless its output is there."""
+    if not out.exists() and run(list(arguments)) != 0:
+        raise SystemExit(f"urnet {' '.join(arguments)}: failed")
+
+
+def brightfield_only(phantom: Path) -> Path:
+    """Copy the brightfield images of phantom fields, so that their nuclei cannot be used."""
+    folder = phantom / "brightfield"
+    if not folder.exists():
+        folder.mkdir()
+        table = pd.read_csv(phantom / "fields" / "fields.csv")
+        for name in table["field"]:
+            shutil.copyfile(phantom / "fields" / name, folder / name)
+        table.drop(columns="nuclei").to_csv(folder / "fields.csv", index=False)
+    return folder
+
+
+def compute(work: Path) -> None:
+    """Simulate fields, train on the cells of twelve donors, count a sample of another donor."""
+    phantom, sample = work / "phantom", work / "sample"
+    command(phantom, "phantom", "--out", str(phantom), "--cells", "60", "--fields", "24", "--seed", "3")
+    command(
+        sample, *("phantom", "--out", str(sample), "--cells", "3", "--donors", "1", "--fields", "4", "--seed", "11")
+    )
+    fields, new = brightfield_only(phantom), brightfield_only(sample)
+    truth = str(phantom / "fields" / "truth.csv")
+    cells, model, crops = work / "cells", work / "run", work / "crops"
+    command(cells, "crop", str(fields), "--out", str(cells), "--labels", truth, "--size", "48")
+    settings = ("--set", "input.size=48", "train.epochs=30")
+    command(model, "train", str(cells), "--recipe", "quick", "--out", str(model), *settings)
+    command(crops, "crop", str(new), "--out", str(crops), "--size", "48")
+    table, enhanced = work / "predictions.csv", work / "enhanced"
+    command(table, "predict", str(model), str(crops), "--out", str(table), "--enhanced", str(enhanced))
+    command(work / "count", "differential", str(model), str(new), "--out", str(work / "count"))
+
+
+def stretch(image: np.ndarray) -> np.ndarray:
+    """Map the percentiles 0.5 and 99.5 to [0, 1]."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    return np.clip((image - low) / (high - low), 0, 1)
+
+
+def draw(work: Path) -> None:
+    """Draw the four panels."""
+    cells = pd.read_csv(work / "crops" / "cells.csv")
+    predictions = pd.read_csv(work / "predictions.csv")
+    cells = pd.concat([cells, predictions[["predicted", "rejected", *[f"p_{name}" for name in CLASSES]]]], axis=1)
+    name = cells["field"].iloc[0]
+    field = imread(work / "sample" / "brightfield" / name)[: REGION[0], : REGION[1]]
+    inside = cells[
+        (cells["field"] == name) & (cells["x"] < REGION[1]) & (cells["y"] < REGION[0]) & cells["rejected"].isna()
+    ]
+    edge = inside[(inside["edge"] == 0) & (inside["touching"] == 0)]
+    chosen = edge.loc[edge[[f"p_{name}" for name in CLASSES]].max(axis=1).idxmax()]
+    number = cells.index.get_loc(chosen.name)
+
+    figure = Figure(figsize=(11, 3.6), facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, 4, width_ratios=(2.0, 0.9, 1.5, 2.0), wspace=0.32, hspace=0.18)
+    axes = figure.add_subplot(grid[:, 0])
+    axes.imshow(stretch(field), cmap="gray")
+    for _, cell in inside.iterrows():
+        radius = cell["diameter"] / cell["scale"] / 2 * 1.25
+        axes.add_patch(
+            Rectangle(
+                (cell["x"] - radius, cell["y"] - radius),
+                2 * radius,
+                2 * radius,
+                fill=False,
+                lw=1.3,
+                ec=COLOURS[cell["predicted"]],
+            )
+        )
+    axes.set_title("Unstained field: cells found and classified", fontsize=9, loc="left")
+    axes.set_axis_off()
+
+    raw = imread(work / "crops" / chosen["path"])
+    enhanced = np.asarray(Image.open(sorted((work / "enhanced").rglob("*.png"))[number]))
+    for row, (image, title) in enumerate(((raw, "one cell, raw"), (enhanced, "enhanced"))):
+        axes = figure.add_subplot(grid[row, 1])
+        axes.imshow(stretch(image.astype(float)), cmap="gray")
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_axis_off()
+
+    axes = figure.add_subplot(grid[:, 2])
+    values = [100 * chosen[f"p_{name}"] for name in CLASSES]
+    axes.barh(CLASSES[::-1], values[::-1], color=[COLOURS[name] for name in CLASSES[::-1]])
+    for row, value in enumerate(values[::-1]):
+        axes.text(
+            min(value + 2, 78), row, f"{value:.0f} %", va="center", fontsize=9, color="white" if value > 78 else "black"
+        )
+    axes.set_xlim(0, 100)
+    axes.set_title("Its class, calibrated probability", fontsize=9, loc="left")
+
+    axes = figure.add_subplot(grid[:, 3])
+    count = pd.read_csv(work / "count" / "differential.csv").set_index("class").loc[list(CLASSES)]
+    truth = pd.read_csv(work / "sample" / "fields" / "truth.csv")["label"].value_counts(normalize=True) * 100
+    for row, name in enumerate(CLASSES[::-1]):
+        value, low, high = (count.loc[name, key] for key in ("corrected", "corrected_low", "corrected_high"))
+        axes.plot([low, high], [row, row], color=COLOURS[name], lw=3, solid_capstyle="round")
+        axes.plot(value, row, "o", color=COLOURS[name], ms=8)
+        axes.plot(truth[name], row, "|", color="black", ms=16, mew=2)
+    axes.set_yticks(range(3), CLASSES[::-1])
+    axes.set_ylim(-0.6, 2.6)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("% of the white cells   (black: truth)", fontsize=9)
+    axes.set_title("Differential with 95 % intervals", fontsize=9, loc="left")
+    for axes in figure.axes:
+        axes.tick_params(labelsize=8.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(OUT, dpi=130, bbox_inches="tight", pad_inches=0.1)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    compute(folder)
+    draw(folder)
