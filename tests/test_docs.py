@@ -21,7 +21,9 @@ WORDS_MAX = 1200
 
 
 @pytest.mark.parametrize(
-    "page", [*PAGES, *sorted((DOCS / "results").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=str
+    "page",
+    [*PAGES, *sorted((DOCS / "results").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
 def test_links_lead_to_files(page: Path):
     for target in LINK.findall(page.read_text(encoding="utf-8")):
@@ -59,3 +61,11 @@ def test_the_tutorial_runs(tmp_path, monkeypatch):
             for line in code.strip().splitlines():
                 assert run(split(line)[1:]) == 0, line
     assert len(blocks) >= 10
+
+
+def test_the_notebook_is_the_tutorial():
+    jupytext = pytest.importorskip("jupytext")
+    page, notebook = (jupytext.read(DOCS / "tutorial" / f"fields_to_differential.{end}") for end in ("md", "ipynb"))
+    assert [(cell.cell_type, cell.source) for cell in notebook.cells] == [
+        (cell.cell_type, cell.source) for cell in page.cells
+    ]

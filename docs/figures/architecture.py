@@ -34,6 +34,7 @@ PURPOSE = {
     "counting": "the differential",
     "benchmark": "the paper's tables",
     "serve": "web application, HTTP API",
+    "api": "Python interface",
     "cli": "commands",
 }
 
@@ -97,19 +98,23 @@ def draw() -> None:
     """Draw the picture."""
     arrows = find_arrows()
     rank = levels(arrows)
-    rows = [sorted(room for room in rank if rank[room] == number) for number in range(max(rank.values()) + 1)]
-    places = {
-        room: ((column + 0.5) / len(row) * 12, -1.0 * number)
-        for number, row in enumerate(rows)
-        for column, room in enumerate(row)
-    }
-    figure = Figure(figsize=(10, 0.82 * len(rows) + 0.4), facecolor="white")
+    reduced = reduce_arrows(arrows)
+    places: dict[str, tuple[float, float]] = {}
+    for number in range(max(rank.values()) + 1):
+
+        def middle(room: str) -> float:
+            above = [places[target][0] for target in reduced[room]]
+            return sum(above) / len(above) if above else 0.0
+
+        row = sorted(sorted(room for room in rank if rank[room] == number), key=middle)
+        places |= {room: ((column + 0.5) / len(row) * 12, -1.0 * number) for column, room in enumerate(row)}
+    figure = Figure(figsize=(10, 0.82 * (number + 1) + 0.4), facecolor="white")
     FigureCanvasSVG(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, 12)
-    axes.set_ylim(-len(rows) + 0.4, 0.6)
+    axes.set_ylim(-number - 0.6, 0.6)
     axes.axis("off")
-    for room, targets in reduce_arrows(arrows).items():
+    for room, targets in reduced.items():
         for target in targets:
             (x0, y0), (x1, y1) = places[room], places[target]
             bend = 0.0 if abs(y0 - y1) < 1.5 else 0.12 * (1 if x0 >= x1 else -1)
