@@ -100,12 +100,12 @@ def draw() -> None:
     rank = levels(arrows)
     reduced = reduce_arrows(arrows)
     places: dict[str, tuple[float, float]] = {}
+
+    def middle(room: str) -> float:
+        above = [places[target][0] for target in reduced[room]]
+        return sum(above) / len(above) if above else 0.0
+
     for number in range(max(rank.values()) + 1):
-
-        def middle(room: str) -> float:
-            above = [places[target][0] for target in reduced[room]]
-            return sum(above) / len(above) if above else 0.0
-
         row = sorted(sorted(room for room in rank if rank[room] == number), key=middle)
         places |= {room: ((column + 0.5) / len(row) * 12, -1.0 * number) for column, room in enumerate(row)}
     figure = Figure(figsize=(10, 0.82 * (number + 1) + 0.4), facecolor="white")
