@@ -1,7 +1,7 @@
-"""Look for what makes an evaluation too good, or training pointless, before either starts.
+"""Audit of cells: find copies, leaks between parts and unusable images before training.
 
-Every file concerned is named. Nothing is deleted: copies and padding are left out of the table in memory, and the
-user decides about the rest.
+Findings name all their files. The audit deletes nothing: it excludes copies, padding and unusable images from the
+table in memory, and reports the rest.
 """
 
 import sys
@@ -22,22 +22,22 @@ from urnet.errors import CellsError, ImageError, LeakError
 from urnet.images.rows import LazyRows
 
 MIN_SATURATED_SHARE = 0.25
-"""From this share of pixels at a crop's own brightest or darkest count on, it is called saturated.
+"""Share of pixels at a crop's own lowest or highest count from which the crop is saturated.
 
-Its own, because the usual camera of 12 bits saturates at 4,095 in a file of 16.
+Not at the limits of its data type, because a 12-bit camera saturates at 4,095 in a 16-bit file.
 """
 
 MAX_CELLS_IN_MEMORY = 2**16
-"""Cells up to which the small versions of all are held in memory; 4 kB each."""
+"""Largest number of cells whose thumbnails are in memory (4 kB each). Those of larger tables are on disk."""
 
 FINDING_KINDS = (
     *("label conflict", "copy across parts", "donor across parts", "unreadable", "constant", "saturated"),
     *("mixed depth", "padding", "copy", "turned copy", "near-copy"),
 )
-"""Kinds of finding, worst first."""
+"""Kinds of findings, worst first."""
 
 BLOCKING_KINDS = ("label conflict", "copy across parts", "donor across parts")
-"""Kinds of finding that a training run does not start with."""
+"""Kinds of findings that prevent training."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Finding:
 
     Attributes:
         kind: one of `FINDING_KINDS`.
-        paths: the files concerned.
-        detail: what is wrong, in words.
+        paths: its files.
+        detail: description.
     """
 
     kind: str
@@ -57,13 +57,13 @@ class Finding:
 
 @dataclass
 class Audit:
-    """What an audit saw.
+    """Result of an audit.
 
     Attributes:
         findings: all defects, worst kinds first.
-        copy_keys: (N,) text: equal for cells that are copies of one another.
-        exclusions: (N,) text: why a cell is not counted, "" where it is.
-        notes: class counts, sizes and depths, in words.
+        copy_keys: (N,) text, equal for copies of one cell.
+        exclusions: (N,) reason for which a cell is excluded; "" for a usable cell.
+        notes: description of classes, sizes, depths, donors and parts.
     """
 
     findings: list[Finding]
@@ -73,50 +73,51 @@ class Audit:
 
     @property
     def distinct(self) -> np.ndarray:
-        """(N,) bool: readable cells that are no padding and no later copy of another cell."""
+        """(N,) bool: usable cells, each counted once."""
         return np.array([reason == "" for reason in self.exclusions], bool)
 
     @property
     def clean(self) -> bool:
-        """Whether nothing was found."""
+        """Whether there are no findings."""
         return not self.findings
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each file of each finding: `kind`, `finding` (its number), `path`, `detail`."""
+        """Return one row per file of each finding: `kind`, `finding` (its number), `path`, `detail`."""
         rows = [
-            {"kind": f.kind, "finding": number, "path": path, "detail": f.detail}
-            for number, f in enumerate(self.findings, 1)
-            for path in f.paths
+            {"kind": finding.kind, "finding": number, "path": path, "detail": finding.detail}
+            for number, finding in enumerate(self.findings, 1)
+            for path in finding.paths
         ]
         return pd.DataFrame(rows, columns=["kind", "finding", "path", "detail"])
 
     def raise_leaks(self, allow_leaks: bool = False) -> None:
-        """Stop for a cell under two labels, and unless allowed for a cell or donor in two parts.
+        """Raise an error for label conflicts, and unless leaks are allowed for cells and donors in two parts.
 
         Raises:
-            CellsError: one picture carries two labels.
-            LeakError: one picture or donor stands in two parts.
+            CellsError: one cell has two labels (`cells.label_conflict`).
+            LeakError: one cell or donor is in two parts (`cells.leak`).
         """
-        conflicts = [f for f in self.findings if f.kind == "label conflict"]
+        conflicts = [finding for finding in self.findings if finding.kind == "label conflict"]
         if conflicts:
             raise CellsError(
-                f"{len(conflicts)} cell(s) stand under two labels; keep one label each:\n{_format_findings(conflicts)}"
+                f"{len(conflicts)} cell(s) have two labels. Keep one label for each:\n{_format_findings(conflicts)}",
+                code="cells.label_conflict",
             )
-        leaks = [f for f in self.findings if f.kind in BLOCKING_KINDS]
+        leaks = [finding for finding in self.findings if finding.kind in BLOCKING_KINDS]
         if leaks and not allow_leaks:
             raise LeakError(
-                f"{len(leaks)} leak(s) between parts of the given split would make the figures too good; "
-                f"mend the split column, or pass --allow-leaks:\n{_format_findings(leaks)}"
+                f"{len(leaks)} leak(s) between parts of the given split; they make the results too good. Correct the "
+                f"column 'split', or pass --allow-leaks:\n{_format_findings(leaks)}"
             )
 
 
 def audit_cells(cells: Cells, *, near_copies: bool = True, progress: Callable[[float], None] | None = None) -> Audit:
-    """Read every cell once and compare it with all others; the crops are kept for those who read them next.
+    """Audit cells: read every crop once, compare it with all others, and store it in the cache.
 
     Args:
         cells: labelled cells, with or without a split.
-        near_copies: whether to look for near-copies as well.
-        progress: called with the share done, 0 to 1.
+        near_copies: whether to find near-copies as well.
+        progress: called with the finished share, 0 to 1.
     """
     progress = progress or (lambda share: None)
     summaries = []
@@ -135,19 +136,21 @@ def audit_cells(cells: Cells, *, near_copies: bool = True, progress: Callable[[f
 def _build_audit(
     cells: Cells, summaries: "list[_CropSummary]", thumbnails: np.ndarray | None, progress: Callable[[float], None]
 ) -> Audit:
-    # Augmented images that were written out are copies on purpose.
+    # Written augmented images are copies on purpose, so each has a key of its own.
     augmented = cells.table.get("augmented", pd.Series("", index=cells.table.index)) != ""
-    keys = [
-        f"{summary.fault or 'augmented'} {index}" if summary.hashes is None or own else summary.hashes.invariant
-        for index, (summary, own) in enumerate(zip(summaries, augmented, strict=True))
+    copy_keys = [
+        summary.hashes.invariant
+        if summary.hashes is not None and not is_augmented
+        else f"{summary.fault or 'augmented'} {index}"
+        for index, (summary, is_augmented) in enumerate(zip(summaries, augmented, strict=True))
     ]
-    audit = Audit([], keys, [""] * len(cells))
+    audit = Audit([], copy_keys, [""] * len(cells))
     _find_copies(cells, summaries, audit)
     _find_unusable(cells, summaries, audit)
     _find_donor_leaks(cells, audit)
     if thumbnails is not None:
-        kept = np.flatnonzero(audit.distinct & ~augmented.to_numpy())
-        _find_near_copies(cells, thumbnails, kept, audit, progress)
+        compared = np.flatnonzero(audit.distinct & ~augmented.to_numpy())
+        _find_near_copies(cells, thumbnails, compared, audit, progress)
     _add_notes(cells, summaries, audit)
     audit.findings.sort(key=lambda finding: FINDING_KINDS.index(finding.kind))
     return audit
@@ -155,27 +158,28 @@ def _build_audit(
 
 @contextmanager
 def _thumbnail_storage(count: int) -> Iterator[np.ndarray]:
-    """Room for thumbnails, (N, 32, 32): of large tables in a file without a name, so that memory doesn't hold them."""
+    """Provide an array for thumbnails, (N, 32, 32); for large tables in a temporary file instead of memory."""
     shape = (count, THUMBNAIL_PX, THUMBNAIL_PX)
     if count <= MAX_CELLS_IN_MEMORY:
         yield np.zeros(shape, np.float32)
         return
     with tempfile.TemporaryFile() as file:
         try:
-            for _ in range(count):  # all of it is written at once: a full disk would kill whoever writes through a map
+            for _ in range(count):  # written before it is mapped: a full disk kills a process that writes through a map
                 file.write(bytes(4 * THUMBNAIL_PX**2))
             file.flush()
         except OSError as error:
             raise CellsError(
-                f"{tempfile.gettempdir()}: no room for small versions of {count} cells ({error.strerror}), "
-                f"{4 * THUMBNAIL_PX**2 * count / 1e9:.1f} GB; free space there, or name another folder in TMPDIR"
+                f"{tempfile.gettempdir()}: no space for the thumbnails of {count} cells ({error.strerror}), "
+                f"{4 * THUMBNAIL_PX**2 * count / 1e9:.1f} GB. Free disk space, or set TMPDIR to another folder",
+                code="cells.no_space",
             ) from None
         yield np.memmap(file, np.float32, "r+", shape=shape)
 
 
 @dataclass(frozen=True, slots=True)
 class _CropSummary:
-    """What is kept of one crop: its fault, "" for none, with the detail; size, depth and colour; fingerprint."""
+    """Properties of one crop: its fault ("" for none) with details, size and colour, depth, and hashes."""
 
     fault: str = ""
     detail: str = ""
@@ -185,7 +189,7 @@ class _CropSummary:
 
 
 def _summarise_crop(read: Callable[[int], np.ndarray], index: int, thumbnails: np.ndarray) -> _CropSummary:
-    """Look at one crop, and put its small version among the others."""
+    """Summarise one crop, and store its thumbnail."""
     try:
         crop = read(index)
     except ImageError as error:
@@ -207,25 +211,25 @@ def _find_copies(cells: Cells, summaries: list[_CropSummary], audit: Audit) -> N
     paths, labels = cells.table["path"].to_numpy(), cells.table["label"].to_numpy()
     parts = cells.table["split"].to_numpy() if cells.has_split else np.full(len(cells), "train")
     for members in group_equal_keys(audit.copy_keys):
-        named = tuple(paths[members])
+        files = tuple(paths[members])
         exact = len({summaries[i].hashes.exact for i in members}) == 1  # type: ignore[union-attr]
         if exact and len(members) >= MIN_PADDING_COPIES:
-            audit.findings.append(Finding("padding", named, f"one image {len(members)} times: padding, left out"))
+            audit.findings.append(Finding("padding", files, f"one image {len(members)} times: padding, excluded"))
             for index in members:
                 audit.exclusions[index] = "padding"
             continue
         if summaries[members[0]].fault == "constant":
             continue
         kind = "copy" if exact else "turned copy"
-        audit.findings.append(Finding(kind, named, f"{len(members)} files show one cell; counted once"))
-        # A copy that a given split uses is counted before one that it leaves out.
+        audit.findings.append(Finding(kind, files, f"{len(members)} files show one cell; it is counted once"))
+        # A copy in a part of the given split is preferred to an excluded one.
         first, *others = sorted(members, key=lambda index: parts[index] == "")
         for index in others:
             audit.exclusions[index] = f"copy of {paths[first]}"
         if len(set(labels[members])) > 1:
-            audit.findings.append(Finding("label conflict", named, " / ".join(sorted(set(labels[members])))))
-        if len(where := set(parts[members]) - {""}) > 1:
-            audit.findings.append(Finding("copy across parts", named, " / ".join(sorted(where))))
+            audit.findings.append(Finding("label conflict", files, " / ".join(sorted(set(labels[members])))))
+        if len(used_parts := set(parts[members]) - {""}) > 1:
+            audit.findings.append(Finding("copy across parts", files, " / ".join(sorted(used_parts))))
 
 
 def _find_unusable(cells: Cells, summaries: list[_CropSummary], audit: Audit) -> None:
@@ -244,19 +248,19 @@ def _find_donor_leaks(cells: Cells, audit: Audit) -> None:
         parts = sorted(set(rows["split"]))
         if len(parts) > 1:
             counts = rows["split"].value_counts()
-            where = " / ".join(f"{part} ({counts[part]})" for part in parts)
-            audit.findings.append(Finding("donor across parts", tuple(rows["path"]), f"donor {donor} in {where}"))
+            numbers = " / ".join(f"{part} ({counts[part]})" for part in parts)
+            audit.findings.append(Finding("donor across parts", tuple(rows["path"]), f"donor {donor} in {numbers}"))
 
 
 def _find_near_copies(
-    cells: Cells, thumbnails: np.ndarray, kept: np.ndarray, audit: Audit, progress: Callable[[float], None]
+    cells: Cells, thumbnails: np.ndarray, compared: np.ndarray, audit: Audit, progress: Callable[[float], None]
 ) -> None:
-    table = cells.table.iloc[kept]
+    table = cells.table.iloc[compared]
     paths = table["path"].to_numpy()
-    parts = table["split"].to_numpy() if cells.has_split else np.full(len(kept), "")
-    for i, j, alike in find_near_copies(LazyRows(thumbnails, kept), progress):
+    parts = table["split"].to_numpy() if cells.has_split else np.full(len(compared), "")
+    for i, j, correlation in find_near_copies(LazyRows(thumbnails, compared), progress):
         across = f" ({parts[i]} / {parts[j]})" if parts[i] != parts[j] else ""
-        detail = f"correlation {alike:.4f}{across}: look at both; a warning only"
+        detail = f"correlation {correlation:.4f}{across}: a warning only; compare both"
         audit.findings.append(Finding("near-copy", (paths[i], paths[j]), detail))
 
 
@@ -268,30 +272,30 @@ def _add_notes(cells: Cells, summaries: list[_CropSummary], audit: Audit) -> Non
     audit.notes.append(describe_donors(cells))
     if cells.has_split:
         parts = cells.table["split"][audit.distinct].value_counts()
-        given = ", ".join(f"{part} {parts[part]}" for part in PARTS if part in parts)
-        audit.notes.append(f"parts as given: {given or 'none'}")
+        counts = ", ".join(f"{part} {parts[part]}" for part in PARTS if part in parts)
+        audit.notes.append(f"given split: {counts or 'no usable cells'}")
     depths = Counter(summary.depth for summary in summaries if summary.depth)
     if len(depths) > 1:
-        usual = depths.most_common(1)[0][0]
+        most_common = depths.most_common(1)[0][0]
         rare = tuple(
             path
             for path, summary in zip(cells.table["path"], summaries, strict=True)
-            if summary.depth not in ("", usual)
+            if summary.depth not in ("", most_common)
         )
         audit.findings.append(Finding("mixed depth", rare, f"several depths: {', '.join(sorted(depths))}"))
 
 
 def format_counts(kinds: Iterable[str]) -> str:
-    """`4 padding, 1 copy`, in order of first appearance."""
+    """Format the number of each kind, in order of first appearance: `4 padding, 1 copy`."""
     return ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).items())
 
 
 def describe_donors(cells: Cells) -> str:
-    """Whether donors can be kept apart, in words."""
+    """Describe how many donors are known."""
     donors = cells.table["donor"] if "donor" in cells.table else pd.Series("", index=cells.table.index)
     unknown = int((donors == "").sum())
     if unknown == len(cells):
-        return "donors: not known; cells are grouped by source image"
+        return "donors: not known. Cells are grouped by source image"
     return f"donors: {donors[donors != ''].nunique()}" + (f", not known for {unknown} cells" if unknown else "")
 
 

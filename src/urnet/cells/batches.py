@@ -1,4 +1,4 @@
-"""Batches of tensors from decoded cells: scaled to [0, 1], shuffled the same way for the same seed and epoch."""
+"""Batches of tensors from decoded cells, scaled to [0, 1]. Their order depends on seed and epoch only."""
 
 from collections.abc import Iterator
 
@@ -15,14 +15,14 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class CellDataset(Dataset[Batch]):
-    """Cells as (images, labels, targets), fetched a whole batch at a time.
+    """Cells as (images, labels, targets), read in whole batches.
 
     Args:
         images: (N, C, S, S) raw counts.
         labels: (N,) int64.
-        scaling: raw counts to [0, 1].
-        targets: (N, C, S, S) raw counts of the paired images, or none for empty tensors.
-        target_scaling: the scale of the paired images.
+        scaling: scaling of the images to [0, 1].
+        targets: (N, C, S, S) raw counts of the paired images; None for empty tensors.
+        target_scaling: scaling of the paired images.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class CellDataset(Dataset[Batch]):
         return len(self.images)
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """The cells at `indices`: (B, C, S, S), (B,), (B, C, S, S) or (B, 0)."""
+        """Read the cells at `indices`: (B, C, S, S), (B,), and (B, C, S, S) or (B, 0)."""
         if self.on_device is not None:
             images, targets = (part[indices] if part is not None else None for part in self.on_device)
             return (
@@ -57,11 +57,11 @@ class CellDataset(Dataset[Batch]):
 
     @property
     def nbytes(self) -> int:
-        """Of all raw counts."""
+        """Size of all raw counts, in bytes."""
         return sum(x.size * x.dtype.itemsize for x in (self.images, self.targets) if x is not None)
 
     def move_to(self, device: torch.device) -> None:
-        """Copy the raw counts to a device, where batches are put together from now on."""
+        """Copy the raw counts to a device, which then makes the batches."""
         paired = self.targets is not None and self.target_scaling is not None
         self.on_device = (
             _DeviceImages(self.images, self.scaling, device),
@@ -70,10 +70,10 @@ class CellDataset(Dataset[Batch]):
 
 
 class _DeviceImages:
-    """Raw counts (N, C, S, S) on a device; what is taken of them is scaled there as `Scaling.apply` does."""
+    """Raw counts, (N, C, S, S), on a device, which scales them as `Scaling.apply` does."""
 
     def __init__(self, counts: np.ndarray | LazyRows, scaling: Scaling, device: torch.device):
-        # GPUs index few kinds of unsigned numbers: 16 bits are stored as signed ones.
+        # GPUs cannot index unsigned 16-bit numbers, so they are stored as signed ones.
         self.wraps, self.scaling = counts.dtype == np.uint16, scaling
         parts = counts.iterate_parts() if isinstance(counts, LazyRows) else [counts]
         numbers = (torch.from_numpy(part.view(np.int16) if self.wraps else part).to(device) for part in parts)
@@ -88,10 +88,10 @@ class _DeviceImages:
 
 
 class EpochSampler(Sampler[int]):
-    """The order of `draw_epoch_order`, dealt out among the processes of a distributed run.
+    """The order of `draw_epoch_order`, divided among the processes of a distributed run.
 
-    Lightning calls `set_epoch`, so the order depends on seed and epoch alone, and a resumed run sees what an
-    uninterrupted one would have seen.
+    Lightning calls `set_epoch`. The order depends on seed and epoch only, so resumed training sees the same cells as
+    uninterrupted training.
     """
 
     def __init__(self, labels: np.ndarray, *, balanced: bool, per_class: int | None, seed: int):
@@ -99,7 +99,7 @@ class EpochSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
+        """Set the epoch of the next order."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -120,7 +120,7 @@ class EpochSampler(Sampler[int]):
 
 
 class _NoSingleCellBatches(BatchSampler):
-    """Batches without a last one of a single cell, which batch norm cannot use, unless single cells are asked for."""
+    """Batches without a last batch of one cell, which batch norm cannot use. A batch size of one keeps all batches."""
 
     def __iter__(self) -> Iterator[list[int]]:
         return (batch for batch in super().__iter__() if len(batch) > 1 or self.batch_size == 1)
@@ -136,7 +136,7 @@ def _return_batch(batch: Batch) -> Batch:
 def make_training_loader(
     dataset: CellDataset, batch_size: int, *, balanced: bool, per_class: int | None, seed: int
 ) -> DataLoader[Batch]:
-    """Shuffled batches; the last one is left out where it would hold a single cell."""
+    """Make a loader of shuffled batches, without a last batch of one cell."""
     sampler = EpochSampler(dataset.labels, balanced=balanced, per_class=per_class, seed=seed)
     return DataLoader(
         dataset, batch_sampler=_NoSingleCellBatches(sampler, batch_size, drop_last=False), collate_fn=_return_batch
@@ -144,5 +144,5 @@ def make_training_loader(
 
 
 def make_ordered_loader(dataset: CellDataset, batch_size: int) -> DataLoader[Batch]:
-    """All cells in order."""
+    """Make a loader of all cells in order."""
     return DataLoader(dataset, batch_size, shuffle=False, collate_fn=_return_batch)

@@ -1,12 +1,14 @@
-"""Near-copies: different crops that show the same picture, altered a little, in some orientation.
+"""Near-copies: different crops that show one picture, slightly altered, in any orientation.
 
-A perceptual hash proposes pairs, and the correlation of small versions of the crops decides. Neither is asked of all
-pairs. The amplitudes of a thumbnail's cosine transform, ordered so that turning it by right angles and mirroring it
-changes nothing, make a point; two thumbnails are at least as far apart, in their best orientation, as their points are.
-So only points nearer than the least correlation allows are looked at. Up to `LEAF_SIZE` crops, that misses nothing.
-More are divided by random planes into leaves of that size, several times over (random projection trees, Dasgupta and
-Freund 2008): the work grows as n log n, and a pair is missed if planes part it every time; docs/audit.md says how
-often.
+A perceptual hash proposes pairs, and the correlation of their thumbnails decides.
+
+Not all pairs are compared. Each thumbnail becomes a point: the amplitudes of its cosine transform, ordered so that
+right angles and mirroring do not change it. Two points are never farther apart than the thumbnails in their best
+orientation. So only pairs of near points are compared. Up to `LEAF_SIZE` crops, this misses no pair.
+
+Larger sets are divided by random planes into leaves of that size, several times (random projection trees, Dasgupta and
+Freund 2008). The work grows as n log n. A pair is missed if planes divide it every time; the documentation of the audit
+says how often that happens.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,28 +19,28 @@ from urnet.cells.copies import THUMBNAIL_PX
 from urnet.images.rows import LazyRows
 
 MAX_HASH_DISTANCE = 10
-"""Most bits of 64 in which the perceptual hashes of a candidate pair may differ."""
+"""Largest number of different bits, of 64, in the perceptual hashes of a candidate pair."""
 
 MIN_CORRELATION = 0.98
-"""Least correlation of two aligned thumbnails that makes a candidate pair a near-copy; measured, see docs/audit.md."""
+"""Correlation of two aligned thumbnails from which a candidate pair is a near-copy. It was measured."""
 
 LEAF_SIZE = 4096
-"""Crops that are compared with one another directly."""
+"""Largest number of crops of which all pairs are compared."""
 
 N_TREES = 8
-"""How often more than `LEAF_SIZE` crops are divided anew."""
+"""Number of random divisions of more than `LEAF_SIZE` crops."""
 
 N_FREQUENCIES = 16
-"""Frequencies each way that make a point; of `THUMBNAIL_PX`."""
+"""Number of frequencies of a point in each direction, of `THUMBNAIL_PX`."""
 
 N_DIMENSIONS = 32
-"""Of the points: the directions in which they differ most."""
+"""Number of dimensions of the points after reduction to the directions of largest variance."""
 
 BATCH_SIZE = 2048
-"""Thumbnails that are transformed at once; as many pairs are correlated at once."""
+"""Number of thumbnails that are transformed, and of pairs that are correlated, at once."""
 
 SAMPLE_SIZE = 4096
-"""Crops from which those directions are taken."""
+"""Number of crops that determine these directions."""
 
 _SIGNS = (-1.0) ** np.arange(N_FREQUENCIES)
 
@@ -46,63 +48,63 @@ Pair = tuple[int, int, float]
 
 
 def find_near_copies(thumbnails: np.ndarray | LazyRows, progress: Callable[[float], None] | None = None) -> list[Pair]:
-    """Pairs of different crops that look alike in some orientation.
+    """Find pairs of different crops that look alike in some orientation.
 
     Args:
         thumbnails: (N, 32, 32) float32, zero mean and unit norm, from `copies.make_thumbnail`, without exact and turned
             copies.
-        progress: called with the share done, 0 to 1.
+        progress: called with the finished share, 0 to 1.
 
     Returns:
-        (i, j, correlation) with i < j, most alike first.
+        (i, j, correlation) with i < j, highest correlation first.
     """
     count = len(thumbnails)
     if count < 2:
         return []
     progress = progress or (lambda share: None)
     hashes, points = _describe(thumbnails, lambda share: progress(0.3 * share))
-    found = [np.empty(0, np.int64)]
+    candidates = [np.empty(0, np.int64)]
     rng = np.random.default_rng(0)
     trees = N_TREES if count > LEAF_SIZE else 1
     compared = 0
     for _ in range(trees):
         for leaf in _split_into_leaves(points, np.arange(count), rng):
-            found.append(_find_candidates(hashes, points, leaf))
+            candidates.append(_find_candidates(hashes, points, leaf))
             compared += len(leaf)
             progress(0.3 + 0.6 * compared / (trees * count))
-        found = [np.unique(np.concatenate(found))]
+        candidates = [np.unique(np.concatenate(candidates))]
     pairs = []
-    for start in range(0, len(found[0]), BATCH_SIZE):
-        first, second = np.divmod(found[0][start : start + BATCH_SIZE], count)
-        alike = correlate_pairs(thumbnails[first], thumbnails[second])
-        same = alike >= MIN_CORRELATION
-        pairs += zip(first[same].tolist(), second[same].tolist(), alike[same].tolist(), strict=True)
-        progress(0.9 + 0.1 * start / len(found[0]))
+    for start in range(0, len(candidates[0]), BATCH_SIZE):
+        first, second = np.divmod(candidates[0][start : start + BATCH_SIZE], count)
+        correlation = correlate_pairs(thumbnails[first], thumbnails[second])
+        near = correlation >= MIN_CORRELATION
+        pairs += zip(first[near].tolist(), second[near].tolist(), correlation[near].tolist(), strict=True)
+        progress(0.9 + 0.1 * start / len(candidates[0]))
     return sorted(pairs, key=lambda pair: -pair[2])
 
 
 def correlate_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Of thumbnails (N, 32, 32) and others, pair by pair, each in its best orientation, (N,)."""
+    """Correlate pairs of thumbnails, (N, 32, 32) each, in their best orientation, (N,)."""
     sides = (first, first[:, :, ::-1])
     turned = (np.rot90(side, turns, (1, 2)) for side in sides for turns in range(4))
     return np.max([np.einsum("nij,nij->n", one, second) for one in turned], axis=0)
 
 
 def compute_spectra(thumbnails: np.ndarray) -> np.ndarray:
-    """The lowest frequencies of the cosine transform of (N, 32, 32), (N, 16, 16)."""
+    """Compute the lowest frequencies, (N, 16, 16), of the cosine transform of (N, 32, 32)."""
     from scipy.fft import dctn
 
     return dctn(thumbnails, axes=(1, 2))[:, :N_FREQUENCIES, :N_FREQUENCIES]
 
 
 def compute_perceptual_hashes(spectra: np.ndarray) -> np.ndarray:
-    """The 64-bit perceptual hash of many thumbnails at once (the pHash of Zauner 2010, bits as in imagehash).
+    """Compute 64-bit perceptual hashes of thumbnails (pHash of Zauner 2010, bits as in imagehash).
 
     Args:
-        spectra: (N, 16, 16), as `compute_spectra` gives them.
+        spectra: (N, 16, 16), from `compute_spectra`.
 
     Returns:
-        (N,) uint64: which of the 8 × 8 lowest frequencies are above their median.
+        (N,) uint64: one bit for each of the 8 × 8 lowest frequencies, 1 above their median.
     """
     low = spectra[:, :8, :8].reshape(-1, 64).copy()
     low[:, 0] = np.inf  # the mean of a picture is above the median of its frequencies; a thumbnail's is taken out
@@ -111,7 +113,7 @@ def compute_perceptual_hashes(spectra: np.ndarray) -> np.ndarray:
 
 
 def orient_spectra(spectra: np.ndarray) -> list[np.ndarray]:
-    """Spectra of the eight orientations of thumbnails, in the order of `copies.list_orientations`."""
+    """List the spectra of the eight orientations, in the order of `copies.list_orientations`."""
     turned = []
     for side in (spectra, spectra * _SIGNS):  # mirroring changes the sign of odd frequencies
         for _ in range(4):
@@ -121,13 +123,13 @@ def orient_spectra(spectra: np.ndarray) -> list[np.ndarray]:
 
 
 def compute_invariant_points(spectra: np.ndarray) -> np.ndarray:
-    """Points that the eight orientations of a thumbnail share, no farther apart than the thumbnails are.
+    """Compute points that are equal for all orientations of a thumbnail, and no farther apart than the thumbnails.
 
-    A right angle or mirroring swaps the frequencies (u, v) and (v, u) and changes signs; what is left of each two
-    amplitudes a and b is their sum and difference, or their sizes in order. Each of these maps is 1-Lipschitz.
+    A right angle or mirroring swaps the frequencies (u, v) and (v, u) and changes signs. Two such amplitudes a and b
+    become their sum and difference, or their absolute values in order. Each of these maps is 1-Lipschitz.
 
     Args:
-        spectra: (N, 16, 16), as `compute_spectra` gives them.
+        spectra: (N, 16, 16), from `compute_spectra`.
 
     Returns:
         (N, 256).
@@ -146,48 +148,47 @@ def compute_invariant_points(spectra: np.ndarray) -> np.ndarray:
 
 
 def _describe(thumbnails: np.ndarray | LazyRows, progress: Callable[[float], None]) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes in all orientations (N, 8), and points in the directions in which they differ most (N, 32)."""
+    """Compute the hashes of all orientations, (N, 8), and the points in the directions of largest variance, (N, 32)."""
     count = len(thumbnails)
-    some = compute_invariant_points(
+    sample = compute_invariant_points(
         compute_spectra(thumbnails[np.linspace(0, count - 1, min(SAMPLE_SIZE, count)).astype(int)])
     )
-    mean = some.mean(axis=0)
-    directions = np.linalg.eigh(np.cov(some, rowvar=False))[1][:, ::-1][:, :N_DIMENSIONS]  # (256, 32)
+    mean = sample.mean(axis=0)
+    directions = np.linalg.eigh(np.cov(sample, rowvar=False))[1][:, ::-1][:, :N_DIMENSIONS]  # (256, 32)
     hashes, points = np.empty((count, 8), np.uint64), np.empty((count, N_DIMENSIONS), np.float32)
     for start in range(0, count, BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
-        found = compute_spectra(thumbnails[part])
-        hashes[part] = np.stack([compute_perceptual_hashes(one) for one in orient_spectra(found)], axis=1)
-        points[part] = (compute_invariant_points(found) - mean) @ directions
+        spectra = compute_spectra(thumbnails[part])
+        hashes[part] = np.stack([compute_perceptual_hashes(one) for one in orient_spectra(spectra)], axis=1)
+        points[part] = (compute_invariant_points(spectra) - mean) @ directions
         progress(min(1.0, part.stop / count))
     return hashes, points
 
 
 def _split_into_leaves(points: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Divide members into halves along random directions, in which the points differ, until all are small."""
+    """Divide members into halves along random directions until no part is larger than `LEAF_SIZE`."""
     if len(members) <= LEAF_SIZE:
         yield members
         return
-    some = points[rng.choice(members, N_DIMENSIONS)]
-    direction = rng.normal(size=N_DIMENSIONS).astype(np.float32) @ (some - some.mean(axis=0))
+    sample = points[rng.choice(members, N_DIMENSIONS)]
+    direction = rng.normal(size=N_DIMENSIONS).astype(np.float32) @ (sample - sample.mean(axis=0))
     order = np.argpartition(points[members] @ direction, len(members) // 2)
     for half in np.array_split(order, [len(members) // 2]):
         yield from _split_into_leaves(points, members[np.sort(half)], rng)
 
 
 def _find_candidates(hashes: np.ndarray, points: np.ndarray, leaf: np.ndarray) -> np.ndarray:
-    """Pairs of a leaf that hash and points allow, each as i · N + j."""
-    nearest = 2 - 2 * MIN_CORRELATION + 1e-4  # squared distance of unit vectors with that correlation; and rounding
-    mine = points[leaf]
-    half_squares = (mine**2).sum(axis=1) / 2
-    found = []
+    """Find the pairs of a leaf whose hashes and points are near enough, each as i · N + j."""
+    max_squared = 2 - 2 * MIN_CORRELATION + 1e-4  # squared distance of unit vectors of that correlation, with rounding
+    members = points[leaf]
+    half_squares = (members**2).sum(axis=1) / 2
+    pairs = []
     for start in range(0, len(leaf), 256):
         rows = slice(start, start + 256)
-        apart = (
-            half_squares[start:] - mine[rows] @ mine[start:].T
-        )  # (256, M): half the squared distance, less the row's
-        i, j = np.nonzero(apart <= nearest / 2 - half_squares[rows, None])
+        # (256, M): half the squared distance, minus the row's half square
+        distance = half_squares[start:] - members[rows] @ members[start:].T
+        i, j = np.nonzero(distance <= max_squared / 2 - half_squares[rows, None])
         i, j = leaf[i[i < j] + start], leaf[j[i < j] + start]
-        close = np.bitwise_count(hashes[i] ^ hashes[j, :1]).min(axis=1, initial=64) <= MAX_HASH_DISTANCE
-        found.append(i[close] * len(points) + j[close])
-    return np.concatenate(found)
+        is_close = np.bitwise_count(hashes[i] ^ hashes[j, :1]).min(axis=1, initial=64) <= MAX_HASH_DISTANCE
+        pairs.append(i[is_close] * len(points) + j[is_close])
+    return np.concatenate(pairs)

@@ -1,7 +1,6 @@
-"""What the pixels of cells are, a hash each, so that a training that goes on notices when they have become others.
+"""Hashes of the pixels of a run's images, so that resumed training detects changed images.
 
-The hash is that of the audit's copies, of what is decoded: a file that is moved, or written anew with the same pixels,
-keeps it.
+They hash decoded pixels: a file that was moved, or written again with the same pixels, keeps its hash.
 """
 
 from collections.abc import Callable, Collection
@@ -14,12 +13,12 @@ from urnet.errors import ImageError
 
 
 def add_pixel_hashes(cells: Cells, columns: Collection[str], progress: Callable[[float], None] | None = None) -> Cells:
-    """The cells with the hashes of the images that are trained on; older ones go.
+    """Add the hashes of the images that training uses, in place of older hashes.
 
     Args:
-        cells: with a split; cells that are in no part have no hashes.
-        columns: which images: `path`, and those of `TARGET_COLUMNS` that are painted.
-        progress: called with the share done, 0 to 1.
+        cells: cells with a split. Excluded cells get no hashes.
+        columns: columns of the images: `path`, and the used ones of `TARGET_COLUMNS`.
+        progress: called with the finished share, 0 to 1.
 
     Raises:
         ImageError: an image cannot be read.
@@ -27,31 +26,34 @@ def add_pixel_hashes(cells: Cells, columns: Collection[str], progress: Callable[
     used = np.flatnonzero(cells.table["split"] != "")
     hashes = {name: np.full(len(cells), "", dtype=object) for name in HASH_COLUMNS.values() if name in cells.table}
     for number, column in enumerate(columns):
-        found = hashes[HASH_COLUMNS[column]] = np.full(len(cells), "", dtype=object)
+        values = hashes[HASH_COLUMNS[column]] = np.full(len(cells), "", dtype=object)
         for done, index in enumerate(used, 1):
             if cells.table[column].iat[index] != "":
-                found[index] = hash_pixels(cells.read(int(index), column))
+                values[index] = hash_pixels(cells.read(int(index), column))
             if progress is not None:
                 progress((number + done / len(used)) / len(columns))
     return cells.with_columns(**hashes)
 
 
 def find_changed_images(cells: Cells, progress: Callable[[float], None] | None = None) -> list[str]:
-    """Images whose pixels are no longer those of their hashes, as the table names them; none where it has no hashes.
+    """Find the images whose pixels differ from their hashes.
 
     Args:
-        cells: from `add_pixel_hashes`, perhaps read from a file again.
-        progress: called with the share done, 0 to 1.
+        cells: from `add_pixel_hashes`, or from their table. Without hashes, no image counts as changed.
+        progress: called with the finished share, 0 to 1.
+
+    Returns:
+        Paths of the changed images, as in the table.
     """
-    named = [(column, name) for column, name in HASH_COLUMNS.items() if name in cells.table]
-    found = []
-    for number, (column, name) in enumerate(named):
-        for index, (image, before) in enumerate(zip(cells.table[column], cells.table[name], strict=True)):
-            if before != "" and _hash_current_pixels(cells, index, column) != before:
-                found.append(image)
+    hashed = [(column, name) for column, name in HASH_COLUMNS.items() if name in cells.table]
+    changed = []
+    for number, (column, name) in enumerate(hashed):
+        for index, (path, expected) in enumerate(zip(cells.table[column], cells.table[name], strict=True)):
+            if expected != "" and _hash_current_pixels(cells, index, column) != expected:
+                changed.append(path)
             if progress is not None:
-                progress((number + (index + 1) / len(cells)) / len(named))
-    return list(dict.fromkeys(found))
+                progress((number + (index + 1) / len(cells)) / len(hashed))
+    return list(dict.fromkeys(changed))
 
 
 def _hash_current_pixels(cells: Cells, index: int, column: str) -> str:

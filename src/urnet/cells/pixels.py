@@ -1,4 +1,4 @@
-"""Decoded cells in memory: one array of raw counts for all crops, at the network's size and colour."""
+"""Decode cells into one array of raw counts, at the size and colour of a network's input."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,8 +17,8 @@ class Pixels:
     """Crops as raw counts.
 
     Attributes:
-        images: (N, C, S, S) in the files' own depth; float where they have several.
-        converted: how many crops changed between grey and colour.
+        images: (N, C, S, S) in the depth of the files; float32 for several depths.
+        converted: number of crops that were converted between grey and colour.
     """
 
     images: np.ndarray
@@ -26,14 +26,14 @@ class Pixels:
 
 
 def fit_input(crop: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """One crop at the network's input size and colour, in its own depth.
+    """Fit one crop to the size and colour of a network's input, in its own depth.
 
-    The aspect is kept: the longer edge becomes `size`, the shorter one is filled up by reflection.
+    The longer edge becomes `size`. The shorter edge keeps the aspect ratio and is padded by reflection.
 
     Args:
         crop: (H, W) or (H, W, 3).
-        size: edge of the square result in pixels.
-        channels: 1 for grey (colour is averaged), 3 for colour (grey is repeated).
+        size: edge of the square result, in pixels.
+        channels: 1 for grey (the mean of colours), 3 for colour (grey is repeated).
 
     Returns:
         (C, S, S).
@@ -58,10 +58,10 @@ def load_pixels(
 
     Args:
         cells: the table.
-        size: edge of the network's input in pixels.
+        size: edge of the network's input, in pixels.
         channels: 1 or 3.
-        column: `path`, or one of `PAIRED` for the paired images.
-        progress: called with the number of crops decoded.
+        column: `path`, or one of `TARGET_COLUMNS` for the paired images.
+        progress: called with the number of decoded crops.
 
     Raises:
         ImageError: an image cannot be used.
@@ -81,12 +81,12 @@ def load_pixels(
 
 @dataclass(frozen=True)
 class ImageSurvey:
-    """What the headers say of a set of crops.
+    """Properties of a set of images, from their headers.
 
     Attributes:
-        edge: most common longer edge in pixels.
-        colours: (N,) bool: which crops are in colour.
-        depths: count of each depth.
+        edge: most common longer edge, in pixels.
+        colours: (N,) bool: images in colour.
+        depths: number of images of each depth.
     """
 
     edge: int
@@ -95,12 +95,12 @@ class ImageSurvey:
 
     @property
     def colour(self) -> bool:
-        """Whether any crop is in colour."""
+        """Whether any image is in colour."""
         return bool(self.colours.any())
 
 
 def survey_images(cells: Cells, column: str = "path") -> ImageSurvey:
-    """Size, colour and depth of the crops (`path`) or paired images (one of `PAIRED`), from the headers alone.
+    """Survey size, colour and depth of the crops (`path`) or paired images (one of `TARGET_COLUMNS`) by their headers.
 
     Raises:
         ImageError: a header cannot be read.
@@ -123,7 +123,7 @@ def survey_images(cells: Cells, column: str = "path") -> ImageSurvey:
 
 
 def resize_plane(plane: np.ndarray, size: int) -> np.ndarray:
-    """One plane, (H, W), with its longer edge made `size` px and the shorter one filled up by reflection, (S, S)."""
+    """Resize one plane, (H, W), to (S, S) as `fit_input` does."""
     height, width = plane.shape
     if (height, width) == (size, size):
         return plane

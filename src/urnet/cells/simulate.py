@@ -1,8 +1,7 @@
-"""Folders of simulated cells: phantoms drawn from scratch, and stained crops with their stain taken away.
+"""Write folders of simulated cells: phantoms drawn from scratch, and stained crops after simulated destaining.
 
-Both are cells folders like any other: `cells.csv`, crops as 8-bit PNG under `cells/<label>/`, and for every crop its
-partners of the same size under the same name in `clean/` (phase), `nuclei/` (nuclear fluorescence) or `stained/`. A
-folder appears under its name when it is complete, and not before.
+A folder holds `cells.csv` and crops as 8-bit PNG in `cells/<label>/`. The paired images of a crop have the same size
+and name in `clean/` (phase), `nuclei/` (nuclear fluorescence) or `stained/`. The folder appears when it is complete.
 """
 
 import re
@@ -23,16 +22,16 @@ from urnet.images.simulation.phantom import CLASS_FREQUENCY, CROP_UM, draw_crop,
 from urnet.version import __version__
 
 SIZE_RANGE_PX = (16, 1024)
-"""Least and greatest side of a simulated crop, px."""
+"""Smallest and largest edge of a simulated crop, in pixels."""
 
 FIELD_SIZE_PX = 1024
-"""Side of a phantom field, px."""
+"""Edge of a phantom field, in pixels."""
 
 README_NAME = "README.txt"
 """File that says how the cells were simulated."""
 
 TARGETS = ("stained", "clean")
-"""What the `target` column of destained cells may name."""
+"""Paired images that the column `target` of destained cells can name."""
 
 Progress = Callable[[float], None]
 
@@ -49,36 +48,43 @@ def write_phantom(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Path:
-    """Write phantom cells of three classes in their natural imbalance, every donor having all of them.
+    """Write phantom cells of three classes with their natural imbalance, and optionally whole fields.
 
-    Fields, when asked for, go to `fields/field_000.tif` (brightfield) and `fields/field_000_nuclei.tif` (both uint16),
-    as the field table `fields/fields.csv` says, and the cells in them to `fields/truth.csv`: field, x (column), y
-    (row), radius, label, donor, overlap (`single`, `touching` or `overlapping`). They show other cells than the crops,
-    of the same donors.
+    Every donor has cells of all classes. The fields show other cells of the same donors than the crops:
+
+    - `fields/field_000.tif` (brightfield) and `fields/field_000_nuclei.tif` (fluorescence), both uint16;
+    - `fields/fields.csv`, the field table;
+    - `fields/truth.csv`, the cells: field, x (column), y (row), radius, label, donor, and overlap (`single`, `touching`
+      or `overlapping`).
 
     Args:
-        out: folder to make; must not exist, or be empty.
-        cells: number of cells, at least one of each class for every donor.
-        size: side of the crops, px.
-        donors: number of donors; the cells are shared out evenly.
-        fields: number of whole fields; they go round the donors.
-        seed: the same seed gives the same files.
-        progress: called with the share done, 0 to 1.
+        out: new or empty folder.
+        cells: number of cells, at least one of each class per donor.
+        size: edge of the crops, in pixels.
+        donors: number of donors. They have equal numbers of cells.
+        fields: number of whole fields, for one donor after the other.
+        seed: seed of all random numbers. The same seed gives the same files.
+        progress: called with the finished share, 0 to 1.
 
     Returns:
         `out`.
 
     Raises:
-        CellsError: if `out` holds something, or a number is outside its range.
+        CellsError: a number is outside its range (`cells.simulation_invalid`).
+        RunError: `out` is not empty.
     """
     _check_numbers(size, seed)
     if donors < 1 or fields < 0:
-        raise CellsError(f"donors is {donors} and fields is {fields}; donors must be at least 1, fields at least 0")
-    least = donors * len(CLASS_FREQUENCY)
-    if cells < least:
         raise CellsError(
-            f"{cells} cells asked for {donors} donors; every donor needs one of each of the {len(CLASS_FREQUENCY)} "
-            f"classes, so at least {least} cells: ask for more cells or fewer donors"
+            f"donors is {donors} and fields is {fields}; donors must be at least 1, fields at least 0",
+            code="cells.simulation_invalid",
+        )
+    minimum = donors * len(CLASS_FREQUENCY)
+    if cells < minimum:
+        raise CellsError(
+            f"cells is {cells} for {donors} donors; every donor needs at least one of each of the "
+            f"{len(CLASS_FREQUENCY)} classes, so {minimum} cells. Increase cells or lower donors",
+            code="cells.simulation_invalid",
         )
     report = progress or (lambda share: None)
     with atomic_folder(out) as folder:
@@ -130,28 +136,33 @@ def write_destained(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Path:
-    """Write the simulated stain-free look of stained crops, with the stained originals and the phase as partners.
+    """Write stained crops after simulated destaining, with the stained originals and the phase as paired images.
+
+    Labels, donors, sources and a given split are copied.
 
     Args:
-        stained: cells table, or folder per class, of 8-bit RGB crops; each is cut to its central square and resized.
-        out: folder to make; must not exist, or be empty.
-        size: side of the crops written, px.
-        target: the partner that the `target` column names, one of `TARGETS`; both are written.
-        seed: the same seed gives the same files.
-        progress: called with the share done, 0 to 1.
+        stained: cells table, or folder per class, of 8-bit RGB crops. Their central square is resized.
+        out: new or empty folder.
+        size: edge of the written crops, in pixels.
+        target: paired image in the column `target`, one of `TARGETS`. Both are written.
+        seed: seed of all random numbers. The same seed gives the same files.
+        progress: called with the finished share, 0 to 1.
 
     Returns:
-        `out`. Labels, donors, sources and a split that the stained table knows are kept.
+        `out`.
 
     Raises:
-        CellsError: if `out` holds something, the stained table is faulty, or an argument is outside its range.
-        ImageError: if a stained crop cannot be read or is not 8-bit RGB; nothing is left in `out` then.
+        CellsError: the stained table is invalid, or an argument is outside its range (`cells.simulation_invalid`).
+        ImageError: a stained crop cannot be read, or is not 8-bit RGB. Then `out` is not written.
+        RunError: `out` is not empty.
     """
     _check_numbers(size, seed)
     if target not in TARGETS:
-        raise CellsError(f"target is {target!r}; it must be one of {', '.join(TARGETS)}")
+        raise CellsError(
+            f"target is {target!r}; it must be one of {', '.join(TARGETS)}", code="cells.simulation_invalid"
+        )
     source = read_cells(stained)
-    kept = [column for column in _COPIED_COLUMNS if column in source.table]
+    copied = [column for column in _COPIED_COLUMNS if column in source.table]
     with atomic_folder(out) as folder:
         rows: list[dict[str, str]] = []
         names: set[str] = set()
@@ -175,7 +186,7 @@ def write_destained(
                 "target_clean": f"clean/{name}",
                 "simulated": "simulated destaining",
             }
-            rows.append(new | {column: row[column] for column in kept})
+            rows.append(new | {column: row[column] for column in copied})
             if progress is not None:
                 progress(len(rows) / len(source))
         _write_csv(folder / TABLE_NAME, rows)
@@ -189,7 +200,7 @@ def write_destained(
 
 
 def _count_classes(cells: int) -> dict[str, int]:
-    """How many of one donor's cells are of each class: the natural shares, but a few monocytes where there is room."""
+    """Count the cells of each class of one donor: the natural shares, with a few monocytes if possible."""
     monocytes = max(round(CLASS_FREQUENCY["monocyte"] * cells), min(3, max(1, cells // 10)))
     others = cells - monocytes
     share = CLASS_FREQUENCY["lymphocyte"] / (CLASS_FREQUENCY["lymphocyte"] + CLASS_FREQUENCY["granulocyte"])
@@ -198,9 +209,9 @@ def _count_classes(cells: int) -> dict[str, int]:
 
 
 def _write_fields(folder: Path, fields: int, crop: int, donors: int, seed: int, report: Callable[[int], None]) -> None:
-    # Each cell has the room of a crop and a half each way, up to sixty.
+    # Each cell has the space of one and a half crops in each direction; at most sixty cells.
     cells = int(np.clip((FIELD_SIZE_PX / (1.5 * crop)) ** 2 / 3, 1, 60))
-    rows, named = [], []
+    rows, fields_table = [], []
     for number in range(fields):
         donor, index = number % donors, number // donors
         field = draw_field(seed, donor, index, shape=(FIELD_SIZE_PX, FIELD_SIZE_PX), cells=cells, crop=crop)
@@ -220,7 +231,7 @@ def _write_fields(folder: Path, fields: int, crop: int, donors: int, seed: int, 
             }
             for cell in field.cells
         ]
-        named.append(
+        fields_table.append(
             {
                 "field": f"{name}.tif",
                 "nuclei": f"{name}_nuclei.tif",
@@ -230,19 +241,22 @@ def _write_fields(folder: Path, fields: int, crop: int, donors: int, seed: int, 
             }
         )
         report(number + 1)
-    _write_csv(folder / "fields.csv", named)
+    _write_csv(folder / "fields.csv", fields_table)
     _write_csv(folder / "truth.csv", rows)
 
 
 def _check_numbers(size: int, seed: int) -> None:
     if not SIZE_RANGE_PX[0] <= size <= SIZE_RANGE_PX[1]:
-        raise CellsError(f"size is {size}; crops can be {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px")
+        raise CellsError(
+            f"size is {size} px; it must be {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px",
+            code="cells.simulation_invalid",
+        )
     if seed < 0:
-        raise CellsError(f"seed is {seed}; it must be 0 or more")
+        raise CellsError(f"seed is {seed}; it must be 0 or more", code="cells.simulation_invalid")
 
 
 def _make_unique_name(label: str, path: str, taken: set[str]) -> str:
-    """`<label>/<stem>.png`, safe as a path anywhere, with a number where the name is taken in any case of letters."""
+    """Make a unique name, `<label>/<stem>.png`, that is valid on every system, whatever the case of letters."""
     stem = re.sub(r"\.(png|jpe?g|bmp|tiff?)(?=$|#)", "", path.rsplit("/", 1)[-1], flags=re.IGNORECASE)
     folder, stem = (re.sub(r"[^\w.-]", "_", part).strip(".") or "_" for part in (label, stem))
     name, number = f"{folder}/{stem}.png", 1
@@ -254,7 +268,7 @@ def _make_unique_name(label: str, path: str, taken: set[str]) -> str:
 
 
 def _crop_to_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Cut to the central square and resize; what is not 8-bit RGB is left as it is, for `destain` to refuse."""
+    """Crop to the central square and resize. Return other than 8-bit RGB unchanged, so that `destain` refuses it."""
     if image.ndim != 3 or image.dtype != np.uint8:
         return image
     side = min(image.shape[:2])

@@ -1,7 +1,7 @@
-"""Divide cells into training, validation and test parts, stratified by label and grouped by donor or source image.
+"""Split cells into training, validation and test parts, stratified by label and grouped by donor or source image.
 
-Everything that could show the same cell twice, or carry one donor's habits, stays on one side: cells of one donor
-where donors are known, else of one source image, and in either case copies of one another.
+`split_cells` is the one place where a split is decided. Cells that could leak from one part into another stay in one
+part: the cells of one donor, or of one source image if donors are not known, and copies of one cell.
 """
 
 from collections.abc import Sequence
@@ -15,58 +15,67 @@ from urnet.errors import CellsError
 from urnet.recipe import Recipe
 
 MAX_ATTEMPTS = 200
-"""Orders of the groups that are tried before a division is called impossible."""
+"""Number of random orders of the groups that are tried before a split is impossible."""
 
 EXTRA_ATTEMPTS = 20
-"""Orders tried after a good one where there are few groups, so that one order can miss the shares by much."""
+"""Number of orders that are tried after a valid one if there are few groups, to come nearer to the shares."""
 
 
 def split_cells(cells: Cells, recipe: Recipe, audit: Audit, *, allow_leaks: bool = False) -> Cells:
-    """Give each cell its part.
+    """Split the usable cells of an audited table as a recipe says.
 
     Args:
         cells: labelled cells.
-        recipe: says how to split.
-        audit: of these cells.
-        allow_leaks: go on where a given split has one cell or donor in two parts.
+        recipe: its section `split` and its protocol.
+        audit: audit of these cells.
+        allow_leaks: whether a given split may have one cell or donor in two parts.
 
     Returns:
-        All cells with the column `split`, or `fold` where folds are asked for and none is chosen; empty for cells
-        that are left out.
+        All cells with the column `split`, or `fold` if the recipe has folds but no chosen fold. Both are "" for
+        excluded cells, whose reason is in `left_out`.
 
     Raises:
-        CellsError: fewer than two classes, too few cells, one cell under two labels.
+        CellsError: fewer than two classes (`cells.one_class`), unreadable images (`cells.unreadable`), a class without
+            usable cells (`cells.class_unusable`), too few cells (`cells.too_few`), or one cell with two labels
+            (`cells.label_conflict`).
         LeakError: leaks in a given split.
     """
     if len(cells.classes) < 2:
         raise CellsError(
-            f"{cells.root}: only one class ({', '.join(cells.classes)}); "
-            "a classifier needs at least two folders or labels"
+            f"{cells.root}: only one class ({', '.join(cells.classes)}); a classifier needs at least two. Add a folder "
+            "or label for another class",
+            code="cells.one_class",
         )
-    unreadable = [f for f in audit.findings if f.kind == "unreadable"]
+    unreadable = [finding for finding in audit.findings if finding.kind == "unreadable"]
     if unreadable:
-        named = "; ".join(f.detail for f in unreadable[:5]) + ("; …" if len(unreadable) > 5 else "")
-        raise CellsError(f"{len(unreadable)} image(s) cannot be read, mend them or take them out of the table: {named}")
-    paper = recipe.protocol == "paper"
-    audit.raise_leaks(allow_leaks=allow_leaks or paper)
-    counted = cells.where(audit.distinct)
-    keys = [key for key, kept in zip(audit.copy_keys, audit.distinct, strict=True) if kept]
-    missing = sorted(set(cells.classes) - set(counted.table["label"]))
+        details = "; ".join(finding.detail for finding in unreadable[:5]) + ("; …" if len(unreadable) > 5 else "")
+        raise CellsError(
+            f"{len(unreadable)} image(s) cannot be read. Repair them or remove them from the table: {details}",
+            code="cells.unreadable",
+        )
+    is_paper = recipe.protocol == "paper"
+    audit.raise_leaks(allow_leaks=allow_leaks or is_paper)
+    usable = cells.where(audit.distinct)
+    copy_keys = [key for key, is_usable in zip(audit.copy_keys, audit.distinct, strict=True) if is_usable]
+    missing = sorted(set(cells.classes) - set(usable.table["label"]))
     if missing:
-        raise CellsError(f"class(es) {', '.join(missing)} have no usable cells; see `urnet audit`")
+        raise CellsError(
+            f"the class(es) {', '.join(missing)} have no usable cells. `urnet audit` lists why",
+            code="cells.class_unusable",
+        )
     split, column = recipe.split, "split"
     if split.folds is not None and split.fold is None:
-        column, values = "fold", assign_folds(counted, split.folds, split.seed, by_donor=not paper, copies=keys)
+        column, values = "fold", assign_folds(usable, split.folds, split.seed, by_donor=not is_paper, copies=copy_keys)
     else:
         values = assign_parts(
-            counted,
+            usable,
             test=split.test,
-            validation=0 if paper else split.validation,
+            validation=0 if is_paper else split.validation,
             seed=split.seed,
             fold=split.fold,
             folds=split.folds,
-            by_donor=not paper,
-            copies=keys,
+            by_donor=not is_paper,
+            copies=copy_keys,
         ).table["split"]
     filled = np.full(len(cells), "", dtype=object)
     filled[audit.distinct] = np.asarray(values).astype(str)
@@ -84,26 +93,28 @@ def assign_parts(
     by_donor: bool = True,
     copies: Sequence[str] | None = None,
 ) -> Cells:
-    """Fill the `split` column with `train`, `validation` and `test`.
+    """Fill the column `split` with `train`, `validation` and `test`.
+
+    A given column `split` is kept if there are no folds. A missing validation part is then taken from its training
+    part.
 
     Args:
-        cells: labelled cells; a `split` column that is there already is respected, unless `folds` are asked for, and
-            only a validation part that it lacks is cut from its training part.
-        test: share of the cells in the test part, unless `folds` are asked for.
-        validation: share of what is not tested that becomes the validation part; 0 for none.
-        seed: fixes the division.
-        fold: which of the `folds` is the test part, from 0.
-        folds: number of equal folds; a `fold` column that is there already is respected.
-        by_donor: keep donors together where they are known.
-        copies: a key for each cell; cells with equal keys stay together.
+        cells: labelled cells.
+        test: share of the test part among all cells. Folds replace it.
+        validation: share of the validation part among the other cells; 0 for none.
+        seed: seed of the split.
+        fold: number of the fold that is the test part, from 0.
+        folds: number of equal folds.
+        by_donor: whether the cells of a known donor stay together.
+        copies: one key per cell; cells with equal keys stay together.
 
     Raises:
-        CellsError: a class has too few cells or donors to stand in every part.
+        CellsError: a class has too few cells or donors for all parts (`cells.too_few`).
     """
     groups, unit = find_groups(cells, by_donor=by_donor, copies=copies)
     labels = cells.labels
-    given = cells.has_split and folds is None
-    if given:
+    is_given = cells.has_split and folds is None
+    if is_given:
         part = cells.table["split"].to_numpy(dtype=object).copy()
     else:
         part = np.full(len(cells), "train", dtype=object)
@@ -113,9 +124,9 @@ def assign_parts(
             part[_allocate_groups(labels, groups, [1 - test, test], seed) == 1] = "test"
     if validation > 0 and not (part == "validation").any():
         rest = np.flatnonzero(part == "train")
-        held = _allocate_groups(labels[rest], groups[rest], [1 - validation, validation], seed + 1 + (fold or 0)) == 1
-        part[rest[held]] = "validation"
-    needed = ["train", *(["validation"] if validation > 0 else []), *(["test"] if not given else [])]
+        allocated = _allocate_groups(labels[rest], groups[rest], [1 - validation, validation], seed + 1 + (fold or 0))
+        part[rest[allocated == 1]] = "validation"
+    needed = ["train", *(["validation"] if validation > 0 else []), *(["test"] if not is_given else [])]
     _check_parts(cells, groups, part, needed, unit)
     return cells.with_columns(split=part)
 
@@ -123,17 +134,20 @@ def assign_parts(
 def assign_folds(
     cells: Cells, folds: int, seed: int, *, by_donor: bool = True, copies: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Number of the fold that tests each cell, (N,) int64, the same for every run over these cells.
+    """Number the fold that tests each cell, (N,) int64. A given column `fold` is kept.
 
     Raises:
-        CellsError: a class has fewer cells or donors than folds, or a given column has other folds.
+        CellsError: a class has fewer cells or donors than folds (`cells.too_few`), or the given column has other folds
+            (`cells.folds_differ`).
     """
     if cells.is_complete("fold"):
         number = cells.table["fold"].to_numpy().astype(np.int64)
         if set(number) != set(range(folds)):
-            found = ", ".join(map(str, sorted(set(number))))
+            numbers = ", ".join(map(str, sorted(set(number))))
             raise CellsError(
-                f"the column 'fold' holds {found}, but split.folds={folds} needs 0 to {folds - 1}; mend one of them"
+                f"the column 'fold' holds {numbers}, but split.folds={folds} needs 0 to {folds - 1}. Change one of "
+                "them",
+                code="cells.folds_differ",
             )
         return number
     groups, unit = find_groups(cells, by_donor=by_donor, copies=copies)
@@ -143,9 +157,12 @@ def assign_folds(
 
 
 def find_groups(cells: Cells, *, by_donor: bool = True, copies: Sequence[str] | None = None) -> tuple[np.ndarray, str]:
-    """What must not be torn apart: an integer a cell, and the word for it (`donor` or `source image`).
+    """Group the cells that must stay in one part.
 
-    A cell whose donor is not known is grouped by its source image.
+    A cell of an unknown donor is grouped by its source image.
+
+    Returns:
+        The number of each cell's group, (N,), and what groups are: `donor` or `source image`.
     """
     names = "source image " + cells.table["source"]
     unit = "source image"
@@ -159,7 +176,7 @@ def find_groups(cells: Cells, *, by_donor: bool = True, copies: Sequence[str] | 
 
 
 def _merge_groups(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Connected components of "equal in one or the other"."""
+    """Merge two groupings: cells that share a group in one of them share a group in the result."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -171,11 +188,13 @@ def _merge_groups(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _allocate_groups(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
-    """Give every group to one of the parts so that each part comes near its share of each class.
+    """Allocate every group to a part, so that each part comes near its share of each class.
 
-    Groups are taken in random order, large ones first; each goes where its classes are relatively most wanting. With
-    few groups a class may miss a part in one order and not in another, so several orders are tried and the one that
-    leaves the fewest (part, class) pairs empty, then the one nearest to the shares, is kept.
+    Groups are taken in random order, large ones first. Each goes to the part that lacks its classes most. Several
+    orders are tried. The best one leaves the fewest (part, class) pairs empty, and then comes nearest to the shares.
+
+    Returns:
+        The part of each cell, (N,).
     """
     labels = np.unique(labels, return_inverse=True)[1]
     codes, groups = np.unique(groups, return_inverse=True)
@@ -189,14 +208,14 @@ def _allocate_groups(labels: np.ndarray, groups: np.ndarray, shares: Sequence[fl
     for attempt in range(MAX_ATTEMPTS):
         order = np.random.default_rng((seed, attempt)).permutation(len(codes))
         order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
-        given = np.zeros_like(wanted)
+        allocated = np.zeros_like(wanted)
         part_of = np.empty(len(codes), dtype=np.int64)
         for group in order:
-            need = ((wanted - given) / wanted) @ (counts[group] / totals)
+            need = ((wanted - allocated) / wanted) @ (counts[group] / totals)
             part = int(np.lexsort((-wanted.sum(axis=1), -need))[0])
             part_of[group] = part
-            given[part] += counts[group]
-        score = (int((given == 0).sum()), float(np.abs(given - wanted).sum()))
+            allocated[part] += counts[group]
+        score = (int((allocated == 0).sum()), float(np.abs(allocated - wanted).sum()))
         if best is None or score < best[0]:
             best = (score, part_of)
         if best[0][0] <= unavoidable and attempt >= enough:
@@ -206,15 +225,21 @@ def _allocate_groups(labels: np.ndarray, groups: np.ndarray, shares: Sequence[fl
 
 
 def _check_parts(cells: Cells, groups: np.ndarray, part: np.ndarray, needed: Sequence[object], unit: str) -> None:
-    """Every class in every part, else an error with the counts."""
+    """Check that every class is in every part.
+
+    Raises:
+        CellsError: a class is not (`cells.too_few`).
+    """
     labels = cells.labels
     for index, name in enumerate(cells.classes):
-        mine = labels == index
-        missing = [str(p) for p in needed if not (mine & (part == p)).any()]
+        is_member = labels == index
+        missing = [str(p) for p in needed if not (is_member & (part == p)).any()]
         if missing:
-            have = len(np.unique(groups[mine]))
+            count = len(np.unique(groups[is_member]))
+            column = ", or change the column 'split'" if cells.has_split else ""
             raise CellsError(
-                f"class {name!r} has {int(mine.sum())} cell(s) from {have} {unit}(s), and none could be given to: "
-                f"{', '.join(missing)}; at least {len(needed)} {unit}s are needed for {len(needed)} parts: "
-                "add cells, merge classes, or change the split column"
+                f"class {name!r} has {int(is_member.sum())} cell(s) from {count} {unit}(s), and none for the part(s) "
+                f"{', '.join(missing)}; {len(needed)} parts need at least {len(needed)} {unit}s. Add cells of more "
+                f"{unit}s, or merge classes{column}",
+                code="cells.too_few",
             )
