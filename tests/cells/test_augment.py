@@ -17,7 +17,6 @@ from urnet.cells.augment import augment, draw_epoch_order, make_balanced_copies,
 from urnet.cells.copies import hash_any_orientation, list_orientations
 from urnet.cells.read import read_cells
 from urnet.cells.table import Cells
-from urnet.errors import CellsError
 from urnet.images.read import read_image
 
 
@@ -260,7 +259,7 @@ def test_writes_nothing_if_classes_are_large_enough(cells, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_refuses_cells_without_a_split(cells, tmp_path):
-    with pytest.raises(CellsError, match="no split"):
+def test_refuses_cells_without_a_split(cells, tmp_path, raises_code):
+    with raises_code("cells.no_split"):
         write_augmented(cells.with_columns(split=""), tmp_path / "out", 6)
     assert not (tmp_path / "out").exists()

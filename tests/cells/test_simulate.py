@@ -12,7 +12,7 @@ from PIL import Image
 from urnet.cells import simulate
 from urnet.cells.read import read_cells
 from urnet.cells.simulate import write_destained, write_phantom
-from urnet.errors import CellsError, ImageError
+from urnet.errors import ImageError
 from urnet.images.read import read_image
 
 
@@ -97,7 +97,7 @@ def test_fields_come_with_their_truth(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "text"),
     [
         ({"cells": 35}, "at least 36"),
         ({"cells": 36, "size": 4}, "16 to 1024"),
@@ -105,9 +105,10 @@ def test_fields_come_with_their_truth(tmp_path):
         ({"cells": 36, "seed": -1}, "seed is -1"),
     ],
 )
-def test_refuses_impossible_numbers(tmp_path, arguments, message):
-    with pytest.raises(CellsError, match=message):
+def test_refuses_impossible_numbers(tmp_path, arguments, text, raises_code):
+    with raises_code("cells.simulation_invalid") as caught:
         write_phantom(tmp_path / "cells", **arguments)
+    assert text in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -131,11 +132,12 @@ def test_destained_cells_keep_label_source_and_pair(tmp_path, stained):
     assert "Simulated destaining" in (cells.root / "README.txt").read_text(encoding="utf-8")
 
 
-def test_destained_target_can_be_the_phase(tmp_path, stained):
+def test_destained_target_can_be_the_phase(tmp_path, stained, raises_code):
     cells = read_cells(write_destained(stained, tmp_path / "out", size=32, target="clean"))
     assert cells.table["target"].str.startswith("clean/").all()
-    with pytest.raises(CellsError, match="stained, clean"):
+    with raises_code("cells.simulation_invalid") as caught:
         write_destained(stained, tmp_path / "other", target="phase")
+    assert "stained, clean" in str(caught.value)
 
 
 def test_destaining_repeats_with_the_seed(tmp_path, stained):
@@ -157,12 +159,12 @@ def test_copies_donor_and_split(tmp_path, stained):
     ]
 
 
-def test_refuses_to_overwrite(tmp_path, stained):
+def test_refuses_to_overwrite(tmp_path, stained, raises_code):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine", encoding="utf-8")
     for write in (lambda: write_phantom(out, 6, donors=2), lambda: write_destained(stained, out)):
-        with pytest.raises(CellsError, match="nothing is overwritten"):
+        with raises_code("run.exists"):
             write()
     assert [f.name for f in out.iterdir()] == ["mine.txt"]
 
@@ -183,8 +185,9 @@ def test_error_names_an_unusable_stained_crop_and_leaves_no_folder(tmp_path, sta
         bad.unlink()
         bad = bad.with_suffix(".tif")
         tifffile.imwrite(bad, np.zeros((60, 60, 3), np.uint16), photometric="rgb")
-    with pytest.raises(ImageError, match=bad.name.replace(".", r"\.")):
+    with pytest.raises(ImageError) as caught:
         write_destained(stained, tmp_path / "out")
+    assert bad.name in str(caught.value)
     assert [f.name for f in tmp_path.iterdir()] == ["stained"]
 
 

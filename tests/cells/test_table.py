@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from urnet.cells.read import find_images, read_cells
-from urnet.errors import CellsError, ImageError
+from urnet.errors import CellsError
 from urnet.files.csv_tables import escape_formula
 from urnet.names import find_lookalikes, is_missing, normalize_name, unify_donor_names
 
@@ -72,17 +72,18 @@ def test_ignores_hidden_files_and_folders(folder):
     assert len(read_cells(folder)) == 4
 
 
-def test_refuses_a_class_folder_without_images(folder):
+def test_refuses_a_class_folder_without_images(folder, raises_code):
     (folder / "monocyte").mkdir()
-    with pytest.raises(CellsError, match=r"monocyte: the class folder holds no image; add images or remove"):
+    with raises_code("cells.class_folder_empty") as caught:
         read_cells(folder)
+    assert "monocyte" in str(caught.value)
 
 
-def test_refuses_a_folder_without_classes(tmp_path):
+def test_refuses_a_folder_without_classes(tmp_path, raises_code):
     save(tmp_path / "1.png")
-    with pytest.raises(CellsError, match=r"1 loose images.*one folder a class"):
+    with raises_code("cells.no_class_folders"):
         read_cells(tmp_path)
-    with pytest.raises(CellsError, match="no such file or folder"):
+    with raises_code("cells.not_found"):
         read_cells(tmp_path / "absent")
 
 
@@ -148,33 +149,37 @@ def test_reads_every_written_table(tmp_path, rows):
 
 
 BAD_TABLES = {
-    "file,label\na/1.png,x\n": "no column 'path'; its columns are file, label",
-    "path,class\na/1.png,x\n": "no column 'label'; its columns are path",
-    "": "no column 'path'; its columns are none",
-    "\n\n": "no column 'path'",
-    "path,label\n": "a header but no cells",
-    "path,label\na/1.png,x\n\n,x\n": "line 4 has no path",
-    "path,label\na/1.png,x\na/2.png\na/2.png,\n": r"line 3 has no label \(2 such lines\)",
-    "path,label\na/1.png,x\ncell 3, 4.png,x\n": "line 3 has 3 values for 2 columns",
-    "path,label\na/1.png,x\na/9.png,x\nno/8.png,x\n": "2 file.s. named in column 'path' do not exist: a/9.png, no/8",
-    "path,label,target\na/1.png,x,gone.png\n": "column 'target' do not exist: gone.png",
-    "path,label\na,x\n": "column 'path' do not exist: a",
-    "path,label,split\na/1.png,x,val\n": "split is 'val'; allowed are train, validation, test",
-    "path,label,split\na/1.png,x,train\na/2.png,x,tset\n": "split is 'tset'; .*row 3",
-    "path,label,fold\na/1.png,x,-1\n": "fold must be a whole number, found '-1' in row 2",
-    "path,label,tile\na/1.png,x,4.5\n": "tile must be a whole number of pixels, found '4.5' in row 2 of .*cells.csv",
-    "path,label,tile\na/1.png,x,0\n": "tile is 0; the edge of a tile must be at least 8",
-    "path,label,label\na/1.png,x,y\n": "2 columns are called 'label'",
-    'path,label\n"a/1.png,x\n': "not a table",
+    "file,label\na/1.png,x\n": ("", "'path'", "file, label"),
+    "path,class\na/1.png,x\n": ("", "'label'", "path"),
+    "": ("", "'path'", "none"),
+    "\n\n": ("", "'path'"),
+    "path,label\n": ("", "no cells"),
+    "path,label\na/1.png,x\n\n,x\n": ("cells.value_missing", "line 4", "path"),
+    "path,label\na/1.png,x\na/2.png\na/2.png,\n": ("cells.value_missing", "line 3", "label", "2 such lines"),
+    "path,label\na/1.png,x\ncell 3, 4.png,x\n": ("", "line 3", "3 values", "2 columns"),
+    "path,label\na/1.png,x\na/9.png,x\nno/8.png,x\n": ("cells.files_missing", "2 file(s)", "'path'", "a/9.png, no/8"),
+    "path,label,target\na/1.png,x,gone.png\n": ("cells.files_missing", "'target'", "gone.png"),
+    "path,label\na,x\n": ("cells.files_missing", "'path'", ": a."),
+    "path,label,split\na/1.png,x,val\n": ("cells.split_unknown", "'val'", "train, validation, test"),
+    "path,label,split\na/1.png,x,train\na/2.png,x,tset\n": ("cells.split_unknown", "'tset'", "row 3"),
+    "path,label,fold\na/1.png,x,-1\n": ("tables.not_a_number", "'-1'", "row 2"),
+    "path,label,tile\na/1.png,x,4.5\n": ("tables.not_a_number", "'4.5'", "row 2", "cells.csv"),
+    "path,label,tile\na/1.png,x,0\n": ("cells.tile_too_small", "0 px", "8 px"),
+    "path,label,label\na/1.png,x,y\n": ("", "2 columns", "'label'"),
+    'path,label\n"a/1.png,x\n': ("tables.unreadable",),
 }
+"""Faulty tables, each with the code of its error (if it has one of its own) and what the message names."""
 
 
 @pytest.mark.parametrize("text", BAD_TABLES)
 def test_refuses_faulty_tables(folder, text):
     path = write(folder, text)
-    with pytest.raises(CellsError, match=BAD_TABLES[text]) as caught:
+    code, *texts = BAD_TABLES[text]
+    with pytest.raises(CellsError) as caught:
         read_cells(path)
-    assert str(folder) in str(caught.value)
+    assert not code or caught.value.code == code
+    for part in (str(folder), *texts):
+        assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -184,13 +189,16 @@ def test_reads_parts_in_any_case(folder, raises_code):
     write(folder, "path,label,split\na/1.png,x,train\na/2.png,y,Val\n")
     with raises_code("cells.split_unknown") as caught:
         read_cells(folder)
-    assert "write validation in row 3" in str(caught.value)
+    for text in ("row 3", "Write validation"):
+        assert text in str(caught.value)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 def test_refuses_other_encodings(folder, encoding):
-    with pytest.raises(CellsError, match="not UTF-8; save it as 'CSV UTF-8'"):
+    with pytest.raises(CellsError) as caught:
         read_cells(write(folder, "path,label\na/1.png,Größe\n", encoding))
+    for text in ("UTF-8",):
+        assert text in str(caught.value)
 
 
 @quick
@@ -201,15 +209,16 @@ def test_any_bytes_give_a_table_or_a_cells_error(tmp_path, content):
         read_cells(tmp_path / "t.csv")
 
 
-def test_labels_are_merged_and_ordered(folder):
+def test_labels_are_merged_and_ordered(folder, raises_code):
     names = ("neutrophil", "monocyte", "eosinophil", "granulocyte")
     write(folder, "path,label\n" + "".join(f"a/1.png,{name}\n" for name in names))
     classes = {"monocyte": ["monocyte"], "granulocyte": ["neutrophil", "eosinophil"]}
     cells = read_cells(folder, classes=classes)
     assert cells.classes == ("monocyte", "granulocyte")
     assert cells.labels.tolist() == [1, 0, 1, 1]
-    with pytest.raises(CellsError, match=r"no class names the label\(s\) eosinophil; .*classes\.NAME"):
+    with raises_code("cells.label_unknown") as caught:
         read_cells(folder, classes={"monocyte": ["monocyte"], "granulocyte": ["neutrophil"]})
+    assert "eosinophil" in str(caught.value)
 
 
 # --- montages and stacks
@@ -244,15 +253,18 @@ def test_reads_tiles_with_their_targets(montages):
         np.testing.assert_array_equal(again.read(index, "target"), cells.read(index, "target"))
 
 
-def test_target_file_is_no_cell(montages):
+def test_target_file_is_no_cell(montages, raises_code):
     cells = read_cells(montages, tile=10, target="dna.tif")
     assert len(cells) == 12
     (montages / "b" / "dna.tif").unlink()
-    with pytest.raises(CellsError, match=r"column 'target' do not exist: b/dna\.tif"):
+    with raises_code("cells.files_missing") as caught:
         read_cells(montages, tile=10, target="dna.tif")
+    for text in ("column 'target'", "b/dna.tif"):
+        assert text in str(caught.value)
     (montages / "b" / "bright.tif").unlink()
-    with pytest.raises(CellsError, match=r"holds no bright\.tif"):
+    with raises_code("cells.class_folder_empty") as caught:
         read_cells(montages, tile=10, image="bright.tif")
+    assert "bright.tif" in str(caught.value)
 
 
 @pytest.mark.parametrize("image", [None, "bright.tif"])
@@ -265,14 +277,16 @@ def test_reads_targets_in_their_own_folder(montages, image):
     assert cells.table["target"].str.startswith(("a/glow/t.tif#", "b/glow/t.tif#")).all()
 
 
-def test_refuses_a_tile_that_does_not_fit(montages):
-    with pytest.raises(ImageError, match=r"30 x 20 px.*no montage of 9 px tiles"):
+def test_refuses_a_tile_that_does_not_fit(montages, raises_code):
+    with raises_code("images.not_a_montage") as caught:
         read_cells(montages, tile=9, image="bright.tif")
+    for text in ("30 x 20 px", "9 px"):
+        assert text in str(caught.value)
 
 
-def test_reads_montages_with_their_tile_from_a_table(montages):
+def test_reads_montages_with_their_tile_from_a_table(montages, raises_code):
     write(montages, "path,label,tile,source\na/bright.tif,a,10,\nb/bright.tif,b,20,s\n")
-    with pytest.raises(ImageError, match="no montage of 20 px"):
+    with raises_code("images.not_a_montage"):
         read_cells(montages)
     write(montages, "path,label,tile,source\na/bright.tif,a,10,\nb/bright.tif#r0c1,b,10,s\n")
     cells = read_cells(montages)
@@ -291,13 +305,13 @@ def test_pages_of_a_stack_share_one_source(tmp_path):
     np.testing.assert_array_equal(cells.read(2), stack[2])
 
 
-def test_a_damaged_file_keeps_its_row(tmp_path):
+def test_a_damaged_file_keeps_its_row(tmp_path, raises_code):
     """It is reported with all others when the cells are audited."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.tif").write_bytes(b"II*\0 damaged")
     cells = read_cells(tmp_path)
     assert len(cells) == 1
-    with pytest.raises(ImageError, match=r"1\.tif"):
+    with raises_code("images.pages_damaged"):
         cells.read(0)
 
 
@@ -325,7 +339,7 @@ def test_table_written_beside_the_images_keeps_its_paths(folder):
 # --- images to predict
 
 
-def test_finds_files_folders_and_tables(folder, tmp_path, monkeypatch):
+def test_finds_files_folders_and_tables(folder, tmp_path, monkeypatch, raises_code):
     monkeypatch.chdir(tmp_path)
     table = tmp_path / "some.csv"
     table.write_text("path\ncells/a/1.png\ncells/gone.png\n", encoding="utf-8")
@@ -336,8 +350,8 @@ def test_finds_files_folders_and_tables(folder, tmp_path, monkeypatch):
         *((tmp_path / "cells/a/1.png").as_posix(), (tmp_path / "cells/gone.png").as_posix()),
     ]
     assert cells.read(0).shape == cells.read(3).shape == (10, 12)
-    for index, rule in ((2, "whatever its name"), (4, "no such file")):
-        with pytest.raises(ImageError, match=rule):
+    for index, code in ((2, "images.format_unknown"), (4, "images.not_found")):
+        with raises_code(code):
             cells.read(index)
 
 
@@ -355,13 +369,13 @@ def test_finds_tiles_and_pages(tmp_path):
         assert min(cells.read(index).shape) >= 10
 
 
-def test_refuses_paths_without_images(tmp_path):
-    with pytest.raises(CellsError, match="no images given"):
+def test_refuses_paths_without_images(tmp_path, raises_code):
+    with raises_code("cells.no_images"):
         find_images([])
-    with pytest.raises(CellsError, match="no PNG, JPEG, BMP or TIFF image"):
+    with raises_code("cells.no_images"):
         find_images([tmp_path])
     for name in ("absent.png", "absent.csv", "absent"):
-        with pytest.raises(CellsError, match="no such file or folder"):
+        with raises_code("cells.not_found"):
             find_images([tmp_path / name])
 
 
@@ -399,17 +413,17 @@ def test_pbc_is_read_whole(pbc):
 
 @pytest.mark.parametrize("key", ["image", "target"])
 @pytest.mark.parametrize("name", ["../other.png", str(Path("/").resolve() / "other.png")])
-def test_image_name_must_stay_in_the_class_folder(folder, key, name):
-    with pytest.raises(CellsError, match=rf"{key} is .*within each class folder"):
+def test_image_name_must_stay_in_the_class_folder(folder, key, name, raises_code):
+    with raises_code("cells.file_outside_class_folder"):
         read_cells(folder, **{key: name})
 
 
 @pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names are Unicode on this system")
-def test_refuses_a_name_that_is_no_unicode(folder):
+def test_refuses_a_name_that_is_no_unicode(folder, raises_code):
     label = next(place for place in sorted(folder.iterdir()) if place.is_dir())
     image = next(label.iterdir())
     image.rename(os.fsdecode(os.fsencode(label) + b"/\xff.png"))
-    with pytest.raises(CellsError, match="no Unicode text"):
+    with raises_code("cells.file_name_not_unicode"):
         read_cells(folder)
 
 
@@ -418,35 +432,52 @@ def test_refuses_a_folder_without_permission(folder, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", locked)
-    with pytest.raises(CellsError, match="cannot be searched"):
+    with pytest.raises(CellsError) as caught:
         find_images([folder])
+    for text in (str(folder),):
+        assert text in str(caught.value)
 
 
 @pytest.mark.parametrize(("found", "meant"), [("donr", "donor"), ("Donor", "donor"), ("splits", "split")])
 def test_refuses_a_misspelt_column(tmp_path, found, meant):
     (tmp_path / "cells.csv").write_text(f"path,label,{found}\na.png,x,1\n", encoding="utf-8")
-    with pytest.raises(CellsError, match=f"column '{found}' looks like '{meant}' misspelt"):
+    with pytest.raises(CellsError) as caught:
         read_cells(tmp_path)
+    for text in (
+        repr(found),
+        repr(meant),
+    ):
+        assert text in str(caught.value)
 
 
 def test_refuses_a_patient_column_for_training_only(folder, caplog):
     path = write(folder, "path,label,patient\na/1.png,x,7\n")
-    with pytest.raises(CellsError, match=r"column 'patient' seems to name donors, .* is missing; rename it to donor"):
+    with pytest.raises(CellsError) as caught:
         read_cells(path)
+    for text in (
+        "'patient'",
+        "donor",
+    ):
+        assert text in str(caught.value)
     assert list(find_images([path]).table["donor"]) == [""]
-    assert "column 'patient' is not used; rename it to donor" in caplog.text
+    assert "'patient'" in caplog.text
 
 
 def test_empty_donor_column_is_ignored(folder):
     path = write(folder, "path,label,donor,patient\na/1.png,x, ,7\n")
-    with pytest.raises(CellsError, match="is empty; rename it to donor, in place of the empty one, or remove it"):
+    with pytest.raises(CellsError) as caught:
         read_cells(path)
+    for text in (
+        "'patient'",
+        "donor",
+    ):
+        assert text in str(caught.value)
     assert list(read_cells(write(folder, "path,label,donor,patient\na/1.png,x,d1,7\n")).table["donor"]) == ["d1"]
 
 
 def test_names_unknown_columns_only(folder, caplog):
     read_cells(write(folder, "path,label,magnification,donor\na/1.png,x,40,7\n"))
-    assert "columns not used: magnification" in caplog.text
+    assert "magnification" in caplog.text
     caplog.clear()
     theirs = (
         "predicted,p_x,p_y,rejected,set,source,donor,engine,error,labelled_by,labelled_at,corrected_by,model,x_case"
@@ -457,8 +488,8 @@ def test_names_unknown_columns_only(folder, caplog):
 
 
 @pytest.mark.parametrize("content", ["an image", b"no image \xff", b""])
-def test_refuses_an_image_as_a_table(tmp_path, content):
+def test_refuses_an_image_as_a_table(tmp_path, content, raises_code):
     path = tmp_path / "cell.png"
     save(path) if content == "an image" else path.write_bytes(content)
-    with pytest.raises(CellsError, match=r"cell\.png: an image, no table of cells; give a cells table \(CSV\), or"):
+    with raises_code("cells.not_a_table"):
         read_cells(path)
