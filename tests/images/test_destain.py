@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from urnet.errors import ImageError
 from urnet.images.read import read_image
 from urnet.images.simulation.destain import compute_optical_density, destain
 from urnet.images.simulation.optics import BACKGROUND, Imaging
@@ -66,8 +65,8 @@ def test_nucleus_nearly_vanishes_and_cell_stays_visible():
     [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 4), np.uint8), np.zeros((64, 64, 3), np.uint16)],
     ids=["grey", "rgba", "16-bit"],
 )
-def test_refuses_all_but_8_bit_rgb(image):
-    with pytest.raises(ImageError, match="8-bit RGB"):
+def test_refuses_all_but_8_bit_rgb(image, raises_code):
+    with raises_code("images.not_rgb"):
         destain(image, np.random.default_rng(0))
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy.ndimage import label as connected
 
-from urnet.errors import ImageError
 from urnet.images.simulation.phantom import CLASS_FREQUENCY, CROP_UM, draw_crop, draw_donor, draw_field
 
 
@@ -135,7 +134,7 @@ def test_fields_repeat_with_the_seed(field):
     assert draw_field(0, 1, 1, shape=(500, 700), cells=40).cells != field.cells
 
 
-def test_accepts_empty_and_refuses_overfull_fields():
+def test_accepts_empty_and_refuses_overfull_fields(raises_code):
     assert draw_field(0, 0, 0, shape=(64, 64), cells=0).cells == ()
-    with pytest.raises(ImageError, match="64 x 64 px"):
+    with raises_code("images.field_overfull"):
         draw_field(0, 0, 0, shape=(64, 64), cells=30)

@@ -81,7 +81,7 @@ def test_reads_tiff_of_every_encoding_exactly(tmp_path, dtype, colours, data):
     check_exact(tmp_path / "crop.tif", image)
 
 
-def test_converts_other_depths_without_changing_values(tmp_path):
+def test_converts_other_depths_without_changing_values(tmp_path, raises_code):
     ramp = np.arange(256, dtype=np.int16).reshape(16, 16) - 100
     for dtype in (np.int16, np.float16, np.float64):
         tifffile.imwrite(tmp_path / "crop.tif", ramp.astype(dtype))
@@ -89,8 +89,9 @@ def test_converts_other_depths_without_changing_values(tmp_path):
         np.testing.assert_array_equal(read_image(tmp_path / "crop.tif"), ramp.astype(np.float32))
     for dtype in (np.uint32, np.int8, np.complex64):
         tifffile.imwrite(tmp_path / "crop.tif", ramp.astype(dtype))
-        with pytest.raises(ImageError, match=r"crop\.tif.*8- or 16-bit"):
+        with raises_code("images.depth_unsupported") as caught:
             read_image(tmp_path / "crop.tif")
+        assert "crop.tif" in str(caught.value)
 
 
 def test_scales_few_bits_to_the_whole_range(tmp_path):
@@ -152,15 +153,16 @@ def test_jpeg_grey_and_colour(tmp_path):
     assert np.abs(colour.astype(int) - ramp[..., None]).max() <= 4
 
 
-def test_pages_of_a_stack(tmp_path):
+def test_pages_of_a_stack(tmp_path, raises_code):
     stack = np.arange(5 * 100, dtype=np.uint16).reshape(5, 10, 10)
     tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
     assert read_header(tmp_path / "stack.tif").pages == 5
     for page in range(5):
         np.testing.assert_array_equal(read_image(tmp_path / "stack.tif", page), stack[page])
     for page in (-1, 5):
-        with pytest.raises(ImageError, match="5"):
+        with raises_code("images.page_missing") as caught:
             read_image(tmp_path / "stack.tif", page)
+        assert "5" in str(caught.value)
 
 
 def test_content_and_not_the_name_decides_the_format(tmp_path):
@@ -170,14 +172,15 @@ def test_content_and_not_the_name_decides_the_format(tmp_path):
     check_exact(tmp_path / "größe 1.TIF", image)
 
 
-def test_refuses_channels_that_are_no_colours(tmp_path):
+def test_refuses_channels_that_are_no_colours(tmp_path, raises_code):
     tifffile.imwrite(tmp_path / "five.tif", np.zeros((9, 9, 5), np.uint8), photometric="minisblack", planarconfig=1)
     Image.new("CMYK", (9, 9)).save(tmp_path / "cmyk.tif")
     Image.new("LAB", (9, 9)).save(tmp_path / "lab.tif")
     tifffile.imwrite(tmp_path / "deep.tif", np.zeros((4, 16, 16), np.uint8), volumetric=True, photometric="minisblack")
     for name in ("five.tif", "cmyk.tif", "lab.tif", "deep.tif"):
-        with pytest.raises(ImageError, match=rf"{name}.*grey channel or as RGB"):
+        with raises_code("images.pixels_unsupported") as caught:
             read_image(tmp_path / name)
+        assert name in str(caught.value)
 
 
 ENCODED = {
@@ -229,8 +232,9 @@ def test_every_truncation_is_refused(tmp_path, kind, data):
     # What follows the pixels (checksums, end marks, padding) may be missing without harm.
     path = tmp_path / "crop.img"
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 64))])
-    with pytest.raises(ImageError, match=r"crop\.img"):
+    with pytest.raises(ImageError) as caught:
         read_image(path)
+    assert "crop.img" in str(caught.value)
 
 
 def test_damage_raises_one_error_without_warnings(tmp_path, capfd, recwarn):
@@ -245,32 +249,33 @@ def test_damage_raises_one_error_without_warnings(tmp_path, capfd, recwarn):
     assert not recwarn.list
 
 
-def test_refuses_files_that_are_no_images(tmp_path):
+def test_refuses_files_that_are_no_images(tmp_path, raises_code):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("path,label\n", encoding="utf-8")
     (tmp_path / "BMbut.bmp").write_bytes(b"BM is how this text begins")
     (tmp_path / "folder.png").mkdir()
-    rules = {
-        "empty.png": "empty",
-        "text.png": "no PNG, JPEG, BMP or TIFF",
-        "BMbut.bmp": "damaged",
-        "folder.png": "cannot be opened",
-        "absent.png": "no such file",
+    codes = {
+        "empty.png": "images.empty",
+        "text.png": "images.format_unknown",
+        "BMbut.bmp": "images.damaged",
+        "folder.png": "images.cannot_open",
+        "absent.png": "images.not_found",
     }
-    for name, rule in rules.items():
+    for name, code in codes.items():
         for read in (read_header, read_image):
-            with pytest.raises(ImageError, match=rule) as caught:
+            with raises_code(code) as caught:
                 read(tmp_path / name)
             assert str(tmp_path / name) in str(caught.value)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 40), (40, 7), (1, 400)])
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif"])
-def test_refuses_too_small_images(tmp_path, shape, suffix):
+def test_refuses_too_small_images(tmp_path, shape, suffix, raises_code):
     path = tmp_path / f"crop.{suffix}"
     Image.fromarray(np.full(shape, 9, np.uint8)).save(path)
-    with pytest.raises(ImageError, match=rf"{shape[1]} x {shape[0]} px.*at least 8"):
+    with raises_code("images.too_small") as caught:
         read_image(path)
+    assert f"{shape[1]} x {shape[0]} px" in str(caught.value)
 
 
 def png_header(width: int, height: int, bits: int) -> bytes:
@@ -300,14 +305,15 @@ def claims_30000(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ENCODED)
-def test_refuses_30000_px_from_the_header(tmp_path, kind):
+def test_refuses_30000_px_from_the_header(tmp_path, kind, raises_code):
     path = tmp_path / "bomb.img"
     path.write_bytes(claims_30000(kind))
     tracemalloc.start()
     start = time.perf_counter()
     for read in (read_header, read_image):
-        with pytest.raises(ImageError, match=r"100,000,000 px"):
+        with raises_code("images.too_large") as caught:
             read(path)
+        assert "100,000,000 px" in str(caught.value)
     assert time.perf_counter() - start < 1
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -321,12 +327,13 @@ def test_accepts_the_size_limit_itself(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_error_counts_values_that_are_not_finite(tmp_path, value):
+def test_error_counts_values_that_are_not_finite(tmp_path, value, raises_code):
     image = np.zeros((10, 10), np.float32)
     image[3, 4:7] = value
     tifffile.imwrite(tmp_path / "crop.tif", image)
-    with pytest.raises(ImageError, match=r"crop\.tif: 3 of 100 values are NaN or infinite"):
+    with raises_code("images.not_finite") as caught:
         read_image(tmp_path / "crop.tif")
+    assert "crop.tif: 3 of 100 values" in str(caught.value)
 
 
 def test_jurkat_montages_keep_their_16_bits(jurkat):
@@ -347,16 +354,18 @@ def test_pbc_crops_are_8_bit_colour(pbc):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
-def test_refuses_a_pipe_without_waiting(tmp_path):
+def test_refuses_a_pipe_without_waiting(tmp_path, raises_code):
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(ImageError, match=r"pipe\.png: cannot be opened \(a folder or device"):
+    with raises_code("images.cannot_open") as caught:
         read_image(tmp_path / "pipe.png")
+    assert "pipe.png" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a\0b.png", "x" * 5000 + ".png"])
 def test_impossible_names_are_missing_files(tmp_path, name):
-    with pytest.raises(ImageError, match=r"no such file|cannot be opened"):
+    with pytest.raises(ImageError) as caught:
         read_image(tmp_path / name)
+    assert caught.value.code in ("images.not_found", "images.cannot_open")
 
 
 # --- palettes, and few bits a pixel

@@ -67,7 +67,7 @@ def test_percentiles_of_8_and_16_bits_are_those_of_numpy(dtype, data):
     images = data.draw(npst.arrays(dtype, st.integers(2, 300)))
     low, high = map(float, np.percentile(images, PERCENTILES, method="inverted_cdf"))
     if low == high:
-        with pytest.raises(ImageError, match="constant"):
+        with pytest.raises(ImageError):
             fit_scaling(images, dtype)
     else:
         margin = 0.02 * (high - low)
@@ -86,7 +86,7 @@ def test_uses_given_limits():
 def test_refuses_constant_images(dtype, raises_code):
     with raises_code("images.constant") as caught:
         fit_scaling(np.full((3, 1, 40, 40), 76, dtype), dtype)
-    assert "76 nearly everywhere" in str(caught.value)
+    assert "76 almost everywhere" in str(caught.value)
 
 
 def scalings(depth: str) -> st.SearchStrategy[Scaling]:

@@ -1,1 +1,1 @@
-"""Pixels: read, simulate. Knows nothing of labels or tables."""
+"""Images: read pixels from files, scale them, measure them, simulate them. No labels and no tables."""

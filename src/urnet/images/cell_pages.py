@@ -1,8 +1,8 @@
-"""Decide which pages of a TIFF are images of cells when the file is given as cells.
+"""Select the pages of a TIFF that are images of cells.
 
-Pages of a file can also be smaller versions of one image, its label and overview, its channels, its z planes or its
-time points. What is marked as a smaller version or a mask is left out. Where pages may be anything but one cell each,
-the file is refused: a count of cells must not depend on a guess.
+The pages of a file can also be smaller versions of one image, its label and overview, channels, z planes or time
+points. Pages marked as smaller versions or masks are skipped. A file whose pages may be anything but one cell each is
+refused, because the number of cells must not depend on a guess.
 """
 
 import json
@@ -18,22 +18,25 @@ from urnet.images.ome_xml import MAX_LENGTH, find_children, is_ome_xml, parse_om
 from urnet.images.tiff_pages import Page, is_ndtiff, list_pages, read_description, read_micromanager_metadata
 
 MIN_OTHER_SIZE_RATIO = 1.9
-"""Ratio of edges from which pages are taken for different resolutions of something, or for something else."""
+"""Ratio of the edges of two pages from which they may be different resolutions of one image."""
 
 _DESCRIPTION_BYTES = 65_536
 
 
 def list_cell_pages(path: Path) -> tuple[int, ...]:
-    """Numbers of the pages of a TIFF that show one cell each, at full resolution.
+    """List the numbers of the pages of a TIFF that show one cell each, at full resolution.
 
     Raises:
-        ImageError: `images.pages_ambiguous` where pages have different sizes or kinds, the file has images that are
-            no pages, or its OME-XML names fewer planes than it has pages; `images.pages_of_one_image` where they are
-            channels, z planes or time points of one image; `images.pages_damaged` as `list_pages`; OME-XML that is
-            invalid, as `parse_ome_xml`.
+        ImageError: with one of these codes:
+
+            - `images.pages_ambiguous`: pages have different sizes or kinds, the file has images that are no pages, or
+              its OME-XML names fewer planes than it has pages;
+            - `images.pages_of_one_image`: pages are channels, z planes or time points of one image;
+            - `images.pages_damaged`: as in `list_pages`;
+            - `images.ome_xml_invalid`: as in `parse_ome_xml`.
     """
-    about = path.stat()
-    return _list_cell_pages(path, about.st_mtime_ns, about.st_size)
+    status = path.stat()
+    return _list_cell_pages(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=64)
@@ -45,21 +48,21 @@ def _list_cell_pages(path: Path, modified: int, size: int) -> tuple[int, ...]:
     axes = _list_axes(path, pages, start) if root is None else _list_ome_axes(path, root)
     if axes:
         raise ImageError(
-            f"{path}: its pages are {' and '.join(axes)} of one image and not several cells. {_FIX}",
+            f"{path}: the pages are {' and '.join(axes)} of one image, not several cells. {_FIX}",
             code="images.pages_of_one_image",
         )
     if root is not None and (named := sum(math.prod(sizes.values()) for sizes in _iterate_ome_sizes(path, root))) < len(
         full
     ):
         raise ImageError(
-            f"{path}: its OME-XML names {named} plane(s), but the file holds {len(full)} pages, which can be anything. "
-            f"{_FIX}",
+            f"{path}: the OME-XML names {named} plane(s), but the file has {len(full)} pages, and it is not known what "
+            f"they are. {_FIX}",
             code="images.pages_ambiguous",
         )
     if len(full) == 1 and len(pages) == 1 and (hidden := _read_imagej_number(start, "images")) > 1:
         raise ImageError(
-            f"{path}: holds {hidden} images behind a single page, as ImageJ writes large stacks. Save it from ImageJ "
-            "as an image sequence",
+            f"{path}: a large stack of ImageJ with {hidden} images, of which the file lists one page. Save it as an "
+            "image sequence in ImageJ",
             code="images.pages_ambiguous",
         )
     _check_same_kind(path, [pages[number] for number in full])
@@ -67,8 +70,8 @@ def _list_cell_pages(path: Path, modified: int, size: int) -> tuple[int, ...]:
 
 
 _FIX = (
-    "Save each cell as a file of its own, or name the pages that are cells in a cells table: stack.tif#p000; a field "
-    "of view goes through `urnet crop`"
+    "Save each cell as its own file, or list the pages that are cells in a cells table (stack.tif#p000). Crop a field "
+    "of view with `urnet crop`"
 )
 
 
@@ -76,23 +79,23 @@ def _check_same_kind(path: Path, pages: list[Page]) -> None:
     for edges, what in (([p.width for p in pages], "wide"), ([p.height for p in pages], "high")):
         if max(edges) >= MIN_OTHER_SIZE_RATIO * min(edges):
             raise ImageError(
-                f"{path}: its pages are {min(edges)} to {max(edges)} px {what}; they can be resolutions or overviews "
-                f"of one image and not several cells. {_FIX}",
+                f"{path}: the pages are {min(edges)} to {max(edges)} px {what}, so they may be resolutions or "
+                f"overviews of one image, not several cells. {_FIX}",
                 code="images.pages_ambiguous",
             )
     kinds = {(page.samples, *page.kind[:2]) for page in pages}
     if len(kinds) > 1:
         raise ImageError(
-            f"{path}: its pages are of {len(kinds)} kinds (values a pixel, bits); they can be different images of one "
-            f"cell. {_FIX}",
+            f"{path}: the pages are of {len(kinds)} kinds (values per pixel, bits), so they may be different images of "
+            f"one cell. {_FIX}",
             code="images.pages_ambiguous",
         )
 
 
 def _list_axes(path: Path, pages: tuple[Page, ...], start: str) -> list[str]:
-    """Axes of one image that the file's metadata name, other than its rows and columns."""
+    """List the axes of one image that the file's metadata name, without rows and columns."""
     if start.startswith(("ImageJ=", "SCIFIO=")):
-        # ImageJ calls the images of any stack slices (or frames), so one of these says nothing.
+        # ImageJ names the images of any stack slices (or frames), so one of these names alone means nothing.
         named = [axis for axis in ("channels", "slices", "frames") if _read_imagej_number(start, axis) > 1]
         if "channels" in named or len(named) > 1:
             return named
@@ -102,7 +105,7 @@ def _list_axes(path: Path, pages: tuple[Page, ...], start: str) -> list[str]:
 
 
 def _parse_ome_xml(path: Path, pages: tuple[Page, ...], start: str) -> ElementTree.Element | None:
-    """The OME-XML of a file with several pages; of one with a single page, other planes are in other files."""
+    """Parse the OME-XML of a file with several pages. With one page, it describes planes in other files."""
     if len(pages) == 1 or not is_ome_xml(start):
         return None
     return parse_ome_xml(str(path), read_description(path, pages[0], MAX_LENGTH + 1))
@@ -116,7 +119,7 @@ def _list_ome_axes(path: Path, root: ElementTree.Element) -> list[str]:
 
 
 def _iterate_ome_sizes(path: Path, root: ElementTree.Element) -> Iterator[dict[str, int]]:
-    """Channels, z planes and time points of each image; of channels, as many as there are pages for."""
+    """Yield the numbers of channels, z planes and time points of each image. Channels that share a page count once."""
     for image in find_children(root, "Image"):
         for pixels in find_children(image, "Pixels"):
             samples = [
@@ -130,10 +133,10 @@ def _iterate_ome_sizes(path: Path, root: ElementTree.Element) -> Iterator[dict[s
 
 
 def _list_tifffile_axes(text: str) -> list[str]:
-    """Axes that Python's tifffile has written; axes without a name say nothing."""
+    """List the named axes of a file that Python's tifffile wrote."""
     try:
-        about = json.loads(text)
-        sizes = dict(zip(about["axes"], about["shape"], strict=True))
+        metadata = json.loads(text)
+        sizes = dict(zip(metadata["axes"], metadata["shape"], strict=True))
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
     names = {"C": "channels", "Z": "z planes", "T": "time points"}
@@ -153,5 +156,5 @@ def _list_micromanager_axes(path: Path) -> list[str]:
 def _read_imagej_number(start: str, name: str) -> int:
     if not start.startswith(("ImageJ=", "SCIFIO=")):
         return 1
-    found = re.search(rf"^{name}=(\d{{1,9}})\s*$", start, re.MULTILINE)
-    return int(found[1]) if found else 1
+    match = re.search(rf"^{name}=(\d{{1,9}})\s*$", start, re.MULTILINE)
+    return int(match[1]) if match else 1

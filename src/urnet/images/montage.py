@@ -1,7 +1,7 @@
-"""Addresses of images inside files: tiles of a montage and pages of a multi-page TIFF.
+"""Addresses of images in files: tiles of a montage and pages of a multi-page TIFF.
 
-`g1/brightfield.tif#r03c17` is the tile in row 3, column 17 (from 0) of a montage; `stack.tif#p002` is page 2 of a
-stack. A plain path is its own address.
+`g1/brightfield.tif#r03c17` is the tile in row 3 and column 17 (from 0) of a montage. `stack.tif#p002` is page 2 of a
+stack. A plain path is the address of a whole file.
 """
 
 import re
@@ -22,7 +22,7 @@ _ADDRESS = re.compile(r"(?P<file>.+)#(?:p(?P<page>\d{1,9})|r(?P<row>\d{1,9})c(?P
 
 @dataclass(frozen=True)
 class Address:
-    """One image: a file, and which page or tile of it."""
+    """Address of one image: a file, and a page or tile of it."""
 
     file: str
     page: int | None = None
@@ -31,7 +31,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Split `file#p002` or `file#r03c17`; anything else is a plain path."""
+        """Parse `file#p002` or `file#r03c17`. Any other text is a plain path."""
         match = _ADDRESS.fullmatch(text)
         if match is None:
             return cls(text)
@@ -45,30 +45,31 @@ class Address:
 
 
 def resolve_address(root: Path, address: str) -> Address:
-    """The image at an address; a file whose own name looks like an address is that file."""
-    place = Address.parse(address)
-    return Address(address) if place.file != address and is_file(root / address) else place
+    """Resolve an address. A file whose name looks like an address is that file."""
+    parsed = Address.parse(address)
+    return Address(address) if parsed.file != address and is_file(root / address) else parsed
 
 
 def list_images(root: Path, file: str, tile: int | None) -> list[Address]:
-    """All images in one file: itself, its pages of full resolution, or its tiles.
+    """List the images in one file: the file itself, its pages at full resolution, or its tiles.
 
     Args:
         root: folder that `file` is relative to.
         file: path of the file, with forward slashes.
-        tile: edge of a montage's tiles in pixels; none for a file that is no montage.
+        tile: edge of a montage's tiles, in pixels; None if the file is no montage.
 
     Raises:
-        ImageError: unreadable, a montage whose edges `tile` does not divide, or pages that may not be a cell each (as
-            `list_cell_pages`).
+        ImageError: the file is unreadable, its edges are no multiples of `tile` (`images.not_a_montage`), or its pages
+            may not show one cell each (as in `list_cell_pages`).
     """
     header = read_header(root / file)
     pages = _list_pages(root / file)
     if tile is not None:
         if header.height % tile or header.width % tile or pages != (0,):
             raise ImageError(
-                f"{root / file}: {header.width} x {header.height} px, {header.pages} page(s), is no montage of "
-                f"{tile} px tiles; its edges must be multiples of tile"
+                f"{root / file}: {header.width} x {header.height} px with {header.pages} page(s) is no montage of "
+                f"{tile} px tiles. A montage has one page, and edges that are multiples of tile",
+                code="images.not_a_montage",
             )
         rows, columns = header.height // tile, header.width // tile
         if rows * columns > 1:
@@ -86,31 +87,36 @@ def read_crop(root: Path, address: str, tile: int | None = None) -> np.ndarray:
     Args:
         root: folder that the address is relative to.
         address: path, optionally with `#p…` or `#r…c…`.
-        tile: edge of the tiles in pixels, needed for tile addresses.
+        tile: edge of the tiles, in pixels; required for tile addresses.
 
     Returns:
         (H, W) or (H, W, 3) in raw counts.
 
     Raises:
-        ImageError: as `read_image`, a tile outside the montage or without a tile size, or a file named without a page
-            whose pages may not be a cell each (as `list_cell_pages`).
+        ImageError: as in `read_image`; a tile without a tile size (`images.tile_size_missing`) or outside the montage
+            (`images.tile_missing`); or a whole file whose pages may not show one cell each (as in `list_cell_pages`).
     """
-    place = resolve_address(root, address)
-    path = root / place.file
-    if place.row is None:
-        return read_image(path, _list_pages(path)[0] if place.page is None else place.page)
+    image = resolve_address(root, address)
+    path = root / image.file
+    if image.row is None:
+        return read_image(path, _list_pages(path)[0] if image.page is None else image.page)
     if tile is None:
-        raise ImageError(f"{path}: {address} is a tile of a montage, but no tile size is given (tile=PIXELS)")
+        raise ImageError(
+            f"{path}: {address} is a tile of a montage, but the tile size is missing. Set tile=PIXELS",
+            code="images.tile_size_missing",
+        )
     with _DECODING_LOCK:  # threads that read tiles of one montage decode it once
         montage = _read_montage(path, path.stat().st_mtime_ns if is_file(path) else 0)
-    crop = montage[place.row * tile : (place.row + 1) * tile, place.column * tile : (place.column + 1) * tile]
+    crop = montage[image.row * tile : (image.row + 1) * tile, image.column * tile : (image.column + 1) * tile]
     if crop.shape[:2] != (tile, tile):
         height, width = montage.shape[:2]
-        raise ImageError(f"{root / address}: no such tile of {tile} px in {width} x {height} px")
+        raise ImageError(
+            f"{root / address}: no such tile of {tile} px in {width} x {height} px", code="images.tile_missing"
+        )
     return crop.copy()
 
 
 @lru_cache(maxsize=2)
 def _read_montage(path: Path, modified: int) -> np.ndarray:
-    """Neighbouring rows of a table name the same montage, so the last few stay decoded."""
+    """Decode a montage. The last two stay in memory, because rows of a table that follow each other share a montage."""
     return read_image(path)

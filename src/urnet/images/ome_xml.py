@@ -1,62 +1,62 @@
-"""Parse the OME-XML of a file that nobody vouches for."""
+"""Parse OME-XML of untrusted files."""
 
 from xml.etree import ElementTree
 
 from urnet.errors import ImageError
 
 MAX_LENGTH = 64 * 2**20
-"""Longest OME-XML that is parsed, in characters."""
+"""Maximum length of OME-XML, in characters."""
 
 _START_LENGTH = 2000
 
 
 def is_ome_xml(description: str) -> bool:
-    """Whether a description is OME-XML, perhaps one that has lost its end."""
+    """Return whether a description is OME-XML, possibly truncated."""
     return "<OME" in description[:_START_LENGTH]
 
 
 def parse_ome_xml(where: str, text: str) -> ElementTree.Element:
-    """The root of an OME-XML document.
+    """Parse an OME-XML document. Return its root.
 
     Args:
-        where: the file that it comes from, for the errors.
+        where: file of the document, for the errors.
         text: the document.
 
     Raises:
-        ImageError: `images.ome_xml_invalid` where it is too long, no XML, or declares entities: OME-XML needs none, and
-            they can name other files and grow without bound.
+        ImageError: the document is too long, no XML, or declares entities (`images.ome_xml_invalid`). OME-XML needs no
+            entities; they could name other files or grow without bound.
     """
     problem = None
     if len(text) > MAX_LENGTH:
-        problem = f"has {len(text):,} characters, more than the {MAX_LENGTH:,} that are read"
+        problem = f"has {len(text):,} characters; the limit is {MAX_LENGTH:,}"
     elif "<!DOCTYPE" in text or "<!ENTITY" in text:
         problem = "declares a document type or entities"
     else:
         try:
             return ElementTree.fromstring(text)
         except (ElementTree.ParseError, ValueError) as error:
-            problem = f"is no XML ({error})"
+            problem = f"is not XML ({error})"
     raise ImageError(
-        f"{where}: mislabelled OME-TIFF: its OME-XML {problem}; export the file anew", code="images.ome_xml_invalid"
+        f"{where}: invalid OME-TIFF: its OME-XML {problem}. Export the file again", code="images.ome_xml_invalid"
     )
 
 
 def find_children(element: ElementTree.Element, name: str) -> list[ElementTree.Element]:
-    """Children of a name, whatever version of the OME schema their namespace is."""
+    """Find the children with a name, in any version of the OME schema."""
     return [child for child in element if child.tag.rpartition("}")[2] == name]
 
 
 def read_whole_number(where: str, element: ElementTree.Element, name: str, otherwise: int | None) -> int:
-    """An attribute that counts something.
+    """Read a count from an attribute.
 
     Args:
-        where: the file, for the errors.
-        element: that has the attribute.
-        name: of the attribute.
-        otherwise: its value where it is absent; none where it must be there.
+        where: file of the document, for the errors.
+        element: element of the attribute.
+        name: name of the attribute.
+        otherwise: value of a missing attribute; None if it is required.
 
     Raises:
-        ImageError: `images.ome_xml_invalid` where it is absent, no number or below zero.
+        ImageError: the attribute is missing, no whole number, or negative (`images.ome_xml_invalid`).
     """
     text = element.get(name)
     if text is None and otherwise is not None:
@@ -64,7 +64,7 @@ def read_whole_number(where: str, element: ElementTree.Element, name: str, other
     if text is not None and text.strip().isascii() and text.strip().isdigit() and len(text.strip()) < 16:
         return int(text)
     raise ImageError(
-        f"{where}: mislabelled OME-TIFF: its OME-XML has {name}={text!r}, which must be a whole number; export the "
-        "file anew",
+        f"{where}: invalid OME-TIFF: its OME-XML has {name}={text!r}, which must be a whole number. Export the file "
+        "again",
         code="images.ome_xml_invalid",
     )

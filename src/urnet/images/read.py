@@ -1,9 +1,9 @@
-"""Read one crop or page from PNG, JPEG, BMP or TIFF without touching its bit depth or range.
+"""Read one crop or page from PNG, JPEG, BMP or TIFF without changing its bit depth or range.
 
-The kind of file is decided by its first bytes, not by its name. Sizes are checked from the header, before anything is
-decoded. What comes back is (H, W) or (H, W, 3) in `uint8`, `uint16` or `float32`; alpha is dropped, palettes are looked
-up, inverted grey (TIFF "min is white") is turned the right way, and a picture that says how it is to be turned (EXIF,
-XMP, TIFF's tag 274) is turned as viewers show it: heights, widths and positions are those of the shown picture.
+The first bytes of a file determine its format, not its name. Sizes are checked in the header, before decoding. The
+result is (H, W) or (H, W, 3) in `uint8`, `uint16` or `float32`. Alpha is dropped, palettes become colours, inverted
+grey (TIFF "min is white") becomes normal grey. An orientation in the file (EXIF, XMP, TIFF tag 274) is applied:
+heights, widths and positions are those of the displayed image.
 """
 
 import logging
@@ -24,16 +24,16 @@ from urnet.images.orientation import AS_STORED, orient, orient_shape, parse_orie
 from urnet.images.tiff_pages import count_decoded_pixels, list_pages, open_page, open_tiff
 
 MAX_PIXELS = 10**8
-"""Largest crop, montage or page that is decoded, in pixels."""
+"""Size limit of a crop, montage or page, in pixels."""
 
 MIN_EDGE = 8
-"""Shortest edge of a usable crop, in pixels: below it the four halvings of the enhancers have nothing left."""
+"""Minimum edge of a crop, in pixels. The enhancers halve the size four times."""
 
 MAX_EXIF_BYTES = 2**20
-"""Most bytes of EXIF that are looked at."""
+"""Size limit of EXIF metadata, in bytes."""
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
-"""Names that are looked for in folders (lower case)."""
+"""File name suffixes of images in folders, in lower case."""
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF in both byte orders."""
@@ -53,7 +53,7 @@ _TIFF_PHOTOMETRICS = (
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself before it is decoded."""
+    """Properties of an image file from its header."""
 
     height: int
     width: int
@@ -64,14 +64,12 @@ class Header:
 
 @dataclass(frozen=True)
 class PageSurvey:
-    """How much there is to decode in a file.
+    """Number and sizes of the pages of a file. Tiles count whole, because they are decoded whole.
 
     Attributes:
         pages: number of pages.
-        largest_pixels: pixels of the largest page.
-        total_pixels: pixels of all pages; pages that share their strips are decoded each, and counted each.
-
-    Pixels of tiles count in whole tiles, because a tile is decoded whole.
+        largest_pixels: number of pixels of the largest page.
+        total_pixels: number of pixels of all pages. Pages that share their strips are decoded, and counted, each.
     """
 
     pages: int
@@ -80,15 +78,13 @@ class PageSurvey:
 
 
 def survey_pages(path: Path) -> PageSurvey:
-    """Number and sizes of all pages of an image file, from its headers alone.
-
-    Time and memory are proportional to the number of pages, of which a TIFF has at most `tiff_pages.MAX_PAGES`.
+    """Survey the pages of an image file by their headers, in time and memory proportional to their number.
 
     Args:
         path: PNG, JPEG, BMP or TIFF file.
 
     Raises:
-        ImageError: not such an image, damaged, or a chain of pages that is a loop or too long.
+        ImageError: the file is no such image or damaged, or its chain of pages is a loop or too long.
     """
     if read_first_bytes(path).startswith(TIFF_STARTS):
         sizes = [page.pixel_count for page in list_pages(path)]
@@ -99,13 +95,13 @@ def survey_pages(path: Path) -> PageSurvey:
 
 
 def read_header(path: Path) -> Header:
-    """Size, pages, depth and colour of an image file, without decoding it.
+    """Read the size, pages, depth and colour of an image file from its header.
 
     Args:
         path: PNG, JPEG, BMP or TIFF file.
 
     Raises:
-        ImageError: not an image of these kinds, damaged, larger than `MAX_PIXELS` or of an unsupported depth.
+        ImageError: the file is no such image, damaged, larger than `MAX_PIXELS`, or of an unsupported depth.
     """
     start = read_first_bytes(path)
     with translate_decoder_errors(path):
@@ -121,10 +117,10 @@ def read_header(path: Path) -> Header:
 
 
 def read_single_image_size(path: Path) -> tuple[int, int, str, bool]:
-    """Height, width, depth and colour of a PNG, JPEG or BMP of any size, from its header.
+    """Read the height, width, depth and colour of a PNG, JPEG or BMP of any size from its header.
 
     Raises:
-        ImageError: not such an image, damaged, or one of several frames.
+        ImageError: the file is no such image, is damaged, or has several frames.
     """
     start = read_first_bytes(path)
     with _open_single_image(path) as image:
@@ -145,7 +141,8 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
         (H, W) or (H, W, 3); `uint8`, `uint16` or `float32`, in the file's own counts.
 
     Raises:
-        ImageError: unreadable, truncated, too large or too small, not finite, of several frames, or no such page.
+        ImageError: the file is unreadable, damaged, too large or too small, has several frames or values that are not
+            finite, or has no such page.
     """
     start = read_first_bytes(path)
     if start.startswith(TIFF_STARTS):
@@ -165,44 +162,46 @@ def read_image(path: Path, page: int = 0) -> np.ndarray:
         pixels = orient(pixels, orientation)
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_EDGE:
-        raise ImageError(f"{path}: {width} x {height} px; a crop needs at least {MIN_EDGE} px each way")
+        raise ImageError(
+            f"{path}: {width} x {height} px; a crop needs at least {MIN_EDGE} px each way", code="images.too_small"
+        )
     check_finite(path, pixels)
     return _drop_alpha(pixels)
 
 
 @contextmanager
 def _open_single_image(path: Path) -> Iterator[Image.Image]:
-    """Open a PNG, JPEG or BMP that holds one picture.
+    """Open a PNG, JPEG or BMP that holds one image.
 
     Raises:
-        ImageError: damaged, or of several frames.
+        ImageError: the file is damaged (`images.damaged`) or has several frames (`images.several_frames`).
     """
     with translate_decoder_errors(path), path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
         frames = _count_full_size_frames(path) if image.format == "MPO" else getattr(image, "n_frames", 1)
         if frames > 1:
             raise ImageError(
-                f"{path}: {frames} frames (an animation or a series), of which one would be taken for the whole; "
-                "save each frame as an image of its own, or all of them as the pages of a TIFF",
+                f"{path}: {frames} frames (an animation or a series); an image must have one frame. Save each frame as "
+                "its own image, or all frames as the pages of a TIFF",
                 code="images.several_frames",
             )
         yield image
 
 
 def _count_full_size_frames(path: Path) -> int:
-    """Number of pictures in a JPEG of several: the smaller ones are previews and brightness maps of cameras."""
+    """Count the full-size frames of a multi-picture JPEG. Cameras add smaller previews and brightness maps."""
     with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
         size, count = image.size, 1
         for frame in range(1, image.n_frames):
-            with suppress(EOFError, OSError, SyntaxError, ValueError):  # listed, and not there
+            with suppress(EOFError, OSError, SyntaxError, ValueError):  # listed, but missing
                 image.seek(frame)
                 count += image.width >= size[0] and image.height >= size[1]
     return count
 
 
 def _read_orientation(path: Path, image: Image.Image) -> int:
-    """How a PNG, JPEG or BMP is to be turned, from EXIF or XMP; damaged metadata say nothing."""
+    """Read the orientation of a PNG, JPEG or BMP from EXIF or XMP; `AS_STORED` if they are damaged."""
     with suppress(Exception):
-        exif = Image.Image.getexif(image)  # PNG's own decodes all pixels to see what stands behind them
+        exif = Image.Image.getexif(image)  # that of PNG images decodes all pixels to reach metadata after them
         if ExifTags.Base.Orientation not in exif and image.format == "PNG":
             exif.load(_read_trailing_exif(path))
         return parse_orientation(exif.get(ExifTags.Base.Orientation))
@@ -210,7 +209,7 @@ def _read_orientation(path: Path, image: Image.Image) -> int:
 
 
 def _read_trailing_exif(path: Path) -> bytes:
-    """The EXIF of a PNG that stands behind its pixels, where some programs write it; empty where there is none."""
+    """Read the EXIF metadata after the pixels of a PNG, where some programs write them; empty if there are none."""
     with path.open("rb") as file:
         file.seek(len(_PNG_START))
         while len(head := file.read(8)) == 8:
@@ -222,7 +221,7 @@ def _read_trailing_exif(path: Path) -> bytes:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there; a name that the system does not take, or lets nobody see, names none."""
+    """Return whether a file exists. A name that is invalid on this system, or not accessible, is no file."""
     try:
         return path.is_file()
     except OSError:
@@ -230,32 +229,36 @@ def is_file(path: Path) -> bool:
 
 
 def read_first_bytes(path: Path) -> bytes:
-    """The first 32 bytes of an image file, by which its kind is told.
+    """Read the first 32 bytes of an image file, which determine its format.
 
     Raises:
-        ImageError: no such file, not readable, empty, or neither PNG, JPEG, BMP nor TIFF.
+        ImageError: there is no such file (`images.not_found`), it cannot be opened (`images.cannot_open`), is empty
+            (`images.empty`), or is no PNG, JPEG, BMP or TIFF (`images.format_unknown`).
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for without end
-            raise ImageError(f"{path}: cannot be opened (a folder or device, no file)")
+        if path.exists() and not path.is_file():  # opening a pipe would block
+            raise ImageError(f"{path}: cannot be opened (a folder or device, not a file)", code="images.cannot_open")
         with path.open("rb") as file:
             start = file.read(32)
     except (FileNotFoundError, ValueError):  # ValueError: a name with a zero byte
-        raise ImageError(f"{path}: no such file") from None
+        raise ImageError(f"{path}: no such file", code="images.not_found") from None
     except OSError as error:
-        raise ImageError(f"{path}: cannot be opened ({error.strerror})") from None
+        raise ImageError(f"{path}: cannot be opened ({error.strerror})", code="images.cannot_open") from None
     if not start:
-        raise ImageError(f"{path}: the file is empty (0 bytes)")
+        raise ImageError(f"{path}: the file is empty (0 bytes)", code="images.empty")
     if not start.startswith(TIFF_STARTS + _PILLOW_STARTS):
-        raise ImageError(f"{path}: its content is no PNG, JPEG, BMP or TIFF image, whatever its name says")
+        raise ImageError(
+            f"{path}: the content is no PNG, JPEG, BMP or TIFF image, whatever the file name is",
+            code="images.format_unknown",
+        )
     return start
 
 
 class _MutedDecoders:
-    """No warnings, and nothing from tifffile's log.
+    """Context without warnings and without messages of tifffile.
 
-    Both belong to the whole process: of the threads that decode at once, the first to come silences them, and the last
-    to go puts them back as they were.
+    Both are settings of the whole process. Of several decoding threads, the first turns them off, and the last restores
+    them.
     """
 
     def __init__(self) -> None:
@@ -283,32 +286,34 @@ _MUTED_DECODERS = _MutedDecoders()
 
 @contextmanager
 def translate_decoder_errors(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder throws, warns or logs about a damaged file into one `ImageError` that names the file."""
+    """Convert errors of a decoder into one `ImageError` with the file name, and suppress its warnings and messages."""
     try:
         with _MUTED_DECODERS:
             yield
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(_format_too_large(path)) from None
+        raise ImageError(_format_too_large(path), code="images.too_large") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: damaged or incomplete image (its header cannot be read)") from None
+        raise ImageError(
+            f"{path}: damaged or incomplete image (the header cannot be read)", code="images.damaged"
+        ) from None
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
-        told = f" ({reason})" if re.search("[a-z]{2}", reason) else ""  # a key that is missing says nothing to anyone
-        raise ImageError(f"{path}: damaged or incomplete image{told}") from None
+        detail = f" ({reason})" if re.search("[a-z]{2}", reason) else ""  # a missing key alone explains nothing
+        raise ImageError(f"{path}: damaged or incomplete image{detail}", code="images.damaged") from None
 
 
 def _check_size(path: Path, header: Header) -> Header:
     if header.height * header.width > MAX_PIXELS:
-        raise ImageError(_format_too_large(path, f"{header.width} x {header.height} px"))
+        raise ImageError(_format_too_large(path, f"{header.width} x {header.height} px"), code="images.too_large")
     return header
 
 
 def _format_too_large(path: Path, size: str = "its size") -> str:
     return (
-        f"{path}: {size} is more than the {MAX_PIXELS:,} px allowed for one image; cut it into crops first, "
-        "or save a field as a tiled TIFF"
+        f"{path}: {size} is more than the limit of {MAX_PIXELS:,} px for one image. Divide it into crops, or save a "
+        "field as a tiled TIFF"
     )
 
 
@@ -327,27 +332,30 @@ def _drop_alpha(pixels: np.ndarray) -> np.ndarray:
 
 
 def classify_tiff_pixels(path: Path, page: tifffile.TiffPage, most_samples: int = 4) -> tuple[str, bool]:
-    """Depth at which a TIFF page is handed on (`uint8`, `uint16` or `float32`), and whether it comes in colour.
+    """Determine the depth of a decoded TIFF page (`uint8`, `uint16` or `float32`), and whether it is in colour.
 
     Args:
-        path: for the errors.
+        path: path of the file, for the errors.
         page: the page.
-        most_samples: greatest number of values that a pixel may have.
+        most_samples: maximum number of values per pixel.
 
     Raises:
-        ImageError: a depth or a kind of pixel that is not supported.
+        ImageError: the depth (`images.depth_unsupported`) or kind of pixels (`images.pixels_unsupported`) is not
+            supported.
     """
     dtype = page.dtype
     if dtype is None or not (dtype.kind == "f" or dtype in (np.uint8, np.uint16, np.int16, np.bool_)):
         raise ImageError(
-            f"{path}: pixels are {dtype or 'of an unknown type'}; use 8- or 16-bit integers or floating point"
+            f"{path}: pixels are {dtype or 'of an unknown type'}; use 8- or 16-bit integers or floating point",
+            code="images.depth_unsupported",
         )
     kind = tifffile.PHOTOMETRIC(page.photometric)
     decoded_to_rgb = kind == tifffile.PHOTOMETRIC.YCBCR and page.compression == tifffile.COMPRESSION.JPEG
     if not (kind in _TIFF_PHOTOMETRICS or decoded_to_rgb) or page.samplesperpixel > most_samples or page.imagedepth > 1:
         raise ImageError(
-            f"{path}: {page.samplesperpixel} channel(s) of kind {kind.name}, {page.imagedepth} deep; "
-            "save each page as one grey channel or as RGB"
+            f"{path}: {page.samplesperpixel} channel(s) of kind {kind.name}, {page.imagedepth} slice(s) deep, "
+            "cannot be read. Save each page as one grey channel or as RGB",
+            code="images.pixels_unsupported",
         )
     palette = kind == tifffile.PHOTOMETRIC.PALETTE
     depth = "float32" if dtype.kind in "fi" else "uint8" if palette or dtype == np.bool_ else dtype.name
@@ -355,16 +363,16 @@ def classify_tiff_pixels(path: Path, page: tifffile.TiffPage, most_samples: int 
 
 
 def convert_tiff_values(pixels: np.ndarray, page: tifffile.TiffPage, depth: str) -> np.ndarray:
-    """Stored values as brightness: palettes looked up, inverted grey turned round, few bits spread over eight.
+    """Convert stored values to brightness: apply palettes, invert "min is white", scale few bits to eight.
 
     Args:
-        pixels: (H, W) or (H, W, samples) as decoded, a part of the page or all of it.
-        page: the page that they come from.
-        depth: as `classify_tiff_pixels` says.
+        pixels: (H, W) or (H, W, samples) as decoded; all of the page or a part.
+        page: page of the pixels.
+        depth: depth from `classify_tiff_pixels`.
     """
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-        places = pixels[..., 0] if pixels.ndim == 3 else pixels  # alpha stands beside the place in the palette
-        return (np.moveaxis(page.colormap[:, places.astype(np.intp)], 0, -1) >> 8).astype(np.uint8)
+        indices = pixels[..., 0] if pixels.ndim == 3 else pixels  # the second value is alpha
+        return (np.moveaxis(page.colormap[:, indices.astype(np.intp)], 0, -1) >> 8).astype(np.uint8)
     if pixels.dtype.kind in "bu":
         brightest = 2**page.bitspersample - 1
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
@@ -375,25 +383,26 @@ def convert_tiff_values(pixels: np.ndarray, page: tifffile.TiffPage, depth: str)
 
 
 def read_tiff_orientation(page: tifffile.TiffPage) -> int:
-    """How a TIFF page is to be turned, 1 to 8."""
+    """Read the orientation of a TIFF page, 1 to 8."""
     return parse_orientation(page.tags.valueof(274, default=AS_STORED))
 
 
 def check_finite(path: Path, pixels: np.ndarray) -> None:
-    """Refuse floating-point pixels that are no numbers.
+    """Refuse NaN and infinite pixels.
 
     Raises:
-        ImageError: NaN or infinite values.
+        ImageError: there are such pixels (`images.not_finite`).
     """
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         count = int((~np.isfinite(pixels)).sum())
         raise ImageError(
-            f"{path}: {count} of {pixels.size} values are NaN or infinite as 32-bit numbers; mask or fill them first"
+            f"{path}: {count} of {pixels.size} values are NaN or infinite as 32-bit numbers. Replace them first",
+            code="images.not_finite",
         )
 
 
 def is_grey_with_alpha(page: tifffile.TiffPage) -> bool:
-    """Whether the second of two values a pixel is alpha, and the first one grey."""
+    """Return whether pixels have two values, grey and alpha."""
     return page.samplesperpixel == 2 and len(page.extrasamples) == 1 and int(page.extrasamples[0]) in _ALPHA
 
 
@@ -402,8 +411,8 @@ def _read_tiff_header(path: Path, page: tifffile.TiffPage, pages: int) -> Header
     palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
     if page.samplesperpixel == 2 and not (palette or is_grey_with_alpha(page)):
         raise ImageError(
-            f"{path}: 2 values a pixel, the second not marked as alpha: two channels, of which one would be "
-            "taken for the whole; save each channel as an image of its own",
+            f"{path}: two channels (2 values per pixel, the second not marked as alpha); an image has one or three. "
+            "Save each channel as its own image",
             code="images.several_channels",
         )
     if page.is_tiled:
@@ -416,21 +425,29 @@ def _read_tiff_header(path: Path, page: tifffile.TiffPage, pages: int) -> Header
 
 def _check_page(path: Path, page: int, pages: int) -> None:
     if not 0 <= page < pages:
-        raise ImageError(f"{path}: page {page} asked for, but the file has {pages} (counted from 0)")
+        raise ImageError(
+            f"{path}: there is no page {page}; the file has {pages} page(s), counted from 0", code="images.page_missing"
+        )
 
 
 def _read_tiff(path: Path, index: int) -> np.ndarray:
     pages = list_pages(path)
     _check_page(path, index, len(pages))
-    about = pages[index]
-    if about.end > path.stat().st_size or not about.stored:
-        raise ImageError(f"{path}: truncated: page {index} points beyond the end of the file")
+    listed = pages[index]
+    if listed.end > path.stat().st_size or not listed.stored:
+        raise ImageError(
+            f"{path}: damaged or incomplete image (page {index} points beyond the end of the file)",
+            code="images.damaged",
+        )
     with open_tiff(path) as tif:
-        page = open_page(tif, about, index)
+        page = open_page(tif, listed, index)
         header = _read_tiff_header(path, page, len(pages))
         pixels = page.asarray()
     if pixels.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.shape[:2] != (header.height, header.width):
-        raise ImageError(f"{path}: damaged: page {index} does not hold the pixels that its header names")
+        raise ImageError(
+            f"{path}: damaged or incomplete image (page {index} has other pixels than its header says)",
+            code="images.damaged",
+        )
     return orient(convert_tiff_values(pixels, page, header.dtype), read_tiff_orientation(page))

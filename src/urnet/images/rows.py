@@ -1,4 +1,4 @@
-"""Rows of an array that may be larger than memory."""
+"""Rows of an array that can be larger than memory."""
 
 import math
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 
 PART_BYTES = 2**26
-"""Bytes that are read in one go where all rows are looked at."""
+"""Size of a part in `LazyRows.iterate_parts`, in bytes."""
 
 
 class LazyRows:
-    """Some rows of an array, read when they are asked for; of a mapped file, no more than that is in memory.
+    """Selected rows of an array, such as a memory-mapped file, that are read on demand.
 
     Args:
         array: (N, C, S, S).
-        index: (M,) rows of it.
+        index: (M,) numbers of the rows.
     """
 
     def __init__(self, array: np.ndarray, index: np.ndarray):
@@ -30,12 +30,12 @@ class LazyRows:
         return self.array[self.index[rows]]
 
     def iterate_parts(self) -> Iterator[np.ndarray]:
-        """All rows, a part at a time."""
+        """Yield all rows in parts of about `PART_BYTES`."""
         step = max(1, PART_BYTES * len(self) // max(1, self.size * self.dtype.itemsize))
         return (self[start : start + step] for start in range(0, len(self), step))
 
     def __getstate__(self) -> dict[str, object]:
-        """Another process maps the file itself; pickling its content would copy it."""
+        """Pickle a mapped file by its path: another process maps it itself."""
         file = getattr(self.array, "filename", None)
         return self.__dict__ | ({"array": Path(file)} if file is not None else {})
 

@@ -1,8 +1,8 @@
-"""List the pages of a TIFF from its directories alone, in time proportional to their number.
+"""List the pages of a TIFF from its directories, in time proportional to their number.
 
-A TIFF is a chain of directories, one a page, each of which says where its pixels are. Nothing in a file keeps the chain
-from going round in circles, the pages from sharing pixels, or a page from claiming any size. The chain is therefore
-walked here, with bounds, before a decoder sees the file, and pages are then read at their known places.
+A TIFF is a chain of directories, one per page, that name the positions of the pixels. A file can have a chain that is a
+loop, pages that share pixels, and pages that claim any size. The chain is therefore followed here, with limits, before
+a decoder opens the file. Pages are then read at their known positions.
 """
 
 import json
@@ -20,13 +20,13 @@ import tifffile
 from urnet.errors import ImageError
 
 MAX_PAGES = 100_000
-"""Most pages of one file."""
+"""Maximum number of pages of one file."""
 
 _MAX_TAGS = 4096
-"""Most tags of a page; the standard defines fewer than two hundred."""
+"""Maximum number of tags of a page. The standard defines fewer than two hundred."""
 
 _HEADER_BYTES = 8
-"""Bytes of the shortest header: no pixels lie within it. A strip or tile that is left empty is 0 bytes at byte 0."""
+"""Length of the shortest header, in bytes. No pixels are in it. An empty strip or tile has 0 bytes at byte 0."""
 
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TYPE_LETTERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
@@ -35,35 +35,35 @@ _BYTE_ORDERS = {b"II": "<", b"MM": ">"}
 
 _NDTIFF_MARK = 483729
 _MICROMANAGER_INDEX, _MICROMANAGER_SUMMARY, _MICROMANAGER_ROWS = 54773648, 2355492, 3453623
-"""Numbers by which Micro-Manager marks the parts of its metadata (micro-manager.org/Micro-Manager_File_Formats)."""
+"""Marks of Micro-Manager's metadata (micro-manager.org/Micro-Manager_File_Formats)."""
 
 _NO_OTHER_FILES = dict.fromkeys(("is_ome", "is_mmstack", "is_ndtiff"), False)
 """Formats for which tifffile opens other files. `urnet.fields.io.tiff.ome` opens them, by the rule for companions."""
 
 _NO_UNBOUNDED_METADATA = dict.fromkeys(("is_shaped", "is_scanimage"), False)
-"""Formats whose metadata tifffile follows without a bound."""
+"""Formats whose metadata tifffile reads without a limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What one directory says of its page.
+    """One page, from its directory.
 
     Attributes:
-        offset: of the directory in the file.
-        width: columns, px.
-        height: rows, px.
-        depth: slices of a volume in one page, else 1.
-        tile: depth, height and width of its tiles; 1, 1, 1 where it has strips, which end with the page.
-        samples: values a pixel.
+        offset: position of the directory in the file.
+        width: number of columns.
+        height: number of rows.
+        depth: number of slices of a volume in one page, else 1.
+        tile: depth, height and width of the tiles; 1, 1, 1 for strips, which end with the page.
+        samples: values per pixel.
         kind: bits, number format, photometric interpretation, compression and planar configuration.
         reduced: whether it is marked as a smaller version of another page.
         mask: whether it is marked as the transparency mask of another page.
-        segments: number of its strips or tiles that are listed.
-        stored: bytes of its pixels in the file.
-        end: where the last of them ends.
-        start: where its first strip or tile is.
-        description: offset and length of its description.
-        micromanager: offset and length of what Micro-Manager says of it.
+        segments: number of listed strips or tiles.
+        stored: size of its pixels in the file, in bytes.
+        start: position of its first strip or tile.
+        end: end of its last strip or tile.
+        description: position and length of its description.
+        micromanager: position and length of its Micro-Manager metadata.
     """
 
     offset: int
@@ -84,34 +84,35 @@ class Page:
 
     @property
     def pixel_count(self) -> int:
-        """Pixels that are decoded to read it, with those of its tiles beyond its edges."""
+        """Number of pixels that are decoded, with those of tiles beyond its edges."""
         return count_decoded_pixels((self.depth, self.height, self.width), self.tile)
 
     @property
     def layout(self) -> tuple[int, ...]:
-        """What pages have in common that are planes of one image."""
+        """Properties that are equal for the planes of one image."""
         return (self.width, self.height, self.depth, self.samples, *self.kind)
 
 
 def count_decoded_pixels(shape: tuple[int, int, int], tile: tuple[int, int, int]) -> int:
-    """Count the pixels of all tiles of a page: a tile is decoded whole, also where it is larger than the page."""
+    """Count the pixels of all tiles of a page. Tiles are decoded whole, even if they are larger than the page."""
     return math.prod(-(-edge // max(1, step)) * max(1, step) for edge, step in zip(shape, tile, strict=True))
 
 
 def list_pages(path: Path) -> tuple[Page, ...]:
-    """All pages of a TIFF in their order; the number of a page in an address is its place here.
+    """List all pages of a TIFF in order. The number of a page in an address is its index here.
 
     Raises:
-        ImageError: `images.pages_damaged` where a directory lies beyond the end of the file, the chain is a loop or
-            longer than `MAX_PAGES`, or pages claim more than the file can hold or pixels within its header.
+        ImageError: the file cannot be opened (`images.cannot_open`) or is damaged (`images.pages_damaged`): a directory
+            is beyond its end, the chain is a loop or longer than `MAX_PAGES`, or pages claim more pixels than the file
+            can hold.
     """
     try:
-        about = path.stat()
-        return _list_pages(path, about.st_mtime_ns, about.st_size)
+        status = path.stat()
+        return _list_pages(path, status.st_mtime_ns, status.st_size)
     except OSError as error:
-        raise ImageError(f"{path}: cannot be opened ({error.strerror})") from None
+        raise ImageError(f"{path}: cannot be opened ({error.strerror})", code="images.cannot_open") from None
     except (struct.error, ValueError, KeyError, OverflowError):
-        raise _damaged_error(path, "its list of pages cannot be read") from None
+        raise _damaged_error(path, "the list of pages cannot be read") from None
 
 
 @lru_cache(maxsize=8)
@@ -121,12 +122,12 @@ def _list_pages(path: Path, modified: int, size: int) -> tuple[Page, ...]:
 
 
 def open_tiff(path: Path) -> tifffile.TiffFile:
-    """Open a TIFF with a decoder that opens no other file, whatever this one names."""
+    """Open a TIFF with a decoder that opens no other file."""
     return tifffile.TiffFile(path, **_NO_OTHER_FILES, **_NO_UNBOUNDED_METADATA)
 
 
 def open_page(tif: tifffile.TiffFile, page: Page, index: int) -> tifffile.TiffPage:
-    """The decoder's view of one page, without a walk along the chain."""
+    """Open one page in the decoder without following the chain."""
     first = tif.pages.first
     if first.offset == page.offset:
         return first
@@ -135,7 +136,7 @@ def open_page(tif: tifffile.TiffFile, page: Page, index: int) -> tifffile.TiffPa
 
 
 def read_description(path: Path, page: Page, most: int) -> str:
-    """The description of a page, at most so many bytes of it."""
+    """Read the description of a page, `most` bytes at most."""
     offset, length = page.description
     with path.open("rb") as file:
         file.seek(offset)
@@ -143,9 +144,9 @@ def read_description(path: Path, page: Page, most: int) -> str:
 
 
 def read_micromanager_metadata(path: Path) -> dict[str, Any]:
-    """`Summary` and `IndexMap` of a stack that Micro-Manager has written; empty for other files.
+    """Read `Summary` and `IndexMap` of a stack of Micro-Manager; empty for other files.
 
-    The index has a row for each plane: channel, slice, frame, position and the offset of its directory.
+    The index has one row per plane: channel, slice, frame, position and the offset of its directory.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -157,18 +158,18 @@ def read_micromanager_metadata(path: Path) -> dict[str, Any]:
         if index != _MICROMANAGER_INDEX or summary != _MICROMANAGER_SUMMARY:
             return {}
         try:
-            about = json.loads(_read_at(file, 40, summary_length, size))
+            metadata = json.loads(_read_at(file, 40, summary_length, size))
         except (ValueError, RecursionError):
             return {}
         head, count = struct.unpack(order + "II", _read_at(file, index_at, 8, size) or bytes(8))
         rows = _read_at(file, index_at + 8, count * 20, size) if head == _MICROMANAGER_ROWS else b""
-        if not isinstance(about, dict) or not rows:
+        if not isinstance(metadata, dict) or not rows:
             return {}
-        return {"Summary": about, "IndexMap": np.frombuffer(rows, order + "u4").reshape(-1, 5).astype(np.int64)}
+        return {"Summary": metadata, "IndexMap": np.frombuffer(rows, order + "u4").reshape(-1, 5).astype(np.int64)}
 
 
 def is_ndtiff(path: Path) -> bool:
-    """Whether Micro-Manager has written a file as NDTiff, in which each page says where it belongs."""
+    """Return whether a file is an NDTiff of Micro-Manager, in which each page has its own metadata."""
     with path.open("rb") as file:
         mark = file.read(12)[8:]
     return _NDTIFF_MARK in (int.from_bytes(mark, "little"), int.from_bytes(mark, "big"))
@@ -176,7 +177,7 @@ def is_ndtiff(path: Path) -> bool:
 
 def _damaged_error(path: Path, what: str) -> ImageError:
     return ImageError(
-        f"{path}: truncated or damaged TIFF: {what}; copy the file again, or export it anew",
+        f"{path}: truncated or damaged TIFF: {what}. Copy or export the file again",
         code="images.pages_damaged",
     )
 
@@ -185,23 +186,23 @@ def _walk_directories(path: Path, file: BinaryIO, size: int) -> Iterator[Page]:
     start = file.read(16).ljust(16, b"\0")
     order = _BYTE_ORDERS[start[:2]]
     big = struct.unpack(order + "H", start[2:4])[0] == 43
-    place = struct.unpack(order + ("Q" if big else "I"), start[8:16] if big else start[4:8])[0]
+    offset = struct.unpack(order + ("Q" if big else "I"), start[8:16] if big else start[4:8])[0]
     count_of, tag_of, next_of = (order + letters for letters in (("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")))
     entry, inline = struct.calcsize(tag_of), 8 if big else 4
     seen: set[int] = set()
     listed = 0
-    while place:
+    while offset:
         number = len(seen)
-        if place in seen:
-            raise _damaged_error(path, f"its pages form a loop after page {number - 1}")
+        if offset in seen:
+            raise _damaged_error(path, f"the pages form a loop after page {number - 1}")
         if number == MAX_PAGES:
-            raise _damaged_error(path, f"more than {MAX_PAGES:,} pages, the most that are read")
-        seen.add(place)
-        head = _read_at(file, place, struct.calcsize(count_of), size)
+            raise _damaged_error(path, f"more than the limit of {MAX_PAGES:,} pages")
+        seen.add(offset)
+        head = _read_at(file, offset, struct.calcsize(count_of), size)
         count = struct.unpack(count_of, head)[0] if head else 0
-        body = _read_at(file, place + len(head), count * entry + inline, size) if 0 < count <= _MAX_TAGS else b""
+        body = _read_at(file, offset + len(head), count * entry + inline, size) if 0 < count <= _MAX_TAGS else b""
         if not body:
-            raise _damaged_error(path, f"page {number} lies beyond its end or has no tags")
+            raise _damaged_error(path, f"page {number} is beyond its end or has no tags")
         tags: dict[int, np.ndarray] = {}
         texts = dict.fromkeys(_TEXT_TAGS, (0, 0))
         for code, kind, length, value in struct.iter_unpack(tag_of, body[: count * entry]):
@@ -211,7 +212,7 @@ def _walk_directories(path: Path, file: BinaryIO, size: int) -> Iterator[Page]:
             far = struct.unpack(next_of, value)[0]
             if code in _TEXT_TAGS:
                 if needed > inline and far > size - needed:
-                    raise _damaged_error(path, f"the description of page {number} lies beyond its end")
+                    raise _damaged_error(path, f"the description of page {number} is beyond its end")
                 texts[code] = (far, needed) if needed > inline and not texts[code][1] else texts[code]
                 continue
             if kind not in _TYPE_LETTERS or code in tags:
@@ -222,10 +223,10 @@ def _walk_directories(path: Path, file: BinaryIO, size: int) -> Iterator[Page]:
                 if not value:
                     raise _damaged_error(path, f"page {number} lists pixels beyond its end")
             tags[code] = np.frombuffer(value[:needed], order + _TYPE_LETTERS[kind])
-        yield _parse_page(path, number, place, tags, texts, size)
-        place = struct.unpack(next_of, body[-inline:])[0]
+        yield _parse_page(path, number, offset, tags, texts, size)
+        offset = struct.unpack(next_of, body[-inline:])[0]
     if not seen:
-        raise _damaged_error(path, "it has no page")
+        raise _damaged_error(path, "the file has no page")
 
 
 _TEXT_TAGS = (270, 51123)
@@ -271,10 +272,10 @@ def _parse_page(
     )
 
 
-def _read_at(file: BinaryIO, place: int, length: int, size: int) -> bytes:
-    """Bytes at a place; none of them where they are not all there."""
-    if not 0 <= place <= size - length:
+def _read_at(file: BinaryIO, offset: int, length: int, size: int) -> bytes:
+    """Read bytes at a position. Return b"" if there are fewer."""
+    if not 0 <= offset <= size - length:
         return b""
-    file.seek(place)
+    file.seek(offset)
     data = file.read(length)
     return data if len(data) == length else b""

@@ -1,9 +1,9 @@
-"""Simulated destaining: give a stained crop the look that the same cell would have without stain.
+"""Simulated destaining: give a stained crop the appearance of the same cell without stain.
 
-The stain's optical density stands in for the cell's thickness, saturating, so that the nucleus, which the stain makes
-several times denser than the cytoplasm, all but vanishes as it does in an unstained cell. The thickness then goes
-through the optics of `urnet.images.simulation.optics` (transport of intensity, Teague 1983). What comes of it is real
-morphology under simulated optics, and wants to be called so.
+The stain's optical density approximates the cell's thickness. It saturates: the stain makes the nucleus several times
+denser than the cytoplasm, but in an unstained cell the nucleus is almost invisible. The thickness then passes the
+optics of `urnet.images.simulation.optics` (transport of intensity, Teague 1983). The result has real morphology and
+simulated optics, and must be labelled as simulated.
 """
 
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from urnet.errors import ImageError
 from urnet.images.simulation.optics import REFERENCE_PX, Imaging, draw_imaging, simulate_brightfield
 
 SATURATION_DENSITY = 0.15
-"""Optical density at which the thickness has come within 1/e of a full cell's."""
+"""Optical density at which the thickness comes within 1/e of that of a full cell."""
 
 WHITE_PHASE = 1.25
-"""Phase that `clean` shows as white: a saturated cell (1) under an optical density of 2.5, denser than any nucleus."""
+"""Phase that is white in `clean`: a saturated cell (1) with an optical density of 2.5, denser than any nucleus."""
 
 
 @dataclass(frozen=True)
 class Destained:
-    """A stained crop without its stain.
+    """A stained crop after simulated destaining.
 
-    Args:
-        image: the stain-free look, (H, W), float32 in [0, 1].
-        clean: the phase φ that the optics saw, scaled to [0, 1], (H, W), float32.
-        imaging: the conditions drawn for it.
+    Attributes:
+        image: the stain-free image, (H, W), float32 in [0, 1].
+        clean: the phase φ, scaled to [0, 1], (H, W), float32.
+        imaging: the imaging conditions.
     """
 
     image: np.ndarray
@@ -37,7 +37,7 @@ class Destained:
 
 
 def compute_optical_density(stained: np.ndarray) -> np.ndarray:
-    """Mean optical density over the colours, −ln(I/I_bg), with the 95th percentile of each colour as background.
+    """Compute the mean optical density of the colours, −ln(I/I_bg). I_bg is the 95th percentile of each colour.
 
     Args:
         stained: 8-bit colour crop, (H, W, 3).
@@ -46,12 +46,13 @@ def compute_optical_density(stained: np.ndarray) -> np.ndarray:
         Density, (H, W), float32, at least 0.
 
     Raises:
-        ImageError: if the crop is not 8-bit RGB.
+        ImageError: the crop is not 8-bit RGB (`images.not_rgb`).
     """
     if stained.ndim != 3 or stained.shape[2] != 3 or stained.dtype != np.uint8:
         raise ImageError(
-            f"a stained crop has shape {stained.shape} and type {stained.dtype}; "
-            "simulated destaining needs 8-bit RGB, (H, W, 3): convert it first"
+            f"the stained crop has the shape {stained.shape} and type {stained.dtype}; simulated destaining needs "
+            "8-bit RGB, (H, W, 3). Convert it first",
+            code="images.not_rgb",
         )
     intensity = np.maximum(stained, 1).astype(np.float32)
     background = np.maximum(np.percentile(stained, 95, axis=(0, 1)), 1).astype(np.float32)  # (3,)
@@ -63,14 +64,14 @@ def destain(stained: np.ndarray, rng: np.random.Generator, imaging: Imaging | No
 
     Args:
         stained: 8-bit colour crop of one cell, (H, W, 3).
-        rng: source of the imaging conditions and of the noise.
-        imaging: the conditions, instead of drawn ones.
+        rng: random generator for the imaging conditions and the noise.
+        imaging: the imaging conditions; None for random ones.
 
     Returns:
-        The stain-free look and the phase it came from.
+        The stain-free image and its phase.
 
     Raises:
-        ImageError: if the crop is not 8-bit RGB.
+        ImageError: the crop is not 8-bit RGB (`images.not_rgb`).
     """
     density = compute_optical_density(stained)
     scale = min(density.shape) / REFERENCE_PX

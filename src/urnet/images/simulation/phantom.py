@@ -1,11 +1,15 @@
-"""Phantom white blood cells without stain: drawn from scratch and imaged in brightfield, with their nuclei beside them.
+"""Phantom white blood cells without stain, drawn from scratch and imaged in brightfield, with other particles.
 
-Shapes and sizes follow the textbook: granulocytes of 12 µm with a lobed nucleus and granules, monocytes of 14 to 15 µm
-with a kidney-shaped nucleus and fine texture, lymphocytes of 9 to 10 µm that a round nucleus all but fills; among them
-biconcave red cells (profile: Evans and Fung, Microvasc. Res. 4, 335, 1972) and debris. The classes overlap on purpose.
+Shapes and sizes follow the textbook:
 
-A cell's shape is drawn in micrometres, its image in pixels: a crop of any size covers `CROP_UM` micrometres. Every
-cell, donor and field has a random stream of its own, so that cell 7 of donor 2 is the same however many are drawn.
+- granulocytes of 12 µm with a lobed nucleus and granules;
+- monocytes of 14 to 15 µm with a kidney-shaped nucleus and fine texture;
+- lymphocytes of 9 to 10 µm with a round nucleus that almost fills them;
+- biconcave red cells (profile: Evans and Fung, Microvasc. Res. 4, 335, 1972), platelets and fragments.
+
+The classes overlap on purpose. A cell's shape is drawn in micrometres, its image in pixels: a crop of any size covers
+`CROP_UM` micrometres. Every cell, donor and field has its own random stream, so cell 7 of donor 2 does not depend on
+the number of cells.
 """
 
 from dataclasses import dataclass, replace
@@ -17,32 +21,32 @@ from urnet.errors import ImageError
 from urnet.images.simulation.optics import REFERENCE_PX, Imaging, draw_imaging, simulate_brightfield
 
 CLASS_FREQUENCY = {"granulocyte": 0.60, "lymphocyte": 0.32, "monocyte": 0.08}
-"""The classes, and their shares in the blood of a healthy adult."""
+"""Shares of the classes in the blood of a healthy adult."""
 
 CROP_UM = 20.0
-"""Side of a crop in micrometres."""
+"""Edge of a crop, in micrometres."""
 
 THICKNESS = 2.5
-"""Phase of a cell in suspension, round, when one spread on a slide has 1."""
+"""Phase of a round cell in suspension. A cell spread on a slide has 1."""
 
 WHITE_PHASE = 1.25 * THICKNESS
-"""Phase that `clean` shows as white."""
+"""Phase that is white in `clean`."""
 
 IMAGING_SPREAD = 0.12
-"""How far the imaging conditions stray from the donor's, as a share of their ranges (standard deviation)."""
+"""Standard deviation of the imaging conditions around the donor's, as a share of their ranges."""
 
 _STREAMS = (*CLASS_FREQUENCY, "donor", "field")
 
 
 @dataclass(frozen=True)
 class PhantomDonor:
-    """What the cells and the slide of one donor have in common.
+    """Common properties of the cells and the slide of one donor.
 
-    Args:
-        size: factor on every cell's radius.
-        texture: factor on granules and cytoplasm texture.
-        nucleus: factor on the phase that a nucleus adds.
-        imaging: conditions about which each image's conditions vary.
+    Attributes:
+        size: factor of every cell's radius.
+        texture: factor of granules and cytoplasm texture.
+        nucleus: factor of the phase of nuclei.
+        imaging: conditions around which the conditions of each image vary.
     """
 
     size: float
@@ -53,11 +57,11 @@ class PhantomDonor:
 
 @dataclass(frozen=True)
 class PhantomCrop:
-    """One phantom cell in the middle of an image; all three (size, size), uint8.
+    """One phantom cell in the middle of a crop. All images are (size, size), uint8.
 
-    Args:
+    Attributes:
         image: the stain-free brightfield image.
-        clean: the phase behind it.
+        clean: its phase.
         nuclei: the nuclear fluorescence.
     """
 
@@ -68,13 +72,13 @@ class PhantomCrop:
 
 @dataclass(frozen=True)
 class ParticlePatch:
-    """One particle on its own, centred on the middle pixel of square arrays of odd side.
+    """One particle, centred in square arrays with an odd edge.
 
-    Args:
-        phase: phase that the particle adds, (n, n), float32.
-        density: optical density that it adds, (n, n), float32.
-        nucleus: fluorescence of its nucleus, (n, n), float32, about 1 where bright; all 0 without a nucleus.
-        radius: mean radius of the outline, px.
+    Attributes:
+        phase: phase of the particle, (n, n), float32.
+        density: optical density of the particle, (n, n), float32.
+        nucleus: fluorescence of its nucleus, (n, n), float32, about 1 in a nucleus and 0 elsewhere.
+        radius: mean radius of the outline, in pixels.
     """
 
     phase: np.ndarray
@@ -84,19 +88,19 @@ class ParticlePatch:
 
 
 def open_random_stream(seed: int, donor: int, kind: str, index: int = 0) -> np.random.Generator:
-    """Open the random stream of one cell (`kind` is its class), of a donor or of a field."""
+    """Open the random stream of a cell (`kind` is its class), a donor or a field."""
     return np.random.default_rng((seed, donor, 1 + _STREAMS.index(kind), index))
 
 
 def draw_donor(seed: int, donor: int) -> PhantomDonor:
-    """Draw what sets one donor apart.
+    """Draw the properties of one donor.
 
     Args:
-        seed: seed of the whole set, at least 0.
+        seed: seed of the whole data set, at least 0.
         donor: number of the donor, from 0.
     """
     rng = open_random_stream(seed, donor, "donor")
-    # Never in focus, where nothing is to be seen of transparent cells; above and below it, however few the donors.
+    # Never in focus, where transparent cells are invisible. The sign alternates, so that few donors have both signs.
     defocus = float(rng.uniform(1.2, 3)) * (-1) ** donor
     return PhantomDonor(
         size=rng.normal(1, 0.02),
@@ -107,14 +111,14 @@ def draw_donor(seed: int, donor: int) -> PhantomDonor:
 
 
 def draw_crop(label: str, seed: int, donor: int, index: int, size: int = 48) -> PhantomCrop:
-    """Draw one cell as it would be cropped from a field.
+    """Draw the crop of one cell.
 
     Args:
         label: a class of `CLASS_FREQUENCY`.
-        seed: seed of the whole set, at least 0.
+        seed: seed of the whole data set, at least 0.
         donor: number of the donor, from 0.
-        index: number of the cell among those of its class and donor, from 0.
-        size: side in px; the crop covers `CROP_UM` micrometres whatever its size.
+        index: number of the cell in its class and donor, from 0.
+        size: edge in pixels. A crop of any size covers `CROP_UM` micrometres.
     """
     rng = open_random_stream(seed, donor, label, index)
     traits = draw_donor(seed, donor)
@@ -135,14 +139,14 @@ def draw_crop(label: str, seed: int, donor: int, index: int, size: int = 48) -> 
 
 @dataclass(frozen=True)
 class PlacedCell:
-    """Where a white cell lies in a phantom field.
+    """Position of a white cell in a phantom field.
 
-    Args:
-        x: column of its centre, px.
-        y: row of its centre, px.
-        radius: mean radius of its outline, px.
+    Attributes:
+        x: column of its centre, in pixels.
+        y: row of its centre, in pixels.
+        radius: mean radius of its outline, in pixels.
         label: its class.
-        contact: `single`, `touching` or `overlapping`: how it lies to its nearest white cell.
+        contact: contact with the nearest white cell: `single`, `touching` or `overlapping`.
     """
 
     x: int
@@ -156,10 +160,10 @@ class PlacedCell:
 class PhantomField:
     """A phantom field of view.
 
-    Args:
-        brightfield: (H, W), uint16 of the 12-bit range, an empty spot at about 2,000.
+    Attributes:
+        brightfield: (H, W), uint16 of the 12-bit range, an empty area at about 2,000.
         nuclei: nuclear fluorescence, (H, W), uint16 of the 12-bit range.
-        cells: the white cells in it.
+        cells: its white cells.
     """
 
     brightfield: np.ndarray
@@ -170,18 +174,18 @@ class PhantomField:
 def draw_field(
     seed: int, donor: int, index: int, *, shape: tuple[int, int] = (1024, 1024), cells: int = 60, crop: int = 48
 ) -> PhantomField:
-    """Draw a field of white cells, about a fifth of them in pairs that touch or overlap, with red cells and debris.
+    """Draw a field of white cells, red cells and debris. About a fifth of the white cells touch or overlap in pairs.
 
     Args:
-        seed: seed of the whole set, at least 0.
+        seed: seed of the whole data set, at least 0.
         donor: number of the donor, from 0.
-        index: number of the field among its donor's, from 0.
-        shape: height and width, px.
-        cells: number of white cells, their classes drawn by `CLASS_FREQUENCY`; all lie wholly inside.
-        crop: side in px that a crop of `CROP_UM` micrometres has at this magnification.
+        index: number of the field of its donor, from 0.
+        shape: height and width, in pixels.
+        cells: number of white cells, with classes drawn by `CLASS_FREQUENCY`. All are completely inside.
+        crop: edge of a crop of `CROP_UM` micrometres at this magnification, in pixels.
 
     Raises:
-        ImageError: if so many cells do not fit in.
+        ImageError: the cells do not fit into the field (`images.field_overfull`).
     """
     rng = open_random_stream(seed, donor, "field", index)
     traits = draw_donor(seed, donor)
@@ -194,11 +198,11 @@ def draw_field(
         canvas.add(patch, row, column)
     taken = np.array([(*place[:2], patch.radius) for place, patch in zip(places, patches, strict=True)]).reshape(-1, 3)
     for _ in range(cells):
-        bystander = paint_other_particle(rng, CROP_UM / crop)
+        particle = paint_other_particle(rng, CROP_UM / crop)
         row, column = (int(rng.integers(side)) for side in shape)
-        # May lean on a white cell, but not lie on it.
-        if np.all(np.hypot(taken[:, 0] - row, taken[:, 1] - column) > taken[:, 2] + 0.9 * bystander.radius):
-            canvas.add(bystander, row, column)
+        # A particle can touch a white cell, but not cover it.
+        if np.all(np.hypot(taken[:, 0] - row, taken[:, 1] - column) > taken[:, 2] + 0.9 * particle.radius):
+            canvas.add(particle, row, column)
     images = (
         simulate_brightfield(canvas.phase, canvas.density, imaging, rng, crop),
         np.clip(simulate_fluorescence(canvas.nuclei, crop, rng), 0, 1),
@@ -214,7 +218,7 @@ def draw_field(
 def _place_cells(
     radii: list[float], shape: tuple[int, int], gap: float, rng: np.random.Generator
 ) -> list[tuple[int, int, str]]:
-    """Row, column and contact of each disc: alone, or as the second of a pair; pairs lie `gap` px and more apart."""
+    """Place discs, alone or in pairs, at least `gap` px apart. Return row, column and contact of each disc."""
     places: list[tuple[int, int, str]] = []
     while len(places) < len(radii):
         first = len(places)
@@ -235,21 +239,22 @@ def _place_cells(
                 break
         else:
             raise ImageError(
-                f"{len(radii)} white cells of about {2 * np.mean(radii):.0f} px do not fit in a field of "
-                f"{shape[1]} x {shape[0]} px; draw fewer cells or a larger field"
+                f"{len(radii)} white cells of about {2 * np.mean(radii):.0f} px do not fit into a field of "
+                f"{shape[1]} x {shape[0]} px. Draw fewer cells or a larger field",
+                code="images.field_overfull",
             )
         places += [(int(row), int(column), contact) for row, column in spots]
     return places
 
 
 class Scene:
-    """Phase, density and nuclear fluorescence of a scene, each (height, width), float32, to which particles add up."""
+    """Sum of particles: their phase, density and nuclear fluorescence, each (height, width), float32."""
 
     def __init__(self, height: int, width: int):
         self.phase, self.density, self.nuclei = np.zeros((3, height, width), np.float32)
 
     def add(self, patch: ParticlePatch, row: int, column: int) -> None:
-        """Put a particle's centre on a pixel; what lies beyond the border is cut off."""
+        """Add a particle centred on a pixel. Parts beyond the border are cut off."""
         half = patch.phase.shape[0] // 2
         top, left = row - half, column - half
         height, width = self.phase.shape
@@ -264,12 +269,12 @@ class Scene:
 
 
 def simulate_fluorescence(nuclei: np.ndarray, crop: int, rng: np.random.Generator) -> np.ndarray:
-    """Image nuclei in fluorescence: point spread, background, shot noise and read-out noise.
+    """Simulate the fluorescence image of nuclei: point spread, background, shot noise and read-out noise.
 
     Args:
-        nuclei: brightness of the nuclei, (H, W), about 1 where bright.
-        crop: side in px of a single cell's crop.
-        rng: source of the noise.
+        nuclei: brightness of the nuclei, (H, W), about 1 in a nucleus.
+        crop: edge of a single cell's crop, in pixels.
+        rng: random generator for the noise.
 
     Returns:
         Brightness, (H, W), float32, mostly within [0, 1].
@@ -283,12 +288,12 @@ def paint_white_cell(label: str, donor: PhantomDonor, rng: np.random.Generator, 
 
     Args:
         label: a class of `CLASS_FREQUENCY`.
-        donor: the traits it shares with its donor's cells.
-        rng: the cell's random stream.
-        pixel: side of a pixel, micrometres.
+        donor: its donor.
+        rng: random stream of the cell.
+        pixel: edge of a pixel, in micrometres.
     """
-    mean, spread, least, most = _RADIUS_UM[label]
-    radius = float(np.clip(rng.normal(mean, spread), least, most)) * donor.size
+    mean, spread, minimum, maximum = _RADIUS_UM[label]
+    radius = float(np.clip(rng.normal(mean, spread), minimum, maximum)) * donor.size
     wobble = 0.035 if label == "monocyte" else 0.02
     flatness = rng.uniform(2.2, 4.5)
     chain = _NUCLEUS[label](radius, rng)
@@ -305,18 +310,18 @@ def paint_white_cell(label: str, donor: PhantomDonor, rng: np.random.Generator, 
     phase = 0.8 * body + nuclear * nucleus * (1 + 0.25 * chromatin)
     phase += cytoplasm * graininess * (_draw_texture(grid, 0.3, rng) + _draw_granules(grid, granules, 0.16, rng))
     density = 0.5 * body + 0.5 * nucleus
-    # The stain binds to a fixed amount of DNA: the smaller the nucleus, the brighter.
+    # The stain binds to a fixed amount of DNA, so smaller nuclei are brighter.
     area = nucleus.sum() * grid.step**2
     glow = np.clip(45 / area, 0.6, 1.3) * nucleus * (1 + 0.12 * chromatin)
     return grid.patch(phase, density, glow)
 
 
 def paint_other_particle(rng: np.random.Generator, pixel: float) -> ParticlePatch:
-    """Draw what is not a white cell: a red cell, a platelet or a fragment, none with a nucleus.
+    """Draw a particle without a nucleus: a red cell, a platelet or a fragment.
 
     Args:
-        rng: source of chance.
-        pixel: side of a pixel, micrometres.
+        rng: random generator.
+        pixel: edge of a pixel, in micrometres.
     """
     if rng.random() < 0.55:
         grid = _ParticleGrid(rng.normal(3.7, 0.2), pixel, 0.015, rng)
@@ -331,7 +336,7 @@ def paint_other_particle(rng: np.random.Generator, pixel: float) -> ParticlePatc
     return grid.patch(body, 0.5 * body)
 
 
-_RADIUS_UM = {  # micrometres: mean, standard deviation, least, greatest
+_RADIUS_UM = {  # micrometres: mean, standard deviation, minimum, maximum
     "granulocyte": (5.9, 0.4, 4.8, 7.0),
     "lymphocyte": (4.6, 0.5, 3.6, 6.2),
     "monocyte": (7.1, 0.62, 5.6, 8.4),
@@ -345,7 +350,7 @@ _GRANULE_COUNT = {"granulocyte": 90, "lymphocyte": 4, "monocyte": 25}  # mean nu
 
 
 def _draw_lobed_nucleus(radius: float, rng: np.random.Generator) -> np.ndarray:
-    """Two to five lobes on an arc, joined by bridges of any width: the widest make a band like a monocyte's."""
+    """Draw two to five lobes on an arc, joined by bridges of random width, up to a band like that of a monocyte."""
     lobes = rng.choice([2, 3, 4, 5], p=[0.25, 0.45, 0.25, 0.05])
     lobe = rng.uniform(0.36, 0.44) * (2 / lobes) ** 0.7 * radius
     span = min(rng.uniform(0.75, 1.15) * (1.0 + 1.1 * lobes), 5.2)
@@ -353,13 +358,13 @@ def _draw_lobed_nucleus(radius: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_kidney_nucleus(radius: float, rng: np.random.Generator) -> np.ndarray:
-    """One thick arc, from a bean to a horseshoe."""
+    """Draw one thick arc, from a bean to a horseshoe."""
     thickness = rng.uniform(0.33, 0.44) * radius
     return _draw_arc(rng.uniform(0.28, 0.42) * radius, rng.uniform(1.4, 3.0), 1, thickness, 0.8 * thickness, rng)
 
 
 def _draw_round_nucleus(radius: float, rng: np.random.Generator) -> np.ndarray:
-    """One disc that leaves a thin rim of cytoplasm, wider in large lymphocytes, at times dented."""
+    """Draw one disc, sometimes dented, in a rim of cytoplasm that is wider in large lymphocytes."""
     fill = np.clip(rng.normal(0.86 - 0.07 * max(radius - 4.5, 0), 0.05), 0.6, 0.92)
     dent = rng.uniform(0, 0.22) * radius
     return _draw_arc(dent, 1.6, 1, fill * radius - dent, fill * radius - dent, rng)
@@ -369,25 +374,25 @@ _NUCLEUS = {"granulocyte": _draw_lobed_nucleus, "lymphocyte": _draw_round_nucleu
 
 
 def _draw_arc(arc: float, span: float, lobes: int, lobe: float, bridge: float, rng: np.random.Generator) -> np.ndarray:
-    """A chain of circles along an arc about the cell's centre: columns x, y, radius in µm, (6·lobes + 1, 3)."""
+    """Draw a chain of circles along an arc around the cell's centre: x, y and radius in µm, (6·lobes + 1, 3)."""
     along = np.linspace(0, 1, 6 * lobes + 1)
     radii = bridge + (lobe - bridge) * np.sin(np.pi * lobes * along) ** 2
     angles = rng.uniform(0, 2 * np.pi) + span * (along - 0.5)
     reach = arc * (1 + 0.08 * rng.standard_normal(lobes).repeat(6)) if lobes > 1 else np.full(6, arc)
     reach = np.append(reach, reach[-1])
     x, y = reach * np.cos(angles), reach * np.sin(angles)
-    # An open arc is heavier on one side: shifted back by part of it, the nucleus sits in the cell and not on its edge.
+    # An open arc is heavier on one side. The shift moves the nucleus from the cell's edge towards its centre.
     return np.stack([x - 0.7 * x.mean(), y - 0.7 * y.mean(), radii], axis=1)
 
 
 class _ParticleGrid:
-    """Fine coordinates about one particle, and the way back to pixels.
+    """Fine coordinates around one particle, and the conversion to pixels.
 
-    `rho` is the distance from the centre as a share of the outline's, so that the particle fills rho < 1.
+    `rho` is the distance from the centre as a share of the outline's distance: the particle is where rho < 1.
     """
 
     def __init__(self, radius: float, pixel: float, wobble: float, rng: np.random.Generator):
-        # Fine enough that shapes are as smooth as in a crop of the reference size.
+        # Fine enough for shapes as smooth as in a crop of the reference size.
         self.fold = int(np.ceil(REFERENCE_PX * pixel / CROP_UM))
         self.step = pixel / self.fold
         self.pixel = pixel
@@ -408,7 +413,7 @@ class _ParticleGrid:
         self.rho = np.hypot(self.x, self.y) / (radius * np.clip(outline, 0.75, 1.28))
 
     def patch(self, phase: np.ndarray, density: np.ndarray, nucleus: np.ndarray | None = None) -> ParticlePatch:
-        """Smooth by a reference pixel, as a stained cell's thickness is, and average down to pixels."""
+        """Smooth by one reference pixel, like a stained cell's thickness, and average to pixels."""
         smooth = CROP_UM / REFERENCE_PX / self.step
         nucleus = np.zeros_like(phase) if nucleus is None else nucleus
         return ParticlePatch(
@@ -424,7 +429,7 @@ class _ParticleGrid:
 
 
 def _compute_depth(chain: np.ndarray, grid: _ParticleGrid, rng: np.random.Generator) -> np.ndarray:
-    """Signed distance into the union of circles, micrometres, rounded off at its corners and slightly uneven."""
+    """Compute the signed depth in a union of circles, in micrometres, with smooth corners and slight texture."""
     depth = np.full(grid.rho.shape, -np.inf, np.float32)
     for x, y, radius in chain.astype(np.float32):
         np.maximum(depth, radius - np.hypot(grid.x - x, grid.y - y), out=depth)
@@ -432,14 +437,14 @@ def _compute_depth(chain: np.ndarray, grid: _ParticleGrid, rng: np.random.Genera
 
 
 def _draw_texture(grid: _ParticleGrid, length: float, rng: np.random.Generator) -> np.ndarray:
-    """Smooth noise with a correlation length in micrometres, mean 0, standard deviation about 1."""
+    """Draw smooth noise with a correlation length in micrometres, mean 0, standard deviation about 1."""
     sigma = length / grid.step
     noise = gaussian_filter(rng.standard_normal(grid.rho.shape, dtype=np.float32), sigma, mode="wrap")
     return noise * np.float32(2 * np.sqrt(np.pi) * sigma)
 
 
 def _draw_granules(grid: _ParticleGrid, count: int, length: float, rng: np.random.Generator) -> np.ndarray:
-    """Granules at random places in the cell: Gaussian spots of a given radius in micrometres, about 2 high."""
+    """Draw granules at random positions in the cell: Gaussian spots of a radius in micrometres, about 2 high."""
     angle, reach = rng.uniform(0, 2 * np.pi, count), grid.radius * 0.95 * np.sqrt(rng.random(count))
     place = np.stack([reach * np.sin(angle), reach * np.cos(angle)]) / grid.step + grid.side / 2
     sigma = length / grid.step
