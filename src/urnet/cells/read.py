@@ -138,7 +138,7 @@ def find_images(
             files = [file for file in files if file.name == image] or files
         if not files:
             raise CellsError(
-                f"{path}: the folder and its sub-folders hold no PNG, JPEG, BMP or TIFF image", code="cells.no_images"
+                f"{path}: no PNG, JPEG, BMP or TIFF image in this folder or its sub-folders", code="cells.no_images"
             )
         if not path.exists():
             raise CellsError(f"{path}: no such file or folder", code="cells.not_found")
