@@ -83,7 +83,7 @@ def test_a_proposal_is_no_label(fields, tmp_path):
     assert (done.table["label"] == "").all()
     assert done.table["proposed"].isin(["granulocyte", "monocyte", "lymphocyte"]).mean() > 0.9
     assert any("no label" in note for note in done.notes)
-    with pytest.raises(CellsError, match="has a label.*'proposed'"):
+    with pytest.raises(CellsError, match=r"has a label.*'proposed'"):
         read_cells(done.folder)
 
 
