@@ -100,7 +100,7 @@ def hurry(graphs):
     from urnet.export import formats, onnx_format
 
     report._draw_figures = lambda *_: []
-    evaluate._draw_figures = lambda *_: [("confusion", "Confusion", "", b"png")]
+    evaluate.draw_report_figures = lambda *_: []
     stress.REPLICATES = 2
     for name in list(stress.PERTURBATIONS)[1:]:
         del stress.PERTURBATIONS[name]

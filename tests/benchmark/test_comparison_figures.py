@@ -202,10 +202,10 @@ def test_cam_share_leaves_out_empty_maps_and_marks_what_an_even_map_would_have()
 def test_the_interval_of_a_mean_allows_for_cells_that_are_alike():
     values = np.random.default_rng(0).normal(0, 1, 200)
     alone = pd.DataFrame({"source": np.arange(200)})
-    mean, half = figures._mean(values, alone)
+    mean, half = figures._mean_with_error(values, alone)
     assert mean == pytest.approx(values.mean())
     assert half == pytest.approx(1.96 * values.std(ddof=1) / np.sqrt(200), rel=1e-6)
-    twice = figures._mean(values.repeat(2), pd.DataFrame({"source": np.arange(200).repeat(2)}))
+    twice = figures._mean_with_error(values.repeat(2), pd.DataFrame({"source": np.arange(200).repeat(2)}))
     assert twice == pytest.approx((mean, half))
 
 
@@ -214,7 +214,7 @@ def test_a_difference_without_an_interval_is_a_cross_and_has_no_verdict():
     figure = figures.draw_differences(paired_differences(frames, [("a", "b")], CLASSES, replicates=50))
     assert "no interval" in texts(figure)
     assert not {"counts", "could be chance"} & set(texts(figure))
-    assert np.isnan(figures._mean(np.ones(3), pd.DataFrame({"source": ["one"] * 3}))[1])
+    assert np.isnan(figures._mean_with_error(np.ones(3), pd.DataFrame({"source": ["one"] * 3}))[1])
 
 
 def test_differences_are_filled_where_they_count():

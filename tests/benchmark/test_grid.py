@@ -252,7 +252,7 @@ def test_training_seconds_add_up_over_attempts_and_are_unknown_after_a_kill(open
     cell = opened().job(rows[0], 0, 0)
     assert cell.discard_outcome() == 0.0
     Run.create(cell.folder, cell.recipe, cells.with_columns(split="train"), Scaling(0.0, 255.0, "uint8"))
-    cell._conclude({"status": "missing", "error": "", "train_seconds": 7.5})
+    cell._write_outcome({"status": "missing", "error": "", "train_seconds": 7.5})
     cell.record_failure("broken\n  in two lines")
     assert cell.outcome() == {"status": "failed", "error": "broken in two lines", "train_seconds": 7.5}
     assert cell.discard_outcome() == 7.5
@@ -270,7 +270,7 @@ def fake(errors: dict[str, BaseException]):
             raise error
         cell.predictions_path.parent.mkdir(parents=True)
         cell.predictions_path.write_bytes(b"")
-        cell._conclude({"status": "done", "error": ""})
+        cell._write_outcome({"status": "done", "error": ""})
 
     return run_job
 

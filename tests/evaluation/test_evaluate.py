@@ -91,7 +91,11 @@ def test_the_calibration_is_checked_beside_the_metrics_which_count_every_cell(ev
     assert error["after"] == evaluation.metrics["expected_calibration_error"]
     assert is_figure(error["before"])
     assert evaluation.metrics["n"] == len(table) == 12
-    assert "How far to trust single cells" in evaluation.report.read_text(encoding="utf-8")
+    page = evaluation.report.read_text(encoding="utf-8")
+    assert "How far to trust single cells" in page
+    assert f"A prediction set has {trust['sets']['mean_size']['value']:.2f} of 3 classes" in page
+    sizes = trust["sets"]["size_per_class"]
+    assert np.mean([size["value"] for size in sizes.values()]) == pytest.approx(trust["sets"]["mean_size"]["value"])
 
 
 def test_a_run_from_before_calibration_is_evaluated_without(run):
@@ -116,7 +120,7 @@ def test_the_differential_says_why_it_is_not_corrected(evaluation, trained):
 
 def test_the_report_is_one_file_that_needs_no_other(evaluation):
     page = evaluation.report.read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") >= 6
+    assert page.count("data:image/png;base64,") >= 5
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "name: tiny" in page
     assert "optimistic" not in page
@@ -135,9 +139,9 @@ def test_another_part_and_another_folder(trained, tmp_path):
 
 def test_the_range_of_the_enhanced_images_is_stated_and_warned_of(trained, evaluation, tmp_path, monkeypatch):
     stated = evaluation.metrics["enhanced"]
-    assert stated.keys() == {"minimum", "maximum", "share_outside"}
+    assert stated.keys() == {"minimum", "maximum", "share_outside", "correlation"}
     assert not any("leaves [0, 1]" in warning for warning in evaluation.metrics["warnings"])
-    shown = f"pixels of all cells lie between {stated['minimum']:.2f} and {stated['maximum']:.2f}"
+    shown = f"enhanced pixels lie between {stated['minimum']:.2f} and {stated['maximum']:.2f}"
     assert shown in evaluation.report.read_text(encoding="utf-8")
 
     forward = Enhancer.forward
@@ -148,6 +152,32 @@ def test_the_range_of_the_enhanced_images_is_stated_and_warned_of(trained, evalu
     warning = next(warning for warning in left.metrics["warnings"] if "leaves [0, 1]" in warning)
     assert "The enhanced image leaves [0, 1]: " in left.report.read_text(encoding="utf-8")
     assert "enhancer.bounded=true" in warning
+
+
+def test_enhanced_images_that_hardly_differ_from_the_raw_ones_are_called_so(trained, evaluation, tmp_path, monkeypatch):
+    assert -1 <= evaluation.metrics["enhanced"]["correlation"] <= 1
+    monkeypatch.setattr(Enhancer, "forward", lambda self, x: 0.5 * x + 0.2)
+    same = evaluate(trained, out=tmp_path / "same")
+    assert same.metrics["enhanced"]["correlation"] == pytest.approx(1, abs=1e-4)
+    assert "almost the raw images (mean correlation 1.000)" in same.report.read_text(encoding="utf-8")
+
+
+def test_in_python_the_result_is_an_object_with_frames(evaluation):
+    classes, matrix = evaluation.classes, evaluation.confusion_matrix
+    assert classes.index.tolist() == matrix.index.tolist() == matrix.columns.tolist() == ["bar", "disc", "ring"]
+    assert classes["cells"].tolist() == matrix.sum(axis=1).tolist() == [4, 4, 4]
+    assert classes["recall"].tolist() == pytest.approx([matrix.loc[name, name] / 4 for name in matrix])
+    assert (classes["recall_low"] <= classes["recall"]).all()
+    assert len(evaluation.predictions) == 12
+    pd.testing.assert_frame_equal(
+        evaluation.predictions, pd.read_csv(evaluation.folder / "predictions.csv", keep_default_na=False)
+    )
+    assert evaluation.judgement.startswith(f"The model is right for {int(np.trace(matrix))} of 12 cells")
+    assert repr(evaluation).startswith("<Evaluation of tiny on test: 12 cells, accuracy ")
+    assert evaluation.plot().axes
+    html = evaluation._repr_html_()
+    assert html.count("<table") == 2
+    assert "recall, %" in html
 
 
 def test_an_evaluation_again_gives_the_same(trained, evaluation):
@@ -246,7 +276,7 @@ def test_a_run_whose_images_are_gone_still_judges_other_cells(draw, tiny, tmp_pa
     run = train(cells, tiny, tmp_path / "run", overrides=SHORT)[0]
     shutil.rmtree(cells)
     result = evaluate(run, draw(tmp_path / "other", 4, seed=7))
-    assert any("not known whether it saw these" in warning for warning in result.metrics["warnings"])
+    assert any("not known whether these are among them" in warning for warning in result.metrics["warnings"])
     with pytest.raises(CellsError, match="do not exist"):
         evaluate(run)
 
@@ -288,7 +318,7 @@ def test_a_fold_folder_pools_test_parts_only(shapes, tiny, tmp_path):
     assert result.metrics["warnings"][0].startswith("2 folds are pooled")
     table = pd.read_csv(result.folder / "predictions.csv")
     assert table["fold"].value_counts().to_dict() == {0: 30, 1: 30}
-    with pytest.raises(CellsError, match="a cross-validation pools its test parts"):
+    with pytest.raises(CellsError, match="only its test parts can be pooled"):
         evaluate(tmp_path / "cv", split="train")
     with pytest.raises(RunError, match=r"a cross-validation of several runs"):
         evaluate(tmp_path / "cv", shapes)

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from urnet.evaluation.judgement import judge
 from urnet.evaluation.metrics import choose_groups, score
 from urnet.evaluation.report import Report, render_report, write_report
+from urnet.evaluation.report_figures import Mistake, ReportFigure
 
 NAMES = ['<script>alert("x")</script>', "a & 'b'", "单核细胞 très"]
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
@@ -21,19 +23,21 @@ def facts() -> dict:
     truth = np.array([0, 0, 1, 1] * 10)
     predicted = np.array([0, 1, 1, 1] * 10)
     groups, intervals = choose_groups(None, [f"{i}.png" for i in range(40)])
+    metrics = score(truth, np.eye(3)[predicted], NAMES, groups, replicates=50)
     return {
         "title": "White cells <5 µm & more",
         "run": "runs/été",
         "dataset": "40 cells of Ünïversity",
         "protocol": "honest",
-        "metrics": score(truth, np.eye(3)[predicted], NAMES, groups, replicates=50),
+        "judgement": judge(metrics, intervals, None),
+        "metrics": metrics,
         "intervals": intervals,
         "counts": pd.DataFrame({"train": [1000, 20, 3], "test": [20, 20, 0]}, index=NAMES),
         "recipe": "name: net4\nnote: <b>&\n",
         "versions": {"urnet": "0.1.0", "torch": "2.9"},
         "seed": 7,
-        "figures": [("Confusion <matrix>", "Counts & rows", PIXEL)],
-        "mistakes": [("x<y>\"'.png: a, predicted b (0.99)", PIXEL)],
+        "figures": [ReportFigure("curves", "Loss <curves>", "Loss & epochs", PIXEL)],
+        "mistakes": [Mistake("cells/x<y>\"'.png", NAMES[0], NAMES[1], 0.987, PIXEL)],
     }
 
 
@@ -109,8 +113,8 @@ def test_shows_figures_with_intervals(facts):
     text = visible(render_report(Report(**facts)))
     metrics = facts["metrics"]
     low, high = metrics["macro_recall"]["interval"]
-    assert f"{metrics['macro_recall']['value']:.3f}" in text
-    assert f"[{low:.3f}, {high:.3f}]" in text
+    assert f"{100 * metrics['macro_recall']['value']:.1f} %" in text
+    assert f"({100 * low:.1f}–{100 * high:.1f})" in text
     assert "source images were drawn" in text
     assert "no true cells in this part" in text
     assert "1,020" in text  # cells of the first class in all parts
@@ -124,28 +128,29 @@ def test_only_the_papers_protocol_is_called_optimistic(facts):
     assert "These figures are optimistic" in visible(render_report(Report(**facts | {"protocol": "paper"})))
 
 
+def test_the_page_opens_with_the_judgement_then_the_matrix_and_the_mistakes(facts):
+    page = render_report(Report(**facts))
+    text = " ".join(visible(page).split())
+    order = ("The model is right for 30 of 40 cells: 75.0 %", "Always naming", "The most frequent confusion: 10 of 20")
+    places = [text.index(words) for words in (*order, "Not reliable yet:", "98.7 %", "Results")]
+    assert places == sorted(places)
+    rows = re.findall(r'--share:([\d.]+)%"', page)
+    assert rows[:5] == ["50.0", "50.0", "0.0", "0.0", "100.0"]
+    assert "No cell was classified wrongly" in visible(render_report(Report(**facts | {"mistakes": []})))
+
+
 def test_simulation_and_warnings_are_shown_when_there(facts):
-    plain = visible(render_report(Report(**facts)))
-    assert "Simulated images" not in plain
-    told = visible(
-        render_report(Report(**facts, simulated="simulated destaining", warnings=["12 cells were seen <before>"]))
-    )
-    assert "Simulated images: simulated destaining." in told
-    assert "12 cells were seen &lt;before&gt;" in told
+    assert "simulated" not in visible(render_report(Report(**facts)))
+    judgement = judge(facts["metrics"], facts["intervals"], None, simulated="simulated destaining")
+    shown = visible(render_report(Report(**facts | {"judgement": judgement}, warnings=["12 cells were seen <before>"])))
+    assert "the images are simulated (simulated destaining)" in shown
+    assert "12 cells were seen &lt;before&gt;" in shown
 
 
-def test_without_figures_or_mistakes_no_empty_sections(facts):
+def test_without_figures_there_is_no_empty_section(facts):
     page = render_report(Report(**facts | {"figures": [], "mistakes": []}))
-    assert "Worst mistakes" not in page
     assert ">Figures<" not in page
     parse(page)
-
-
-def test_given_differential_takes_the_place_of_the_metrics(facts):
-    corrected = {"corrected": {"true_percent": 12.3, "predicted_percent": {"value": 45.6, "interval": None}}}
-    text = visible(render_report(Report(**facts, differential=corrected)))
-    assert "45.6" in text
-    assert "12.3" in text
 
 
 def test_notes_may_stand_among_the_warnings(facts):
@@ -157,7 +162,8 @@ def test_notes_may_stand_among_the_warnings(facts):
 def test_part_of_one_group_has_no_intervals(facts):
     groups, intervals = choose_groups(None, ["one.png"] * 40)
     metrics = score(np.array([0, 1, 2, 1] * 10), np.eye(3)[[0, 1, 2, 0] * 10], NAMES, groups, replicates=10)
-    page = render_report(Report(**facts | {"metrics": metrics, "intervals": intervals}))
+    judgement = judge(metrics, intervals, None)
+    page = render_report(Report(**facts | {"metrics": metrics, "intervals": intervals, "judgement": judgement}))
     assert "none: one source image<" in page
     assert "No figure has an interval: all cells come from one source image" in page
     assert "95 % interval" not in page
@@ -168,7 +174,7 @@ def test_part_of_one_group_has_no_intervals(facts):
 
 def test_file_name_that_is_no_unicode(tmp_path, facts):
     path = tmp_path / "report.html"
-    write_report(path, Report(**facts | {"mistakes": [("cell\udcff.png", PIXEL)]}))
+    write_report(path, Report(**facts | {"mistakes": [Mistake("cell\udcff.png", "a", "b", 0.5, PIXEL)]}))
     assert "cell\\udcff.png" in path.read_text(encoding="utf-8")
 
 

@@ -133,7 +133,7 @@ def test_several_runs_a_cross_validation_among_them_share_one_table(trained, sha
     assert set(result.table.loc[result.table["run"] == "cv", "cells"]) == {60}
     assert any("not tested on the same cells" in warning for warning in result.warnings)
     assert dict(steps)["stress"] == 1.0
-    with pytest.raises(CellsError, match="pools its test parts"):
+    with pytest.raises(CellsError, match="only its test parts can be pooled"):
         run_stress_test([tmp_path / "cv"], shapes, tmp_path / "out2", split="train")
     with pytest.raises(RunError, match="several runs; give one of them"):
         run_stress_test([tmp_path / "cv"], shutil.copytree(shapes, tmp_path / "moved"), tmp_path / "out2")

@@ -13,9 +13,9 @@ from urnet.benchmark.job import Job, score_job
 from urnet.benchmark.plans import PlannedRow
 from urnet.benchmark.row import ResultRow
 from urnet.errors import RunError
-from urnet.evaluation.evaluate import name_runs, open_runs
 from urnet.evaluation.metrics import choose_groups, score
 from urnet.evaluation.predictions import Progress
+from urnet.evaluation.runs import name_runs, open_runs
 from urnet.run_folder import Run, order_classes
 
 

@@ -9,8 +9,8 @@ from urnet.benchmark.report import write_comparison
 from urnet.benchmark.row import ResultRow
 from urnet.cells.table import Cells
 from urnet.errors import RunError
-from urnet.evaluation.evaluate import open_runs
 from urnet.evaluation.predictions import Progress
+from urnet.evaluation.runs import open_runs
 from urnet.files.atomic import atomic_folder
 from urnet.files.outputs import refuse_existing
 

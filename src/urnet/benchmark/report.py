@@ -14,12 +14,13 @@ from urnet.benchmark.differences import build_differences_table
 from urnet.benchmark.published import published_accuracies
 from urnet.benchmark.render import TableData, to_html, to_latex, to_markdown
 from urnet.benchmark.row import ResultRow
-from urnet.evaluation.evaluate import OPTIMISTIC, VERSIONS, channels_last
+from urnet.evaluation.evaluate import OPTIMISTIC, VERSIONS
 from urnet.evaluation.figure_style import to_png
 from urnet.evaluation.paired import paired_differences
-from urnet.evaluation.report import template_environment
+from urnet.evaluation.report_figures import channels_last
 from urnet.files.atomic import atomic_file
 from urnet.files.csv_tables import write_frame
+from urnet.html_pages import create_environment
 
 MAX_CURVES = 8
 """More entries than this make no legible curves."""
@@ -137,7 +138,10 @@ def _write_files(
     write_frame(folder / "results.csv", tables.build_results_frame(entries, name, table))
     if len(differences):
         write_frame(folder / "differences.csv", differences)
-    _write_text(folder / "report.html", template_environment().get_template("comparison.html.j2").render(page=page))
+    _write_text(
+        folder / "report.html",
+        create_environment("urnet.benchmark").get_template("comparison.html.j2").render(page=page),
+    )
 
 
 def _write_text(path: Path, text: str) -> None:

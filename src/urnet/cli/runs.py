@@ -19,7 +19,7 @@ from urnet.cli.app import (
 
 if TYPE_CHECKING:
     from urnet.counting.sample import Sample
-    from urnet.evaluation.evaluate import Evaluation
+    from urnet.evaluation.result import Evaluation
 
 EngineOption = Annotated[
     Literal["auto", "torch", "onnx", "openvino"], typer.Option(help="Library that runs the networks.")

@@ -37,7 +37,7 @@ from urnet.errors import CellsError
 CALIBRATION_BINS = 15
 REPLICATES = 2000
 LEVEL = 0.95
-FEWEST_DONORS = 8
+MIN_DONORS = 8
 FEW_GROUPS = 20
 MEANS = ("macro_recall", "macro_precision", "macro_f1")
 BLOCK = 4_000_000  # weights held at a time: 32 MB
@@ -144,7 +144,7 @@ def choose_groups(
     known = pd.Series(donors if donors is not None else [None] * len(sources), dtype=object)
     known = known.mask(known.eq(""))
     number, missing = known.nunique(), int(known.isna().sum())
-    if number >= FEWEST_DONORS and not missing:
+    if number >= MIN_DONORS and not missing:
         unit, codes = "donor", pd.factorize(known)[0]
         note = f"Whole donors were drawn ({number} in this part), so the intervals hold for donors not seen."
     else:
@@ -154,7 +154,7 @@ def choose_groups(
         elif missing:
             why = f"The donor of {missing:,} of {len(known):,} cells is not known"
         else:
-            why = f"This part holds {number} donor{'s' * (number > 1)}, fewer than the {FEWEST_DONORS} needed"
+            why = f"This part holds {number} donor{'s' * (number > 1)}, fewer than the {MIN_DONORS} needed"
         note = f"{why}, so source images were drawn: the intervals leave out differences between donors."
     count = len(np.unique(codes))
     if count < 2:

@@ -1,4 +1,4 @@
-"""Cells, and what a trained model makes of them: the run's own parts, or cells that it does not know."""
+"""Score cells with a trained model: the run's own parts, or other cells."""
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,17 +27,19 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class ScoredCells:
-    """Cells and what a model made of them; a cell may stand there several times under protocol `paper`.
+    """Cells with the predictions of a model. Under protocol `paper` one cell can have several rows.
 
     Attributes:
         model: the trained model.
-        cells: the table, a row an image.
+        cells: the table, one row per image.
         images: (N, C, S, S) raw counts at the network's size.
-        probabilities: (N, K), with the temperature of a calibrated model.
+        probabilities: (N, K), with the temperature if the model is calibrated.
         truth: (N,) class indices.
-        uncalibrated: (N, K) probabilities without it.
-        rejected: (N,) why each is no countable cell; "" where it is one, and everywhere without a calibration.
+        uncalibrated: (N, K) probabilities without the temperature.
+        rejected: (N,) why the model rejects each cell; "" if it does not, or is not calibrated.
         pixels: range of the enhanced images.
+        correlation: (N,) Pearson correlation of each enhanced image with the raw one; NaN for a constant image.
+        seen_in_training: number of cells that took part in training; None if that is not known.
     """
 
     model: Model
@@ -48,13 +50,19 @@ class ScoredCells:
     uncalibrated: np.ndarray
     rejected: np.ndarray
     pixels: PixelRange
+    correlation: np.ndarray
+    seen_in_training: int | None = 0
 
     def inputs(self, index: "np.ndarray | slice") -> np.ndarray:
-        """Some of the images as the network saw them, in [0, 1]."""
+        """Scale some of the images to [0, 1], as the network takes them."""
         return self.model.config.scaling.apply(self.images[index])
 
     def to_frame(self) -> pd.DataFrame:
-        """A row an image: `path, label, predicted, p_<class>…`, if calibrated `rejected, set`, `source`, `donor`."""
+        """Build the table of predictions, one row per image.
+
+        Columns: `path`, `label`, `predicted`, `p_<class>`; `rejected` and `set` if the model is calibrated; `source`
+        and `donor` if known.
+        """
         table, names = self.cells.table, self.model.classes
         rows: dict[str, Any] = {
             "path": table["path"],
@@ -67,24 +75,30 @@ class ScoredCells:
         return pd.DataFrame(rows | {column: table[column] for column in ("source", "donor") if column in table})
 
     def summary(self) -> dict[str, float]:
-        """`accuracy` and `macro_recall`, without intervals."""
+        """Compute `accuracy` and `macro_recall`, without intervals."""
         right = self.probabilities.argmax(axis=1) == self.truth
         recalls = [float(right[self.truth == k].mean()) for k in np.unique(self.truth)]
         return {"accuracy": float(right.mean()), "macro_recall": float(np.mean(recalls))}
 
     def examples(self, per_class: int) -> np.ndarray:
-        """Indices of a few cells of each class, the same ones at every call."""
+        """Choose a few cells of each class, always the same ones, and return their indices."""
         generator = np.random.default_rng(0)
         classes = range(len(self.model.classes))
         return np.concatenate([generator.permutation(np.flatnonzero(self.truth == k))[:per_class] for k in classes])
 
 
 def score_run_part(run: Run, split: str, progress: Progress | None, expect: str | None = None) -> ScoredCells:
-    """Score one of the run's own parts; under protocol `paper` the test part is as the paper had it.
+    """Score one of the run's own parts. Under protocol `paper` the test part is augmented and balanced.
+
+    Args:
+        run: the trained run.
+        split: the part.
+        progress: called with the name of a step and the share of it that is done.
+        expect: the first digits of the model's digest.
 
     Raises:
-        RunError: the run is not trained to its end, or its table has other labels than its model.
-        CellsError: nothing in the part.
+        RunError: the training is not finished, or the labels of the run's table are not the model's classes.
+        CellsError: the part is empty.
         ImageError: a cell cannot be read.
     """
     model, recipe = run.load_model(expect), run.recipe()
@@ -92,16 +106,18 @@ def score_run_part(run: Run, split: str, progress: Progress | None, expect: str 
     if cells.classes != model.classes:
         raise RunError(
             f"{run.cells_path}: its labels ({', '.join(cells.classes)}) are not the model's classes "
-            f"({', '.join(model.classes)}); restore the file"
+            f"({', '.join(model.classes)}). Restore the file",
+            code="evaluation.labels_changed",
         )
     cells = cells.part(split)
     if not len(cells):
-        raise CellsError(f"{run.folder}: no cells in the {split} part of this run")
+        raise CellsError(f"{run.folder}: this run has no cells in its {split} part", code="evaluation.part_empty")
     images, truth = _read_images(model, cells, progress), cells.labels
     if recipe.protocol == "paper" and split == "test":
         images, truth, origin = augment_test_part(images, truth, recipe)
         cells = replace(cells, table=cells.table.iloc[origin].reset_index(drop=True))
-    return _classify_cells(model, cells, images, truth, progress)
+    scored = _classify_cells(model, cells, images, truth, progress)
+    return replace(scored, seen_in_training=len(cells) if split == "train" else 0)
 
 
 def score_other_cells(
@@ -112,38 +128,38 @@ def score_other_cells(
     progress: Progress | None,
     expect: str | None = None,
 ) -> tuple[ScoredCells, str, list[str]]:
-    """Score cells that the run does not know. Copies and padding count once.
+    """Score other cells than the run's own. Copies of a cell count once, padding does not count.
 
     Args:
         run: the trained run.
-        path: the cells; used whole where they have no split column.
-        split: the part to take where they have one.
-        target: where the results will go; none for a folder in the run, which must be new.
-        progress: called with what is done and the share of it.
+        path: the cells. Without a split column all of them are scored.
+        split: the part to score if there is a split column.
+        target: folder of the results; None for a folder in the run, which must not exist yet.
+        progress: called with the name of a step and the share of it that is done.
         expect: the first digits of the model's digest.
 
     Returns:
-        The scored cells, a name for them, and what the reader should know: how many are left out, and how many took
-        part in training.
+        The scored cells, a name for them, and warnings: how many are left out, how many took part in training.
 
     Raises:
-        RunError: labels that the model does not know, or results of cells of this name are there already.
-        CellsError: nothing in the part, or one cell under two labels.
-        ImageError: a cell has another depth than the training's.
+        RunError: a label is no class of the model, or results for cells of this name exist.
+        CellsError: the part is empty, or one cell has two labels.
+        ImageError: a cell has another depth than the cells of the training.
     """
     model, recipe = run.load_model(expect), run.recipe()
     cells = read_recipe_cells(path, recipe)
     unknown = sorted(set(cells.classes) - set(model.classes))
     if unknown:
         raise RunError(
-            f"{path}: label(s) {', '.join(unknown)} are no classes of {run.folder} ({', '.join(model.classes)}); "
-            "evaluate cells of the same task, or merge the labels in the recipe (classes)"
+            f"{path}: label(s) {', '.join(unknown)} are no classes of {run.folder} ({', '.join(model.classes)}). "
+            "Evaluate cells of the same task, or merge the labels in the recipe (classes)",
+            code="evaluation.label_unknown",
         )
     cells, name = replace(cells, classes=model.classes), path.resolve().stem
     if cells.has_split:
         cells, name = cells.part(split), f"{name}-{split}"
         if not len(cells):
-            raise CellsError(f"{path}: no cells in the {split} part")
+            raise CellsError(f"{path}: there are no cells in the {split} part", code="evaluation.part_empty")
     if target is None:
         refuse_existing(run.folder / "evaluation" / name)  # cells of the same name may lie elsewhere
     audit = audit_cells(
@@ -151,57 +167,75 @@ def score_other_cells(
     )
     audit.raise_leaks(allow_leaks=True)
     warnings = []
-    left_out = [reason.split(" ")[0] for reason in audit.exclusions if reason]
-    if left_out:
-        warnings.append(f"{len(left_out)} image(s) are not counted: {format_counts(left_out)} (see `urnet audit`).")
+    excluded = [reason.split(" ")[0] for reason in audit.exclusions if reason]
+    if excluded:
+        warnings.append(f"{len(excluded)} image(s) are not counted: {format_counts(excluded)} (see `urnet audit`).")
     keys = [key for key, kept in zip(audit.copy_keys, audit.distinct, strict=True) if kept]
     cells = use_cached_crops(cells).where(audit.distinct)
     if not len(cells):
-        raise CellsError(f"{path}: no usable cells; see `urnet audit`")
-    warnings += _overlap_with_training(run, keys)
-    return _classify_cells(model, cells, _read_images(model, cells, progress), cells.labels, progress), name, warnings
+        raise CellsError(f"{path}: no cell can be used. See `urnet audit`", code="evaluation.part_empty")
+    trained_on = training_cell_keys(run)
+    warnings += overlap_warnings(keys, trained_on)
+    scored = _classify_cells(model, cells, _read_images(model, cells, progress), cells.labels, progress)
+    seen = None if trained_on is None else sum(key in trained_on for key in keys)
+    return replace(scored, seen_in_training=seen), name, warnings
 
 
 def training_overlap(run: Run, path: Path, *, calibration: bool = False) -> list[str]:
-    """A warning where images took part in a run's training, or where that cannot be told; nothing where none did.
+    """Warn if images took part in a run's training, or if that is not known.
 
     Args:
         run: the run.
-        path: images, a folder of them or a table, with or without labels; those that cannot be read do not count.
-        calibration: whether the test part, on which the confusion was counted, is a part in question too.
+        path: images, a folder or a table, with or without labels. Unreadable images do not count.
+        calibration: whether to include the test part, on which the confusion was counted.
+
+    Returns:
+        One warning, or none.
 
     Raises:
-        CellsError: no images there.
+        CellsError: there are no images.
     """
     config = Model.load(run.folder, calibrated=False).config
     cells, keys = use_cached_crops(find_images([path], config.tile, config.image)), []
     for index in range(len(cells)):
         with suppress(ImageError):
             keys.append(hash_any_orientation(cells.read(index)))
-    return _overlap_with_training(run, keys, calibration=calibration)
-
-
-def _overlap_with_training(run: Run, keys: list[str], *, calibration: bool = False) -> list[str]:
-    """A warning where cells with these keys took part in training, or where that cannot be told."""
     return overlap_warnings(keys, training_cell_keys(run, calibration=calibration), calibration=calibration)
 
 
 def training_cell_keys(run: Run, *, calibration: bool = False) -> set[str] | None:
-    """Keys (`hash_any_orientation`) of the cells that a run was trained on; none where they are no longer there."""
+    """Hash the cells that a run was trained on (`hash_any_orientation`).
+
+    Args:
+        run: the run.
+        calibration: whether to include the test part, on which the confusion was counted.
+
+    Returns:
+        The hashes; None if the cells cannot be read any more.
+    """
     try:
-        known = run.cells()
+        cells = run.cells()
         parts = PARTS if calibration or run.recipe().protocol == "paper" else PARTS[:2]
-        known = known.where(known.table["split"].isin(parts))
-        return {hash_any_orientation(known.read(index)) for index in range(len(known))}
+        cells = cells.where(cells.table["split"].isin(parts))
+        return {hash_any_orientation(cells.read(index)) for index in range(len(cells))}
     except UrnetError:
         return None
 
 
-def overlap_warnings(keys: list[str], seen: set[str] | None, *, calibration: bool = False) -> list[str]:
-    """A warning where cells with these keys are among those of `training_cell_keys`, or where that cannot be told."""
-    if seen is None:
-        return ["The cells of the training are not where they were, so that it is not known whether it saw these."]
-    count = sum(key in seen for key in keys)
+def overlap_warnings(keys: list[str], trained_on: set[str] | None, *, calibration: bool = False) -> list[str]:
+    """Warn if cells are among those of a training, or if that is not known.
+
+    Args:
+        keys: hashes of the cells (`hash_any_orientation`).
+        trained_on: from `training_cell_keys`.
+        calibration: whether the cells of the calibration are among `trained_on`.
+
+    Returns:
+        One warning, or none.
+    """
+    if trained_on is None:
+        return ["The cells of the training cannot be read any more, so it is not known whether these are among them."]
+    count = sum(key in trained_on for key in keys)
     if not count:
         return []
     what = "training or calibration" if calibration else "training"
@@ -214,16 +248,26 @@ def _classify_cells(
     parts, pixels = [], PixelRange()
     for start in range(0, len(images), BATCH):
         index = slice(start, start + BATCH)
-        outputs = next(model.outputs(model.config.scaling.apply(images[index]), BATCH))
+        inputs = model.config.scaling.apply(images[index])
+        outputs = next(model.outputs(inputs, BATCH))
         rejected = model.reject(images[index], outputs.features, cells.table.iloc[index])
         pixels.add(outputs.enhanced)
-        parts.append((outputs.probabilities, softmax(outputs.logits), rejected))
+        correlation = _correlate(inputs, outputs.enhanced)
+        parts.append((outputs.probabilities, softmax(outputs.logits), rejected, correlation))
         if progress is not None:
             progress("classify", min(1.0, (start + BATCH) / len(images)))
-    probabilities, uncalibrated, rejected = map(np.concatenate, zip(*parts, strict=True))
-    return ScoredCells(model, cells, images, probabilities, truth, uncalibrated, rejected, pixels)
+    probabilities, uncalibrated, rejected, correlation = map(np.concatenate, zip(*parts, strict=True))
+    return ScoredCells(model, cells, images, probabilities, truth, uncalibrated, rejected, pixels, correlation)
+
+
+def _correlate(raw: np.ndarray, enhanced: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each pair of images (N, C, S, S), as (N,); NaN if one of the two is constant."""
+    a, b = (images.reshape(len(images), -1).astype(np.float64) for images in (raw, enhanced))
+    a, b = (rows - rows.mean(axis=1, keepdims=True) for rows in (a, b))
+    norm = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    return np.divide((a * b).sum(axis=1), norm, out=np.full(len(a), np.nan), where=norm > 0)
 
 
 def _read_images(model: Model, cells: Cells, progress: Progress | None) -> np.ndarray:
-    """All cells in raw counts at the network's size, (N, C, S, S)."""
+    """Read all cells as raw counts at the network's size, (N, C, S, S)."""
     return model.read(cells, (lambda done: progress("read cells", done / len(cells))) if progress else None)

@@ -30,15 +30,16 @@ from scipy.ndimage import gaussian_filter
 from urnet.cells.read import read_recipe_cells
 from urnet.cells.table import PARTS
 from urnet.errors import CellsError, RunError, UrnetError
-from urnet.evaluation.evaluate import OPTIMISTIC, name_runs, open_runs
+from urnet.evaluation.evaluate import OPTIMISTIC
 from urnet.evaluation.figure_style import to_png
 from urnet.evaluation.figures import draw_stress_curves
 from urnet.evaluation.metrics import choose_groups, score
 from urnet.evaluation.predictions import BATCH, Progress, ScoredCells, score_other_cells, score_run_part
-from urnet.evaluation.report import template_environment
+from urnet.evaluation.runs import name_runs, open_runs
 from urnet.files.atomic import atomic_folder
 from urnet.files.csv_tables import write_frame
 from urnet.files.outputs import refuse_existing
+from urnet.html_pages import create_environment
 from urnet.images.simulation.optics import BACKGROUND, REFERENCE_PX, Imaging, simulate_brightfield
 from urnet.run_folder import Run, check_not_within
 
@@ -309,7 +310,7 @@ def _write(result: StressTest, folder: Path, classes: Sequence[str], dataset: st
     pictures += [(f"recall_{k}", f"Recall: {label}", f"recall_{label}") for k, label in enumerate(classes, 1)]
     panels = {name: (f"{kind.title} ({kind.unit})", kind.severities) for name, kind in PERTURBATIONS.items()}
     drawn = [(file, title, to_png(draw_stress_curves(result.table, key, panels))) for file, title, key in pictures]
-    template = template_environment().get_template("stress.html.j2")
+    template = create_environment("urnet.evaluation").get_template("stress.html.j2")
     page = template.render(
         dataset=dataset,
         simulated=simulated,
