@@ -259,6 +259,7 @@ def test_progress_rises_to_one(folder):
     assert shares[-1] == 1
 
 
+@pytest.mark.real_data
 def test_jurkat_has_the_cell_counts_of_its_readme(jurkat):
     audit = audit_cells(read_cells(jurkat, tile=40, image="brightfield.tif"))
     assert audit.notes[0] == (
@@ -272,6 +273,7 @@ def test_jurkat_has_the_cell_counts_of_its_readme(jurkat):
     assert [finding.kind for finding in audit.findings if finding.kind != "padding"] == ["copy", "near-copy"]
 
 
+@pytest.mark.real_data
 def test_pbc_is_clean(pbc):
     cells = read_cells(pbc)
     some = cells.where(np.arange(len(cells)) % 5 == 0)
@@ -280,6 +282,7 @@ def test_pbc_is_clean(pbc):
     assert audit.distinct.all()
 
 
+@pytest.mark.real_data
 def test_a_jpeg_saved_again_is_a_near_copy(pbc, tmp_path):
     for number, path in enumerate(sorted((pbc / "basophil").glob("*.jpg"))[:5]):
         (tmp_path / "x").mkdir(exist_ok=True)

@@ -181,11 +181,13 @@ def found_share(cells: Cells, chosen: range) -> float:
     return len(pairs) / len(crops)
 
 
+@pytest.mark.real_data
 def test_altered_jurkat_cells_are_found_and_different_ones_are_not(jurkat):
     cells = read_cells(jurkat, tile=40, image="brightfield.tif")
     s = cells.where((cells.table["label"] == "s").to_numpy())
     assert found_share(s, range(0, 720, 4)) > 0.94
 
 
+@pytest.mark.real_data
 def test_altered_pbc_cells_are_found_and_different_ones_are_not(pbc):
     assert found_share(read_cells(pbc), range(0, 1746, 30)) > 0.94

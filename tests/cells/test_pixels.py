@@ -18,7 +18,11 @@ from urnet.cells.table import Cells
 SHAPES = st.tuples(st.integers(8, 60), st.integers(8, 60), st.sampled_from([(), (3,)])).map(lambda s: (*s[:2], *s[2]))
 DEPTHS = st.sampled_from([np.uint8, np.uint16, np.float32])
 VALUES = {np.uint8: st.integers(0, 255), np.uint16: st.integers(0, 65535), np.float32: st.floats(-1e6, 1e6, width=32)}
-CROPS = st.tuples(DEPTHS, SHAPES).flatmap(lambda both: npst.arrays(both[0], both[1], elements=VALUES[both[0]]))
+SQUARES = st.tuples(st.integers(8, 60), st.sampled_from([(), (3,)])).map(lambda s: (s[0], s[0], *s[1]))
+
+
+def crops_of(shapes: st.SearchStrategy) -> st.SearchStrategy:
+    return st.tuples(DEPTHS, shapes).flatmap(lambda both: npst.arrays(both[0], both[1], elements=VALUES[both[0]]))
 
 
 def cells_of(root: Path, *images: np.ndarray) -> Cells:
@@ -30,7 +34,7 @@ def cells_of(root: Path, *images: np.ndarray) -> Cells:
 
 
 @settings(deadline=None)
-@given(CROPS, st.integers(8, 64), st.sampled_from([1, 3]))
+@given(crops_of(SHAPES), st.integers(8, 64), st.sampled_from([1, 3]))
 def test_fits_any_crop_to_any_input(crop, size, channels):
     fitted = fit_input(crop, size, channels)
     assert fitted.shape == (channels, size, size)
@@ -39,7 +43,7 @@ def test_fits_any_crop_to_any_input(crop, size, channels):
 
 
 @settings(deadline=None)
-@given(CROPS.filter(lambda crop: crop.shape[0] == crop.shape[1]))
+@given(crops_of(SQUARES))
 def test_returns_a_fitting_crop_unchanged(crop):
     channels = 3 if crop.ndim == 3 else 1
     fitted = fit_input(crop, crop.shape[0], channels)
@@ -127,6 +131,7 @@ def test_survey_uses_the_tile_size(tmp_path):
     assert (look.edge, dict(look.depths)) == (20, {"uint16": 6})
 
 
+@pytest.mark.real_data
 def test_jurkat_and_its_pairs(jurkat):
     cells = read_cells(jurkat, tile=40, image="brightfield.tif", target="dna.tif")
     some = cells.where(np.arange(len(cells)) % 50 == 0)
@@ -138,6 +143,7 @@ def test_jurkat_and_its_pairs(jurkat):
     np.testing.assert_array_equal(images[3, 0], some.read(3))
 
 
+@pytest.mark.real_data
 def test_pbc_at_another_size(pbc):
     cells = read_cells(pbc)
     some = cells.where(np.arange(len(cells)) % 200 == 0)

@@ -38,14 +38,14 @@ def stained(tmp_path) -> Path:
 
 
 def test_phantom_is_a_cells_folder_with_natural_imbalance(tmp_path):
-    cells = read_cells(write_phantom(tmp_path / "cells", 300, donors=6, size=32))
-    assert len(cells) == 300
+    cells = read_cells(write_phantom(tmp_path / "cells", 150, donors=3, size=32))
+    assert len(cells) == 150
     share = cells.table["label"].value_counts(normalize=True)
     assert share["granulocyte"] == pytest.approx(0.60, abs=0.02)
     assert share["lymphocyte"] == pytest.approx(0.32, abs=0.02)
     assert share["monocyte"] == pytest.approx(0.08, abs=0.01)
     counts = cells.table.groupby(["donor", "label"]).size().unstack()
-    assert counts.shape == (6, 3)
+    assert counts.shape == (3, 3)
     assert counts.min().min() >= 3
     for row in cells.table.to_dict("records"):
         crop = read_image(cells.root / row["path"])

@@ -388,6 +388,7 @@ def rows_of_mass(images: np.ndarray) -> np.ndarray:
     return (signal.sum(axis=2) @ np.arange(images.shape[1])) / signal.sum(axis=(1, 2))
 
 
+@pytest.mark.real_data
 def test_jurkat_tiles_have_their_dna_as_target(jurkat):
     """The nucleus lies where its cell lies, and not where the next one does."""
     mitosis = ["prophase", "metaphase", "anaphase", "telophase"]
@@ -405,6 +406,7 @@ def test_jurkat_tiles_have_their_dna_as_target(jurkat):
     assert abs(np.corrcoef(place, np.roll(nucleus, 1))[0, 1]) < 0.2
 
 
+@pytest.mark.real_data
 def test_pbc_is_read_whole(pbc):
     cells = read_cells(pbc)
     counts = cells.table["label"].value_counts().to_dict()

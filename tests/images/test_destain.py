@@ -76,6 +76,7 @@ def test_accepts_black_pixels():
     assert np.isfinite(destain(image, np.random.default_rng(0)).image).all()
 
 
+@pytest.mark.real_data
 def test_real_nuclei_lose_most_of_their_contrast(pbc):
     ratios = []
     for path in sorted((pbc / "neutrophil").glob("*.jpg"))[:12]:

@@ -125,6 +125,7 @@ def test_rereads_a_changed_montage_and_returns_copies(montage):
     assert (read_crop(montage, "m.tif#r00c00", 10) == 7).all()
 
 
+@pytest.mark.real_data
 def test_jurkat_tiles(jurkat):
     addresses = list_images(jurkat, "g1/brightfield.tif", 40)
     assert len(addresses) == 24 * 30

@@ -336,6 +336,7 @@ def test_error_counts_values_that_are_not_finite(tmp_path, value, raises_code):
     assert "crop.tif: 3 of 100 values" in str(caught.value)
 
 
+@pytest.mark.real_data
 def test_jurkat_montages_keep_their_16_bits(jurkat):
     for phase in ("g1", "telophase"):
         for channel in ("brightfield", "dna"):
@@ -345,6 +346,7 @@ def test_jurkat_montages_keep_their_16_bits(jurkat):
     assert 600 < np.median(read_image(jurkat / "g1" / "brightfield.tif")) < 750
 
 
+@pytest.mark.real_data
 def test_pbc_crops_are_8_bit_colour(pbc):
     path = sorted((pbc / "monocyte").glob("*.jpg"))[0]
     image = read_image(path)

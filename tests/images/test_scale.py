@@ -124,6 +124,7 @@ def test_inverted_counts_stay_in_the_depth():
     assert Scaling(-1.0, 1.0, ANY_DEPTH).invert(np.array([0.5])).dtype == np.float32
 
 
+@pytest.mark.real_data
 def test_jurkat_has_full_contrast(jurkat):
     """Its counts lie within 200 to 1,650 of 65,535: scaled by depth, nothing would be left."""
     cells = read_cells(jurkat, tile=40, image="brightfield.tif")
