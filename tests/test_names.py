@@ -1,4 +1,4 @@
-"""Names of classes and donors mean the same in every table: one spelling, nothing lost, nothing leaked."""
+"""Names of classes and donors have one spelling in every table."""
 
 import logging
 import unicodedata
@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 
 def as_cells(folder, labels, donors=None):
-    """A cells table with these labels, as it is read for training."""
+    """Write a cells table with these labels and read it for training."""
     donors = donors or [""] * len(labels)
     rows = [f'{n}.png,"{label}","{donor}"' for n, (label, donor) in enumerate(zip(labels, donors, strict=True))]
     (folder / "t.csv").write_text("\n".join(["path,label,donor", *rows]), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Numbers and paths of every table: what is no number is refused with its row, what lies outside is not opened."""
+"""Numbers and paths of every table: text is refused with its row, files outside the folder are not opened."""
 
 import io
 import os
@@ -92,7 +92,7 @@ def test_refuses_text_in_number_columns_with_its_row(folder, raises_code, form, 
         with raises_code("tables.not_a_number") as caught:
             form(folder, column, value)
         message = str(caught.value)
-        assert message.startswith(f"{column} must be {NUMERIC_COLUMNS[column]}, found {value!r} in row 3 of ")
+        assert message.startswith(f"{column} must be {NUMERIC_COLUMNS[column]}, images {value!r} in row 3 of ")
         assert advice in message or (column in INTEGER_COLUMNS and "Use a whole number" in message)
 
 
@@ -133,8 +133,8 @@ def test_finds_a_file_in_another_unicode_form(tmp_path, form, monkeypatch):
     assert cells.table["path"].tolist() == [on_disk, other]
     assert cells.table["target"].tolist() == [on_disk, ""]
     assert cells.read(0).shape == (24, 24)
-    found = find_images([tmp_path / "cells.csv"])
-    assert found.read(0).shape == (24, 24)
+    images = find_images([tmp_path / "cells.csv"])
+    assert images.read(0).shape == (24, 24)
     (tmp_path / "fields.csv").write_text(f"field,nuclei\n{named},{named}\n", encoding="utf-8")
     (row,) = find_fields(tmp_path / "fields.csv")[1]
     assert row.brightfield.is_file()

@@ -27,7 +27,7 @@ def of_classes(*counts: int) -> Cells:
 
 
 def shares(cells: Cells, part: str) -> np.ndarray:
-    """Share of each class in a part."""
+    """Compute the share of each class in a part."""
     inside = np.bincount(cells.part(part).labels, minlength=len(cells.classes))
     return inside / np.bincount(cells.labels)
 
@@ -64,7 +64,7 @@ def test_ungrouped_cells_match_the_shares_within_one_cell(counts, test, validati
 
 
 def cells_in_groups(draw: st.DrawFn, column: str) -> Cells:
-    """Up to twelve groups of very different sizes, three classes or two."""
+    """Draw up to twelve groups of very different sizes, with two or three classes."""
     sizes = draw(st.lists(st.integers(1, 30), min_size=6, max_size=12))
     seed = draw(st.integers(0, 1000))
     group = np.repeat(np.arange(len(sizes)), sizes)

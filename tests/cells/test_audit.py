@@ -1,4 +1,4 @@
-"""The audit names every file that would make an evaluation too good or training pointless, and nothing else."""
+"""The audit finds copies, leaks and unusable images, names their files, and reports nothing else."""
 
 import errno
 import io
@@ -18,7 +18,7 @@ from urnet.cells.table import Cells
 
 
 def cell(seed: int, size: int = 24) -> np.ndarray:
-    """A blurred blob like no other, 8 bits."""
+    """Draw a unique blurred texture, 8 bits."""
     rng = np.random.default_rng(seed)
     texture = gaussian_filter(rng.normal(size=(size, size)), 2)
     return (128 + 35 * texture / texture.std()).clip(1, 254).astype(np.uint8)
@@ -46,7 +46,7 @@ class Folder:
 
 @pytest.fixture
 def folder(tmp_path) -> Folder:
-    """Four sound cells of two classes, no defect."""
+    """Folder with four sound cells of two classes."""
     folder = Folder(tmp_path)
     for number in range(4):
         folder.add(f"sound{number}.tif", cell(number), "ab"[number % 2])
@@ -265,7 +265,7 @@ def test_jurkat_has_the_cell_counts_of_its_readme(jurkat):
     assert audit.notes[0] == (
         "distinct cells: anaphase 15, g1 720, g2 720, metaphase 57, prophase 486, s 720, telophase 24"
     )
-    # Known: the padding of four montages, one prophase cell that is there twice, and one cell moved by almost nothing.
+    # Known defects: padding of four montages, one prophase cell twice, and one cell that is hardly shifted.
     padding = [finding for finding in audit.findings if finding.kind == "padding"]
     assert sorted(len(finding.paths) for finding in padding) == [234, 663, 696, 704]
     for finding in padding:
@@ -276,8 +276,8 @@ def test_jurkat_has_the_cell_counts_of_its_readme(jurkat):
 @pytest.mark.real_data
 def test_pbc_is_clean(pbc):
     cells = read_cells(pbc)
-    some = cells.where(np.arange(len(cells)) % 5 == 0)
-    audit = audit_cells(some)
+    sample = cells.where(np.arange(len(cells)) % 5 == 0)
+    audit = audit_cells(sample)
     assert audit.clean
     assert audit.distinct.all()
 

@@ -1,4 +1,4 @@
-"""Augmentation is exact where it can be, keeps pairs aligned, is balanced, and touches only the training part."""
+"""Augmentation: exact flips, aligned pairs, balanced classes, training part only."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def test_empty_batch_stays_empty(flips, rotation):
 @settings(deadline=None, max_examples=30)
 @given(st.booleans(), st.booleans(), st.integers(0, 2**32))
 def test_paired_images_stay_aligned(flips, rotation, seed):
-    """A pair is two channels of one tensor: whatever turns the one turns the other."""
+    """A pair is two channels of one tensor, with the same geometry."""
     images = noise(6, 1, 16, 16)
     both = augment(torch.cat([images, 3 * images + 1], 1), flips=flips, rotation=rotation, generator=seeded(seed))
     torch.testing.assert_close(both[:, 1], 3 * both[:, 0] + 1)
@@ -78,7 +78,7 @@ def test_paired_images_stay_aligned(flips, rotation, seed):
 @pytest.mark.parametrize("size", [7, 24, 65])
 @pytest.mark.parametrize("flips", [True, False])
 def test_rotation_matches_affine_grid(flips, size):
-    """Two steps that are done as one: the pixels stay those of the right angle, then of torch's own rotation."""
+    """One step gives the pixels of a right-angle rotation followed by torch's own rotation."""
     images = noise(40, 3, size, size)
     expected, generator = images, seeded(5)
     if flips:
@@ -95,8 +95,8 @@ def test_rotation_matches_affine_grid(flips, size):
 def test_repeats_with_the_seed_without_changing_the_input():
     images = noise(8, 3, 12, 12)
     before = images.clone()
-    first, again, other = (augment(images, flips=True, rotation=True, generator=seeded(s)) for s in (1, 1, 2))
-    assert torch.equal(first, again)
+    first, repeated, other = (augment(images, flips=True, rotation=True, generator=seeded(s)) for s in (1, 1, 2))
+    assert torch.equal(first, repeated)
     assert not torch.equal(first, other)
     assert torch.equal(images, before)
 
@@ -170,12 +170,12 @@ def test_balanced_copies_keep_every_original_first(dtype):
     assert np.bincount(out_labels).tolist() == [6, 5, 5]
     np.testing.assert_array_equal(out_labels, labels[origin])
     for label in range(3):
-        mine = np.flatnonzero(labels == label)
-        first = np.flatnonzero(out_labels == label)[: len(mine)]
-        assert sorted(origin[first]) == mine.tolist()
+        members = np.flatnonzero(labels == label)
+        first = np.flatnonzero(out_labels == label)[: len(members)]
+        assert sorted(origin[first]) == members.tolist()
         np.testing.assert_array_equal(out[first], images[origin[first]])
-    again = make_balanced_copies(images, labels, 5, flips=True, rotation=True, seed=0)
-    np.testing.assert_array_equal(out, again[0])
+    repeated = make_balanced_copies(images, labels, 5, flips=True, rotation=True, seed=0)
+    np.testing.assert_array_equal(out, repeated[0])
 
 
 def test_copies_by_flips_are_exact_also_over_many_batches(monkeypatch):
@@ -192,7 +192,7 @@ def test_copies_by_flips_are_exact_also_over_many_batches(monkeypatch):
 
 @pytest.fixture
 def cells(tmp_path) -> Cells:
-    """Class a: 4 training cells of 12 x 15 px; b: 2, in colour; one tested cell each. All with a pair."""
+    """Class a: 4 training cells of 12 x 15 px; class b: 2 in colour; one test cell each. All have a paired image."""
     rows = ["path,label,donor,split,target"]
     for index in range(8):
         label, part = ("b" if index in (2, 5, 7) else "a"), ("test" if index >= 6 else "train")
@@ -236,11 +236,11 @@ def test_written_table_is_readable_and_clean(cells, tmp_path):
     out = tmp_path / "out"
     written = write_augmented(cells, out, 6)
     written.write(out / "cells.csv")
-    again = read_cells(out)
-    assert len(again) == len(written) == 14
-    assert audit_cells(again, near_copies=False).distinct.all()
-    for index in range(len(again)):
-        np.testing.assert_array_equal(again.read(index), written.read(index))
+    repeated = read_cells(out)
+    assert len(repeated) == len(written) == 14
+    assert audit_cells(repeated, near_copies=False).distinct.all()
+    for index in range(len(repeated)):
+        np.testing.assert_array_equal(repeated.read(index), written.read(index))
 
 
 def test_the_same_seed_writes_the_same_files(cells, tmp_path):

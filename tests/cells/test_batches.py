@@ -1,4 +1,4 @@
-"""Batches are scaled, shuffled the same way for the same seed and epoch, and never a single cell in training."""
+"""Batches are scaled, repeat with seed and epoch, and never hold a single cell in training."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from urnet.images.scale import Scaling
 
 
 def dataset(cells: int, *, paired: bool = False) -> CellDataset:
-    """Cells whose every pixel is their number; class 1 is every third."""
+    """Make cells whose pixels are their number. Every third cell has class 1."""
     images = np.broadcast_to(np.arange(cells, dtype=np.uint16)[:, None, None, None], (cells, 1, 8, 8))
     labels = (np.arange(cells) % 3 == 0).astype(np.int64)
     scaling = Scaling(0, 1000, "uint16")

@@ -1,4 +1,4 @@
-"""Decoded cells are decoded once, are what a fresh decoding gives, and never stand in the way."""
+"""Cached arrays: decoded once, equal to decoded cells, and replaced by decoding when unusable."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def cells(draw, tmp_path) -> Cells:
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Which cells were decoded, in order."""
+    """Record the decoded cells in order."""
     seen = []
     read = Cells.read
 
@@ -74,9 +74,9 @@ def test_several_depths_become_float32(draw, tmp_path, cells):
 
 def test_progress_ends_at_the_number_of_cells(cells):
     for expected in (list(range(1, 13)), []):
-        told = []
-        load_cached_pixels(cells, 24, 1, progress=told.append)
-        assert told == [*expected, 12]
+        progress = []
+        load_cached_pixels(cells, 24, 1, progress=progress.append)
+        assert progress == [*expected, 12]
 
 
 @pytest.mark.parametrize(

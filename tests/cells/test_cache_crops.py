@@ -1,4 +1,4 @@
-"""Crops that the audit kept are what decoding gives, and whatever cannot be kept is decoded as ever."""
+"""Cached crops: equal to decoded crops, and replaced by decoding when unusable."""
 
 import errno
 import os
@@ -53,7 +53,7 @@ def cells(tmp_path) -> Cells:
 
 @pytest.fixture
 def decodings(monkeypatch) -> Counter:
-    """How often each file was decoded."""
+    """Count how often each file is decoded."""
     seen: Counter = Counter()
     read = montage.read_image
 
@@ -74,10 +74,10 @@ def crops(cells: Cells) -> list[np.ndarray]:
     return [cells.read(index) for index in range(len(cells))]
 
 
-def same(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
+def all_equal(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
     return all(
         a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-        for a, b in zip(ours, theirs, strict=True)
+        for a, b in zip(first, second, strict=True)
     )
 
 
@@ -90,7 +90,7 @@ def test_audit_stores_exact_crops_and_repeats_from_them(cells, decodings):
     assert len(decodings) == 9
     assert len(entries()) == 1
     again, known = audit_cells(cells), use_cached_crops(cells)
-    assert same(crops(known), expected)
+    assert all_equal(crops(known), expected)
     assert again == first
     assert decodings.total() == 9
 
@@ -102,14 +102,16 @@ def test_selections_of_the_table_read_their_own_crops(cells, decodings):
     known = use_cached_crops(cells)
     mask = np.arange(len(cells)) % 3 == 1
     chosen = [crop for crop, wanted in zip(expected, mask, strict=True) if wanted]
-    assert same(crops(known.where(mask)), chosen)
-    assert same(crops(known.with_columns(split="test").part("test").where(mask)), chosen)
-    assert same(crops(pickle.loads(pickle.dumps(known.where(mask)))), chosen)
+    assert all_equal(crops(known.where(mask)), chosen)
+    assert all_equal(crops(known.with_columns(split="test").part("test").where(mask)), chosen)
+    assert all_equal(crops(pickle.loads(pickle.dumps(known.where(mask)))), chosen)
     assert len(pickle.dumps(known)) < 10_000
     assert not decodings
     backwards = known.table[::-1].reset_index(drop=True)
-    assert same(crops(replace(known, table=backwards)), expected[::-1])
-    assert same(crops(known.with_columns(path=list(backwards["path"]), tile=list(backwards["tile"]))), expected[::-1])
+    assert all_equal(crops(replace(known, table=backwards)), expected[::-1])
+    assert all_equal(
+        crops(known.with_columns(path=list(backwards["path"]), tile=list(backwards["tile"]))), expected[::-1]
+    )
     assert decodings
 
 
@@ -119,11 +121,11 @@ def test_moved_table_reads_the_same_entry(cells, tmp_path, decodings):
     cells.write(tmp_path / "run" / "cells.csv")
     moved = read_cells(tmp_path / "run" / "cells.csv")
     assert moved.table["path"][0] == "../cells/grey.png"
-    assert same(crops(use_cached_crops(moved)), crops(use_cached_crops(cells)))
+    assert all_equal(crops(use_cached_crops(moved)), crops(use_cached_crops(cells)))
     assert not decodings
     other = read_cells(shutil.copytree(cells.root, tmp_path / "copied"))
     assert use_cached_crops(other).cached_crops is None
-    assert same(crops(replace(use_cached_crops(cells), root=other.root)), crops(other))
+    assert all_equal(crops(replace(use_cached_crops(cells), root=other.root)), crops(other))
 
 
 def test_unreadable_crop_raises_the_same_error_from_the_cache(cells):
@@ -136,11 +138,11 @@ def test_unreadable_crop_raises_the_same_error_from_the_cache(cells):
     assert messages[0] == messages[1]
     known = use_cached_crops(cells)
     assert known.cached_crops is not None
-    with pytest.raises(ImageError) as ours:
+    with pytest.raises(ImageError) as first:
         known.read(2)
-    with pytest.raises(ImageError) as theirs:
+    with pytest.raises(ImageError) as second:
         cells.read(2)
-    assert str(ours.value) == str(theirs.value)
+    assert str(first.value) == str(second.value)
 
 
 def test_decodes_changed_files(cells, monkeypatch, decodings):
@@ -158,7 +160,7 @@ def test_decodes_changed_files(cells, monkeypatch, decodings):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no time at which a file was renamed")
 def test_decodes_swapped_files_of_equal_size_and_time(tmp_path):
-    """As archives leave them: an image under the wrong class is put right by exchanging it for another."""
+    """Files from an archive share size and time. A user swaps two of them to correct a class."""
     for name, value in (("a", 10), ("b", 200)):
         (tmp_path / "cells" / name).mkdir(parents=True)
         pixels = np.full((24, 24), value, np.uint8) + np.eye(24, dtype=np.uint8)
@@ -169,7 +171,7 @@ def test_decodes_swapped_files_of_equal_size_and_time(tmp_path):
     (cells.root / "a" / "0.tif").rename(tmp_path / "aside")
     (cells.root / "b" / "0.tif").rename(cells.root / "a" / "0.tif")
     (tmp_path / "aside").rename(cells.root / "b" / "0.tif")
-    assert same(crops(use_cached_crops(cells)), crops(cells))
+    assert all_equal(crops(use_cached_crops(cells)), crops(cells))
 
 
 @pytest.mark.parametrize("reason", ["large", "disk", "folder", "stopped", "write", "part"])
@@ -199,7 +201,7 @@ def test_reading_works_if_the_cache_is_unusable(cells, monkeypatch, tmp_path, re
                     break
     except KeyboardInterrupt:
         assert reason == "stopped"
-    assert same(seen, expected[: len(seen)])
+    assert all_equal(seen, expected[: len(seen)])
     assert entries() == []
     assert use_cached_crops(cells).cached_crops is None
 
@@ -241,7 +243,7 @@ def test_decodes_after_the_entry_was_removed(cells):
     expected, sent = crops(known), pickle.dumps(known)
     (entry,) = locate_cell_cache().iterdir()
     entry.unlink()
-    assert same(crops(pickle.loads(sent)), expected)
+    assert all_equal(crops(pickle.loads(sent)), expected)
 
 
 def test_network_arrays_are_built_from_cached_crops(draw, tmp_path, decodings):
@@ -266,5 +268,5 @@ def test_decodes_a_damaged_crop(cells, decodings):
     decodings.clear()
     known = use_cached_crops(cells)
     assert known.cached_crops is not None
-    assert same(crops(known), expected)
+    assert all_equal(crops(known), expected)
     assert list(decodings) == [("colour.png", 0)]

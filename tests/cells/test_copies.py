@@ -1,4 +1,4 @@
-"""Copies are found in every orientation, and different cells are not taken for copies."""
+"""Hashes that find copies in every orientation, and no others."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ CROPS = st.tuples(DEPTHS, SHAPES).flatmap(lambda both: npst.arrays(both[0], both
 
 
 def cell(seed: int, size: int = 40) -> np.ndarray:
-    """A blurred blob like no other, 16 bits."""
+    """Draw a unique blurred texture, 16 bits."""
     rng = np.random.default_rng(seed)
     texture = gaussian_filter(rng.normal(size=(size, size)), 2.5)
     return (700 + 150 * texture / texture.std()).clip(200, 1650).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Near-copies are found in every orientation without comparing all pairs, and different cells are none."""
+"""Near-copies in every orientation are found without comparing all pairs."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from urnet.cells.table import Cells
 
 
 def cell(seed: int, size: int = 40) -> np.ndarray:
-    """A blurred blob like no other, 16 bits."""
+    """Draw a unique blurred texture, 16 bits."""
     rng = np.random.default_rng(seed)
     texture = gaussian_filter(rng.normal(size=(size, size)), 2.5)
     return (700 + 150 * texture / texture.std()).clip(200, 1650).astype(np.uint16)
@@ -40,7 +40,7 @@ def pairs_of(crops: list[np.ndarray]) -> list[tuple[int, int, float]]:
 
 
 def crowd(count: int, seed: int = 0, width: float = 6) -> np.ndarray:
-    """Thumbnails of blobs that are much alike."""
+    """Make thumbnails of similar textures."""
     rng = np.random.default_rng(seed)
     texture = gaussian_filter(rng.normal(size=(count, 32, 32)), (0, width, width))
     texture -= texture.mean((1, 2), keepdims=True)
@@ -48,7 +48,7 @@ def crowd(count: int, seed: int = 0, width: float = 6) -> np.ndarray:
 
 
 def all_pairs(thumbnails: np.ndarray) -> set[tuple[int, int]]:
-    """The definition itself."""
+    """Compare all pairs, by the definition."""
     i, j = np.triu_indices(len(thumbnails), 1)
     turned = np.stack([list_orientations(image) for image in thumbnails], axis=1)  # (8, N, 32, 32)
     hashes = np.stack([compute_perceptual_hashes(compute_spectra(side)) for side in turned], axis=1)
@@ -71,7 +71,7 @@ def test_finds_every_pair_of_a_leaf(monkeypatch, least, width):
 
 
 def test_finds_copies_among_many_crops_without_comparing_all(monkeypatch):
-    """The pairs looked at grow as n log n at most, and copies among them are found in all orientations."""
+    """The number of compared pairs grows as n log n at most, and copies of all orientations are found."""
     monkeypatch.setattr(near_copies, "LEAF_SIZE", 128)
     leaves: list[int] = []
     inner = near_copies._find_candidates
@@ -121,10 +121,10 @@ def test_points_are_invariant_and_bound_distances_from_below(thumbnails):
 def test_perceptual_hashes_equal_imagehash():
     imagehash = pytest.importorskip("imagehash")
     thumbnails = np.random.default_rng(0).integers(0, 256, (50, 32, 32), dtype=np.uint8)
-    ours = compute_perceptual_hashes(compute_spectra(thumbnails.astype(np.float32)))
-    for image, bits in zip(thumbnails, ours, strict=True):
-        theirs = imagehash.phash(Image.fromarray(image)).hash.ravel()
-        np.testing.assert_array_equal(np.unpackbits(bits[None].view(np.uint8)), theirs)
+    hashes = compute_perceptual_hashes(compute_spectra(thumbnails.astype(np.float32)))
+    for image, bits in zip(thumbnails, hashes, strict=True):
+        expected = imagehash.phash(Image.fromarray(image)).hash.ravel()
+        np.testing.assert_array_equal(np.unpackbits(bits[None].view(np.uint8)), expected)
 
 
 def changed(crop: np.ndarray, how: str) -> np.ndarray:
@@ -151,10 +151,10 @@ def test_altered_copies_are_near_copies_in_any_orientation(how, orientation):
 
 
 def test_different_cells_are_no_copies():
-    told = []
-    assert find_near_copies(small([cell(seed) for seed in range(60)]), told.append) == []
-    assert told == sorted(told)
-    assert 0 < told[0] <= told[-1] <= 1
+    progress = []
+    assert find_near_copies(small([cell(seed) for seed in range(60)]), progress.append) == []
+    assert progress == sorted(progress)
+    assert 0 < progress[0] <= progress[-1] <= 1
     assert pairs_of([cell(0)]) == find_near_copies(np.zeros((0, 32, 32), np.float32)) == []
 
 
@@ -166,7 +166,7 @@ def test_the_most_alike_pair_comes_first():
 
 
 def found_share(cells: Cells, chosen: range) -> float:
-    """Share of real crops whose turned, noisy copy is found among them."""
+    """Compute the share of real crops whose turned, noisy copies are found."""
     rng = np.random.default_rng(0)
     crops = [cells.read(index) for index in chosen]
     altered = []

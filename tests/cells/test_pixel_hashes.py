@@ -1,4 +1,4 @@
-"""Hashes of the pixels: they follow the content and nothing else."""
+"""Pixel hashes depend on the content of images only."""
 
 import os
 import shutil
@@ -16,38 +16,38 @@ from urnet.cells.table import Cells
 @pytest.fixture
 def cells(draw, tmp_path) -> Cells:
     folder = draw(tmp_path / "cells", 4)
-    found = read_cells(folder)
-    table = found.table.assign(split=["train", "validation", "test", ""] * 3, target=list(found.table["path"][::-1]))
+    drawn = read_cells(folder)
+    table = drawn.table.assign(split=["train", "validation", "test", ""] * 3, target=list(drawn.table["path"][::-1]))
     (folder / "cells.csv").write_text(table.to_csv(index=False), encoding="utf-8")
     return read_cells(folder)
 
 
 def invert(path) -> None:
-    """Other pixels in a file of the same size and times, as far as these can be set."""
+    """Invert the pixels of a file, with the same size and times as far as possible."""
     about = path.stat()
     Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
-def again(cells: Cells) -> Cells:
-    cells.write(cells.root / "again" / "cells.csv")
-    return read_cells(cells.root / "again")
+def write_and_read(cells: Cells) -> Cells:
+    cells.write(cells.root / "written" / "cells.csv")
+    return read_cells(cells.root / "written")
 
 
 def test_unchanged_pixels_are_not_reported(cells):
-    known = again(add_pixel_hashes(cells, ["path", "target"]))
+    known = write_and_read(add_pixel_hashes(cells, ["path", "target"]))
     assert find_changed_images(known) == []
     assert (known.table["content"] == "").tolist() == [False, False, False, True] * 3
     for path in cells.root.rglob("*.png"):
         Image.open(path).save(path, compress_level=1)
     assert find_changed_images(known) == []
     moved = shutil.copytree(cells.root, cells.root.with_name("moved"))
-    assert find_changed_images(read_cells(moved / "again")) == []
+    assert find_changed_images(read_cells(moved / "written")) == []
 
 
 def test_reports_changed_pixels_of_used_cells_and_targets(cells):
     paths = cells.table["path"]
-    alone, both = (again(add_pixel_hashes(cells, columns)) for columns in (["path"], ["path", "target"]))
+    alone, both = (write_and_read(add_pixel_hashes(cells, columns)) for columns in (["path"], ["path", "target"]))
     invert(cells.root / paths[3])  # in no part; the target of the cell in row 8
     assert find_changed_images(alone) == []
     both = add_pixel_hashes(cells, ["path", "target"])
@@ -71,10 +71,10 @@ def test_table_without_hashes_reports_nothing(cells):
 
 
 def test_progress_comes_to_its_end(cells):
-    told: list[float] = []
-    known = add_pixel_hashes(cells, ["path", "target"], told.append)
-    assert told == sorted(told)
-    assert told[-1] == 1
-    told.clear()
-    find_changed_images(known, told.append)
-    assert told[-1] == 1
+    progress: list[float] = []
+    known = add_pixel_hashes(cells, ["path", "target"], progress.append)
+    assert progress == sorted(progress)
+    assert progress[-1] == 1
+    progress.clear()
+    find_changed_images(known, progress.append)
+    assert progress[-1] == 1

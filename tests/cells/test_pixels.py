@@ -1,4 +1,4 @@
-"""Crops of any size, depth and colour become one array, with nothing but the asked for change."""
+"""Crops of any size, depth and colour fit into one array."""
 
 from pathlib import Path
 
@@ -103,9 +103,9 @@ def test_counts_conversions_between_grey_and_colour(tmp_path):
 
 def test_progress_and_a_bad_image(tmp_path, raises_code):
     cells = cells_of(tmp_path, *[np.zeros((16, 16), np.uint8)] * 3)
-    told: list[int] = []
-    load_pixels(cells, 16, 1, progress=told.append)
-    assert told == [1, 2, 3]
+    progress: list[int] = []
+    load_pixels(cells, 16, 1, progress=progress.append)
+    assert progress == [1, 2, 3]
     (tmp_path / "1.tif").write_bytes(b"")
     with raises_code("images.empty") as caught:
         load_pixels(cells, 16, 1)
@@ -118,8 +118,8 @@ def test_survey_reads_headers_only(tmp_path):
         *[np.zeros((16, 20), np.uint8)] * 2,
         np.zeros((30, 9), np.uint16),
     )
-    look = survey_images(cells)
-    assert (look.edge, look.colour, dict(look.depths)) == (20, False, {"uint8": 2, "uint16": 1})
+    survey = survey_images(cells)
+    assert (survey.edge, survey.colour, dict(survey.depths)) == (20, False, {"uint8": 2, "uint16": 1})
     Image.new("RGB", (64, 64)).save(tmp_path / "2.tif")
     assert survey_images(cells).colour
 
@@ -127,29 +127,29 @@ def test_survey_reads_headers_only(tmp_path):
 def test_survey_uses_the_tile_size(tmp_path):
     (tmp_path / "a").mkdir()
     tifffile.imwrite(tmp_path / "a" / "m.tif", np.zeros((40, 60), np.uint16))
-    look = survey_images(read_cells(tmp_path, tile=20))
-    assert (look.edge, dict(look.depths)) == (20, {"uint16": 6})
+    survey = survey_images(read_cells(tmp_path, tile=20))
+    assert (survey.edge, dict(survey.depths)) == (20, {"uint16": 6})
 
 
 @pytest.mark.real_data
 def test_jurkat_and_its_pairs(jurkat):
     cells = read_cells(jurkat, tile=40, image="brightfield.tif", target="dna.tif")
-    some = cells.where(np.arange(len(cells)) % 50 == 0)
-    look = survey_images(some)
-    assert (look.edge, look.colour, set(look.depths)) == (40, False, {"uint16"})
-    images, targets = (load_pixels(some, 40, 1, column=column).images for column in ("path", "target"))
-    assert images.shape == targets.shape == (len(some), 1, 40, 40)
+    sample = cells.where(np.arange(len(cells)) % 50 == 0)
+    survey = survey_images(sample)
+    assert (survey.edge, survey.colour, set(survey.depths)) == (40, False, {"uint16"})
+    images, targets = (load_pixels(sample, 40, 1, column=column).images for column in ("path", "target"))
+    assert images.shape == targets.shape == (len(sample), 1, 40, 40)
     assert images.dtype == targets.dtype == np.uint16
-    np.testing.assert_array_equal(images[3, 0], some.read(3))
+    np.testing.assert_array_equal(images[3, 0], sample.read(3))
 
 
 @pytest.mark.real_data
 def test_pbc_at_another_size(pbc):
     cells = read_cells(pbc)
-    some = cells.where(np.arange(len(cells)) % 200 == 0)
-    assert survey_images(some).edge == 363
-    pixels = load_pixels(some, 96, 3)
-    assert pixels.images.shape == (len(some), 3, 96, 96)
+    sample = cells.where(np.arange(len(cells)) % 200 == 0)
+    assert survey_images(sample).edge == 363
+    pixels = load_pixels(sample, 96, 3)
+    assert pixels.images.shape == (len(sample), 3, 96, 96)
     assert pixels.converted == 0
-    crop = some.read(0).astype(float)
+    crop = sample.read(0).astype(float)
     assert pixels.images[0].mean() == pytest.approx(crop.mean(), abs=1)

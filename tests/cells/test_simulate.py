@@ -1,4 +1,4 @@
-"""Simulated cells folders: complete, repeatable, and all or nothing."""
+"""Simulated cells folders are complete, repeatable and atomic."""
 
 import csv
 import hashlib
@@ -23,7 +23,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def stained(tmp_path) -> Path:
-    """Six stained crops of two classes, not square, with names that are trying."""
+    """Six rectangular stained crops of two classes, with difficult names."""
     rng = np.random.default_rng(0)
     for label, names in {
         "lymphocyte": ("a.png", "b é.png", "c.v2.png"),

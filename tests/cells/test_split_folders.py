@@ -1,4 +1,4 @@
-"""Folders `train`, `validation` and `test` above the class folders are the given split; unclear ones are refused."""
+"""Folders `train`, `validation` and `test` above the class folders are a given split. Ambiguous ones are refused."""
 
 import logging
 import os

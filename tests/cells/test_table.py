@@ -1,4 +1,4 @@
-"""Tables and folders become one row a cell, and whatever is wrong with them is one sentence."""
+"""Reading of cells tables and class folders, and the errors of faulty ones."""
 
 import csv
 import os
@@ -21,7 +21,7 @@ quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCh
 
 
 def save(path: Path, seed: int = 0) -> np.ndarray:
-    """A small crop of its own."""
+    """Save a small unique crop."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(seed).integers(0, 255, (10, 12), dtype=np.uint8)
     Image.fromarray(image).save(path)
@@ -306,7 +306,7 @@ def test_pages_of_a_stack_share_one_source(tmp_path):
 
 
 def test_a_damaged_file_keeps_its_row(tmp_path, raises_code):
-    """It is reported with all others when the cells are audited."""
+    """The audit reports it together with others."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.tif").write_bytes(b"II*\0 damaged")
     cells = read_cells(tmp_path)
@@ -383,14 +383,14 @@ def test_refuses_paths_without_images(tmp_path, raises_code):
 
 
 def rows_of_mass(images: np.ndarray) -> np.ndarray:
-    """The row in which the cell of each image lies, (N,)."""
+    """Compute the row of the centre of mass of each image, (N,)."""
     signal = np.abs(images - np.median(images, axis=(1, 2), keepdims=True))
     return (signal.sum(axis=2) @ np.arange(images.shape[1])) / signal.sum(axis=(1, 2))
 
 
 @pytest.mark.real_data
 def test_jurkat_tiles_have_their_dna_as_target(jurkat):
-    """The nucleus lies where its cell lies, and not where the next one does."""
+    """The nucleus is at the position of its own cell, not of the next one."""
     mitosis = ["prophase", "metaphase", "anaphase", "telophase"]
     classes = {"g1": ["g1"], "s": ["s"], "g2": ["g2"], "mitosis": mitosis}
     cells = read_cells(jurkat, tile=40, image="brightfield.tif", target="dna.tif", classes=classes)

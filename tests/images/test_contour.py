@@ -1,4 +1,4 @@
-"""The strongest closed path, against all there are."""
+"""Closed paths by dynamic programming, compared with all possible paths."""
 
 from itertools import product
 
@@ -9,7 +9,7 @@ from urnet.images.contour import BENDING_PENALTY, find_closed_paths
 
 
 def path_gain(gain: np.ndarray, ring: tuple[int, ...]) -> float:
-    """Gain along a ring less its bends; nothing is path_gain a leap."""
+    """Gain along a ring minus its bending penalty; minus infinity for a jump."""
     steps = np.abs(np.diff([*ring, ring[0]]))
     return -np.inf if steps.max() > 1 else gain[np.arange(len(ring)), list(ring)].sum() - BENDING_PENALTY * steps.sum()
 

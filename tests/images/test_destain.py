@@ -1,4 +1,4 @@
-"""Simulated destaining: the stain goes, the cell stays."""
+"""Simulated destaining removes the stain and keeps the cell."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from urnet.images.simulation.optics import BACKGROUND, Imaging
 
 
 def stained(size: int = 128) -> np.ndarray:
-    """A pale pink ground, a lilac cell and a violet nucleus."""
+    """Draw a pale pink background, a lilac cell and a violet nucleus."""
     axis = (np.arange(size) - size / 2) / size
     distance = np.hypot(axis, axis[:, None])[..., None]
     image = np.where(distance < 0.3, (190, 160, 200), (250, 225, 215))

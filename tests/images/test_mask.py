@@ -1,4 +1,4 @@
-"""The cell's outline in a centred crop, against the truth of the simulation and on real cells."""
+"""Segmentation of the cell in a crop, against true masks of phantoms and on real cells."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from urnet.images.simulation.phantom import (
 
 
 def true_mask(label: str, seed: int, donor: int, index: int, size: int) -> np.ndarray:
-    """Where the cell of `draw_crop` adds to the phase, without its neighbour; the stream is drawn as there."""
+    """Draw the true mask of the cell of `draw_crop`, without its neighbour, from the same random stream."""
     rng, traits, canvas = open_random_stream(seed, donor, label, index), draw_donor(seed, donor), Scene(size, size)
     draw_imaging(rng, around=traits.imaging, spread=IMAGING_SPREAD)
     middle = rng.normal(size / 2, 0.02 * size, 2).astype(int)

@@ -1,4 +1,4 @@
-"""Tiles and pages have addresses, and an address always names the same pixels."""
+"""Addresses of tiles and pages, and the images that they name."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_similar_text_is_a_plain_path(text):
 
 @pytest.fixture
 def montage(tmp_path):
-    """3 rows x 4 columns of 10 px tiles, each of its own count."""
+    """Montage of 3 rows and 4 columns of 10 px tiles, each with a different count."""
     tiles = np.arange(12, dtype=np.uint16).reshape(3, 4) * 100 + 500
     tifffile.imwrite(tmp_path / "m.tif", np.kron(tiles, np.ones((10, 10), np.uint16)))
     return tmp_path

@@ -1,4 +1,4 @@
-"""The optics: what is left in focus, what defocus adds, and that sizes don't change the look."""
+"""Brightfield optics: absorption in focus, phase out of focus, independence of the crop's size."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Pictures that say how they are to be turned, and files of several frames, as crops and as fields."""
+"""Orientation in image files, and files of several frames, read as crops and as fields."""
 
 import io
 import struct
@@ -21,7 +21,7 @@ ORIENTATIONS = range(1, 9)
 
 
 def picture(colour: bool = True) -> np.ndarray:
-    """A gradient with a bright corner, whose eight turned copies all differ."""
+    """Draw a gradient with a bright corner. Its eight turned copies all differ."""
     y, x = np.mgrid[:H, :W]
     grey = (y + 3 * x).astype(np.uint8)
     grey[:6, :9] = 250
@@ -35,7 +35,7 @@ def exif(orientation: int) -> Image.Exif:
 
 
 def png_with_late_exif(path: Path, pixels: np.ndarray, orientation: int) -> None:
-    """The orientation stands behind the pixels, as some programs write it."""
+    """Write a PNG with the orientation after the pixels, as some programs do."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     data, body = file.getvalue(), b"eXIf" + exif(orientation).tobytes().removeprefix(b"Exif\0\0")
@@ -65,7 +65,7 @@ WRITERS = {
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_applies_the_orientation_of_the_file(tmp_path, kind, orientation):
-    """As a crop and as a field, whole and in regions; its stated size is that of the shown picture."""
+    """As a crop and as a field, whole and in regions, with the size of the displayed image."""
     stored, path = tmp_path / f"stored.{kind}", tmp_path / f"f.{kind}"
     WRITERS[kind](stored, picture(), 1)
     WRITERS[kind](path, picture(), orientation)

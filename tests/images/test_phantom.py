@@ -1,4 +1,4 @@
-"""Phantom cells: repeatable, of plausible shape, and where the truth says."""
+"""Phantom cells are repeatable, have plausible shapes, and are at their true positions."""
 
 import numpy as np
 import pytest
@@ -8,12 +8,12 @@ from urnet.images.simulation.phantom import CLASS_FREQUENCY, CROP_UM, draw_crop,
 
 
 def nuclear_area(nuclei: np.ndarray) -> float:
-    """Square micrometres above a quarter of full brightness."""
+    """Area above a quarter of full brightness, in square micrometres."""
     return (nuclei > 64).sum() * (CROP_UM / len(nuclei)) ** 2
 
 
 def cell_area(clean: np.ndarray) -> float:
-    """Square micrometres of the particle in the middle."""
+    """Area of the particle in the middle, in square micrometres."""
     parts, _ = connected(clean > 40)
     return (parts == parts[len(clean) // 2, len(clean) // 2]).sum() * (CROP_UM / len(clean)) ** 2
 
@@ -37,8 +37,8 @@ def test_a_crop_is_8_bit_and_square(name, size):
 def test_crops_repeat_with_the_seed_in_any_order():
     first = draw_crop("monocyte", 5, 2, 7)
     draw_crop("granulocyte", 5, 2, 6)
-    again = draw_crop("monocyte", 5, 2, 7)
-    for a, b in zip(vars(first).values(), vars(again).values(), strict=True):
+    repeated = draw_crop("monocyte", 5, 2, 7)
+    for a, b in zip(vars(first).values(), vars(repeated).values(), strict=True):
         assert a.tobytes() == b.tobytes()
 
 
@@ -64,7 +64,7 @@ def test_sizes_follow_the_textbook_order(crops):
 
 
 def test_classes_overlap_in_size(crops):
-    """Else a ruler would do, and there were nothing to learn."""
+    """Size alone must not be enough to classify the cells."""
     areas = {name: [cell_area(crop.clean) for crop in crops[name]] for name in CLASS_FREQUENCY}
     assert max(areas["lymphocyte"]) > min(areas["granulocyte"])
     assert max(areas["granulocyte"]) > min(areas["monocyte"])
@@ -116,21 +116,21 @@ def test_only_pairs_touch_or_overlap(field):
 
 
 def test_field_holds_particles_without_a_nucleus(field):
-    """Red cells and debris: seen in brightfield, absent from fluorescence and truth."""
+    """Red cells and debris are in the brightfield image, but not in fluorescence and true positions."""
     rows, columns = np.indices(field.nuclei.shape)
     free = np.ones(field.nuclei.shape, bool)
     for cell in field.cells:
         free &= np.hypot(columns - cell.x, rows - cell.y) > 1.4 * cell.radius
     deviation = np.abs(field.brightfield / np.median(field.brightfield) - 1)
-    # Noise is 2 %: without particles, not one pixel in a million would stray by 12 %.
+    # Noise is 2 %: without particles, fewer than one pixel in a million deviates by 12 %.
     assert (deviation[free] > 0.12).sum() > 100
 
 
 def test_fields_repeat_with_the_seed(field):
-    again = draw_field(0, 1, 0, shape=(500, 700), cells=40)
-    assert again.brightfield.tobytes() == field.brightfield.tobytes()
-    assert again.nuclei.tobytes() == field.nuclei.tobytes()
-    assert again.cells == field.cells
+    repeated = draw_field(0, 1, 0, shape=(500, 700), cells=40)
+    assert repeated.brightfield.tobytes() == field.brightfield.tobytes()
+    assert repeated.nuclei.tobytes() == field.nuclei.tobytes()
+    assert repeated.cells == field.cells
     assert draw_field(0, 1, 1, shape=(500, 700), cells=40).cells != field.cells
 
 

@@ -1,4 +1,4 @@
-"""Measures of how a crop was taken: each follows what it is named after, and nothing else."""
+"""Measures of image quality: each depends on one property of the image only."""
 
 import numpy as np
 import pytest
@@ -19,9 +19,9 @@ def measured(image: np.ndarray) -> dict[str, float]:
 
 
 def test_every_measure_is_a_number(crop):
-    found = measured(crop)
-    assert tuple(sorted(found)) == tuple(sorted(MEASURES))
-    assert all(type(value) is float and np.isfinite(value) for value in found.values())
+    values = measured(crop)
+    assert tuple(sorted(values)) == tuple(sorted(MEASURES))
+    assert all(type(value) is float and np.isfinite(value) for value in values.values())
 
 
 def test_focus_falls_with_every_blur(crop):
@@ -39,10 +39,10 @@ def test_brightness_and_contrast_follow_gain(crop):
 
 def test_ramp_is_measured_from_end_to_end_without_changing_contrast():
     rows = np.linspace(0.3, 0.5, 64)[:, None] * np.ones(48)
-    found = measure_quality(rows, 0, 1)
-    assert found["ramp"] == pytest.approx(0.2)
-    assert found["contrast"] == pytest.approx(0, abs=1e-9)
-    assert found["brightness"] == pytest.approx(0.4)
+    values = measure_quality(rows, 0, 1)
+    assert values["ramp"] == pytest.approx(0.2)
+    assert values["contrast"] == pytest.approx(0, abs=1e-9)
+    assert values["brightness"] == pytest.approx(0.4)
     across = measure_quality(rows + np.linspace(0, 0.1, 48), 0, 1)
     assert across["ramp"] == pytest.approx(np.hypot(0.2, 0.1))
 

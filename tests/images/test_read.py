@@ -1,4 +1,4 @@
-"""Any image comes in at its own depth and range; any damage comes out as one `ImageError` that names the file."""
+"""Images are read in their own depth and range, and damaged ones raise one `ImageError` with the file name."""
 
 import io
 import os
@@ -32,11 +32,11 @@ def pixels(dtype: type, colours: int) -> st.SearchStrategy[np.ndarray]:
 
 
 def check_exact(path: Path, image: np.ndarray) -> None:
-    """`image` without its alpha is what is read, and the header announces it."""
+    """Check that a file reads as `image` without alpha, and that its header agrees."""
     expected = image[..., :3] if image.ndim == 3 else image
-    found, header = read_image(path), read_header(path)
-    assert found.dtype == image.dtype
-    np.testing.assert_array_equal(found, expected)
+    pixels_read, header = read_image(path), read_header(path)
+    assert pixels_read.dtype == image.dtype
+    np.testing.assert_array_equal(pixels_read, expected)
     assert (header.height, header.width) == image.shape[:2]
     assert header.colour == (image.ndim == 3)
     assert header.dtype == str(image.dtype)
@@ -205,7 +205,7 @@ def encoded(kind: str) -> bytes:
 @given(data=st.data())
 def test_bit_flips_give_an_image_or_an_image_error(tmp_path, kind, data):
     content = bytearray(encoded(kind))
-    # Half of the flips hit the header, where they do most.
+    # Half of the flips are in the header, where they have most effect.
     places = st.one_of(st.integers(0, min(400, len(content) - 1)), st.integers(0, len(content) - 1))
     for place in data.draw(st.lists(places, min_size=1, max_size=6)):
         content[place] ^= 1 << data.draw(st.integers(0, 7))
@@ -229,7 +229,7 @@ def test_bit_flips_give_an_image_or_an_image_error(tmp_path, kind, data):
 @given(data=st.data())
 def test_every_truncation_is_refused(tmp_path, kind, data):
     content = encoded(kind)
-    # What follows the pixels (checksums, end marks, padding) may be missing without harm.
+    # Data after the pixels (checksums, end marks, padding) are not needed.
     path = tmp_path / "crop.img"
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 64))])
     with pytest.raises(ImageError) as caught:
@@ -287,7 +287,7 @@ def png_header(width: int, height: int, bits: int) -> bytes:
 
 
 def claims_30000(kind: str) -> bytes:
-    """A small file whose header claims 30,000 x 30,000 px."""
+    """Make a small file whose header claims 30,000 x 30,000 px."""
     if kind.endswith("png"):
         return png_header(30000, 30000, 16 if kind == "16.png" else 8)
     content = bytearray(encoded(kind))
@@ -321,7 +321,7 @@ def test_refuses_30000_px_from_the_header(tmp_path, kind, raises_code):
 
 
 def test_accepts_the_size_limit_itself(tmp_path):
-    """Larger than Pillow's own warning threshold, and without its warning."""
+    """Larger than Pillow's warning threshold, without its warning."""
     (tmp_path / "large.png").write_bytes(png_header(10_000, MAX_PIXELS // 10_000, 8))
     assert read_header(tmp_path / "large.png").width == 10_000
 
@@ -374,7 +374,7 @@ def test_impossible_names_are_missing_files(tmp_path, name):
 
 
 def packed(indices: np.ndarray, bits: int, order: int) -> bytes:
-    """Rows of values of a few bits, each padded to whole bytes; order 2 turns the bits of every byte round."""
+    """Pack rows of values of a few bits, padded to whole bytes. Order 2 reverses the bits of every byte."""
     rows = b""
     for row in indices:
         ones = np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :].ravel()
@@ -392,7 +392,7 @@ def few_bits(
     alpha: bool = False,
     planar: bool = False,
 ) -> np.ndarray:
-    """Write a TIFF of 1, 2, 4 or 8 bits a value; returns its palette, (2**bits, 3)."""
+    """Write a TIFF of 1, 2, 4 or 8 bits per value. Return its palette, (2**bits, 3)."""
     height, width = indices.shape
     colours = np.random.default_rng(bits).integers(0, 256, (2**bits, 3)).astype(np.uint8)
     values = indices

@@ -1,4 +1,4 @@
-"""One scale for a whole data set: full contrast, order kept, and back again."""
+"""Scaling of a data set: full contrast, unchanged order, and the inverse."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ DEPTHS = ["uint8", "uint16", "float32"]
 
 
 def crops(dtype: str, channels: int = 1) -> np.ndarray:
-    """Counts of a narrow range as those of unstained cells, with a few dead and hot pixels, (N, C, S, S)."""
+    """Draw counts of a narrow range, like those of unstained cells, with a few dead and hot pixels, (N, C, S, S)."""
     images = np.random.default_rng(0).normal(128, 10, (40, channels, 32, 32)).clip(90, 170)
     images[0, 0, 0, :3], images[1, 0, 0, :3] = 0, 255
     return images.round().astype(dtype)
@@ -126,7 +126,7 @@ def test_inverted_counts_stay_in_the_depth():
 
 @pytest.mark.real_data
 def test_jurkat_has_full_contrast(jurkat):
-    """Its counts lie within 200 to 1,650 of 65,535: scaled by depth, nothing would be left."""
+    """The counts are between 200 and 1,650 of 65,535, so a scale of the whole depth has no contrast."""
     cells = read_cells(jurkat, tile=40, image="brightfield.tif")
     crops = np.stack([cells.read(index) for index in range(0, len(cells), 10)])
     scaled = fit_scaling(crops, "uint16").apply(crops)

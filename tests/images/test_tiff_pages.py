@@ -1,4 +1,4 @@
-"""Pages are counted, surveyed and read in linear time, whatever a file claims."""
+"""Pages are counted, surveyed and read in linear time, even in malicious files."""
 
 import struct
 import time
@@ -15,7 +15,7 @@ from urnet.images.tiff_pages import MAX_PAGES, list_pages
 
 
 def directory(next_at: int, **values: int) -> bytes:
-    """A directory of one strip, and the place of the next."""
+    """Make a directory of one strip, with the position of the next directory."""
     tags = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "start": 273}
     tags |= {"rows": 278, "count": 279}
     entries = sorted((tags[name], value) for name, value in values.items())
@@ -26,7 +26,7 @@ def directory(next_at: int, **values: int) -> bytes:
 
 
 def shared_strip(edge: int, pages: int) -> bytes:
-    """Pages that all decode the same deflated strip."""
+    """Make pages that share one deflated strip."""
     strip = zlib.compress(bytes(edge * edge), 9)
     first = 8 + len(strip) + len(strip) % 2
     about = {"width": edge, "height": edge, "bits": 8, "compression": 8, "photometric": 1, "rows": edge}
@@ -101,7 +101,7 @@ def test_refuses_too_long_a_chain_at_once(tmp_path, monkeypatch, raises_code):
 
 
 def test_refuses_directories_that_share_a_long_strip_list(tmp_path, raises_code):
-    """Each would be read and kept; without a bound, 4 MB become minutes."""
+    """Without a limit, a file of 4 MB takes minutes."""
     strips = 2**19
     data = bytearray(b"II*\0" + struct.pack("<I", 8))
     tags = [(256, 1, 8), (257, 1, 8), (258, 1, 8), (259, 1, 1), (262, 1, 1)]
@@ -133,7 +133,7 @@ def test_reads_pages_of_a_long_stack_in_linear_time(tmp_path):
 
 
 def one_tile(edge: int, tile: int, pages: int = 1, kind: int = 4, depth: int = 1) -> bytes:
-    """Small pages that all decode the same deflated tile, whose size is given as a number of any TIFF type."""
+    """Make small pages that share one deflated tile. Its size has any numeric TIFF type."""
     stored = zlib.compress(bytes(tile * tile), 9)
     first = 8 + len(stored) + len(stored) % 2
     tags = {256: edge, 257: edge, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 8, 325: len(stored)}
