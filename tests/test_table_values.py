@@ -92,7 +92,7 @@ def test_refuses_text_in_number_columns_with_its_row(folder, raises_code, form, 
         with raises_code("tables.not_a_number") as caught:
             form(folder, column, value)
         message = str(caught.value)
-        assert message.startswith(f"{column} must be {NUMERIC_COLUMNS[column]}, images {value!r} in row 3 of ")
+        assert message.startswith(f"{column} must be {NUMERIC_COLUMNS[column]}, found {value!r} in row 3 of ")
         assert advice in message or (column in INTEGER_COLUMNS and "Use a whole number" in message)
 
 
