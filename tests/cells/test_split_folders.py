@@ -11,6 +11,7 @@ from PIL import Image
 from urnet.cells.audit import audit_cells
 from urnet.cells.read import find_images, read_cells
 from urnet.cells.split import assign_parts, split_cells
+from urnet.errors import CellsError
 from urnet.fields.table import find_fields
 from urnet.recipe import load_recipe
 
@@ -192,7 +193,7 @@ def test_refuses_an_image_that_is_a_broken_link(tmp_path, raises_code, place, pa
         read_cells(root)
     assert str(link) in str(caught.value)
     assert link.as_posix() in find_images([root]).table["path"].tolist()  # its own row reports it
-    with raises_code("files.link_broken"):
+    with pytest.raises(CellsError, match=link.name):
         find_fields(root)
 
 

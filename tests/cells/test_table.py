@@ -142,10 +142,12 @@ def test_reads_every_written_table(tmp_path, rows):
     assert cells.table["label"].tolist() == labels
     assert cells.table["donor"].tolist() == unify_donor_names([normalize_name(donor) for _, donor in rows])[0]
     cells.write(tmp_path / "below" / "cells.csv")
-    again = read_cells(tmp_path / "below")
-    assert list(again.table["path"]) == ["../1.png"] * len(rows)
-    assert again.table.drop(columns="path").to_dict() == cells.table.drop(columns="path").to_dict()
-    assert again.classes == cells.classes
+    written = read_cells(tmp_path / "below")
+    assert list(written.table["path"]) == ["../1.png"] * len(rows)
+    expected = cells.table.drop(columns="path")
+    expected = expected.loc[:, (expected != "").any()]  # empty columns are not written
+    assert written.table.drop(columns="path").to_dict() == expected.to_dict()
+    assert written.classes == cells.classes
 
 
 BAD_TABLES = {
@@ -243,14 +245,13 @@ def test_reads_tiles_with_their_targets(montages):
     assert cells.table["source"].is_unique
     for index in range(12):
         np.testing.assert_array_equal(cells.read(index) + 5000, cells.read(index, "target"))
-    written = montages / "elsewhere" / "t.csv"
-    cells.write(written)
-    again = read_cells(written)
-    assert list(again.table["path"])[4] == "../a/bright.tif#r01c01"
-    assert list(again.table["source"]) == list(cells.table["source"])
+    cells.write(montages / "elsewhere" / "t.csv")
+    written = read_cells(montages / "elsewhere" / "t.csv")
+    assert list(written.table["path"])[4] == "../a/bright.tif#r01c01"
+    assert list(written.table["source"]) == list(cells.table["source"])
     for index in range(12):
-        np.testing.assert_array_equal(again.read(index), cells.read(index))
-        np.testing.assert_array_equal(again.read(index, "target"), cells.read(index, "target"))
+        np.testing.assert_array_equal(written.read(index), cells.read(index))
+        np.testing.assert_array_equal(written.read(index, "target"), cells.read(index, "target"))
 
 
 def test_target_file_is_no_cell(montages, raises_code):

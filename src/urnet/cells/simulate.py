@@ -83,7 +83,7 @@ def write_phantom(
     if cells < minimum:
         raise CellsError(
             f"cells is {cells} for {donors} donors; every donor needs at least one of each of the "
-            f"{len(CLASS_FREQUENCY)} classes, so {minimum} cells. Increase cells or lower donors",
+            f"{len(CLASS_FREQUENCY)} classes, so at least {minimum} cells. Increase cells or lower donors",
             code="cells.simulation_invalid",
         )
     report = progress or (lambda share: None)
