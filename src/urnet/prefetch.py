@@ -31,11 +31,13 @@ class DecodedCell:
         index: its row.
         crop: (C, S, S) raw counts at the network's size; none where it cannot be used.
         error: why it cannot.
+        code: stable code of the error.
     """
 
     index: int
     crop: np.ndarray | None
     error: str = ""
+    code: str = ""
 
 
 class _CropResizer(Protocol):
@@ -51,7 +53,7 @@ def decode_cells(model: _CropResizer, cells: "Cells", index: Iterable[int]) -> l
         try:
             found.append(DecodedCell(i, model.resize_crop(cells.read(i))))
         except ImageError as error:
-            found.append(DecodedCell(i, None, str(error)))
+            found.append(DecodedCell(i, None, str(error), error.code))
     return found
 
 

@@ -108,7 +108,7 @@ def test_tiles_that_fill_up_a_montage_are_no_results(open_client, send_files, sh
         model = client.services.model
         client.services.decoders.stop()
         from urnet.bundle.model import Model
-        from urnet.serve.uploads.receive import DecoderPool
+        from urnet.serve.uploads.decoders import DecoderPool
 
         tiled = Model(replace(model.config, tile=24), model.joint, model.calibration, folder=model.folder)
         client.services.decoders = DecoderPool(tiled, client.services.settings)

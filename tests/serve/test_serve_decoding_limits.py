@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hostile_files import many_scans, shared_strip, slow_and_large
 
-from urnet.serve.uploads.receive import _Process
+from urnet.serve.uploads.decoders import _Process
 
 HOSTILE = slow_and_large()
 LIMITS = {"decode_seconds": 2, "file_seconds": 3, "field_seconds": 8, "decode_memory": 2**28}

@@ -26,7 +26,7 @@ from urnet.serve.app import create_app
 from urnet.serve.services import Services
 from urnet.serve.settings import Settings
 from urnet.serve.uploads.receive import store_upload
-from urnet.serve.uploads.storage import StorageFullError, UploadFolder, size_of
+from urnet.serve.uploads.storage import StorageFullError, UploadFolder, measure_bytes
 from urnet.serve.uploads.worker import _Decoder, _UnreadableFiles
 from urnet.training.fit import train
 
@@ -296,7 +296,7 @@ def test_cells_for_which_there_is_no_room_do_not_stay(run, fields, open_client):
         sent = store_upload(folder, 0, "d0.tif", io.BytesIO(content))
         with pytest.raises(StorageFullError):
             asyncio.run(client.services.extract_cells(folder, [sent]))
-        assert size_of(folder.root) < len(content) + 1024
+        assert measure_bytes(folder.root) < len(content) + 1024
 
 
 def test_the_page_says_where_each_cell_of_a_field_lies(run, fields, pages):

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from urnet.serve.settings import Settings
-from urnet.serve.uploads.receive import DecoderPool, store_uploads
-from urnet.serve.uploads.storage import StorageFullError, UploadFolder, UploadStorage, size_of
+from urnet.serve.uploads.decoders import DecoderPool
+from urnet.serve.uploads.receive import store_uploads
+from urnet.serve.uploads.storage import StorageFullError, UploadFolder, UploadStorage, measure_bytes
 
 OWNER = """
 import sys, time
@@ -60,7 +61,7 @@ def test_what_a_killed_server_left_is_removed_and_what_belongs_to_another_one_st
         there = {path.name for path in place.iterdir() if path.is_dir()}
         assert there == {Path(kept).name, own.root.name, "urnet-serve-strange", "urnet-other"}
         assert not list(place.glob(f"{Path(left).name}*"))
-        assert size_of(Path(kept)) == 4
+        assert measure_bytes(Path(kept)) == 4
     living.kill()
     living.wait()
     with started(100):
@@ -112,7 +113,7 @@ def test_cells_that_are_still_cut_for_who_gave_up_meanwhile_are_deleted(place, m
         (out / "cells.csv").write_bytes(b"path")
         return {"fields": False}, []
 
-    monkeypatch.setattr("urnet.serve.uploads.receive._Process.ask", ask)
+    monkeypatch.setattr("urnet.serve.uploads.decoders._Process.ask", ask)
     decoders = DecoderPool(SimpleNamespace(cropping=None, config=None), Settings(decoders=1))
 
     async def give_up(folder: UploadFolder) -> None:

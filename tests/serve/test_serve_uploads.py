@@ -20,7 +20,8 @@ from urnet.bundle.model import Model
 from urnet.errors import ImageError
 from urnet.images.read import read_image
 from urnet.serve.settings import Settings
-from urnet.serve.uploads.receive import DecoderPool, Upload, display_name, store_uploads
+from urnet.serve.uploads.decoders import DecoderPool
+from urnet.serve.uploads.receive import Upload, display_name, store_uploads
 from urnet.serve.uploads.storage import UploadFolder, UploadStorage, Usage
 
 
@@ -220,7 +221,7 @@ def test_what_is_said_of_our_files_is_said_of_those_that_were_sent_however_they_
     decoders, storage = DecoderPool(SimpleNamespace(cropping=None, config=None), Settings(decoders=1)), UploadStorage(1)
 
     def cut(answer: dict) -> dict:
-        monkeypatch.setattr("urnet.serve.uploads.receive._Process.ask", lambda *_: (answer, []))
+        monkeypatch.setattr("urnet.serve.uploads.decoders._Process.ask", lambda *_: (answer, []))
         return asyncio.run(decoders.extract_cells(UploadFolder(storage), tmp_path, sent))
 
     storage.start()

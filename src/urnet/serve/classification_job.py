@@ -347,7 +347,7 @@ class ClassificationJob:
     async def _classify(self, sources: Sequence[Upload]) -> None:
         """All images of files, or of the folder of cells."""
         if len(sources) > PARALLEL_FILES:  # several side by side
-            async with aclosing(self.services.classify(sources, keys=True)) as files:
+            async with aclosing(self.services.classify(sources, copy_keys=True)) as files:
                 async for answers in files:
                     self._take(sources[self.files_done], 0, answers)
                     self.files_done += 1
@@ -355,7 +355,7 @@ class ClassificationJob:
             return
         for source in sources:
             index = 0
-            async with aclosing(self.services.classify_file(source, keys=True)) as parts:
+            async with aclosing(self.services.classify_file(source, copy_keys=True)) as parts:
                 async for answers in parts:
                     self._take(source, index, answers)
                     index += len(answers)

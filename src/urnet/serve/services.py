@@ -1,4 +1,7 @@
-"""What the API and the pages call: classify what was sent, count it, with the functions of the command line."""
+"""Services that routes and pages share: classify and count uploads, and label cells.
+
+All rules of the domain are here or in the functions of the command line; a route only translates from and to HTTP.
+"""
 
 import asyncio
 import shutil
@@ -25,77 +28,103 @@ from urnet.serve.batching import BatchedNetwork
 from urnet.serve.cell_images import CellImages
 from urnet.serve.database.store import Store
 from urnet.serve.settings import Settings
-from urnet.serve.uploads.receive import DecodedCell, DecoderPool, Upload
-from urnet.serve.uploads.storage import StorageFullError, UploadFolder, UploadStorage, Usage, size_of
+from urnet.serve.uploads.decoders import DecoderPool, UploadedCell
+from urnet.serve.uploads.receive import Upload
+from urnet.serve.uploads.storage import StorageFullError, UploadFolder, UploadStorage, Usage, measure_bytes
 
 T = TypeVar("T")
 
 NOT_CALIBRATED = "the model is not calibrated, so its counts cannot be corrected; run `urnet calibrate` on it"
+UNUSED_PIXEL_SIZE = "pixel_size_um was not used: the files are crops, which are classified as they are."
 
 CHUNK_IMAGES = 16
-"""Images that one request has with the decoders or the network at a time, of one file."""
+"""Images of one file that a request has with the decoders or the network at a time."""
 
 COMPARISON_THREADS = 2
-"""Pairs of runs that are compared at a time, in threads of their own: pictures and answers do not wait for them."""
+"""Pairs of runs that are compared at a time, in threads of their own, so that other requests do not wait."""
 
 PARALLEL_FILES = 8
-"""Files of one request that are worked on side by side."""
+"""Files of one request that are decoded and classified side by side."""
+
+SET_INCOMPLETE_CODE = "images.companion_missing"
+"""Code of the error that other files of a multi-file image are missing."""
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What is said of one image.
+    """Prediction or error for one image.
 
     Attributes:
-        path: its address, with the client's name of the file: `stack.tif#p001`.
-        row: `predicted` and `Model.prediction_columns`, as `urnet predict` writes them; empty where there is an error.
-        error: why the image could not be used.
-        key: what it shares with its copies, where that was asked for.
+        path: address with the client's name of the file: `stack.tif#p001`.
+        row: `predicted` and `Model.prediction_columns`, as `urnet predict` writes them; empty for an unusable image.
+        error: reason for which the image is unusable.
+        code: stable code of the error.
+        copy_key: key that copies of the image share, if requested.
     """
 
     path: str
     row: dict[str, Any] = field(default_factory=dict)
     error: str = ""
-    key: str = ""
+    code: str = ""
+    copy_key: str = ""
 
     @property
     def reason(self) -> str:
-        """The error, with the image named."""
+        """The error, with the name of the image."""
         return self.error if self.path in self.error else f"{self.path}: {self.error}"
 
     @property
     def is_padding(self) -> bool:
-        """Whether it is a tile that fills up a montage, and no image."""
+        """Whether the image only fills up a montage."""
         return self.error == PADDING
 
 
-class UnreadableError(ImageError):
-    """Fields of a sample cannot be read, and nobody said that the others are to be counted without them.
+class NoUsableImageError(CellsError):
+    """No image of a request can be used.
 
     Args:
-        unreadable: what cannot be read, and why.
-        files: number of files in all.
+        results: results of all images, each with an error.
+    """
+
+    code = "images.none_usable"
+
+    def __init__(self, results: "Sequence[ImageResult]"):
+        first = results[0].reason if results else "the files hold no images"
+        super().__init__(
+            f"none of the {len(results)} image(s) can be used; the first: {first}",
+            code=_code_of_incomplete_set(results),
+        )
+        self.results = results
+
+
+class UnreadableError(ImageError):
+    """Some fields of a sample cannot be read, and the client did not ask for a partial count.
+
+    Args:
+        results: results of the fields that cannot be read.
+        files: number of all files.
     """
 
     code = "fields.unreadable"
 
-    def __init__(self, lost: "Sequence[ImageResult]", files: int):
+    def __init__(self, results: "Sequence[ImageResult]", files: int):
         super().__init__(
-            f"{len(lost)} of the {files} files cannot be read, and a count over the others is not that of the sample: "
-            f"mend or leave out these, or ask for a partial count; the first: {lost[0].reason}"
+            f"{len(results)} of the {files} files cannot be read, and a count of the others is not a count of the "
+            f"sample; repair or leave out these files, or ask for a partial count; the first: {results[0].reason}",
+            code=_code_of_incomplete_set(results),
         )
-        self.unreadable = lost
+        self.results = results
 
 
 @dataclass(frozen=True)
 class SampleCount:
-    """The differential of what was sent.
+    """The differential of uploaded files.
 
     Attributes:
         sample: the counts.
-        notes: what the user should know.
+        notes: notes for the user.
         failed: images that could not be used.
-        fields: whether cells were cut out of fields of view.
+        fields: whether the cells were cropped from fields of view.
     """
 
     sample: Sample
@@ -106,27 +135,27 @@ class SampleCount:
 
 @dataclass(frozen=True)
 class FieldPreview:
-    """A field of view whose cells were cut out.
+    """A field of view whose cells were cropped.
 
     Attributes:
-        name: what the client calls its file.
-        picture: the field in even light, reduced, as PNG.
-        height, width: of the field, px.
+        name: the client's name of the file.
+        image: small image of the field with even illumination, PNG.
+        height, width: size of the field, in pixels.
     """
 
     name: str
-    picture: Path
+    image: Path
     height: int
     width: int
 
 
 @dataclass(frozen=True)
 class CellPosition:
-    """Where a cell lies.
+    """Position of a cell in a field.
 
     Attributes:
-        field: number of its field.
-        x, y: of its middle, px of the field.
+        field: number of the field.
+        x, y: centre of the cell, in pixels of the field.
     """
 
     field: int
@@ -136,14 +165,14 @@ class CellPosition:
 
 @dataclass(frozen=True)
 class UploadedCells:
-    """What is to be classified of what was sent.
+    """The cells of uploaded files.
 
     Attributes:
-        sources: files of crops, or the folder of cells that were cut out of fields.
-        notes: on the fields.
-        fields: what is known of each; none where the files are crops.
-        positions: where each cell lies, in the order of the cells' folder.
-        unreadable: what cannot be read of fields.
+        sources: files of crops, or the folder of cells that were cropped from fields.
+        notes: notes on the fields.
+        fields: the fields; empty where the files are crops.
+        positions: position of each cell, in the order of the cells folder.
+        unreadable: fields that cannot be read.
     """
 
     sources: list[Upload]
@@ -253,6 +282,16 @@ class Services:
         return self.network.engine.name
 
     @property
+    def is_calibrated(self) -> bool:
+        """Whether the server can count: the model is calibrated."""
+        return self.has_model and self.model.calibration is not None
+
+    @property
+    def can_crop_fields(self) -> bool:
+        """Whether samples may be fields of view: the model was trained on crops of fields, and is calibrated."""
+        return self.is_calibrated and self.model.cropping is not None
+
+    @property
     def title(self) -> str:
         """Name of the model, or of the cells to be labelled."""
         if self._model is not None:
@@ -291,8 +330,7 @@ class Services:
             self._decoders.start()
         if self._network is not None:
             self._network.start()
-        run = None if self._run is None else find_run(self._run)
-        if self._model is not None and self._model.calibration is not None and run is not None:
+        if self.is_calibrated and (run := find_run(self.run)) is not None:
             threads = ThreadPoolExecutor(1, "training-keys")
             self._training_keys = threads.submit(training_cell_keys, run, calibration=True)
             threads.shutdown(wait=False)
@@ -313,21 +351,21 @@ class Services:
         """Whether the server can answer requests."""
         return self._network is None or self._network.is_running
 
-    async def classify(self, uploads: Sequence[Upload], *, keys: bool = False) -> AsyncIterator[list[ImageResult]]:
+    async def classify(self, uploads: Sequence[Upload], *, copy_keys: bool = False) -> AsyncIterator[list[ImageResult]]:
         """Classify files, as `urnet predict` does.
 
         Args:
             uploads: the files.
-            keys: whether to say what each image shares with its copies.
+            copy_keys: compute the key that copies of each image share.
 
         Yields:
-            The answers for each file, in order, as they are there.
+            The results of each file, in order, as soon as they are known.
         """
         left, running = iter(uploads), deque[asyncio.Task[list[ImageResult]]]()
         try:
             while True:
                 while len(running) < PARALLEL_FILES and (upload := next(left, None)) is not None:
-                    running.append(asyncio.create_task(self._classify_file(upload, keys)))
+                    running.append(asyncio.create_task(self._classify_whole_file(upload, copy_keys)))
                 if not running:
                     return
                 yield await running.popleft()
@@ -335,170 +373,211 @@ class Services:
             for task in running:
                 task.cancel()
 
+    async def classify_all(self, uploads: Sequence[Upload]) -> list[tuple[Upload, ImageResult]]:
+        """Classify files, and leave out the padding of montages.
+
+        Returns:
+            The results of all images, each with its file.
+
+        Raises:
+            NoUsableImageError: no image can be used.
+        """
+        results: list[tuple[Upload, ImageResult]] = []
+        async with aclosing(self.classify(uploads)) as files:
+            number = 0
+            async for file in files:
+                results += [(uploads[number], result) for result in file if not result.is_padding]
+                number += 1
+        if all(result.error for _, result in results):
+            raise NoUsableImageError([result for _, result in results])
+        return results
+
     async def count(
-        self, name: str, folder: UploadFolder, uploads: Sequence[Upload], *, partial: bool = False
+        self,
+        name: str,
+        folder: UploadFolder,
+        uploads: Sequence[Upload],
+        *,
+        partial: bool = False,
+        has_pixel_size: bool = False,
     ) -> SampleCount:
         """Count the cells of one sample, as `urnet differential` does.
 
         Args:
-            name: of the sample.
-            folder: where the files lie.
+            name: name of the sample.
+            folder: folder of the files.
             uploads: fields of view, or crops.
             partial: count the other fields where some cannot be read.
+            has_pixel_size: the client gave a pixel size; a note says so where it is not used.
 
         Raises:
             RunError: the model is not calibrated.
-            CellsError: no image could be used.
+            NoUsableImageError: no image can be used.
             UnreadableError: a field cannot be read.
-            ImageError: the fields cannot be cut.
-            StorageFullError: there is no room for their cells.
+            ImageError: the fields cannot be cropped.
+            StorageFullError: the storage has no room for the cells.
         """
-        if self.model.calibration is None:
-            raise RunError(NOT_CALIBRATED)
-        cut = await self.extract_cells(folder, uploads)
-        if cut.fields and cut.unreadable and not partial:
-            raise UnreadableError(cut.unreadable, len(uploads))
-        answers: list[ImageResult] = []
-        async with aclosing(self.classify(cut.sources, keys=True)) as files:
-            async for part in files:
-                answers += [answer for answer in part if not answer.is_padding]
-        good = [answer for answer in answers if not answer.error]
-        failed = [*cut.unreadable, *[answer for answer in answers if answer.error]]
-        if failed and not good and (cut.sources or not cut.fields):
-            raise CellsError(f"none of the {len(failed)} image(s) could be used; the first: {failed[0].reason}")
-        notes = [*cut.notes, *await self.collect_notes(answers)]
-        return SampleCount(await asyncio.to_thread(self.count_results, name, good), notes, failed, bool(cut.fields))
+        if all(upload.error for upload in uploads):
+            raise NoUsableImageError([ImageResult(one.name, error=one.error, code=one.code) for one in uploads])
+        if not self.is_calibrated:
+            raise RunError(NOT_CALIBRATED, code="model.not_calibrated")
+        cells = await self.extract_cells(folder, uploads)
+        if cells.fields and cells.unreadable and not partial:
+            raise UnreadableError(cells.unreadable, len(uploads))
+        results: list[ImageResult] = []
+        async with aclosing(self.classify(cells.sources, copy_keys=True)) as files:
+            async for file in files:
+                results += [result for result in file if not result.is_padding]
+        usable = [result for result in results if not result.error]
+        failed = [*cells.unreadable, *[result for result in results if result.error]]
+        if failed and not usable and (cells.sources or not cells.fields):
+            raise NoUsableImageError(failed)
+        notes = [*cells.notes, *await self.collect_notes(results)]
+        if has_pixel_size and not cells.fields:
+            notes.append(UNUSED_PIXEL_SIZE)
+        return SampleCount(await asyncio.to_thread(self.count_results, name, usable), notes, failed, bool(cells.fields))
 
     async def extract_cells(self, folder: UploadFolder, uploads: Sequence[Upload]) -> UploadedCells:
-        """Cut the cells out of fields, where the files are fields and no crops, into a folder `cells` beside theirs.
+        """Crop the cells of fields into a folder `cells` beside the files; crops stay as they are.
 
         Args:
-            folder: where the files lie.
+            folder: folder of the files.
             uploads: the files.
 
         Raises:
-            ImageError: they cannot be cut.
-            StorageFullError: there is no room for the cells.
+            ImageError: the fields cannot be cropped.
+            StorageFullError: the storage has no room for the cells.
         """
         names = {upload.path.name: upload.name for upload in uploads if upload.path is not None}
-        told: dict[str, Any] = {"fields": False}
+        reply: dict[str, Any] = {"fields": False}
         out = folder.root / "cells"
         if names:
-            told = await self.decoders.extract_cells(
-                folder, out, [upload for upload in uploads if upload.path is not None]
-            )
-        if not told["fields"]:
+            stored = [upload for upload in uploads if upload.path is not None]
+            reply = await self.decoders.extract_cells(folder, out, stored)
+        if not reply["fields"]:
             return UploadedCells(list(uploads))
-        size = await asyncio.to_thread(size_of, out)
+        size = await asyncio.to_thread(measure_bytes, out)
         try:
             folder.reserve(size)
-        except StorageFullError:  # what is not counted must not lie there
+        except StorageFullError:  # bytes that are not counted must not stay
             await asyncio.to_thread(shutil.rmtree, out, ignore_errors=True)
             raise
-        unreadable = told["unreadable"]
-        whys = [(one.name, one.error if one.path is None else unreadable.get(one.path.name, "")) for one in uploads]
-        lost = [ImageResult(name, error=why) for name, why in whys if why]
-        numbers = {one["name"]: number for number, one in enumerate(told["seen"])}
+        unreadable = []
+        for one in uploads:
+            error, code = (
+                (one.error, one.code) if one.path is None else reply["unreadable"].get(one.path.name, ("", ""))
+            )
+            if error:
+                unreadable.append(ImageResult(one.name, error=error, code=code))
+        numbers = {one["name"]: number for number, one in enumerate(reply["seen"])}
         return UploadedCells(
-            [Upload("cells", out, usage=folder.usage)] * (told["cells"] > 0),
-            [*_note_unreadable(lost, len(uploads)), *told["notes"]],
+            [Upload("cells", out, usage=folder.usage)] * (reply["cells"] > 0),
+            [*_note_unreadable(unreadable, len(uploads)), *reply["notes"]],
             [
-                FieldPreview(names.get(one["name"], one["name"]), out / one["picture"], one["height"], one["width"])
-                for one in told["seen"]
+                FieldPreview(names.get(one["name"], one["name"]), out / one["preview"], one["height"], one["width"])
+                for one in reply["seen"]
             ],
-            [CellPosition(numbers[name], float(x), float(y)) for name, x, y in told["places"]],
-            lost,
+            [CellPosition(numbers[name], float(x), float(y)) for name, x, y in reply["places"]],
+            unreadable,
         )
 
-    async def collect_notes(self, answers: Sequence[ImageResult]) -> list[str]:
-        """What the user should know of images, padding left out: that training saw them, that some cannot be used."""
-        notes, keys = [], [answer.key for answer in answers if not answer.error]
+    async def collect_notes(self, results: Sequence[ImageResult]) -> list[str]:
+        """Collect notes on classified images: overlap with the training, and unusable images."""
+        notes, keys = [], [result.copy_key for result in results if not result.error]
         if self._training_keys is not None and keys:
-            seen = await asyncio.shield(asyncio.wrap_future(self._training_keys))
-            notes += overlap_warnings(keys, seen, calibration=True)
-        if failed := sum(bool(answer.error) for answer in answers):
+            training = await asyncio.shield(asyncio.wrap_future(self._training_keys))
+            notes += overlap_warnings(keys, training, calibration=True)
+        if failed := sum(bool(result.error) for result in results):
             notes.append(f"{failed} image(s) could not be used and belong to no sample.")
         return notes
 
-    def count_results(self, name: str, answers: Sequence[ImageResult]) -> Sample:
-        """The counts of usable images, by a calibrated model.
+    def count_results(self, name: str, results: Sequence[ImageResult]) -> Sample:
+        """Count classified images with the calibrated model.
 
         Args:
-            name: of the sample.
-            answers: for its images, those without an error.
+            name: name of the sample.
+            results: results of usable images.
 
         Raises:
             RunError: the model is not calibrated.
         """
         if self.model.calibration is None:
-            raise RunError(NOT_CALIBRATED)
-        known, classes = self.model.calibration.reference, self.model.classes
-        probabilities = np.array([[answer.row[f"p_{c}"] for c in classes] for answer in answers], np.float64)
-        rejected = [answer.row["rejected"] for answer in answers]
-        return count_sample(name, probabilities, rejected, known.confusion, classes, reference=known)
+            raise RunError(NOT_CALIBRATED, code="model.not_calibrated")
+        reference, classes = self.model.calibration.reference, self.model.classes
+        probabilities = np.array([[result.row[f"p_{c}"] for c in classes] for result in results], np.float64)
+        rejected = [result.row["rejected"] for result in results]
+        return count_sample(name, probabilities, rejected, reference.confusion, classes, reference=reference)
 
-    async def classify_file(self, upload: Upload, *, keys: bool = False) -> AsyncIterator[list[ImageResult]]:
+    async def classify_file(self, upload: Upload, *, copy_keys: bool = False) -> AsyncIterator[list[ImageResult]]:
         """Classify the images of one file, as `urnet predict` does.
 
         Args:
-            upload: the file, or a folder of cells that `extract_cells` made.
-            keys: whether to say what each image shares with its copies.
+            upload: the file, or a folder of cells that `extract_cells` wrote.
+            copy_keys: compute the key that copies of each image share.
 
         Yields:
-            The answers for its images, in order, as they are there. One that names no image says that the rest of the
-            file cannot be read.
+            The results of its images, in order, as soon as they are known. A result that names no image says that the
+            rest of the file cannot be read.
         """
         if upload.path is None:
-            yield [ImageResult(upload.name, error=upload.error)]
+            yield [ImageResult(upload.name, error=upload.error, code=upload.code)]
             return
-        start, there, used = 0, 1, Usage()
-        while start < there:
+        start, count, usage = 0, 1, Usage()
+        while start < count:
             try:
-                there, cells = await self.decoders.read(upload, start, start + CHUNK_IMAGES, keys=keys, file=used)
+                count, cells = await self.decoders.read(
+                    upload, start, start + CHUNK_IMAGES, copy_keys=copy_keys, file_usage=usage
+                )
             except ImageError as error:
-                yield [ImageResult(upload.name, error=str(error))]
+                yield [ImageResult(upload.name, error=str(error), code=error.code)]
                 return
             yield await self._classify_cells(cells)
             start += CHUNK_IMAGES
 
-    async def _classify_file(self, upload: Upload, keys: bool) -> list[ImageResult]:
-        """All images of one file."""
-        async with aclosing(self.classify_file(upload, keys=keys)) as parts:
-            return [answer async for part in parts for answer in part]
+    async def _classify_whole_file(self, upload: Upload, copy_keys: bool) -> list[ImageResult]:
+        async with aclosing(self.classify_file(upload, copy_keys=copy_keys)) as chunks:
+            return [result async for chunk in chunks for result in chunk]
 
-    async def _classify_cells(self, cells: Sequence[DecodedCell]) -> list[ImageResult]:
-        good = [cell for cell in cells if cell.crop is not None]
+    async def _classify_cells(self, cells: Sequence[UploadedCell]) -> list[ImageResult]:
+        usable = [cell for cell in cells if cell.crop is not None]
         rows = iter(())
-        if good:
-            crops = np.stack([cell.crop for cell in good])  # (B, C, S, S)
+        if usable:
+            crops = np.stack([cell.crop for cell in usable])  # (B, C, S, S)
             probabilities, _, features = await self.network.run(crops)
-            seen = pd.DataFrame([cell.seen for cell in good])
+            measures = pd.DataFrame([cell.measures for cell in usable])
 
-            def tell() -> list[dict[str, Any]]:
-                told = self.model.prediction_rows(probabilities, features, crops, seen, COVERAGE)
-                return [{name: _round_as_written(value) for name, value in row.items()} for row in told]
+            def make_rows() -> list[dict[str, Any]]:
+                rows = self.model.prediction_rows(probabilities, features, crops, measures, COVERAGE)
+                return [{name: _round_as_written(value) for name, value in row.items()} for row in rows]
 
-            rows = iter(await asyncio.to_thread(tell))
+            rows = iter(await asyncio.to_thread(make_rows))
         return [
-            ImageResult(cell.path, error=cell.error) if cell.error else ImageResult(cell.path, next(rows), key=cell.key)
+            ImageResult(cell.path, error=cell.error, code=cell.code)
+            if cell.error
+            else ImageResult(cell.path, next(rows), copy_key=cell.copy_key)
             for cell in cells
         ]
 
 
-def _require(part: "T | None") -> T:
+def _require(part: T | None) -> T:
     if part is None:
         raise NoModelError
     return part
 
 
-def _note_unreadable(lost: Sequence[ImageResult], files: int) -> list[str]:
-    """A note on which files a count leaves out."""
-    if not lost:
+def _code_of_incomplete_set(results: Sequence[ImageResult]) -> str | None:
+    """Return the code of an incomplete multi-file image where it is the only problem."""
+    return SET_INCOMPLETE_CODE if {result.code for result in results} == {SET_INCOMPLETE_CODE} else None
+
+
+def _note_unreadable(unreadable: Sequence[ImageResult], files: int) -> list[str]:
+    """Note which files a count leaves out."""
+    if not unreadable:
         return []
-    named = list_first([answer.path for answer in lost])
-    return [f"{files - len(lost)} of the {files} files are counted; {named} cannot be read."]
+    names = list_first([result.path for result in unreadable])
+    return [f"{files - len(unreadable)} of the {files} files are counted; {names} cannot be read."]
 
 
 def _round_as_written(value: Any) -> Any:
-    """Probabilities with the six decimals that tables have."""
+    """Round probabilities to the six decimals of tables."""
     return round(value, 6) if type(value) is float else value

@@ -1,4 +1,4 @@
-"""Errors as problem details (RFC 9457): what is wrong, the rule, the fix, a stable code and the id of the request."""
+"""Errors as problem details (RFC 9457), each with a stable code and the id of the request."""
 
 import logging
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from urnet.errors import UrnetError, list_first
+from urnet.serve.services import ImageResult
 from urnet.serve.uploads.storage import DISK_FULL, StorageFullError, is_disk_full
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 
 FULL_SECONDS = 30
-"""Time after which to try again where the server stores as many uploads as it may, in seconds."""
+"""Time after which a client may try again when the upload storage is full, in seconds."""
 
 CODES = {
     HTTPStatus.BAD_REQUEST: "request.malformed",
@@ -39,7 +40,7 @@ CODES = {
     HTTPStatus.SERVICE_UNAVAILABLE: "server.unavailable",
     HTTPStatus.INSUFFICIENT_STORAGE: "server.disk_full",
 }
-"""Codes of problems that have none of their own, by status."""
+"""Codes of problems without a code of their own, by status."""
 
 
 STATUS_BY_CODE = {"server.no_model": HTTPStatus.SERVICE_UNAVAILABLE}
@@ -47,38 +48,44 @@ STATUS_BY_CODE = {"server.no_model": HTTPStatus.SERVICE_UNAVAILABLE}
 
 
 class FileProblem(BaseModel):
-    """What is wrong with one file."""
+    """Problem of one file."""
 
     file: str
     error: str
+    code: str
+    """Stable code of the error, such as `images.too_large`."""
+
+    @classmethod
+    def from_result(cls, result: ImageResult) -> "FileProblem":
+        """Describe an image that cannot be used."""
+        return cls(file=result.path, error=result.error, code=result.code)
 
 
 class Problem(BaseModel):
-    """An error, as RFC 9457 has it."""
+    """Problem details, as RFC 9457 defines them."""
 
     type: str = "about:blank"
     title: str
     """The status in words."""
     status: int
     detail: str
-    """What is wrong, the rule, the fix."""
+    """The problem, the rule and the fix."""
     code: str
-    """Stable name of the kind of problem, such as `request.too_large`; match this, not the words."""
+    """Stable code of the problem, such as `request.too_large`; match this, not the detail."""
     request_id: str
-    """As in the header X-Request-ID."""
+    """Value of the header X-Request-ID."""
     files: list[FileProblem] | None = None
-    """File by file, where that says more."""
+    """Problems of single files, if any."""
 
 
 class RequestError(HTTPException):
-    """A request that is not answered as it was meant to be.
+    """A request that cannot be answered as intended.
 
     Args:
-        status: the HTTP status.
-        detail: what was found, the rule, what to do.
-        files: what is wrong with each file.
-        retry_after: seconds after which it is worth trying again.
-        code: stable name of the kind of problem; by the status where there is none.
+        status: HTTP status.
+        detail: the problem, the rule and the fix.
+        retry_after: time after which the client may try again, in seconds.
+        code: stable code of the problem; by default that of the status.
     """
 
     def __init__(
@@ -86,13 +93,12 @@ class RequestError(HTTPException):
         status: int,
         detail: str,
         *,
-        files: list[FileProblem] | None = None,
         retry_after: float | None = None,
         code: str = "",
     ):
         headers = None if retry_after is None else {"Retry-After": str(max(1, round(retry_after)))}
         super().__init__(status, detail, headers)
-        self.files, self.code = files, code
+        self.code = code
 
 
 def problem_response(
@@ -104,7 +110,7 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
     code: str = "",
 ) -> JSONResponse:
-    """The answer."""
+    """Create the answer to a request with a problem."""
     request_id = scope.get("urnet.request_id", "")
     body = Problem(
         title=HTTPStatus(status).phrase,
@@ -119,7 +125,7 @@ def problem_response(
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What the OpenAPI says of them."""
+    """Describe the answers of these statuses for the OpenAPI."""
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
@@ -128,7 +134,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Let every error of an app be answered so."""
+    """Make an app answer all errors with problem details."""
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StorageFullError, _full)
@@ -137,31 +143,31 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def describe_error(error: Exception, what: str) -> str:
-    """What a page says of an error of work that goes on behind it; unexpected ones go to the log.
+    """Describe an error of a background task for a page; log an unexpected one.
 
     Args:
-        error: what went wrong.
-        what: the work, for the log.
+        error: the error.
+        what: name of the task, for the log.
     """
     if is_disk_full(error):
         return DISK_FULL
     if isinstance(error, UrnetError):
         return str(error)
     logger.error("%s failed", what, exc_info=error)
-    return "the server's log says why"
+    return "see the log of the server for the reason"
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, OSError) and not isinstance(
         error, RequestError
-    ):  # storing the body failed: our fault
+    ):  # storing the body failed, which is not the client's fault
         return await _failed(request, error.__cause__)
     detail = str(error.detail)
     if error.status_code == HTTPStatus.NOT_FOUND and detail == HTTPStatus.NOT_FOUND.phrase:
-        detail = f"{request.url.path}: there is nothing here; /openapi.json says what there is"
-    files, code = getattr(error, "files", None), getattr(error, "code", "")
-    return problem_response(request.scope, error.status_code, detail, files=files, headers=error.headers, code=code)
+        detail = f"{request.url.path}: no such address; /openapi.json lists all addresses"
+    code = getattr(error, "code", "")
+    return problem_response(request.scope, error.status_code, detail, headers=error.headers, code=code)
 
 
 _EXAMPLE = "curl -F files=@cell1.png -F files=@cell2.png"
@@ -177,7 +183,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
         nameless = [name for name, value in given if name == "files" and isinstance(value, str)]
         others = sorted({name for name, _ in given if name != "files"})
         if nameless:
-            why = f"{len(nameless)} part(s) 'files' have no file name, so they are text and no files"
+            why = f"{len(nameless)} part(s) 'files' have no file name, so they are text, not files"
             code = "request.file_name_missing"
         else:
             sent = f"; it has {list_first([repr(name[:50]) for name in others])}" if others else ""
@@ -185,8 +191,8 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
             code = "request.files_missing"
         how = f"{_EXAMPLE} {request.url.path}"
         details.append(
-            f"files: {why}; send each image as a part of multipart/form-data that is called 'files' and has a file "
-            f"name, for instance: {how}"
+            f"files: {why}; send each image as a part 'files' of multipart/form-data, with a file name, for "
+            f"instance: {how}"
         )
     return problem_response(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(details), code=code)
 
@@ -202,7 +208,9 @@ async def _mistaken(request: Request, error: Exception) -> JSONResponse:
     if is_disk_full(error):
         return await _failed(request, error)
     status = STATUS_BY_CODE.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
-    return problem_response(request.scope, status, str(error), code=error.code)
+    results = getattr(error, "results", None)
+    files = [FileProblem.from_result(result) for result in results] if results else None
+    return problem_response(request.scope, status, str(error), files=files, code=error.code)
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
@@ -214,5 +222,5 @@ async def _failed(request: Request, error: Exception) -> JSONResponse:
     return problem_response(
         request.scope,
         HTTPStatus.INTERNAL_SERVER_ERROR,
-        f"the server failed at this; its log says why, under request {request_id}",
+        f"the server failed; see its log for the reason, under request {request_id}",
     )

@@ -1,7 +1,7 @@
-"""Where what was sent lies while it is needed: a temporary folder for each server, bounded over all who send.
+"""Temporary storage for uploaded files: one folder for each server, with a limit on the bytes of all clients together.
 
-A server that is killed leaves its folder behind, and the next one to start removes it. Each holds a lock beside its
-folder for as long as it lives, which the system lets go of whatever ended it: a folder whose lock is free has no owner.
+A server holds a lock beside its folder, which the system releases when the process ends in any way. A folder whose lock
+is free belongs to a server that was killed; the next server to start removes it.
 """
 
 import errno
@@ -21,16 +21,16 @@ from urnet.errors import UrnetError
 from urnet.files.locks import lock_file
 
 PREFIX = "urnet-serve-"
+"""Start of the names of the temporary folders."""
 
-
-DISK_FULL = "the server's disk is full, so this was not done; tell who runs it, and try again when there is room"
+DISK_FULL = "the server's disk is full, so this was not done; tell who operates the server, and try again later"
 
 _FULL_NUMBERS = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-"""No room on the disk, or no more allowed to one file or user."""
+"""Numbers of the errors that the disk, a file or a user's quota is full."""
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, says that the disk is full: the client is not to blame."""
+    """Whether an error, or an error that caused it, says that the disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL_NUMBERS:
             return True
@@ -41,14 +41,14 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 class StorageFullError(UrnetError):
-    """The server holds as many bytes of uploads as it may."""
+    """The uploads of all clients together have reached their limit."""
 
     code = "server.uploads_full"
 
 
 @dataclass
 class Usage:
-    """Decoding time that one request, sample or file has used, in seconds."""
+    """Decoding time of one request, sample or file so far, in seconds."""
 
     seconds: float = 0.0
 
@@ -57,7 +57,11 @@ class UploadStorage:
     """The temporary folder of one server.
 
     Args:
-        max_bytes: bytes that may lie in it, of all requests and browsers together.
+        max_bytes: limit on the bytes of all requests and browsers together.
+
+    Attributes:
+        root: the folder.
+        used_bytes: bytes in use.
     """
 
     def __init__(self, max_bytes: int):
@@ -67,54 +71,54 @@ class UploadStorage:
         self._counting = threading.Lock()
 
     def start(self) -> None:
-        """Make it, and remove those whose servers are no longer alive."""
+        """Create the folder, and remove the folders of servers that were killed."""
         _remove_orphans(self.root.parent)
-        self._lock = lock_file(_lock_of(self.root))  # before there is a folder: one whose lock is free may be removed
+        self._lock = lock_file(_lock_path(self.root))  # before the folder: one without a lock may be removed
         self.root.mkdir(mode=0o700)
 
     def stop(self) -> None:
-        """Remove it."""
+        """Remove the folder."""
         shutil.rmtree(self.root, ignore_errors=True)
         if self._lock is not None:
             self._lock.release()
-        if not self.root.exists():  # what Windows has open stays, and the next server to start removes it
-            _lock_of(self.root).unlink(missing_ok=True)
+        if not self.root.exists():  # Windows keeps open files; the next server removes them
+            _lock_path(self.root).unlink(missing_ok=True)
 
     @property
     def is_scarce(self) -> bool:
-        """Whether more than half of the room is taken."""
+        """Whether more than half of the limit is used."""
         return 2 * self.used_bytes > self.max_bytes
 
     def new_folder(self) -> Path:
-        """A new folder in it."""
-        self.root.mkdir(mode=0o700, exist_ok=True)  # systems tidy up what lies empty for days
+        """Create a folder in the storage."""
+        self.root.mkdir(mode=0o700, exist_ok=True)  # systems remove folders that stay empty for days
         return Path(tempfile.mkdtemp(dir=self.root))
 
     def reserve(self, size: int) -> None:
-        """Count bytes that are about to be written, or give them back with a number below zero.
+        """Reserve bytes before they are written; a negative number releases them.
 
         Raises:
-            StorageFullError: there is no room for them.
+            StorageFullError: the limit would be exceeded.
         """
         with self._counting:
             if size > 0 and self.used_bytes + size > self.max_bytes:
                 raise StorageFullError(
                     f"the uploads of all clients take {self.used_bytes:,} bytes, and {size:,} more are over "
-                    f"the limit of {self.max_bytes:,} (upload_bytes); try again later, or ask who operates the server"
+                    f"the limit of {self.max_bytes:,} (upload_bytes); try again later, or ask the operator"
                 )
             self.used_bytes += size
 
 
 class UploadFolder:
-    """What was put aside for one request, or for one sample of a page.
+    """Folder of the uploaded files of one request, or of one sample of a page.
 
     Args:
-        storage: where.
+        storage: storage of the server.
 
     Attributes:
-        root: its folder.
-        files: the folder in it with what was sent.
-        usage: decoding time of all its files together.
+        root: the folder.
+        files: folder in it with the uploaded files.
+        usage: decoding time of all files together.
     """
 
     def __init__(self, storage: UploadStorage):
@@ -124,54 +128,54 @@ class UploadFolder:
         self.files.mkdir()
         self.usage = Usage()
         self._bytes, self._closed = 0, False
-        self._taking = threading.Lock()
+        self._closing = threading.Lock()
 
     def reserve(self, size: int) -> None:
-        """Count bytes that are about to be written.
+        """Reserve bytes before they are written; a negative number releases them.
 
         Raises:
-            StorageFullError: there is no room for them.
-            FileNotFoundError: it was given up meanwhile.
+            StorageFullError: the limit would be exceeded.
+            FileNotFoundError: the folder was closed meanwhile.
         """
-        with self._taking:
+        with self._closing:
             if self._closed:
-                raise FileNotFoundError(f"{self.root}: given up")
+                raise FileNotFoundError(f"{self.root}: closed")
             self.storage.reserve(size)
             self._bytes += size
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """While another process writes into it, which goes on where this is closed: what it wrote is deleted then."""
+        """Guard writing by another process: if the folder is closed meanwhile, its new files are deleted as well."""
         try:
             yield
         finally:
-            with self._taking:
+            with self._closing:
                 closed = self._closed
             if closed:
                 shutil.rmtree(self.root, ignore_errors=True)
 
     def close(self) -> None:
-        """Delete it."""
-        with self._taking:
+        """Delete the folder, and release its bytes."""
+        with self._closing:
             self._closed = True
             size, self._bytes = self._bytes, 0
             self.storage.reserve(-size)
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of the files in a folder and below it."""
+def measure_bytes(folder: Path) -> int:
+    """Sum the sizes of all files below a folder, in bytes."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _lock_of(folder: Path) -> Path:
+def _lock_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
-def _remove_orphans(place: Path) -> None:
-    """Remove the folders of servers that are no longer alive."""
-    for folder in place.glob(f"{PREFIX}*"):
-        lock = _lock_of(folder)
+def _remove_orphans(parent: Path) -> None:
+    """Remove the folders of servers that were killed."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        lock = _lock_path(folder)
         try:
             if not (folder.is_dir() and _is_own(folder) and _is_own(lock)):
                 continue
@@ -182,11 +186,11 @@ def _remove_orphans(place: Path) -> None:
             owned.release()
             if not folder.exists():
                 lock.unlink(missing_ok=True)
-        except OSError:  # its owner lives, or another server removes it
+        except OSError:  # its server runs, or another server removes it
             continue
 
 
 def _is_own(path: Path) -> bool:
-    """Whether it is this user's, and no link: temporary folders may be everybody's."""
+    """Whether a path is this user's and not a link; other users may write to the temporary folder."""
     about = path.lstat()
     return not path.is_symlink() and (os.name != "posix" or about.st_uid == os.getuid())
