@@ -16,16 +16,15 @@ import pytest
 from PIL import Image
 
 from urnet.counting.differential import count_cells
-from urnet.errors import RunError
 from urnet.predict import predict_files
 from urnet.serve.http import middleware
-from urnet.serve.http.errors import CODES
-from urnet.serve.services import UnreadableError
-from urnet.serve.settings import Settings, read_settings
+from urnet.serve.http.errors import CODES, STATUS_BY_CODE
+from urnet.serve.services import NoUsableImageError, UnreadableError
+from urnet.serve.settings import read_settings
 from urnet.serve.uploads.storage import StorageFullError
 
 
-def problem(answer, status: int, *words: str) -> dict:
+def assert_problem(answer, status: int, *words: str) -> dict:
     """A problem detail that holds the words."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
@@ -80,15 +79,18 @@ def test_a_file_that_cannot_be_used_says_so_among_the_others(client, send_files,
     assert answer.status_code == 200
     bad, good = answer.json()["results"]
     assert bad["file"] == "pass_wd"
-    assert bad["error"].startswith("pass_wd: its content is no PNG")
+    assert bad["error"].startswith("pass_wd: ")
+    assert bad["code"].startswith("images.")
     assert good["predicted"] in ("bar", "disc", "ring")
     assert "error" not in good
 
 
 def test_nothing_readable_is_a_422_with_every_reason(client, send_files):
-    told = problem(send_files(client, ("a.png", b""), ("b.svg", b"<svg/>")), 422, "a.png: the file is empty")
+    told = assert_problem(send_files(client, ("a.png", b""), ("b.svg", b"<svg/>")), 422, "a.png: the file is empty")
+    assert told["code"] == "images.none_usable"
     assert [one["file"] for one in told["files"]] == ["a.png", "b.svg"]
-    problem(send_files(client, ("a.png", b""), to="/v1/differential"), 422, "the file is empty")
+    assert all(one["code"].startswith("images.") for one in told["files"])
+    assert_problem(send_files(client, ("a.png", b""), to="/v1/differential"), 422, "the file is empty")
 
 
 def test_pages_of_a_stack_are_images_of_their_own(client, send_files, shapes, tmp_path):
@@ -136,13 +138,13 @@ def code(answer) -> str:
 
 
 def test_wrong_requests_are_problems(client, send_files):
-    assert problem(client.get("/nothing"), 404, "/nothing")["code"] == "request.not_found"
-    assert problem(client.get("/v1/predict"), 405)["code"] == "request.method_not_allowed"
-    problem(client.post("/v1/predict"), 422, "files", "multipart/form-data")
-    problem(client.post("/v1/predict", data={"files": "text"}), 422, "files")
+    assert assert_problem(client.get("/nothing"), 404, "/nothing")["code"] == "request.not_found"
+    assert assert_problem(client.get("/v1/predict"), 405)["code"] == "request.method_not_allowed"
+    assert_problem(client.post("/v1/predict"), 422, "files", "multipart/form-data")
+    assert_problem(client.post("/v1/predict", data={"files": "text"}), 422, "files")
     wrong = client.post("/v1/predict", content=b"x", headers={"Content-Type": "multipart/form-data"})
-    assert problem(wrong, 400, "boundary")["code"] == "request.malformed"
-    assert problem(send_files(client, ("a.png", b"")), 422)["code"] == "images.none_usable"
+    assert assert_problem(wrong, 400, "boundary")["code"] == "request.malformed"
+    assert assert_problem(send_files(client, ("a.png", b"")), 422)["code"] == "images.none_usable"
 
 
 @pytest.mark.parametrize("to", ["/v1/predict", "/v1/differential"])
@@ -161,7 +163,9 @@ def test_wrong_requests_are_problems(client, send_files):
     ],
 )
 def test_parts_that_are_no_files_are_told_how_to_be_sent(client, to, parts, code, words):
-    told = problem(client.post(to, files=parts), 422, words, f"curl -F files=@cell1.png -F files=@cell2.png {to}")
+    told = assert_problem(
+        client.post(to, files=parts), 422, words, f"curl -F files=@cell1.png -F files=@cell2.png {to}"
+    )
     assert told["code"] == code
 
 
@@ -170,10 +174,10 @@ def test_limits_on_bytes_and_files(open_client, send_files, shapes):
     with open_client(max_bytes=4096, max_files=2) as client:
         assert send_files(client, disc, disc).status_code == 200
         assert code(send_files(client, disc, disc, disc)) == "request.too_many_files"
-        problem(send_files(client, disc, disc, disc), 413, "3 files, but 2 are allowed")
-        problem(send_files(client, ("big.png", bytes(5000))), 413, "4,096 bytes")
+        assert_problem(send_files(client, disc, disc, disc), 413, "3 files, but 2 are allowed")
+        assert_problem(send_files(client, ("big.png", bytes(5000))), 413, "4,096 bytes")
         chunks = client.post("/v1/predict", content=(bytes(1000) for _ in range(9)), headers={"Content-Type": FORM})
-        problem(chunks, 413, "4,096 bytes")
+        assert_problem(chunks, 413, "4,096 bytes")
 
 
 FORM = "multipart/form-data; boundary=x"
@@ -186,7 +190,7 @@ def test_an_answer_that_takes_too_long_is_given_up(open_client, send_files, shap
         hold(client, lambda crops: (going.wait(5), run(crops))[1])
         answer = send_files(client, shapes / "disc" / "000.png")
         going.set()
-        problem(answer, 503, "0.05 s")
+        assert_problem(answer, 503, "0.05 s")
         assert int(answer.headers["retry-after"]) >= 1
 
 
@@ -219,7 +223,7 @@ def test_batches_form_across_requests_and_too_many_are_turned_away(open_client, 
         answers += [pool.submit(send_files, client, file) for file in files[1:]]
         wait_until(lambda: client.services.network._queue.qsize() == 5)
         turned_away = send_files(client, files[0])
-        problem(turned_away, 429, "6 requests are being worked on", "try again in")
+        assert_problem(turned_away, 429, "6 requests are being worked on", "try again in")
         assert 1 <= int(turned_away.headers["retry-after"]) <= 60
         assert client.get("/readyz").status_code == 200
         going.set()
@@ -231,7 +235,7 @@ def test_batches_form_across_requests_and_too_many_are_turned_away(open_client, 
 def test_a_fault_of_ours_is_a_500_that_tells_nothing(open_client, send_files, shapes):
     with open_client() as client:
         hold(client, lambda crops: 1 / 0)
-        told = problem(send_files(client, shapes / "disc" / "000.png"), 500, "its log says why")
+        told = assert_problem(send_files(client, shapes / "disc" / "000.png"), 500, "see its log")
         assert "division" not in json.dumps(told)
         assert client.get("/readyz").status_code == 200
 
@@ -255,7 +259,7 @@ def test_a_full_disk_is_said_wherever_it_shows(open_client, send_files, shapes, 
     with open_client() as client:
         with monkeypatch.context() as patch:
             patch.setattr(writes, full)
-            told = problem(send_files(client, large), 507, "disk is full")
+            told = assert_problem(send_files(client, large), 507, "disk is full")
         assert told["code"] == "server.disk_full"
         assert client.services.storage.used_bytes == 0
         assert send_files(client, large).status_code == 200
@@ -267,31 +271,25 @@ def test_an_error_of_the_disk_while_receiving_is_no_fault_of_the_client(open_cli
 
     with open_client() as client:
         monkeypatch.setattr("tempfile.TemporaryFile", broken)
-        assert problem(send_files(client, ("large.png", bytes(2**21))), 500)["code"] == "server.failed"
+        assert assert_problem(send_files(client, ("large.png", bytes(2**21))), 500)["code"] == "server.failed"
 
 
-def test_every_status_has_a_code_and_the_documentation_names_them_all():
-    text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
-    own = set(re.findall(r'code="([a-z]+\.[a-z_]+)"', "".join(file.read_text(encoding="utf-8") for file in SERVER)))
-    listed = set(CODES.values()) | own | {StorageFullError.code, UnreadableError.code}
-    assert [code for code in sorted(listed) if f"`{code}`" not in text] == []
+def test_every_status_has_a_code_and_the_documentation_names_it():
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "http-api.md").read_text(encoding="utf-8")
+    source = "".join(file.read_text(encoding="utf-8") for file in Path(middleware.__file__).parent.glob("*.py"))
+    own = set(re.findall(r'code="(?!serve\.)([a-z]+\.[a-z_]+)"', source))
+    listed = set(CODES.values()) | own | {one.code for one in (StorageFullError, UnreadableError, NoUsableImageError)}
+    assert [code for code in sorted(listed | set(STATUS_BY_CODE)) if f"`{code}`" not in text] == []
 
 
-SERVER = [Path(middleware.__file__).with_name(name) for name in ("access.py", "api.py", "gate.py", "problems.py")]
-
-
-def test_settings_are_documented_with_their_defaults():
-    text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
-    for name, field in Settings.model_fields.items():
-        default = "2, or the cores if fewer" if name == "decoders" else f"{field.default:,}"
-        assert f"| `{name}` | {default} | {field.description} |" in text
-
-
-def test_settings_are_checked():
+def test_settings_are_checked(raises_code):
     assert read_settings(["max_files=3"]).max_files == 3
-    with pytest.raises(RunError, match="did you mean max_files"):
-        read_settings(["maxfiles=3"])
-    with pytest.raises(RunError, match=r"max_files: is 0; .*greater"):
-        read_settings(["max_files=0"])
-    with pytest.raises(RunError, match="give key=value"):
-        read_settings(["max_files"])
+    for override, code, words in (
+        ("maxfiles=3", "serve.setting_invalid", "did you mean max_files"),
+        ("max_files=0", "serve.setting_invalid", "max_files"),
+        ("max_files", "serve.setting_malformed", "max_files"),
+        ("max_files=[", "serve.setting_malformed", "max_files"),
+    ):
+        with raises_code(code) as caught:
+            read_settings([override])
+        assert words in str(caught.value)

@@ -122,6 +122,7 @@ def test_damaged_fields_are_named_and_left_out_only_where_that_was_asked_for(
     assert "2 of the 4 files cannot be read" in refused.json()["detail"]
     reasons = refused.json()["files"]
     assert [one["file"] for one in reasons] == ["my d1.tif", "my d2.tif"]
+    assert all(one["code"].partition(".")[0] in ("images", "fields") for one in reasons)
     assert [one["error"].split(":")[0] for one in reasons] == ["my d1.tif", "my d2.tif"]
     assert told.status_code == 200, told.text
     told = told.json()
@@ -168,7 +169,8 @@ def test_a_field_at_which_decoding_dies_is_lost_alone(run, fields, open_client, 
         refused, told = ask(), ask(sample="fields", partial="true")
     assert refused.status_code == 422
     assert [one["file"] for one in refused.json()["files"]] == ["d2.tif"]
-    assert refused.json()["files"][0]["error"].startswith("d2.tif: decoding it ended the process that did so")
+    assert refused.json()["files"][0]["error"].startswith("d2.tif: ")
+    assert refused.json()["files"][0]["code"] == "images.decoder_crashed"
     assert told.status_code == 200, told.text
     told = told.json()
     assert told["failed"] == refused.json()["files"]
@@ -204,8 +206,10 @@ def test_what_a_process_that_died_has_left_is_in_nobodys_way(run, fields, tmp_pa
     decoder = _Decoder(model.config, model.cropping, LIMITS)
     whole = decoder.extract_cells(tmp_path / "files", out, {}, _UnreadableFiles(lambda name: None, {}))
     (staging_folder(out) / "cells").mkdir(parents=True)
-    again = decoder.extract_cells(tmp_path / "files", out, {}, _UnreadableFiles(lambda name: None, {"d2.tif": "died"}))
-    assert again["unreadable"] == {"d2.tif": "died"}
+    again = decoder.extract_cells(
+        tmp_path / "files", out, {}, _UnreadableFiles(lambda name: None, {"d2.tif": ("died", "images.decoder_crashed")})
+    )
+    assert again["unreadable"] == {"d2.tif": ("died", "images.decoder_crashed")}
     assert [one["name"] for one in again["seen"]] == ["d0.tif", "d1.tif", "d3.tif"]
     assert 0 < again["cells"] < whole["cells"]
     assert not staging_folder(out).exists()
@@ -217,7 +221,8 @@ def test_a_full_disk_is_blamed_on_no_field():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with unreadable(Path("d1.tif")):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
-    assert list(unreadable.reasons) == ["d1.tif"]
+    assert unreadable.errors["d1.tif"][1] == "images.undecodable"
+    assert list(unreadable.errors) == ["d1.tif"]
 
 
 @pytest.fixture(scope="module")

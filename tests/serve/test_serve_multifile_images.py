@@ -27,7 +27,7 @@ def part(number: int, names: list[str], shape: tuple[int, int], types: str) -> b
     ).encode()
 
 
-def cut(folder, out):
+def extract(folder, out):
     config = SimpleNamespace(tile=None, image=None)
     decoder = _Decoder(config, CropSettings(size=48, channel="0", light="none"), LIMITS)
     return decoder.extract_cells(folder, out, {}, _UnreadableFiles(lambda name: None, {}))
@@ -51,11 +51,13 @@ def requests(tmp_path):
 
 def test_two_uploads_of_one_request_are_one_field(requests, tmp_path):
     first, second = requests
-    alone = cut(first.parent, tmp_path / "alone")
+    alone = extract(first.parent, tmp_path / "alone")
     assert list(alone["unreadable"]) == [first.name]
-    assert "missing" in alone["unreadable"][first.name]
+    message, code = alone["unreadable"][first.name]
+    assert code == "images.companion_missing"
+    assert "send all files of the set in one request" in message
     second.rename(first.parent / second.name)
-    both = cut(first.parent, tmp_path / "both")
+    both = extract(first.parent, tmp_path / "both")
     assert both["unreadable"] == {}
     assert [one["name"] for one in both["seen"]] == [first.name]
     assert both["cells"] > 0
@@ -73,7 +75,7 @@ def test_an_upload_cannot_reach_the_files_of_another_request(requests, tmp_path,
             pixels = tif.pages[0].asarray()
         xml = part(0, ["bf.ome.tif", name.format(path=second)], pixels.shape, str(pixels.dtype))
         tifffile.imwrite(first, pixels, description=xml, metadata=None, photometric="minisblack")
-        told = cut(first.parent, tmp_path / f"out {there}")
+        told = extract(first.parent, tmp_path / f"out {there}")
         said.add(told["unreadable"][first.name])
     assert len(said) == 1
-    assert "names another file by a path" in said.pop()
+    assert said.pop()[1] == "images.companion_refused"

@@ -66,7 +66,8 @@ def post(address: str, file: Path, times: int = 1, **more) -> httpx.Response:
 
 def test_a_server_finishes_what_runs_when_it_is_told_to_stop(served_run, shapes, tmp_path):
     with server(served_run, "--database", tmp_path / "bench.db", "--cells", shapes) as (process, address, lines):
-        assert lines[0].startswith("tiny, engine onnx: http://127.0.0.1:")
+        assert lines[0].startswith(f"Starting the web application: model {served_run}, cells {shapes}, database ")
+        assert lines[1] == f"tiny, engine onnx: {address}"
         assert not any("token" in line for line in lines)
         assert post(address, shapes / "disc" / "000.png").json()["results"][0]["predicted"]
         with ThreadPoolExecutor(1) as pool:
@@ -175,9 +176,9 @@ def test_mistakes_at_the_start_end_in_one_line(served_run, tmp_path, capfd, monk
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"127.0.0.1:{port} cannot be listened on" in mistake(served_run, "--port", port)
+        assert f"127.0.0.1:{port} cannot be used" in mistake(served_run, "--port", port)
     assert "no trained model here" in mistake(tmp_path, "--port", 0)
-    assert "--host no.such.host.invalid: there is no such host" in mistake(served_run, "--host", "no.such.host.invalid")
+    assert "--host no.such.host.invalid: no such host" in mistake(served_run, "--host", "no.such.host.invalid")
     assert "did you mean max_files" in mistake(served_run, "--set", "max_file=3")
     assert "no such file or folder" in mistake(served_run, "--port", 0, "--cells", tmp_path / "gone")
     assert "--root-path label" in mistake(served_run, "--port", 0, "--root-path", "label")

@@ -3,7 +3,6 @@
 import asyncio
 import io
 import pickle
-import re
 import struct
 import zipfile
 from contextlib import closing
@@ -214,7 +213,9 @@ def test_names_of_clients_are_only_shown(given, told):
     storage.stop()
 
 
-def test_what_is_said_of_our_files_is_said_of_those_that_were_sent_however_they_are_called(tmp_path, monkeypatch):
+def test_what_is_said_of_our_files_is_said_of_those_that_were_sent_however_they_are_called(
+    tmp_path, monkeypatch, raises_code
+):
     sent = [Upload(f"{number + 1:06d}.tif", tmp_path / f"{number:06d}.tif") for number in range(3)]
     said = f"000000.tif, 000001.tif: no; {tmp_path / '000002.tif'} too. No cells in 000001.tif."
     told = "000001.tif, 000002.tif: no; 000003.tif too. No cells in 000002.tif."
@@ -225,9 +226,12 @@ def test_what_is_said_of_our_files_is_said_of_those_that_were_sent_however_they_
         return asyncio.run(decoders.extract_cells(UploadFolder(storage), tmp_path, sent))
 
     storage.start()
-    with pytest.raises(ImageError, match=f"^{re.escape(told)}$"):
-        cut({"error": said})
-    assert cut({"fields": True, "unreadable": {"000001.tif": said}, "notes": [said]})["notes"] == [told]
+    with raises_code("images.damaged") as caught:
+        cut({"error": said, "code": "images.damaged"})
+    assert str(caught.value) == told
+    assert cut({"fields": True, "unreadable": {"000001.tif": (said, "images.damaged")}, "notes": [said]})["notes"] == [
+        told
+    ]
     decoders.stop()
     storage.stop()
 

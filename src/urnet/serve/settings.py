@@ -1,4 +1,4 @@
-"""Limits of the server: sizes, numbers, times. Every limit is a setting."""
+"""Settings of the server: limits on sizes, numbers and times."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -77,7 +77,7 @@ class Settings(BaseModel):
 
 
 def read_settings(overrides: Iterable[str] = ()) -> Settings:
-    """The settings with some of them changed.
+    """Read the settings, with some of them changed.
 
     Args:
         overrides: `key=value`.
@@ -89,15 +89,18 @@ def read_settings(overrides: Iterable[str] = ()) -> Settings:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key.strip():
-            raise RunError(f"--set {override}: give key=value, for instance max_files=20")
+            raise RunError(
+                f"--set {override}: give key=value, for instance max_files=20", code="serve.setting_malformed"
+            )
         try:
             given[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise RunError(f"--set {override}: {value!r} is no number") from None
+            raise RunError(f"--set {override}: {value!r} is not a number", code="serve.setting_malformed") from None
     try:
         return Settings.model_validate(given)
     except ValidationError as error:
-        raise RunError("; ".join(_explain(problem) for problem in error.errors())) from None
+        message = "; ".join(_explain(problem) for problem in error.errors())
+        raise RunError(message, code="serve.setting_invalid") from None
 
 
 def _explain(problem: dict) -> str:
@@ -105,6 +108,6 @@ def _explain(problem: dict) -> str:
     if problem["type"] == "extra_forbidden":
         near = get_close_matches(key, Settings.model_fields, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"--set {key}: no setting of the server; {hint}there are {', '.join(Settings.model_fields)}"
+        return f"--set {key}: not a setting of the server; {hint}the settings are {', '.join(Settings.model_fields)}"
     rule = problem["msg"]
     return f"--set {key}: is {problem['input']!r}; {rule[:1].lower() + rule[1:]}"
