@@ -9,6 +9,9 @@ from hostile_files import many_scans, shared_strip, slow_and_large
 
 from urnet.serve.uploads.decoders import _Process
 
+pytestmark = pytest.mark.slow
+
+
 HOSTILE = slow_and_large()
 LIMITS = {"decode_seconds": 2, "file_seconds": 3, "field_seconds": 8, "decode_memory": 2**28}
 

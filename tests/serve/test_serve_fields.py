@@ -30,6 +30,9 @@ from urnet.serve.uploads.storage import StorageFullError, UploadFolder, measure_
 from urnet.serve.uploads.worker import _Decoder, _UnreadableFiles
 from urnet.training.fit import train
 
+pytestmark = pytest.mark.slow
+
+
 EDGE = 32
 HOSTILE = slow_and_large()
 LIMITS = {"pixels": 10**8, "field": 10**8, "file": 10**9, "images": 10, "memory": 2**30}
@@ -61,12 +64,18 @@ def run(fields, tiny, tmp_path_factory):
     return train(folder / "cells", tiny, folder / "run", overrides=changes)[0]
 
 
-def test_fields_are_counted_as_on_the_command_line(run, fields, open_client, send_files, tmp_path):
+@pytest.fixture(scope="module")
+def client(run, open_client):
+    """Client of a server whose model crops fields."""
     with open_client(run.folder) as client:
-        assert client.get("/v1/model").json()["cuts_fields"]
-        answer = send_files(client, *sorted(fields.iterdir()), to="/v1/differential", data={"sample": "fields"})
-        assert answer.status_code == 200, answer.text
-        damaged = send_files(client, ("a.tif", (fields / "d0.tif").read_bytes()[:5000]), to="/v1/differential")
+        yield client
+
+
+def test_fields_are_counted_as_on_the_command_line(client, run, fields, send_files, tmp_path):
+    assert client.get("/v1/model").json()["cuts_fields"]
+    answer = send_files(client, *sorted(fields.iterdir()), to="/v1/differential", data={"sample": "fields"})
+    assert answer.status_code == 200, answer.text
+    damaged = send_files(client, ("a.tif", (fields / "d0.tif").read_bytes()[:5000]), to="/v1/differential")
     counted = count_cells(run.folder, fields, tmp_path / "out", engine="onnx")
     written = json.loads((counted.folder / "differential.json").read_text(encoding="utf-8"))["samples"][0]
     told = answer.json()
@@ -108,16 +117,13 @@ def whole(fields, tmp_path_factory):
 
 
 def test_damaged_fields_are_named_and_left_out_only_where_that_was_asked_for(
-    run, some_damaged, whole, open_client, send_files, tmp_path
+    client, run, some_damaged, whole, send_files, tmp_path
 ):
-    with open_client(run.folder) as client:
-        refused = send_files(client, *some_damaged.items(), to="/v1/differential")
-        told = send_files(
-            client, *some_damaged.items(), to="/v1/differential", data={"sample": "fields", "partial": "true"}
-        )
-        alone = send_files(
-            client, ("a.tif", some_damaged["my d1.tif"]), to="/v1/differential", data={"partial": "true"}
-        )
+    refused = send_files(client, *some_damaged.items(), to="/v1/differential")
+    told = send_files(
+        client, *some_damaged.items(), to="/v1/differential", data={"sample": "fields", "partial": "true"}
+    )
+    alone = send_files(client, ("a.tif", some_damaged["my d1.tif"]), to="/v1/differential", data={"partial": "true"})
     assert refused.status_code == 422
     assert "2 of the 4 files cannot be read" in refused.json()["detail"]
     reasons = refused.json()["files"]
@@ -157,16 +163,15 @@ class Killing:
         return getattr(self.pipe, name)
 
 
-def test_a_field_at_which_decoding_dies_is_lost_alone(run, fields, open_client, send_files, tmp_path):
+def test_a_field_at_which_decoding_dies_is_lost_alone(client, run, fields, send_files, tmp_path):
     sent = sorted(fields.iterdir())
-    with open_client(run.folder) as client:
 
-        def ask(**data):
-            (process,) = client.services.decoders.processes
-            process.pipe = Killing(process.pipe, process.process, "000002.tif")
-            return send_files(client, *sent, to="/v1/differential", data=data)
+    def ask(**data):
+        (process,) = client.services.decoders.processes
+        process.pipe = Killing(process.pipe, process.process, "000002.tif")
+        return send_files(client, *sent, to="/v1/differential", data=data)
 
-        refused, told = ask(), ask(sample="fields", partial="true")
+    refused, told = ask(), ask(sample="fields", partial="true")
     assert refused.status_code == 422
     assert [one["file"] for one in refused.json()["files"]] == ["d2.tif"]
     assert refused.json()["files"][0]["error"].startswith("d2.tif: ")
@@ -236,21 +241,20 @@ def measured(run, tmp_path_factory):
     return folder
 
 
-def test_a_pixel_size_that_the_files_do_not_say_is_sent_with_them(run, measured, fields, open_client, send_files):
-    sent = [(f"my {field.name}", field.read_bytes()) for field in sorted(fields.iterdir())]
-    with open_client(measured) as client:
-        unknown = send_files(client, *sent[:2], to="/v1/differential")
-        known = send_files(client, *sent, to="/v1/differential", data={"pixel_size_um": "0.25"})
-        wrong = send_files(client, *sent[:1], to="/v1/differential", data={"pixel_size_um": "500"})
-        bad = send_files(client, *sent[:1], to="/v1/differential", data={"pixel_size_um": "0"})
+def test_a_pixel_size_that_the_files_do_not_say_is_sent_with_them(client, measured, fields, open_client, send_files):
+    sent = [(f"my {field.name}", field.read_bytes()) for field in sorted(fields.iterdir())[:2]]
+    with open_client(measured) as measured_client:
+        unknown = send_files(measured_client, *sent, to="/v1/differential")
+        known = send_files(measured_client, *sent, to="/v1/differential", data={"pixel_size_um": "0.25"})
+        wrong = send_files(measured_client, *sent[:1], to="/v1/differential", data={"pixel_size_um": "500"})
+        bad = send_files(measured_client, *sent[:1], to="/v1/differential", data={"pixel_size_um": "0"})
     assert unknown.status_code == 422
     assert unknown.json()["detail"] == (
         "my d0.tif, my d1.tif: the pixel size is not known, but the model was trained on crops of 0.25 µm a pixel; "
         "give it with the files (pixel_size_um), or save the fields with it, as OME-TIFF"
     )
     assert known.status_code == 200, known.text
-    with open_client(run.folder) as client:
-        assert known.json()["classes"] == send_files(client, *sent, to="/v1/differential").json()["classes"]
+    assert known.json()["classes"] == send_files(client, *sent, to="/v1/differential").json()["classes"]
     assert wrong.status_code == 422
     assert "my d0.tif: crops of 8 µm would show" in wrong.json()["detail"]
     assert bad.status_code == 422
@@ -264,7 +268,7 @@ MISLABELLED = (
 )
 
 
-def test_a_field_never_counts_as_one_cell(run, fields, open_client, send_files, tmp_path):
+def test_a_field_never_counts_as_one_cell(client, run, fields, send_files, tmp_path):
     """One that opens as an image and not as a field, alone, with others, and where cells are expected."""
     pixels = tifffile.imread(fields / "d0.tif")
     tifffile.imwrite(tmp_path / "bad.tif", pixels, photometric="minisblack", description=MISLABELLED, metadata=None)
@@ -272,12 +276,11 @@ def test_a_field_never_counts_as_one_cell(run, fields, open_client, send_files, 
     crop = io.BytesIO()
     tifffile.imwrite(crop, pixels[:EDGE, :EDGE], photometric="minisblack")
     cell = ("cell.tif", crop.getvalue())
-    with open_client(run.folder) as client:
-        alone = send_files(client, bad, to="/v1/differential")
-        both = send_files(client, bad, good, to="/v1/differential")
-        partial = send_files(client, bad, good, to="/v1/differential", data={"partial": "true"})
-        with_cell = send_files(client, cell, bad, to="/v1/differential")
-        predicted = send_files(client, cell, bad, good)
+    alone = send_files(client, bad, to="/v1/differential")
+    both = send_files(client, bad, good, to="/v1/differential")
+    partial = send_files(client, bad, good, to="/v1/differential", data={"partial": "true"})
+    with_cell = send_files(client, cell, bad, to="/v1/differential")
+    predicted = send_files(client, cell, bad, good)
     for refused in (alone, both):
         assert refused.status_code == 422
         assert "my bad.tif: mislabelled OME-TIFF" in refused.json()["detail"]
@@ -323,6 +326,8 @@ def test_the_page_says_where_each_cell_of_a_field_lies(run, fields, pages):
         assert client.get(f"{at}/0/blue-red.png").headers["content-type"] == "image/png"
 
 
+@pytest.mark.browser
+@pytest.mark.server
 def test_the_page_asks_whether_to_count_without_the_damaged_fields(open_page, axe, some_damaged, whole, run, tmp_path):
     sent = tmp_path / "sent"
     sent.mkdir()

@@ -71,6 +71,7 @@ def test_pictures_beside_the_crops_of_class_folders_are_found_by_the_recipe(
     assert shown["bright.png"].paired != shown["bright.png"].crop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
 def test_the_model_orders_the_queue_and_can_be_stopped(served_run, shapes, tmp_path, stopped, monkeypatch):
     monkeypatch.setattr(active_learning, "CHUNK_CELLS", 4)

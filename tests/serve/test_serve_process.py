@@ -19,6 +19,9 @@ from urnet.cli import run as run_command
 from urnet.serve.database.labels import Labeller
 from urnet.serve.database.store import Store
 
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+
 COMMAND = [sys.executable, "-c", "from urnet.cli import main; main()", "serve"]
 
 

@@ -1,1 +1,1 @@
-"""The web application: a web page to look, label, review and count, and an API for instruments."""
+"""The web application: pages to classify, label, review and count cells, and an API for instruments."""

@@ -1,4 +1,4 @@
-"""One app for the API and the pages, and what stands in front of both."""
+"""Assemble the app: routes, pages, middleware and error handlers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +14,7 @@ from urnet.serve.http.routes import api_routes
 from urnet.serve.services import Services
 from urnet.version import __version__
 
-DESCRIPTION = """Classifies white blood cells without stain, and counts them. For research use only.
+DESCRIPTION = """Classify and count white blood cells without stain. For research use only.
 
 Errors are problem details (RFC 9457); every answer has an `X-Request-ID`. On any host but loopback, send
 `Authorization: Bearer TOKEN`."""
@@ -28,11 +28,11 @@ def create_app(
     proxy: ProxySettings | None = None,
     instance: str = "",
 ) -> FastAPI:
-    """The app.
+    """Create the app.
 
     Args:
-        services: what it serves; started and stopped with the app.
-        token: that has to be shown; none on loopback.
+        services: services of the routes and pages; started and stopped with the app.
+        token: token that clients need; none on loopback.
         pages: adds the pages to the app, after the API's routes.
         proxy: root path, trusted proxies and allowed hosts.
         instance: identifier of the server in the names of its cookies.
@@ -52,7 +52,7 @@ def create_app(
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # these pages would load scripts from elsewhere
+        docs_url=None,  # these pages would load scripts from the internet
         redoc_url=None,
     )
     app.state.instance = instance
@@ -63,7 +63,7 @@ def create_app(
         app.include_router(login_routes(token, attempts, instance))
     if pages is not None:
         pages(app, services)
-    # The last one added is the first to see a request: nothing of a body is read before its sender has access.
+    # The last one handles a request first: no body is read before its sender is authorized.
     app.add_middleware(LimitMiddleware, settings=services.settings)
     app.add_middleware(AuthMiddleware, token=token, attempts=attempts, instance=instance, proxy=proxy)
     app.add_middleware(RequestIdMiddleware)
@@ -73,7 +73,7 @@ def create_app(
 
 
 def _describe(app: FastAPI) -> None:
-    """Put the schema of problems into the OpenAPI, which the answers name."""
+    """Add the schema of problem details to the OpenAPI."""
     made = app.openapi
 
     def openapi() -> dict:

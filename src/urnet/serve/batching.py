@@ -1,4 +1,4 @@
-"""The network's thread: batches formed of whatever waits, across requests."""
+"""Run the networks in one thread, in batches of the crops that wait, across requests."""
 
 import asyncio
 import queue
@@ -14,11 +14,12 @@ import numpy as np
 from urnet.export.engine import Engine
 
 Outputs = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Probabilities (N, K), enhanced images (N, C, S, S) and features (N, F)."""
 
 
 @dataclass(frozen=True)
 class _Task:
-    """Crops, or something else that the network's thread has to do."""
+    """Crops to run, or a function to call in the thread of the network."""
 
     future: "Future[Any]"
     crops: np.ndarray | None = None
@@ -30,18 +31,18 @@ class _Task:
 
 
 class BatchedNetwork:
-    """Runs an engine in a thread of its own; while it looks at one batch, the next one gathers.
+    """Thread that runs an engine in batches.
 
-    Nobody waits for a batch to become full: it takes what is there when the one before is done. How much can wait is
-    bounded by those who ask (`LimitMiddleware`): each has a few crops here at a time.
+    A batch takes all crops that wait when the one before ends; it never waits to become full. The number of waiting
+    crops is bounded, since `LimitMiddleware` limits the requests and each request has a few crops here at a time.
 
     Args:
-        engine: what runs the networks.
+        engine: engine of the networks.
 
     Attributes:
-        max_batch: images of the largest batch.
-        batches: batches that were run.
-        images: images in them.
+        max_batch: size of the largest batch, in images.
+        batches: number of batches so far.
+        images: number of images in them.
     """
 
     def __init__(self, engine: Engine):
@@ -53,35 +54,35 @@ class BatchedNetwork:
         self._thread = threading.Thread(target=self._work, name="network", daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish what waits, and end."""
+        """Finish all waiting tasks, and end the thread."""
         self._queue.put(None)
         self._thread.join()
 
     @property
     def is_running(self) -> bool:
-        """Whether it answers."""
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     def backlog_seconds(self) -> float:
-        """Expected time until all waiting batches are done, in seconds, from measured durations."""
+        """Estimate the time until all waiting tasks are done, in seconds, from measured durations."""
         return self._queue.qsize() * self._seconds_a_batch
 
     async def run(self, crops: np.ndarray) -> Outputs:
         """Classify and enhance, as `Engine.run`.
 
         Args:
-            crops: (N, C, S, S) raw counts at the network's size; a few.
+            crops: (N, C, S, S) raw counts at the size of the network, at most a few.
         """
         future: Future[Outputs] = Future()
         self._queue.put(_Task(future, crops=crops))
         return await asyncio.wrap_future(future)
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Do something else with the networks, such as Grad-CAM, between two batches."""
+        """Call a function that uses the networks, such as Grad-CAM, between two batches."""
         future: Future[Any] = Future()
         self._queue.put(_Task(future, call=lambda: function(*arguments)))
         return await asyncio.wrap_future(future)
@@ -97,7 +98,7 @@ class BatchedNetwork:
                 self._run(batch)
 
     def _gather(self, first: _Task) -> tuple[list[_Task], _Task | None]:
-        """What goes into one batch with the first, and what was taken out of the queue but has to wait."""
+        """Return the tasks of one batch, and the task that was taken from the queue but has to wait."""
         batch = [first]
         while first.call is None:
             try:
@@ -105,7 +106,7 @@ class BatchedNetwork:
             except queue.Empty:
                 break
             if one is None:
-                self._queue.put(None)  # nothing comes after it
+                self._queue.put(None)  # the last task
                 break
             if one.call is not None or sum(each.images for each in batch) + one.images > self.max_batch:
                 return batch, one
@@ -127,7 +128,7 @@ class BatchedNetwork:
 
 
 def _settle(batch: list[_Task], work: Callable[[], Any], split: Callable[[Any], list[Any]]) -> None:
-    """Do the work, and give each of a batch its part of the result, or what went wrong."""
+    """Do the work, and give each task of a batch its part of the result, or the error."""
     try:
         results = split(work())
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""What is made of reviewed predictions: pictures of what was kept, and the corrected differential."""
+"""Results of a review: the differential after corrections, and the images of reviewed cells."""
 
 import asyncio
 import io
@@ -19,21 +19,22 @@ from urnet.serve.uploads.receive import store_uploads
 from urnet.serve.uploads.storage import UploadFolder
 
 CACHED_IMAGES = 500
-"""Pictures that are held ready."""
+"""Images that stay in memory."""
 
 CONFIDENCE_LEVEL = 0.95
+"""Confidence level of the intervals."""
 
 
 @dataclass(frozen=True)
 class ClassShare:
-    """How many cells of a sample are of one class.
+    """Share of one class in a sample.
 
     Attributes:
         label: the class.
-        predicted: cells that the model counted.
-        counted: cells after the review.
-        share: of all counted cells; none where there are none.
-        interval: Wilson's 95 % interval of it, the chance of drawing these cells alone.
+        predicted: number of cells by the model.
+        counted: number of cells after the review.
+        share: share of all counted cells; none without cells.
+        interval: Wilson's 95 % interval of the share, for the sampling of cells only.
     """
 
     label: str
@@ -43,22 +44,22 @@ class ClassShare:
     interval: tuple[float, float] | None
 
 
-def is_counted(for_row: ReviewedPrediction) -> bool:
-    """Whether it is a cell that the differential counts: by a person's word, else by the model's."""
-    if for_row.corrected is not None:
-        return for_row.corrected not in (NOT_A_CELL, SKIPPED)
-    return not for_row.details.get("rejected")
+def is_counted(row: ReviewedPrediction) -> bool:
+    """Whether the differential counts a crop: by the correction if there is one, else by the model."""
+    if row.corrected is not None:
+        return row.corrected not in (NOT_A_CELL, SKIPPED)
+    return not row.details.get("rejected")
 
 
 def corrected_differential(rows: Sequence[ReviewedPrediction], classes: Sequence[str]) -> list[ClassShare]:
-    """Count a sample by what the cells were called in the end.
+    """Count a sample by the final labels of its cells.
 
-    Cells that nobody looked at count as the model called them, and are not corrected for its confusion: that was
-    measured over all cells, and people look at the doubtful ones first.
+    Cells without a correction count as predicted. The counts are not corrected for the confusion of the model: it was
+    measured over all cells, and reviewers correct the doubtful ones first.
 
     Args:
-        rows: of the sample.
-        classes: of the model; labels that it does not know come after.
+        rows: reviewed predictions of the sample.
+        classes: classes of the model; other labels follow.
     """
     before = Counter(row.predicted for row in rows if not row.details.get("rejected"))
     after = Counter(row.label for row in rows if is_counted(row))
@@ -74,24 +75,24 @@ def corrected_differential(rows: Sequence[ReviewedPrediction], classes: Sequence
 
 
 class ReviewImages:
-    """Kept images as PNG for the page; what was kept is decoded where uploads are.
+    """Stored images as PNG for the page, decoded by the processes that decode uploads.
 
     Args:
-        services: whose store holds them.
+        services: the application with its database.
     """
 
     def __init__(self, services: Services):
         self.services = services
-        self._held: OrderedDict[str, bytes] = OrderedDict()
+        self._cache: OrderedDict[str, bytes] = OrderedDict()
 
-    async def of(self, digest: str) -> bytes | None:
-        """The picture of a kept image; none where it is not kept, or cannot be shown to this model."""
-        if digest in self._held:
-            self._held.move_to_end(digest)
-            return self._held[digest]
+    async def read_png(self, digest: str) -> bytes | None:
+        """Return a stored image as PNG; none where it is not stored, or cannot be decoded for this model."""
+        if digest in self._cache:
+            self._cache.move_to_end(digest)
+            return self._cache[digest]
         store = self.services.store
         content = None if store is None else await asyncio.to_thread(store.reviews.read_image, digest)
-        if content is None:
+        if content is None or not self.services.has_model:
             return None
         with closing(UploadFolder(self.services.storage)) as folder:
             try:
@@ -102,7 +103,7 @@ class ReviewImages:
         if not cells or cells[0].crop is None:
             return None
         shown = self.services.model.config.scaling.apply(cells[0].crop)
-        self._held[digest] = encode_png(np.moveaxis(shown, 0, -1))
-        while len(self._held) > CACHED_IMAGES:
-            self._held.popitem(last=False)
-        return self._held[digest]
+        self._cache[digest] = encode_png(np.moveaxis(shown, 0, -1))
+        while len(self._cache) > CACHED_IMAGES:
+            self._cache.popitem(last=False)
+        return self._cache[digest]

@@ -1,7 +1,6 @@
-"""The runs beside the served one: how far they are, what they reached, and how two of them differ.
+"""Runs in the folder of the served run: progress, evaluations, and comparison of two runs.
 
-A run is asked for by its name, and the name is looked up among the folders that are there: nothing that a client sends
-becomes a path.
+A client names a run, and the name is looked up among the existing folders. No input of a client becomes a path.
 """
 
 import json
@@ -22,17 +21,17 @@ from urnet.html_pages import describe_intervals
 from urnet.run_folder import HISTORY_COLUMNS, Run, find_run
 
 MAX_RUNS = 500
-"""Runs that are listed; a folder with more of them is a benchmark's, which has its own report."""
+"""Most runs that are listed; the folder of a benchmark has more, and a report of its own."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run reached on one part.
+    """Evaluation of a run on one split.
 
     Attributes:
         split: name of the folder below `evaluation`.
-        metrics: as in its `metrics.json`.
-        report: the HTML page; none where it is not there.
+        metrics: content of `metrics.json`.
+        report: the HTML report; none without one.
     """
 
     split: str
@@ -42,12 +41,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run folder as it is at the moment.
+    """A run folder in its present state.
 
     Attributes:
-        name: of its folder; of a fold `<folder>/fold0`.
-        run: the folder.
-        written: when its history last grew, in seconds of the epoch; none before the first one.
+        name: name of the folder; `<folder>/fold0` for a fold.
+        run: the run folder.
+        written: time of the last epoch, in seconds since 1970; none before the first epoch.
     """
 
     name: str
@@ -56,16 +55,16 @@ class ListedRun:
 
     @property
     def finished(self) -> bool:
-        """Whether training came to its end."""
+        """Whether the training has finished."""
         return self.run.finished
 
     @property
     def predictions(self) -> Path:
-        """What it said of its test part, where it was evaluated."""
+        """File with the predictions for the test split."""
         return self.run.folder / "evaluation" / "test" / "predictions.csv"
 
     def state(self) -> str:
-        """In words."""
+        """Describe the state in words."""
         if self.finished:
             return "finished"
         if self.written is None:
@@ -73,7 +72,7 @@ class ListedRun:
         return f"unfinished, last epoch {format_age(time.time() - self.written)} ago"
 
     def read_evaluations(self) -> list[Evaluation]:
-        """The evaluations that are there, the test part first; those that cannot be read are left out."""
+        """Read the evaluations, the test split first; leave out unreadable ones."""
         found = []
         for folder in _folders(self.run.folder / "evaluation"):
             try:
@@ -88,7 +87,7 @@ class ListedRun:
 
 
 def list_runs(served: Path) -> dict[str, ListedRun]:
-    """The runs in the folder that the served run lies in, by name: those written last come first.
+    """List the runs in the folder of the served run by name, the latest first.
 
     Args:
         served: a run folder, or the bundle in one.
@@ -112,10 +111,10 @@ def list_runs(served: Path) -> dict[str, ListedRun]:
 
 
 def read_history(run: Run) -> pd.DataFrame:
-    """The history; while its last row is being written, what stands before it.
+    """Read the history of a run, without a last row that is still being written.
 
     Raises:
-        RunError: the file is no history.
+        RunError: the file is not a history.
     """
     try:
         return run.history()
@@ -130,7 +129,7 @@ def read_history(run: Run) -> pd.DataFrame:
 
 
 def recipe_differences(first: Run, second: Run) -> list[tuple[str, str, str]]:
-    """Keys whose values differ between two recipes, with both values.
+    """List the keys that differ between two recipes, with both values.
 
     Raises:
         RecipeError: a recipe cannot be read.
@@ -141,37 +140,40 @@ def recipe_differences(first: Run, second: Run) -> list[tuple[str, str, str]]:
 
 
 def compare_test_results(first: ListedRun, second: ListedRun) -> pd.DataFrame:
-    """Second minus first on the cells that both tested, with paired intervals (`paired_differences`).
+    """Compute second minus first on the cells that both tested, with paired intervals (`paired_differences`).
 
     Raises:
-        RunError: one was not evaluated on its test part, or they know different classes.
-        CellsError: they were tested on different cells.
+        RunError: a run has no evaluation of its test split, or the runs have different classes.
+        CellsError: the runs were tested on different cells.
     """
     predictions, classes = {}, []
     for one in (first, second):
         known = next((found.metrics.get("classes") for found in one.read_evaluations() if found.split == "test"), None)
         if known is None or not one.predictions.is_file():
-            raise RunError(f"{one.name}: has no figures of its test part; run `urnet evaluate` on it")
+            raise RunError(
+                f"{one.name}: the test split is not evaluated; run `urnet evaluate` on it", code="run.not_evaluated"
+            )
         rows = read_own_table(one.predictions, ("path", "label", "predicted", "source", "donor"))
         here = one.run.folder.resolve()
         predictions[one.name] = rows.assign(path=[os.path.normpath(here / path) for path in rows["path"]])
         classes.append(tuple(known))
     if classes[0] != classes[1]:
         raise RunError(
-            f"{first.name} knows the classes {', '.join(classes[0])}, {second.name} {', '.join(classes[1])}; "
-            "compare runs of one task"
+            f"{first.name} has the classes {', '.join(classes[0])}, {second.name} {', '.join(classes[1])}; compare "
+            "runs with the same classes",
+            code="run.other_classes",
         )
     return paired_differences(predictions, [(first.name, second.name)], classes[0])
 
 
 def best_epoch(history: pd.DataFrame) -> pd.Series | None:
-    """The epoch of the joint training with the best macro recall in validation; none before there is one."""
+    """Return the epoch of the joint training with the best macro recall in validation; none before the first."""
     rows = history[(history["stage"] == "train") & np.isfinite(history["validation_macro_recall"])]
     return None if rows.empty else rows.loc[rows["validation_macro_recall"].idxmax()]
 
 
 def format_age(seconds: float) -> str:
-    """A time span as people say it."""
+    """Format a time span with its largest unit, such as "5 min"."""
     for length, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
@@ -192,7 +194,7 @@ def _is_cross_validation(folder: Path) -> bool:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Folders in a folder that are no hidden ones, by name; none where it cannot be entered."""
+    """List the visible folders in a folder, by name; none where it cannot be opened."""
     try:
         with os.scandir(folder) as entries:
             return sorted(Path(one.path) for one in entries if one.is_dir() and not one.name.startswith("."))
@@ -201,7 +203,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """A nested recipe as `train.epochs: 40`."""
+    """Flatten a nested recipe to keys such as `train.epochs`."""
     flat: dict[str, str] = {}
     for key, value in tree.items():
         name = f"{above}{key}"

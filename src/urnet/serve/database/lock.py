@@ -1,4 +1,4 @@
-"""One server for each database: a lock beside the file, which the system releases when its process ends."""
+"""Lock that reserves a database for one server; the system releases it when the process ends."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,30 +13,31 @@ from urnet.serve.database.network_drive import refuse_network_drive
 
 @contextmanager
 def lock_database(database: Path) -> Iterator[None]:
-    """Hold a database for one server.
+    """Reserve a database for one server.
 
-    The lock is not the file, but a system lock on it. A file that a killed server left behind is therefore free.
+    The system locks a file beside the database. A lock file that a killed server left behind is not locked.
 
     Args:
         database: the file, which need not exist yet.
 
     Raises:
-        StoreError: another server that runs uses it, the lock cannot be written, its file system has no locks,
-            or it is on a network drive.
+        StoreError: another server uses the database, the lock cannot be written, the file system has no locks, or the
+            database is on a network drive.
     """
     path = database.resolve()
     if not path.parent.is_dir():
         raise StoreError(
-            f"{database}: there is no folder {path.parent}; make it, or choose another place", code="store.no_folder"
+            f"{database}: the folder {path.parent} does not exist; create it, or choose another place",
+            code="store.no_folder",
         )
-    refuse_network_drive(database)  # where locks may not work
+    refuse_network_drive(database)  # locks may not work there
     file = path.with_name(f"{path.name}.lock")
     try:
         lock = lock_file(file)
     except Timeout:
         raise StoreError(
             f"{database}: another urnet server uses this database, and two would hand out the same cells. Use that "
-            "server, or stop it, or give this one a file of its own with --database",
+            "server, stop it, or choose another file with --database",
             code="store.in_use",
         ) from None
     except OSError as error:
@@ -53,6 +54,6 @@ def lock_database(database: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows keeps open files; the next server uses it again
+        with suppress(OSError):  # Windows keeps open files; the next server uses the file
             file.unlink()  # before the release, so that nobody else's lock is removed
         lock.release()

@@ -1,9 +1,7 @@
-"""Whether a file lies on a network drive, as far as the system tells.
+"""Detect network drives, on which a database is refused.
 
-SQLite keeps its file whole by locks, and in WAL mode by memory that all who open it share; neither holds between two
-machines, and over a network the locks themselves may be granted twice (sqlite.org/wal.html, sqlite.org/lockingv3.html).
-Another journal mode would not help against that. What is lost then are hours of somebody's labels, without a word, so
-such a place is refused rather than made do with.
+SQLite protects its file by locks and, in WAL mode, by shared memory. Neither works between two machines, and a network
+may grant the same lock twice (sqlite.org/wal.html, sqlite.org/lockingv3.html). Hours of labels could be lost silently.
 """
 
 import re
@@ -14,26 +12,26 @@ from pathlib import Path, PurePath
 from urnet.errors import StoreError
 
 MOUNTINFO = Path("/proc/self/mountinfo")
-"""Where Linux tells what is mounted (proc(5))."""
+"""File in which Linux lists all mounts (proc(5))."""
 
 NETWORK_FILE_SYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs", "davfs"),
     *("fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.rclone", "fuse.s3fs", "fuse.davfs2", "fuse.smbnetfs"),
     *("fuse.gvfsd-fuse", "vboxsf", "prl_fs"),
 }
-"""File systems of other machines, the host of a virtual one among them; 9p is also Windows seen from WSL."""
+"""File systems of other machines, including the host of a virtual machine; 9p is also Windows seen from WSL."""
 
 DRIVE_REMOTE = 4
 
 
 def find_network_drive(path: Path) -> str | None:
-    """The kind of network drive that a file lies on or would lie on.
+    """Return the kind of network drive of a file.
 
     Args:
         path: the file, which need not exist.
 
     Returns:
-        As the system calls it; none where it lies on a local disk, or the system does not tell, as macOS.
+        The system's name of the kind; none for a local disk, or where the system does not say, as on macOS.
     """
     path = path.resolve()
     if sys.platform == "win32":
@@ -50,17 +48,18 @@ def refuse_network_drive(database: Path) -> None:
     """Refuse a database on a network drive.
 
     Raises:
-        StoreError: it lies on one, or would lie there.
+        StoreError: the file is on a network drive.
     """
     if kind := find_network_drive(database):
         raise StoreError(
-            f"{database}: lies on a network drive ({kind}), where SQLite may lose labels; choose a --database on a "
-            "disk of this machine, and copy it to the drive when the server has stopped"
+            f"{database}: on a network drive ({kind}), where SQLite may lose labels; choose a --database on a disk of "
+            "this machine, and copy it to the drive when the server has stopped",
+            code="store.network_drive",
         )
 
 
 def _mounts_above(mounts: str, path: Path) -> Iterator[tuple[int, str]]:
-    """How deep each mount point above a path lies, and its file system; of two at one place the later hides the other.
+    """Iterate over the depth and file system of each mount point above a path, the latest mounts first.
 
     Args:
         mounts: lines of `MOUNTINFO`.

@@ -1,7 +1,7 @@
 """Authentication: open on loopback, by token everywhere else.
 
-On loopback, pages of other sites must not use the server through the browser that shows them. Their name for this
-address (DNS rebinding) is in Host, and their own name in Origin. On other hosts a token is required, as in Jupyter.
+On loopback, pages of other sites must not reach the server through the browser: a name that they give to this address
+(DNS rebinding) is in Host, and their own name in Origin. On other hosts a token is required, as in Jupyter.
 """
 
 import hashlib
@@ -29,35 +29,37 @@ from urnet.serve.settings import Settings
 
 LOGIN_PATH = "/login"
 PUBLIC_PATHS = ("/healthz", "/readyz", LOGIN_PATH)
-"""Addresses that need no token: for monitoring, and for entering the token."""
+"""Paths without authentication: health checks, and the login."""
 
 FORM_CONTENT_TYPE = "application/x-www-form-urlencoded"
 MAX_LOGIN_BYTES = 4096
-"""Largest body of a login, in bytes."""
+"""Largest body of a login request, in bytes."""
 
 MIN_TOKEN_LENGTH = 16
+"""Shortest token, in characters."""
+
 MAX_ADDRESSES = 10_000
-"""Addresses whose wrong attempts are counted at a time; beyond, the oldest are forgotten."""
+"""Most addresses with counted failures; the oldest are dropped."""
 
 
 def cookie_name(base: str, instance: str) -> str:
-    """Name a cookie of one server. Browsers send cookies to all ports of a host, so two servers need two names.
+    """Name a cookie of one server. Browsers send cookies to all ports of a host, so each server needs its own name.
 
     Args:
-        base: what the cookie is for.
-        instance: identifier of the server, stable between its starts; not secret.
+        base: purpose of the cookie.
+        instance: identifier of the server, the same at each start; not secret.
     """
     return f"urnet-{base}-{instance}" if instance else f"urnet-{base}"
 
 
 def cookie_attributes(scope: Scope) -> dict[str, Any]:
-    """Attributes of all cookies, as `Response.set_cookie` takes them."""
+    """Return the attributes of all cookies, for `Response.set_cookie`."""
     path = scope.get("root_path") or "/"
     return {"path": path, "httponly": True, "samesite": "strict", "secure": is_secure(scope)}
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host's name or address."""
+    """Whether a host name or address is reachable from this machine only."""
     try:
         return host == "localhost" or ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -65,30 +67,30 @@ def is_loopback(host: str) -> bool:
 
 
 def new_token() -> str:
-    """A token that nobody guesses."""
+    """Create a random token."""
     return secrets.token_urlsafe(32)
 
 
 class FailedLogins:
-    """Counts wrong tokens by address.
+    """Count of wrong tokens by address.
 
     Args:
-        settings: how many are allowed in which time.
-        clock: seconds that only grow.
+        settings: number of allowed failures, and time of the lockout.
+        clock: monotonic clock, in seconds.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic):
         self.settings, self.clock = settings, clock
-        self.wrong: dict[str, tuple[int, float]] = {}  # how many, and since when
+        self.wrong: dict[str, tuple[int, float]] = {}  # number and time of the first
 
     def wait_seconds(self, address: str) -> float:
-        """Seconds that an address has to wait; 0 for none."""
+        """Return the remaining lockout of an address, in seconds; 0 without one."""
         count, since = self.wrong.get(address, (0, 0.0))
         left = since + self.settings.lockout_seconds - self.clock()
         return left if left > 0 and count >= self.settings.attempts else 0.0
 
     def record(self, address: str) -> None:
-        """Note a wrong one."""
+        """Record a wrong token."""
         now = self.clock()
         count, since = self.wrong.pop(address, (0, now))
         if now - since >= self.settings.lockout_seconds:
@@ -100,14 +102,14 @@ class FailedLogins:
 
 
 class AuthMiddleware:
-    """Middleware that refuses requests without the token, and requests that another site made a browser send.
+    """Middleware that refuses requests without the token, and requests that a page of another site made.
 
     Args:
         app: the next app.
         token: the token; none on loopback, where Host is checked instead.
-        attempts: wrong tokens so far.
+        attempts: failed logins.
         instance: identifier of the server in the names of its cookies.
-        proxy: which other names it has.
+        proxy: allowed host names.
     """
 
     def __init__(
@@ -134,17 +136,17 @@ class AuthMiddleware:
             await receive()
             return await send({"type": "websocket.close", "code": 1008})
         if scope["method"] not in ("GET", "HEAD"):
-            refusal.headers["Connection"] = "close"  # nothing of the body is read
+            refusal.headers["Connection"] = "close"  # the body is not read
         await refusal(scope, receive, send)
 
     def _refuse_other_sites(self, scope: Scope, headers: Headers) -> Response | None:
-        """Refuse requests that another site made a browser send."""
+        """Refuse requests that a page of another site made."""
         host = headers.get("host", "")
         name = _name(host)
         if (self.token is None or self.hosts) and not is_loopback(name) and name not in self.hosts:
             known = ", ".join(("localhost", *sorted(self.hosts)))
             detail = (
-                f"Host is {host[:100]!r}; this server answers to {known} only. On this machine ask for "
+                f"Host is {host[:100]!r}; this server answers to {known} only. On this machine open "
                 "http://localhost; elsewhere start the server with --allowed-host and the name"
             )
             return problem_response(scope, HTTPStatus.FORBIDDEN, detail)
@@ -152,13 +154,13 @@ class AuthMiddleware:
         if origin is not None and (not host or _authority(origin) != host.lower()):
             detail = (
                 f"Origin is {origin[:100]!r} and Host {host[:100]!r}; pages of other sites may not use this server. A "
-                "proxy in front of it must pass the browser's Host on"
+                "reverse proxy must forward the browser's Host"
             )
             return problem_response(scope, HTTPStatus.FORBIDDEN, detail)
         return None
 
     def _refuse_unauthorized(self, scope: Scope, headers: Headers) -> Response | None:
-        """Refuse requests without the token or its cookie; who has either is let in first, whoever else has failed."""
+        """Refuse requests without the token or its cookie; a valid one is accepted even during a lockout."""
         if self.token is None or route_path(scope) in PUBLIC_PATHS:
             return None
         scheme, _, shown = headers.get("authorization", "").partition(" ")
@@ -167,24 +169,24 @@ class AuthMiddleware:
             return None
         if _is_equal(cookie_parser(headers.get("cookie", "")).get(self.cookie, ""), session_value(self.token)):
             return None
-        if is_bearer:  # no cookie of an earlier server, and no password for a proxy, is an attempt
+        if is_bearer:  # an old cookie or a proxy's password is not an attempt
             address = address_of(scope)
             if wait := self.attempts.wait_seconds(address):
                 return _locked_response(scope, wait)
             self.attempts.record(address)
         if scope["type"] == "http" and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
             return RedirectResponse(scope.get("root_path", "") + LOGIN_PATH, HTTPStatus.SEE_OTHER)
-        detail = "the token that was printed when the server started is needed: Authorization: Bearer TOKEN"
+        detail = "send the token that the server printed at its start: Authorization: Bearer TOKEN"
         return problem_response(scope, HTTPStatus.UNAUTHORIZED, detail, headers={"WWW-Authenticate": "Bearer"})
 
 
 def session_value(token: str) -> str:
-    """What the cookie holds in the token's place: the token itself stays off the browser's disk."""
+    """Derive the value of the cookie from the token, so that the token is not stored by the browser."""
     return hmac.new(token.encode(), b"urnet session", hashlib.sha256).hexdigest()
 
 
 def address_of(scope: Scope) -> str:
-    """The client's address; of IPv6 the network, since one client has all of its addresses."""
+    """Return the client's address; for IPv6 its network, since one client has all addresses of it."""
     address = scope["client"][0] if scope.get("client") else ""
     try:
         parsed = ip_address(address)
@@ -194,21 +196,21 @@ def address_of(scope: Scope) -> str:
 
 
 def login_routes(token: str, attempts: FailedLogins, instance: str = "") -> APIRouter:
-    """The page where the token is entered once.
+    """Create the routes of the login page.
 
     Args:
         token: the token.
-        attempts: wrong tokens so far.
+        attempts: failed logins.
         instance: identifier of the server in the name of its cookie.
     """
     router = APIRouter(include_in_schema=False)
 
     @router.get(LOGIN_PATH)
-    async def ask(request: Request) -> HTMLResponse:
+    async def show_form(request: Request) -> HTMLResponse:
         return _page(request.scope, "")
 
     @router.post(LOGIN_PATH)
-    async def enter(request: Request) -> Response:
+    async def log_in(request: Request) -> Response:
         scope, address = request.scope, address_of(request.scope)
         wait = attempts.wait_seconds(address)
         length = request.headers.get("content-length", "")
@@ -216,15 +218,13 @@ def login_routes(token: str, attempts: FailedLogins, instance: str = "") -> APIR
             return _locked_response(scope, wait)
         given = await _token_of(request)
         if given is None:
-            detail = f"the login is a form of {MAX_LOGIN_BYTES:,} bytes at most (application/x-www-form-urlencoded)"
+            detail = f"the login is a form of at most {MAX_LOGIN_BYTES:,} bytes (application/x-www-form-urlencoded)"
             return problem_response(scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
         if not _is_equal(given.strip(), token):
             if wait:
                 return _locked_response(scope, wait)
             attempts.record(address)
-            return _page(
-                scope, "This is not the token. The token is printed where the server starts.", HTTPStatus.UNAUTHORIZED
-            )
+            return _page(scope, "Wrong token. The server prints the token at its start.", HTTPStatus.UNAUTHORIZED)
         answer = RedirectResponse(f"{scope.get('root_path', '')}/", HTTPStatus.SEE_OTHER)
         answer.set_cookie(cookie_name("session", instance), session_value(token), **cookie_attributes(scope))
         return answer
@@ -251,7 +251,7 @@ async def _token_of(request: Request) -> str | None:
 
 
 def _authority(origin: str) -> str:
-    """Host and port of an Origin; "" where it is none."""
+    """Return host and port of an Origin; "" for an invalid one."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:
@@ -259,7 +259,7 @@ def _authority(origin: str) -> str:
 
 
 def _name(host: str) -> str:
-    """Host without its port."""
+    """Return the host without its port."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -267,7 +267,7 @@ def _name(host: str) -> str:
 
 
 def _is_equal(given: str, right: str) -> bool:
-    """Compared in a time that does not tell how much of it is right."""
+    """Compare in constant time, so that the duration reveals nothing about the token."""
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), right.encode())
 
 
@@ -302,7 +302,7 @@ button {{ background: var(--accent); border-color: var(--accent); color: var(--c
 [role="alert"] {{ padding: .5rem .75rem; margin: .9rem 0 0 }} [role="alert"]:empty {{ display: none }}
 </style></head><body><main><h1>urnet</h1>
 <form method="post" action="{root_path}{LOGIN_PATH}"><label for="token">
-Token, as printed when the server was started</label>
+Token (printed by the server at its start)</label>
 <input id="token" name="token" type="password" autocomplete="current-password" maxlength="1000" required autofocus>
 <button>Sign in</button></form><p role="alert">{escape(message)}</p></main></body></html>
 """,

@@ -1,7 +1,7 @@
-"""Limits of connections: time for headers, idle time, unread answers, size of headers, and number of connections.
+"""HTTP server with limits on connections: time for headers, idle time, unread answers, header size, and number.
 
-uvicorn limits only the idle time after an answer. Without these limits a connection stays open for ever whose client
-never completes its headers, or does not read the answer.
+uvicorn limits only the idle time after an answer. A client that never completes its headers, or never reads its answer,
+would hold its connection for ever.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from urnet.errors import RunError
 from urnet.serve.settings import Settings
 
 PROGRESS_BYTES = 2**16
-"""What a client has to read of an answer in `write_seconds`, in bytes."""
+"""Bytes of an answer that a client has to read in `write_seconds`."""
 
 
 def connection_options(settings: Settings) -> dict[str, Any]:
-    """Options of `uvicorn.Config` that limit the connections of one server."""
+    """Return the options of `uvicorn.Config` that limit the connections of one server."""
     return {
         "http": type("Protocol", (LimitedProtocol,), {"settings": settings, "by_age": {}}),
         "timeout_keep_alive": settings.idle_seconds,
@@ -31,14 +31,14 @@ def connection_options(settings: Settings) -> dict[str, Any]:
 
 
 class LimitedProtocol(H11Protocol):
-    """HTTP/1.1 of uvicorn with limits; `connection_options` makes the class for a server.
+    """uvicorn's HTTP/1.1 protocol with limits; `connection_options` creates the class for a server.
 
     A connection waits from its start, or from the end of an answer, until the headers of a request are complete. The
-    number of connections counts websockets too, whose dead peers uvicorn finds by pings.
+    number of connections includes websockets, whose dead peers uvicorn detects by pings.
 
     Attributes:
-        settings: the limits.
-        by_age: all connections of the server without websockets; the one whose state is oldest comes first.
+        settings: limits of the server.
+        by_age: connections of the server without websockets, in the order of their last change of state.
     """
 
     settings: Settings
@@ -48,16 +48,16 @@ class LimitedProtocol(H11Protocol):
     _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for headers, and make room where there are too many connections."""
+        """Wait for headers, and close another connection where there are too many."""
         super().connection_made(transport)
         self._wait(self.settings.header_seconds)
         if len(self.connections) > self.settings.max_connections:
-            waiting = next(one for one in self.by_age if one.is_waiting)  # this one, if no other
+            waiting = next(one for one in self.by_age if one.is_waiting)  # this connection if there is no other
             sending = next((one for one in self.by_age if not one.is_waiting and one.cycle.more_body), waiting)
             (sending if waiting is self else waiting).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Remove the connection from the list."""
         self._forget()
         _cancel(self._write_timer)
         super().connection_lost(exc)
@@ -65,30 +65,30 @@ class LimitedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Read headers or a body."""
         super().data_received(data)
-        if self.transport.get_protocol() is not self:  # it is a websocket now
+        if self.transport.get_protocol() is not self:  # a websocket now
             self._forget()
         elif not self.is_waiting:
             _cancel(self._header_timer)
 
     def on_response_complete(self) -> None:
-        """Begin to wait for the next request; what is left of the body of this one has to arrive meanwhile."""
+        """Wait for the next request; the rest of the body of this one has to arrive meanwhile."""
         self._wait(self.settings.idle_seconds + self.settings.header_seconds)
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """Watch that the client reads the answer."""
+        """Check from now on that the client reads the answer."""
         super().pause_writing()
         self._watch_writing()
 
     def resume_writing(self) -> None:
-        """Go on when the client has read."""
+        """Continue after the client has read."""
         _cancel(self._write_timer)
         self._write_timer = None
         super().resume_writing()
 
     @property
     def is_waiting(self) -> bool:
-        """Whether no request is being answered."""
+        """Whether the connection waits for a request."""
         return self.cycle is None or self.cycle.response_complete
 
     def _wait(self, seconds: float) -> None:
@@ -100,12 +100,12 @@ class LimitedProtocol(H11Protocol):
     def _stop_waiting(self, seconds: float) -> None:
         if self._write_timer is None:
             self.transport.abort()
-        else:  # the client is still reading the answer before
+        else:  # the client still reads the previous answer
             self._header_timer = self.loop.call_later(seconds, self._stop_waiting, seconds)
 
-    def _watch_writing(self, most: float = math.inf) -> None:
+    def _watch_writing(self, max_bytes: float = math.inf) -> None:
         left = self.transport.get_write_buffer_size()
-        if left > most:
+        if left > max_bytes:
             self.transport.abort()
         else:
             seconds = self.settings.write_seconds

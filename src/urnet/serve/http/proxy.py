@@ -14,24 +14,10 @@ _ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]{1,100}){1,10}")
 _HOST_NAME = r"[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\]"
 _HOST = re.compile(rf"(?:{_HOST_NAME})(?::[0-9]{{1,5}})?", re.IGNORECASE)
 
-OWN_PATHS = frozenset(
-    (
-        *(
-            "_nicegui",
-            "_nicegui_ws",
-            "about",
-            "bench",
-            "favicon.ico",
-            "healthz",
-            "label",
-            "login",
-            "openapi.json",
-            "readyz",
-        ),
-        *("review", "runs", "v1"),
-    )
-)
-"""First parts of the server's own addresses. As a root path they would be ambiguous: `/label` is a page."""
+_PAGES = ("about", "label", "login", "review", "runs")
+_OTHER_PATHS = ("_nicegui", "_nicegui_ws", "bench", "favicon.ico", "healthz", "openapi.json", "readyz", "v1")
+OWN_PATHS = frozenset((*_PAGES, *_OTHER_PATHS))
+"""First parts of the server's own paths. None can be the root path, which would be ambiguous: `/label` is a page."""
 
 FORWARDED = ("for", "proto", "host", "prefix", "port", "server")
 """Headers `X-Forwarded-…` that only a trusted proxy may set."""
@@ -41,12 +27,12 @@ _DROPPED = frozenset((b"forwarded", *(f"x-forwarded-{name}".encode() for name in
 
 @dataclass(frozen=True)
 class ProxySettings:
-    """How clients reach the server.
+    """Root path, trusted proxies and allowed hosts of a server behind a reverse proxy.
 
     Attributes:
         root_path: path prefix of all addresses, such as "/urnet"; "" for none.
         trusted_proxies: addresses or networks whose forwarded headers are used.
-        allowed_hosts: names besides those of loopback that requests may give as Host, in lower case.
+        allowed_hosts: host names besides loopback that requests may have in Host, in lower case.
     """
 
     root_path: str = ""
@@ -57,7 +43,7 @@ class ProxySettings:
     def parse(
         cls, root_path: str = "", trusted_proxies: Iterable[str] = (), allowed_hosts: Iterable[str] = ()
     ) -> "ProxySettings":
-        """Check what the command line gives.
+        """Check the options of the command line.
 
         Raises:
             RunError: not a path, address or host name.
@@ -81,14 +67,14 @@ class ProxySettings:
                 networks.append(ip_network(address.strip(), strict=False))
             except ValueError:
                 raise RunError(
-                    f"--trusted-proxy {address}: is no IP address or network; give one such as 127.0.0.1 or 10.0.0.0/8",
+                    f"--trusted-proxy {address}: not an IP address or network; give one, as 127.0.0.1 or 10.0.0.0/8",
                     code="serve.trusted_proxy",
                 ) from None
         names = [name.strip().lower() for name in allowed_hosts]
         for name in names:
             if not re.fullmatch(_HOST_NAME, name):
                 raise RunError(
-                    f"--allowed-host {name}: is no host name; give the name alone, such as cells.lab.example, without "
+                    f"--allowed-host {name}: not a host name; give the name alone, such as cells.lab.example, without "
                     "scheme, port and path",
                     code="serve.allowed_host",
                 )
@@ -96,18 +82,18 @@ class ProxySettings:
 
     @property
     def is_behind_proxy(self) -> bool:
-        """Whether clients on other machines may come in through a proxy on this one."""
+        """Whether a proxy on this machine may forward requests of other machines."""
         return bool(self.root_path or self.trusted_proxies or self.allowed_hosts)
 
     def trusts(self, address: str) -> bool:
-        """Whether an address is that of a trusted proxy."""
+        """Whether an address belongs to a trusted proxy."""
         parsed = _address(address)
         return parsed is not None and any(parsed in network for network in self.trusted_proxies)
 
     def client(self, forwarded_for: str) -> str | None:
         """Find the client in `X-Forwarded-For`: the last address that is not a trusted proxy.
 
-        Each proxy appends the address that connected to it. What a client sent itself stands before that.
+        Each proxy appends the address that connected to it; values from the client come before.
         """
         found = None
         for entry in reversed(forwarded_for.split(",")):
@@ -121,7 +107,7 @@ class ProxySettings:
 
 
 class ForwardedHeadersMiddleware:
-    """Middleware that sets client, scheme, Host and root path, and removes the headers that gave them.
+    """Middleware that sets client, scheme, Host and root path from forwarded headers, and removes these headers.
 
     The headers count only where the connection comes from a trusted proxy. Those of any other client are dropped.
 
@@ -146,7 +132,7 @@ class ForwardedHeadersMiddleware:
         await self.app(scope, receive, send)
 
     def _apply(self, scope: Scope, given: Headers) -> str:
-        """Set what a trusted proxy says, and return its path prefix; what is malformed is ignored."""
+        """Apply the headers of a trusted proxy, and return its path prefix; ignore malformed headers."""
         client = self.proxy.client(",".join(given.getlist("x-forwarded-for")))
         if client is not None:
             scope["client"] = (client, 0)
@@ -164,7 +150,7 @@ class ForwardedHeadersMiddleware:
 
 
 def route_path(scope: Scope) -> str:
-    """The path of a request without the root path."""
+    """Return the path of a request without the root path."""
     path, root_path = scope["path"], scope.get("root_path", "")
     inside = root_path and (path == root_path or path.startswith(f"{root_path}/"))
     return path[len(root_path) :] or "/" if inside else path
@@ -176,7 +162,7 @@ def is_secure(scope: Scope) -> bool:
 
 
 def _set_root_path(scope: Scope, root_path: str) -> None:
-    """Set the root path, which is also the beginning of `path`, whether or not the proxy has removed it there."""
+    """Set the root path, and put it before `path` if the proxy has removed it there."""
     if not root_path:
         return
     path = scope["path"]
@@ -189,13 +175,13 @@ def _set_root_path(scope: Scope, root_path: str) -> None:
 
 
 def _last(given: Headers, name: str) -> str:
-    """The last value of a forwarded header: that of the nearest proxy."""
+    """Return the last value of a forwarded header, from the nearest proxy."""
     values = given.getlist(f"x-forwarded-{name}")
     return values[-1].rpartition(",")[2].strip() if values else ""
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """An IP address, also with a port as some proxies write it; none where it is no address."""
+    """Parse an IP address, with or without a port; none for anything else."""
     text = text.strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]

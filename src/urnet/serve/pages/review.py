@@ -70,7 +70,7 @@ def add(app: FastAPI, services: Services) -> None:
 
     @app.get("/review/image/{digest}", include_in_schema=False)
     async def image(digest: str) -> Response:
-        content = await pictures.of(digest)
+        content = await pictures.read_png(digest)
         if content is None:
             return Response(NO_PICTURE, media_type="image/svg+xml", headers={"Cache-Control": "no-store"})
         return Response(content, media_type="image/png", headers=CACHED)
