@@ -93,7 +93,7 @@ def routes(services: Services) -> APIRouter:
         if not 0 <= number < len(fields):
             raise RequestError(HTTPStatus.NOT_FOUND, f"field {number}: there is none of this number")
         try:
-            content = await asyncio.to_thread(fields[number].picture.read_bytes)
+            content = await asyncio.to_thread(fields[number].image.read_bytes)
         except FileNotFoundError:
             raise RequestError(HTTPStatus.GONE, REPLACED) from None
         return Response(content, media_type="image/png", headers=CACHED)
