@@ -42,15 +42,11 @@ class CellDataset(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Read the cells at `indices`: (B, C, S, S), (B,), and (B, C, S, S) or (B, 0)."""
-        if self.on_device is not None:
-            images, targets = (part[indices] if part is not None else None for part in self.on_device)
-            return (
-                images,
-                torch.from_numpy(self.labels[indices]),
-                images.new_empty(len(images), 0) if targets is None else targets,
-            )
-        images = torch.from_numpy(self.scaling.apply(self.images[indices]))
         labels = torch.from_numpy(self.labels[indices])
+        if self.on_device is not None:
+            images, targets = self.on_device[0][indices], self.on_device[1]
+            return images, labels, images.new_empty(len(images), 0) if targets is None else targets[indices]
+        images = torch.from_numpy(self.scaling.apply(self.images[indices]))
         if self.targets is None or self.target_scaling is None:
             return images, labels, images.new_empty(len(images), 0)
         return images, labels, torch.from_numpy(self.target_scaling.apply(self.targets[indices]))
@@ -62,11 +58,10 @@ class CellDataset(Dataset[Batch]):
 
     def move_to(self, device: torch.device) -> None:
         """Copy the raw counts to a device, which then makes the batches."""
-        paired = self.targets is not None and self.target_scaling is not None
-        self.on_device = (
-            _DeviceImages(self.images, self.scaling, device),
-            _DeviceImages(self.targets, self.target_scaling, device) if paired else None,
-        )
+        targets = None
+        if self.targets is not None and self.target_scaling is not None:
+            targets = _DeviceImages(self.targets, self.target_scaling, device)
+        self.on_device = _DeviceImages(self.images, self.scaling, device), targets
 
 
 class _DeviceImages:

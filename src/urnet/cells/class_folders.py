@@ -93,9 +93,8 @@ def scan_class_folders(
                     f"{root}: the file name {row['path']!a} is not Unicode text. Rename the file",
                     code="cells.file_name_not_unicode",
                 )
-            if target:
-                paired = folder / locate_paired_file(file.relative_to(folder), target)
-                row["target"] = paired.relative_to(root).as_posix()
+            if target and (paired := locate_paired_file(file.relative_to(folder), target)) is not None:
+                row["target"] = (folder / paired).relative_to(root).as_posix()
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -192,8 +191,9 @@ def _list_split_folders(
     problem = _find_split_problem(folders, part_of, parts)
     if problem:
         raise CellsError(f"{root}: holds the folders {names}: {problem}", code="cells.split_folders")
-    class_folders, labels = [], {}
-    for folder, part in part_of.items():
+    class_folders: list[tuple[str, Path]] = []
+    labels = {}
+    for folder, part in zip(folders, parts, strict=True):
         loose = [file.name for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES and file.is_file()]
         if loose:
             raise CellsError(
@@ -216,7 +216,7 @@ def _list_split_folders(
             f"{'; '.join(gaps) or 'no part holds a class folder'}. Add cells of these classes, or {_TABLE_ADVICE}",
             code="cells.split_folders",
         )
-    meaning = ", ".join(f"{folder.name} = {part}" for folder, part in part_of.items())
+    meaning = ", ".join(f"{folder.name} = {part}" for folder, part in zip(folders, parts, strict=True))
     note = "" if "validation" in parts else ". Validation cells are taken from the training part, as the recipe says"
     logger.warning("%s: the folders are used as the given split (%s)%s", root, meaning, note)
     return class_folders

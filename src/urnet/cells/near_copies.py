@@ -73,7 +73,7 @@ def find_near_copies(thumbnails: np.ndarray | LazyRows, progress: Callable[[floa
             compared += len(leaf)
             progress(0.3 + 0.6 * compared / (trees * count))
         candidates = [np.unique(np.concatenate(candidates))]
-    pairs = []
+    pairs: list[Pair] = []
     for start in range(0, len(candidates[0]), BATCH_SIZE):
         first, second = np.divmod(candidates[0][start : start + BATCH_SIZE], count)
         correlation = correlate_pairs(thumbnails[first], thumbnails[second])

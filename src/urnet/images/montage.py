@@ -98,7 +98,7 @@ def read_crop(root: Path, address: str, tile: int | None = None) -> np.ndarray:
     """
     image = resolve_address(root, address)
     path = root / image.file
-    if image.row is None:
+    if image.row is None or image.column is None:
         return read_image(path, _list_pages(path)[0] if image.page is None else image.page)
     if tile is None:
         raise ImageError(

@@ -156,7 +156,7 @@ class _CropWriter:
     def _write(self, index: int, crop: np.ndarray) -> None:
         if self.file is None:
             self._open(crop.nbytes * len(self.cells))
-        if self.is_stopped or self.end + crop.nbytes > MAX_TABLE_BYTES:
+        if self.file is None or self.end + crop.nbytes > MAX_TABLE_BYTES:
             return self.discard()
         content = crop.tobytes()
         self.file.write(content)
