@@ -12,7 +12,6 @@ from PIL import Image
 from urnet.calibration.conformal import join_set, split_set
 from urnet.cells.read import find_images, read_cells
 from urnet.cells.split import assign_parts, find_groups
-from urnet.errors import RecipeError
 from urnet.fields.cropping.crop import _name_by_folder
 from urnet.fields.labels.positions import read_labels
 from urnet.fields.table import FieldRow, find_fields
@@ -119,10 +118,11 @@ def test_refuses_recipe_classes_that_differ_only_in_spelling(folder, raises_code
 
 
 @pytest.mark.parametrize("text", ["no: [a]", "yes: [a]", "null: [a]", "a: [off]", "a: null", "a: [~]"])
-def test_refuses_yaml_values_that_are_no_text(tmp_path, text):
+def test_refuses_yaml_values_that_are_no_text(tmp_path, text, raises_code):
     (tmp_path / "r.yaml").write_text(f"classes: {{{text}, b: [c]}}", encoding="utf-8")
-    with pytest.raises(RecipeError):
+    with raises_code("recipe.invalid") as caught:
         load_recipe(tmp_path / "r.yaml")
+    assert "quotes" in str(caught.value)
 
 
 # --- donors

@@ -134,7 +134,7 @@ def assign_parts(
 def assign_folds(
     cells: Cells, folds: int, seed: int, *, by_donor: bool = True, copies: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Number the fold that tests each cell, (N,) int64. A given column `fold` is kept.
+    """Assign each cell to the fold that tests it, (N,) int64. A given column `fold` is kept.
 
     Raises:
         CellsError: a class has fewer cells or donors than folds (`cells.too_few`), or the given column has other folds
