@@ -31,7 +31,8 @@ from urnet.cells.read import read_cells
 from urnet.cells.table import Cells
 from urnet.evaluation.evaluate import evaluate
 from urnet.images.simulation.optics import draw_imaging, simulate_brightfield
-from urnet.images.simulation.phantom import CLASS_FREQUENCY, CROP_UM, Scene, draw_crop, paint_other_particle
+from urnet.images.simulation.particles import CROP_UM, paint_other_particle
+from urnet.images.simulation.phantom import CLASS_FREQUENCY, Scene, draw_crop
 from urnet.nets.features import find_last_layer, record_inputs
 from urnet.run_folder import Run
 

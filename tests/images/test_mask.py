@@ -5,18 +5,15 @@ import pytest
 
 from urnet.images.mask import FALLBACK_RADIUS, segment_cell
 from urnet.images.montage import read_crop
+from urnet.images.simulation.optics import draw_imaging
+from urnet.images.simulation.particles import CROP_UM, THICKNESS, paint_other_particle, paint_white_cell
 from urnet.images.simulation.phantom import (
     CLASS_FREQUENCY,
-    CROP_UM,
     IMAGING_SPREAD,
-    THICKNESS,
     Scene,
     draw_crop,
     draw_donor,
-    draw_imaging,
     open_random_stream,
-    paint_other_particle,
-    paint_white_cell,
 )
 
 
