@@ -301,11 +301,11 @@ def test_prints_the_first_ten_of_many_findings(draw, tmp_path, capsys):
     for number in range(14):
         Image.fromarray(np.eye(24, dtype=np.uint8)).save(folder / "disc" / f"same{number:02d}.png")
     assert run(["audit", str(folder)]) == 1
-    said = capsys.readouterr().out
-    assert said.count("constant: every pixel is") == 10
-    assert "constant: … and 15 more, 25 in all; --out FILE.csv lists them all" in said
-    assert "  … and 4 more files; --out FILE.csv lists them all" in said
-    assert said.splitlines()[-1].startswith("27 finding(s): 25 constant, 1 padding, 1 near-copy")
+    printed = capsys.readouterr().out
+    assert printed.count("constant: every pixel is") == 10
+    assert "constant: … and 15 more of 25" in printed
+    assert "  … and 4 more files" in printed
+    assert printed.splitlines()[-1].startswith("27 finding(s): 25 constant, 1 padding, 1 near-copy")
     assert run(["audit", str(folder), "--out", str(tmp_path / "all.csv")]) == 1
     assert f"constant: … and 15 more, 25 in all; see {tmp_path / 'all.csv'}" in capsys.readouterr().out
     assert (tmp_path / "all.csv").read_text(encoding="utf-8").count("constant") == 25
