@@ -7,12 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 from urnet.bundle.model import Model
 from urnet.serve import active_learning, cell_images
 from urnet.serve.active_learning import QueueRanking, compute_uncertainty, project_features, rank_cells
+from urnet.serve.app import create_app
 from urnet.serve.cell_images import CellImages
 from urnet.serve.database.store import Store
+from urnet.serve.server import _fill_queue, serve
 from urnet.serve.services import Services
 from urnet.serve.settings import Settings
 
@@ -73,13 +76,15 @@ def test_pictures_beside_the_crops_of_class_folders_are_found_by_the_recipe(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
-def test_the_model_orders_the_queue_and_can_be_stopped(served_run, shapes, tmp_path, stopped, monkeypatch):
+def test_the_model_orders_the_queue_and_can_be_stopped(served_run, shapes, tmp_path, stopped, monkeypatch, raises_code):
     monkeypatch.setattr(active_learning, "CHUNK_CELLS", 4)
     store = Store(tmp_path / "bench.db")
     services = Services.open(served_run, Settings(decoders=1), "onnx", store=store)
     images = CellImages.open(shapes, model=services.model, run=served_run)
     store.labels.add_cells(images.name, images.queue_rows())
     before = store.labels.list_next(images.name, 100)
+    with raises_code("labels.classes_of_model"):
+        services.set_label_classes(["bar"])
 
     async def work() -> QueueRanking:
         ranking = QueueRanking(services, images, store.labels)
@@ -103,3 +108,27 @@ def test_the_model_orders_the_queue_and_can_be_stopped(served_run, shapes, tmp_p
         told, _, _ = services.network.engine.run(services.model.read(ranking.images.cells))
         assert list(ranking.images.rows)[int(compute_uncertainty(told).argmax())] == after[0]
     store.close()
+
+
+def test_a_server_without_a_model_labels_in_a_random_order_that_is_always_the_same(
+    shapes, tmp_path, send_files, raises_code
+):
+    orders = []
+    for name in ("one.db", "two.db"):
+        images = CellImages.open(shapes)
+        services = Services(Settings(), store=Store(tmp_path / name), images=images)
+        _fill_queue(services, ["bar", "disc"])
+        with TestClient(create_app(services), base_url="http://localhost") as client:
+            assert client.get("/readyz").status_code == 200
+            for answer in (client.get("/v1/model"), send_files(client, shapes / "disc" / "000.png")):
+                assert (answer.status_code, answer.json()["code"]) == (503, "server.no_model")
+            assert services.label_classes() == ("bar", "disc")
+            assert services.set_label_classes(["disc", "ring"]) == services.label_classes() == ("disc", "ring")
+            orders.append(services.store.labels.list_next(images.name, 100))
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == sorted(images.rows) != orders[0]
+    assert Image.open(io.BytesIO(images.image(orders[0][0]).crop)).size == (24, 24)
+    with raises_code("serve.nothing"):
+        serve(None, Settings())
+    with raises_code("labels.classes_of_model"):
+        serve(tmp_path, Settings(), classes=["bar"])

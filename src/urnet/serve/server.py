@@ -36,7 +36,7 @@ def serve(
     classes: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 8000,
-    database: Path = Path("bench.db"),
+    database: Path = Path("labels.db"),
     engine: str = "auto",
     proxy: ProxySettings | None = None,
     expect: str | None = None,
