@@ -40,8 +40,14 @@ class EpochBar(Callback):
                 console=Console(highlight=False),
                 speed_estimate_period=600,
             )
-            fields = {"epoch": self.start_epoch + 1, "epochs": self.epochs, "figures": ""}
-            self.bar.add_task(self.stage, total=self.epochs, completed=self.start_epoch, **fields)
+            self.bar.add_task(
+                self.stage,
+                total=self.epochs,
+                completed=self.start_epoch,
+                epoch=self.start_epoch + 1,
+                epochs=self.epochs,
+                figures="",
+            )
             self.bar.start()
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:

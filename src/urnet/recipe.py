@@ -134,7 +134,7 @@ class Pretrain(Optimisation):
 
     epochs: Annotated[int, Field(ge=0, le=10**6)] = 0
     """Passes over the training part; 0 for none."""
-    target: Literal[
+    target: Literal[  # type: ignore[valid-type]  # a computed Literal
         *("identity", "target", "nuclei", "stain", "clean"),
         *("clahe", "retinex", "unsharp", "guided", "homomorphic", "wavelet", "bilateral", "equalise", "wls"),
     ] = "identity"

@@ -295,7 +295,7 @@ def detect(
         least, most = (um / pixel_um for um in diameter_um)
     cells = detect_cells(
         _ArrayField(image).read,
-        image.shape[:2],  # type: ignore[arg-type]  # checked to be two numbers
+        image.shape[:2],
         nuclei=None if nuclei is None else _ArrayField(nuclei).read,
         least=least,
         most=most,

@@ -37,7 +37,7 @@ def load(path: "Path | str | Run", *, expect: str | None = None) -> "Model":
     """
     from urnet.bundle.model import Model
 
-    return Model.load(getattr(path, "folder", path), expect=expect)
+    return Model.load(_folder(path), expect=expect)
 
 
 def train(
@@ -186,7 +186,7 @@ def differential(
 
     with show_progress(progress) as reporter:
         return count_cells(
-            Path(getattr(run, "folder", run)),
+            _folder(run),
             Path(source),
             Path(out),
             coverage=coverage,
@@ -218,4 +218,8 @@ def compare(runs: "Sequence[Run | Path | str]", out: Path | str, *, progress: bo
     from urnet.benchmark.compare import compare as compare_runs
 
     with show_progress(progress) as reporter:
-        return compare_runs([Path(getattr(run, "folder", run)) for run in runs], Path(out), reporter.update)
+        return compare_runs([_folder(run) for run in runs], Path(out), reporter.update)
+
+
+def _folder(run: "Run | Path | str") -> Path:
+    return Path(run) if isinstance(run, Path | str) else run.folder

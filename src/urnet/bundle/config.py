@@ -94,7 +94,9 @@ def parse_scaling(data: Any) -> Scaling:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= 1e12
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and abs(value) <= 1e12
 
 
 Network = Annotated[dict[str, Any], AfterValidator(_check_network)]

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,9 +19,9 @@ from urnet.fields.cropping.settings import CropSettings
 from urnet.images.montage import read_crop, resolve_address
 from urnet.images.read import is_file
 
-Image = Path | str | np.ndarray
+Image: TypeAlias = Path | str | np.ndarray
 """A path, the address of a tile or page, or an array of raw counts, (H, W) or (H, W, 3)."""
-Images = Image | Iterable[Image] | Cells | pd.DataFrame
+Images: TypeAlias = Image | Iterable[Image] | Cells | pd.DataFrame
 """One image or several: paths of images, folders and cells tables, arrays, `Cells`, or a frame with a column `path`."""
 
 FIELD_MEASURES = ("edge", "touching")
@@ -54,7 +54,7 @@ def find_crops(images: Images, config: ModelConfig) -> Iterator[CropSource]:
         CellsError: a folder without images, a damaged table (as `find_images`), or something that is no image
             (code `cells.not_an_image`).
     """
-    if _is_single(images):
+    if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and _is_image(images)):
         images = [images]
     if isinstance(images, Cells):
         yield from _crops_of(images)
@@ -75,11 +75,9 @@ def find_crops(images: Images, config: ModelConfig) -> Iterator[CropSource]:
             )
 
 
-def _is_single(images: Images) -> bool:
-    """Whether it is one path, or one array (H, W) or (H, W, 3)."""
-    if isinstance(images, np.ndarray):
-        return images.ndim == 2 or images.shape[2:] == (3,)
-    return isinstance(images, str | Path)
+def _is_image(pixels: np.ndarray) -> bool:
+    """Whether an array is one image, (H, W) or (H, W, 3), and not a stack of images."""
+    return pixels.ndim == 2 or pixels.shape[2:] == (3,)
 
 
 def _crops_at(path: Path | str, config: ModelConfig) -> Iterator[CropSource]:

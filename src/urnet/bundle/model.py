@@ -304,9 +304,10 @@ class Model:
         """
         scaling = self.config.scaling
         rows = [measure_quality(np.moveaxis(image, 0, -1), scaling.low, scaling.high) for image in images]
-        for column in FIELD_MEASURES if cells is not None else ():
-            for row, value in zip(rows, cells.get(column, [""] * len(rows)), strict=True):
-                row |= parse_measure(column, value)
+        if cells is not None:
+            for column in FIELD_MEASURES:
+                for row, value in zip(rows, cells.get(column, [""] * len(rows)), strict=True):
+                    row |= parse_measure(column, value)
         return rows
 
     def reject(self, images: np.ndarray, features: np.ndarray, cells: "pd.DataFrame | None" = None) -> list[str]:

@@ -150,7 +150,7 @@ def _tensor_bytes(tensor: "np.ndarray | Tensor") -> memoryview:
         import torch
 
         tensor = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+    return memoryview(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # a buffer
 
 
 def check_expected(expect: str | None) -> str | None:

@@ -100,13 +100,13 @@ class _JsonContent(BaseModel):
     false_rejection: Annotated[float, Field(gt=0, le=0.5)]
     level: Annotated[float, Field(gt=0, le=1)]
     checks: Annotated[
-        list[tuple[Literal[*dict.fromkeys(check.measure for check in CHECKS)], Literal[-1, 1]]],
+        list[tuple[Literal[*dict.fromkeys(check.measure for check in CHECKS)], Literal[-1, 1]]],  # type: ignore[valid-type]  # a computed Literal
         Field(min_length=1, max_length=len(CHECKS)),
     ]
     limits: Annotated[dict[Text, float], Field(max_length=len(CHECKS))]
     confusion: Annotated[list[list[Annotated[int, Field(ge=0)]]], Field(max_length=1000)]
     reference_part: Literal["test", "validation"]
-    parts: dict[Literal[PARTS], Annotated[int, Field(ge=0)]]
+    parts: dict[Literal[PARTS], Annotated[int, Field(ge=0)]]  # type: ignore[valid-type]  # a computed Literal
     depths: Annotated[int, Field(ge=1, le=1000)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,8 @@ ExpectOption = Annotated[
 
 def main() -> None:
     """Run the command line. Errors of the user are printed in one line and give exit code 2."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold letters that the terminal's encoding lacks
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what the terminal's encoding lacks
     try:
         set_environment()
     except UrnetError as error:
@@ -90,8 +92,8 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # wrong usage; typer exports no common base class of these errors
             message = error.format_message().replace("Value error, ", "")
-            context = getattr(error, "ctx", None)
-            return print_error(f"{message} (see {context.command_path if context else 'urnet'} --help)", 2)
+            failed = getattr(error, "ctx", None)
+            return print_error(f"{message} (see {failed.command_path if failed else 'urnet'} --help)", 2)
         raise
 
 

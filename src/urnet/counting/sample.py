@@ -276,7 +276,7 @@ def _rejection_warnings(sample: Sample, table: np.ndarray) -> list[str]:
     if not out or out / sample.cells <= lost[most]:
         return []
     known = np.array([table[most, -1], table[most, :-1].sum()])
-    p = fisher_exact(np.rint([[out, sample.accepted], known]).astype(int), alternative="greater").pvalue
+    p = fisher_exact(np.rint([[out, sample.accepted], known]).astype(int), alternative="greater").pvalue  # type: ignore[arg-type]
     if p >= REJECTION_P_VALUE:
         return []
     return [
