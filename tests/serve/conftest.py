@@ -18,6 +18,15 @@ from urnet.serve.services import Services
 from urnet.serve.settings import Settings
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """Mark the tests that start a browser or a server."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        for marker, fixture in (("browser", "browser"), ("server", "start_server")):
+            if fixture in fixtures:
+                item.add_marker(marker)
+
+
 @pytest.fixture(scope="session")
 def served_run(trained, tmp_path_factory) -> Path:
     """A copy of a finished run, beside whose weights the server may keep its graph."""
@@ -178,6 +187,7 @@ def open_page(browser, server_url):
             context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
             contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         own = (server_url, "data:", "blob:")

@@ -1,4 +1,4 @@
-"""The page about the model, and what all pages share: frame, name, errors, access."""
+"""The page About, and the parts of all pages: layout, sign-in, errors, access."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def test_pages_are_legible_at_every_width_in_light_and_dark(open_page, axe, path
     assert axe(page) == []
 
 
-def test_it_shows_the_model_card_with_its_limits(open_page, served_run):
+def test_about_shows_the_model_card(open_page, served_run):
     page = open_page("/about")
     told = page.inner_text("main")
     assert "not a medical device, not for diagnosis" in told
@@ -34,15 +34,15 @@ def test_it_shows_the_model_card_with_its_limits(open_page, served_run):
     assert page.locator("nav a[aria-current=page]").inner_text() == "About"
 
 
-def test_everything_comes_from_the_server_itself(server_url):
+def test_pages_load_nothing_from_elsewhere(server_url):
     html = httpx.get(f"{server_url}/", headers={"accept": "text/html"}).text
     assert not re.findall(r"(?:src|href)=[\"']https?://", html)
 
 
-def test_the_keyboard_reaches_the_content_and_the_pages(open_page):
+def test_keyboard_reaches_content_and_navigation(open_page):
     page = open_page("/about")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
     assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.tagName") == "MAIN"
@@ -55,15 +55,15 @@ def test_the_keyboard_reaches_the_content_and_the_pages(open_page):
     page.wait_for_selector("text=Choose files")
 
 
-def test_a_name_is_asked_for_in_a_dialog_and_kept(open_page, axe):
+def test_sign_in(open_page, axe):
     page = open_page("/about")
-    page.click("text=No name yet")
+    page.click("header >> text=Sign in")
     page.wait_for_selector("dialog[open]")
     assert page.evaluate("document.activeElement.tagName") == "INPUT"
     assert axe(page) == []
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog", state="detached")
-    page.click("text=No name yet")
+    page.click("header >> text=Sign in")
     page.wait_for_selector("dialog[open]")
     page.keyboard.type("  Ada <b>Lovelace</b> ")
     page.keyboard.press("Enter")
@@ -72,11 +72,11 @@ def test_a_name_is_asked_for_in_a_dialog_and_kept(open_page, axe):
     page.wait_for_selector("header >> text=Ada <b>Lovelace</b>")
 
 
-def test_a_name_is_proposed_again_when_the_server_has_started_anew(browser, start_server, served_run, tmp_path):
+def test_name_is_suggested_after_a_restart_of_the_server(browser, start_server, served_run, tmp_path):
     page = browser.new_page()
     with start_server(served_run, tmp_path) as address:
         page.goto(f"{address}/about")
-        page.click("text=No name yet")
+        page.click("header >> text=Sign in")
         page.wait_for_selector("dialog[open]")
         assert page.input_value("dialog input") == ""
         page.keyboard.type("Ada Lovelace")
@@ -84,7 +84,7 @@ def test_a_name_is_proposed_again_when_the_server_has_started_anew(browser, star
         page.wait_for_selector("header >> text=Ada Lovelace")
     with start_server(served_run, tmp_path, "--port", address.rpartition(":")[2]):
         page.goto(f"{address}/about")
-        page.click("text=No name yet")  # nobody is taken for who sat here before
+        page.click("header >> text=Sign in")  # nobody is taken for who sat here before
         page.wait_for_selector("dialog[open]")
         page.wait_for_function("document.querySelector('dialog input').value === 'Ada Lovelace'")
         page.keyboard.press("Enter")
@@ -97,10 +97,10 @@ def test_a_name_is_proposed_again_when_the_server_has_started_anew(browser, star
     page.close()
 
 
-def test_what_is_not_there_is_said_to_people_and_to_programs(server_url):
+def test_missing_address_answers_html_or_problem_details(server_url):
     page = httpx.get(f"{server_url}/nowhere", headers={"accept": "text/html"})
     assert page.status_code == 404
-    assert "There is no such page" in page.text
+    assert "Page not found" in page.text
     told = httpx.get(f"{server_url}/v1/nowhere")
     assert told.status_code == 404
     assert told.headers["content-type"] == "application/problem+json"
@@ -109,7 +109,7 @@ def test_what_is_not_there_is_said_to_people_and_to_programs(server_url):
     assert httpx.get(f"{server_url}/openapi.json").json()["info"]["title"] == "urnet"
 
 
-def test_pages_of_other_sites_get_nowhere(server_url):
+def test_other_sites_are_refused(server_url):
     port = server_url.rpartition(":")[2]
     assert httpx.get(f"{server_url}/", headers={"host": f"evil.example:{port}"}).status_code == 403
     posted = httpx.post(f"{server_url}/classify", headers={"origin": "http://evil.example"})
@@ -118,9 +118,9 @@ def test_pages_of_other_sites_get_nowhere(server_url):
     assert httpx.get(sockets, headers={"origin": "http://evil.example"}).status_code == 403
 
 
-def test_a_cookie_that_a_client_made_up_is_not_taken(server_url):
+def test_made_up_session_key_is_not_accepted(server_url):
     (name,) = httpx.get(f"{server_url}/about", headers={"accept": "text/html"}).cookies
-    assert re.fullmatch("urnet-bench-[0-9a-f]{8}", name)
+    assert re.fullmatch("urnet-browser-[0-9a-f]{8}", name)
     answer = httpx.get(f"{server_url}/about", headers={"accept": "text/html", "cookie": f"{name}=mine"})
     given = answer.cookies[name]
     assert given != "mine"
@@ -130,7 +130,7 @@ def test_a_cookie_that_a_client_made_up_is_not_taken(server_url):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no SIGTERM on this system")
-def test_on_other_hosts_the_token_opens_the_pages_and_a_server_with_an_open_page_stops(browser, served_run, tmp_path):
+def test_token_on_other_hosts_and_stop_with_an_open_page(browser, served_run, tmp_path):
     main = [sys.executable, "-c", "from urnet.cli import main; main()", "serve", served_run, "--host", "0.0.0.0"]
     arguments = ["--port", "0", "--database", tmp_path / "bench.db", "--engine", "onnx"]
     token = "a-token-of-this-test"
@@ -154,7 +154,7 @@ def test_on_other_hosts_the_token_opens_the_pages_and_a_server_with_an_open_page
         page.fill("#token", token)
         page.keyboard.press("Enter")
         page.wait_for_selector("text=Choose files")
-        page.click("text=No name yet")  # goes through the websocket
+        page.click("header >> text=Sign in")  # goes through the websocket
         page.wait_for_selector("dialog[open]")
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

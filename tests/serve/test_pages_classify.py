@@ -1,4 +1,4 @@
-"""Classify, as people use it: files in, cells and counts out, pictures of a cell, and work that is stopped."""
+"""The page Classify in a browser: uploads, cells, the differential, pictures of a cell, and cancelled jobs."""
 
 import csv
 import io
@@ -11,7 +11,8 @@ import pytest
 from urnet.bundle.model import Model
 from urnet.predict import predict_files
 
-DONE = "image(s) classified"
+ALL_LOADED = "(images) => [...document.querySelectorAll(images)].every((one) => one.complete && one.naturalWidth)"
+DONE = ".status >> text=/images? classified/"
 
 
 @pytest.fixture
@@ -20,25 +21,25 @@ def few(shapes):
 
 
 @pytest.fixture
-def sent(open_page, few, tmp_path):
-    """Opens the page and has some files classified, one of which is damaged."""
+def classify_files(open_page, few, tmp_path):
+    """Open the page and classify some files, one of which is damaged."""
 
-    def sent(**how):
+    def classify_files(**how):
         damaged = tmp_path / "damaged.png"
         damaged.write_bytes(few[0].read_bytes()[:200])
         page = open_page("/", **how)
         page.fill("#sample", "Donor 7")
         page.set_input_files("#files", [*few, damaged])
-        page.wait_for_selector(f".status >> text={DONE}")
+        page.wait_for_selector(DONE)
         page.wait_for_function("document.querySelectorAll('.cells button').length === 10")
         return page
 
-    return sent
+    return classify_files
 
 
-def test_files_become_cells_with_classes_and_a_differential(sent, few, served_run, tmp_path):
-    page = sent()
-    assert page.inner_text(".status p") == "Donor 7: 9 image(s) classified, 1 not usable"
+def test_files_are_classified_and_counted(classify_files, few, served_run, tmp_path):
+    page = classify_files()
+    assert page.inner_text(".status p") == "Donor 7: 9 images classified, 1 unusable"
     first = page.inner_text(".cells li >> nth=0")
     assert re.search(r"(bar|disc|ring)\s*\d+\.\d %", first)
     assert "damaged or incomplete" in page.inner_text(".cells li >> nth=9")
@@ -46,25 +47,27 @@ def test_files_become_cells_with_classes_and_a_differential(sent, few, served_ru
     assert "95 % interval" in shares
     assert "1 image(s) could not be used" in shares
     with page.expect_download() as got:
-        page.click("text=Download CSV")
+        page.click("text=Export predictions")
     rows = list(csv.DictReader(io.StringIO(got.value.path().read_text(encoding="utf-8"))))
     predict_files(Model.load(served_run), few, tmp_path / "told.csv", engine="onnx")
     told = pd.read_csv(tmp_path / "told.csv", dtype=str, keep_default_na=False).to_dict("records")
     assert {tuple(row.values())[1:-1] for row in rows if not row["error"]} == {tuple(r.values())[1:-1] for r in told}
     with page.expect_download() as got:
-        page.click("text=Download the sample report")
+        page.click("text=Export report")
     assert "Donor 7" in got.value.path().read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1280, "light"), (2560, "light")])
-def test_cells_and_their_details_are_accessible(sent, axe, width, scheme):
-    page = sent(width=width, scheme=scheme)
+def test_cells_and_their_details_are_accessible(classify_files, axe, width, scheme):
+    page = classify_files(width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert axe(page) == []
     page.click(".cells button >> nth=1")
-    page.wait_for_selector(".cell-view[open] .pictures img")
-    page.wait_for_function("[...document.querySelectorAll('.cell-view img')].every(i => i.complete && i.naturalWidth)")
-    box = page.locator(".cell-view").bounding_box()
+    page.wait_for_selector(".cell-dialog[open] .pictures img")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.cell-dialog img')].every(i => i.complete && i.naturalWidth)"
+    )
+    box = page.locator(".cell-dialog").bounding_box()
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= width
     assert axe(page) == []
@@ -82,67 +85,70 @@ WHOLE_WORDS = """(selector) => [...document.querySelectorAll(selector)].every((o
 
 
 @pytest.mark.parametrize("width", [400, 1280])
-def test_names_of_classes_break_between_words_only(sent, open_page, width):
-    page = sent(width=width)
+def test_class_names_break_between_words_only(classify_files, open_page, width):
+    page = classify_files(width=width)
     assert page.evaluate(WHOLE_WORDS, ".side .shares tbody th")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.click("text=Keep for review")
-    page.wait_for_selector("text=predictions kept for review")
+    page.click("text=Save for review")
+    page.wait_for_selector("text=predictions saved for review")
     page = open_page("/review", context=page.context)
     page.wait_for_selector(".tile span")
     assert page.evaluate(WHOLE_WORDS, ".tile span")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_cell_is_shown_raw_enhanced_and_under_grad_cam_by_the_keyboard_alone(sent):
-    page = sent()
+def test_cell_dialog_by_keyboard(classify_files):
+    page = classify_files()
     page.focus(".cells button >> nth=0")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
-    page.wait_for_selector(".cell-view[open] .pictures img")
+    page.wait_for_selector(".cell-dialog[open] .pictures img")
     assert page.inner_text("#cell-title") == "000.png"
     said = "The true class is among them for at least 90 % of cells like those calibrated on."
-    assert "Classes that cannot be ruled out (prediction set): " in page.inner_text(".cell-view")
-    assert said in page.inner_text(".cell-view")
+    assert "Prediction set (classes that cannot be ruled out): " in page.inner_text(".cell-dialog")
+    assert said in page.inner_text(".cell-dialog")
     assert len(re.findall(r"\d+\.\d %", page.inner_text("#cell-probabilities + table"))) == 3
-    page.wait_for_function("[...document.querySelectorAll('.cell-view img')].every(i => i.complete && i.naturalWidth)")
-    assert page.locator(".cell-view img[src$='viridis.png']").count() == 1
-    page.focus(".cell-view input[type=range]")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.cell-dialog img')].every(i => i.complete && i.naturalWidth)"
+    )
+    assert page.locator(".cell-dialog img[src$='viridis.png']").count() == 1
+    page.focus(".cell-dialog input[type=range]")
     page.keyboard.press("End")
-    assert page.evaluate("document.querySelector('.cell-view').style.getPropertyValue('--cut')") == "100%"
-    page.focus(".cell-view input[value=viridis]")
+    assert page.evaluate("document.querySelector('.cell-dialog').style.getPropertyValue('--split')") == "100%"
+    page.focus(".cell-dialog input[value=viridis]")
     page.keyboard.press("ArrowRight")
-    page.wait_for_selector(".cell-view img[src$='blue-red.png']")
-    page.focus(".cell-view button >> nth=1")
+    page.wait_for_selector(".cell-dialog img[src$='blue-red.png']")
+    page.focus(".cell-dialog button >> nth=1")
     page.keyboard.press("ArrowRight")
-    page.wait_for_selector("#cell-title:has-text('000.png')")
-    for _ in range(3):
+    for number in (2, 3, 4):
+        page.wait_for_selector(f".cell-dialog img[src$='/{number}/raw.png'] >> nth=0")
         page.keyboard.press("ArrowRight")
-    page.wait_for_selector("#cell-title:has-text('001.png')")
+    page.wait_for_selector(".cell-dialog img[src$='/5/raw.png'] >> nth=0")
+    assert page.inner_text("#cell-title") == "001.png"
     page.keyboard.press("Escape")
-    page.wait_for_selector(".cell-view", state="hidden")
+    page.wait_for_selector(".cell-dialog", state="hidden")
     assert page.evaluate("document.activeElement.closest('.cells') !== null")
 
 
-def test_cells_are_chosen_by_class_and_put_in_order(sent):
-    page = sent()
-    page.select_option(".choice select >> nth=0", "not usable")
+def test_cells_are_filtered_and_sorted(classify_files):
+    page = classify_files()
+    page.select_option(".cell-filters select >> nth=0", "unusable")
     page.wait_for_function("document.querySelectorAll('.cells button').length === 1")
-    page.select_option(".choice select >> nth=0", "all")
-    page.select_option(".choice select >> nth=1", "least sure first")
+    page.select_option(".cell-filters select >> nth=0", "all")
+    page.select_option(".cell-filters select >> nth=1", "certainty")
     page.wait_for_timeout(1000)
     shares = [float(one) for one in re.findall(r"(\d+\.\d) %", page.inner_text(".cells"))]
     assert len(shares) == 9
     assert shares == sorted(shares)
 
 
-def test_a_page_that_comes_back_finds_its_work_and_other_browsers_do_not(sent, browser, server_url):
-    page = sent()
+def test_reloaded_page_continues_and_other_browsers_see_nothing(classify_files, browser, server_url):
+    page = classify_files()
     page.click(".cells button >> nth=4")
-    page.wait_for_selector(".cell-view[open]")
+    page.wait_for_selector(".cell-dialog[open]")
     title, picture = page.inner_text("#cell-title"), page.get_attribute(".pictures img >> nth=0", "src")
     page.reload()
-    page.wait_for_selector(".cell-view[open]")
+    page.wait_for_selector(".cell-dialog[open]")
     assert page.inner_text("#cell-title") == title
     assert page.locator(".cells button").count() == 10
     assert httpx.get(server_url + picture).status_code == 404
@@ -153,7 +159,7 @@ def test_a_page_that_comes_back_finds_its_work_and_other_browsers_do_not(sent, b
     other.close()
 
 
-def test_work_can_be_cancelled_and_what_is_there_stays(open_page, shapes):
+def test_cancelled_job_keeps_its_results(open_page, shapes):
     page = open_page("/")
     page.set_input_files("#files", sorted(shapes.glob("*/*.png")) * 10)
     page.wait_for_selector("button:has-text('Cancel'):visible")
@@ -167,7 +173,7 @@ def test_work_can_be_cancelled_and_what_is_there_stays(open_page, shapes):
     assert page.locator("progress:visible").count() == 0
 
 
-def test_a_folder_is_taken_without_what_is_no_image(open_page, shapes, tmp_path):
+def test_folder_is_uploaded_without_other_files(open_page, shapes, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     for number, source in enumerate(sorted(shapes.glob("*/*.png"))[::12]):
@@ -175,8 +181,8 @@ def test_a_folder_is_taken_without_what_is_no_image(open_page, shapes, tmp_path)
     (folder / "notes.txt").write_text("no image", encoding="utf-8")
     page = open_page("/")
     page.set_input_files("#folder", folder)
-    page.wait_for_selector(f".status >> text=5 {DONE}")
-    assert page.inner_text("#sending-text") == "5 files sent; 1 other file left out"
+    page.wait_for_selector(".status >> text=5 images classified")
+    assert page.inner_text("#upload-text") == "5 files uploaded, 1 other file skipped"
 
 
 DROP = """async (address) => {
@@ -189,30 +195,30 @@ DROP = """async (address) => {
 }"""
 
 
-def test_files_can_be_dropped(sent):
-    page = sent()
+def test_files_can_be_dropped(classify_files):
+    page = classify_files()
     page.evaluate(DROP, page.get_attribute(".cells img >> nth=0", "src"))
-    page.wait_for_selector(f".status >> text=Donor 7: 2 {DONE}")
+    page.wait_for_selector(".status >> text=Donor 7: 2 images classified")
 
 
-def test_pictures_of_a_sample_that_is_replaced_are_no_longer_asked_for(open_page, shapes):
+def test_pictures_of_a_replaced_sample_are_not_requested(open_page, shapes):
     page = open_page("/", height=4000)
     files = sorted(shapes.glob("*/*.png"))
     for _ in range(3):
         page.set_input_files("#files", files)
         page.wait_for_function("document.querySelectorAll('.cells img').length > 30")
-    page.wait_for_selector(f".status >> text={len(files)} {DONE}")
-    page.wait_for_function("[...document.querySelectorAll('.cells img')].every(i => i.complete && i.naturalWidth)")
+    page.wait_for_selector(f".status >> text={len(files)} images classified")
+    page.wait_for_function(ALL_LOADED, arg=".cells img")
 
 
-def test_a_connection_that_was_lost_comes_back(sent):
-    page = sent()
+def test_lost_connection_is_restored(classify_files):
+    page = classify_files()
     page.evaluate("window.socket.io.engine.close()")
     page.click(".cells button >> nth=2")
-    page.wait_for_selector(".cell-view[open] .pictures img")
+    page.wait_for_selector(".cell-dialog[open] .pictures img")
 
 
-def test_what_cannot_be_classified_is_said(open_page, tmp_path):
+def test_unusable_files_are_reported(open_page, tmp_path):
     page = open_page("/")
     page.set_input_files("#files", [])
     (tmp_path / "letter.txt").write_text("no image", encoding="utf-8")
@@ -220,10 +226,10 @@ def test_what_cannot_be_classified_is_said(open_page, tmp_path):
     page.wait_for_selector("[role=alert] >> text=None of these files is a PNG, JPEG, BMP or TIFF")
     (tmp_path / "letter.png").write_text("no image", encoding="utf-8")
     page.set_input_files("#files", tmp_path / "letter.png")
-    page.wait_for_selector(".status >> text=0 image(s) classified, 1 not usable")
+    page.wait_for_selector(".status >> text=0 images classified, 1 unusable")
 
 
-def test_addresses_of_what_is_not_there_are_refused(server_url):
+def test_unknown_addresses_are_refused(server_url):
     with httpx.Client(base_url=server_url) as client:
         key = client.post("/classify").json()["key"]
         at = f"/classify/{key}"
@@ -239,32 +245,34 @@ def test_addresses_of_what_is_not_there_are_refused(server_url):
         assert client.post(f"{at}/start").status_code == 404
 
 
-def test_predictions_are_kept_for_review(sent):
-    page = sent()
-    page.click("text=Keep for review")
-    page.wait_for_selector("text=9 predictions kept for review")
+def test_predictions_are_saved_for_review_with_the_same_estimate(classify_files):
+    page = classify_files()
+    page.click("text=Save for review")
+    page.wait_for_selector("text=9 predictions saved for review")
+    estimate = page.locator(".side .shares >> nth=0").locator("td.value").all_inner_texts()
+    page.click("nav >> text=Review")
+    page.wait_for_selector(".counts th:has-text('Corrected, %')")
+    assert [row.locator("td").nth(2).inner_text() for row in page.locator(".counts tbody tr").all()] == estimate
 
 
-def test_a_full_disk_while_files_are_sent_is_said_and_they_can_be_sent_again(
-    browser, server_url, few, tmp_path, disk_full
-):
+def test_upload_after_a_full_disk(browser, server_url, few, tmp_path, disk_full):
     large = tmp_path / "large.png"
     large.write_bytes(few[0].read_bytes() + bytes(2 * 2**20))
     page = browser.new_page()  # its console names the answer 507
     page.goto(server_url)
     with disk_full():
         page.set_input_files("#files", large)
-        page.wait_for_selector("#sending-error >> text=the server's disk is full")
+        page.wait_for_selector("#upload-error >> text=the server's disk is full")
     page.set_input_files("#files", large)
-    page.wait_for_selector(f".status >> text=1 {DONE}")
+    page.wait_for_selector(".status >> text=1 image classified")
     page.close()
 
 
-def test_what_is_not_kept_for_review_is_kept_at_the_second_try(sent, disk_full):
-    page = sent()
+def test_saving_for_review_after_a_full_disk(classify_files, disk_full):
+    page = classify_files()
     with disk_full():
-        page.click("text=Keep for review")
-        page.wait_for_selector(".status >> text=not kept for review: ")
-    page.click("text=Keep for review")
-    page.wait_for_selector("text=9 predictions kept for review")
-    assert page.locator("button:has-text('Keep for review')").count() == 0
+        page.click("text=Save for review")
+        page.wait_for_selector(".status >> text=Not saved for review: ")
+    page.click("text=Save for review")
+    page.wait_for_selector("text=9 predictions saved for review")
+    assert page.locator("button:has-text('Save for review')").count() == 0

@@ -1,4 +1,4 @@
-"""What the script of the page asks for: room for files that all browsers share, pictures of a sample that is there."""
+"""Routes of the page Classify: shared storage for uploads, sessions, and pictures of a replaced sample."""
 
 import asyncio
 import threading
@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from urnet.serve.app import create_app
+from urnet.serve.classification_job import ClassificationJob
 from urnet.serve.services import CellPosition, FieldPreview, ImageResult, Services, UploadedCells
 from urnet.serve.settings import Settings
 from urnet.serve.uploads.receive import Upload
@@ -18,7 +19,7 @@ from urnet.serve.uploads.receive import Upload
 
 @pytest.fixture
 def page(served_run, pages):
-    """The app with its pages: `with page(sample_files=3) as (browser, services)`."""
+    """Open the app with its pages: `with page(sample_files=3) as (browser, services)`."""
 
     @contextmanager
     def page(**limits):
@@ -44,7 +45,7 @@ def empty(services) -> None:
         time.sleep(0.01)
 
 
-def test_browsers_share_the_room_and_a_new_sample_gives_back_that_of_the_old_one(page, shapes):
+def test_browsers_share_the_storage_and_a_new_sample_frees_the_old_one(page, shapes):
     content = (shapes / "disc" / "000.png").read_bytes() + bytes(2000)
     with page(upload_bytes=3 * len(content)) as (one, services):
         two = TestClient(one.app, base_url="http://localhost")
@@ -52,25 +53,25 @@ def test_browsers_share_the_room_and_a_new_sample_gives_back_that_of_the_old_one
         assert put(one, first, content, 2).json() == {"files": 2}
         refused = put(two, second, content, 2)
         assert refused.status_code == 429
-        assert "ask who runs it" in refused.json()["detail"]
+        assert refused.json()["code"] == "server.uploads_full"
         assert put(two, second, content).status_code == 404  # what had room does not stay
         begin(one)
         empty(services)
         assert put(two, begin(two), content, 3).json() == {"files": 3}
 
 
-def test_the_pixel_size_of_fields_comes_with_their_sample(page, shapes):
+def test_pixel_size_is_set_for_the_whole_sample(page, shapes):
     with page() as (browser, _):
         key = browser.post("/classify", data={"sample": "a", "pixel_size_um": "0.25"}).json()["key"]
         put(browser, f"/classify/{key}", (shapes / "disc" / "000.png").read_bytes(), 2)
         (session,) = sessions_of(browser).sessions.values()
-        assert [upload.pixel_um for upload in session.kept["classify"].uploads] == [0.25, 0.25]
+        assert [upload.pixel_um for upload in session.data["classify"].uploads] == [0.25, 0.25]
         refused = browser.post("/classify", data={"pixel_size_um": "-1"})
     assert refused.status_code == 422
-    assert refused.json()["detail"] == "pixel_size_um: Input should be greater than 0"
+    assert refused.json()["code"] == "request.invalid"
 
 
-def test_samples_that_nobody_looks_at_make_room_for_instruments(page, shapes, send_files, monkeypatch):
+def test_unused_samples_make_room_for_instruments(page, shapes, send_files, monkeypatch):
     from urnet.serve.pages import sessions
 
     file = shapes / "disc" / "000.png"
@@ -81,14 +82,14 @@ def test_samples_that_nobody_looks_at_make_room_for_instruments(page, shapes, se
         instrument = TestClient(browser.app, base_url="http://localhost")
         assert send_files(instrument, file).status_code == 429
         assert browser.get(f"{at}/predictions.csv").status_code == 200
-        monkeypatch.setattr(sessions, "SCARCE_SECONDS", 0.0)
+        monkeypatch.setattr(sessions, "UNUSED_SCARCE_S", 0.0)
         send_files(instrument, file)
         empty(services)
         assert send_files(instrument, file).status_code == 200
 
 
 class Work:
-    """What a page keeps, at work or not."""
+    """Session data that can be busy."""
 
     is_busy, closed = False, False
 
@@ -96,40 +97,40 @@ class Work:
         self.closed = True
 
 
-def test_a_session_at_work_is_not_forgotten_however_scarce_the_room_is():
+def test_busy_session_stays_when_storage_is_scarce():
     pytest.importorskip("nicegui", reason="NiceGUI is not installed")
-    from urnet.serve.pages.sessions import MOST, SCARCE_SECONDS, SessionMiddleware
+    from urnet.serve.pages.sessions import MAX_SESSIONS, UNUSED_SCARCE_S, SessionMiddleware
 
     async def app(scope, receive, send):
-        scope["urnet.session"].kept.setdefault("work", Work())
+        scope["urnet.session"].data.setdefault("work", Work())
 
     now, storage = [0.0], SimpleNamespace(is_scarce=True)
     sessions = SessionMiddleware(app, storage, "x", lambda: now[0])
 
     def visit(path="/", key=""):
-        cookie = (b"cookie", f"urnet-bench-x={key}".encode())
+        cookie = (b"cookie", f"urnet-browser-x={key}".encode())
         scope = {"type": "http", "scheme": "http", "path": path, "headers": [cookie]}
         asyncio.run(sessions(scope, None, None))
         return scope.get("urnet.session")
 
     running, idle = visit(), visit()
-    work, other = running.kept["work"], idle.kept["work"]
+    work, other = running.data["work"], idle.data["work"]
     work.is_busy = True
-    now[0] = SCARCE_SECONDS + 1
+    now[0] = UNUSED_SCARCE_S + 1
     visit()
     assert (work.closed, other.closed) == (False, True)
     assert visit(key=running.key) is running
-    for _ in range(MOST + 10):
+    for _ in range(MAX_SESSIONS + 10):
         visit()
     assert not work.closed
-    assert len(sessions.sessions) == MOST
+    assert len(sessions.sessions) == MAX_SESSIONS
     work.is_busy = False
     visit()
     assert work.closed
     assert running.key not in sessions.sessions
 
 
-def test_a_sample_is_at_work_until_it_is_counted(page, shapes):
+def test_session_is_busy_until_the_sample_is_counted(page, shapes):
     with page() as (browser, _):
         at = begin(browser)
         put(browser, at, (shapes / "disc" / "000.png").read_bytes())
@@ -145,26 +146,23 @@ def test_a_sample_is_at_work_until_it_is_counted(page, shapes):
 
 
 def sessions_of(browser):
-    """The middleware within the app that keeps the sessions."""
+    """Find the session middleware of the app."""
     layer = browser.app.middleware_stack
     while not hasattr(layer, "sessions"):
         layer = layer.app
     return layer
 
 
-def test_a_count_that_is_asked_for_at_the_very_end_is_made(page, tmp_path):
+def test_partial_count_is_made_if_requested_at_the_end(page, tmp_path):
     with page() as (_, services):
-        from urnet.serve.classification_job import ClassificationJob
-
-        went = asyncio.run(count_late(ClassificationJob, services.storage, tmp_path))
-    assert went == ("done", 1)
+        assert asyncio.run(count_late(services.storage, tmp_path)) == ("done", 1)
 
 
-async def count_late(classification, storage, folder) -> tuple:
-    """One cell of one field is classified, another field is lost; the count is asked for while notes are made."""
-    making, asked = asyncio.Event(), asyncio.Event()
+async def count_late(storage, folder) -> tuple:
+    """Classify one cell of one field; another field is unreadable. Ask for the count while the notes are made."""
+    noting, asked = asyncio.Event(), asyncio.Event()
 
-    async def cut(*_):
+    async def extract_cells(*_):
         return UploadedCells(
             [Upload("cells", folder)],
             [],
@@ -176,36 +174,34 @@ async def count_late(classification, storage, folder) -> tuple:
     async def classify_file(*_, **__):
         yield [ImageResult("0.png")]
 
-    async def notes_on(_):
-        making.set()
+    async def collect_notes(_):
+        noting.set()
         await asked.wait()
         return []
 
-    mine = classification(
-        SimpleNamespace(
-            storage=storage,
-            settings=Settings(),
-            model=SimpleNamespace(calibration=True),
-            cut=cut,
-            classify_file=classify_file,
-            notes_on=notes_on,
-            sample=lambda name, answers: len(answers),
-        ),
-        asyncio.Semaphore(1),
+    services = SimpleNamespace(
+        storage=storage,
+        settings=Settings(),
+        model=SimpleNamespace(calibration=True),
+        extract_cells=extract_cells,
+        classify_file=classify_file,
+        collect_notes=collect_notes,
+        count_results=lambda name, answers: len(answers),
     )
-    mine.uploads = [Upload("a", folder), Upload("b", folder)]
-    mine.start()
-    await making.wait()
-    mine.count_readable()
+    job = ClassificationJob(services, asyncio.Semaphore(1))
+    job.uploads = [Upload("a", folder), Upload("b", folder)]
+    job.start()
+    await asyncio.wait_for(noting.wait(), 20)
+    job.count_partial()
     asked.set()
-    while mine.is_running:
+    while job.is_running:
         await asyncio.sleep(0.01)
-    went = mine.state, mine.counted
-    mine.close()
-    return went
+    result = job.state, job.differential
+    job.close()
+    return result
 
 
-def test_a_picture_whose_sample_was_replaced_meanwhile_is_gone(page, shapes, monkeypatch):
+def test_picture_of_a_replaced_sample_is_gone(page, shapes, monkeypatch):
     with page() as (browser, services), ThreadPoolExecutor(1) as threads:
         at = begin(browser)
         put(browser, at, (shapes / "disc" / "000.png").read_bytes())
@@ -229,5 +225,5 @@ def test_a_picture_whose_sample_was_replaced_meanwhile_is_gone(page, shapes, mon
         replaced.set()
         answer = waiting.result()
         assert answer.status_code == 410
-        assert "another one was begun since" in answer.json()["detail"]
+        assert "replaced by a newer one" in answer.json()["detail"]
         assert browser.get(f"{at}/0/enhanced.png").status_code == 404

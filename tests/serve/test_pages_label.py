@@ -1,19 +1,27 @@
-"""Labelling as people do it, by keys alone or with the mouse."""
+"""The page Label in a browser, by keys or with the mouse, with a model and without one."""
 
 import csv
 import io
 import re
+import socket
+import threading
 
 import pytest
+import uvicorn
 
+from urnet.serve.app import create_app
+from urnet.serve.cell_images import CellImages
 from urnet.serve.database.labels import Labeller
 from urnet.serve.database.names import MAX_NAME_LENGTH
-from urnet.serve.pages.components.keyboard import class_keys
+from urnet.serve.database.store import Store
+from urnet.serve.pages.components.keyboard import assign_keys
+from urnet.serve.services import Services
+from urnet.serve.settings import Settings
 
 
 @pytest.fixture(autouse=True)
 def all_cells_free(request):
-    """Give back the cells of browsers of earlier tests, which hold theirs for some minutes."""
+    """Release the cells that browsers of earlier tests have claimed."""
     if "open_page" in request.fixturenames:
         request.getfixturevalue("server_store").labels.release_all()
 
@@ -27,13 +35,13 @@ def begin(open_page, name, **more):
 
 
 def at(page) -> str:
-    return page.locator("[data-keys]").get_attribute("data-at")
+    return page.locator("[data-keys]").get_attribute("data-cell")
 
 
 def press(page, key) -> None:
     before = at(page)
     page.keyboard.press(key)
-    page.wait_for_function("before => document.querySelector('[data-keys]').dataset.at !== before", arg=before)
+    page.wait_for_function("before => document.querySelector('[data-keys]').dataset.cell !== before", arg=before)
 
 
 def exported(page, server_url) -> dict[str, str]:
@@ -43,14 +51,14 @@ def exported(page, server_url) -> dict[str, str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280, 2560])
-def test_it_is_legible_at_every_width(open_page, axe, width, scheme):
+def test_label_is_accessible_at_every_width(open_page, axe, width, scheme):
     page = begin(open_page, "Zoe", width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.get_by_role("button", name="bar").get_attribute("aria-keyshortcuts") == "1"
     assert axe(page) == []
 
 
-def test_labels_are_given_by_keys_taken_back_and_go_into_a_table(open_page, server_url):
+def test_labels_by_keys_undo_and_export(open_page, server_url):
     page = begin(open_page, "Ada")
     said = page.get_by_role("status")
     first = at(page)
@@ -72,23 +80,23 @@ def test_labels_are_given_by_keys_taken_back_and_go_into_a_table(open_page, serv
     page.wait_for_selector(".picture img")
     assert at(page) == second
     page.get_by_role("button", name="ring").click()
-    page.wait_for_function("was => document.querySelector('[data-keys]').dataset.at !== was", arg=second)
+    page.wait_for_function("was => document.querySelector('[data-keys]').dataset.cell !== was", arg=second)
     assert sorted(exported(page, server_url).values()) == ["bar", "ring"]
-    page.wait_for_function("document.querySelector('.state').innerText.includes('2 by you')")
+    page.wait_for_function("document.querySelector('.side').innerText.includes('2 by you')")
 
 
-def test_keys_can_be_turned_off_and_do_nothing_in_fields(open_page):
+def test_shortcuts_can_be_turned_off(open_page):
     page = begin(open_page, "Eve")
     before = at(page)
-    page.get_by_label("Keys work").uncheck()
+    page.get_by_label("Keyboard shortcuts").uncheck()
     page.keyboard.press("1")
     page.wait_for_timeout(400)
     assert at(page) == before
-    page.get_by_label("Keys work").check()
+    page.get_by_label("Keyboard shortcuts").check()
     press(page, "1")
 
 
-def test_a_lost_connection_comes_back_where_it_was(open_page):
+def test_lost_connection_is_restored_at_the_same_cell(open_page):
     page = begin(open_page, "Flo")
     press(page, "1")
     before = at(page)
@@ -101,7 +109,7 @@ def test_a_lost_connection_comes_back_where_it_was(open_page):
     assert at(page) == before
 
 
-def test_two_never_get_the_same_cell_and_see_how_far_they_agree(open_page, browser):
+def test_two_labellers_get_different_cells_and_see_their_agreement(open_page, browser):
     one, two = begin(open_page, "Ida"), begin(open_page, "Ben")
     mine = set()
     for key in ("1", "2", "1", "2"):
@@ -109,19 +117,19 @@ def test_two_never_get_the_same_cell_and_see_how_far_they_agree(open_page, brows
         mine |= {at(one)}
         press(one, key)
     new = at(two)
-    two.get_by_label("Read by one other").check()
-    two.wait_for_function("was => document.querySelector('[data-keys]').dataset.at !== was", arg=new)
+    two.get_by_label("Second reader").check()
+    two.wait_for_function("was => document.querySelector('[data-keys]').dataset.cell !== was", arg=new)
     while mine:  # others may have labelled cells that come before
         mine -= {at(two)}
         press(two, "1")
-    two.wait_for_function("document.querySelector('.state').innerText.includes('Ben, Ida')")
-    row = two.locator(".state tbody tr", has_text="Ben, Ida")
+    two.wait_for_function("document.querySelector('.side').innerText.includes('Ben, Ida')")
+    row = two.locator(".side tbody tr", has_text="Ben, Ida")
     assert row.count() == 1
     assert re.search(r"\d+%", row.inner_text())
 
 
 def tab(page, open_page):
-    """Another tab of a browser in which somebody has said their name."""
+    """Open another tab of a browser with a signed-in user."""
     made = open_page("/label", context=page.context)
     made.wait_for_selector(".picture img")
     return made
@@ -135,11 +143,11 @@ def test_two_browsers_under_one_name_get_different_cells(open_page):
         press(two, key)
     before = at(two)
     two.keyboard.press("u")  # what was given in this browser, not in the other
-    two.wait_for_function("was => document.querySelector('[data-keys]').dataset.at !== was", arg=before)
-    assert two.get_by_role("status").inner_text() == "Taken back: bar. Next cell."
+    two.wait_for_function("was => document.querySelector('[data-keys]').dataset.cell !== was", arg=before)
+    assert two.get_by_role("status").inner_text() == "Undone: bar. Next cell."
 
 
-def test_a_label_that_replaces_another_is_told(open_page):
+def test_replaced_label_is_reported(open_page):
     one = begin(open_page, "Hal")
     two = tab(one, open_page)
     cell = at(one)
@@ -147,27 +155,25 @@ def test_a_label_that_replaces_another_is_told(open_page):
     press(one, "1")
     press(two, "2")
     said = two.get_by_role("status").inner_text()
-    assert re.fullmatch(
-        r"Labelled disc\. It replaces your earlier label bar given at .. ... 20.. ..:.. UTC\. Next cell\.", said
-    )
+    assert re.fullmatch(r"Labelled disc\. This replaces your label bar of .. ... 20.. ..:.. UTC\. Next cell\.", said)
     press(two, "u")
     assert at(two) == cell
 
 
-def test_a_full_disk_is_told_and_the_cell_stays(open_page, server_url, disk_full):
+def test_full_disk_is_reported_and_the_cell_stays(open_page, server_url, disk_full):
     page = begin(open_page, "Kim")
     press(page, "1")
     cell, before = at(page), exported(page, server_url)
     with disk_full():
-        for key, words in (("2", "Not kept: "), ("u", "Not taken back: ")):
+        for key, words in (("2", "Not saved: "), ("u", "Not undone: ")):
             page.keyboard.press(key)
             page.wait_for_function("w => document.querySelector('[role=status]').innerText.startsWith(w)", arg=words)
             assert "make room" in page.get_by_role("status").inner_text()
             assert at(page) == cell
             assert page.locator(".picture img").first.is_visible()
-        page.get_by_label("Read by one other").check()
+        page.get_by_label("Second reader").check()
         page.wait_for_function("document.querySelector('[role=status]').innerText.includes('make room')")
-        page.get_by_label("New ones").check()
+        page.get_by_label("Unlabelled cells").check()
         page.wait_for_timeout(200)
         assert at(page) == cell
     assert exported(page, server_url) == before
@@ -193,10 +199,10 @@ def test_hostile_names_are_shown_as_text_and_cut(open_page, axe, server_store, s
     )
     page.wait_for_selector(".picture img")
     press(page, "1")
-    page.wait_for_function("document.querySelector('.state').innerText.includes('1 by you')")
-    assert page.inner_text("button.person").startswith("<img src=x onerror=alert(1)>gnp[31myyy")
-    assert len(page.inner_text("button.person")) == MAX_NAME_LENGTH
-    page.wait_for_function("document.querySelector('.state').innerText.includes('<img src=x')")
+    page.wait_for_function("document.querySelector('.side').innerText.includes('1 by you')")
+    assert page.inner_text("button.user").startswith("<img src=x onerror=alert(1)>gnp[31myyy")
+    assert len(page.inner_text("button.user")) == MAX_NAME_LENGTH
+    page.wait_for_function("document.querySelector('.side').innerText.includes('<img src=x')")
     seen = page.inner_text("body")
     assert "\u202e" not in seen
     assert len(seen) < 20_000
@@ -206,18 +212,71 @@ def test_hostile_names_are_shown_as_text_and_cut(open_page, axe, server_store, s
     labelling.undo(queue, other)
 
 
-def test_a_cell_and_a_table_are_asked_for_by_number_only(open_page, server_url):
+def test_unknown_cells_are_refused(open_page, server_url):
     page = open_page("/label")
     page.wait_for_selector("dialog[open]")
     page.keyboard.press("Escape")
-    page.wait_for_function("document.querySelector('[role=status]').innerText.startsWith('Say your name')")
+    page.wait_for_function("document.querySelector('[role=status]').innerText.startsWith('Sign in')")
     for address in ("/label/cell/x/99999/crop", "/label/cell/x/1/..%2f..%2fetc", "/label/cell/x/a/crop"):
         assert page.request.get(server_url + address).status in (404, 422)
 
 
-def test_each_class_has_a_key_of_its_own():
-    keys = class_keys([f"class {k}" for k in range(15)])
+def test_each_class_has_its_own_key():
+    keys = assign_keys([f"class {k}" for k in range(15)])
     assert len(keys) == 16
     assert keys["1"] == "class 0"
     assert not set(keys) & set("csu")
     assert keys["n"] == "not a cell"
+
+
+@pytest.fixture
+def url_without_model(shapes, pages, tmp_path):
+    """Serve cells to label without a model, in this process."""
+    store = Store(tmp_path / "labels.db")
+    images = CellImages.open(shapes)
+    store.labels.add_cells(images.name, images.queue_rows())
+    services = Services(Settings(), store=store, images=images)
+    server = uvicorn.Server(uvicorn.Config(create_app(services, pages=pages), log_config=None))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_labels_without_a_model(url_without_model, browser, axe, width):
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto(f"{url_without_model}/label")
+    page.get_by_label("Name", exact=True).fill("Ada")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Add the classes of your cells")
+    for name, key in (("bar", "1"), ("disc", "2")):
+        page.get_by_label("New class").fill(name)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f"[aria-keyshortcuts='{key}'] >> text={name}")
+    page.get_by_label("New class").fill("BAR")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[role=alert] >> text=given twice")
+    page.get_by_label("Keyboard shortcuts").focus()
+    press(page, "1")
+    press(page, "1")
+    assert page.get_by_role("status").inner_text() == "Labelled bar. Next cell."
+    page.wait_for_selector("text=2 labels")
+    assert page.get_by_role("button", name="Remove class bar").count() == 0
+    page.get_by_label("Name of class bar").fill("rod")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[aria-keyshortcuts='1'] >> text=rod")
+    page.get_by_role("button", name="Remove class disc").click()
+    page.wait_for_selector("[aria-keyshortcuts='2']", state="detached")
+    assert set(exported(page, url_without_model).values()) == {"rod"}
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert axe(page) == []
+    for path in ("/", "/review", "/runs", "/about"):
+        page.goto(url_without_model + path)
+        page.wait_for_selector("text=This page needs a model")
+    assert axe(page) == []
+    refused = page.request.post(f"{url_without_model}/classify")
+    assert (refused.status, refused.json()["code"]) == (503, "server.no_model")
+    page.close()

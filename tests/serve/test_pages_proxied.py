@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 TOKEN = "a-token-of-this-test"
-DONE = ".status >> text=image(s) classified"
+ALL_LOADED = "(images) => [...document.querySelectorAll(images)].every((one) => one.complete && one.naturalWidth)"
+DONE = ".status >> text=/images? classified/"
 DOCS = Path(__file__).parents[2] / "docs" / "serve.md"
 
 
@@ -36,7 +37,7 @@ def classify(page, files) -> None:
     page.wait_for_function("n => document.querySelectorAll('.cells button').length === n", arg=len(files))
 
 
-def test_two_servers_in_one_browser_leave_each_other_alone(context, start_server, served_run, shapes, tmp_path):
+def test_two_servers_in_one_browser(context, start_server, served_run, shapes, tmp_path):
     files = [shapes / "disc" / f"00{k}.png" for k in range(3)]
     tokens = [f"{TOKEN}-{k}" for k in range(2)]
     (tmp_path / "one").mkdir()
@@ -59,7 +60,7 @@ def test_two_servers_in_one_browser_leave_each_other_alone(context, start_server
             assert page.locator(".cells button").count() == number
         cookies = context.cookies()
     kinds = sorted(cookie["name"].rpartition("-")[0] for cookie in cookies)
-    assert kinds == [*["urnet-bench"] * 2, *["urnet-session"] * 2]
+    assert kinds == [*["urnet-browser"] * 2, *["urnet-session"] * 2]
     assert len({cookie["name"] for cookie in cookies}) == 4
     for cookie in cookies:
         assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"], cookie["secure"]) == (
@@ -90,18 +91,18 @@ def use_all_pages(context, address, shapes) -> list[str]:
     sign_in(page, f"{address}/", TOKEN)
     classify(page, [shapes / "ring" / f"00{k}.png" for k in range(3)])
     page.click(".cells button >> nth=0")
-    page.wait_for_selector(".cell-view[open] .pictures img")
-    page.wait_for_function("[...document.querySelectorAll('.cell-view img')].every(i => i.complete && i.naturalWidth)")
+    page.wait_for_selector(".cell-dialog[open] .pictures img")
+    page.wait_for_function(ALL_LOADED, arg=".cell-dialog img")
     open_page()
     page.keyboard.press("Escape")
     with page.expect_download() as got:
-        page.click("text=Download CSV")
+        page.click("text=Export predictions")
     assert got.value.path().read_text(encoding="utf-8").count("\n") == 4
-    page.click("text=Keep for review")
-    page.wait_for_selector("text=predictions kept for review")
+    page.click("text=Save for review")
+    page.wait_for_selector("text=predictions saved for review")
     page.click("nav >> text=Review")
     page.wait_for_selector(".tile img")
-    page.wait_for_function("[...document.querySelectorAll('.tile img')].every(i => i.complete && i.naturalWidth)")
+    page.wait_for_function(ALL_LOADED, arg=".tile img")
     open_page()
     with page.expect_download() as got:
         page.click("text=Crops and cells table")
@@ -112,10 +113,10 @@ def use_all_pages(context, address, shapes) -> list[str]:
     page.wait_for_selector(".picture img")
     page.keyboard.press("1")
     page.wait_for_selector("text=Labelled bar")
-    page.wait_for_function("[...document.querySelectorAll('.picture img')].every(i => i.complete && i.naturalWidth)")
+    page.wait_for_function(ALL_LOADED, arg=".picture img")
     open_page()
     with page.expect_download() as got:
-        page.click("text=Cells table of the labelled cells")
+        page.click("text=Cells table with labels")
     assert "bar" in got.value.path().read_text(encoding="utf-8")
     for name in ("Runs", "About", "Classify"):
         page.click(f"nav >> text={name}")

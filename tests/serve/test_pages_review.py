@@ -1,4 +1,4 @@
-"""Corrections as people make them, by keys alone or with the mouse, and the differential that comes of them."""
+"""The page Review in a browser, by keys or with the mouse, and the differential after a review."""
 
 import io
 import zipfile
@@ -10,12 +10,12 @@ from PIL import Image
 from urnet.cells.read import read_cells
 from urnet.serve.database.models import NOT_A_CELL
 from urnet.serve.database.reviews import ReviewedPrediction
-from urnet.serve.review_results import corrected_differential
+from urnet.serve.review_results import count_after_review
 
 
 @pytest.fixture(scope="module")
 def samples(server_store, shapes):
-    """Two samples in the server's database."""
+    """Store two samples in the database of the server."""
     store = server_store
     for name, count in (("S1", 7), ("Slide 2 <b>&ü", 70)):
         rows = []
@@ -46,14 +46,14 @@ def said(page, words) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280, 2560])
-def test_it_is_legible_at_every_width(open_page, axe, samples, width, scheme):
+def test_review_is_accessible_at_every_width(open_page, axe, samples, width, scheme):
     page = open_sample(open_page, width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator(".tile").count() == 60
     assert axe(page) == []
 
 
-def test_cells_are_corrected_by_keys_alone(open_page, samples):
+def test_corrections_by_keys(open_page, samples):
     page = open_sample(open_page, "S1")
     for _ in range(40):
         page.keyboard.press("Tab")
@@ -61,14 +61,14 @@ def test_cells_are_corrected_by_keys_alone(open_page, samples):
             break
     page.keyboard.press("3")
     name(page, "Ada")
-    said(page, "Kept: ring")
+    said(page, "Saved: ring")
     assert page.evaluate("document.activeElement.className").startswith("tile")
     page.keyboard.press("c")
-    said(page, "Kept: disc")
+    said(page, "Saved: disc")
     page.keyboard.press("ArrowRight")
     page.wait_for_function("document.querySelectorAll('.tile')[3].ariaPressed === 'true'")
     page.keyboard.press("n")
-    said(page, "Kept: not a cell")
+    said(page, "Saved: not a cell")
     seen = {row.path: (row.corrected, row.reviewer) for row in samples.reviews.read_reviewed("S1")}
     assert seen["000.png"] == ("ring", "Ada")
     assert seen["001.png"] == ("disc", "Ada")
@@ -79,11 +79,11 @@ def test_cells_are_corrected_by_keys_alone(open_page, samples):
     page.keyboard.press("ArrowLeft")
     page.wait_for_function("document.querySelectorAll('.tile')[3].ariaPressed === 'true'")
     page.keyboard.press("u")
-    said(page, "Taken back: bar")
+    said(page, "Undone. The prediction is bar.")
     assert samples.reviews.read_reviewed("S1")[3].corrected is None
 
 
-def test_a_correction_with_the_mouse_and_where_one_was_after_a_reload(open_page, samples):
+def test_corrections_with_the_mouse_and_selection_after_a_reload(open_page, samples):
     page = open_sample(open_page, "S1")
     page.get_by_label("Sample").select_option("Slide 2 <b>&ü")
     page.wait_for_function("document.querySelectorAll('.tile').length === 60")
@@ -93,16 +93,16 @@ def test_a_correction_with_the_mouse_and_where_one_was_after_a_reload(open_page,
     page.wait_for_function("document.querySelectorAll('.tile')[4].ariaPressed === 'true'")
     page.get_by_role("button", name="bar", exact=True).click()
     name(page, "Ben")
-    said(page, "Kept: bar")
-    page.get_by_label("Show").select_option("Looked at")
+    said(page, "Saved: bar")
+    page.get_by_label("Show").select_option("Reviewed")
     page.wait_for_function("document.querySelectorAll('.tile').length === 1")
-    assert page.locator(".one").inner_text().count("by Ben") == 1
+    assert page.locator(".current").inner_text().count("by Ben") == 1
     page.goto(page.url.partition("?")[0])
     page.wait_for_function("document.querySelectorAll('.tile').length === 1")
     assert page.get_by_label("Sample").input_value() == "Slide 2 <b>&ü"
 
 
-def test_what_was_reviewed_is_taken_along_to_train_on(open_page, samples, server_url, tmp_path):
+def test_export_of_reviewed_cells(open_page, samples, server_url, tmp_path):
     page = open_sample(open_page, "S1")
     with page.expect_download() as download:
         page.get_by_role("link", name="Crops and cells table").click()
@@ -116,7 +116,7 @@ def test_what_was_reviewed_is_taken_along_to_train_on(open_page, samples, server
     assert (answer.status, answer.json()["title"]) == (404, "Not Found")
 
 
-def test_pictures_are_named_by_their_digest_only(open_page, samples, server_url):
+def test_pictures_are_found_by_digest_only(open_page, samples, server_url):
     page = open_sample(open_page, "S1")
     digest = samples.reviews.read_reviewed("S1")[0].image
     answer = page.request.get(f"{server_url}/review/image/{digest}")
@@ -132,7 +132,7 @@ def reviewed(number, predicted, corrected=None, rejected=""):
     return ReviewedPrediction(number, f"{number}.png", None, predicted, told, "m", "0.1", "2026", corrected, who)
 
 
-def test_the_differential_counts_what_people_said_before_what_the_model_said():
+def test_labels_of_reviewers_count_before_predictions():
     rows = [
         reviewed(1, "disc"),
         reviewed(2, "disc", "bar"),
@@ -141,8 +141,8 @@ def test_the_differential_counts_what_people_said_before_what_the_model_said():
         reviewed(5, "bar", "bar", rejected="blurred"),
         reviewed(6, "bar", "blast"),
     ]
-    shares = {one.label: one for one in corrected_differential(rows, ("bar", "disc", "ring"))}
-    assert {name: (one.predicted, one.counted) for name, one in shares.items()} == {
+    shares = {one.label: one for one in count_after_review(rows, ("bar", "disc", "ring"))}
+    assert {name: (one.counted, one.reviewed) for name, one in shares.items()} == {
         "bar": (1, 2),
         "disc": (3, 1),
         "ring": (0, 0),
@@ -152,47 +152,47 @@ def test_the_differential_counts_what_people_said_before_what_the_model_said():
     middle, half = (p + z**2 / 2 / n) / (1 + z**2 / n), z * np.sqrt(p / 2 / n + z**2 / 4 / n**2) / (1 + z**2 / n)
     assert shares["bar"].interval == pytest.approx((middle - half, middle + half))
     assert shares["ring"].share == 0
-    assert corrected_differential([], ("bar",))[0].interval is None
+    assert count_after_review([], ("bar",))[0].interval is None
 
 
 def choose_first(page, number) -> None:
     page.locator(".tile").first.click()
-    page.wait_for_function("n => document.querySelector('[data-keys]').dataset.at === n", arg=str(number))
+    page.wait_for_function("n => document.querySelector('[data-keys]').dataset.cell === n", arg=str(number))
 
 
-def test_a_correction_that_replaces_that_of_another_is_told(open_page, samples):
+def test_replaced_correction_is_reported(open_page, samples):
     page = open_sample(open_page, "S1")
-    at = int(page.locator("[data-keys]").get_attribute("data-at"))
+    at = int(page.locator("[data-keys]").get_attribute("data-cell"))
     samples.reviews.correct(at, "Ben", "ring")  # after the page was read
     page.keyboard.press("1")
     name(page, "Ada")
-    said(page, "Kept: bar. It replaces the label ring that Ben gave at ")
+    said(page, "Saved: bar. This replaces the label ring by Ben, ")
     choose_first(page, at)
     page.keyboard.press("2")
-    said(page, "Kept: disc. It replaces your earlier label bar given at ")
+    said(page, "Saved: disc. This replaces your label bar of ")
     choose_first(page, at)
     samples.reviews.correct(at, "Ben", "ring")
     page.keyboard.press("u")
-    said(page, "Taken back:")
-    assert "Ben had called it ring" in page.get_by_role("status").inner_text()
+    said(page, "Undone.")
+    assert "The label ring was by Ben" in page.get_by_role("status").inner_text()
 
 
-def test_a_full_disk_is_told_and_nothing_shown_as_kept(open_page, samples, disk_full):
+def test_full_disk_is_reported_and_nothing_is_shown_as_saved(open_page, samples, disk_full):
     page = open_sample(open_page, "S1")
     page.keyboard.press("c")
     name(page, "Eve")
-    said(page, "Kept: ")
-    at = page.locator("[data-keys]").get_attribute("data-at")
+    said(page, "Saved: ")
+    at = page.locator("[data-keys]").get_attribute("data-cell")
     before = samples.reviews.read_reviewed("S1")
     with disk_full():
-        for key, words in (("2", "Not kept: "), ("u", "Not taken back: ")):
+        for key, words in (("2", "Not saved: "), ("u", "Not undone: ")):
             page.keyboard.press(key)
             said(page, words)
             assert "make room" in page.get_by_role("status").inner_text()
-            assert page.locator("[data-keys]").get_attribute("data-at") == at
+            assert page.locator("[data-keys]").get_attribute("data-cell") == at
     assert samples.reviews.read_reviewed("S1") == before
     page.keyboard.press("2")
-    said(page, "Kept: disc")
+    said(page, "Saved: disc")
 
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202egnp.\x00\x1b[31m" + "x" * 20_000

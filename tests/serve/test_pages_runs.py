@@ -16,7 +16,7 @@ from urnet.errors import RunError
 from urnet.evaluation.evaluate import evaluate
 from urnet.run_folder import Run
 from urnet.serve.app import create_app
-from urnet.serve.pages.components.curves import chart, line, ticks
+from urnet.serve.pages.components.curves import choose_ticks, draw_chart, make_curve
 from urnet.serve.runs import compare_test_results, format_age, list_runs, read_history, recipe_differences
 from urnet.serve.services import Services
 from urnet.serve.settings import Settings
@@ -41,7 +41,7 @@ def beside(served_run):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280, 2560])
-def test_it_is_legible_at_every_width(open_page, axe, beside, width, scheme):
+def test_runs_are_accessible_at_every_width(open_page, axe, beside, width, scheme):
     for address in ("/runs?run=twin", "/runs?run=run&beside=twin"):
         page = open_page(address, width=width, scheme=scheme)
         page.wait_for_selector("svg.chart")
@@ -49,7 +49,7 @@ def test_it_is_legible_at_every_width(open_page, axe, beside, width, scheme):
         assert axe(page) == []
 
 
-def test_curves_grow_while_a_run_goes_on(open_page, beside):
+def test_curves_follow_a_training(open_page, beside):
     page = open_page("/runs?run=going")
     page.wait_for_selector("svg.chart")
     assert "in epoch 2" in page.locator("svg.chart").first.get_attribute("aria-label")
@@ -60,7 +60,7 @@ def test_curves_grow_while_a_run_goes_on(open_page, beside):
     page.wait_for_function("document.querySelector('svg.chart').ariaLabel.includes('in epoch 3')")
 
 
-def test_a_run_its_report_and_another_one_beside_it_by_keys(open_page, beside):
+def test_report_and_comparison_by_keyboard(open_page, beside):
     page = open_page("/runs")
     assert page.locator("[aria-current=true]").inner_text().startswith("run")
     assert "served" in page.locator("[aria-current=true]").inner_text()
@@ -70,7 +70,7 @@ def test_a_run_its_report_and_another_one_beside_it_by_keys(open_page, beside):
     report = opened.value
     report.wait_for_selector("h1")
     assert report.url.endswith("/runs/report?run=run&part=test")
-    page.get_by_label("run with").select_option("twin")
+    page.get_by_label("Compare run with").select_option("twin")
     page.get_by_role("button", name="Compare").focus()
     page.keyboard.press("Enter")
     page.wait_for_url("**/runs?run=run&beside=twin")
@@ -84,7 +84,7 @@ def in_view(page, cell) -> bool:
 
 
 @pytest.mark.parametrize("width", [400, 1280])
-def test_one_source_has_neither_interval_nor_verdict_and_both_columns_are_in_view(open_page, beside, width):
+def test_one_source_has_neither_interval_nor_verdict(open_page, beside, width):
     for name in ("slide", "slide-b"):
         shutil.copytree(beside / "run", beside / name)
         part = beside / name / "evaluation" / "test"
@@ -96,7 +96,7 @@ def test_one_source_has_neither_interval_nor_verdict_and_both_columns_are_in_vie
     try:
         page = open_page("/runs?run=slide&beside=slide-b", width=width)
         page.wait_for_selector("text=No interval (one group)")
-        shown = page.get_by_role("region", name="Differences on the test part")
+        shown = page.get_by_role("region", name="Differences on the test split")
         rows = [row.locator("td").all() for row in shown.locator("tbody tr").all()]
         assert len(rows) == 5
         assert [[cell.inner_text() for cell in row[1:]] for row in rows] == [["no interval: one group", "–"]] * 5
@@ -109,7 +109,7 @@ def test_one_source_has_neither_interval_nor_verdict_and_both_columns_are_in_vie
             shutil.rmtree(beside / name)
 
 
-def test_figures_that_do_not_say_what_their_intervals_are_are_left_out(beside):
+def test_metrics_without_described_intervals_are_left_out(beside):
     part = beside / "run" / "evaluation" / "test" / "metrics.json"
     whole = part.read_text(encoding="utf-8")
     run = list_runs(beside / "run")["run"]
@@ -121,7 +121,7 @@ def test_figures_that_do_not_say_what_their_intervals_are_are_left_out(beside):
         part.write_text(whole, encoding="utf-8")
 
 
-def test_comparisons_keep_no_thread_from_others(monkeypatch, beside):
+def test_comparisons_use_their_own_threads(monkeypatch, beside):
     from urnet.serve.pages.components import run_comparison
 
     go, found = threading.Event(), list_runs(beside / "run")
@@ -167,12 +167,12 @@ def slowly(monkeypatch, served_run, beside, pages):
         thread.join()
 
 
-def test_a_comparison_shows_that_it_goes_on_can_be_cancelled_and_outlives_its_page(slowly, browser, axe):
+def test_comparison_shows_progress_can_be_cancelled_and_continues_without_its_page(slowly, browser, axe):
     address, go = slowly
     page = browser.new_page()
     page.goto(f"{address}/runs?run=run&beside=twin")
     page.wait_for_selector("svg.chart")
-    page.wait_for_selector("[role=status] >> text=Comparing the two on their test part.")
+    page.wait_for_selector("[role=status] >> text=Comparing the runs on their test split.")
     page.wait_for_function("window.did_handshake")
     assert page.locator("progress:indeterminate").count() == 1
     assert axe(page) == []
@@ -186,14 +186,14 @@ def test_a_comparison_shows_that_it_goes_on_can_be_cancelled_and_outlives_its_pa
     page.reload()
     page.wait_for_selector("progress:indeterminate")
     go.set()
-    page.wait_for_selector("[role=status] >> text=Compared.")
+    page.wait_for_selector("[role=status] >> text=The comparison is finished.")
     page.wait_for_selector("td:has-text('could be chance')")
     page.goto(f"{address}/runs?run=run&beside=going")
     page.wait_for_selector("text=going: has no figures of its test part")
     page.close()
 
 
-def test_no_path_of_a_request_reaches_the_file_system(open_page, beside, server_url, tmp_path):
+def test_requests_name_runs_and_not_paths(open_page, beside, server_url, tmp_path):
     page = open_page("/runs?run=..%2F..%2F..&beside=%2Fetc")
     assert page.locator("[aria-current=true]").inner_text().startswith("run")
     shutil.copytree(beside / "run", tmp_path / "elsewhere")
@@ -206,7 +206,7 @@ def test_no_path_of_a_request_reaches_the_file_system(open_page, beside, server_
     assert answer.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
 
 
-def test_runs_and_folds_are_listed_whatever_was_served_of_them(beside, tmp_path):
+def test_runs_and_folds_are_listed(beside, tmp_path):
     names = {"run", "twin", "going"}
     assert set(list_runs(beside / "run")) == names
     assert set(list_runs(beside / "run" / "model")) == names
@@ -218,7 +218,7 @@ def test_runs_and_folds_are_listed_whatever_was_served_of_them(beside, tmp_path)
     assert not list_runs(beside / "run")["going"].finished
 
 
-def test_a_history_that_is_being_written_is_read_up_to_there(beside, tmp_path):
+def test_incomplete_history_is_read(beside, tmp_path):
     shutil.copytree(beside / "going", tmp_path / "run")
     run = Run(tmp_path / "run")
     whole = len(run.history())
@@ -233,7 +233,7 @@ def test_a_history_that_is_being_written_is_read_up_to_there(beside, tmp_path):
         read_history(run)
 
 
-def test_two_runs_are_compared_on_the_cells_that_both_tested(beside, tmp_path):
+def test_comparison_of_test_results(beside, tmp_path):
     found = list_runs(beside / "run")
     table = compare_test_results(found["run"], found["twin"])
     assert table["difference"].tolist()[:2] == [0, 0]
@@ -242,20 +242,20 @@ def test_two_runs_are_compared_on_the_cells_that_both_tested(beside, tmp_path):
         compare_test_results(found["run"], found["going"])
 
 
-def test_curves_say_what_they_show_and_leave_out_what_is_no_number():
+def test_chart_describes_its_curves_and_skips_missing_values():
     lines = [
-        line("training", [1, 2, 3], [0.5, np.nan, 0.1]),
-        line("<b>", [1], [0.1], 2, 1),
-        line("none", [1], [np.nan]),
+        make_curve("training", [1, 2, 3], [0.5, np.nan, 0.1]),
+        make_curve("<b>", [1], [0.1], 2, 1),
+        make_curve("none", [1], [np.nan]),
     ]
-    drawn = chart(lines, 'Loss "of" it')
+    drawn = draw_chart(lines, 'Loss "of" it')
     assert drawn.count("<polyline") == 2
     assert "<b>" not in drawn
     assert "training 0.1 in epoch 3" in drawn
     assert "none" not in drawn.replace("fill", "")
-    assert chart([lines[2]], "Loss") == ""
-    assert chart([line("flat", [1, 2], [0.3, 0.3])], "Loss")
-    assert ticks(0.13, 0.94, 4)[0] <= 0.13
-    assert ticks(0.13, 0.94, 4)[-1] >= 0.94
-    assert ticks(1, 40, 5, whole=True) == [10, 20, 30, 40]
+    assert draw_chart([lines[2]], "Loss") == ""
+    assert draw_chart([make_curve("flat", [1, 2], [0.3, 0.3])], "Loss")
+    assert choose_ticks(0.13, 0.94, 4)[0] <= 0.13
+    assert choose_ticks(0.13, 0.94, 4)[-1] >= 0.94
+    assert choose_ticks(1, 40, 5, integers=True) == [10, 20, 30, 40]
     assert [format_age(5), format_age(300), format_age(7300), format_age(200_000)] == ["5 s", "5 min", "2 h", "2 d"]

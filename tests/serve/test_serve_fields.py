@@ -336,23 +336,23 @@ def test_the_page_asks_whether_to_count_without_the_damaged_fields(open_page, ax
     page = open_page("/")
     page.fill("#sample", "fields")
     page.set_input_files("#files", sorted(sent.iterdir()))
-    page.wait_for_selector(".status >> text=image(s) classified, 2 not usable", timeout=60_000)
+    page.wait_for_selector(".status >> text=/images? classified, 2 unusable/", timeout=60_000)
     side = page.locator(".side")
-    assert "2 of the 4 files cannot be read:" in side.inner_text()
+    assert "2 of 4 files cannot be read:" in side.inner_text()
     assert "my d1.tif: " in side.inner_text()
     assert "interval" not in side.inner_text()
-    assert page.locator("text=Download the sample report").count() == 0
-    assert page.locator("text=Keep for review").count() == 0
-    assert page.locator(".cells .failed").count() == 2
+    assert page.locator("text=Export report").count() == 0
+    assert page.locator("text=Save for review").count() == 0
+    assert page.locator(".cells .unusable").count() == 2
     assert axe(page) == []
-    page.get_by_role("button", name="Count the other 2 file(s)").focus()
+    page.get_by_role("button", name="Count the other 2 files").focus()
     page.keyboard.press("Enter")
     page.wait_for_selector(".side >> text=95 % interval")
     page.reload()
     assert side.locator("dl div").first.inner_text().split("\n") == ["Files", "2 of 4"]
     assert "2 of the 4 files are counted; my d1.tif, my d2.tif cannot be read." in side.inner_text()
     with page.expect_download() as got:
-        page.click("text=Download the sample report")
+        page.click("text=Export report")
     assert "2 of the 4 files are counted" in got.value.path().read_text(encoding="utf-8")
     counted = count_cells(run.folder, whole, tmp_path / "out", engine="onnx")
     written = json.loads((counted.folder / "differential.json").read_text(encoding="utf-8"))["samples"][0]

@@ -1,7 +1,6 @@
-"""What one browser has classified: its files, the answers as they come, pictures of each cell, the differential.
+"""A background job that classifies and counts the files of one sample.
 
-It belongs to the browser's session, not to the page that shows it: the work goes on while nobody looks, and a page
-that comes back finds it as it is.
+The job belongs to the session of a browser, not to a page: it continues while the page is closed.
 """
 
 import asyncio
@@ -30,33 +29,33 @@ from urnet.serve.uploads.receive import Upload, store_upload
 from urnet.serve.uploads.storage import UploadFolder
 from urnet.version import __version__
 
-PICTURES = 400
-"""Pictures that are kept in memory."""
+MAX_PICTURES = 400
+"""Maximum number of pictures of one sample in memory."""
 
-COUNT_SECONDS = 1.0
-"""How often the cells that are there are counted while more come."""
+COUNT_INTERVAL_S = 1.0
+"""Time between two estimates of the differential while cells are classified, in seconds."""
 
-AT_ONCE = 4
-"""Classifications that run at a time, of all browsers together; others wait for their turn."""
+MAX_JOBS = 4
+"""Maximum number of jobs that run at a time, over all browsers. Other jobs wait."""
 
-UNFINISHED = "Not all images of this sample were classified when this was written."
+INCOMPLETE = "The classification of this sample was not complete when this report was written."
 
-Kind = Literal["raw", "enhanced", "heat"]
-State = Literal["receiving", "waiting", "cutting", "classifying", "done", "cancelled", "failed", "closed"]
-RUNNING: tuple[State, ...] = ("waiting", "cutting", "classifying")
+PictureKind = Literal["raw", "enhanced", "heat"]
+State = Literal["receiving", "waiting", "cropping", "classifying", "done", "cancelled", "failed", "closed"]
+RUNNING: tuple[State, ...] = ("waiting", "cropping", "classifying")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One image and what is said of it.
+class ClassifiedImage:
+    """One image of a sample and its prediction.
 
     Attributes:
-        number: in the order in which they came.
-        answer: what is said of it.
-        source: the file that it is in.
-        index: which image of that file.
-        name: what people call it.
-        place: where in its field it lies; none where it was not cut out of one.
+        number: index in the order of classification.
+        answer: the prediction, or the reason why there is none.
+        source: the file that contains the image.
+        index: index of the image in that file.
+        name: name for users.
+        place: position in the field of view; none if the image was not cropped from a field.
     """
 
     number: int
@@ -67,248 +66,271 @@ class Seen:
     place: CellPosition | None = None
 
     @property
+    def is_usable(self) -> bool:
+        """Whether the image has a prediction."""
+        return not self.answer.error
+
+    @property
+    def predicted(self) -> str:
+        """The predicted class."""
+        return self.answer.row["predicted"]
+
+    @property
+    def probability(self) -> float:
+        """The probability of the predicted class."""
+        return self.answer.row[f"p_{self.predicted}"]
+
+    @property
     def rejected(self) -> str:
-        """Why it is no countable cell; "" where it is one, or nobody can tell."""
+        """Why the image is no countable cell; empty if it is one, or if the model is not calibrated."""
         return self.answer.row.get("rejected", "")
 
     @property
-    def set(self) -> list[str]:
-        """Classes that cannot be ruled out; empty where the model is not calibrated."""
+    def prediction_set(self) -> list[str]:
+        """Classes that cannot be ruled out; empty if the model is not calibrated."""
         return split_set(self.answer.row.get("set", ""))
 
 
 class ClassificationJob:
-    """Files of one sample on their way from the browser to the differential.
+    """Classification of one sample: uploaded files, predictions, pictures of the cells, and the differential.
 
     Args:
-        services: what classifies.
-        turn: lets so many work at once.
+        services: the services that crop, classify and count.
+        slots: limits the number of jobs that run at a time.
         sample: name of the sample.
-        pixel_um: µm per px of its fields of view, where their files do not say it or are wrong.
+        pixel_um: pixel size of the fields of view, in µm; overrides the value in the files.
 
     Attributes:
-        key: names it in addresses.
-        state: how far it is.
-        error: why it failed.
-        uploads: the files.
-        seen: their images.
-        counted: the differential of those; while more come, it may lack the latest. None without a calibrated model.
-        partial: whether fields that can be read are to be counted without those that cannot.
-        reviewing: what became of keeping the predictions for review; "" where nobody asked for it.
-        in_review: whether they are kept.
-        changes: grows whenever something has changed.
+        key: identifier in URLs.
+        state: present step.
+        error: why the job failed.
+        uploads: the uploaded files.
+        images: the classified images.
+        differential: the estimate over these images, at most `COUNT_INTERVAL_S` old; none if the model is not
+            calibrated.
+        is_partial: whether readable fields are counted although other fields cannot be read.
+        is_saved: whether the predictions are in the database.
+        save_message: result of saving the predictions for review; empty before that.
+        version: number that grows with each change.
     """
 
     def __init__(
-        self, services: Services, turn: asyncio.Semaphore, sample: str = "sample", pixel_um: float | None = None
+        self, services: Services, slots: asyncio.Semaphore, sample: str = "sample", pixel_um: float | None = None
     ):
-        self.services, self.turn, self.name, self.pixel_um = services, turn, sample, pixel_um
+        self.services, self.slots, self.name, self.pixel_um = services, slots, sample, pixel_um
         self.key = token_urlsafe(12)
         self.state: State = "receiving"
-        self.error = self.reviewing = ""
+        self.error = self.save_message = ""
         self.uploads: list[Upload] = []
-        self.seen: list[Seen] = []
+        self.images: list[ClassifiedImage] = []
         self.notes: list[str] = []
-        self.counted: Sample | None = None
-        self.cut = UploadedCells([])
-        self.partial = self.in_review = False
-        self.files_done = self.changes = 0
+        self.differential: Sample | None = None
+        self.cropped = UploadedCells([])
+        self.is_partial = self.is_saved = False
+        self.files_done = self.version = 0
         self._bytes = 0
-        self._of_field: Counter[int] = Counter()
+        self._cells_of_field: Counter[int] = Counter()
         self._folder = UploadFolder(services.storage)
         self._task: asyncio.Task[None] | None = None
-        self._keeping: asyncio.Task[None] | None = None
-        self._counted_at = -COUNT_SECONDS
-        self._pictures: OrderedDict[tuple[int, Kind], asyncio.Task[np.ndarray | None]] = OrderedDict()
+        self._saving: asyncio.Task[None] | None = None
+        self._counted_at = -COUNT_INTERVAL_S
+        self._pictures: OrderedDict[tuple[int, PictureKind], asyncio.Task[np.ndarray | None]] = OrderedDict()
 
     def close(self) -> None:
-        """Stop, and delete the files; not waited for."""
-        for task in (self._task, self._keeping):
+        """Stop the job and delete its files in the background."""
+        for task in (self._task, self._saving):
             if task is not None:
                 task.cancel()
         self.state = "closed"
         asyncio.get_running_loop().run_in_executor(None, self._folder.close)
 
     def add(self, files: Sequence[tuple[str, BinaryIO]]) -> None:
-        """Take some files.
+        """Store uploaded files.
 
         Args:
-            files: what the client calls each, and its content.
+            files: the client's name and the content of each file.
 
         Raises:
-            RequestError: that would be too many or too much, or the work has begun.
-            StorageFullError: the server holds as much as it may.
+            RequestError: the sample exceeds a limit, or the job has started.
+            StorageFullError: the storage for uploads is full.
         """
         settings = self.services.settings
         if self.state != "receiving":
-            raise RequestError(HTTPStatus.CONFLICT, "this sample has all its files; begin a new one")
+            raise RequestError(HTTPStatus.CONFLICT, "the upload of this sample is complete; start a new sample")
         if len(self.uploads) + len(files) > settings.sample_files:
             raise RequestError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"more than the {settings.sample_files:,} files that one sample may have; send them as several samples",
+                f"a sample may have {settings.sample_files:,} files at most; split it into several samples",
             )
         for name, content in files:
-            if self.state != "receiving":  # another sample was begun meanwhile
-                raise RequestError(HTTPStatus.CONFLICT, "this sample was given up; begin a new one")
+            if self.state != "receiving":  # closed by another request meanwhile
+                raise RequestError(HTTPStatus.CONFLICT, "this sample was replaced by a new one; start again")
             self._bytes += content.seek(0, io.SEEK_END)
             content.seek(0)
             if self._bytes > settings.sample_bytes:
                 raise RequestError(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                    f"more than the {settings.sample_bytes:,} bytes that one sample may have; send several samples",
+                    f"a sample may have {settings.sample_bytes:,} bytes at most; split it into several samples",
                 )
             self.uploads.append(store_upload(self._folder, len(self.uploads), name, content, self.pixel_um))
-        self.changes += 1
+        self.version += 1
 
     def start(self) -> None:
-        """Begin to classify."""
+        """Start to classify the uploaded files."""
         if self.state == "receiving" and self.uploads:
-            self._go("waiting")
-            self._task = asyncio.create_task(self._work())
+            self._enter("waiting")
+            self._task = asyncio.create_task(self._run())
 
-    def count_readable(self) -> None:
-        """Count the fields that can be read without those that cannot; whoever sent them wants it so."""
-        self.partial = True
-        self.changes += 1
+    def count_partial(self) -> None:
+        """Count the readable fields although other fields cannot be read, as the user decided."""
+        self.is_partial = True
+        self.version += 1
         if not self.is_running:
             self._task = asyncio.create_task(self._count_or_fail())
 
     def cancel(self) -> None:
-        """Stop; what is there stays."""
+        """Stop the job; the results so far stay."""
         if self._task is not None and self.is_running:
             self._task.cancel()
             self._task = asyncio.create_task(self._count_or_fail())
-            self._go("cancelled")
+            self._enter("cancelled")
 
     @property
     def is_running(self) -> bool:
-        """Whether more is to come."""
+        """Whether images are still to be classified."""
         return self.state in RUNNING
 
     @property
     def is_busy(self) -> bool:
-        """Whether work goes on, a count or the keeping for review too."""
-        return any(task is not None and not task.done() for task in (self._task, self._keeping))
+        """Whether any task is in progress, counting and saving included."""
+        return any(task is not None and not task.done() for task in (self._task, self._saving))
 
     @property
     def can_count(self) -> bool:
-        """Whether counts can be corrected."""
+        """Whether the model is calibrated, so that counts can be corrected."""
         return self.services.model.calibration is not None
 
     @property
-    def is_undecided(self) -> bool:
-        """Whether nothing is counted until a person says that it is to be counted without what cannot be read."""
-        return bool(self.cut.fields and self.cut.unreadable) and not self.partial
+    def needs_decision(self) -> bool:
+        """Whether the user must decide if the readable fields are counted without the others."""
+        return bool(self.cropped.fields and self.cropped.unreadable) and not self.is_partial
 
-    def raw_counts(self) -> Counter[str]:
-        """How many images were called what, rejected ones left out."""
-        called = (one.answer.row["predicted"] for one in self.seen if not one.answer.error and not one.rejected)
-        return Counter(called)
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Number of classified images or files, and their total; 0, 0 while the total is unknown."""
+        if self.state != "classifying":
+            return 0, 0
+        if self.cropped.positions:
+            return len(self.images) - len(self.cropped.unreadable), len(self.cropped.positions)
+        return self.files_done, len(self.cropped.sources)
+
+    def counts(self) -> Counter[str]:
+        """Count the predictions of each class, without rejected images."""
+        return Counter(image.predicted for image in self.images if image.is_usable and not image.rejected)
 
     def to_csv(self) -> str:
-        """The answers as `urnet predict` writes them; of cells of fields also where they lie."""
+        """Return the predictions in the format of `urnet predict`, with positions if they come from fields."""
         columns = ["path", "predicted", *self.services.model.prediction_columns, "engine", "error"]
-        columns += ["field", "x", "y"] if self.cut.fields else []
+        columns += ["field", "x", "y"] if self.cropped.fields else []
         rows = []
-        for one in self.seen:
-            row = {key: f"{value:.6f}" if type(value) is float else value for key, value in one.answer.row.items()}
-            row |= {"path": one.answer.path, "error": one.answer.error}
-            row["engine"] = "" if one.answer.error else self.services.engine
-            if one.place is not None:
-                row |= {"field": self.cut.fields[one.place.field].name, "x": one.place.x, "y": one.place.y}
+        for image in self.images:
+            row = {key: f"{value:.6f}" if type(value) is float else value for key, value in image.answer.row.items()}
+            row |= {"path": image.answer.path, "error": image.answer.error}
+            row["engine"] = self.services.engine if image.is_usable else ""
+            if image.place is not None:
+                field = self.cropped.fields[image.place.field]
+                row |= {"field": field.name, "x": image.place.x, "y": image.place.y}
             rows.append(row)
         return format_csv(columns, rows)
 
     def report(self) -> str | None:
-        """The sample's page, as `urnet differential` writes it; none where nothing can be counted."""
-        sample = self.counted
-        if sample is None:
+        """Return the report of `urnet differential` for this sample; none if there is no estimate."""
+        if self.differential is None:
             return None
         config = self.services.model.config
-        files = f"{len(self.uploads)} file(s) sent to the web application"
         about = {
             "run": self.services.run.name,
-            "source": files,
+            "source": f"files uploaded to the web application: {len(self.uploads)}",
             "model": f"{config.name}, seed {config.seed}",
             "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
             "simulated": "",
             "notes": self.notes,
             "version": __version__,
         }
-        return render_page(sample, about)
+        return render_page(self.differential, about)
 
     @property
-    def can_keep(self) -> bool:
-        """Whether predictions can be kept for review: they are not yet, and there is a database."""
-        return self.services.store is not None and not (self.in_review or self.is_keeping or self.is_undecided)
+    def can_save(self) -> bool:
+        """Whether the predictions can be saved for review."""
+        return self.services.store is not None and not (self.is_saved or self.is_saving or self.needs_decision)
 
     @property
-    def is_keeping(self) -> bool:
-        """Whether predictions are being kept for review."""
-        return self._keeping is not None and not self._keeping.done()
+    def is_saving(self) -> bool:
+        """Whether the predictions are being saved for review."""
+        return self._saving is not None and not self._saving.done()
 
-    def keep(self) -> None:
-        """Keep predictions and images in the database, for people to review; where that failed, once more."""
-        if self.can_keep:
-            self.reviewing = "keeping what was classified for review"
-            self.changes += 1
-            self._keeping = asyncio.create_task(self._keep())
+    def save_for_review(self) -> None:
+        """Save predictions and images in the database for review; after a failure, try again."""
+        if self.can_save:
+            self.save_message = "Saving predictions for review"
+            self.version += 1
+            self._saving = asyncio.create_task(self._save())
 
-    async def _keep(self) -> None:
+    async def _save(self) -> None:
         store = self.services.store
         assert store is not None
         try:
             rows = []
-            for one in [one for one in self.seen if not one.answer.error]:
-                content, suffix = await self._file_of(one)
+            for image in [image for image in self.images if image.is_usable]:
+                content, suffix = await self._read_file(image)
                 digest = await asyncio.to_thread(store.reviews.add_image, content, suffix)
-                rows.append({**one.answer.row, "path": one.name, "image": digest})
+                rows.append({**image.answer.row, "path": image.name, "image": digest})
             await asyncio.to_thread(store.reviews.add_predictions, self.name, rows, model=self.services.digest)
-            self.in_review, self.reviewing = True, f"{len(rows):,} predictions kept for review"
-        except Exception as error:  # nobody awaits this task
-            why = describe_error(error, f"keeping sample {self.key} of the page for review")
-            self.reviewing = f"not kept for review: {why}"
+            self.is_saved, self.save_message = True, f"{len(rows):,} predictions saved for review"
+        except Exception as error:  # nothing awaits this task
+            reason = describe_error(error, f"saving sample {self.key} of the page for review")
+            self.save_message = f"Not saved for review: {reason}"
         finally:
-            asyncio.get_running_loop().call_soon(self._changed)  # when the task is done
+            asyncio.get_running_loop().call_soon(self._notify)  # after the task has ended
 
-    async def _file_of(self, one: Seen) -> tuple[bytes, str]:
-        """An image as a file: the one that was sent, or the crop out of a larger one, in raw counts; its suffix."""
-        path = one.source.path
+    async def _read_file(self, image: ClassifiedImage) -> tuple[bytes, str]:
+        """Return an image as a file, with its suffix: the uploaded file, or the crop in raw counts as TIFF."""
+        path = image.source.path
         assert path is not None
-        if path.is_file() and "#" not in one.answer.path:
+        if path.is_file() and "#" not in image.answer.path:
             return await asyncio.to_thread(path.read_bytes), path.suffix
-        _, cells = await self.services.decoders.read(one.source, one.index, one.index + 1)
+        _, cells = await self.services.decoders.read(image.source, image.index, image.index + 1)
         assert cells[0].crop is not None
-        return await asyncio.to_thread(_tiff, cells[0].crop), ".tif"
+        return await asyncio.to_thread(_to_tiff, cells[0].crop), ".tif"
 
-    async def picture(self, number: int, kind: Kind) -> np.ndarray | None:
-        """What can be shown of an image, in [0, 1]; none where it cannot be used or there is no such picture.
+    async def picture(self, number: int, kind: PictureKind) -> np.ndarray | None:
+        """Return a picture of an image, in [0, 1]; none if the image is unusable or has no such picture.
 
         Args:
-            number: of the image.
-            kind: `raw` and `enhanced` are (C, S, S), as the network gets and makes them; `heat` is (S, S), Grad-CAM of
+            number: number of the image.
+            kind: `raw` or `enhanced`, (C, S, S), the input and output of the enhancer; `heat`, (S, S), Grad-CAM of
                 the predicted class.
 
         Raises:
-            ImageError: it can no longer be read.
+            ImageError: the image can no longer be read.
         """
-        one = self.seen[number]
-        if one.answer.error:
+        image = self.images[number]
+        if not image.is_usable:
             return None
-        found = self._pictures.get((number, kind))
-        if found is None:  # a task, so that two who ask at once wait for the same one
-            found = self._pictures[number, kind] = asyncio.create_task(self._make_picture(one, kind))
+        task = self._pictures.get((number, kind))
+        if task is None:  # concurrent requests wait for the same task
+            task = self._pictures[number, kind] = asyncio.create_task(self._make_picture(image, kind))
         self._pictures.move_to_end((number, kind))
-        while len(self._pictures) > PICTURES:
+        while len(self._pictures) > MAX_PICTURES:
             self._pictures.popitem(last=False)
         try:
-            return await asyncio.shield(found)
+            return await asyncio.shield(task)
         except UrnetError:
             self._pictures.pop((number, kind), None)
             raise
 
-    async def _make_picture(self, one: Seen, kind: Kind) -> np.ndarray | None:
-        _, cells = await self.services.decoders.read(one.source, one.index, one.index + 1)
+    async def _make_picture(self, image: ClassifiedImage, kind: PictureKind) -> np.ndarray | None:
+        _, cells = await self.services.decoders.read(image.source, image.index, image.index + 1)
         crop = cells[0].crop
         if crop is None:
             raise ImageError(cells[0].error)
@@ -319,95 +341,110 @@ class ClassificationJob:
         raw = model.config.scaling.apply(crops)
         if kind == "raw":
             return raw[0]
-        predicted = model.classes.index(one.answer.row["predicted"])
-        return await self.services.network.call(_grad_cam, model, raw, predicted)
+        return await self.services.network.call(_grad_cam, model, raw, model.classes.index(image.predicted))
 
-    async def _work(self) -> None:
+    async def enhancement_correlation(self, number: int) -> float | None:
+        """Return the correlation between the raw and the enhanced pixels; none if one of them is uniform.
+
+        Raises:
+            ImageError: the image can no longer be read.
+        """
+        raw, enhanced = await self.picture(number, "raw"), await self.picture(number, "enhanced")
+        if raw is None or enhanced is None or raw.std() == 0 or enhanced.std() == 0:
+            return None
+        return float(np.corrcoef(raw.ravel(), enhanced.ravel())[0, 1])
+
+    async def _run(self) -> None:
         try:
-            async with self.turn:
+            async with self.slots:
                 if self.can_count:
-                    self._go("cutting")
-                    self.cut = await self.services.extract_cells(self._folder, self.uploads)
+                    self._enter("cropping")
+                    self.cropped = await self.services.extract_cells(self._folder, self.uploads)
                 else:
-                    self.cut = UploadedCells(self.uploads)
-                self.notes = [*self.cut.notes, UNFINISHED]
-                for lost in self.cut.unreadable:
-                    self._take(Upload(lost.path, None, lost.error), 0, [lost])
-                self._go("classifying")
-                await self._classify(self.cut.sources)
+                    self.cropped = UploadedCells(self.uploads)
+                self.notes = [*self.cropped.notes, INCOMPLETE]
+                for lost in self.cropped.unreadable:
+                    self._collect(Upload(lost.path, None, lost.error), 0, [lost])
+                self._enter("classifying")
+                await self._classify(self.cropped.sources)
                 await self._count()
-                classified = self.seen[len(self.cut.unreadable) :]
-                self.notes = [*self.cut.notes, *await self.services.collect_notes([one.answer for one in classified])]
-                if self.counted is None:  # `count_readable` may have been called since
+                classified = self.images[len(self.cropped.unreadable) :]
+                self.notes = [
+                    *self.cropped.notes,
+                    *await self.services.collect_notes([image.answer for image in classified]),
+                ]
+                if self.differential is None:  # `count_partial` may have been called meanwhile
                     await self._count()
-                self._go("done")
-        except Exception as error:  # nobody awaits this task
+                self._enter("done")
+        except Exception as error:  # nothing awaits this task
             self._fail(error)
 
     async def _classify(self, sources: Sequence[Upload]) -> None:
-        """All images of files, or of the folder of cells."""
-        if len(sources) > PARALLEL_FILES:  # several side by side
+        """Classify all images of some files, or of the folder with the crops of fields."""
+        if len(sources) > PARALLEL_FILES:  # several files at a time
             async with aclosing(self.services.classify(sources, copy_keys=True)) as files:
                 async for answers in files:
-                    self._take(sources[self.files_done], 0, answers)
+                    self._collect(sources[self.files_done], 0, answers)
                     self.files_done += 1
-                    await self._count_at_times()
+                    await self._count_sometimes()
             return
         for source in sources:
             index = 0
             async with aclosing(self.services.classify_file(source, copy_keys=True)) as parts:
                 async for answers in parts:
-                    self._take(source, index, answers)
+                    self._collect(source, index, answers)
                     index += len(answers)
-                    await self._count_at_times()
+                    await self._count_sometimes()
             self.files_done += 1
 
-    def _take(self, source: Upload, first: int, answers: Sequence[ImageResult]) -> None:
-        most = self.services.settings.sample_images
-        if len(self.seen) + len(answers) > most:
-            raise CellsError(f"more than the {most:,} images that one sample may have; send several samples")
+    def _collect(self, source: Upload, first: int, answers: Sequence[ImageResult]) -> None:
+        """Append the answers for the images of a file, from the given index on."""
+        limit = self.services.settings.sample_images
+        if len(self.images) + len(answers) > limit:
+            raise CellsError(f"a sample may have {limit:,} images at most; split it into several samples")
         for index, answer in enumerate(answers, first):
             if answer.is_padding:
                 continue
             place, name = None, answer.path
-            if source.path is not None and source.path.is_dir() and index < len(self.cut.positions):
-                place = self.cut.positions[index]
-                self._of_field[place.field] += 1
-                name = f"{self.cut.fields[place.field].name}, cell {self._of_field[place.field]}"
-            self.seen.append(Seen(len(self.seen), answer, source, index, name, place))
-        self.changes += 1
+            if source.path is not None and source.path.is_dir() and index < len(self.cropped.positions):
+                place = self.cropped.positions[index]
+                self._cells_of_field[place.field] += 1
+                name = f"{self.cropped.fields[place.field].name}, cell {self._cells_of_field[place.field]}"
+            self.images.append(ClassifiedImage(len(self.images), answer, source, index, name, place))
+        self.version += 1
 
-    async def _count_at_times(self) -> None:
-        if time.monotonic() - self._counted_at >= COUNT_SECONDS:
+    async def _count_sometimes(self) -> None:
+        if time.monotonic() - self._counted_at >= COUNT_INTERVAL_S:
             await self._count()
 
     async def _count(self) -> None:
-        good = [one.answer for one in self.seen if not one.answer.error]
-        if good and self.can_count and not self.is_undecided:
-            self.counted = await asyncio.to_thread(self.services.count_results, self.name, good)
+        usable = [image.answer for image in self.images if image.is_usable]
+        if usable and self.can_count and not self.needs_decision:
+            self.differential = await asyncio.to_thread(self.services.count_results, self.name, usable)
             self._counted_at = time.monotonic()
-            self.changes += 1
+            self.version += 1
 
     async def _count_or_fail(self) -> None:
         try:
             await self._count()
-        except Exception as error:  # nobody awaits this task
+        except Exception as error:  # nothing awaits this task
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         self.error = describe_error(error, f"sample {self.key} of the page")
-        self._go("failed")
+        self._enter("failed")
 
-    def _go(self, state: State) -> None:
+    def _enter(self, state: State) -> None:
         self.state = state
-        self._changed()
+        self._notify()
 
-    def _changed(self) -> None:
-        self.changes += 1
+    def _notify(self) -> None:
+        """Let pages know that something has changed."""
+        self.version += 1
 
 
-def _tiff(crop: np.ndarray) -> bytes:
-    """A crop (C, S, S) as TIFF at its own depth."""
+def _to_tiff(crop: np.ndarray) -> bytes:
+    """Encode a crop (C, S, S) as TIFF, with its own data type."""
     import tifffile
 
     file, colour = io.BytesIO(), crop.shape[0] == 3
@@ -417,7 +454,7 @@ def _tiff(crop: np.ndarray) -> bytes:
 
 
 def _grad_cam(model: Model, inputs: np.ndarray, predicted: int) -> np.ndarray | None:
-    """Grad-CAM of a class in one image, (S, S); none where the classifier has no feature maps."""
+    """Compute Grad-CAM of a class in one image, (S, S); none if the classifier has no feature maps."""
     import torch
 
     from urnet.nets.gradcam import grad_cam

@@ -1,4 +1,4 @@
-"""Results of a review: the differential after corrections, and the images of reviewed cells."""
+"""Results of a review: counts before and after it, the estimate of the differential, and the reviewed images."""
 
 import asyncio
 import io
@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
+from urnet.counting.sample import Sample
 from urnet.errors import UrnetError
 from urnet.evaluation.figure_style import encode_png
 from urnet.serve.database.models import NOT_A_CELL, SKIPPED
 from urnet.serve.database.reviews import ReviewedPrediction
-from urnet.serve.services import Services
+from urnet.serve.services import ImageResult, Services
 from urnet.serve.uploads.receive import store_uploads
 from urnet.serve.uploads.storage import UploadFolder
 
@@ -26,52 +27,68 @@ CONFIDENCE_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class ClassShare:
-    """Share of one class in a sample.
+class ReviewedShare:
+    """The cells of one class in a sample, before and after the review.
 
     Attributes:
         label: the class.
-        predicted: number of cells by the model.
-        counted: number of cells after the review.
-        share: share of all counted cells; none without cells.
-        interval: Wilson's 95 % interval of the share, for the sampling of cells only.
+        counted: number of cells that the model called this class and did not reject.
+        reviewed: number of cells after the review; cells without a review count as predicted.
+        share: share of all cells after the review; none without cells.
+        interval: its 95 % interval for the number of cells (Wilson); none without cells.
     """
 
     label: str
-    predicted: int
     counted: int
+    reviewed: int
     share: float | None
     interval: tuple[float, float] | None
 
 
 def is_counted(row: ReviewedPrediction) -> bool:
-    """Whether the differential counts a crop: by the correction if there is one, else by the model."""
+    """Whether a cell counts: by the reviewer's label, else by the prediction."""
     if row.corrected is not None:
         return row.corrected not in (NOT_A_CELL, SKIPPED)
     return not row.details.get("rejected")
 
 
-def corrected_differential(rows: Sequence[ReviewedPrediction], classes: Sequence[str]) -> list[ClassShare]:
-    """Count a sample by the final labels of its cells.
-
-    Cells without a correction count as predicted. The counts are not corrected for the confusion of the model: it was
-    measured over all cells, and reviewers correct the doubtful ones first.
+def count_after_review(rows: Sequence[ReviewedPrediction], classes: Sequence[str]) -> list[ReviewedShare]:
+    """Count the cells of a sample before and after the review.
 
     Args:
-        rows: reviewed predictions of the sample.
+        rows: the predictions of the sample.
         classes: classes of the model; other labels follow.
     """
     before = Counter(row.predicted for row in rows if not row.details.get("rejected"))
     after = Counter(row.label for row in rows if is_counted(row))
-    whole = sum(after.values())
+    cells = sum(after.values())
     shares = []
     for label in dict.fromkeys((*classes, *before, *after)):
         share, interval = None, None
-        if whole:
-            ends = binomtest(after[label], whole).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
-            share, interval = after[label] / whole, (float(ends.low), float(ends.high))
-        shares.append(ClassShare(label, before[label], after[label], share, interval))
+        if cells:
+            ends = binomtest(after[label], cells).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
+            share, interval = after[label] / cells, (float(ends.low), float(ends.high))
+        shares.append(ReviewedShare(label, before[label], after[label], share, interval))
     return shares
+
+
+def estimate_differential(services: Services, sample: str, rows: Sequence[ReviewedPrediction]) -> Sample | None:
+    """Estimate the differential from the predictions of a sample, as the page Classify does.
+
+    The estimate does not change with the review: reviewers choose the uncertain cells, so the confusion that was
+    measured in calibration does not hold for the cells that remain.
+
+    Args:
+        services: the services with the model.
+        sample: name of the sample.
+        rows: its predictions.
+
+    Returns:
+        The estimate; none if the model is not calibrated, or if another model made a prediction.
+    """
+    if services.model.calibration is None or not rows or any(row.model != services.digest for row in rows):
+        return None
+    return services.count_results(sample, [ImageResult(row.path, row.details) for row in rows])
 
 
 class ReviewImages:

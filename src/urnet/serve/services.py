@@ -26,6 +26,7 @@ from urnet.predict import PADDING
 from urnet.run_folder import find_run
 from urnet.serve.batching import BatchedNetwork
 from urnet.serve.cell_images import CellImages
+from urnet.serve.database.labels import LabelStore
 from urnet.serve.database.store import Store
 from urnet.serve.settings import Settings
 from urnet.serve.uploads.decoders import DecoderPool, UploadedCell
@@ -313,6 +314,21 @@ class Services:
             RunError: a model defines the classes, or there are no cells to label.
             StoreError: see `LabelStore.set_classes`.
         """
+        labels, queue = self._editable_queue()
+        return tuple(labels.set_classes(queue, names))
+
+    def rename_label_class(self, name: str, new_name: str) -> tuple[str, ...]:
+        """Rename a class that labellers choose from, also in its labels.
+
+        Raises:
+            RunError: a model defines the classes, or there are no cells to label.
+            StoreError: see `LabelStore.rename_class`.
+        """
+        labels, queue = self._editable_queue()
+        return tuple(labels.rename_class(queue, name, new_name))
+
+    def _editable_queue(self) -> tuple[LabelStore, str]:
+        """Return the labels and the name of the queue, if its classes can be changed."""
         if self._model is not None:
             raise RunError(
                 f"the classes are those of the model ({', '.join(self._model.classes)}); start the server without a "
@@ -321,7 +337,7 @@ class Services:
             )
         if self.store is None or self.images is None:
             raise RunError("no cells to label; start the server with --cells", code="labels.no_cells")
-        return tuple(self.store.labels.set_classes(self.images.name, names))
+        return self.store.labels, self.images.name
 
     def start(self) -> None:
         """Start the decoders and the network's thread, and create the temporary storage."""

@@ -197,6 +197,36 @@ class LabelStore:
             session.add_all(QueueClass(queue=queue, position=k, name=name) for k, name in enumerate(cleaned))
         return cleaned
 
+    def rename_class(self, queue: str, name: str, new_name: str) -> list[str]:
+        """Rename a class of a queue, also in its labels.
+
+        Args:
+            queue: name of the queue.
+            name: present name of the class.
+            new_name: its new name.
+
+        Returns:
+            The classes as stored.
+
+        Raises:
+            StoreError: there is no such class, or the new name is empty or given twice.
+        """
+        cleaned = make_single_line(new_name, MAX_NAME_LENGTH)
+        with self.database.begin_write() as session:
+            names = _read_classes(session, queue)
+            if name not in names:
+                raise StoreError(
+                    f"{name}: there is no such class; there are {', '.join(names)}", code="labels.class_unknown"
+                )
+            renamed = [cleaned if other == name else other for other in names]
+            _check_classes(renamed)
+            of_queue = select(Cell.id).where(Cell.queue == queue)
+            session.execute(
+                update(QueueClass).where(QueueClass.queue == queue, QueueClass.name == name).values(name=cleaned)
+            )
+            session.execute(update(Label).where(Label.label == name, Label.cell.in_(of_queue)).values(label=cleaned))
+        return renamed
+
     def set_order(self, queue: str, paths: Sequence[str]) -> None:
         """Move cells to the front of a queue, in this order; the others follow in their present order."""
         with self.database.begin_write() as session:

@@ -1,4 +1,4 @@
-"""What the page's script asks for besides the page: to take files, to show pictures, to hand out results."""
+"""Routes of the page Classify: uploads, pictures and exports. Each browser sees only its own sample."""
 
 import asyncio
 import io
@@ -10,88 +10,94 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import Response
 
 from urnet.errors import ImageError
-from urnet.serve.classification_job import AT_ONCE, ClassificationJob
+from urnet.serve.classification_job import MAX_JOBS, ClassificationJob
 from urnet.serve.http.errors import RequestError
 from urnet.serve.http.routes import PixelSize
-from urnet.serve.pages.components.responses import CACHED, saved_as
+from urnet.serve.pages.components.cell_dialog import COLORMAPS
+from urnet.serve.pages.components.responses import CACHED, download
 from urnet.serve.pages.sessions import Session
-from urnet.serve.services import Services
+from urnet.serve.services import NoModelError, Services
 from urnet.serve.uploads.receive import display_name
 from urnet.serve.uploads.storage import StorageFullError
 
-KEPT = "classify"
-REPLACED = "this sample is gone; another one was begun since"
-MAPS = {"viridis": "viridis", "blue-red": "jet"}
-"""Colours of Grad-CAM: legible to everybody, and as the paper has them."""
+JOB = "classify"
+"""Name of the job in the data of a session."""
+
+REPLACED = "this sample was replaced by a newer one in this browser"
 
 
-def routes(services: Services) -> APIRouter:
-    """The addresses below `/classify`; each browser sees only what it sent itself."""
+def create_router(services: Services) -> APIRouter:
+    """Create the routes below `/classify`."""
     router = APIRouter(prefix="/classify", include_in_schema=False)
-    turn = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(MAX_JOBS)
 
     @router.post("")
-    async def begin(
+    async def start_sample(
         request: Request, sample: Annotated[str, Form(max_length=200)] = "", pixel_size_um: PixelSize = None
     ) -> dict[str, str]:
+        if not services.has_model:
+            raise NoModelError
         session: Session = request.scope["urnet.session"]
-        before = session.kept.pop(KEPT, None)
-        if before is not None:
-            before.close()
-        made = session.kept[KEPT] = ClassificationJob(
-            services, turn, display_name(sample.strip() or "sample"), pixel_size_um
+        previous = session.data.pop(JOB, None)
+        if previous is not None:
+            previous.close()
+        job = session.data[JOB] = ClassificationJob(
+            services, slots, display_name(sample.strip() or "sample"), pixel_size_um
         )
-        return {"key": made.key}
+        return {"key": job.key}
 
     @router.post("/{key}/files")
-    async def take(request: Request, key: str, files: Annotated[list[UploadFile], File()]) -> dict[str, int]:
-        mine = _mine(request, key)
+    async def upload(request: Request, key: str, files: Annotated[list[UploadFile], File()]) -> dict[str, int]:
+        job = _find_job(request, key)
         try:
-            await asyncio.to_thread(mine.add, [(file.filename or "", file.file) for file in files])
+            await asyncio.to_thread(job.add, [(file.filename or "", file.file) for file in files])
         except FileNotFoundError:
-            raise RequestError(HTTPStatus.CONFLICT, "this sample was given up; begin a new one") from None
-        except (StorageFullError, OSError):  # nobody can do anything with the part that had room
-            kept = request.scope["urnet.session"].kept
-            if kept.get(KEPT) is mine:
-                del kept[KEPT]
-            mine.close()
+            raise RequestError(HTTPStatus.CONFLICT, REPLACED) from None
+        except (StorageFullError, OSError):  # a part of a sample is of no use
+            data = request.scope["urnet.session"].data
+            if data.get(JOB) is job:
+                del data[JOB]
+            job.close()
             raise
-        return {"files": len(mine.uploads)}
+        return {"files": len(job.uploads)}
 
     @router.post("/{key}/start")
     async def start(request: Request, key: str) -> dict[str, int]:
-        mine = _mine(request, key)
-        mine.start()
-        return {"files": len(mine.uploads)}
+        job = _find_job(request, key)
+        job.start()
+        return {"files": len(job.uploads)}
 
-    @router.get("/{key}/{number:int}/{what}.png")
-    async def picture(
-        request: Request, key: str, number: int, what: Literal["raw", "enhanced", "viridis", "blue-red"]
+    @router.get("/{key}/{number:int}/{picture}.png")
+    async def cell_picture(
+        request: Request, key: str, number: int, picture: Literal["raw", "enhanced", "viridis", "blue-red"]
     ) -> Response:
-        mine = _mine(request, key)
-        if not 0 <= number < len(mine.seen):
-            raise RequestError(HTTPStatus.NOT_FOUND, f"image {number}: there is none of this number")
+        job = _find_job(request, key)
+        if not 0 <= number < len(job.images):
+            raise RequestError(HTTPStatus.NOT_FOUND, f"image {number}: this sample has no image of this number")
         try:
-            raw = await mine.picture(number, "raw")
-            pixels = raw if what == "raw" else await mine.picture(number, "heat" if what in MAPS else "enhanced")
+            raw = pixels = await job.picture(number, "raw")
+            if picture != "raw":
+                pixels = await job.picture(number, "heat" if picture in COLORMAPS else "enhanced")
         except ImageError:
-            if mine.state == "closed":
+            if job.state == "closed":
                 raise RequestError(HTTPStatus.GONE, REPLACED) from None
             raise
         if raw is None or pixels is None:
-            raise RequestError(HTTPStatus.NOT_FOUND, f"image {number}: there is no such picture of it")
-        if what in MAPS:
+            raise RequestError(HTTPStatus.NOT_FOUND, f"image {number}: it has no picture of this kind")
+        if picture in COLORMAPS:
             from urnet.nets.gradcam import overlay
 
-            return _png(overlay(np.moveaxis(raw, 0, -1), pixels, MAPS[what]))
-        eight = np.rint(255 * np.moveaxis(pixels, 0, -1)).astype(np.uint8)
-        return _png(eight if eight.shape[2] == 3 else eight[..., 0])
+            pixels = await asyncio.to_thread(overlay, np.moveaxis(raw, 0, -1), pixels, COLORMAPS[picture])
+        else:
+            pixels = np.rint(255 * np.moveaxis(pixels, 0, -1)).astype(np.uint8)
+        content = await asyncio.to_thread(_encode_png, pixels if pixels.shape[2] == 3 else pixels[..., 0])
+        return Response(content, media_type="image/png", headers=CACHED)
 
     @router.get("/{key}/field/{number:int}.png")
-    async def field(request: Request, key: str, number: int) -> Response:
-        fields = _mine(request, key).cut.fields
+    async def field_picture(request: Request, key: str, number: int) -> Response:
+        fields = _find_job(request, key).cropped.fields
         if not 0 <= number < len(fields):
-            raise RequestError(HTTPStatus.NOT_FOUND, f"field {number}: there is none of this number")
+            raise RequestError(HTTPStatus.NOT_FOUND, f"field {number}: this sample has no field of this number")
         try:
             content = await asyncio.to_thread(fields[number].image.read_bytes)
         except FileNotFoundError:
@@ -100,34 +106,36 @@ def routes(services: Services) -> APIRouter:
 
     @router.get("/{key}/predictions.csv")
     async def predictions(request: Request, key: str) -> Response:
-        return saved_as("predictions.csv", _encoded(_mine(request, key).to_csv()), "text/csv")
+        return download("predictions.csv", _encode_text(_find_job(request, key).to_csv()), "text/csv")
 
     @router.get("/{key}/report.html")
     async def report(request: Request, key: str) -> Response:
-        page = _mine(request, key).report()
+        page = _find_job(request, key).report()
         if page is None:
-            raise RequestError(HTTPStatus.NOT_FOUND, "nothing is counted yet, or the model is not calibrated")
-        return saved_as("report.html", _encoded(page), "text/html")
+            raise RequestError(
+                HTTPStatus.NOT_FOUND, "this sample has no differential yet, or the model is not calibrated"
+            )
+        return download("report.html", _encode_text(page), "text/html")
 
     return router
 
 
-def _mine(request: Request, key: str) -> ClassificationJob:
+def _find_job(request: Request, key: str) -> ClassificationJob:
     session: Session = request.scope["urnet.session"]
-    mine = session.kept.get(KEPT)
-    if not isinstance(mine, ClassificationJob) or mine.key != key:
-        raise RequestError(HTTPStatus.NOT_FOUND, "this browser has no such sample; another one was begun since")
-    return mine
+    job = session.data.get(JOB)
+    if not isinstance(job, ClassificationJob) or job.key != key:
+        raise RequestError(HTTPStatus.NOT_FOUND, "this browser has no such sample; a newer one may have replaced it")
+    return job
 
 
-def _png(pixels: np.ndarray) -> Response:
+def _encode_png(pixels: np.ndarray) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return Response(file.getvalue(), media_type="image/png", headers=CACHED)
+    return file.getvalue()
 
 
-def _encoded(content: str) -> bytes:
-    """Names of files may hold what is no text."""
+def _encode_text(content: str) -> bytes:
+    """Encode as UTF-8. File names may contain surrogates, which UTF-8 cannot encode."""
     return content.encode("utf-8", "backslashreplace")

@@ -1,7 +1,8 @@
-"""Label: cells of `--cells`, with the fluorescence beside, one key a class."""
+"""The page Label: unlabelled cells one after another, with the paired image, and one key for each class."""
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -18,214 +19,281 @@ from urnet.serve.database.labels import CLAIMED_CODE, Labeller, LabelStore, Queu
 from urnet.serve.database.models import NOT_A_CELL, SKIPPED
 from urnet.serve.database.names import make_single_line, person_key
 from urnet.serve.http.errors import RequestError
-from urnet.serve.pages.components.elements import NO_PICTURE, facts, meter, notice, replaces, table, work_styles
-from urnet.serve.pages.components.keyboard import board, class_keys, key_button, keys_switch, on_press
-from urnet.serve.pages.components.layout import button, frame, short, text, url, who
-from urnet.serve.pages.components.responses import CACHED, saved_as
-from urnet.serve.pages.sessions import SessionData, this_session
+from urnet.serve.pages.components.class_editor import ClassEditor
+from urnet.serve.pages.components.elements import (
+    NO_PICTURE,
+    fact_list,
+    notice,
+    percent,
+    progress_bar,
+    replacement_notice,
+    table,
+)
+from urnet.serve.pages.components.keyboard import (
+    REJECT,
+    SKIP,
+    UNDO,
+    assign_keys,
+    key_area,
+    key_button,
+    on_key,
+    set_keys,
+    shortcuts_switch,
+)
+from urnet.serve.pages.components.layout import button, export_link, page_frame, shorten, text, url, user_name
+from urnet.serve.pages.components.responses import CACHED, download
+from urnet.serve.pages.sessions import SessionData, current_session
 from urnet.serve.services import Services
 from urnet.serve.uploads.storage import UploadFolder, UploadStorage
 
-CLAIMED = 8
-"""Cells that a labeller has at a time: one on the screen, the others in the browser already."""
+CLAIM_SIZE = 8
+"""Number of cells that a browser claims at a time: one on the screen, the others loaded in advance."""
 
-SKIP, UNDO = "s", "u"
+MAX_PATH_LENGTH = 300
+"""Maximum length of the path of a cell on the page, in characters."""
+
+CROP_NAME = "Cell without stain"
 PAIRED_NAMES = {
     "target_nuclei": "Nuclear fluorescence",
     "target": "Fluorescence",
     "target_stain": "Stain",
     "target_clean": "Clean rendering",
 }
-CROP = "The cell, without stain"
-CALM = 1.5
-"""Seconds between two looks at how far the queue is."""
+"""Names of the paired images, by column of the cells table."""
+
+REFRESH_S = 1.5
+"""Time between two updates of the progress, in seconds."""
 
 
-class Queue:
-    """What all labellers share: the cells, and the order that the model gives them."""
+class LabelQueue:
+    """The cells to label and their order, shared by all labellers.
+
+    Args:
+        services: the services with the cells, the model and the database.
+    """
 
     def __init__(self, services: Services):
         assert services.store is not None
         assert services.images is not None
         self.services, self.labels, self.images = services, services.store.labels, services.images
         self.ranking = QueueRanking(services, self.images, self.labels)
-        self.keys = class_keys(services.label_classes())
-        self.mark = secrets.token_hex(4)  # another server's cell of this number is another picture
+        self.classes = services.label_classes()
+        self.url_token = secrets.token_hex(4)  # browsers cache pictures; a cell of another server is another picture
+
+    @property
+    def name(self) -> str:
+        """Name of the queue in the database."""
+        return self.images.name
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The key of each class, and of "not a cell"."""
+        return assign_keys(self.classes)
+
+    async def set_classes(self, names: Sequence[str]) -> None:
+        """Save the classes.
+
+        Raises:
+            UrnetError: a name is not allowed, or a removed class has labels.
+        """
+        self.classes = await asyncio.to_thread(self.services.set_label_classes, names)
+
+    async def rename_class(self, name: str, new_name: str) -> None:
+        """Save a new name of a class, also in the labels.
+
+        Raises:
+            UrnetError: the new name is not allowed.
+        """
+        self.classes = await asyncio.to_thread(self.services.rename_label_class, name, new_name)
 
 
 def add(app: FastAPI, services: Services) -> None:
-    """Add the page, its pictures and its table."""
-    opened: list[Queue] = []
-    opening = asyncio.Lock()
+    """Add the page, its pictures and its export to the app."""
+    opened: list[LabelQueue] = []
+    lock = asyncio.Lock()
 
-    async def queue() -> Queue | None:
-        """The queue, read when it is first asked for."""
+    async def open_queue() -> LabelQueue | None:
+        """Return the queue, opened by the first request; none if the server has no cells."""
         if services.images is None or services.store is None:
             return None
-        async with opening:
+        async with lock:
             if not opened:
-                opened.append(await asyncio.to_thread(Queue, services))
+                opened.append(await asyncio.to_thread(LabelQueue, services))
         return opened[0]
 
-    @app.get("/label/cell/{mark}/{cell}/{what}", include_in_schema=False)
-    async def picture(mark: str, cell: int, what: str) -> Response:
-        found = await queue()
-        path = await asyncio.to_thread(found.labels.find_path, found.images.name, cell) if found else None
-        if found is None or path is None or what not in ("crop", "paired"):
-            raise RequestError(HTTPStatus.NOT_FOUND, "there is no such cell in the queue")
+    @app.get("/label/cell/{token}/{cell}/{kind}", include_in_schema=False)
+    async def picture(token: str, cell: int, kind: str) -> Response:
+        queue = await open_queue()
+        path = await asyncio.to_thread(queue.labels.find_path, queue.name, cell) if queue else None
+        if queue is None or path is None or kind not in ("crop", "paired"):
+            raise RequestError(HTTPStatus.NOT_FOUND, f"cell {cell}: the queue has no such picture")
         content = None
-        if path in found.images.rows:  # else it was taken out of the table since
-            pictures = await asyncio.to_thread(found.images.image, path)
-            content = pictures.crop if what == "crop" else pictures.paired
+        if path in queue.images.rows:  # the cells table may have lost the row since
+            pictures = await asyncio.to_thread(queue.images.image, path)
+            content = pictures.crop if kind == "crop" else pictures.paired
         if content is None:
             return Response(NO_PICTURE, media_type="image/svg+xml", headers=CACHED)
         return Response(content, media_type="image/png", headers=CACHED)
 
     @app.get("/label/cells.csv", include_in_schema=False)
-    async def exported() -> Response:
-        found = await queue()
-        if found is None:
-            raise RequestError(HTTPStatus.NOT_FOUND, "this server was started without --cells")
-        content = await asyncio.to_thread(_exported, found.labels, found.images.name, services.storage)
-        return saved_as("cells.csv", content, "text/csv; charset=utf-8")
+    async def export() -> Response:
+        queue = await open_queue()
+        if queue is None:
+            raise RequestError(HTTPStatus.NOT_FOUND, "this server has no cells to label; start it with --cells CELLS")
+        content = await asyncio.to_thread(_export_labels, queue.labels, queue.name, services.storage)
+        return download("cells.csv", content, "text/csv; charset=utf-8")
 
     @ui.page("/label")
     async def label() -> None:
-        work_styles()
-        with frame("Label", "/label"):
-            if services.images is None or services.store is None:
-                notice("No cells to label here. Start the server with --cells, a cells table or a folder of crops.")
-                return
+        with page_frame("Label", "/label", styles="label.css"):
             try:
-                found = await queue()
+                queue = await open_queue()
             except UrnetError as error:
                 notice(str(error), warn=True)
                 return
-            assert found is not None
-            desk = Desk(found)
-            desk.build()
+            if queue is None:
+                notice("There are no cells to label. Start the server with cells: urnet serve --cells CELLS")
+                return
+            page = LabelPage(queue)
+            page.build()
         await ui.context.client.connected()
-        await desk.begin()
+        await page.begin()
 
 
 @dataclass
-class Place(SessionData):
-    """What a labeller chose; kept for the browser's session. The cells themselves are claimed in the store.
+class LabelSettings(SessionData):
+    """Choices of a labeller, kept in the session. The claimed cells are in the database.
 
     Attributes:
-        second: whether to read what one other person has read, instead of new cells.
+        is_second_reader: whether the labeller gets cells that one other person has labelled, instead of new cells.
     """
 
-    second: bool = False
+    is_second_reader: bool = False
 
 
-class Desk:
+class LabelPage:
     """The page of one labeller."""
 
-    def __init__(self, queue: Queue):
+    def __init__(self, queue: LabelQueue):
         self.queue = queue
-        self.who = ""
-        self.session = this_session()
-        kept = self.session.kept.get("label")
-        self.place = replace(kept) if isinstance(kept, Place) else Place()
+        self.user = ""
+        self.session = current_session()
+        settings = self.session.data.get("label")
+        self.settings = replace(settings) if isinstance(settings, LabelSettings) else LabelSettings()
         self.claimed: list[QueuedCell] = []
-        self.busy = asyncio.Lock()
-        self.stale = False
+        self.lock = asyncio.Lock()
+        self.is_outdated = False
+        self.classes: tuple[str, ...] | None = None
+        self.buttons: list[ui.element] = []
+        self._used: dict[str, int] = {}
+        self.editor: ClassEditor | None = None
 
     def build(self) -> None:
-        """Make the page's parts."""
-        keys = self.queue.keys
-        self.board = board([*keys, SKIP, UNDO])
-        with self.board, ui.element("div").classes("desk"):
-            with ui.element("section").classes("the-cell") as top:
-                top.props["aria-label"] = "The cell"
+        """Create the elements of the page."""
+        self.area = key_area([])
+        with self.area, ui.element("div").classes("label"):
+            with ui.element("section").classes("current") as current:
+                current.props["aria-label"] = "Cell"
                 with ui.element("div").classes("pair"):
-                    self.crop = _figure(CROP)
+                    self.crop = _add_figure(CROP_NAME)
                     self.paired_name = PAIRED_NAMES.get(self.queue.images.paired or "", "")
-                    self.paired = _figure(self.paired_name) if self.paired_name else None
+                    self.paired = _add_figure(self.paired_name) if self.paired_name else None
                 self.path = text("p", "").classes("path soft small")
-                self.said = text("p", "").props("role=status").classes("said")
-                with ui.element("div").props('role=group aria-label="Label"').classes("keys"):
-                    self.buttons = [key_button(key, label) for key, label in keys.items() if label != NOT_A_CELL]
-                with ui.element("div").props('role=group aria-label="Other"').classes("keys"):
-                    self.buttons += [key_button("n", "Not a cell"), key_button(SKIP, "Skip")]
+                self.result = text("p", "").props("role=status").classes("result")
+                self.class_keys = ui.element("div").props('role=group aria-label="Classes"').classes("keys")
+                with ui.element("div").props('role=group aria-label="Other actions"').classes("keys"):
+                    self.other_keys = [key_button(REJECT, "Not a cell"), key_button(SKIP, "Skip")]
                     key_button(UNDO, "Undo")
-            with ui.element("aside").classes("proposed panel").props('aria-label="Proposed label"'):
-                text("h2", "Proposed")
-                self.proposed = ui.element("div")
-            with ui.element("section").classes("state").props('aria-label="Progress"'):
-                self._build_state()
-        self.ahead = ui.element("div").props("hidden")
-        on_press(self.pressed)
-        ui.timer(CALM, self.refresh)
+            with ui.element("aside").classes("suggestion panel").props('aria-label="Suggested label"'):
+                text("h2", "Suggested label")
+                self.suggestion = ui.element("div")
+            with ui.element("section").classes("side").props('aria-label="Progress and export"'):
+                self._build_side()
+        self.preload = ui.element("div").props("hidden")
+        self._show_classes()
+        on_key(self.press)
+        ui.timer(REFRESH_S, self.refresh)
 
-    def _build_state(self) -> None:
+    def _build_side(self) -> None:
+        if not self.queue.services.has_model:
+            self.editor = ClassEditor(self._set_classes, self._rename_class)
         text("h2", "Progress")
-        self.progress = meter("Cells labelled")
-        self.progress_note = text("p", "").classes("small")
+        self.progress = progress_bar("Labelled cells")
+        self.progress_text = text("p", "").classes("small")
         self.counts = ui.element("div")
-        with ui.element("fieldset").classes("modes"):
-            text("legend", "Which cells")
-            for value, name in (("new", "New ones"), ("second", "Read by one other person, to measure agreement")):
+        with ui.element("fieldset").classes("queue"):
+            text("legend", "Cells to label")
+            modes = (("new", "Unlabelled cells"), ("second", "Second reader: cells with one other person's label"))
+            for value, name in modes:
                 with ui.element("label"):
-                    radio = ui.element("input").props(f"type=radio name=which value={value}")
-                    if (value == "second") == self.place.second:
+                    radio = ui.element("input").props(f"type=radio name=queue value={value}")
+                    if (value == "second") == self.settings.is_second_reader:
                         radio.props("checked")
                     radio.on("change", self.change_mode, js_handler="(event) => emit(event.target.value)")
                     text("span", name)
-        self.ranking_note = text("p", "").classes("small")
+        self.ranking_text = text("p", "").classes("small")
         with ui.element("div"):
-            self.ranking_bar = meter("Looked through by the model")
+            self.ranking_bar = progress_bar("Ranked cells")
             self.ranking_button = button("Stop", self.toggle_ranking, kind="quiet")
         text("h2", "Agreement")
         self.agreement = ui.element("div")
-        text("h2", "Download")
-        download = text("a", "Cells table of the labelled cells (CSV)")
-        download.props["href"] = url("/label/cells.csv")
-        download.props["download"] = "cells.csv"
-        text("p", "Without what is not a cell, and without cells whose labels disagree.").classes("small soft")
-        keys_switch()
+        text("h2", "Export")
+        export_link("Cells table with labels (CSV)", "/label/cells.csv", "cells.csv")
+        text("p", "Without non-cells, and without cells whose labels differ.").classes("small soft")
+        if not self.queue.services.has_model:
+            text("p", "Then train a model on the table:").classes("small soft")
+            text("code", "urnet train cells.csv --recipe quick --out RUN")
+        shortcuts_switch()
 
     async def begin(self) -> None:
-        """Ask for the name, then for the first cell."""
-        self.who = await who()
+        """Ask for the user's name, then claim the first cells."""
+        self.user = await user_name()
         self.queue.ranking.start()
         problem = await self._claim()
-        if problem or not self.who:
-            self.said.set_text(problem or "Say your name, above right: a label names who gave it.")
-        self.stale = True
+        if problem or not self.user:
+            self.result.set_text(problem or "Sign in (top right) to label cells.")
+        self.is_outdated = True
         await self.refresh()
 
-    async def pressed(self, key: str, at: str) -> None:
-        """A key, or its button; one that was meant for a cell that is no longer shown does nothing."""
-        if self.busy.locked():
+    async def press(self, key: str, cell: str) -> None:
+        """Handle a key or its button. A key for a cell that is no longer shown does nothing."""
+        if self.lock.locked():
             return
-        async with self.busy:
-            if not await self._named():
+        async with self.lock:
+            if not await self._update_user():
                 return
             try:
                 if key == UNDO:
                     await self._undo()
-                elif self.claimed and at == str(self.claimed[0].id):
+                elif self.claimed and cell == str(self.claimed[0].id):
                     await self._label(SKIPPED if key == SKIP else self.queue.keys[key])
-            except StoreError as error:  # the cell stays on the screen, unless it is somebody else's now
+            except StoreError as error:  # the cell stays on the screen, unless another browser has claimed it
                 if error.code == CLAIMED_CODE:
                     await self._claim()
-                self.said.set_text(f"{'Not taken back' if key == UNDO else 'Not kept'}: {error}")
-        self.stale = True
+                self.result.set_text(f"{'Not undone' if key == UNDO else 'Not saved'}: {error}")
+        self.is_outdated = True
 
     async def change_mode(self, event: Any) -> None:
-        """New cells, or those that one other person has labelled."""
-        async with self.busy:
-            self.place.second = event.args == "second"
-            self.session.kept["label"] = replace(self.place)
-            with suppress(StoreError):  # the cells are free again in time, and claiming says what is wrong
+        """Switch between unlabelled cells and second readings."""
+        async with self.lock:
+            self.settings.is_second_reader = event.args == "second"
+            self.session.data["label"] = replace(self.settings)
+            with suppress(StoreError):  # claims expire anyway, and the next claim reports the problem
                 await asyncio.to_thread(self.queue.labels.release, self.session.id)
             if problem := await self._claim():
-                self.said.set_text(problem)
+                self.result.set_text(problem)
+
+    async def _set_classes(self, names: Sequence[str]) -> None:
+        await self.queue.set_classes(names)
+        self._show_classes()
+
+    async def _rename_class(self, name: str, new_name: str) -> None:
+        await self.queue.rename_class(name, new_name)
+        self._show_classes()
+        self.is_outdated = True
 
     def toggle_ranking(self) -> None:
-        """Stop the model, or let it go on."""
+        """Stop or resume the ranking."""
         ranking = self.queue.ranking
         if ranking.state == "running":
             ranking.stop()
@@ -234,53 +302,65 @@ class Desk:
         self._show_ranking()
 
     async def refresh(self) -> None:
-        """Show how far the queue is."""
-        if self.session.name != self.who:
-            await self._named()
+        """Show the progress, the agreement and the state of the ranking."""
+        if self.session.user != self.user:
+            await self._update_user()
         self._show_ranking()
-        if not self.stale:
+        self._show_classes()
+        if not self.is_outdated:
             return
-        self.stale = False
-        labelling, name = self.queue.labels, self.queue.images.name
+        self.is_outdated = False
+        labels, name = self.queue.labels, self.queue.name
         try:
-            done = await asyncio.to_thread(labelling.progress, name)
-            agreed = await asyncio.to_thread(labelling.agreement, name)
+            progress = await asyncio.to_thread(labels.progress, name)
+            agreement = await asyncio.to_thread(labels.agreement, name)
         except StoreError as error:
-            self.progress_note.set_text(str(error))
+            self.progress_text.set_text(str(error))
             return
-        self.progress.props["value"] = done.labelled
-        self.progress.props["max"] = max(1, done.cells)
+        self.progress.props["value"] = progress.labelled
+        self.progress.props["max"] = max(1, progress.cells)
         self.progress.update()
-        own = sum(count for name, count in done.people.items() if person_key(name) == person_key(self.who))
-        self.progress_note.set_text(f"{done.labelled:,} of {done.cells:,} cells; {own:,} by you")
+        own = sum(count for name, count in progress.people.items() if person_key(name) == person_key(self.user))
+        self.progress_text.set_text(f"{progress.labelled:,} of {progress.cells:,} cells labelled, {own:,} by you")
+        self._used = progress.labels
+        self._show_classes()
         self.counts.clear()
         with self.counts:
-            facts({**{label: f"{count:,}" for label, count in done.labels.items()}})
+            fact_list({label: f"{count:,}" for label, count in progress.labels.items()})
         self.agreement.clear()
         with self.agreement:
-            if agreed:
-                rows = [
-                    (f"{one.first}, {one.second}", f"{one.cells:,}", f"{one.agreed / one.cells:.0%}", _kappa(one.kappa))
-                    for one in agreed
-                ]
-                table(("Labellers", "Cells", "Same", "Cohen's κ"), rows, "Agreement of each two labellers")
-                text("p", "Both saw what was proposed, which makes people agree more.").classes("small soft")
-            else:
-                text("p", "No two people have labelled the same cell yet.").classes("small soft")
+            if not agreement:
+                text("p", "No cell has labels from two people yet.").classes("small soft")
+                return
+            rows = [
+                (
+                    f"{pair.first}, {pair.second}",
+                    f"{pair.cells:,}",
+                    f"{pair.agreed / pair.cells:.0%}",
+                    "–" if pair.kappa is None else f"{pair.kappa:.2f}",
+                )
+                for pair in agreement
+            ]
+            table(("Labellers", "Cells", "Agreement", "Cohen's κ"), rows, "Agreement of each two labellers")
+            text("p", "Both labellers saw the suggested labels, which increases the agreement.").classes("small soft")
 
-    async def _named(self) -> bool:
-        """Whether it is known who labels; another name gets cells of its own."""
-        name = self.session.name or await who()
-        if name != self.who:
-            self.who = name
+    async def _update_user(self) -> bool:
+        """Read the user's name; claim new cells for another user.
+
+        Returns:
+            Whether a user is signed in.
+        """
+        name = self.session.user or await user_name()
+        if name != self.user:
+            self.user = name
             if problem := await self._claim():
-                self.said.set_text(problem)
+                self.result.set_text(problem)
         return bool(name)
 
     @property
     def labeller(self) -> Labeller:
-        """The person and browser session that label."""
-        return Labeller(self.who, self.session.id)
+        """The user and the browser session."""
+        return Labeller(self.user, self.session.id)
 
     async def _label(self, label: str) -> None:
         cell = self.claimed[0]
@@ -288,119 +368,142 @@ class Desk:
         model = self.queue.services.digest if proposal is not None else ""
         given = await asyncio.to_thread(self.queue.labels.label, cell.id, self.labeller, label, model=model)
         self.claimed = self.claimed[1:]
-        said = ["Skipped." if label == SKIPPED else f"Labelled {short(label)}."]
+        result = ["Skipped." if label == SKIPPED else f"Labelled {shorten(label)}."]
         if given.replaced is not None and given.replaced.label != label:
-            said.append(replaces(given.replaced, self.who))
-        if given.others and not self.place.second:
-            said.append(f"{', '.join(given.others)} labelled it meanwhile; all labels are kept.")
-        self.said.set_text(" ".join((*said, await self._claim() or self._announced())))
+            result.append(replacement_notice(given.replaced, self.user))
+        if given.others and not self.settings.is_second_reader:
+            result.append(f"This cell also has a label by {', '.join(given.others)}; all labels are stored.")
+        self.result.set_text(" ".join((*result, await self._claim() or self._announce_next())))
 
     async def _undo(self) -> None:
-        taken = await asyncio.to_thread(self.queue.labels.undo, self.queue.images.name, self.labeller)
-        if taken is None:
-            self.said.set_text("There is nothing of yours to take back in this browser.")
+        undone = await asyncio.to_thread(self.queue.labels.undo, self.queue.name, self.labeller)
+        if undone is None:
+            self.result.set_text("There is nothing to undo in this browser.")
             return
-        said = f"Taken back: {short(taken.label) or 'skipped'}."
-        if taken.claimed_by:
-            self.said.set_text(f"{said} {taken.claimed_by} is looking at that cell now.")
+        result = f"Undone: {shorten(undone.label) or 'skipped'}."
+        if undone.claimed_by:
+            self.result.set_text(f"{result} The cell is now open at {undone.claimed_by}.")
             return
-        self.claimed = [taken.cell, *(one for one in self.claimed if one.id != taken.cell.id)]
+        self.claimed = [undone.cell, *(cell for cell in self.claimed if cell.id != undone.cell.id)]
         self._show()
-        self.said.set_text(f"{said} {self._announced()}")
+        self.result.set_text(f"{result} {self._announce_next()}")
 
     async def _claim(self) -> str:
-        """Claim the next cells, and show the first; where this fails, those claimed before stay.
+        """Claim the next cells and show the first one. After a failure, the claimed cells stay.
 
         Returns:
-            What is wrong; "" where nothing is.
+            Why the claim failed; empty if it succeeded.
         """
         problem = ""
         try:
-            self.claimed = await asyncio.to_thread(self._next) if self.who else []
+            self.claimed = await asyncio.to_thread(self._claim_next) if self.user else []
         except StoreError as error:
             problem = str(error)
         self._show()
         self.queue.images.prefetch(self.queue.labels)
         return problem
 
-    def _next(self) -> list[QueuedCell]:
-        queue, second = self.queue, self.place.second
-        return queue.labels.claim(queue.images.name, self.labeller, CLAIMED, second=second)
+    def _claim_next(self) -> list[QueuedCell]:
+        second = self.settings.is_second_reader
+        return self.queue.labels.claim(self.queue.name, self.labeller, CLAIM_SIZE, second=second)
+
+    def _show_classes(self) -> None:
+        """Show the buttons, keys and editor of the present classes, which another labeller may have changed."""
+        classes = self.queue.classes
+        if self.editor is not None:
+            self.editor.show(classes, self._used)
+        if classes == self.classes:
+            return
+        self.classes = classes
+        set_keys(self.area, [*self.queue.keys, SKIP, UNDO])
+        self.class_keys.clear()
+        with self.class_keys:
+            keys = [(key, label) for key, label in self.queue.keys.items() if label != NOT_A_CELL]
+            self.buttons = [key_button(key, label) for key, label in keys]
+            if not keys:
+                text("p", "Add the classes of your cells under Classes.").classes("soft")
+        self._enable_buttons()
+
+    def _enable_buttons(self) -> None:
+        for element in (*self.buttons, *self.other_keys):
+            element.props["aria-disabled"] = "true" if not self.claimed else "false"
+            element.update()
 
     def _show(self) -> None:
         cell = self.claimed[0] if self.claimed else None
-        self.board.props["data-at"] = "" if cell is None else str(cell.id)
-        self.board.update()
-        for made in self.buttons:
-            made.props["aria-disabled"] = "false" if cell else "true"
-            made.update()
-        self.path.set_text(
-            "" if cell is None else make_single_line(PurePath(cell.path).name, 300)
-        )  # a folder may name a class
-        _picture(self.crop, self._url(cell, "crop"), CROP)
+        self.area.props["data-cell"] = "" if cell is None else str(cell.id)
+        self.area.update()
+        self._enable_buttons()
+        # Only the file name: the name of the folder may be a class.
+        self.path.set_text("" if cell is None else make_single_line(PurePath(cell.path).name, MAX_PATH_LENGTH))
+        _set_picture(self.crop, self._picture_url(cell, "crop"), CROP_NAME)
         if self.paired is not None:
-            _picture(self.paired, self._url(cell, "paired"), self.paired_name)
-        self._show_proposed(cell)
-        self.ahead.clear()
-        with self.ahead:
-            for coming in self.claimed[1:]:
-                for what in ("crop", "paired") if self.paired is not None else ("crop",):
-                    ui.element("img").props["src"] = self._url(coming, what)
-        if cell is None and self.who:
-            there = "no cell that one other person has labelled" if self.place.second else "no cell without a label"
-            self.said.set_text(f"There is {there}, or others are looking at the last ones.")
+            _set_picture(self.paired, self._picture_url(cell, "paired"), self.paired_name)
+        self._show_suggestion(cell)
+        self.preload.clear()
+        with self.preload:
+            for following in self.claimed[1:]:
+                for kind in ("crop", "paired") if self.paired is not None else ("crop",):
+                    ui.element("img").props["src"] = self._picture_url(following, kind)
+        if cell is None and self.user:
+            if self.settings.is_second_reader:
+                message = "There is no cell for a second reader, or all of them are open in other browsers."
+            else:
+                message = "All cells are labelled, or open in other browsers."
+            self.result.set_text(message)
 
-    def _show_proposed(self, cell: QueuedCell | None) -> None:
-        self.proposed.clear()
-        with self.proposed:
-            told = []
+    def _show_suggestion(self, cell: QueuedCell | None) -> None:
+        self.suggestion.clear()
+        with self.suggestion:
+            suggestions = []
             if cell is not None and cell.proposed:
-                sure = "" if cell.confidence is None else f" {cell.confidence:.2f}"
-                told.append((cell.proposed, f"by the cells table{sure}"))
+                confidence = "" if cell.confidence is None else f", {percent(cell.confidence)}"
+                suggestions.append((cell.proposed, f"cells table{confidence}"))
             if cell is not None and (proposal := self.queue.ranking.proposals.get(cell.path)) is not None:
-                told.append((proposal.label, f"by the model {proposal.probability:.2f}"))
-            for label, by in told:
+                suggestions.append((proposal.label, f"model, {percent(proposal.probability)}"))
+            for label, source in suggestions:
                 with ui.element("p"):
-                    text("strong", short(label))
-                    text("span", by).classes("soft small")
-            if not told:
-                text("p", "Nothing yet." if cell is not None else "").classes("soft small")
+                    text("strong", shorten(label))
+                    text("span", source).classes("soft small")
+            if not suggestions:
+                text("p", "None yet." if cell is not None else "").classes("soft small")
 
-    def _announced(self) -> str:
-        return "Next cell." if self.claimed else "That was the last one for now."
+    def _announce_next(self) -> str:
+        return "Next cell." if self.claimed else "This was the last cell."
 
-    def _url(self, cell: QueuedCell | None, what: str) -> str:
-        return "" if cell is None else url(f"/label/cell/{self.queue.mark}/{cell.id}/{what}")
+    def _picture_url(self, cell: QueuedCell | None, kind: str) -> str:
+        return "" if cell is None else url(f"/label/cell/{self.queue.url_token}/{cell.id}/{kind}")
 
     def _show_ranking(self) -> None:
         ranking = self.queue.ranking
         running = ranking.state == "running"
-        told = {
+        message = {
             "waiting": "",
-            "running": f"The model looks for the most informative cells: {ranking.done:,} of {ranking.total:,}.",
-            "done": "The most informative cells come first: those the model is least sure of, then the most different.",
-            "stopped": f"Stopped after {ranking.done:,} of {ranking.total:,} cells; these are in order.",
-            "failed": "The model could not look through the cells; the server's log says why.",
-        }
-        if told[ranking.state] != self.ranking_note.text:
-            self.ranking_note.set_text(told[ranking.state])
+            "running": f"The model ranks the cells: {ranking.done:,} of {ranking.total:,}.",
+            "done": "Most informative cells first: the least certain ones, then the most different ones.",
+            "stopped": f"The ranking was stopped after {ranking.done:,} of {ranking.total:,} cells.",
+            "failed": "The ranking failed. The log of the server says why.",
+        }[ranking.state]
+        if message != self.ranking_text.text:
+            self.ranking_text.set_text(message)
             self.ranking_bar.props["value"] = ranking.done
             self.ranking_bar.props["max"] = max(1, ranking.total)
             self.ranking_bar.update()
         self.ranking_bar.set_visibility(running)
         self.ranking_button.set_visibility(running or ranking.state in ("stopped", "failed"))
-        self.ranking_button.set_text("Stop" if running else "Go on")
+        self.ranking_button.set_text("Stop" if running else "Resume")
 
 
-def _figure(name: str) -> ui.element:
-    with ui.element("figure").classes("cell"):
+def _add_figure(name: str) -> ui.element:
+    """Add a figure; return the element for its picture."""
+    with ui.element("figure"):
         place = ui.element("div").classes("picture")
         text("figcaption", name)
     return place
 
 
-def _picture(place: ui.element, url: str, name: str) -> None:
-    """Show a picture; the one before it goes at once, lest it be taken for this one."""
+def _set_picture(place: ui.element, url: str, name: str) -> None:
+    """Show a picture. The previous one disappears at once, so that it cannot be mistaken for the new one."""
     place.clear()
     if url:
         with place:
@@ -409,12 +512,8 @@ def _picture(place: ui.element, url: str, name: str) -> None:
             image.props["alt"] = name
 
 
-def _kappa(kappa: float | None) -> str:
-    return "–" if kappa is None else f"{kappa:.2f}"
-
-
-def _exported(labelling: LabelStore, name: str, storage: UploadStorage) -> bytes:
+def _export_labels(labels: LabelStore, queue: str, storage: UploadStorage) -> bytes:
     with closing(UploadFolder(storage)) as folder:
-        out = folder.files / "cells.csv"
-        labelling.export_labels(name, out)
-        return out.read_bytes()
+        path = folder.files / "cells.csv"
+        labels.export_labels(queue, path)
+        return path.read_bytes()

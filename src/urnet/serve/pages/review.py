@@ -1,9 +1,10 @@
-"""Review: predictions of a sample, what people correct in them, and the differential that comes of it."""
+"""The page Review: confirm or correct the predictions of a sample, and see the differential after the review."""
 
 import asyncio
 import io
+import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -14,58 +15,79 @@ from fastapi.responses import Response
 from nicegui import ui
 
 from urnet.calibration.conformal import split_set
+from urnet.counting.sample import Sample
 from urnet.errors import StoreError
+from urnet.html_pages import NO_VALUE
 from urnet.serve.database.models import NOT_A_CELL
 from urnet.serve.database.names import make_single_line, person_key
 from urnet.serve.database.reviews import ReviewedPrediction, ReviewStore
 from urnet.serve.database.store import Store
 from urnet.serve.http.errors import RequestError
-from urnet.serve.pages.components.elements import NO_PICTURE, facts, moment, notice, replaces, table, work_styles
-from urnet.serve.pages.components.keyboard import board, class_keys, key_button, keys_switch, on_press
-from urnet.serve.pages.components.layout import button, frame, select, short, text, url, who
-from urnet.serve.pages.components.responses import CACHED, saved_as
-from urnet.serve.pages.sessions import SessionData, this_session
-from urnet.serve.review_results import ReviewImages, corrected_differential
+from urnet.serve.pages.components.elements import (
+    NO_PICTURE,
+    counted,
+    fact_list,
+    format_time,
+    model_needed,
+    notice,
+    percent,
+    replacement_notice,
+    table,
+)
+from urnet.serve.pages.components.keyboard import (
+    CONFIRM,
+    UNDO,
+    assign_keys,
+    key_area,
+    key_button,
+    on_key,
+    shortcuts_switch,
+)
+from urnet.serve.pages.components.layout import export_link, page_frame, pager, select, shorten, text, url, user_name
+from urnet.serve.pages.components.responses import CACHED, download
+from urnet.serve.pages.sessions import SessionData, current_session
+from urnet.serve.review_results import ReviewImages, count_after_review, estimate_differential
 from urnet.serve.services import Services
 from urnet.serve.uploads.storage import UploadFolder, UploadStorage
 
-TILES = 60
-"""Cells on one page."""
+NO_FIGURES = (NO_VALUE, NO_VALUE)
 
-LONGEST_PATH = 300
-"""Longest path of an image that is shown, in characters."""
+PAGE_SIZE = 60
+"""Maximum number of cells on one page."""
 
-CONFIRM, TAKE_BACK = "c", "u"
+MAX_PATH_LENGTH = 300
+"""Maximum length of the path of an image on the page, in characters."""
 
-SHOWN: dict[str, Callable[[ReviewedPrediction], bool]] = {
+FILTERS: dict[str, Callable[[ReviewedPrediction], bool]] = {
     "All": lambda row: True,
-    "Nobody looked at": lambda row: row.corrected is None,
-    "Looked at": lambda row: row.corrected is not None,
+    "Not reviewed": lambda row: row.corrected is None,
+    "Reviewed": lambda row: row.corrected is not None,
     "Corrected": lambda row: row.corrected not in (None, row.predicted),
     "Rejected by the model": lambda row: bool(row.details.get("rejected")),
 }
-UNSURE, AS_KEPT = "Least sure first", "As kept"
+LEAST_CERTAIN_FIRST, SAMPLE_ORDER = "Least certain first", "Order of the sample"
 
-_WALK = """(event) => {
+ARROW_KEYS = """(event) => {
     if (!event.key.startsWith("Arrow")) return;
     const tiles = [...event.currentTarget.querySelectorAll("button")];
-    const here = tiles.findIndex((tile) => tile.ariaPressed === "true");  // the focus may follow a moment later
-    if (here < 0) return;
+    const index = tiles.findIndex((tile) => tile.ariaPressed === "true");  // the focus may follow a moment later
+    if (index < 0) return;
     const top = tiles[0].getBoundingClientRect().top;
-    const across = Math.max(1, tiles.filter((tile) => Math.abs(tile.getBoundingClientRect().top - top) < 2).length);
-    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across }[event.key];
-    const next = tiles[here + step];
+    const columns = Math.max(1, tiles.filter((tile) => Math.abs(tile.getBoundingClientRect().top - top) < 2).length);
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+    const next = tiles[index + step];
     event.preventDefault();
     if (next) { next.focus(); next.click(); }
 }"""
 
-_FOLLOW = """
-if (document.activeElement.closest(".sheet")) document.querySelector(".tile[aria-pressed=true]")?.focus();
+FOCUS_SELECTED = """
+if (document.activeElement.closest(".tile")) document.querySelector(".tile[aria-pressed=true]")?.focus();
 """
+"""JavaScript that moves the focus to the selected tile, unless the focus is outside the tiles."""
 
 
 def add(app: FastAPI, services: Services) -> None:
-    """Add the page, its pictures and its table."""
+    """Add the page, its pictures and its export to the app."""
     pictures = ReviewImages(services)
 
     @app.get("/review/image/{digest}", include_in_schema=False)
@@ -76,19 +98,21 @@ def add(app: FastAPI, services: Services) -> None:
         return Response(content, media_type="image/png", headers=CACHED)
 
     @app.get("/review/cells.zip", include_in_schema=False)
-    async def exported(sample: str) -> Response:
+    async def export(sample: str) -> Response:
         store = services.store
         if store is None or sample not in await asyncio.to_thread(store.reviews.list_samples):
-            raise RequestError(HTTPStatus.NOT_FOUND, f"no predictions of a sample {sample[:100]!r} are kept")
-        content = await asyncio.to_thread(_exported, store.reviews, sample, services.storage)
-        return saved_as("cells.zip", content, "application/zip")
+            raise RequestError(HTTPStatus.NOT_FOUND, f"the database has no predictions of a sample {sample[:100]!r}")
+        content = await asyncio.to_thread(_export_reviewed, store.reviews, sample, services.storage)
+        return download("cells.zip", content, "application/zip")
 
     @ui.page("/review")
     async def review(sample: str = "") -> None:
-        work_styles()
-        with frame("Review", "/review"):
+        with page_frame("Review", "/review", styles="review.css"):
+            if not services.has_model:
+                model_needed()
+                return
             if services.store is None:
-                notice("Nothing is kept here. Start the server with --database.")
+                notice("The server has no database. Start it with --database FILE.")
                 return
             try:
                 samples = await asyncio.to_thread(services.store.reviews.list_samples)
@@ -96,292 +120,321 @@ def add(app: FastAPI, services: Services) -> None:
                 notice(str(error), warn=True)
                 return
             if not samples:
-                notice("No predictions are kept yet. Classify a sample, and keep it for review.")
+                notice("There are no predictions to review. Classify a sample, then press Save for review.")
                 return
-            desk = Desk(services, services.store, samples, sample)
-            desk.build()
+            page = ReviewPage(services, services.store, samples, sample)
+            page.build()
         await ui.context.client.connected()
-        await desk.load()
+        await page.load()
 
 
 @dataclass
-class Place(SessionData):
-    """Where a reviewer is; kept for the browser's session, so that a page that was lost comes back there.
+class ReviewSelection(SessionData):
+    """What a reviewer has selected; kept in the session, so that a reopened page continues.
 
     Attributes:
-        sample: which sample.
-        which: which of its cells, of `SHOWN`.
-        order: of them.
-        page: of the sheet, from 0.
-        chosen: number of the prediction.
+        sample: name of the sample.
+        filter: name of the filter, of `FILTERS`.
+        order: order of the cells.
+        page: index of the page.
+        prediction: number of the selected prediction.
     """
 
     sample: str = ""
-    which: str = "All"
-    order: str = UNSURE
+    filter: str = "All"
+    order: str = LEAST_CERTAIN_FIRST
     page: int = 0
-    chosen: int | None = None
+    prediction: int | None = None
 
 
-class Desk:
+class ReviewPage:
     """The page of one reviewer."""
 
     def __init__(self, services: Services, store: Store, samples: list[str], sample: str):
-        self.services, self.review, self.samples = services, store.reviews, samples
-        self.session = this_session()
-        kept = self.session.kept.get("review")
-        place = self.place = replace(kept) if isinstance(kept, Place) else Place()  # two windows go their own ways
-        wanted = next((name for name in (sample, place.sample) if name in samples), samples[0])
-        if wanted != place.sample:
-            place.sample, place.page, place.chosen = wanted, 0, None
-        self.keys = class_keys(services.model.classes)
+        self.services, self.reviews, self.samples = services, store.reviews, samples
+        self.session = current_session()
+        kept = self.session.data.get("review")
+        selection = replace(kept) if isinstance(kept, ReviewSelection) else ReviewSelection()  # one for each window
+        wanted = next((name for name in (sample, selection.sample) if name in samples), samples[0])
+        if wanted != selection.sample:
+            selection.sample, selection.page, selection.prediction = wanted, 0, None
+        self.selection = selection
+        self.keys = assign_keys(services.model.classes)
         self.rows: dict[int, ReviewedPrediction] = {}
+        self.estimate: Sample | None = None
         self.shown: list[int] = []
         self.tiles: dict[int, ui.element] = {}
-        self.busy = asyncio.Lock()
+        self.lock = asyncio.Lock()
 
     def build(self) -> None:
-        """Make the page's parts."""
+        """Create the elements of the page."""
+        selection = self.selection
+        orders = (LEAST_CERTAIN_FIRST, SAMPLE_ORDER)
         with ui.element("div").classes("filters"):
-            select("Sample", self.samples, self.place.sample, self._other_sample)
-            select("Show", list(SHOWN), self.place.which, self._other_filter)
-            select("Order", [UNSURE, AS_KEPT], self.place.order, self._other_order)
-        self.board = board([*self.keys, CONFIRM, TAKE_BACK])
-        with self.board, ui.element("div").classes("review"):
-            with ui.element("section").classes("cells") as cells:
-                cells.props["aria-label"] = "Cells"
-                self.note = text("p", "").classes("small soft")
-                self.sheet = ui.element("ul").classes("sheet").on("keydown", js_handler=_WALK)
-                with ui.element("div").classes("pages"):
-                    self.back = button("Previous", lambda: self._turn(-1))
-                    self.where = text("span", "").classes("small")
-                    self.forth = button("Next", lambda: self._turn(1))
-            with ui.element("section").classes("one panel") as one:
-                one.props["aria-label"] = "The cell"
-                self.one = ui.element("div").classes("told")
-                self.said = text("p", "").props("role=status").classes("said")
-                with ui.element("div").props('role=group aria-label="What it is"').classes("keys"):
+            select("Sample", {name: name for name in self.samples}, selection.sample, self._set_sample)
+            select("Show", {name: name for name in FILTERS}, selection.filter, self._set_filter)
+            select("Order", {name: name for name in orders}, selection.order, self._set_order)
+        self.area = key_area([*self.keys, CONFIRM, UNDO])
+        with self.area, ui.element("div").classes("review"):
+            with ui.element("section").classes("sheet") as sheet:
+                sheet.props["aria-label"] = "Cells"
+                self.summary = text("p", "").classes("small soft")
+                self.sheet = ui.element("ul").classes("tiles-of-cells").on("keydown", js_handler=ARROW_KEYS)
+                with ui.element("div").classes("pager"):
+                    self.pager = pager(self._turn, "page of cells")
+                    self.page_text = text("span", "").classes("small")
+            with ui.element("section").classes("current panel") as current:
+                current.props["aria-label"] = "Selected cell"
+                self.current = ui.element("div").classes("cell-facts")
+                self.result = text("p", "").props("role=status").classes("result")
+                with ui.element("div").props('role=group aria-label="Correct to"').classes("keys"):
                     for key, label in self.keys.items():
                         key_button(key, "Not a cell" if label == NOT_A_CELL else label)
-                with ui.element("div").props('role=group aria-label="Other"').classes("keys"):
-                    key_button(CONFIRM, "As predicted")
-                    key_button(TAKE_BACK, "Take back")
-                keys_switch()
+                with ui.element("div").props('role=group aria-label="Other actions"').classes("keys"):
+                    key_button(CONFIRM, "Confirm")
+                    key_button(UNDO, "Undo")
+                shortcuts_switch()
             with ui.element("section").classes("counts"):
-                text("h2", "Differential after review")
+                text("h2", "Differential")
                 self.counts = ui.element("div")
-                text("h2", "Download")
-                self.download = text("a", "Crops and cells table, to train on (ZIP)").props("download=cells.zip")
-                text("p", "Holds the cells whose images are kept, under what they are called now.").classes(
-                    "small soft"
-                )
-        on_press(self.pressed)
+                text("h2", "Export")
+                self.export = export_link("Crops and cells table for training (ZIP)", "/review/cells.zip", "cells.zip")
+                text("p", "All cells with a stored image, with their labels after review.").classes("small soft")
+        on_key(self.press)
 
     async def load(self) -> None:
-        """Read the sample, and show it."""
+        """Read the sample and show it."""
         try:
-            rows = await asyncio.to_thread(self.review.read_reviewed, self.place.sample)
+            rows = await asyncio.to_thread(self.reviews.read_reviewed, self.selection.sample)
+            sample = self.selection.sample
+            self.estimate = await asyncio.to_thread(estimate_differential, self.services, sample, rows)
         except StoreError as error:
-            self.note.set_text(str(error))
+            self.summary.set_text(str(error))
             return
         self.rows = {row.id: row for row in rows}
-        self.download.props["href"] = url(f"/review/cells.zip?sample={quote(self.place.sample, safe='')}")
-        self.download.update()
+        self.export.props["href"] = url(f"/review/cells.zip?sample={quote(self.selection.sample, safe='')}")
+        self.export.update()
         self._arrange()
         self._show_counts()
 
-    async def pressed(self, key: str, at: str) -> None:
-        """A key or its button, meant for the cell that was shown then."""
-        if self.busy.locked() or self.place.chosen is None or at != str(self.place.chosen):
+    async def press(self, key: str, cell: str) -> None:
+        """Handle a key or its button. A key for a cell that is no longer shown does nothing."""
+        number = self.selection.prediction
+        if self.lock.locked() or number is None or cell != str(number):
             return
-        async with self.busy:
-            name = this_session().name or await who()
-            if not name:
-                self.said.set_text("Say your name, above right: a correction names who gave it.")
+        async with self.lock:
+            user = await user_name()
+            if not user:
+                self.result.set_text("Sign in (top right) to correct predictions.")
                 return
-            row = self.rows[self.place.chosen]
+            row = self.rows[number]
             try:
-                if key == TAKE_BACK:
-                    earlier = await asyncio.to_thread(self.review.undo_correction, row.id)
-                    self.rows[row.id] = replace(row, corrected=None, reviewer=None)
-                    said = f"Taken back: {short(row.predicted)}, as predicted."
-                    if earlier is not None and person_key(earlier.person) != person_key(name):
-                        said += f" {earlier.person} had called it {short(earlier.label)}, {moment(earlier.at)}."
-                else:
-                    label = row.predicted if key == CONFIRM else self.keys[key]
-                    earlier = await asyncio.to_thread(self.review.correct, row.id, name, label)
-                    self.rows[row.id] = replace(row, corrected=label, reviewer=name)
-                    said = f"Kept: {short(label)}."
-                    if earlier is not None and (earlier.label, person_key(earlier.person)) != (label, person_key(name)):
-                        said += f" {replaces(earlier, name)}"
+                result = await (self._undo(row, user) if key == UNDO else self._correct(row, key, user))
             except StoreError as error:
-                self.said.set_text(f"{'Not taken back' if key == TAKE_BACK else 'Not kept'}: {error}")
+                self.result.set_text(f"{'Not undone' if key == UNDO else 'Not saved'}: {error}")
                 return
-            self._fill_tile(row.id)
+            self._fill_tile(number)
             self._show_counts()
-            if key == TAKE_BACK:
-                self._choose(row.id)
+            if key == UNDO:
+                self._select(number)
             else:
-                self._choose(self._after(row.id), focus=True)
-            self.said.set_text(said)
+                self._select(self._next(number), focus=True)
+            self.result.set_text(result)
 
-    def _after(self, number: int) -> int:
-        """The next cell of this page of the sheet; the last one is followed by itself."""
-        here = list(self.tiles)
-        return here[min(here.index(number) + 1, len(here) - 1)]
+    async def _correct(self, row: ReviewedPrediction, key: str, user: str) -> str:
+        """Save a label; return the message about it."""
+        label = row.predicted if key == CONFIRM else self.keys[key]
+        earlier = await asyncio.to_thread(self.reviews.correct, row.id, user, label)
+        self.rows[row.id] = replace(row, corrected=label, reviewer=user)
+        result = f"Saved: {shorten(label)}."
+        if earlier is not None and (earlier.label, person_key(earlier.person)) != (label, person_key(user)):
+            result += f" {replacement_notice(earlier, user)}"
+        return result
+
+    async def _undo(self, row: ReviewedPrediction, user: str) -> str:
+        """Remove the label; return the message about it."""
+        earlier = await asyncio.to_thread(self.reviews.undo_correction, row.id)
+        self.rows[row.id] = replace(row, corrected=None, reviewer=None)
+        result = f"Undone. The prediction is {shorten(row.predicted)}."
+        if earlier is not None and person_key(earlier.person) != person_key(user):
+            result += f" The label {shorten(earlier.label)} was by {earlier.person}, {format_time(earlier.at)}."
+        return result
+
+    def _next(self, number: int) -> int:
+        """Return the next cell on this page of tiles; the last cell is followed by itself."""
+        tiles = list(self.tiles)
+        return tiles[min(tiles.index(number) + 1, len(tiles) - 1)]
 
     def _arrange(self) -> None:
-        """Which cells are shown, in which order."""
-        kept = [row for row in self.rows.values() if SHOWN[self.place.which](row)]
-        if self.place.order == UNSURE:
-            kept.sort(key=_probability)
-        self.shown = [row.id for row in kept]
-        self.place.page = min(self.place.page, max(0, len(kept) - 1) // TILES)
-        self._show_sheet()
+        """Filter and sort the cells."""
+        rows = [row for row in self.rows.values() if FILTERS[self.selection.filter](row)]
+        if self.selection.order == LEAST_CERTAIN_FIRST:
+            rows.sort(key=_probability)
+        self.shown = [row.id for row in rows]
+        self.selection.page = min(self.selection.page, max(0, len(rows) - 1) // PAGE_SIZE)
+        self._show_tiles()
 
-    def _show_sheet(self) -> None:
-        here = self.shown[self.place.page * TILES : (self.place.page + 1) * TILES]
+    def _show_tiles(self) -> None:
+        page = self.selection.page
+        numbers = self.shown[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]
         self.sheet.clear()
         self.tiles = {}
         with self.sheet:
-            for number in here:
+            for number in numbers:
                 with ui.element("li"):
                     tile = ui.element("button").props("type=button tabindex=-1 aria-pressed=false").classes("tile")
-                    tile.on("click", lambda number=number: self._choose(number))
+                    tile.on("click", lambda number=number: self._select(number))
                     self.tiles[number] = tile
                 self._fill_tile(number)
-        whole = max(1, -(-len(self.shown) // TILES))
-        self.where.set_text(f"Page {self.place.page + 1} of {whole}")
-        for made, off in ((self.back, self.place.page == 0), (self.forth, self.place.page + 1 >= whole)):
-            made.props["disabled"] = off
-            made.update()
-        self.note.set_text(f"{len(self.shown):,} of {len(self.rows):,} cells")
-        first = here[0] if here else None
-        self._choose(self.place.chosen if self.place.chosen in here else first)
+        pages = max(1, -(-len(self.shown) // PAGE_SIZE))
+        self.page_text.set_text(f"Page {page + 1} of {pages}")
+        for element, is_end in zip(self.pager, (page == 0, page + 1 >= pages), strict=True):
+            element.props["disabled"] = is_end
+            element.update()
+        self.summary.set_text(f"{len(self.shown):,} of {len(self.rows):,} cells")
+        selected = self.selection.prediction
+        self._select(selected if selected in numbers else next(iter(numbers), None))
 
     def _fill_tile(self, number: int) -> None:
         row, tile = self.rows[number], self.tiles[number]
         tile.clear()
         with tile:
-            _image(row)
-            if row.corrected is None:
-                text("span", short(row.predicted)).classes("mark")
-            elif row.corrected == row.predicted:
-                text("span", short(row.predicted)).classes("mark")
-                text("span", f"confirmed, {row.reviewer}").classes("soft")
-            else:
-                text("span", short(row.corrected)).classes("mark")
-                with ui.element("span"):
-                    text("span", "was ").classes("unseen")
-                    text("s", short(row.predicted)).classes("was")
-                    text("span", f", {row.reviewer}").classes("soft")
+            _add_image(row)
+            text("span", shorten(row.label)).classes("class")
             if row.corrected is None:
                 rejected = row.details.get("rejected")
-                text("span", short(f"rejected: {rejected}") if rejected else f"p = {_probability(row):.2f}").classes(
+                text("span", shorten(f"rejected: {rejected}") if rejected else percent(_probability(row))).classes(
                     "soft"
                 )
+            elif row.corrected == row.predicted:
+                text("span", f"confirmed by {row.reviewer}").classes("soft")
+            else:
+                with ui.element("span"):
+                    text("span", "instead of ").classes("unseen")
+                    text("s", shorten(row.predicted)).classes("replaced")
+                    text("span", f", {row.reviewer}").classes("soft")
 
-    def _choose(self, number: int | None, *, focus: bool = False) -> None:
-        for known, tile in self.tiles.items():
-            if known in (number, self.place.chosen):
-                tile.props["aria-pressed"] = "true" if known == number else "false"
-                tile.props["tabindex"] = "0" if known == number else "-1"
+    def _select(self, number: int | None, *, focus: bool = False) -> None:
+        for other, tile in self.tiles.items():
+            if other in (number, self.selection.prediction):
+                tile.props["aria-pressed"] = "true" if other == number else "false"
+                tile.props["tabindex"] = "0" if other == number else "-1"
                 tile.update()
-        self.place.chosen = number
-        self.session.kept["review"] = replace(self.place)
-        self.board.props["data-at"] = "" if number is None else str(number)
-        self.board.update()
-        self.said.set_text("")
-        self.one.clear()
-        with self.one:
+        self.selection.prediction = number
+        self.session.data["review"] = replace(self.selection)
+        self.area.props["data-cell"] = "" if number is None else str(number)
+        self.area.update()
+        self.result.set_text("")
+        self.current.clear()
+        with self.current:
             if number is None:
-                text("p", "No cell to show.")
+                text("p", "No cell matches the filter.")
                 return
-            _show_one(self.rows[number])
-        if focus:  # but not away from a button that was pressed
-            ui.run_javascript(_FOLLOW)
+            _add_cell(self.rows[number])
+        if focus:
+            ui.run_javascript(FOCUS_SELECTED)
 
     def _show_counts(self) -> None:
-        shares = corrected_differential(list(self.rows.values()), self.services.model.classes)
-        rows = [
-            (
-                one.label,
-                f"{one.predicted:,}",
-                f"{one.counted:,}",
-                "–" if one.share is None else f"{100 * one.share:.1f}",
-                "–" if one.interval is None else f"{100 * one.interval[0]:.1f}–{100 * one.interval[1]:.1f}",
-            )
-            for one in shares
-        ]
-        looked = sum(row.corrected is not None for row in self.rows.values())
+        rows = list(self.rows.values())
+        shares = count_after_review(rows, self.services.model.classes)
+        reviewed = sum(row.corrected is not None for row in rows)
+        note = f"{reviewed:,} of {counted(len(rows), 'cell')} reviewed. "
+        if rows and reviewed == len(rows):
+            title = "Reviewed, %"
+            figures = {share.label: _format_share(share.share, share.interval) for share in shares}
+            note += "Reviewed: the share of each class after the review; the interval is for the number of cells."
+        else:
+            title = "Corrected, %"
+            figures = _format_estimate(self.estimate)
+            if self.estimate is None:
+                note += "There is no estimate: the model is not calibrated, or another model made the predictions."
+            else:
+                note += "Corrected: the estimate from the predictions, as on the page Classify. "
+                note += "It does not change until all cells are reviewed."
         self.counts.clear()
         with self.counts:
-            table(("Class", "Predicted", "Now", "%", "95 % interval"), rows, "Differential after review")
-            text(
-                "p",
-                f"{looked:,} of {len(self.rows):,} cells were looked at; the others count as the model called them, "
-                "not corrected for its confusion. The interval is that of drawing these cells alone (Wilson).",
-            ).classes("small soft")
+            table(
+                ("Class", "Counted", "After review", title, "95 % interval"),
+                [
+                    (share.label, f"{share.counted:,}", f"{share.reviewed:,}", *figures.get(share.label, NO_FIGURES))
+                    for share in shares
+                ],
+                "Differential",
+            )
+            text("p", note).classes("small soft")
 
     def _turn(self, step: int) -> None:
-        if 0 <= (self.place.page + step) * TILES < len(self.shown):
-            self.place.page += step
-            self._show_sheet()
+        if 0 <= (self.selection.page + step) * PAGE_SIZE < len(self.shown):
+            self.selection.page += step
+            self._show_tiles()
 
-    async def _other_sample(self, sample: str) -> None:
+    async def _set_sample(self, sample: str) -> None:
         if sample in self.samples:
-            self.place.sample, self.place.page, self.place.chosen = sample, 0, None
+            self.selection.sample, self.selection.page, self.selection.prediction = sample, 0, None
             await self.load()
 
-    async def _other_filter(self, which: str) -> None:
-        if which in SHOWN:
-            self.place.which, self.place.page = which, 0
+    async def _set_filter(self, name: str) -> None:
+        if name in FILTERS:
+            self.selection.filter, self.selection.page = name, 0
             await self.load()
 
-    async def _other_order(self, order: str) -> None:
-        self.place.order, self.place.page = UNSURE if order == UNSURE else AS_KEPT, 0
+    async def _set_order(self, order: str) -> None:
+        self.selection.order = LEAST_CERTAIN_FIRST if order == LEAST_CERTAIN_FIRST else SAMPLE_ORDER
+        self.selection.page = 0
         await self.load()
 
 
-def _image(row: ReviewedPrediction, alt: str = "") -> None:
+def _add_image(row: ReviewedPrediction, alt: str = "") -> None:
     if row.image is None:
-        text("span", "image not kept").classes("no-image small soft")
+        text("span", "no image stored").classes("no-image small soft")
         return
-    made = ui.element("img").props("loading=lazy")
-    made.props["src"] = url(f"/review/image/{row.image}")
-    made.props["alt"] = alt
+    image = ui.element("img").props("loading=lazy")
+    image.props["src"] = url(f"/review/image/{row.image}")
+    image.props["alt"] = alt
 
 
-def _show_one(row: ReviewedPrediction) -> None:
+def _add_cell(row: ReviewedPrediction) -> None:
+    """Add the picture and the facts of the selected cell."""
     with ui.element("div").classes("picture"):
-        _image(row, f"Cell {row.path}")
+        _add_image(row, f"Cell {row.path}")
     with ui.element("div"):
-        _show_told(row)
+        text("p", make_single_line(row.path, MAX_PATH_LENGTH)).classes("path small soft")
+        facts = {"Prediction": shorten(row.predicted), "Probability": percent(_probability(row))}
+        if row.details.get("set"):
+            facts["Prediction set"] = ", ".join(map(shorten, split_set(str(row.details["set"]))))
+        if row.details.get("rejected"):
+            facts["Rejected"] = shorten(str(row.details["rejected"]))
+        if row.corrected is not None:
+            facts["Label after review"] = f"{shorten(row.corrected)}, by {row.reviewer}"
+        fact_list(facts)
+        text("p", f"Model {row.model[:8]}, urnet {row.version}, {format_time(row.at)}").classes("small soft")
 
 
-def _show_told(row: ReviewedPrediction) -> None:
-    text("p", make_single_line(row.path, LONGEST_PATH)).classes("path small soft")
-    told = {"Predicted": short(row.predicted), "Probability": f"{_probability(row):.3f}"}
-    if row.details.get("set"):
-        told["Cannot be ruled out"] = ", ".join(map(short, split_set(str(row.details["set"]))))
-    if row.details.get("rejected"):
-        told["Rejected"] = short(str(row.details["rejected"]))
-    if row.corrected is not None:
-        told["Called now"] = f"{short(row.corrected)}, by {row.reviewer}"
-    facts(told)
-    text("p", f"Model {row.model[:8]}, urnet {row.version}, {moment(row.at)}").classes("small soft")
+def _format_estimate(sample: Sample | None) -> dict[str, tuple[str, str]]:
+    """Format the estimate of each class and its interval, in percent."""
+    if sample is None:
+        return {}
+    ends = sample.adjusted_interval
+    return {name: _format_share(sample.adjusted[k], ends[k]) for k, name in enumerate(sample.classes)}
+
+
+def _format_share(share: float | None, interval: Sequence[float] | None) -> tuple[str, str]:
+    """Format a share and its interval, in percent."""
+    if share is None or interval is None or math.isnan(share):
+        return NO_FIGURES
+    return f"{100 * share:.1f}", f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
 
 
 def _probability(row: ReviewedPrediction) -> float:
-    """Of the class that the model named."""
+    """Return the probability of the predicted class."""
     value = row.details.get(f"p_{row.predicted}")
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _exported(review: ReviewStore, sample: str, storage: UploadStorage) -> bytes:
+def _export_reviewed(reviews: ReviewStore, sample: str, storage: UploadStorage) -> bytes:
     content = io.BytesIO()
     with closing(UploadFolder(storage)) as folder:
-        review.export_reviewed(sample, folder.files)
+        reviews.export_reviewed(sample, folder.files)
         with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
             for file in sorted(folder.files.iterdir()):
                 archive.write(file, file.name)

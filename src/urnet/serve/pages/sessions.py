@@ -1,4 +1,4 @@
-"""Browser sessions: what the server keeps for each browser, so that it finds its place again."""
+"""Browser sessions: the state that the server keeps for each browser, so that a reopened page continues."""
 
 import secrets
 import time
@@ -15,90 +15,90 @@ from urnet.serve.http.auth import cookie_attributes, cookie_name
 from urnet.serve.http.proxy import route_path
 from urnet.serve.uploads.storage import UploadStorage
 
-MOST = 200
-"""Maximum number of sessions; beyond it, idle ones end, the longest unused first."""
+MAX_SESSIONS = 200
+"""Maximum number of sessions. Beyond it, idle sessions end, the longest unused first."""
 
-SECONDS = 7 * 86_400.0
-"""How long one is kept that nobody uses."""
+UNUSED_S = 7 * 86_400.0
+"""Time after which an unused, idle session ends, in seconds."""
 
-SCARCE_SECONDS = 3600.0
-"""The same where more than half of the room for what was sent is taken: others need it, instruments too."""
+UNUSED_SCARCE_S = 3600.0
+"""The same time when more than half of the space for uploads is in use, in seconds."""
 
 
 class SessionData(Protocol):
-    """What a page keeps between two visits."""
+    """Data that a page keeps in a session between two visits."""
 
     @property
     def is_busy(self) -> bool:
-        """Whether something of it goes on, so that the session is not forgotten meanwhile."""
+        """Whether work is in progress; the session does not end meanwhile."""
         return False
 
     def close(self) -> None:
-        """Let go of it: the session is forgotten. Called in the server's loop, which must not be held up."""
+        """Release the data when the session ends. Called in the event loop, so it must not block."""
 
 
 @dataclass
 class Session:
-    """One browser.
+    """The state of one browser.
 
     Attributes:
-        key: what its cookie holds; secret.
-        id: its name in the database; not secret.
-        name: of the person in front of it; "" until it was asked for.
-        kept: what pages keep, by their names.
-        used: when it was last used, by the clock.
+        key: secret value of the session's cookie.
+        id: name of the session in the database; not secret.
+        user: name of the signed-in person; empty before sign-in.
+        data: data of the pages, by name.
+        used: time of the last request, by the clock of the middleware.
     """
 
     key: str
-    name: str = ""
-    kept: dict[str, SessionData] = field(default_factory=dict)
+    user: str = ""
+    data: dict[str, SessionData] = field(default_factory=dict)
     used: float = 0.0
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
     def is_busy(self) -> bool:
-        """Whether work of it goes on."""
-        return any(one.is_busy for one in self.kept.values())
+        """Whether work of this session is in progress."""
+        return any(entry.is_busy for entry in self.data.values())
 
     def close(self) -> None:
-        """Let go of all that is kept."""
-        for one in self.kept.values():
-            one.close()
-        self.kept.clear()
+        """Release all data."""
+        for entry in self.data.values():
+            entry.close()
+        self.data.clear()
 
 
 class SessionMiddleware:
-    """Gives each browser a session, under a random key of ours: one that a client made up is not taken.
+    """Middleware that gives each browser a session under a random key. Keys made up by clients are not accepted.
 
     Args:
-        app: what stands behind; it finds the session in the scope.
-        storage: where what was sent lies.
-        instance: identifier of the server in the name of its cookie.
-        clock: seconds that only grow.
+        app: the wrapped app; it reads the session from the scope.
+        storage: temporary storage of the uploaded files.
+        instance: identifier of the server in the name of the cookie.
+        clock: monotonic clock, in seconds.
     """
 
     def __init__(
         self, app: ASGIApp, storage: UploadStorage, instance: str = "", clock: Callable[[], float] = time.monotonic
     ):
         self.app, self.storage, self.clock = app, storage, clock
-        self.cookie = cookie_name("bench", instance)
-        self.sessions: dict[str, Session] = {}  # the one used last at the end
+        self.cookie = cookie_name("browser", instance)
+        self.sessions: dict[str, Session] = {}  # least recently used first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Handle a request (ASGI)."""
         if scope["type"] == "lifespan":
-            return await self.app(scope, self._until_the_end(receive), send)
+            return await self.app(scope, self._close_on_shutdown(receive), send)
         if scope["type"] != "http" or route_path(scope).startswith(("/v1/", "/_nicegui")):
-            self._forget(None)
+            self._end_unused(None)
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
         given = cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(self.cookie, "")
         session = scope["urnet.session"] = self.sessions.pop(given, None) or Session(secrets.token_urlsafe(24))
         session.used = self.clock()
         self.sessions[session.key] = session
-        self._forget(session)
+        self._end_unused(session)
 
-        async def with_cookie(message: Message) -> None:
+        async def send_with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start" and session.key != given:
                 cookie = Response()
                 cookie.set_cookie(self.cookie, session.key, **cookie_attributes(scope))
@@ -106,31 +106,31 @@ class SessionMiddleware:
                 message = {**message, "headers": [*message.get("headers", ()), *set_cookie]}
             await send(message)
 
-        await self.app(scope, receive, with_cookie)
+        await self.app(scope, receive, send_with_cookie)
 
-    def _until_the_end(self, receive: Receive) -> Receive:
-        """Lets go of all sessions before what they work with is stopped."""
+    def _close_on_shutdown(self, receive: Receive) -> Receive:
+        """Close all sessions before the services that they use stop."""
 
-        async def receiving() -> Message:
+        async def receive_shutdown() -> Message:
             message = await receive()
             if message["type"] == "lifespan.shutdown":
                 for session in self.sessions.values():
                     session.close()
             return message
 
-        return receiving
+        return receive_shutdown
 
-    def _forget(self, current: Session | None) -> None:
-        """Forget the sessions that nobody uses, but none at work: what it needs goes when that is done."""
-        seconds, now = SCARCE_SECONDS if self.storage.is_scarce else SECONDS, self.clock()
+    def _end_unused(self, current: Session | None) -> None:
+        """End unused sessions, except the current one and those with work in progress."""
+        limit_s, now = UNUSED_SCARCE_S if self.storage.is_scarce else UNUSED_S, self.clock()
         for oldest in list(self.sessions.values()):
-            if len(self.sessions) <= MOST and now - oldest.used < seconds:
+            if len(self.sessions) <= MAX_SESSIONS and now - oldest.used < limit_s:
                 return
             if oldest is not current and not oldest.is_busy:
                 del self.sessions[oldest.key]
                 oldest.close()
 
 
-def this_session() -> Session:
-    """The session of the browser that shows this page."""
+def current_session() -> Session:
+    """Return the session of the browser that shows the current page."""
     return ui.context.client.request.scope["urnet.session"]

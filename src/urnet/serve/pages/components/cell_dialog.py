@@ -1,195 +1,211 @@
-"""One cell, large: raw, enhanced and Grad-CAM side by side, what is said of it, and where it lies in its field."""
+"""The dialog with one cell: raw, enhanced and Grad-CAM pictures, probabilities, and the position in the field."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from nicegui import ui
+from nicegui import background_tasks, ui
 
 from urnet.calibration.conformal import COVERAGE, describe_coverage
-from urnet.serve.classification_job import ClassificationJob, Seen
-from urnet.serve.pages.classify_routes import MAPS
-from urnet.serve.pages.components.layout import button, text, url
+from urnet.errors import UrnetError
+from urnet.serve.classification_job import ClassificationJob, ClassifiedImage
+from urnet.serve.pages.components.cell_grid import CellSelection
+from urnet.serve.pages.components.elements import notice, percent
+from urnet.serve.pages.components.layout import CLOSE_DIALOG, pager, text, url
 from urnet.serve.services import Services
 
-if TYPE_CHECKING:
-    from urnet.serve.pages.classify import View
+COLORMAPS = {"viridis": "viridis", "blue-red": "jet"}
+"""Colour maps of Grad-CAM, by name on the page: one for all kinds of colour vision, and the paper's."""
 
-SLIDE = "(event) => event.target.closest('dialog').style.setProperty('--cut', event.target.value + '%')"
-KEYS = """(event) => {
+MOVE_SPLIT = "(event) => event.target.closest('dialog').style.setProperty('--split', event.target.value + '%')"
+ARROW_KEYS = """(event) => {
     if (event.target.matches('input, select') || !['ArrowLeft', 'ArrowRight'].includes(event.key)) return;
+    event.preventDefault();
     emit(event.key === 'ArrowRight' ? 1 : -1);
 }"""
 
 
 class CellDialog:
-    """The dialog with a cell; arrow keys go on to the next one that the grid shows.
+    """The dialog with one cell; the arrow keys step through the cells of the grid.
 
     Args:
-        services: what classified it.
-        view: what the browser looks at; says which cell.
-        mine: what it classifies.
+        services: the services that classify.
+        selection: the cells of the grid, and the cell in the dialog.
+        find_job: returns the job of this browser.
     """
 
-    def __init__(self, services: Services, view: "View", mine: Callable[[], ClassificationJob | None]):
-        self.services, self.view, self.mine = services, view, mine
-        with ui.element("dialog").props("aria-labelledby=cell-title").classes("cell-view") as self.dialog:
+    def __init__(self, services: Services, selection: CellSelection, find_job: Callable[[], ClassificationJob | None]):
+        self.services, self.selection, self.find_job = services, selection, find_job
+        with ui.element("dialog").props("aria-labelledby=cell-title").classes("cell-dialog") as self.dialog:
             with ui.element("div").classes("line"):
                 self.title = text("h2", "Cell").props("id=cell-title").classes("grow")
-                for label, step in (("Previous", -1), ("Next", 1)):
-                    button(label, lambda step=step: self.step(step)).props["aria-label"] = f"{label} cell"
-                text("button", "Close").props("type=button").classes("button main").on(
-                    "click", js_handler="(event) => event.target.closest('dialog').close()"
-                )
+                pager(self.step, "cell")
+                close = text("button", "Close").props("type=button").classes("button main")
+                close.on("click", js_handler=CLOSE_DIALOG)
             self.content()
-        self.dialog.on("keydown", lambda event: self.step(int(event.args)), js_handler=KEYS)
-        self.dialog.on("close", self._closed, js_handler="() => emit()")
-        if view.cell is not None and mine() is not None:
-            self.open(view.cell)
+        self.dialog.on("keydown", lambda event: self.step(int(event.args)), js_handler=ARROW_KEYS)
+        self.dialog.on("close", self._on_close, js_handler="() => emit()")
+        if selection.cell is not None and find_job() is not None:
+            self.open(selection.cell)
 
     def open(self, number: int) -> None:
         """Open the dialog with a cell."""
         if self._show(number):
             ui.run_javascript(f"getHtmlElement('{self.dialog.html_id}').showModal()")
 
+    def step(self, by: int) -> None:
+        """Show the next or previous cell of the grid."""
+        job = self.find_job()
+        if job is None or self.selection.cell is None:
+            return
+        numbers = [image.number for image in self.selection.apply(job)]
+        index = numbers.index(self.selection.cell) if self.selection.cell in numbers else 0
+        if 0 <= index + by < len(numbers):
+            self._show(numbers[index + by])
+
     def _show(self, number: int) -> bool:
-        mine = self.mine()
-        if mine is None or not 0 <= number < len(mine.seen):
-            self.view.cell = None
+        job = self.find_job()
+        if job is None or not 0 <= number < len(job.images):
+            self.selection.cell = None
             return False
-        self.view.cell = number
-        self.title.set_text(mine.seen[number].name)
+        self.selection.cell = number
+        self.title.set_text(job.images[number].name)
         self.content.refresh()
         return True
 
-    def step(self, by: int) -> None:
-        """Go on to another cell of those that the grid shows."""
-        mine = self.mine()
-        if mine is None or self.view.cell is None:
-            return
-        numbers = [one.number for one in self.view.cells(mine)]
-        here = numbers.index(self.view.cell) if self.view.cell in numbers else 0
-        if 0 <= here + by < len(numbers):
-            self._show(numbers[here + by])
-
-    def _closed(self) -> None:
-        self.view.cell = None
+    def _on_close(self) -> None:
+        self.selection.cell = None
 
     @ui.refreshable_method
     def content(self) -> None:
-        """What is shown of it."""
-        mine = self.mine()
-        if mine is None or self.view.cell is None or self.view.cell >= len(mine.seen):
+        """Create the content of the dialog."""
+        job = self.find_job()
+        if job is None or self.selection.cell is None or self.selection.cell >= len(job.images):
             return
-        one = mine.seen[self.view.cell]
-        if one.answer.error:
-            with ui.element("div").classes("notice warn"):
-                text("p", f"This image cannot be used: {one.answer.error}")
+        image = job.images[self.selection.cell]
+        if not image.is_usable:
+            notice(f"This image cannot be used: {image.answer.error}", warn=True)
             return
-        address = url(f"/classify/{mine.key}/{one.number}")
-        self._verdict(one)
+        address = url(f"/classify/{job.key}/{image.number}")
+        self._add_prediction(image)
         with ui.element("div").classes("pictures"):
-            _picture(f"{address}/raw.png", "Raw", "as it came, on the model's scale")
-            _picture(f"{address}/enhanced.png", "Enhanced", "for the classifier, not the eye")
-            self._heat(address)
-            _compared(address)
-        with ui.element("div").classes("facts-of-cell"):
-            self._probabilities(one)
-            _where(mine, one)
+            _add_picture(f"{address}/raw.png", "Raw", "scaled as the model's input")
+            enhanced = _add_picture(f"{address}/enhanced.png", "Enhanced", "for the classifier, not for viewing")
+            self._add_heat_map(address)
+            _add_comparison(address)
+        background_tasks.create(_show_correlation(job, image.number, enhanced))
+        with ui.element("div").classes("cell-details"):
+            self._add_probabilities(image)
+            _add_position(job, image)
 
-    def _verdict(self, one: Seen) -> None:
+    def _add_prediction(self, image: ClassifiedImage) -> None:
         with ui.element("p").classes("verdict"):
-            text("span", "Classified as ")
-            text("strong", one.answer.row["predicted"])
-            if one.rejected:
-                text("span", "; ")
-                text("strong", f"rejected: {one.rejected}").classes("wrong")
-                text("span", ", so it is not counted")
+            text("span", "Predicted class: ")
+            text("strong", image.predicted)
+            if image.rejected:
+                text("span", "; not counted, ")
+                text("strong", f"rejected: {image.rejected}").classes("wrong")
         if self.services.model.calibration is not None:
             with ui.element("p").classes("soft"):
-                text("span", "Classes that cannot be ruled out (prediction set): ")
-                text("b", ", ".join(one.set) or "none")
+                text("span", "Prediction set (classes that cannot be ruled out): ")
+                text("b", ", ".join(image.prediction_set) or "none")
             text("p", f"{describe_coverage(COVERAGE).capitalize()}.").classes("soft small")
 
-    def _heat(self, address: str) -> None:
+    def _add_heat_map(self, address: str) -> None:
+        colormap = self.selection.colormap
         with ui.element("figure"):
-            picture = ui.element("img").props(f'width=192 height=192 alt="Grad-CAM in {self.view.colours}"')
-            picture.props["src"] = f"{address}/{self.view.colours}.png"
-            picture.props["onerror"] = "this.closest('figure').classList.add('none')"
+            picture = ui.element("img").props(f'width=192 height=192 alt="Grad-CAM in {colormap}"')
+            picture.props["src"] = f"{address}/{colormap}.png"
+            picture.props["onerror"] = "this.closest('figure').classList.add('unavailable')"
             with ui.element("figcaption"):
                 text("b", "Grad-CAM")
-                text("span", " what spoke for the class")
-                with ui.element("span").classes(f"scale {self.view.colours}"):
-                    text("span", "little")
-                    text("span", "much")
-                with ui.element("span").classes("colours").props('role=radiogroup aria-label="Colours of Grad-CAM"'):
-                    for name in MAPS:
+                text("span", " influence on the predicted class")
+                with ui.element("span").classes(f"scale {colormap}"):
+                    text("span", "low")
+                    text("span", "high")
+                with ui.element("span").classes("colormaps").props('role=radiogroup aria-label="Colours of Grad-CAM"'):
+                    for name in COLORMAPS:
                         with ui.element("label"):
-                            choice = ui.element("input").props("type=radio name=colours")
+                            choice = ui.element("input").props("type=radio name=colormap")
                             choice.props["value"] = name
-                            if name == self.view.colours:
+                            if name == colormap:
                                 choice.props("checked")
                             text("span", name)
-                            choice.on("change", lambda name=name: self._colour(name))
+                            choice.on("change", lambda name=name: self._set_colormap(name))
 
-    def _colour(self, name: str) -> None:
-        self.view.colours = name
+    def _set_colormap(self, name: str) -> None:
+        self.selection.colormap = name
         self.content.refresh()
-        ui.run_javascript(f"document.querySelector('.cell-view input[value=\"{name}\"]')?.focus()")
+        ui.run_javascript(f"document.querySelector('.cell-dialog input[value=\"{name}\"]')?.focus()")
 
-    def _probabilities(self, one: Seen) -> None:
+    def _add_probabilities(self, image: ClassifiedImage) -> None:
         with ui.element("section").props("aria-labelledby=cell-probabilities"):
             text("h3", "Probabilities").props("id=cell-probabilities")
             with ui.element("table").classes("shares"), ui.element("tbody"):
                 for name in self.services.model.classes:
-                    share = 100 * one.answer.row[f"p_{name}"]
+                    share = image.answer.row[f"p_{name}"]
                     with ui.element("tr"):
                         text("th", name).props("scope=row")
-                        text("td", f"{share:.1f} %").classes("n value")
+                        text("td", percent(share)).classes("n value")
                         with ui.element("td").classes("wide"), ui.element("span").classes("bar plain") as bar:
                             ui.element("b")
-                        bar.props("aria-hidden=true").style(f"--at:{share:.2f}%")
+                        bar.props("aria-hidden=true").style(f"--at:{100 * share:.2f}%")
             if self.services.model.calibration is None:
-                text("p", "Not calibrated: no shares of right answers.").classes("soft small")
+                text("p", "The model is not calibrated: a probability of 90 % does not mean 90 % correct.").classes(
+                    "soft small"
+                )
 
 
-def _picture(address: str, name: str, about: str) -> None:
+async def _show_correlation(job: ClassificationJob, number: int, caption: ui.element) -> None:
+    """Add the correlation between the raw and the enhanced picture to a caption."""
+    try:
+        correlation = await job.enhancement_correlation(number)
+    except UrnetError:  # the pictures themselves are missing too
+        return
+    if correlation is not None and not caption.is_deleted:
+        with caption:
+            text("span", f"; correlation with raw {correlation:.3f}")
+
+
+def _add_picture(address: str, name: str, description: str) -> ui.element:
+    """Add a picture; return its caption."""
     with ui.element("figure"):
         ui.element("img").props(f'width=192 height=192 src={address} alt="{name}"')
-        with ui.element("figcaption"):
+        with ui.element("figcaption") as caption:
             text("b", name)
-            text("span", f" {about}")
+            text("span", f" {description}")
+    return caption
 
 
-def _compared(address: str) -> None:
+def _add_comparison(address: str) -> None:
     with ui.element("figure"):
         with ui.element("div").classes("compared"):
             ui.element("img").props(f'width=192 height=192 src={address}/enhanced.png alt=""')
             ui.element("img").props(f'width=192 height=192 src={address}/raw.png alt="" class=over')
         with ui.element("figcaption"), ui.element("label"):
-            text("b", "Raw to enhanced")
+            text("b", "Raw (left) and enhanced (right)")
             slider = ui.element("input").props("type=range min=0 max=100 step=1")
-            slider.props["aria-label"] = "How much of the picture is raw, per cent"
-            slider.on("input", js_handler=SLIDE)
+            slider.props["aria-label"] = "Share of the picture that is raw, in percent"
+            slider.on("input", js_handler=MOVE_SPLIT)
 
 
-def _where(mine: ClassificationJob, one: Seen) -> None:
-    with ui.element("section").props("aria-labelledby=cell-place"):
-        text("h3", "Where it lies").props("id=cell-place")
-        if one.place is None:
-            _, sign, part = one.answer.path.rpartition("#")
-            text("p", f"In {one.answer.path.rpartition('#')[0]}, part {part}" if sign else "A file of its own.")
+def _add_position(job: ClassificationJob, image: ClassifiedImage) -> None:
+    with ui.element("section").props("aria-labelledby=cell-position"):
+        text("h3", "Position").props("id=cell-position")
+        if image.place is None:
+            file, sign, part = image.answer.path.rpartition("#")
+            text("p", f"Part {part} of {file}" if sign else "This file holds one cell.")
             return
-        field = mine.cut.fields[one.place.field]
-        text("p", f"{field.name}: x {one.place.x:.0f}, y {one.place.y:.0f} of {field.width} × {field.height} px")
-        cropping = mine.services.model.cropping
+        field = job.cropped.fields[image.place.field]
+        x, y = image.place.x, image.place.y
+        text("p", f"{field.name}: x {x:.0f}, y {y:.0f} of {field.width} × {field.height} px")
+        cropping = job.services.model.cropping
         radius = 0.5 * (cropping.size if cropping else 50)
         with ui.element("svg").classes("field") as picture:
             picture.props["viewBox"] = f"0 0 {field.width} {field.height}"
             picture.props["role"] = "img"
             picture.props["aria-label"] = f"The cell in {field.name}"
-            image = ui.element("image").props("x=0 y=0")
-            image.props["width"], image.props["height"] = field.width, field.height
-            image.props["href"] = url(f"/classify/{mine.key}/field/{one.place.field}.png")
-            for r, kind in ((radius, "halo"), (radius, "mark")):
-                ring = ui.element("circle").classes(kind)
-                ring.props["cx"], ring.props["cy"], ring.props["r"] = one.place.x, one.place.y, r
+            background = ui.element("image").props("x=0 y=0")
+            background.props["width"], background.props["height"] = field.width, field.height
+            background.props["href"] = url(f"/classify/{job.key}/field/{image.place.field}.png")
+            for style in ("halo", "mark"):
+                ring = ui.element("circle").classes(style)
+                ring.props["cx"], ring.props["cy"], ring.props["r"] = x, y, radius

@@ -1,123 +1,118 @@
-"""The differential beside the cells: shares with their intervals, what was rejected, what to beware of."""
+"""The panel with the differential of a sample: estimates with intervals, counts, rejections and warnings."""
 
 from nicegui import ui
 
 from urnet.html_pages import NO_VALUE
 from urnet.serve.classification_job import ClassificationJob
+from urnet.serve.pages.components.elements import counted, fact_list, notice_list
 from urnet.serve.pages.components.layout import button, text
 from urnet.serve.services import NOT_CALIBRATED
 
-NAMED = 10
-"""Files that cannot be read which are named one by one."""
+MAX_NAMED_FILES = 10
+"""Maximum number of unreadable files that are listed by name."""
 
 
-def counts(mine: ClassificationJob | None) -> None:
-    """What is counted so far."""
-    if mine is None or not mine.seen:
-        text("p", "Counted as cells arrive: the share of each class with its 95 % interval.").classes("soft")
-        return
-    if mine.is_undecided:
-        _choice(mine)
-        return
-    sample = mine.counted
-    if sample is None:
-        _raw(mine)
-        return
-    told = sample.to_json()
-    figures = [
-        ("Cells", f"{sample.cells:,}"),
-        ("Counted", f"{sample.accepted:,}"),
-        ("Rejected", f"{told['rejected_percent']:.1f} %"),
-    ]
-    if mine.cut.unreadable:
-        files = len(mine.uploads)
-        figures.insert(0, ("Files", f"{files - len(mine.cut.unreadable):,} of {files:,}"))
-    with ui.element("dl").classes("facts"):
-        for name, value in figures:
-            with ui.element("div"):
-                text("dt", name)
-                text("dd", value)
+def differential_panel(job: ClassificationJob | None) -> None:
+    """Create the content of the panel."""
+    if job is None or not job.images:
+        text("p", "The share of each class appears here, with its 95 % interval.").classes("soft")
+    elif job.needs_decision:
+        _ask_for_partial_count(job)
+    elif job.differential is None:
+        _add_counts(job)
+    else:
+        _add_estimate(job)
+
+
+def _add_estimate(job: ClassificationJob) -> None:
+    sample = job.differential
+    assert sample is not None
+    values = sample.to_json()
+    facts = {
+        "Cells": f"{sample.cells:,}",
+        "Counted": f"{sample.accepted:,}",
+        "Rejected": f"{values['rejected_percent']:.1f} %",
+    }
+    if job.cropped.unreadable:
+        files = len(job.uploads)
+        facts = {"Files": f"{files - len(job.cropped.unreadable):,} of {files:,}"} | facts
+    fact_list(facts)
     with ui.element("table").classes("shares"):
-        text("caption", "Share of each class, corrected for the classifier's confusion").classes("unseen")
-        _head("Class", "%", "95 % interval", "Counted")
+        text("caption", "Corrected estimate: share of each class, corrected for the confusion of the classifier")
+        _add_head("Class", "Corrected, %", "95 % interval", "Counted")
         with ui.element("tbody"):
-            for name, one in told["classes"].items():
-                low, high = one["interval"]
-                value = one["percent"]
+            for name, row in values["classes"].items():
+                low, high = row["interval"]
+                value = row["percent"]
                 with ui.element("tr"):
-                    _row_head(name)
+                    _add_row_name(name)
                     text("td", NO_VALUE if value is None else f"{value:.1f}").classes("n value")
                     with ui.element("td").classes("wide"):
                         text("span", NO_VALUE if low is None else f"{low:.1f} to {high:.1f}").classes("interval")
                         if value is not None and low is not None:
-                            _bar(value, low, high)
-                    text("td", f"{one['count']:,}").classes("n")
+                            _add_bar(value, low, high)
+                    text("td", f"{row['count']:,}").classes("n")
     if sample.rejected:
         with ui.element("table").classes("shares"):
             text("caption", "Rejected cells by reason").classes("unseen")
-            _head("Rejected because", "Cells")
+            _add_head("Reason for rejection", "Cells")
             with ui.element("tbody"):
                 for reason, number in sample.rejected.items():
                     with ui.element("tr"):
-                        _row_head(reason)
+                        _add_row_name(reason)
                         text("td", f"{number:,}").classes("n")
-    if mine.is_running:
-        text("p", "Figures change until all cells are there.").classes("soft small")
+    if job.is_running:
+        text("p", "The estimate changes until all cells are classified.").classes("soft small")
     else:
-        _notes([*sample.warnings, *mine.notes])
+        notice_list([*sample.warnings, *job.notes])
 
 
-def _raw(mine: ClassificationJob) -> None:
-    """Counts that nothing corrects."""
-    if not mine.can_count:
-        _notes([NOT_CALIBRATED[:1].upper() + NOT_CALIBRATED[1:] + "."])
+def _add_counts(job: ClassificationJob) -> None:
+    """Show the counts alone, as long as there is no estimate."""
+    if not job.can_count:
+        notice_list([NOT_CALIBRATED[:1].upper() + NOT_CALIBRATED[1:] + "."])
     with ui.element("table").classes("shares"):
-        _head("Class", "Called")
+        _add_head("Class", "Counted")
         with ui.element("tbody"):
-            found = mine.raw_counts()
-            for name in mine.services.model.classes:
+            counts = job.counts()
+            for name in job.services.model.classes:
                 with ui.element("tr"):
-                    _row_head(name)
-                    text("td", f"{found[name]:,}").classes("n")
-    _notes([] if mine.is_running else mine.notes)
+                    _add_row_name(name)
+                    text("td", f"{counts[name]:,}").classes("n")
+    if not job.is_running:
+        notice_list(job.notes)
 
 
-def _choice(mine: ClassificationJob) -> None:
-    """What cannot be read, and whether to count without it."""
-    lost, files = mine.cut.unreadable, len(mine.uploads)
+def _ask_for_partial_count(job: ClassificationJob) -> None:
+    """List the unreadable files, and offer to count without them."""
+    lost, files = job.cropped.unreadable, len(job.uploads)
     with ui.element("div").classes("notice warn").props("role=note"):
-        text("p", f"{len(lost):,} of the {files:,} files cannot be read:")
+        text("p", f"{len(lost):,} of {counted(files, 'file')} cannot be read:")
         with ui.element("ul"):
-            for one in lost[:NAMED]:
-                text("li", one.reason)
-            if len(lost) > NAMED:
-                text("li", f"and {len(lost) - NAMED:,} more, among the cells that are not usable")
-        text("p", "A count over the others is not the count of this sample. Send it again when they are mended, or:")
-        button(f"Count the other {files - len(lost):,} file(s)", mine.count_readable)
+            for answer in lost[:MAX_NAMED_FILES]:
+                text("li", answer.reason)
+            if len(lost) > MAX_NAMED_FILES:
+                text("li", f"{len(lost) - MAX_NAMED_FILES:,} more, listed among the unusable cells")
+        text("p", "A count of the other files is not a count of the whole sample.")
+        text("p", "Repair the files and upload the sample again, or count without them.")
+        button(f"Count the other {counted(files - len(lost), 'file')}", job.count_partial)
 
 
-def _head(first: str, *others: str) -> None:
+def _add_head(first: str, *others: str) -> None:
     with ui.element("thead"), ui.element("tr"):
         text("th", first).props("scope=col")
         for name in others:
             text("th", name).props("scope=col").classes("" if "interval" in name else "n")
 
 
-def _row_head(name: str) -> None:
-    """A name in a block of its own, which can be narrower than a long word."""
+def _add_row_name(name: str) -> None:
+    """Add a name in a block of its own, which may be narrower than a long word."""
     with ui.element("th").props("scope=row"):
         text("span", name)
 
 
-def _bar(value: float, low: float, high: float) -> None:
+def _add_bar(value: float, low: float, high: float) -> None:
     with ui.element("span").classes("bar").props("aria-hidden=true") as bar:
         ui.element("i")
         ui.element("b")
     bar.style(f"--low:{low:.2f}%;--wide:{high - low:.2f}%;--at:{value:.2f}%")
-
-
-def _notes(notes: list[str]) -> None:
-    if notes:
-        with ui.element("div").classes("notice warn").props("role=note"), ui.element("ul"):
-            for note in notes:
-                text("li", note)

@@ -1,4 +1,4 @@
-"""One key a class: which keys there are, and how a press reaches the page together with what was on the screen."""
+"""Keyboard shortcuts: one key for each class. Each key press names the cell that was on the screen."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -7,78 +7,84 @@ from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from urnet.serve.database.models import NOT_A_CELL
-from urnet.serve.pages.components.layout import short, text
+from urnet.serve.pages.components.layout import shorten, text
 
-TAKEN = "cnsu"
-"""Letters that mean something else: confirm, not a cell, skip, undo."""
+CONFIRM, REJECT, SKIP, UNDO = "c", "n", "s", "u"
+"""Keys that are not assigned to classes: confirm, not a cell, skip, undo."""
 
-PRESSED = "urnet_pressed"
+CLASS_KEYS = [*"123456789", *(letter for letter in "abcdefghijklmnopqrstuvwxyz" if letter not in "cnsu")]
+"""Keys of the classes, in order."""
 
-_LISTEN = """
+KEY_EVENT = "urnet_key"
+
+_LISTENER = """
 if (!window.urnetKeys) {
     window.urnetKeys = true;
     document.addEventListener("keydown", (event) => {
-        const board = document.querySelector("[data-keys]");
-        if (!board || event.ctrlKey || event.metaKey || event.altKey) return;
+        const area = document.querySelector("[data-keys]");
+        if (!area || event.ctrlKey || event.metaKey || event.altKey) return;
         if (document.querySelector(".switch input")?.checked === false) return;
         if (event.target.closest("input:not([type=checkbox]):not([type=radio]), select, textarea, dialog")) return;
         const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-        if (!board.dataset.keys.split(" ").includes(key)) return;
+        if (!area.dataset.keys.split(" ").includes(key)) return;
         event.preventDefault();
-        if (!event.repeat || key.startsWith("Arrow")) emitEvent("urnet_pressed", [key, board.dataset.at]);
+        if (!event.repeat || key.startsWith("Arrow")) emitEvent("urnet_key", [key, area.dataset.cell]);
     });
 }
 """
 
 
-def class_keys(classes: Sequence[str]) -> dict[str, str]:
-    """The key of each class: digits from 1, then letters; of "not a cell" it is n."""
-    letters = [letter for letter in "abdefghijklmopqrtvwxyz" if letter not in TAKEN]
-    free = [*"123456789", *letters]
-    return {**dict(zip(free, classes, strict=False)), "n": NOT_A_CELL}
+def assign_keys(classes: Sequence[str]) -> dict[str, str]:
+    """Assign a key to each class; digits first, then letters. The key of "not a cell" is N."""
+    return {**dict(zip(CLASS_KEYS, classes, strict=False)), REJECT: NOT_A_CELL}
 
 
-def board(keys: Sequence[str]) -> ui.element:
-    """The part of a page whose keys work wherever the focus is, but for fields that one types into.
+def key_area(keys: Sequence[str]) -> ui.element:
+    """Create the part of a page that has keyboard shortcuts. They work everywhere but in text fields and dialogs.
 
     Args:
-        keys: as browsers name them, in lower case.
+        keys: names of the keys as browsers report them, in lower case.
 
     Returns:
-        An element whose property `data-at` is to say what is on the screen, so that a key that was pressed too soon
-        is told from one that was meant.
+        An element. Its property `data-cell` must name the cell on the screen, so that late key presses are recognised.
     """
-    made = ui.element("div").classes("board")
-    made.props["data-keys"] = " ".join(keys)
-    made.props["data-at"] = ""
-    ui.add_body_html(f"<script>{_LISTEN}</script>")
-    return made
+    element = ui.element("div")
+    set_keys(element, keys)
+    element.props["data-cell"] = ""
+    ui.add_body_html(f"<script>{_LISTENER}</script>")
+    return element
 
 
-def on_press(handle: Callable[[str, str], Awaitable[None]]) -> None:
-    """Let a key or a button of the board be handled: called with the key, and what was on the screen."""
+def set_keys(area: ui.element, keys: Sequence[str]) -> None:
+    """Change the keys of a `key_area`."""
+    area.props["data-keys"] = " ".join(keys)
+    area.update()
+
+
+def on_key(handle: Callable[[str, str], Awaitable[None]]) -> None:
+    """Register the handler of keys and key buttons; called with the key and the cell on the screen."""
 
     async def pressed(event: Any) -> None:
-        key, at = event.args
-        await handle(str(key), str(at))
+        key, cell = event.args
+        await handle(str(key), str(cell))
 
-    ui.on(PRESSED, pressed)
+    ui.on(KEY_EVENT, pressed)
 
 
 def key_button(key: str, label: str, *, kind: str = "") -> TextElement:
-    """A button that does what a key does, and shows the key."""
-    made = text("button", "").props("type=button").classes(f"button key {kind}")
-    made.props["aria-keyshortcuts"] = key.upper() if len(key) == 1 else key
-    with made:
-        shown = text("kbd", key.upper() if len(key) == 1 else key)
-        shown.props["aria-hidden"] = "true"
-        text("span", short(label))
-    press = f"() => emitEvent('{PRESSED}', ['{key}', document.querySelector('[data-keys]').dataset.at])"
-    return made.on("click", js_handler=press)
+    """Create a button that does the same as a key, and shows the key."""
+    element = text("button", "").props("type=button").classes(f"button key {kind}")
+    name = key.upper() if len(key) == 1 else key
+    element.props["aria-keyshortcuts"] = name
+    with element:
+        text("kbd", name).props["aria-hidden"] = "true"
+        text("span", shorten(label))
+    press = f"() => emitEvent('{KEY_EVENT}', ['{key}', document.querySelector('[data-keys]').dataset.cell])"
+    return element.on("click", js_handler=press)
 
 
-def keys_switch() -> None:
-    """Lets keys be turned off, for those who steer the browser by voice (WCAG 2.1.4)."""
+def shortcuts_switch() -> None:
+    """Create a switch that turns the shortcuts off, for users who control the browser by voice (WCAG 2.1.4)."""
     with ui.element("label").classes("switch"):
         ui.element("input").props("type=checkbox checked")
-        text("span", "Keys work")
+        text("span", "Keyboard shortcuts")

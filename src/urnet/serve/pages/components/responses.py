@@ -1,18 +1,18 @@
-"""How pages' own addresses answer: pictures that browsers keep, files that they save."""
+"""HTTP responses of the pages: cached pictures and file downloads."""
 
 from fastapi.responses import Response
 
 CACHED = {"Cache-Control": "private, max-age=86400, immutable"}
-"""Of pictures whose address names them for good."""
+"""Headers of pictures that never change under their URL."""
 
 
-def saved_as(name: str, content: bytes | str, kind: str) -> Response:
-    """A file for the browser to save, which it does not keep besides.
+def download(name: str, content: bytes | str, media_type: str) -> Response:
+    """Return a file that the browser saves and does not cache.
 
     Args:
-        name: what it is called there, in ASCII.
-        content: of it.
-        kind: media type.
+        name: name of the saved file, in ASCII.
+        content: content of the file.
+        media_type: media type of the file.
     """
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
-    return Response(content, media_type=kind, headers=headers)
+    return Response(content, media_type=media_type, headers=headers)

@@ -1,6 +1,6 @@
-"""Two runs compared on the cells that both tested: computed beside the page, which shows that and can stop it.
+"""The comparison of two runs on the cells that both tested, with a progress bar and a button that cancels it.
 
-A comparison belongs to the browser's session: a page that comes back finds it under way, done, or cancelled.
+A comparison belongs to the browser's session, not to the page: it continues while the page is closed.
 """
 
 import asyncio
@@ -12,45 +12,47 @@ import pandas as pd
 from nicegui import ui
 
 from urnet.benchmark.differences import (
-    MISSING_INTERVAL_NOTES,
     format_difference_interval,
     format_points,
     format_verdict,
+    metric_title,
+    missing_interval_notes,
 )
 from urnet.errors import UrnetError
-from urnet.serve.pages.components.elements import meter, notice, table
+from urnet.serve.pages.components.elements import notice, progress_bar, table
 from urnet.serve.pages.components.layout import button, text
-from urnet.serve.pages.sessions import SessionData, this_session
+from urnet.serve.pages.sessions import SessionData, current_session
 from urnet.serve.runs import ListedRun, compare_test_results
 
 logger = logging.getLogger(__name__)
 
-KEPT = "comparison"
-LOOK_SECONDS = 0.4
-"""How often the page looks whether it is done."""
+COMPARISON = "comparison"
+"""Name of the comparison in the data of a session."""
 
-NAMES = {"accuracy": "Accuracy", "macro_recall": "Macro recall"}
-SPOKEN = {
-    "running": "Comparing the two on their test part.",
-    "done": "Compared.",
+REFRESH_S = 0.4
+"""Time between two checks for the result, in seconds."""
+
+STATES = {
+    "running": "Comparing the runs on their test split.",
+    "done": "The comparison is finished.",
     "cancelled": "The comparison was cancelled.",
-    "failed": "The two cannot be compared.",
+    "failed": "The runs cannot be compared.",
 }
-"""What the page says of how far it is."""
+"""Text for each state of the comparison."""
 
 
 class Comparison(SessionData):
-    """The difference of two runs, being computed.
+    """A comparison of two runs that is computed in the background.
 
     Args:
-        first: one.
-        second: the other.
-        threads: where it is computed; others than those that pictures and answers wait for.
+        first: a run.
+        second: another run.
+        threads: threads for comparisons; pictures and API requests use others.
 
     Attributes:
-        state: how far it is.
-        differences: second minus first (`compare_test_results`), when it is done.
-        error: why it failed.
+        state: state of the computation.
+        differences: result of `compare_test_results`, second run minus first; none until the state is `done`.
+        error: why the comparison failed.
     """
 
     def __init__(self, first: ListedRun, second: ListedRun, threads: Executor):
@@ -58,122 +60,122 @@ class Comparison(SessionData):
         self.state: Literal["running", "done", "cancelled", "failed"] = "running"
         self.differences: pd.DataFrame | None = None
         self.error = ""
-        self._of = _stamps(first, second)
+        self._versions = _find_versions(first, second)
         self._task = asyncio.create_task(self._compute(threads))
 
-    def is_of(self, first: ListedRun, second: ListedRun) -> bool:
-        """Whether it is that of these two, with what they predict now."""
-        return self.state != "failed" and self._of == _stamps(first, second)
+    def is_current(self, first: ListedRun, second: ListedRun) -> bool:
+        """Whether this is the comparison of these runs, with their present predictions."""
+        return self.state != "failed" and self._versions == _find_versions(first, second)
 
     @property
     def is_busy(self) -> bool:
-        """Whether it is being computed."""
+        """Whether the computation is in progress."""
         return self.state == "running"
 
     def cancel(self) -> None:
-        """Wait for it no longer; what a thread has begun of it ends by itself."""
+        """Cancel the comparison. A thread that computes already ends by itself."""
         if self.state == "running":
             self._task.cancel()
             self.state = "cancelled"
 
     def close(self) -> None:
-        """Cancel it: the session is forgotten, or compares two others."""
+        """Cancel the comparison when the session ends, or compares other runs."""
         self.cancel()
 
     async def _compute(self, threads: Executor) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            computed = asyncio.get_running_loop().run_in_executor(
-                threads, compare_test_results, self.first, self.second
-            )
-            self.differences = await computed
+            self.differences = await loop.run_in_executor(threads, compare_test_results, self.first, self.second)
             self.state = "done"
         except UrnetError as error:
             self.error, self.state = str(error), "failed"
-        except Exception:  # nobody waits for this task: what is not said here is never said
-            logger.exception("%s and %s were not compared", self.first.name, self.second.name)
-            self.error, self.state = "the server's log says why the two cannot be compared", "failed"
+        except Exception:  # nothing awaits this task
+            logger.exception("the comparison of %s and %s failed", self.first.name, self.second.name)
+            self.error, self.state = "The comparison failed. The log of the server says why.", "failed"
 
 
-class Differences:
-    """The part of the page with the comparison of two runs.
+class ComparisonPanel:
+    """The part of the page Runs with the comparison of two runs.
 
     Args:
-        first: one.
-        second: the other.
-        threads: where they are compared.
+        first: a run.
+        second: another run.
+        threads: threads for comparisons.
     """
 
     def __init__(self, first: ListedRun, second: ListedRun, threads: Executor):
-        self.first, self.second, self.threads, self.session = first, second, threads, this_session()
-        self.mine = self._kept() or self._begin()
-        self.shown = self.mine.state
-        self.words = text("p", SPOKEN[self.shown]).props("role=status").classes("small soft")
+        self.first, self.second, self.threads, self.session = first, second, threads, current_session()
+        self.comparison = self._find() or self._start()
+        self._shown = self.comparison.state
+        self.status = text("p", STATES[self._shown]).props("role=status").classes("small soft")
         self.content()
-        ui.timer(LOOK_SECONDS, self.look)
+        ui.timer(REFRESH_S, self.refresh)
 
-    def look(self) -> None:
-        """Show what is new."""
-        if self.mine.state != self.shown:
-            self.shown = self.mine.state
-            self.words.set_text(SPOKEN[self.shown])
+    def refresh(self) -> None:
+        """Show a changed state."""
+        if self.comparison.state != self._shown:
+            self._shown = self.comparison.state
+            self.status.set_text(STATES[self._shown])
             self.content.refresh()
 
     @ui.refreshable_method
     def content(self) -> None:
-        """How far it is, or what came of it."""
-        if self.mine.state == "running":
-            with ui.element("div").classes("under-way"):
-                meter("Comparison").props.pop("value")  # how much there is to do, nobody knows
+        """Show the progress or the result."""
+        if self.comparison.state == "running":
+            with ui.element("div").classes("comparing"):
+                progress_bar("Comparison").props.pop("value")  # without a value, the bar shows that the end is unknown
                 button("Cancel", self._cancel)
-        elif self.mine.state == "cancelled":
-            button("Compare again", self._again)
-        elif self.mine.state == "failed":
-            notice(self.mine.error)
-        elif self.mine.differences is not None:
-            _table(self.mine.differences, self.first.name, self.second.name)
+        elif self.comparison.state == "cancelled":
+            button("Compare again", self._restart)
+        elif self.comparison.state == "failed":
+            notice(self.comparison.error)
+        elif self.comparison.differences is not None:
+            _add_table(self.comparison.differences, self.first.name, self.second.name)
 
-    def _kept(self) -> Comparison | None:
-        kept = self.session.kept.get(KEPT)
-        return kept if isinstance(kept, Comparison) and kept.is_of(self.first, self.second) else None
+    def _find(self) -> Comparison | None:
+        comparison = self.session.data.get(COMPARISON)
+        is_current = isinstance(comparison, Comparison) and comparison.is_current(self.first, self.second)
+        return comparison if is_current else None
 
-    def _begin(self) -> Comparison:
-        before = self.session.kept.get(KEPT)
-        if before is not None:
-            before.close()
-        made = self.session.kept[KEPT] = Comparison(self.first, self.second, self.threads)
-        return made
+    def _start(self) -> Comparison:
+        previous = self.session.data.get(COMPARISON)
+        if previous is not None:
+            previous.close()
+        comparison = self.session.data[COMPARISON] = Comparison(self.first, self.second, self.threads)
+        return comparison
 
     def _cancel(self) -> None:
-        self.mine.cancel()
-        self.look()
+        self.comparison.cancel()
+        self.refresh()
 
-    def _again(self) -> None:
-        self.mine = self._begin()
-        self.look()
+    def _restart(self) -> None:
+        self.comparison = self._start()
+        self.refresh()
 
 
-def _table(differences: pd.DataFrame, first: str, second: str) -> None:
-    one, notes = differences.iloc[0], set(differences["note"])
-    about = f"{second} minus {first}, in points, on the {one['cells']:,} cells that both tested."
-    if "" in notes:
-        about += " Paired 95 % intervals: where one holds 0, the difference could be chance."
-        about += " One training of each says nothing of other trainings."
-    text("p", about).classes("small soft")
-    for note in notes & MISSING_INTERVAL_NOTES.keys():
-        notice(MISSING_INTERVAL_NOTES[note])
+def _add_table(differences: pd.DataFrame, first: str, second: str) -> None:
+    cells = differences.iloc[0]["cells"]
+    sentences = [f"{second} minus {first}, in percentage points, on the {cells:,} cells that both runs tested."]
+    if "" in set(differences["note"]):
+        sentences += [
+            "Paired 95 % intervals: if an interval contains 0, the difference could be chance.",
+            "Each run was trained once; the intervals do not cover the variation between trainings.",
+        ]
+    text("p", " ".join(sentences)).classes("small soft")
+    for note in missing_interval_notes(differences["note"]):
+        notice(note)
     rows = [
         (
-            NAMES.get(row["metric"], str(row["metric"]).replace("recall_", "Recall, ", 1)),
+            metric_title(row["metric"]),
             format_points(row["difference"]),
             format_difference_interval(row),
             format_verdict(row),
         )
-        for _, row in differences.iterrows()
+        for row in differences.to_dict("records")
     ]
-    head = ("Figure", "Difference", "95 % interval", "Verdict")
-    table(head, rows, "Differences on the test part")
+    table(("Metric", "Difference", "95 % interval", "Verdict"), rows, "Differences on the test split")
 
 
-def _stamps(*runs: ListedRun) -> list[tuple[str, float]]:
-    """Names of runs, and when their predictions were written; 0 where there are none."""
-    return [(one.name, one.predictions.stat().st_mtime if one.predictions.is_file() else 0.0) for one in runs]
+def _find_versions(*runs: ListedRun) -> list[tuple[str, float]]:
+    """Return the name of each run and the modification time of its predictions; 0 without predictions."""
+    return [(run.name, run.predictions.stat().st_mtime if run.predictions.is_file() else 0.0) for run in runs]

@@ -1,127 +1,130 @@
-// Sends files in several requests, so that a sample may have more of them than one request may.
+// Uploads the files of a sample in several requests, because a request may hold fewer files than a sample.
 (() => {
-  const FILES = 40, BYTES = 8 * 2 ** 20;
+  const MAX_FILES = 40, MAX_BYTES = 8 * 2 ** 20;
   const IMAGE = /\.(png|jpe?g|bmp|tiff?)$/i;
-  let stop = null;
-  const at = (id) => document.getElementById(id);
+  let abort = null;
+  const element = (id) => document.getElementById(id);
+  const plural = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
   async function post(path, body) {
-    const answer = await fetch(window.path_prefix + "/classify" + path, { method: "POST", body, signal: stop.signal });
-    const told = await answer.json();
-    if (!answer.ok) throw new Error(told.detail || answer.statusText);
-    return told;
+    const response = await fetch(window.path_prefix + "/classify" + path, { method: "POST", body, signal: abort.signal });
+    const content = await response.json();
+    if (!response.ok) throw new Error(content.detail || response.statusText);
+    return content;
   }
 
-  function* parcels(files) {
-    let parcel = [], bytes = 0;
+  function* split(files) {
+    let batch = [], bytes = 0;
     for (const file of files) {
-      if (parcel.length && (parcel.length === FILES || bytes + file.size > BYTES)) {
-        yield parcel;
-        parcel = [];
+      if (batch.length && (batch.length === MAX_FILES || bytes + file.size > MAX_BYTES)) {
+        yield batch;
+        batch = [];
         bytes = 0;
       }
-      parcel.push(file);
+      batch.push(file);
       bytes += file.size;
     }
-    if (parcel.length) yield parcel;
+    if (batch.length) yield batch;
   }
 
-  function say(text, wrong = false) {
-    at("sending-text").textContent = text;
-    at("sending-error").textContent = wrong ? text : "";
-    at("sending-text").hidden = wrong;
+  function show(message, isError = false) {
+    element("upload-text").textContent = message;
+    element("upload-error").textContent = isError ? message : "";
+    element("upload-text").hidden = isError;
   }
 
-  // Pictures that are not there yet go with the sample that they are of: asked for later, they would be missed.
+  // Stop loading pictures of the old sample, which a new sample deletes. Returns a function that loads them after all.
   function hidePictures() {
     const hidden = [...document.querySelectorAll(".cells img, .pictures img")].map((image) => [image, image.getAttribute("src")]);
     for (const [image] of hidden) image.removeAttribute("src");
     return () => hidden.forEach(([image, source]) => image.setAttribute("src", source));
   }
 
-  async function send(found) {
-    if (stop) return;
-    const files = found.filter((file) => IMAGE.test(file.name) && !file.name.startsWith("."));
-    at("sending").hidden = false;
-    if (!files.length) return say("None of these files is a PNG, JPEG, BMP or TIFF; choose images.", true);
-    stop = new AbortController();
-    at("stop-sending").hidden = at("sending-bar").hidden = false;
-    const others = found.length - files.length;
-    const left = others ? `; ${others} other file${others > 1 ? "s" : ""} left out` : "";
+  async function upload(chosen) {
+    if (abort) return;
+    const files = chosen.filter((file) => IMAGE.test(file.name) && !file.name.startsWith("."));
+    element("upload").hidden = false;
+    if (!files.length) return show("None of these files is a PNG, JPEG, BMP or TIFF image. Choose image files.", true);
+    abort = new AbortController();
+    element("stop-upload").hidden = element("upload-bar").hidden = false;
+    const others = chosen.length - files.length;
+    const skipped = others ? `, ${plural(others, "other file")} skipped` : "";
     let sent = 0;
     try {
       const form = new FormData();
-      form.append("sample", at("sample").value);
-      if (at("pixel-size")?.value) form.append("pixel_size_um", at("pixel-size").value);
-      const show = hidePictures();
+      form.append("sample", element("sample").value);
+      if (element("pixel-size")?.value) form.append("pixel_size_um", element("pixel-size").value);
+      const restorePictures = hidePictures();
       const { key } = await post("", form).catch((error) => {
-        show();
+        restorePictures();
         throw error;
       });
-      for (const parcel of parcels(files)) {
-        say(`Sending ${sent.toLocaleString()} of ${files.length.toLocaleString()} files${left}`);
-        at("sending-bar").value = sent / files.length;
+      for (const batch of split(files)) {
+        show(`Uploading: ${sent.toLocaleString("en")} of ${plural(files.length, "file")}${skipped}`);
+        element("upload-bar").value = sent / files.length;
         const body = new FormData();
-        for (const file of parcel) body.append("files", file, file.name);
+        for (const file of batch) body.append("files", file, file.name);
         await post(`/${key}/files`, body);
-        sent += parcel.length;
+        sent += batch.length;
       }
-      at("sending-bar").value = 1;
+      element("upload-bar").value = 1;
       await post(`/${key}/start`, new FormData());
-      say(`${files.length.toLocaleString()} files sent${left}`);
+      show(`${plural(files.length, "file")} uploaded${skipped}`);
     } catch (error) {
-      const lost = error instanceof TypeError ? "The server does not answer; is it still running? Try again." : null;
-      say(error.name === "AbortError" ? `Stopped; ${sent} files were sent and are not used.` : lost || error.message, true);
+      const offline = error instanceof TypeError ? "The server does not answer. Check that it is running, then try again." : null;
+      const stopped = error.name === "AbortError" ? `Upload stopped; ${plural(sent, "uploaded file")} discarded.` : null;
+      show(stopped || offline || error.message, true);
     } finally {
-      stop = null;
-      at("stop-sending").hidden = at("sending-bar").hidden = true;
+      abort = null;
+      element("stop-upload").hidden = element("upload-bar").hidden = true;
       for (const input of document.querySelectorAll(".drop input[type=file]")) input.value = "";
     }
   }
 
-  async function inside(entry) {
+  async function listFiles(entry) {
     if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
-    const reader = entry.createReader(), found = [];
+    const reader = entry.createReader(), files = [];
     for (;;) {
-      const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-      if (!some.length) return found;
-      for (const one of some) found.push(...(await inside(one)));
+      const entries = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+      if (!entries.length) return files;
+      for (const child of entries) files.push(...(await listFiles(child)));
     }
   }
 
-  const inOrder = (files) => [...files].sort((a, b) => (a.webkitRelativePath || a.name).localeCompare(b.webkitRelativePath || b.name, "en", { numeric: true }));
-  const drop = (event) => event.target.closest?.(".drop");
+  const path = (file) => file.webkitRelativePath || file.name;
+  const sorted = (files) => [...files].sort((a, b) => path(a).localeCompare(path(b), "en", { numeric: true }));
+  const panel = (event) => event.target.closest?.(".drop");
   document.addEventListener("change", (event) => {
-    if (event.target.matches?.(".drop input[type=file]")) send(inOrder(event.target.files));
+    if (event.target.matches?.(".drop input[type=file]")) upload(sorted(event.target.files));
   });
   document.addEventListener("click", (event) => {
-    if (event.target.id === "choose-files") at("files").click();
-    if (event.target.id === "choose-folder") at("folder").click();
-    if (event.target.id === "stop-sending") stop?.abort();
+    if (event.target.id === "choose-files") element("files").click();
+    if (event.target.id === "choose-folder") element("folder").click();
+    if (event.target.id === "stop-upload") abort?.abort();
   });
   for (const kind of ["dragenter", "dragover", "dragleave", "drop"])
     document.addEventListener(kind, async (event) => {
-      event.preventDefault(); // a file dropped beside would replace the page
-      at("drop")?.classList.toggle("over", Boolean(drop(event)) && (kind === "dragenter" || kind === "dragover"));
-      if (kind !== "drop" || !drop(event)) return;
-      const dropped = [...event.dataTransfer.items].filter((item) => item.kind === "file");
-      const entries = dropped.map((item) => item.webkitGetAsEntry?.() || item.getAsFile()); // gone after this event
-      const found = [];
-      for (const entry of entries) found.push(...(entry instanceof File ? [entry] : await inside(entry)));
-      send(inOrder(found));
+      event.preventDefault(); // a file dropped outside the panel would replace the page
+      element("drop")?.classList.toggle("over", Boolean(panel(event)) && (kind === "dragenter" || kind === "dragover"));
+      if (kind !== "drop" || !panel(event)) return;
+      const items = [...event.dataTransfer.items].filter((item) => item.kind === "file");
+      const entries = items.map((item) => item.webkitGetAsEntry?.() || item.getAsFile()); // not available after this event
+      const files = [];
+      for (const entry of entries) files.push(...(entry instanceof File ? [entry] : await listFiles(entry)));
+      upload(sorted(files));
     });
 
-  // Arrow keys go through the grid of cells, as through a table.
+  // Arrow keys move through the grid of cells.
   document.addEventListener("keydown", (event) => {
     const cell = event.target.closest?.(".cells button");
     if (!cell || event.ctrlKey || event.altKey || event.metaKey) return;
     const all = [...cell.closest(".cells").querySelectorAll("button")];
     const top = all[0].getBoundingClientRect().top;
-    const columns = all.filter((one) => one.getBoundingClientRect().top === top).length;
-    const here = all.indexOf(cell);
-    const to = { ArrowRight: here + 1, ArrowLeft: here - 1, ArrowDown: here + columns, ArrowUp: here - columns, Home: 0, End: all.length - 1 }[event.key];
-    if (to === undefined || !all[to]) return;
+    const columns = all.filter((other) => other.getBoundingClientRect().top === top).length;
+    const index = all.indexOf(cell);
+    const target = { ArrowRight: index + 1, ArrowLeft: index - 1, ArrowDown: index + columns, ArrowUp: index - columns, Home: 0, End: all.length - 1 }[event.key];
+    if (target === undefined || !all[target]) return;
     event.preventDefault();
-    all[to].focus();
+    all[target].focus();
   });
 })();
