@@ -1,15 +1,17 @@
-"""What a server costs under attack, and whether another client is served meanwhile. Loopback only.
+"""Measure the load of a server under attack, and the service to another client. Loopback only.
 
     python benchmarks/attack_server.py --out attack.json
 
-Starts a server of its own with a token, on 127.0.0.1, and attacks it in turn: small files that are large or slow to
-decode, clients that leave, bodies without the token, headers and bodies that never end. Each attack has a fixed number
-of connections and takes `--seconds` at most. Printed for each: the answers, processor time of the decoding processes
-during the attack and after it, the most bytes in temporary files, and the answers and the longest time of a client with
-the token that sends one crop after the other meanwhile.
+The script starts a server with a token on 127.0.0.1 and attacks it in turn: small files that are large or slow to
+decode, clients that disconnect, bodies without the token, headers and bodies that never end. Each attack has a fixed
+number of connections and takes at most `--seconds`.
 
-The network is the quick recipe's with random weights, as in `benchmarks/inference.py`; `--run` gives another one, for
-instance one that cuts fields.
+Printed for each attack: the answers, the processor time of the decoding processes during and after it, and the largest
+size of the temporary files. Meanwhile a client with the token sends one crop after the other; its answers and longest
+time are printed too.
+
+The network is that of the quick recipe with random weights, as in `benchmarks/inference.py`. `--run` chooses another
+one, for instance one that crops fields.
 """
 
 import argparse
@@ -36,29 +38,29 @@ from machine import describe, load
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "serve"))
 from hostile_files import slow_and_large
 
-AT_ONCE = 8
-"""Uploads of one hostile file at once."""
+PARALLEL = 8
+"""Simultaneous uploads of one hostile file."""
 
 HELD = 600
-"""Connections held open at once; more than `max_connections`."""
+"""Simultaneous open connections; more than `max_connections`."""
 
 BODY = 64 * 2**20
-"""Size of each body that is sent without the token, in bytes."""
+"""Size of each body without the token, in bytes."""
 
-AFTER = 3.0
-"""Time for which the decoding processes are watched when the attack is over, in seconds."""
+AFTER_S = 3.0
+"""Time for which the decoding processes are measured after the attack, in seconds."""
 
 CRLF = b"\r\n"
 
 
 def main() -> None:
-    """Attack, print the table, and write it if asked to."""
+    """Run all attacks, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, help="run folder or bundle to serve")
-    parser.add_argument("--crop", type=Path, help="image that the other client sends; with --run")
-    parser.add_argument("--to", default="/v1/predict", help="where hostile files are sent")
-    parser.add_argument("--seconds", type=float, default=120, help="of each attack, at most")
-    parser.add_argument("--only", default="", help="attacks whose names hold this")
+    parser.add_argument("--crop", type=Path, help="image that the other client sends; needed with --run")
+    parser.add_argument("--to", default="/v1/predict", help="path that receives the hostile files")
+    parser.add_argument("--seconds", type=float, default=120, help="longest duration of each attack")
+    parser.add_argument("--only", default="", help="run only attacks whose names contain this")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     about = describe("fastapi", "uvicorn", "h11") | {"load": [load()]}
@@ -70,14 +72,14 @@ def main() -> None:
             make("quick", 200, folder)
             run, crop = folder / "bundle", next((folder / "crops").rglob("*.png"))
         command = [sys.executable, "-c", "from urnet.cli import main; main()", "serve", str(run), "--port", "0"]
-        command += ["--database", str(folder / "bench.db"), "--allowed-host", "attacked.example"]
+        command += ["--database", str(folder / "labels.db"), "--allowed-host", "attacked.example"]
         environment = os.environ | {"TMPDIR": str(folder / "temporary"), "URNET_TOKEN": token}
         with (folder / "log.txt").open("w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
             server = Server(process, _address(process, folder / "log.txt"), token, folder / "temporary")
             rows = [
-                server.attacked(title, attack, crop, arguments.seconds)
+                server.measure(title, attack, crop, arguments.seconds)
                 for title, attack in attacks(arguments.to)
                 if arguments.only in title
             ]
@@ -101,10 +103,10 @@ class Server:
     """The attacked server.
 
     Args:
-        process: its process.
-        address: where it listens.
-        token: what gives access.
-        temporary: its folder for temporary files.
+        process: process of the server.
+        address: address of the server.
+        token: token of the server.
+        temporary: folder for its temporary files.
     """
 
     def __init__(self, process: subprocess.Popen, address: str, token: str, temporary: Path):
@@ -112,14 +114,14 @@ class Server:
         self.port = int(address.rpartition(":")[2])
         self.headers = {"Authorization": f"Bearer {token}"}
 
-    def attacked(
+    def measure(
         self, title: str, attack: Callable[["Server", float], Counter], crop: Path, seconds: float
     ) -> dict[str, object]:
-        """The figures of one attack."""
+        """Measure one attack."""
         over, files = threading.Event(), [("files", (crop.name, crop.read_bytes()))]
         served, longest, disk = Counter(), [0.0], [0]
 
-        def other() -> None:
+        def send_crops() -> None:
             while not over.is_set():
                 began = time.monotonic()
                 with suppress(httpx.TransportError):
@@ -132,17 +134,17 @@ class Server:
         def watch() -> None:
             while not over.is_set():
                 disk[0] = max(disk[0], self._temporary_bytes())
-                busy.look()
+                busy.measure()
                 over.wait(0.1)
 
         before, busy = self._temporary_bytes(), Busy(self.process.pid)
-        with ThreadPoolExecutor(2) as aside:
-            running = [aside.submit(other), aside.submit(watch)]
+        with ThreadPoolExecutor(2) as threads:
+            running = [threads.submit(send_crops), threads.submit(watch)]
             answers = attack(self, seconds)
-            time.sleep(0.5)  # a client that has left is noticed
-            during = busy.look()
+            time.sleep(0.5)  # the server notices the disconnect
+            during = busy.measure()
             idle = Busy(self.process.pid)
-            time.sleep(AFTER)
+            time.sleep(AFTER_S)
             over.set()
             [one.result() for one in running]
         own = served[200]
@@ -150,7 +152,7 @@ class Server:
             "attack": title,
             "answers": ", ".join(f"{count} x {answer}" for answer, count in sorted(answers.items(), key=str)),
             "busy_seconds": during,
-            "busy_after_seconds": idle.look(),
+            "busy_after_seconds": idle.measure(),
             "disk_bytes": max(0, disk[0] - before),
             "served": own,
             "not_served": served["all"] - own,
@@ -158,7 +160,7 @@ class Server:
         }
 
     def _temporary_bytes(self) -> int:
-        """In the folder, and in files that are open without a name."""
+        """Sum the bytes in the folder, and in open files without a name."""
         total = 0
         for folder, _, names in os.walk(self.temporary):
             for name in names:
@@ -172,16 +174,16 @@ class Server:
 
 
 class Busy:
-    """Processor time of the decoding processes of a server since this was made, in seconds."""
+    """Clock of the processor time of a server's decoding processes, in seconds."""
 
     def __init__(self, pid: int):
-        self.pid, self.most = pid, {}
+        self.pid, self.latest = pid, {}
         self.start = self._now()
 
-    def look(self) -> float:
-        """The time so far; processes that ended between two looks count as far as they were seen."""
-        self.most |= self._now()
-        return sum(seconds - self.start.get(child, 0.0) for child, seconds in self.most.items())
+    def measure(self) -> float:
+        """Return the time so far; a process that has ended counts until its last measurement."""
+        self.latest |= self._now()
+        return sum(seconds - self.start.get(child, 0.0) for child, seconds in self.latest.items())
 
     def _now(self) -> dict[str, float]:
         found, tick = {}, os.sysconf("SC_CLK_TCK")
@@ -194,16 +196,16 @@ class Busy:
 
 
 def attacks(to: str) -> list[tuple[str, Callable[[Server, float], Counter]]]:
-    """All attacks, by what they are."""
-    found = [(f"{AT_ONCE} x {name}", _uploads(name, content, to)) for name, content in slow_and_large().items()]
+    """List all attacks with their titles."""
+    found = [(f"{PARALLEL} x {name}", _uploads(name, content, to)) for name, content in slow_and_large().items()]
     slow = slow_and_large()["many_scans.jpg"]
     head = b"GET /v1/model HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     upgrade = head + b"Upgrade: websocket\r\nConnection: Upgrade\r\n"
     body = b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4000\r\n" + CRLF
     return [
         *found,
-        (f"{AT_ONCE} x 25 many_scans.jpg in a request", _uploads("a.jpg", slow, to, 25)),
-        (f"{AT_ONCE} x many_scans.jpg, the client leaves after 1 s", _leaving("a.jpg", slow, to)),
+        (f"{PARALLEL} x 25 many_scans.jpg in a request", _uploads("a.jpg", slow, to, 25)),
+        (f"{PARALLEL} x many_scans.jpg, the client disconnects after 1 s", _disconnecting("a.jpg", slow, to)),
         ("12 x 64 MB to /login, without token", _bodies("/login", chunked=False)),
         ("12 x 64 MB to /login, chunked, without token", _bodies("/login", chunked=True)),
         ("12 x 64 MB to /v1/predict, chunked, without token", _bodies("/v1/predict", chunked=True)),
@@ -225,26 +227,26 @@ def _uploads(name: str, content: bytes, to: str, times: int = 1) -> Callable[[Se
             after = answer.headers.get("Retry-After")
             return f"{answer.status_code}" + (f" (Retry-After {after})" if after else "")
 
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            return Counter(pool.map(send, range(AT_ONCE)))
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            return Counter(pool.map(send, range(PARALLEL)))
 
     return attack
 
 
-def _leaving(name: str, content: bytes, to: str) -> Callable[[Server, float], Counter]:
+def _disconnecting(name: str, content: bytes, to: str) -> Callable[[Server, float], Counter]:
     part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n' % name.encode()
     body = part + content + b"\r\n--x--\r\n"
 
     def attack(server: Server, seconds: float) -> Counter:
         head = f"POST {to} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {server.token}\r\n"
         head += f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}\r\n\r\n"
-        made = [socket.create_connection(("127.0.0.1", server.port), seconds) for _ in range(AT_ONCE)]
+        made = [socket.create_connection(("127.0.0.1", server.port), seconds) for _ in range(PARALLEL)]
         for one in made:
             one.sendall(head.encode() + body)
         time.sleep(1)
         for one in made:
             one.close()
-        return Counter({"left": AT_ONCE})
+        return Counter({"disconnected": PARALLEL})
 
     return attack
 

@@ -1,10 +1,10 @@
-"""How the server holds up: clients that ask for one image after the other, on loopback.
+"""Measure throughput and latency of the server: clients that send one image after the other, on loopback.
 
     python benchmarks/serve.py --clients 32 --seconds 120 --out serve.json
 
-The network is the quick recipe's with random weights (as in `benchmarks/inference.py`). Clients are a process of their
-own; each sends a crop, waits for the answer and sends the next. What is told: answers by status, latency (p50, p95,
-p99) and their ratio, images a second, images a batch, and the server's memory at the beginning and in the end.
+The network is that of the quick recipe with random weights, as in `benchmarks/inference.py`. The clients run in one
+process; each sends a crop, waits for the answer and sends the next. Printed: answers by status, latency (p50, p95, p99)
+and its ratio, images per second, and the memory of the server at the beginning and at the end.
 """
 
 import argparse
@@ -24,32 +24,34 @@ import numpy as np
 from inference import make
 from machine import describe, load
 
-SETTLED = 5.0
-"""Seconds after which the server's memory is first looked at."""
+WARM_UP_S = 5.0
+"""Time before the first measurement of the server's memory, in seconds."""
 
 
 def main() -> None:
-    """Print the figures, and write them if asked to."""
+    """Run the clients, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--ask", nargs=2, help=argparse.SUPPRESS)  # what the process of the clients is started with
+    parser.add_argument("--ask", nargs=2, help=argparse.SUPPRESS)  # arguments of the process of the clients
     arguments = parser.parse_args()
     if arguments.ask:
-        return asyncio.run(ask(arguments.ask[0], Path(arguments.ask[1]), arguments.clients, arguments.seconds))
+        return asyncio.run(
+            send_requests(arguments.ask[0], Path(arguments.ask[1]), arguments.clients, arguments.seconds)
+        )
     about = describe("onnxruntime", "fastapi", "uvicorn") | {"load": [load()]}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make("quick", 200, folder)
         command = "from urnet.cli import main; main()"
-        places = [str(folder / "bundle"), "--database", str(folder / "bench.db"), "--port", "0"]
+        places = [str(folder / "bundle"), "--database", str(folder / "labels.db"), "--port", "0"]
         server = subprocess.Popen([sys.executable, "-c", command, "serve", *places], stdout=subprocess.PIPE, text=True)
         try:
             address = re.search(r"http://\S+", server.stdout.readline())[0]
             while not _is_up(address):
                 time.sleep(0.1)
-            figures = clients(arguments, address, folder / "crops", server.pid)
+            figures = run_clients(arguments, address, folder / "crops", server.pid)
         finally:
             server.terminate()
             server.wait()
@@ -61,20 +63,20 @@ def main() -> None:
         arguments.out.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 
-def clients(arguments: argparse.Namespace, address: str, crops: Path, server: int) -> dict:
-    """Let them ask, and look at the server's memory meanwhile."""
+def run_clients(arguments: argparse.Namespace, address: str, crops: Path, server: int) -> dict:
+    """Run the clients in a process, and measure the memory of the server."""
     amount = ["--clients", str(arguments.clients), "--seconds", str(arguments.seconds)]
-    asking = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, __file__, *amount, "--ask", address, str(crops)], stdout=subprocess.PIPE, text=True
     )
-    time.sleep(min(SETTLED, arguments.seconds / 4))
+    time.sleep(min(WARM_UP_S, arguments.seconds / 4))
     first = _memory(server)
-    told = asking.communicate()[0]
-    return json.loads(told) | {"memory_mb_first": first, "memory_mb_last": _memory(server)}
+    figures = process.communicate()[0]
+    return json.loads(figures) | {"memory_mb_first": first, "memory_mb_last": _memory(server)}
 
 
-async def ask(address: str, crops: Path, count: int, seconds: float) -> None:
-    """The clients, in their process: as little of the machine's time as can be, which the server needs."""
+async def send_requests(address: str, crops: Path, count: int, seconds: float) -> None:
+    """Send requests as all clients do, with little processor time, which the server needs."""
     requests = [_request(address, path) for path in sorted(crops.iterdir())]
     host, _, port = address.removeprefix("http://").rpartition(":")
     until, latencies, statuses = time.perf_counter() + seconds, [], Counter()
@@ -85,7 +87,7 @@ async def ask(address: str, crops: Path, count: int, seconds: float) -> None:
             number = (number + 1) % len(requests)
             begun = time.perf_counter()
             writer.write(requests[number])
-            statuses[await _answered(reader)] += 1
+            statuses[await _read_status(reader)] += 1
             latencies.append(time.perf_counter() - begun)
         writer.close()
 
@@ -96,14 +98,14 @@ async def ask(address: str, crops: Path, count: int, seconds: float) -> None:
 
 
 def _request(address: str, path: Path) -> bytes:
-    """What a client sends for one crop, to the last byte."""
+    """Build the bytes of the request for one crop."""
     request = httpx.Request("POST", f"{address}/v1/predict", files={"files": (path.name, path.read_bytes())})
     head = [f"POST {request.url.path} HTTP/1.1", *(f"{name}: {value}" for name, value in request.headers.items())]
     return "\r\n".join([*head, "", ""]).encode("ascii") + request.read()
 
 
-async def _answered(reader: asyncio.StreamReader) -> int:
-    """Read one answer to its end; its status."""
+async def _read_status(reader: asyncio.StreamReader) -> int:
+    """Read one answer to its end, and return its status."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("ascii")
     await reader.readexactly(int(re.search(r"(?i)^content-length: *(\d+)", head, re.MULTILINE)[1]))
     return int(head.split(maxsplit=2)[1])
@@ -117,7 +119,7 @@ def _is_up(address: str) -> bool:
 
 
 def _memory(process: int) -> float | None:
-    """Of a process and its children, in MB; not known but on Linux."""
+    """Return the memory of a process and its children, in MB; none on systems other than Linux."""
     place = Path(f"/proc/{process}/task/{process}/children")
     if not place.is_file():
         return None
