@@ -1,4 +1,4 @@
-"""A small trained model behind an app, spoken to in memory."""
+"""Fixtures for the web application: a small trained model, in-memory clients, servers, and a browser."""
 
 import os
 import re
@@ -29,13 +29,13 @@ def pytest_collection_modifyitems(items) -> None:
 
 @pytest.fixture(scope="session")
 def served_run(trained, tmp_path_factory) -> Path:
-    """A copy of a finished run, beside whose weights the server may keep its graph."""
+    """Copy of a finished run, which the server may write to."""
     return Path(shutil.copytree(trained.folder, tmp_path_factory.mktemp("served") / "run"))
 
 
 @pytest.fixture(scope="session")
 def open_client(served_run):
-    """Serves the run: `with open_client(max_files=3) as client`; `client.services` is what answers."""
+    """Open an in-memory client: `with open_client(max_files=3) as client`; `client.services` are its services."""
 
     @contextmanager
     def open_client(run=served_run, token=None, host="localhost", address="testclient", pages=None, **limits):
@@ -58,7 +58,7 @@ def client(open_client):
 
 @pytest.fixture
 def pages():
-    """What adds the pages to an app in this process, where NiceGUI has one app of its own for all that come and go."""
+    """Function that adds the pages to an app; NiceGUI has one app for the whole process."""
     added = pytest.importorskip("urnet.serve.pages", reason="NiceGUI is not installed").add_pages
 
     def pages(app, services) -> None:
@@ -72,7 +72,7 @@ def pages():
 
 @pytest.fixture(scope="session")
 def send_files():
-    """Sends files, as paths or as (name, content)."""
+    """Send files, as paths or as (name, content)."""
 
     def send_files(client, *files, to="/v1/predict", **more):
         parts = [(f.name, f.read_bytes()) if isinstance(f, Path) else f for f in files]
@@ -83,7 +83,7 @@ def send_files():
 
 @pytest.fixture(scope="session")
 def start_server():
-    """Starts `urnet serve` in a process of its own: `with start_server(run, folder) as address`; its log lies there."""
+    """Start `urnet serve` in a process: `with start_server(run, folder) as address`; the folder gets its log."""
 
     @contextmanager
     def start_server(run, folder, *arguments, **environment):
@@ -114,13 +114,13 @@ def start_server():
 
 @pytest.fixture(scope="module")
 def server_url(start_server, served_run, shapes, tmp_path_factory):
-    """Address of a server with cells to be labelled and a database of this module's."""
+    """Address of a server with cells to be labelled and a new database."""
     with start_server(served_run, tmp_path_factory.mktemp("bench"), "--cells", shapes) as address:
         yield address
 
 
 class Address(str):
-    """Where a server listens, its process and its database."""
+    """Address of a server, with its process and database."""
 
     def __new__(cls, address, pid, database):
         made = super().__new__(cls, address)
@@ -138,7 +138,7 @@ def _ready(log: str) -> str | None:
 
 @pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium."""
+    """Headless Chromium."""
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
@@ -151,7 +151,7 @@ def browser():
 
 @pytest.fixture
 def disk_full(server_url):
-    """Lets the server write no further into its files: `with disk_full():`."""
+    """Stop the server from writing to its files: `with disk_full():`."""
     resource = pytest.importorskip("resource", reason="no limits of processes on this system")
     if not hasattr(resource, "prlimit"):
         pytest.skip("no limits of other processes on this system")
@@ -169,7 +169,7 @@ def disk_full(server_url):
 
 @pytest.fixture(scope="module")
 def server_store(server_url):
-    """The database of the server, opened beside it."""
+    """The database of the server, opened in this process too."""
     from urnet.serve.database.store import Store
 
     store = Store(server_url.database)
@@ -204,7 +204,7 @@ def open_page(browser, server_url):
 
 @pytest.fixture(scope="session")
 def axe():
-    """Says what of a page axe-core finds serious: `assert axe(page) == []`."""
+    """List the serious problems that axe-core finds on a page: `assert axe(page) == []`."""
     package = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
 
     def axe(page):

@@ -11,19 +11,19 @@ SHORT, LONG, ASCII = 3, 4, 2
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """One chunk of a PNG file."""
+    """Write one chunk of a PNG file."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(width: int, height: int, data: bytes, *, before: bytes = b"", bits: int = 8) -> bytes:
-    """A grey PNG file of stated size, with any data and chunks in front of them."""
+    """Write a grey PNG file of the stated size, with any data and extra chunks before it."""
     header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
     packed = chunk(b"IDAT", zlib.compress(data))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + packed + chunk(b"IEND", b"")
 
 
 def tiff(pages: list[list[tuple[int, int, int, bytes | int]]], data: bytes = b"") -> bytes:
-    """A TIFF file of any directories.
+    """Write a TIFF file with any directories.
 
     Args:
         pages: tags of each directory: number, type, count, and the value or its content.
@@ -45,20 +45,20 @@ def tiff(pages: list[list[tuple[int, int, int, bytes | int]]], data: bytes = b""
 
 
 def page(width: int, height: int, size: int, *, compression: int = 8, more=()) -> list[tuple]:
-    """Tags of a grey page whose only strip is the data at byte 8."""
+    """Return the tags of a grey page whose only strip is the data at byte 8."""
     tags = [(256, LONG, 1, width), (257, LONG, 1, height), (258, SHORT, 1, 8), (259, SHORT, 1, compression)]
     tags += [(262, SHORT, 1, 1), (273, LONG, 1, 8), (277, SHORT, 1, 1), (278, LONG, 1, height), (279, LONG, 1, size)]
     return sorted([*tags, *more])
 
 
 def shared_strip(pages: int, width: int, height: int) -> bytes:
-    """A stack whose pages share one deflated strip of zeros."""
+    """Write a stack whose pages share one deflated strip of zeros."""
     strip = zlib.compress(bytes(width * height), 9)
     return tiff([page(width, height, len(strip))] * pages, strip)
 
 
 def late_page(width: int, height: int) -> bytes:
-    """A small page, followed by a large one."""
+    """Write a small page, followed by a large one."""
     strip = zlib.compress(bytes(width * height), 9)
     small = zlib.compress(bytes(576))
     first = [tag for tag in page(24, 24, len(small)) if tag[0] != 273]
@@ -66,7 +66,7 @@ def late_page(width: int, height: int) -> bytes:
 
 
 def sparse_tiles(width: int, height: int, edge: int = 256) -> bytes:
-    """A tiled page whose tiles are all the same one."""
+    """Write a tiled page whose tiles are all the same."""
     tile = zlib.compress(bytes(edge * edge), 9)
     count = -(-width // edge) * -(-height // edge)
     tags = [(256, LONG, 1, width), (257, LONG, 1, height), (258, SHORT, 1, 8), (259, SHORT, 1, 8), (262, SHORT, 1, 1)]
@@ -76,7 +76,7 @@ def sparse_tiles(width: int, height: int, edge: int = 256) -> bytes:
 
 
 def many_scans(width: int, height: int, scans: int) -> bytes:
-    """A progressive JPEG file whose scans each go through all blocks and say nothing."""
+    """Write a progressive JPEG file with many empty scans over all blocks."""
 
     def segment(mark: int, data: bytes) -> bytes:
         return struct.pack(">BBH", 0xFF, mark, len(data) + 2) + data
@@ -97,7 +97,7 @@ def many_scans(width: int, height: int, scans: int) -> bytes:
 
 
 def ome(xml: str, shape: tuple[int, int] = (420, 420)) -> bytes:
-    """A TIFF file with any OME-XML."""
+    """Write a TIFF file with any OME-XML."""
     file = io.BytesIO()
     tifffile.imwrite(file, np.full(shape, 90, np.uint8), description=xml, metadata=None, compression="zlib")
     return file.getvalue()
@@ -112,7 +112,7 @@ _LAUGHS = "".join(f'<!ENTITY a{k + 1} "{f"&a{k};" * 10}">' for k in range(12))
 
 
 def slow_and_large() -> dict[str, bytes]:
-    """Files by name, none of them larger than 2 MB."""
+    """Return files by name, none larger than 2 MB."""
     zeros = zlib.compress(bytes(10**8), 9)
     return {
         "shared_strip.tif": shared_strip(1999, 5000, 4999),

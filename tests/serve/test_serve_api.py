@@ -25,7 +25,7 @@ from urnet.serve.uploads.storage import StorageFullError
 
 
 def assert_problem(answer, status: int, *words: str) -> dict:
-    """A problem detail that holds the words."""
+    """Check that an answer has problem details with these words."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     told = answer.json()
@@ -37,7 +37,7 @@ def assert_problem(answer, status: int, *words: str) -> dict:
     return told
 
 
-def test_answers_are_those_of_the_command_line_to_the_last_digit(client, send_files, shapes, tmp_path):
+def test_predictions_equal_those_of_the_command_line(client, send_files, shapes, tmp_path):
     files = sorted(shapes.rglob("*.png"))
     predict_files(client.services.model, files, tmp_path / "p.csv", engine="onnx")
     table = pd.read_csv(tmp_path / "p.csv", dtype=str, keep_default_na=False)
@@ -52,7 +52,7 @@ def test_answers_are_those_of_the_command_line_to_the_last_digit(client, send_fi
         assert (result["rejected"], "|".join(result["set"])) == (row["rejected"], row["set"])
 
 
-def test_the_differential_is_that_of_the_command_line(client, served_run, send_files, shapes, tmp_path):
+def test_the_differential_equals_that_of_the_command_line(client, served_run, send_files, shapes, tmp_path):
     files = sorted((shapes / "disc").iterdir()) + sorted((shapes / "bar").iterdir())[:7]
     folder = tmp_path / "S1"
     folder.mkdir()
@@ -68,13 +68,13 @@ def test_the_differential_is_that_of_the_command_line(client, served_run, send_f
     assert not told["fields"]
 
 
-def test_a_pixel_size_that_crops_do_not_need_is_said(client, send_files, shapes):
+def test_an_unused_pixel_size_is_noted(client, send_files, shapes):
     told = send_files(client, shapes / "disc" / "000.png", to="/v1/differential", data={"pixel_size_um": "0.3"})
     assert told.status_code == 200, told.text
     assert any(note.startswith("pixel_size_um was not used") for note in told.json()["notes"])
 
 
-def test_a_file_that_cannot_be_used_says_so_among_the_others(client, send_files, shapes):
+def test_an_unusable_file_has_an_error_among_the_results(client, send_files, shapes):
     answer = send_files(client, ("../../etc/pass\u200bwd", b"no image"), shapes / "disc" / "000.png")
     assert answer.status_code == 200
     bad, good = answer.json()["results"]
@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_used_says_so_among_the_others(client, send_files,
     assert "error" not in good
 
 
-def test_nothing_readable_is_a_422_with_every_reason(client, send_files):
+def test_only_unusable_files_are_answered_422_with_all_reasons(client, send_files):
     told = assert_problem(send_files(client, ("a.png", b""), ("b.svg", b"<svg/>")), 422, "a.png: the file is empty")
     assert told["code"] == "images.none_usable"
     assert [one["file"] for one in told["files"]] == ["a.png", "b.svg"]
@@ -93,7 +93,7 @@ def test_nothing_readable_is_a_422_with_every_reason(client, send_files):
     assert_problem(send_files(client, ("a.png", b""), to="/v1/differential"), 422, "the file is empty")
 
 
-def test_pages_of_a_stack_are_images_of_their_own(client, send_files, shapes, tmp_path):
+def test_each_page_of_a_stack_is_an_image(client, send_files, shapes, tmp_path):
     pages = [Image.open(shapes / name / "000.png") for name in ("bar", "disc", "ring")]
     pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
     results = send_files(client, tmp_path / "stack.tif").json()["results"]
@@ -101,7 +101,7 @@ def test_pages_of_a_stack_are_images_of_their_own(client, send_files, shapes, tm
     assert {result["file"] for result in results} == {"stack.tif"}
 
 
-def test_tiles_that_fill_up_a_montage_are_no_results(open_client, send_files, shapes, tmp_path):
+def test_padding_tiles_of_a_montage_are_left_out(open_client, send_files, shapes, tmp_path):
     with open_client() as client:
         tile = np.asarray(Image.open(shapes / "bar" / "000.png"))
         cells = [tile, *(np.asarray(Image.open(shapes / "disc" / f"{k:03d}.png")) for k in range(3))]
@@ -119,7 +119,7 @@ def test_tiles_that_fill_up_a_montage_are_no_results(open_client, send_files, sh
         assert [result["image"] for result in results] == [f"m.png#r00c{column:02d}" for column in range(4)]
 
 
-def test_what_is_served_says_what_it_is(client):
+def test_the_model_route_describes_the_model(client):
     told = client.get("/v1/model").json()
     assert told["classes"] == ["bar", "disc", "ring"]
     assert told["use"] == "research use only"
@@ -137,7 +137,7 @@ def code(answer) -> str:
     return answer.json()["code"]
 
 
-def test_wrong_requests_are_problems(client, send_files):
+def test_invalid_requests_are_answered_with_problem_details(client, send_files):
     assert assert_problem(client.get("/nothing"), 404, "/nothing")["code"] == "request.not_found"
     assert assert_problem(client.get("/v1/predict"), 405)["code"] == "request.method_not_allowed"
     assert_problem(client.post("/v1/predict"), 422, "files", "multipart/form-data")
@@ -162,7 +162,7 @@ def test_wrong_requests_are_problems(client, send_files):
         ([], "request.files_missing", "the request has no part 'files'; send"),
     ],
 )
-def test_parts_that_are_no_files_are_told_how_to_be_sent(client, to, parts, code, words):
+def test_parts_without_files_are_answered_with_an_example(client, to, parts, code, words):
     told = assert_problem(
         client.post(to, files=parts), 422, words, f"curl -F files=@cell1.png -F files=@cell2.png {to}"
     )
@@ -183,7 +183,7 @@ def test_limits_on_bytes_and_files(open_client, send_files, shapes):
 FORM = "multipart/form-data; boundary=x"
 
 
-def test_an_answer_that_takes_too_long_is_given_up(open_client, send_files, shapes):
+def test_an_answer_that_takes_too_long_is_cancelled(open_client, send_files, shapes):
     with open_client(request_seconds=0.05) as client:
         going = threading.Event()
         run = client.services.network.engine.run
@@ -195,19 +195,19 @@ def test_an_answer_that_takes_too_long_is_given_up(open_client, send_files, shap
 
 
 def hold(client, run) -> None:
-    """Let something else stand in the engine's place."""
+    """Replace the function of the engine."""
     client.services.network.engine = replace(client.services.network.engine, run=run)
 
 
 def wait_until(there) -> None:
-    """Fail if something does not come about."""
+    """Wait until a condition holds; fail after 20 seconds."""
     until = time.monotonic() + 20
     while not there():
         assert time.monotonic() < until
         time.sleep(0.005)
 
 
-def test_batches_form_across_requests_and_too_many_are_turned_away(open_client, send_files, shapes):
+def test_batches_form_across_requests_and_too_many_requests_are_refused(open_client, send_files, shapes):
     with open_client(max_requests=6) as client, ThreadPoolExecutor(8) as pool:
         going, sizes, run = threading.Event(), [], client.services.network.engine.run
 
@@ -232,7 +232,7 @@ def test_batches_form_across_requests_and_too_many_are_turned_away(open_client, 
         assert send_files(client, files[0]).status_code == 200
 
 
-def test_a_fault_of_ours_is_a_500_that_tells_nothing(open_client, send_files, shapes):
+def test_an_internal_error_is_answered_500_without_details(open_client, send_files, shapes):
     with open_client() as client:
         hold(client, lambda crops: 1 / 0)
         told = assert_problem(send_files(client, shapes / "disc" / "000.png"), 500, "see its log")
@@ -249,8 +249,8 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(open_client, send_files, sh
         "tempfile.TemporaryFile",
     ],
 )
-def test_a_full_disk_is_said_wherever_it_shows(open_client, send_files, shapes, monkeypatch, number, writes):
-    """While the request is received (`TemporaryFile`, for parts larger than 1 MB), and while its files are stored."""
+def test_a_full_disk_is_answered_507_wherever_it_occurs(open_client, send_files, shapes, monkeypatch, number, writes):
+    """The disk fills while the request is received (`TemporaryFile`, for parts over 1 MB) or while files are stored."""
 
     def full(*_, **__):
         raise OSError(number, os.strerror(number))
@@ -265,7 +265,7 @@ def test_a_full_disk_is_said_wherever_it_shows(open_client, send_files, shapes, 
         assert send_files(client, large).status_code == 200
 
 
-def test_an_error_of_the_disk_while_receiving_is_no_fault_of_the_client(open_client, send_files, monkeypatch):
+def test_a_disk_error_while_receiving_is_answered_500(open_client, send_files, monkeypatch):
     def broken(*_, **__):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

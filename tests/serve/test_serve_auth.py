@@ -47,12 +47,12 @@ def attempts_of(client) -> FailedLogins:
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1:8000", "[::1]:80", "LOCALHOST"])
-def test_loopback_answers_to_its_own_names(client, host):
+def test_loopback_accepts_its_own_names(client, host):
     assert client.get("/healthz", headers={"Host": host}).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "", "[", "10.0.0.1"])
-def test_loopback_answers_to_no_other_name(client, host):
+def test_loopback_refuses_other_names(client, host):
     answer = client.get("/v1/model", headers={"Host": host})
     assert answer.status_code == 403
     assert "answers to localhost only" in answer.json()["detail"]
@@ -69,11 +69,11 @@ def test_other_sites_may_not_post(client, send_files, shapes, origin):
         pass
 
 
-def test_its_own_page_may(client, send_files, shapes):
+def test_its_own_page_may_post(client, send_files, shapes):
     assert send_files(client, shapes / "disc" / "000.png", headers={"Origin": "http://localhost"}).status_code == 200
 
 
-def test_elsewhere_the_token_is_needed(guarded, send_files, shapes):
+def test_other_hosts_need_the_token(guarded, send_files, shapes):
     answer = send_files(guarded, shapes / "disc" / "000.png")
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -86,7 +86,7 @@ def test_elsewhere_the_token_is_needed(guarded, send_files, shapes):
     assert guarded.get("/v1/model", headers={"Authorization": "Bearer ü".encode("latin-1")}).status_code == 401
 
 
-def test_wrong_tokens_are_limited_and_right_ones_are_let_in(guarded):
+def test_wrong_tokens_are_limited_and_the_right_one_is_accepted(guarded):
     wrong, right = {"Authorization": "Bearer wrong"}, {"Authorization": f"Bearer {TOKEN}"}
     assert [guarded.get("/v1/model", headers=wrong).status_code for _ in range(4)] == [401, 401, 401, 429]
     locked = guarded.get("/v1/model", headers=wrong)
@@ -101,7 +101,7 @@ def test_wrong_tokens_are_limited_and_right_ones_are_let_in(guarded):
     assert guarded.get("/v1/model", headers=wrong).status_code == 429
 
 
-def test_a_password_for_the_proxy_is_no_attempt(guarded):
+def test_a_password_for_the_proxy_is_not_an_attempt(guarded):
     for _ in range(10):
         assert guarded.get("/v1/model", headers={"Authorization": "Basic dTpw"}).status_code == 401
     assert guarded.get("/v1/model", headers={"Authorization": "Bearer wrong"}).status_code == 401
@@ -109,7 +109,7 @@ def test_a_password_for_the_proxy_is_no_attempt(guarded):
 
 @pytest.mark.parametrize("locked", [False, True])
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
-def test_little_of_a_login_is_read(guarded, kind, locked, monkeypatch):
+def test_a_large_login_is_not_read(guarded, kind, locked, monkeypatch):
     monkeypatch.setattr("starlette.formparsers.MultiPartParser.parse", None)  # writes to the disk
     for _ in range(3 if locked else 0):
         guarded.get("/v1/model", headers={"Authorization": "Bearer wrong"})
@@ -123,13 +123,13 @@ def test_little_of_a_login_is_read(guarded, kind, locked, monkeypatch):
     assert small.status_code == (429 if locked else 401)
 
 
-def test_nothing_of_a_body_is_read_without_the_token(guarded):
+def test_no_body_is_read_without_the_token(guarded):
     assert in_parts(guarded, "/v1/predict", "multipart/form-data; boundary=x", 5000) == (401, 0)
     assert in_parts(guarded, "/classify", "application/x-www-form-urlencoded", 5000) == (401, 0)
 
 
 def in_parts(client, path, kind, size) -> tuple[int, int]:
-    """Send a body of unknown length in parts of 1000 bytes: the status, and how many parts were asked for."""
+    """Send a body of unknown length in parts of 1000 bytes; return the status and the number of parts read."""
     asked, answers = [], []
 
     async def receive():
@@ -146,20 +146,20 @@ def in_parts(client, path, kind, size) -> tuple[int, int]:
     return answers[0]["status"], len(asked)
 
 
-def test_strange_logins_are_refused(guarded):
+def test_malformed_logins_are_refused(guarded):
     for content in (b"", b"token", b"token=%ff%fe", b"&" * 3000, b"token=" + "é".encode(), b"token=a&token=b"):
         attempts_of(guarded).wrong.clear()
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         assert guarded.post("/login", content=content, headers=headers).status_code == 401
 
 
-def test_asking_without_a_token_is_no_attempt(guarded):
+def test_a_request_without_a_token_is_not_an_attempt(guarded):
     for _ in range(10):
         assert guarded.get("/v1/model").status_code == 401
     assert guarded.get("/v1/model", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
-def test_the_page_asks_for_the_token_once(guarded):
+def test_the_login_sets_a_cookie(guarded):
     sent_on = guarded.get("/", headers={"Accept": "text/html"}, follow_redirects=False)
     assert (sent_on.status_code, sent_on.headers["location"]) == (303, "/login")
     assert 'type="password"' in guarded.get("/login").text
@@ -178,7 +178,7 @@ def test_the_page_asks_for_the_token_once(guarded):
     assert stolen.status_code == 403
 
 
-def test_attempts_are_forgotten_in_time_and_in_number():
+def test_old_attempts_are_dropped():
     clock = [0.0]
     attempts = FailedLogins(Settings(attempts=2, lockout_seconds=10), lambda: clock[0])
     attempts.record("a")
@@ -198,14 +198,14 @@ def test_attempts_are_forgotten_in_time_and_in_number():
     assert len(attempts.wrong) == MAX_ADDRESSES
 
 
-def test_what_loopback_is():
+def test_loopback_addresses_are_recognized():
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.8.8.8", "::1", "[::1]")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.4", "bench.lab", "localhost.lab", "")))
     assert len(new_token()) > 40
     assert new_token() != new_token()
 
 
-def test_the_cookie_of_an_earlier_server_locks_nobody_out(guarded):
+def test_an_old_cookie_is_not_an_attempt(guarded):
     guarded.cookies.set(COOKIE, "0" * 64)
     for _ in range(20):
         assert guarded.get("/v1/model").status_code == 401
@@ -225,7 +225,7 @@ WILD = st.text(st.characters(max_codepoint=255), max_size=80)
     st.sampled_from([None, TOKEN]),
     st.sampled_from(["http", "websocket"]),
 )
-def test_whatever_the_headers_hold_there_is_an_answer_and_no_way_in(headers, token, kind):
+def test_any_headers_are_answered_and_none_gives_access(headers, token, kind):
     inside, answers = [], []
 
     async def app(scope, receive, send):

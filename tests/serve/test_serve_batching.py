@@ -1,4 +1,4 @@
-"""The network's thread: batches of what waits, everything answered, nothing held up by what went wrong."""
+"""Batches of waiting crops in the thread of the network."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ from urnet.serve.batching import BatchedNetwork
 
 
 class Slow:
-    """An engine that waits for its cue, and says which images it saw together."""
+    """Engine that waits for its cue, and records the images of each batch."""
 
     def __init__(self):
         self.cue, self.begun, self.batches = threading.Event(), threading.Event(), []
@@ -30,7 +30,7 @@ def crops(*values: int) -> np.ndarray:
 
 
 def together(run, *work):
-    """Start the first; once it runs, all others; then let it go on."""
+    """Start the first task; once it runs, start all others; then let it continue."""
 
     async def all_of_it():
         network = BatchedNetwork(GraphEngine("test", run, (1, 4)))
@@ -49,7 +49,7 @@ def together(run, *work):
     return asyncio.run(all_of_it())
 
 
-def test_each_gets_its_own_part_of_a_batch():
+def test_each_task_gets_its_part_of_a_batch():
     run = Slow()
     answers, network = together(run, *(lambda n, k=k: n.run(crops(k, k + 10)) for k in range(4)))
     assert [answer[0].ravel().tolist() for answer in answers] == [[2 * k, 2 * k + 20] for k in range(4)]
@@ -58,7 +58,7 @@ def test_each_gets_its_own_part_of_a_batch():
     assert network.backlog_seconds() == 0
 
 
-def test_what_goes_wrong_is_told_to_those_concerned_and_the_next_batch_runs():
+def test_an_error_reaches_the_tasks_of_its_batch_only():
     run = Slow()
     answers, _ = together(
         run, lambda n: n.run(crops(1)), lambda n: n.run(crops(99, 2, 3, 4)), lambda n: n.run(crops(5))
@@ -68,7 +68,7 @@ def test_what_goes_wrong_is_told_to_those_concerned_and_the_next_batch_runs():
     assert answers[2][0].item() == 10
 
 
-def test_other_work_is_done_between_batches():
+def test_functions_run_between_batches():
     run, threads = Slow(), []
 
     def open_page(value):
@@ -81,7 +81,7 @@ def test_other_work_is_done_between_batches():
     assert run.batches == [[1], [2]]
 
 
-def test_nobody_computes_for_those_who_left():
+def test_cancelled_tasks_are_not_run():
     run = Slow()
 
     async def leave(network):
@@ -93,7 +93,7 @@ def test_nobody_computes_for_those_who_left():
     assert run.batches == [[1], [2]]
 
 
-def test_stopping_finishes_what_waits():
+def test_stopping_finishes_waiting_tasks():
     run = Slow()
 
     async def stop_at_once():
@@ -109,5 +109,5 @@ def test_stopping_finishes_what_waits():
 
 
 @pytest.mark.parametrize("sizes", [(3,), (1, 2, 8)])
-def test_a_batch_is_never_larger_than_the_engine_likes(sizes):
+def test_a_batch_is_never_larger_than_the_engine_allows(sizes):
     assert BatchedNetwork(GraphEngine("test", Slow(), sizes)).max_batch == max(sizes)

@@ -1,4 +1,4 @@
-"""Connections that never finish what they began are closed, and others are served_run meanwhile."""
+"""Connections that never complete are closed, and other clients are answered meanwhile."""
 
 import base64
 import os
@@ -18,7 +18,7 @@ LARGE = 64 * 2**20
 
 
 async def app(scope, receive, send) -> None:
-    """Answers "ok"; `/large` much more, `/body` when all of the body has arrived. Accepts websockets."""
+    """Answer "ok", a large answer at `/large`, and the size of the body at `/body`; accept websockets."""
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
@@ -34,7 +34,7 @@ async def app(scope, receive, send) -> None:
 
 @contextmanager
 def running(**limits):
-    """The port of a server in a thread, and its open connections."""
+    """Run a server in a thread; give its port and its open connections."""
     config = uvicorn.Config(app, lifespan="off", log_config=None, **connection_options(Settings(**limits)))
     server = uvicorn.Server(config)
     listening = socket.create_server(("127.0.0.1", 0))
@@ -66,7 +66,7 @@ def connect(port: int, content: bytes = b"") -> socket.socket:
 
 
 def seconds_open(made: socket.socket, dribble: bytes = b"") -> float:
-    """Time until the server closes a connection, while some of what is sent arrives now and then."""
+    """Measure the time until the server closes a connection on which data arrives now and then."""
     began = time.monotonic()
     made.settimeout(0.1)
     while time.monotonic() - began < 20:
@@ -89,7 +89,7 @@ WEBSOCKET = GET + b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-V
 
 @pytest.mark.parametrize("dribble", [b"", b"X-A: b\r\n"])
 @pytest.mark.parametrize("begun", [b"", b"G", GET, WEBSOCKET, GET + b"\r\n" + GET], ids=["", "G", "GET", "ws", "next"])
-def test_headers_that_never_end_are_not_waited_for(quick, begun, dribble):
+def test_a_connection_with_endless_headers_is_closed(quick, begun, dribble):
     if not begun and dribble:
         pytest.skip("no beginning of a request")
     took = seconds_open(connect(quick, begun), dribble)
@@ -100,7 +100,7 @@ def test_an_idle_connection_is_closed(quick):
     assert 0.3 < seconds_open(connect(quick, GET + b"\r\n")) < 5
 
 
-def test_an_answer_that_nobody_reads_is_not_kept(quick):
+def test_a_connection_with_an_unread_answer_is_closed(quick):
     made = connect(quick, GET.replace(b"/ ", b"/large ") + b"\r\n")
     time.sleep(2)
     got = 0
@@ -110,7 +110,7 @@ def test_an_answer_that_nobody_reads_is_not_kept(quick):
     assert got < LARGE
 
 
-def test_headers_are_of_limited_size(quick):
+def test_large_headers_are_refused(quick):
     made = connect(quick)
     sent = 0
     with made, suppress(OSError):
@@ -119,7 +119,7 @@ def test_headers_are_of_limited_size(quick):
     assert sent < LARGE
 
 
-def test_a_slow_body_and_a_slow_reader_within_their_time_are_served(quick):
+def test_slow_clients_within_the_time_limits_are_answered(quick):
     made = connect(quick, GET.replace(b"GET / ", b"POST /body ") + b"Content-Length: 12\r\n\r\n")
     for _ in range(12):
         time.sleep(0.1)
@@ -149,7 +149,7 @@ def test_an_open_websocket_stays(quick):
     [b"", GET, WEBSOCKET, GET + b"\r\n", GET.replace(b"GET / ", b"POST /body ") + b"Content-Length: 9\r\n\r\n"],
     ids=["", "headers", "ws", "idle", "body"],
 )
-def test_many_held_connections_lock_nobody_out(held):
+def test_many_open_connections_do_not_block_other_clients(held):
     limits = {"header_seconds": 60, "idle_seconds": 60, "max_connections": 20}
     with running(**limits) as (port, connections):
         holding = [connect(port, held) for _ in range(60)]

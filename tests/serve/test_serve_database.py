@@ -1,4 +1,4 @@
-"""Kept labels and corrections: nobody's cell twice, nothing lost, nothing overwritten, old files whole or refused."""
+"""Database of labels and corrections: claims, durability, undo, upgrades and locks."""
 
 import csv
 import itertools
@@ -30,7 +30,7 @@ QUEUE = "cells.csv"
 
 
 def by(who, session=None):
-    """A person in a browser of their own, or in another one."""
+    """Return a labeller in a session of their own, or in the given one."""
     return Labeller(who, who if session is None else session)
 
 
@@ -71,7 +71,7 @@ def test_two_labellers_never_get_the_same_cell(label_store, store):
     assert label_store.progress(QUEUE).labelled == 41
 
 
-def test_a_claimed_cell_comes_back_to_its_labeller_and_in_time_to_others(label_store, raises_code):
+def test_a_claim_lasts_for_its_session_and_ends_in_time(label_store, raises_code):
     first = label_store.claim(QUEUE, by("Ada"), 2)
     assert [cell.path for cell in first] == ["000.png", "001.png"]
     assert (first[0].proposed, first[0].confidence) == ("disc", 0.5)
@@ -99,7 +99,7 @@ def test_two_browsers_under_one_name_get_different_cells(label_store, raises_cod
     assert label_store.claim(QUEUE, by("Cyd"), 2) == first
 
 
-def test_a_label_that_replaces_another_is_told_and_both_rows_stay(label_store, store):
+def test_a_replaced_label_is_returned_and_its_row_stays(label_store, store):
     one, two = by("Ada", "browser 1"), by("ada", "browser 2")
     (cell,) = label_store.claim(QUEUE, one, seconds=-1)  # the time is over
     assert label_store.claim(QUEUE, two) == [cell]
@@ -118,7 +118,7 @@ def test_a_label_that_replaces_another_is_told_and_both_rows_stay(label_store, s
     assert label_store.progress(QUEUE).people == {"Ada": 1, "Ben": 1}
 
 
-def test_undo_takes_back_what_this_browser_gave_or_one_that_has_gone(label_store):
+def test_undo_applies_to_this_session_and_to_ended_ones(label_store):
     one, two = by("Ada", "browser 1"), by("Ada", "browser 2")
     label_store.label(label_store.claim(QUEUE, one, 3)[0].id, one, "bar")
     (cell,) = label_store.claim(QUEUE, two)
@@ -133,7 +133,7 @@ def test_undo_takes_back_what_this_browser_gave_or_one_that_has_gone(label_store
     assert label_store.claim(QUEUE, by("Ada", "browser 3"))[0] == cell
 
 
-def test_undo_leaves_a_cell_with_whoever_reads_it_meanwhile(label_store, raises_code):
+def test_undo_leaves_a_claimed_cell_to_its_second_reader(label_store, raises_code):
     ada, ben = by("Ada"), by("Ben")
     label_store.label(label_store.claim(QUEUE, ada)[0].id, ada, "bar")
     (cell,) = label_store.claim(QUEUE, ben, second=True)
@@ -145,7 +145,7 @@ def test_undo_leaves_a_cell_with_whoever_reads_it_meanwhile(label_store, raises_
 
 
 @pytest.mark.parametrize("spelling", ["Zoë", "zoë", "ZOË", " Zoe\u0308 ", "Ｚｏë", "Zo\u200dë", "Zoë\u202e"])
-def test_nobody_is_their_own_second_reader(label_store, spelling):
+def test_no_spelling_of_a_name_is_its_own_second_reader(label_store, spelling):
     label_store.label(label_store.claim(QUEUE, by("Zoë"))[0].id, by("Zoë"), "bar")
     again = by(spelling, "another browser")
     assert label_store.claim(QUEUE, again, second=True) == []
@@ -155,12 +155,12 @@ def test_nobody_is_their_own_second_reader(label_store, spelling):
     assert label_store.agreement(QUEUE) == []
 
 
-def test_the_most_informative_comes_first(label_store):
+def test_a_queue_can_be_ordered(label_store):
     label_store.set_order(QUEUE, ["007.png", "003.png"])
     assert [cell.path for cell in label_store.claim(QUEUE, by("Ada"), 3)] == ["007.png", "003.png", "000.png"]
 
 
-def test_undo_takes_back_and_keeps_what_was_said(label_store, store):
+def test_undo_keeps_the_rows_of_undone_labels(label_store, store):
     cell, other = label_store.claim(QUEUE, by("Ada"), 2)
     label_store.label(cell.id, by("Ada"), "bar", model="m1")
     label_store.label(other.id, by("Ada"), "ring")
@@ -195,7 +195,7 @@ def test_agreement_of_two_labellers(label_store):
     assert found.kappa == pytest.approx(cohen_kappa_score(ada, ben))
 
 
-def test_labels_become_a_table_that_training_reads(label_store, draw, tmp_path):
+def test_exported_labels_are_a_cells_table_for_training(label_store, draw, tmp_path):
     cells = draw(tmp_path / "cells", 2, classes=("disc",)) / "disc"
     label_store.add_cells("q", [{"path": f"{cells.as_posix()}/{name}.png", "donor": "d7"} for name in ("000", "001")])
     label_store.add_cells("q", [{"path": f"{k}"} for k in "abc"])
@@ -213,7 +213,7 @@ def test_labels_become_a_table_that_training_reads(label_store, draw, tmp_path):
     assert read.read(0).shape == (24, 24)
 
 
-def test_corrections_are_kept_with_who_when_and_which_model(store, shapes, tmp_path, raises_code):
+def test_corrections_are_stored_with_reviewer_time_and_model(store, shapes, tmp_path, raises_code):
     files = sorted((shapes / "disc").iterdir())[:3]
     kept = [store.reviews.add_image(file.read_bytes(), ".png") for file in files]
     assert kept[0] == store.reviews.add_image(files[0].read_bytes(), ".png")
@@ -257,7 +257,7 @@ def test_a_label_needs_a_name(label_store, raises_code):
 
 
 @given(st.text(max_size=600) | st.text(st.characters(categories=["Cc", "Cf", "Cs", "Zs", "Mn"]), max_size=600))
-def test_names_are_short_printable_and_one_line(text):
+def test_names_become_short_printable_single_lines(text):
     name = make_single_line(text, MAX_NAME_LENGTH)
     assert len(name) <= MAX_NAME_LENGTH
     assert name == " ".join(name.split())
@@ -267,7 +267,7 @@ def test_names_are_short_printable_and_one_line(text):
     assert person_key(name) == person_key(name.upper().lower()) or not name.isascii()
 
 
-def test_ten_megabytes_of_a_name_are_cut(raises_code):
+def test_long_and_empty_names(raises_code):
     assert make_single_line("x" * 10_000_000, 100) == "x" * 99 + "…"
     assert Labeller("<b>Ada\x00\x1b[31m\u202egnp", "").name == "<b>Ada[31mgnp"
     for nothing in ("", " \n", "\u202e\x07", "\ud800", "\u200d"):
@@ -289,7 +289,7 @@ while cells := label_store.claim("q", ada, 2):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
-def test_kill_9_while_labelling_loses_nothing_that_was_shown(tmp_path):
+def test_kill_9_while_labelling_loses_no_stored_label(tmp_path):
     path = tmp_path / "bench.db"
     store = Store(path)
     store.labels.add_cells("q", [{"path": str(k)} for k in range(5000)])
@@ -308,7 +308,7 @@ def test_kill_9_while_labelling_loses_nothing_that_was_shown(tmp_path):
     store.close()
 
 
-def test_an_old_file_is_upgraded_whole_or_left_as_it_was(store, label_store, monkeypatch, raises_code):
+def test_an_upgrade_is_complete_or_rolled_back(store, label_store, monkeypatch, raises_code):
     store.close()
     before = store.path.read_bytes()
     monkeypatch.setattr(connection, "SCHEMA_VERSION", 5)
@@ -339,7 +339,7 @@ def columns_of(content: bytes, path) -> list[str]:
     return columns(copy)
 
 
-def test_files_that_are_not_ours_are_refused_and_untouched(tmp_path, raises_code):
+def test_files_of_other_programs_are_refused_and_unchanged(tmp_path, raises_code):
     with sqlite3.connect(tmp_path / "other.db") as db:
         db.execute("CREATE TABLE mine (x)")
     (tmp_path / "text.db").write_text("this is a letter, and quite a long one " * 40, encoding="utf-8")
@@ -355,7 +355,7 @@ def test_files_that_are_not_ours_are_refused_and_untouched(tmp_path, raises_code
         Store(tmp_path / "folder.db")
 
 
-def test_a_full_disk_loses_only_what_did_not_fit(label_store, store, raises_code):
+def test_a_full_disk_loses_only_the_new_row(label_store, store, raises_code):
     with store.engine.connect() as db:
         db.exec_driver_sql("COMMIT")
         pages = db.exec_driver_sql("PRAGMA page_count").scalar_one()
@@ -372,7 +372,7 @@ def test_a_full_disk_loses_only_what_did_not_fit(label_store, store, raises_code
 
 
 @pytest.mark.parametrize("formula", ["=1+1", "+cmd", "-a", "@SUM(A1)", "\tx", "\r=x", "'=x", " =x"])
-def test_nothing_that_is_exported_runs_as_a_formula(store, tmp_path, formula):
+def test_exported_values_are_not_formulas(store, tmp_path, formula):
     store.labels.add_cells("q", [{"path": f"{formula}.png", "donor": formula}])
     ada = by(f"{formula}da")
     store.labels.label(store.labels.claim("q", ada)[0].id, ada, formula)
@@ -390,7 +390,7 @@ def test_nothing_that_is_exported_runs_as_a_formula(store, tmp_path, formula):
         assert dict(zip(header, map(unescape_formula, row), strict=True))["label"] == formula
 
 
-def test_names_that_are_no_unicode_are_refused_with_their_name(label_store, store, raises_code):
+def test_invalid_unicode_is_refused_with_the_name(label_store, store, raises_code):
     before = label_store.progress(QUEUE)
     with raises_code("store.not_text") as caught:
         label_store.add_cells(QUEUE, [{"path": "fine.png"}, {"path": "cells/\udcff.png"}])
@@ -410,9 +410,7 @@ def dump(path) -> list[str]:
         return [f"user_version {db.execute('PRAGMA user_version').fetchone()}", *db.iterdump()]
 
 
-def test_a_file_of_schema_1_is_upgraded_and_one_that_fails_in_the_middle_is_as_it_was(
-    tmp_path, monkeypatch, raises_code
-):
+def test_a_file_of_schema_1_is_upgraded_or_unchanged(tmp_path, monkeypatch, raises_code):
     path = Path(shutil.copy(FROZEN, tmp_path / "labels.db"))
     before = dump(path)
     whole = connection.UPGRADES[1]
@@ -441,13 +439,13 @@ TABLES = ("cells", "claims", "labels", "identity", "classes", "images", "predict
 
 
 def described(path, table) -> list[tuple]:
-    """Columns by name: type, whether they may be empty, and their key; an upgrade puts new ones last."""
+    """Describe the columns of a table by name, since an upgrade adds new ones at the end."""
     with sqlite3.connect(path) as db:
         return sorted((row[1], row[2], row[3], row[5]) for row in db.execute(f"PRAGMA table_info({table})"))
 
 
 @pytest.mark.parametrize("action", ["claim", "label", "undo", "release", "correct"])
-def test_a_locked_database_keeps_all_as_it_was_and_says_so(label_store, store, monkeypatch, action, raises_code):
+def test_a_locked_database_is_reported_and_unchanged(label_store, store, monkeypatch, action, raises_code):
     ada = by("Ada")
     cells = label_store.claim(QUEUE, ada, 2)
     label_store.label(cells[0].id, ada, "bar")
@@ -484,7 +482,7 @@ with lock_database(Path(sys.argv[1])):
 """
 
 
-def test_a_database_is_for_one_server_and_a_killed_one_holds_none(tmp_path, raises_code):
+def test_one_server_locks_a_database_and_a_killed_one_releases_it(tmp_path, raises_code):
     path = tmp_path / "bench.db"
     with lock_database(path):
         (tmp_path / "link.db").symlink_to(path)
@@ -508,13 +506,13 @@ def test_a_database_is_for_one_server_and_a_killed_one_holds_none(tmp_path, rais
         pass
 
 
-def test_a_database_where_locks_do_not_work_is_refused(tmp_path, monkeypatch, raises_code):
+def test_a_database_on_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, raises_code):
     monkeypatch.setattr("urnet.serve.database.lock.lock_file", lambda path: None)
     with raises_code("store.no_locks"), lock_database(tmp_path / "bench.db"):
         pass
 
 
-def test_a_queue_has_classes_that_can_be_changed_but_not_lost(label_store, raises_code):
+def test_classes_of_a_queue_can_be_changed_but_not_while_in_use(label_store, raises_code):
     assert label_store.read_classes(QUEUE) == []
     assert label_store.set_classes(QUEUE, ["disc", " round\tring "]) == ["disc", "round ring"]
     label_store.label(label_store.claim(QUEUE, by("Ada"))[0].id, by("Ada"), "disc")

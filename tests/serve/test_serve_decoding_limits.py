@@ -1,4 +1,4 @@
-"""Small files that are large or slow to decode: refused by their headers or after a short time, by whole files."""
+"""Limits on decoding: small files that are large or slow to decode are refused."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ def careful(open_client):
 
 @pytest.mark.parametrize("to", ["/v1/predict", "/v1/differential"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_is_refused_soon_and_the_next_one_is_answered(careful, send_files, shapes, name, to):
+def test_a_hostile_file_is_refused_quickly_and_the_next_one_is_answered(careful, send_files, shapes, name, to):
     began = time.monotonic()
     answer = send_files(careful, (name, HOSTILE[name]), to=to)
     took = time.monotonic() - began
@@ -44,11 +44,11 @@ def test_a_hostile_file_is_refused_soon_and_the_next_one_is_answered(careful, se
         ("many_scans.jpg", "(decode_seconds)"),
     ],
 )
-def test_the_reason_names_the_limit(careful, send_files, name, words):
+def test_the_error_names_the_limit(careful, send_files, name, words):
     assert words in send_files(careful, (name, HOSTILE[name])).json()["detail"]
 
 
-def test_the_time_of_a_file_is_that_of_all_its_pieces(open_client, send_files, monkeypatch):
+def test_the_time_limit_applies_to_all_pieces_of_a_file_together(open_client, send_files, monkeypatch):
     allowed, ask = [], _Process.ask
 
     def asked(process, order, seconds, given_up):
@@ -68,7 +68,7 @@ def test_the_time_of_a_file_is_that_of_all_its_pieces(open_client, send_files, m
         assert "decoding it takes longer than the 0.3 s that the server allows (file_seconds)" in late
 
 
-def test_a_request_with_slow_files_does_not_hold_up_the_others(open_client, send_files, shapes):
+def test_a_request_with_slow_files_does_not_delay_others(open_client, send_files, shapes):
     slow = many_scans(4900, 4900, 20_000)
     with open_client(decode_seconds=1) as client, ThreadPoolExecutor(4) as pool:
         one = pool.submit(send_files, client, *[(f"{number}.jpg", slow) for number in range(4)])
@@ -92,7 +92,7 @@ def wait_until(there) -> None:
         time.sleep(0.01)
 
 
-def test_the_work_on_a_file_ends_when_its_client_leaves(open_client, shapes, send_files):
+def test_decoding_ends_when_the_client_disconnects(open_client, shapes, send_files):
     slow = many_scans(4900, 4900, 20_000)
     boundary = b"--x\r\nContent-Disposition: form-data; name=files; filename=a.jpg\r\n\r\n" + slow + b"\r\n--x--\r\n"
 

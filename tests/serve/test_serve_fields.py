@@ -1,4 +1,4 @@
-"""Fields of view sent to the API: cut, classified and counted as the command line does it."""
+"""Fields of view sent to the API: the results equal those of the command line."""
 
 import asyncio
 import errno
@@ -90,7 +90,7 @@ def test_fields_are_counted_as_on_the_command_line(client, run, fields, send_fil
 
 @pytest.fixture(scope="module")
 def some_damaged(fields):
-    """Four fields by what a client calls them, of which two cannot be read: one at its start, one at its end only."""
+    """Four fields with their client names; two are damaged, one at its start and one at its end."""
     sent = {f"my {field.name}": field.read_bytes() for field in sorted(fields.iterdir())}
     file = io.BytesIO()
     Image.fromarray(tifffile.imread(fields / "d1.tif")).save(file, "PNG")
@@ -101,14 +101,14 @@ def some_damaged(fields):
 
 @pytest.fixture(scope="module")
 def server_url(start_server, run, tmp_path_factory):
-    """Address of a server whose model cuts fields."""
+    """Address of a server whose model crops fields."""
     with start_server(run.folder, tmp_path_factory.mktemp("bench")) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
 def whole(fields, tmp_path_factory):
-    """The two fields of `some_damaged` that can be read."""
+    """The two readable fields of `some_damaged`."""
     folder = tmp_path_factory.mktemp("whole") / "fields"
     folder.mkdir()
     for name in ("d0.tif", "d3.tif"):
@@ -116,9 +116,7 @@ def whole(fields, tmp_path_factory):
     return folder
 
 
-def test_damaged_fields_are_named_and_left_out_only_where_that_was_asked_for(
-    client, run, some_damaged, whole, send_files, tmp_path
-):
+def test_damaged_fields_are_left_out_only_in_a_partial_count(client, run, some_damaged, whole, send_files, tmp_path):
     refused = send_files(client, *some_damaged.items(), to="/v1/differential")
     told = send_files(
         client, *some_damaged.items(), to="/v1/differential", data={"sample": "fields", "partial": "true"}
@@ -142,7 +140,7 @@ def test_damaged_fields_are_named_and_left_out_only_where_that_was_asked_for(
 
 
 class Killing:
-    """A pipe whose process is killed as soon as it says at which file it is."""
+    """Pipe that kills its process when it reports a certain file."""
 
     def __init__(self, pipe, process, name):
         self.pipe, self.process, self.name, self.over = pipe, process, name, False
@@ -163,7 +161,7 @@ class Killing:
         return getattr(self.pipe, name)
 
 
-def test_a_field_at_which_decoding_dies_is_lost_alone(client, run, fields, send_files, tmp_path):
+def test_a_crash_of_the_decoder_loses_one_field_only(client, run, fields, send_files, tmp_path):
     sent = sorted(fields.iterdir())
 
     def ask(**data):
@@ -187,7 +185,7 @@ def test_a_field_at_which_decoding_dies_is_lost_alone(client, run, fields, send_
     assert {key: told[key] for key in written} == written
 
 
-def test_a_field_is_opened_for_its_pixels_once(run, fields, tmp_path, monkeypatch):
+def test_each_field_is_opened_once(run, fields, tmp_path, monkeypatch):
     shutil.copytree(fields, tmp_path / "files")
     model, opened = run.load_model(), []
     made = Field.__init__
@@ -205,7 +203,7 @@ def test_a_field_is_opened_for_its_pixels_once(run, fields, tmp_path, monkeypatc
     assert set(at) == set(opened)
 
 
-def test_what_a_process_that_died_has_left_is_in_nobodys_way(run, fields, tmp_path):
+def test_leftovers_of_a_crashed_process_are_removed(run, fields, tmp_path):
     shutil.copytree(fields, tmp_path / "files")
     model, out = run.load_model(), tmp_path / "cells"
     decoder = _Decoder(model.config, model.cropping, LIMITS)
@@ -220,7 +218,7 @@ def test_what_a_process_that_died_has_left_is_in_nobodys_way(run, fields, tmp_pa
     assert not staging_folder(out).exists()
 
 
-def test_a_full_disk_is_blamed_on_no_field():
+def test_a_full_disk_is_not_an_error_of_a_field():
     unreadable = _UnreadableFiles(lambda name: None, {})
     with pytest.raises(OSError, match="No space left"), unreadable(Path("d0.tif")):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -232,7 +230,7 @@ def test_a_full_disk_is_blamed_on_no_field():
 
 @pytest.fixture(scope="module")
 def measured(run, tmp_path_factory):
-    """The run as if its fields had known their pixel size."""
+    """The run, as if the pixel size of its fields were known."""
     folder = shutil.copytree(run.folder, tmp_path_factory.mktemp("measured") / "run")
     for path in folder.rglob("crop.json"):
         told = json.loads(path.read_text(encoding="utf-8"))
@@ -241,7 +239,7 @@ def measured(run, tmp_path_factory):
     return folder
 
 
-def test_a_pixel_size_that_the_files_do_not_say_is_sent_with_them(client, measured, fields, open_client, send_files):
+def test_a_missing_pixel_size_can_be_sent_with_the_files(client, measured, fields, open_client, send_files):
     sent = [(f"my {field.name}", field.read_bytes()) for field in sorted(fields.iterdir())[:2]]
     with open_client(measured) as measured_client:
         unknown = send_files(measured_client, *sent, to="/v1/differential")
@@ -268,8 +266,8 @@ MISLABELLED = (
 )
 
 
-def test_a_field_never_counts_as_one_cell(client, run, fields, send_files, tmp_path):
-    """One that opens as an image and not as a field, alone, with others, and where cells are expected."""
+def test_a_field_is_never_counted_as_one_cell(client, run, fields, send_files, tmp_path):
+    """A field that opens as an image only, alone, with other fields, and with crops."""
     pixels = tifffile.imread(fields / "d0.tif")
     tifffile.imwrite(tmp_path / "bad.tif", pixels, photometric="minisblack", description=MISLABELLED, metadata=None)
     bad, good = ("my bad.tif", (tmp_path / "bad.tif").read_bytes()), fields / "d1.tif"
@@ -295,7 +293,7 @@ def test_a_field_never_counts_as_one_cell(client, run, fields, send_files, tmp_p
     assert all("420 x 420 px" in error and "not one cell" in error for error in errors[1:])
 
 
-def test_cells_for_which_there_is_no_room_do_not_stay(run, fields, open_client):
+def test_cells_over_the_storage_limit_are_deleted(run, fields, open_client):
     content = (fields / "d0.tif").read_bytes()
     with (
         open_client(run.folder, upload_bytes=len(content) + 1024) as client,
@@ -307,7 +305,7 @@ def test_cells_for_which_there_is_no_room_do_not_stay(run, fields, open_client):
         assert measure_bytes(folder.root) < len(content) + 1024
 
 
-def test_the_page_says_where_each_cell_of_a_field_lies(run, fields, pages):
+def test_the_page_has_the_position_of_each_cell(run, fields, pages):
     app = create_app(Services.open(run.folder, Settings(decoders=1), "onnx"), pages=pages)
     with TestClient(app, base_url="http://localhost") as client:
         at = f"/classify/{client.post('/classify').json()['key']}"
@@ -367,7 +365,7 @@ def careful(run, open_client):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_fields_are_refused_soon_and_the_next_one_is_counted(careful, fields, send_files, name):
+def test_hostile_fields_are_refused_quickly_and_the_next_one_is_counted(careful, fields, send_files, name):
     began = time.monotonic()
     answer = send_files(careful, (name, HOSTILE[name]), to="/v1/differential")
     assert time.monotonic() - began < 12

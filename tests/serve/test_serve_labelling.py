@@ -20,7 +20,7 @@ from urnet.serve.services import Services
 from urnet.serve.settings import Settings
 
 
-def test_the_most_uncertain_come_first_and_of_these_the_most_different():
+def test_cells_are_ranked_by_uncertainty_and_diversity():
     unsure = compute_uncertainty(np.array([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0], [0.4, 0.4, 0.2], [0.6, 0.35, 0.05]]))
     assert unsure == pytest.approx([1.0, 0.2, 1.0, 0.75])
     points = np.array([[0, 0], [0.1, 0], [5, 5], [0, 0.1], [9, 9]], np.float32)
@@ -37,7 +37,7 @@ def test_the_most_uncertain_come_first_and_of_these_the_most_different():
     assert np.abs(kept / whole - 1).max() < 0.5
 
 
-def test_fluorescence_is_shown_in_one_scale_for_all_cells(served_run, draw, tmp_path):
+def test_fluorescence_has_one_display_range_for_all_cells(served_run, draw, tmp_path):
     draw(tmp_path / "crops", 4, classes=("disc",), dtype=np.uint16, suffix=".tif")
     draw(tmp_path / "glow", 4, classes=("disc",), dtype=np.uint16, suffix=".tif")
     bright = np.asarray(Image.open(tmp_path / "glow" / "disc" / "000.tif"))
@@ -57,9 +57,7 @@ def test_fluorescence_is_shown_in_one_scale_for_all_cells(served_run, draw, tmp_
 
 
 @pytest.mark.parametrize("target", ["glow.png", "paired/glow.png"])
-def test_pictures_beside_the_crops_of_class_folders_are_found_by_the_recipe(
-    served_run, draw, tmp_path, monkeypatch, target
-):
+def test_paired_images_in_class_folders_are_named_by_the_recipe(served_run, draw, tmp_path, monkeypatch, target):
     folder = draw(tmp_path / "cells", 1, classes=("disc",))
     (folder / "disc" / "000.png").rename(folder / "disc" / "bright.png")
     draw(tmp_path / "other", 1, classes=("ring",))
@@ -76,7 +74,7 @@ def test_pictures_beside_the_crops_of_class_folders_are_found_by_the_recipe(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
-def test_the_model_orders_the_queue_and_can_be_stopped(served_run, shapes, tmp_path, stopped, monkeypatch, raises_code):
+def test_ranking_orders_the_queue_and_can_be_stopped(served_run, shapes, tmp_path, stopped, monkeypatch, raises_code):
     monkeypatch.setattr(active_learning, "CHUNK_CELLS", 4)
     store = Store(tmp_path / "bench.db")
     services = Services.open(served_run, Settings(decoders=1), "onnx", store=store)
@@ -110,9 +108,7 @@ def test_the_model_orders_the_queue_and_can_be_stopped(served_run, shapes, tmp_p
     store.close()
 
 
-def test_a_server_without_a_model_labels_in_a_random_order_that_is_always_the_same(
-    shapes, tmp_path, send_files, raises_code
-):
+def test_a_server_without_a_model_labels_in_a_fixed_random_order(shapes, tmp_path, send_files, raises_code):
     orders = []
     for name in ("one.db", "two.db"):
         images = CellImages.open(shapes)

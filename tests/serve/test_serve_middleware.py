@@ -1,4 +1,4 @@
-"""Bodies that may not be sent are not read, request slots are counted, and the time to wait is measured."""
+"""Limits on bodies and on the number of requests."""
 
 import tempfile
 
@@ -13,7 +13,7 @@ PART = b"--x\r\nContent-Disposition: form-data; name=token; filename=a\r\n\r\n"
 
 
 class Sent:
-    """A body in parts, which counts how many of them were asked for."""
+    """Body in parts, which counts the parts that are read."""
 
     def __init__(self, parts: int, size: int):
         self.left, self.size, self.read = parts, size, 0
@@ -25,7 +25,7 @@ class Sent:
 
 
 def ask(client, method, path, body, headers):
-    """The status of an answer to a request whose body comes from `body`."""
+    """Send a request with the given body, and return the status."""
 
     async def ask() -> int:
         told = []
@@ -57,7 +57,7 @@ def guarded(open_client):
 
 @pytest.fixture
 def nothing_stored(monkeypatch):
-    """No temporary file may be made."""
+    """Fail if a temporary file is created."""
 
     def refused(*_, **__):
         raise AssertionError("a temporary file is made")
@@ -92,7 +92,7 @@ def test_with_a_token_only_files_may_be_large(guarded, path):
     assert body.read <= 1
 
 
-def test_uploads_of_a_page_take_places_too(open_client, pages):
+def test_uploads_of_a_page_take_slots_too(open_client, pages):
     with open_client(max_requests=1) as client:
         layer = client.app.middleware_stack
         while not hasattr(layer, "slots"):
@@ -103,7 +103,7 @@ def test_uploads_of_a_page_take_places_too(open_client, pages):
         assert client.get("/healthz").status_code == 200
 
 
-def test_the_time_to_wait_is_that_of_the_requests_that_run():
+def test_the_waiting_time_is_estimated_from_running_requests():
     now = [0.0]
     slots = RequestSlots(2, 100.0, lambda: now[0])
     first, second = slots.acquire(), slots.acquire()

@@ -1,4 +1,4 @@
-"""Uploads of one request may form one image in several files; files of other requests are out of reach."""
+"""Images in several files: files of one request belong together, files of other requests are out of reach."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ LIMITS = {"pixels": 10**8, "field": 10**8, "file": 10**9, "images": 100}
 
 
 def part(number: int, names: list[str], shape: tuple[int, int], types: str) -> bytes:
-    """OME-XML of two channels in two files, as either of them has it."""
+    """Write the OME-XML of two channels in two files."""
     data = "".join(
         f'<TiffData IFD="0" FirstC="{c}" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{c}</UUID></TiffData>'
         for c, name in enumerate(names)
@@ -35,7 +35,7 @@ def extract(folder, out):
 
 @pytest.fixture
 def requests(tmp_path):
-    """The folders of two requests, with one channel each, under the server's names."""
+    """Folders of two requests with one channel each, under stored names."""
     pixels = draw_field(3, 0, 0, shape=(380, 420), cells=12, crop=48).brightfield
     names = ["bf.ome.tif", "dapi.ome.tif"]
     files = []

@@ -1,4 +1,4 @@
-"""Where the database must not lie, by what the system tells of its drives."""
+"""Network drives, on which a database is refused."""
 
 import ctypes
 import sys
@@ -42,13 +42,13 @@ a line that is none
         ("/mnt/stick/bench.db", None),
     ],
 )
-def test_the_deepest_mount_says_what_a_file_lies_on(tmp_path, monkeypatch, path, kind):
+def test_the_deepest_mount_determines_the_file_system(tmp_path, monkeypatch, path, kind):
     (tmp_path / "mountinfo").write_text(MOUNTINFO, encoding="utf-8")
     monkeypatch.setattr(module, "MOUNTINFO", tmp_path / "mountinfo")
     assert find_network_drive(Path(path)) == kind
 
 
-def test_where_nothing_is_told_nothing_is_refused(tmp_path, monkeypatch):
+def test_nothing_is_refused_without_a_list_of_mounts(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MOUNTINFO", tmp_path / "gone")
     assert find_network_drive(tmp_path / "bench.db") is None
 
@@ -62,14 +62,14 @@ def test_where_nothing_is_told_nothing_is_refused(tmp_path, monkeypatch):
         ("\\\\?\\C:\\data\\bench.db", 3, None),
     ],
 )
-def test_windows_tells_drives_by_their_letters(monkeypatch, path, found, kind):
+def test_network_drives_on_windows(monkeypatch, path, found, kind):
     windows = SimpleNamespace(kernel32=SimpleNamespace(GetDriveTypeW=lambda root: found))
     monkeypatch.setattr(ctypes, "windll", windows, raising=False)
     assert module._find_on_windows(PureWindowsPath(path)) == kind
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows tells it otherwise")
-def test_a_database_on_a_network_drive_is_refused_in_one_line_and_not_made(tmp_path, monkeypatch):
+def test_a_database_on_a_network_drive_is_refused_and_not_created(tmp_path, monkeypatch):
     drive = tmp_path / "drive"
     drive.mkdir()
     (tmp_path / "link").symlink_to(drive)

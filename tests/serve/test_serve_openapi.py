@@ -1,4 +1,4 @@
-"""The OpenAPI: what it promises is kept, whatever is sent."""
+"""Answers to generated requests conform to the OpenAPI."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -39,7 +39,7 @@ def test_every_answer_is_described_with_an_example(client):
     "operation",
     ["POST /v1/predict", "POST /v1/differential", "GET /v1/model", "GET /healthz", "GET /readyz"],
 )
-def test_no_answer_breaks_a_promise(api, operation, mode):
+def test_answers_conform_to_the_openapi(api, operation, mode):
     method, path = operation.split()
     cases = api[path][method].as_strategy(generation_mode=schemathesis.GenerationMode(mode))
 

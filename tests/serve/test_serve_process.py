@@ -1,4 +1,4 @@
-"""`urnet serve` as a process: started, spoken to over the network, stopped, killed."""
+"""`urnet serve` as a process: start, requests, stop and kill."""
 
 import os
 import re
@@ -27,7 +27,7 @@ COMMAND = [sys.executable, "-c", "from urnet.cli import main; main()", "serve"]
 
 @contextmanager
 def server(*arguments, env=None):
-    """A server on a free port: the process, its address, and the lines that it printed."""
+    """Start a server on a free port; give its process, address, and first lines."""
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments), "--port", "0"],
         stdout=subprocess.PIPE,
@@ -67,7 +67,7 @@ def post(address: str, file: Path, times: int = 1, **more) -> httpx.Response:
     return httpx.post(f"{address}/v1/predict", files=files, timeout=60, **more)
 
 
-def test_a_server_finishes_what_runs_when_it_is_told_to_stop(served_run, shapes, tmp_path):
+def test_a_stopped_server_finishes_running_requests(served_run, shapes, tmp_path):
     with server(served_run, "--database", tmp_path / "bench.db", "--cells", shapes) as (process, address, lines):
         assert lines[0].startswith(f"Starting the web application: model {served_run}, cells {shapes}, database ")
         assert lines[1] == f"tiny, engine onnx: {address}"
@@ -91,7 +91,7 @@ def test_a_server_finishes_what_runs_when_it_is_told_to_stop(served_run, shapes,
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
-def test_kill_9_under_load_leaves_nothing_behind_and_the_next_start_works_with_a_token(served_run, shapes, tmp_path):
+def test_after_kill_9_under_load_the_next_start_cleans_up_and_works(served_run, shapes, tmp_path):
     arguments, temporary = (served_run, "--database", tmp_path / "bench.db"), tmp_path / "temporary"
     temporary.mkdir()
     env = {"TMPDIR": str(temporary)}
@@ -163,13 +163,13 @@ def test_a_database_is_refused_while_another_server_has_it(served_run, tmp_path,
 
 
 @pytest.mark.parametrize("option", [("--root-path", "/urnet"), ("--trusted-proxy", "::1"), ("--allowed-host", "a.lab")])
-def test_a_server_that_a_proxy_may_show_to_others_needs_a_token(served_run, tmp_path, option):
+def test_a_server_behind_a_proxy_needs_a_token(served_run, tmp_path, option):
     with server(served_run, "--database", tmp_path / "bench.db", *option) as (_, address, lines):
         assert any(line.startswith("token: ") for line in lines)
         assert httpx.get(f"{address}/v1/model").status_code == 401
 
 
-def test_mistakes_at_the_start_end_in_one_line(served_run, tmp_path, capfd, monkeypatch):
+def test_errors_at_the_start_are_one_line(served_run, tmp_path, capfd, monkeypatch):
     def mistake(*arguments) -> str:
         capfd.readouterr()
         assert run_command(["serve", *map(str, arguments), "--database", str(tmp_path / "bench.db")]) == 2

@@ -1,4 +1,4 @@
-"""Behind a reverse proxy: forwarded headers of trusted addresses only, root path, host names, cookies."""
+"""Reverse proxies: forwarded headers, root path, host names and cookies."""
 
 import re
 
@@ -20,7 +20,7 @@ FORWARDED = {
 
 @pytest.fixture(scope="module")
 def behind(open_client):
-    """A server with a proxy in front of it, asked as that proxy: `behind(root_path="/urnet")`."""
+    """Open a client that is a reverse proxy: `behind(root_path="/urnet")`."""
     from contextlib import ExitStack
 
     with ExitStack() as opened:
@@ -33,7 +33,7 @@ def behind(open_client):
         yield behind
 
 
-def test_a_trusted_proxy_says_who_the_client_is_and_how_it_speaks(behind):
+def test_headers_of_a_trusted_proxy_set_client_and_scheme(behind):
     client = behind()
     answer = client.post("/login", data={"token": TOKEN}, headers=FORWARDED, follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (303, "/urnet/")
@@ -50,7 +50,7 @@ def test_a_trusted_proxy_says_who_the_client_is_and_how_it_speaks(behind):
     assert 'action="/urnet/login"' in client.get("/login", headers=FORWARDED).text
 
 
-def test_each_client_of_a_proxy_has_attempts_of_its_own(behind):
+def test_attempts_are_counted_for_each_client_of_a_proxy(behind):
     client = behind()
     wrong = {"Authorization": "Bearer wrong"}
     one, two = ({**FORWARDED, "X-Forwarded-For": f"198.51.100.{k}", **wrong} for k in (1, 2))
@@ -62,7 +62,7 @@ def test_each_client_of_a_proxy_has_attempts_of_its_own(behind):
     assert client.get("/v1/model", headers=chain).status_code == 429
 
 
-def test_forwarded_headers_of_others_change_nothing(behind, open_client):
+def test_forwarded_headers_of_other_clients_are_ignored(behind, open_client):
     client = behind(address="192.0.2.1")
     for number in range(3):  # one address, whatever it says
         headers = {**FORWARDED, "X-Forwarded-For": f"198.51.100.{number}", "Authorization": "Bearer wrong"}
@@ -80,7 +80,7 @@ def test_forwarded_headers_of_others_change_nothing(behind, open_client):
 
 
 @pytest.mark.parametrize("path", ["/{}", "/urnet/{}"])
-def test_a_root_path_is_understood_whether_or_not_the_proxy_removes_it(behind, path):
+def test_a_root_path_works_whether_or_not_the_proxy_removes_it(behind, path):
     client = behind(root_path="/urnet/")
     bearer = {"Authorization": f"Bearer {TOKEN}", "Host": "cells.lab.example"}
     for known in ("healthz", "v1/model", "openapi.json", "login"):
@@ -118,7 +118,7 @@ def test_names_of_hosts_are_allowed_one_by_one(behind, open_client):
         | st.sampled_from(['"><script>', "/a/../b", "//evil.example", "/a b", "unknown, 1", "[::1", "::ffff:10.0.0.7"]),
     )
 )
-def test_whatever_a_proxy_forwards_becomes_a_sound_request(headers):
+def test_any_forwarded_headers_give_a_valid_request(headers):
     import asyncio
 
     from urnet.serve.http.proxy import ForwardedHeadersMiddleware
@@ -158,12 +158,12 @@ def test_whatever_a_proxy_forwards_becomes_a_sound_request(headers):
         ({"allowed_hosts": [""]}, "serve.allowed_host"),
     ],
 )
-def test_mistakes_are_named(given, code, raises_code):
+def test_invalid_proxy_options_are_refused(given, code, raises_code):
     with raises_code(code):
         ProxySettings.parse(**given)
 
 
-def test_no_root_path_is_an_address_of_the_server(open_client, pages):
+def test_paths_of_the_server_are_refused_as_root_path(open_client, pages):
     with open_client(pages=pages, token=TOKEN) as client:
 
         def parts(routes):

@@ -1,4 +1,4 @@
-"""Where what was sent lies: gone when it is not needed or its server is dead, and never more than is allowed."""
+"""Temporary storage for uploads: cleanup and limit."""
 
 import asyncio
 import io
@@ -30,7 +30,7 @@ time.sleep(60)
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """An empty temporary folder of the system."""
+    """Empty temporary folder of the system."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path
@@ -51,7 +51,7 @@ def started(most: int):
         storage.stop()
 
 
-def test_what_a_killed_server_left_is_removed_and_what_belongs_to_another_one_stays(place):
+def test_folders_of_killed_servers_are_removed_and_others_stay(place):
     (dead, left), (living, kept) = owner(), owner()
     dead.kill()
     dead.wait()
@@ -71,7 +71,7 @@ def test_what_a_killed_server_left_is_removed_and_what_belongs_to_another_one_st
         process.stdout.close()
 
 
-def test_where_locks_do_not_work_a_server_starts_and_removes_nothing_but_its_own(place, monkeypatch):
+def test_without_locks_a_server_removes_its_own_folder_only(place, monkeypatch):
     monkeypatch.setattr("urnet.serve.uploads.storage.lock_file", lambda path: None)
     (place / "urnet-serve-other").mkdir()
     (place / "urnet-serve-other.lock").touch()
@@ -80,7 +80,7 @@ def test_where_locks_do_not_work_a_server_starts_and_removes_nothing_but_its_own
     assert sorted(path.name for path in place.iterdir()) == ["urnet-serve-other", "urnet-serve-other.lock"]
 
 
-def test_all_together_hold_no_more_than_allowed_and_give_it_back(place, raises_code):
+def test_the_storage_limit_applies_to_all_uploads_together(place, raises_code):
     with started(100) as storage:
         with closing(UploadFolder(storage)) as first, closing(UploadFolder(storage)) as second:
             first.reserve(60)
@@ -102,7 +102,7 @@ def test_all_together_hold_no_more_than_allowed_and_give_it_back(place, raises_c
             assert folder.files.is_dir()
 
 
-def test_cells_that_are_still_cut_for_who_gave_up_meanwhile_are_deleted(place, monkeypatch):
+def test_cells_cropped_for_a_closed_folder_are_deleted(place, monkeypatch):
     begun, go = threading.Event(), threading.Event()
 
     def ask(process, order, seconds, given_up):
@@ -129,7 +129,7 @@ def test_cells_that_are_still_cut_for_who_gave_up_meanwhile_are_deleted(place, m
         assert list(storage.root.iterdir()) == []
 
 
-def test_an_instrument_is_told_to_wait_where_the_server_is_full(open_client, send_files, shapes):
+def test_a_full_storage_is_answered_429_with_retry_after(open_client, send_files, shapes):
     file = shapes / "disc" / "000.png"
     with open_client(upload_bytes=2 * file.stat().st_size + 1024) as client:
         answer = send_files(client, *[file] * 40)

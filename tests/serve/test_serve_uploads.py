@@ -1,4 +1,4 @@
-"""What is sent: bounded, never trusted; damaged in every way it is answered with a reason, and the server stays up."""
+"""Uploads that are too large, damaged or hostile."""
 
 import asyncio
 import io
@@ -25,7 +25,7 @@ from urnet.serve.uploads.storage import UploadFolder, UploadStorage, Usage
 
 
 def tiff(pages: int, width: int = 24, height: int = 24, endless: bool = False) -> bytes:
-    """Directories one after the other, all of the same few bytes of pixels."""
+    """Write a TIFF whose pages share the same pixels."""
     tags = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, height), (279, 576)]
     size = 2 + 12 * len(tags) + 4
     first = 8 + 576
@@ -38,7 +38,7 @@ def tiff(pages: int, width: int = 24, height: int = 24, endless: bool = False) -
 
 
 def deflated(shape: tuple[int, int]) -> bytes:
-    """A TIFF that is tiny until it is decoded."""
+    """Write a TIFF that is tiny until it is decoded."""
     file = io.BytesIO()
     tifffile.imwrite(file, np.zeros(shape, np.uint8), compression="zlib", rowsperstrip=shape[0])
     return file.getvalue()
@@ -84,7 +84,7 @@ def careful(open_client):
 
 @pytest.mark.parametrize("to", ["/v1/predict", "/v1/differential"])
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_and_files_of_other_kinds_are_refused_with_their_reason(careful, send_files, capfd, name, to):
+def test_bombs_and_files_of_other_formats_are_refused_with_a_reason(careful, send_files, capfd, name, to):
     content, words = BOMBS[name]
     answer = send_files(careful, (name, content), to=to)
     assert answer.status_code == 422, answer.text
@@ -110,7 +110,7 @@ def whole_images() -> dict[str, bytes]:
 
 
 def damaged(rng: np.random.Generator, images: dict[str, bytes]) -> tuple[str, bytes]:
-    """Cut off, with flipped bits, with bytes of something else in it, or under a wrong name."""
+    """Damage an image: truncate it, flip bits, insert bytes, or change its signature."""
     names = sorted(images)
     name = names[rng.integers(len(names))]
     content = bytearray(images[name])
@@ -129,12 +129,12 @@ def damaged(rng: np.random.Generator, images: dict[str, bytes]) -> tuple[str, by
 
 
 def memory(process) -> int:
-    """Of a process, in pages; 0 where it is not told."""
+    """Return the memory of a process in pages; 0 where it is unknown."""
     place = Path(f"/proc/{process.process.pid}/statm")
     return int(place.read_text(encoding="ascii").split()[1]) if place.is_file() else 0
 
 
-def test_500_damaged_uploads_get_a_reason_each_and_leave_the_server_up(careful, send_files, tmp_path):
+def test_damaged_uploads_get_a_reason_each_and_the_server_stays_up(careful, send_files, tmp_path):
     rng, images, refused, before = np.random.default_rng(5), whole_images(), 0, 0
     path, fit = tmp_path / "cell", careful.services.model.fit
     for number in range(500):
@@ -157,7 +157,7 @@ def test_500_damaged_uploads_get_a_reason_each_and_leave_the_server_up(careful, 
     assert send_files(careful, ("cell.png", images["cell.png"])).status_code == 200
 
 
-def test_decoding_that_takes_too_long_is_ended_and_the_next_goes_on(open_client, send_files):
+def test_decoding_that_takes_too_long_is_ended_and_the_next_file_is_decoded(open_client, send_files):
     images = whole_images()
     with open_client(decode_seconds=1e-7) as client:
         answer = send_files(client, ("cell.png", images["cell.png"]))
@@ -167,7 +167,7 @@ def test_decoding_that_takes_too_long_is_ended_and_the_next_goes_on(open_client,
         assert send_files(client, ("cell.png", images["cell.png"])).status_code == 200
 
 
-def test_a_decoder_that_dies_is_replaced(open_client, send_files):
+def test_a_crashed_decoder_is_replaced(open_client, send_files):
     images = whole_images()
     with open_client() as client:
         client.services.decoders.processes[0].process.kill()
@@ -176,7 +176,7 @@ def test_a_decoder_that_dies_is_replaced(open_client, send_files):
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="only Linux bounds the memory of a process")
-def test_decoding_takes_no_more_memory_than_allowed(open_client, send_files):
+def test_memory_of_decoding_is_limited(open_client, send_files):
     pixels = np.random.default_rng(0).integers(0, 255, (4900, 4900)).astype(np.float32)
     file = io.BytesIO()
     tifffile.imwrite(file, pixels)
@@ -200,7 +200,7 @@ def test_decoding_takes_no_more_memory_than_allowed(open_client, send_files):
         ("x" * 999, "x" * 200),
     ],
 )
-def test_names_of_clients_are_only_shown(given, told):
+def test_names_of_clients_are_for_display_only(given, told):
     assert display_name(given) == told
     storage = UploadStorage(2**20)
     storage.start()
@@ -213,9 +213,7 @@ def test_names_of_clients_are_only_shown(given, told):
     storage.stop()
 
 
-def test_what_is_said_of_our_files_is_said_of_those_that_were_sent_however_they_are_called(
-    tmp_path, monkeypatch, raises_code
-):
+def test_messages_carry_the_names_of_the_client(tmp_path, monkeypatch, raises_code):
     sent = [Upload(f"{number + 1:06d}.tif", tmp_path / f"{number:06d}.tif") for number in range(3)]
     said = f"000000.tif, 000001.tif: no; {tmp_path / '000002.tif'} too. No cells in 000001.tif."
     told = "000001.tif, 000002.tif: no; 000003.tif too. No cells in 000002.tif."
