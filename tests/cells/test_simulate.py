@@ -59,7 +59,8 @@ def test_phantom_is_a_cells_folder_with_natural_imbalance(tmp_path):
 
 def test_same_seed_same_files(tmp_path):
     first, again, other = (
-        write_phantom(tmp_path / n, 12, donors=2, fields=1, seed=s) for n, s in zip("abc", (4, 4, 5), strict=True)
+        write_phantom(tmp_path / n, 12, donors=2, fields=1, size=128, seed=s)
+        for n, s in zip("abc", (4, 4, 5), strict=True)
     )
     assert digests(first) == digests(again)
     images = {name for name in digests(first) if name.endswith((".png", ".tif"))}
