@@ -212,7 +212,7 @@ def _find_copies(cells: Cells, summaries: list[_CropSummary], audit: Audit) -> N
     parts = cells.table["split"].to_numpy() if cells.has_split else np.full(len(cells), "train")
     for members in group_equal_keys(audit.copy_keys):
         files = tuple(paths[members])
-        exact = len({summaries[i].hashes.exact for i in members}) == 1  # type: ignore[union-attr]
+        exact = len({summaries[i].hashes.exact for i in members}) == 1
         if exact and len(members) >= MIN_PADDING_COPIES:
             audit.findings.append(Finding("padding", files, f"one image {len(members)} times: padding, excluded"))
             for index in members:
