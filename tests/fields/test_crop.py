@@ -219,9 +219,9 @@ def test_settings_that_cannot_be_are_refused(wrong):
         CropSettings(**wrong)
 
 
-def test_nothing_is_overwritten(fields, tmp_path):
+def test_nothing_is_overwritten(fields, tmp_path, raises_code):
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(CellsError, match="nothing is overwritten"):
+    with raises_code("run.exists"):
         crop_fields(fields / "a.tif", tmp_path, CropSettings(size=EDGE))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
