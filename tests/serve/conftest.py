@@ -13,6 +13,8 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from urnet.bundle.model import Model
+from urnet.export.engine import choose_engine
 from urnet.serve.app import create_app
 from urnet.serve.services import Services
 from urnet.serve.settings import Settings
@@ -35,12 +37,24 @@ def served_run(trained, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def open_client(served_run):
-    """Open an in-memory client: `with open_client(max_files=3) as client`; `client.services` are its services."""
+    """Open an in-memory client: `with open_client(max_files=3) as client`; `client.services` are its services.
+
+    With `decode=False`, no decoding process is started.
+    """
+
+    loaded = {}  # models and engines by run
 
     @contextmanager
-    def open_client(run=served_run, token=None, host="localhost", address="testclient", pages=None, **limits):
+    def open_client(
+        run=served_run, token=None, host="localhost", address="testclient", pages=None, decode=True, **limits
+    ):
         about = {key: limits.pop(key) for key in ("proxy", "instance") if key in limits}
-        services = Services.open(run, Settings(decoders=1, **limits), "onnx")
+        if run not in loaded:
+            model = Model.load(run)
+            loaded[run] = (model, choose_engine(model, "onnx"))
+        services = Services(Settings(decoders=1, **limits), Path(run), *loaded[run])
+        if not decode:  # a process would start with the first file
+            services.decoders.start = lambda: None
         app = create_app(services, token=token, pages=pages, **about)
         client = TestClient(app, base_url=f"http://{host}", raise_server_exceptions=False, client=(address, 50000))
         with client:

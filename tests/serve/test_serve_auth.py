@@ -26,7 +26,7 @@ COOKIE = "urnet-session-1234abcd"
 @pytest.fixture(scope="module")
 def guarded(open_client):
     with open_client(
-        token=TOKEN, host="bench.lab:8000", attempts=3, lockout_seconds=3600, instance="1234abcd"
+        decode=False, token=TOKEN, host="bench.lab:8000", attempts=3, lockout_seconds=3600, instance="1234abcd"
     ) as client:
         yield client
 

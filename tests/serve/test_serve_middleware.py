@@ -51,7 +51,7 @@ def ask(client, method, path, body, headers):
 
 @pytest.fixture(scope="module")
 def guarded(open_client):
-    with open_client(token=TOKEN, host="bench.lab", attempts=1000) as client:
+    with open_client(token=TOKEN, host="bench.lab", attempts=1000, decode=False) as client:
         yield client
 
 
@@ -93,7 +93,7 @@ def test_with_a_token_only_files_may_be_large(guarded, path):
 
 
 def test_uploads_of_a_page_take_slots_too(open_client, pages):
-    with open_client(max_requests=1) as client:
+    with open_client(max_requests=1, decode=False) as client:
         layer = client.app.middleware_stack
         while not hasattr(layer, "slots"):
             layer = layer.app

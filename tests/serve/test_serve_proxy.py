@@ -28,7 +28,7 @@ def behind(open_client):
         def behind(address=PROXY, root_path="", hosts=("cells.lab.example",), **more):
             proxy = ProxySettings.parse(root_path, ["10.0.0.0/24", "::1"], hosts)
             more = {"token": TOKEN, "instance": "1234abcd", "attempts": 2, "host": "127.0.0.1:8000"} | more
-            return opened.enter_context(open_client(address=address, proxy=proxy, **more))
+            return opened.enter_context(open_client(address=address, proxy=proxy, decode=False, **more))
 
         yield behind
 
@@ -73,7 +73,7 @@ def test_forwarded_headers_of_other_clients_are_ignored(behind, open_client):
     assert "Path=/;" in answer.headers["set-cookie"]
     allowed = {"Host": "evil.example", "X-Forwarded-Host": "cells.lab.example"}
     assert client.get("/healthz", headers=allowed).status_code == 403
-    with open_client() as plain:  # without any trusted proxy
+    with open_client(decode=False) as plain:  # without any trusted proxy
         assert (
             plain.get("/healthz", headers={"Host": "evil.example", "X-Forwarded-Host": "localhost"}).status_code == 403
         )
@@ -103,7 +103,7 @@ def test_names_of_hosts_are_allowed_one_by_one(behind, open_client):
         ("cells.lab.example.evil.example", 403),
     ):
         assert client.get("/healthz", headers={"Host": host}).status_code == status, host
-    with open_client(proxy=ProxySettings.parse(allowed_hosts=["Bench.Lab"])) as plain:
+    with open_client(proxy=ProxySettings.parse(allowed_hosts=["Bench.Lab"]), decode=False) as plain:
         assert plain.get("/healthz", headers={"Host": "bench.lab:80"}).status_code == 200
         told = plain.get("/healthz", headers={"Host": "evil.example"}).json()["detail"]
         assert "localhost, bench.lab" in told
@@ -164,7 +164,7 @@ def test_invalid_proxy_options_are_refused(given, code, raises_code):
 
 
 def test_paths_of_the_server_are_refused_as_root_path(open_client, pages):
-    with open_client(pages=pages, token=TOKEN) as client:
+    with open_client(pages=pages, token=TOKEN, decode=False) as client:
 
         def parts(routes):
             for route in routes:
