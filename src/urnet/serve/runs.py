@@ -73,7 +73,7 @@ class ListedRun:
 
     def read_evaluations(self) -> list[Evaluation]:
         """Read the evaluations, the test split first; leave out unreadable ones."""
-        found = []
+        evaluations = []
         for folder in _folders(self.run.folder / "evaluation"):
             try:
                 metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -82,8 +82,8 @@ class ListedRun:
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             report = folder / "report.html"
-            found.append(Evaluation(folder.name, metrics, report if report.is_file() else None))
-        return sorted(found, key=lambda one: (one.split != "test", one.split))
+            evaluations.append(Evaluation(folder.name, metrics, report if report.is_file() else None))
+        return sorted(evaluations, key=lambda one: (one.split != "test", one.split))
 
 
 def list_runs(served: Path) -> dict[str, ListedRun]:
@@ -97,17 +97,17 @@ def list_runs(served: Path) -> dict[str, ListedRun]:
         served = served.parent
     if served.name.startswith("fold") and _is_cross_validation(served.parent):
         served = served.parent
-    found = []
+    runs = []
     for folder in _folders(served.parent):
         if find_run(folder) is not None:
-            found.append(_listed(folder.name, folder))
+            runs.append(_listed(folder.name, folder))
         elif _is_cross_validation(folder):
             folds = [fold for fold in _folders(folder) if find_run(fold) is not None]
-            found += [_listed(f"{folder.name}/{fold.name}", fold) for fold in folds]
-        if len(found) >= MAX_RUNS:
+            runs += [_listed(f"{folder.name}/{fold.name}", fold) for fold in folds]
+        if len(runs) >= MAX_RUNS:
             break
-    found.sort(key=lambda one: (-(one.written or 0.0), one.name))
-    return {one.name: one for one in found[:MAX_RUNS]}
+    runs.sort(key=lambda one: (-(one.written or 0.0), one.name))
+    return {one.name: one for one in runs[:MAX_RUNS]}
 
 
 def read_history(run: Run) -> pd.DataFrame:
@@ -148,7 +148,7 @@ def compare_test_results(first: ListedRun, second: ListedRun) -> pd.DataFrame:
     """
     predictions, classes = {}, []
     for one in (first, second):
-        known = next((found.metrics.get("classes") for found in one.read_evaluations() if found.split == "test"), None)
+        known = next((part.metrics.get("classes") for part in one.read_evaluations() if part.split == "test"), None)
         if known is None or not one.predictions.is_file():
             raise RunError(
                 f"{one.name}: the test split is not evaluated; run `urnet evaluate` on it", code="run.not_evaluated"

@@ -49,7 +49,7 @@ class Settings(BaseModel):
     request_seconds: float = Field(300, gt=0, le=86_400)
     """Time in seconds for the answer to one request."""
     stop_seconds: int = Field(60, ge=1, le=3600)
-    """Time in seconds to finish running requests when the server is told to stop."""
+    """Time in seconds to finish running requests when the server stops."""
     decoders: int = Field(default_factory=lambda: min(2, usable_cpus()), ge=1, le=64)
     """Processes that decode uploaded files."""
     decode_seconds: float = Field(10, gt=0, le=3600)

@@ -135,11 +135,11 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def add_error_handlers(app: FastAPI) -> None:
     """Make an app answer all errors with problem details."""
-    app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(StorageFullError, _full)
-    app.add_exception_handler(UrnetError, _mistaken)
-    app.add_exception_handler(Exception, _failed)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(RequestValidationError, _answer_invalid_request)
+    app.add_exception_handler(StorageFullError, _answer_full_storage)
+    app.add_exception_handler(UrnetError, _answer_urnet_error)
+    app.add_exception_handler(Exception, _answer_failure)
 
 
 def describe_error(error: Exception, what: str) -> str:
@@ -157,12 +157,12 @@ def describe_error(error: Exception, what: str) -> str:
     return "see the log of the server for the reason"
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
+async def _answer_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, OSError) and not isinstance(
         error, RequestError
     ):  # storing the body failed, which is not the client's fault
-        return await _failed(request, error.__cause__)
+        return await _answer_failure(request, error.__cause__)
     detail = str(error.detail)
     if error.status_code == HTTPStatus.NOT_FOUND and detail == HTTPStatus.NOT_FOUND.phrase:
         detail = f"{request.url.path}: no such address; /openapi.json lists all addresses"
@@ -173,12 +173,12 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 _EXAMPLE = "curl -F files=@cell1.png -F files=@cell2.png"
 
 
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
+async def _answer_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = [one for one in error.errors() if "files" not in one["loc"] and len(one["loc"]) > 1]
-    details = [f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in found]
+    field_errors = [one for one in error.errors() if "files" not in one["loc"] and len(one["loc"]) > 1]
+    details = [f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in field_errors]
     code = "request.invalid"
-    if len(found) < len(error.errors()):
+    if len(field_errors) < len(error.errors()):
         given = error.body.multi_items() if isinstance(error.body, FormData) else []
         nameless = [name for name, value in given if name == "files" and isinstance(value, str)]
         others = sorted({name for name, _ in given if name != "files"})
@@ -197,23 +197,23 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     return problem_response(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(details), code=code)
 
 
-async def _full(request: Request, error: Exception) -> JSONResponse:
+async def _answer_full_storage(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, StorageFullError)
     about = {"Retry-After": str(FULL_SECONDS)}
     return problem_response(request.scope, HTTPStatus.TOO_MANY_REQUESTS, str(error), headers=about, code=error.code)
 
 
-async def _mistaken(request: Request, error: Exception) -> JSONResponse:
+async def _answer_urnet_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, UrnetError)
     if is_disk_full(error):
-        return await _failed(request, error)
+        return await _answer_failure(request, error)
     status = STATUS_BY_CODE.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
     results = getattr(error, "results", None)
     files = [FileProblem.from_result(result) for result in results] if results else None
     return problem_response(request.scope, status, str(error), files=files, code=error.code)
 
 
-async def _failed(request: Request, error: Exception) -> JSONResponse:
+async def _answer_failure(request: Request, error: Exception) -> JSONResponse:
     if is_disk_full(error):
         logger.error("request %s failed: the disk is full (%s)", request.scope.get("urnet.request_id", ""), error)
         return problem_response(request.scope, HTTPStatus.INSUFFICIENT_STORAGE, DISK_FULL)

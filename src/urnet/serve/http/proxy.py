@@ -95,15 +95,15 @@ class ProxySettings:
 
         Each proxy appends the address that connected to it; values from the client come before.
         """
-        found = None
+        client = None
         for entry in reversed(forwarded_for.split(",")):
             parsed = _address(entry)
             if parsed is None:
                 break
-            found = str(parsed)
-            if not self.trusts(found):
+            client = str(parsed)
+            if not self.trusts(client):
                 break
-        return found
+        return client
 
 
 class ForwardedHeadersMiddleware:

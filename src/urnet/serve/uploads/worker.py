@@ -90,8 +90,8 @@ def _describe(error: Exception, name: str) -> tuple[str, str]:
         advice = "give it with the files (pixel_size_um), or save the fields with it, as OME-TIFF"
         return f"{error.problem}; {advice}", error.code
     if isinstance(error, UrnetError) and error.code == "images.companion_missing":
-        found = str(error).partition("; ")[0]
-        return f"{found}; send all files of the set in one request", error.code
+        problem = str(error).partition("; ")[0]
+        return f"{problem}; send all files of the set in one request", error.code
     if isinstance(error, UrnetError):
         return str(error), error.code
     if is_disk_full(error):
