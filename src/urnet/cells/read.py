@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from urnet.cells.checks import check_class_names, check_files, check_labels, check_rows, merge_labels
+from urnet.cells.checks import check_files, check_rows
 from urnet.cells.class_folders import scan_class_folders
+from urnet.cells.labels import check_class_names, check_labels, merge_labels
 from urnet.cells.table import COLUMNS, CROP_COLUMNS, HASH_COLUMNS, PATH_COLUMNS, TABLE_NAME, TARGET_COLUMNS, Cells
 from urnet.errors import CellsError, ImageError
 from urnet.files.paths import DiskNames, is_outside

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from urnet.cells.checks import check_labels
+from urnet.cells.labels import check_labels
 from urnet.errors import CellsError
 from urnet.fields.io.read import FIELD_SUFFIXES
 from urnet.files.paths import DiskNames

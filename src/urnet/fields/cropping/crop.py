@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from urnet.cells.checks import check_labels
+from urnet.cells.labels import check_labels
 from urnet.cells.table import TABLE_NAME
 from urnet.errors import CellsError, ImageError, list_first
 from urnet.fields.cropping.extract import extract_crop, make_preview, to_grey, write_image

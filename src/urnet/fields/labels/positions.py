@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from urnet.cells.checks import check_labels
+from urnet.cells.labels import check_labels
 from urnet.errors import CellsError
 from urnet.fields.detection.detect import Detection
 from urnet.fields.detection.matching import Agreement, match_positions
