@@ -195,7 +195,7 @@ def test_an_interrupted_benchmark_says_how_to_go_on(urnet, shapes, tmp_path, mon
 
     monkeypatch.setattr("urnet.training.fit.train", interrupt)
     code, _, err = urnet("benchmark", "table3", shapes, "--out", tmp_path / "out", *GRID)
-    assert (code, err) == (130, "urnet: interrupted; the same command goes on with what is missing\n")
+    assert (code, err) == (130, "urnet: interrupted; the same command resumes the benchmark\n")
 
 
 def test_runs_are_compared_and_stressed(urnet, trained, shapes, tiny, tmp_path):

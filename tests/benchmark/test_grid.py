@@ -79,7 +79,7 @@ def test_the_same_cells_in_another_place_are_the_same(opened, phantoms, tmp_path
 
 
 @pytest.mark.parametrize("what", ["label", "donor", "fewer", "pixels"])
-def test_other_cells_are_refused(opened, cells, phantoms, tmp_path, what):
+def test_other_cells_are_refused(opened, cells, phantoms, tmp_path, what, raises_code):
     opened()
     table = cells.table
     if what == "pixels":
@@ -91,12 +91,12 @@ def test_other_cells_are_refused(opened, cells, phantoms, tmp_path, what):
     else:
         values = table[what].replace({"lymphocyte": "monocyte", "monocyte": "lymphocyte", "d00": "d99"})
         other = cells.with_columns(**{what: values})
-    with pytest.raises(RunError, match=r"holds the results of other cells .*choose another --out"):
+    with raises_code("benchmark.cells_changed"):
         opened(other)
 
 
 @pytest.mark.parametrize("what", ["order", "source", "fold"])
-def test_cells_that_would_be_divided_otherwise_are_refused(opened, cells, what):
+def test_cells_that_would_be_divided_otherwise_are_refused(opened, cells, what, raises_code):
     """Else some of a row's cells would be tested twice and others never."""
     opened()
     if what == "order":
@@ -105,7 +105,7 @@ def test_cells_that_would_be_divided_otherwise_are_refused(opened, cells, what):
         other = cells.with_columns(source=[f"slide {number // 2}" for number in range(len(cells))])
     else:
         other = cells.with_columns(fold=[str(int(donor[1:]) % 2) for donor in cells.table["donor"]])
-    with pytest.raises(RunError, match="other folds; restore the table"):
+    with raises_code("benchmark.split_changed"):
         opened(other)
 
 
@@ -117,18 +117,18 @@ def test_a_folder_begun_before_the_division_was_kept_goes_on(opened):
     opened()
 
 
-def test_something_else_in_the_folder_is_refused_and_left_alone(opened, tmp_path):
+def test_something_else_in_the_folder_is_refused_and_left_alone(opened, tmp_path, raises_code):
     out = tmp_path / "out"
     out.mkdir()
     opened()  # an empty folder can be filled
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "cells.csv").write_text("path,label\n", encoding="utf-8")
-    with pytest.raises(RunError, match="mine: holds something else than a benchmark"):
+    with raises_code("benchmark.folder_other"):
         opened(folder=mine)
     assert [path.name for path in mine.iterdir()] == ["cells.csv"]
     (tmp_path / "file").write_text("mine", encoding="utf-8")
-    with pytest.raises(RunError, match="file: is a file"):
+    with raises_code("benchmark.folder_other"):
         opened(folder=tmp_path / "file")
 
 
@@ -145,17 +145,17 @@ def test_a_benchmark_that_was_killed_as_it_began_can_begin_again(opened, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "code"),
     [
-        ("{", "not a benchmark's manifest"),
-        ("[]", "not a benchmark's manifest"),
-        ("{}", "not a benchmark's manifest"),
-        ('{"format": 99, "fingerprint": ""}', "written by a newer urnet"),
+        ("{", "benchmark.manifest_invalid"),
+        ("[]", "benchmark.manifest_invalid"),
+        ("{}", "benchmark.manifest_invalid"),
+        ('{"format": 99, "fingerprint": ""}', "benchmark.manifest_newer"),
     ],
 )
-def test_a_manifest_that_cannot_be_used_is_an_error(opened, text, words):
+def test_a_manifest_that_cannot_be_used_is_an_error(opened, text, code, raises_code):
     (opened().folder / MANIFEST).write_text(text, encoding="utf-8")
-    with pytest.raises(RunError, match=words):
+    with raises_code(code):
         opened()
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from urnet.errors import CellsError, RunError
 from urnet.evaluation.calibration_metrics import calibration_metrics, mean_with_interval
 from urnet.evaluation.out_of_distribution import COLUMNS, measure_rejection
 from urnet.evaluation.predictions import score_run_part, training_overlap
@@ -66,17 +65,17 @@ def test_noise_is_told_from_cells_and_cells_of_the_same_kind_are_not(trained, dr
     assert np.isnan(table.loc["", "auroc"])
 
 
-def test_cells_of_known_classes_are_not_unknown(trained, shapes):
-    with pytest.raises(CellsError, match="all labels given are classes"):
+def test_cells_of_known_classes_are_not_unknown(trained, shapes, raises_code):
+    with raises_code("evaluation.no_unknown_cells"):
         measure_rejection(trained, shapes)
 
 
-def test_a_run_without_calibration_has_no_rejection(trained, draw, tmp_path, monkeypatch):
+def test_a_run_without_calibration_has_no_rejection(trained, draw, tmp_path, monkeypatch, raises_code):
     from urnet.bundle.model import Model
     from urnet.run_folder import Run
 
     monkeypatch.setattr(Run, "load_model", lambda self: Model.load(self.folder, calibrated=False))
-    with pytest.raises(RunError, match="not calibrated; `urnet calibrate"):
+    with raises_code("evaluation.not_calibrated"):
         measure_rejection(trained, draw(tmp_path / "cells", 2))
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-from urnet.errors import CellsError
 from urnet.evaluation.metrics import choose_groups, score
 from urnet.html_pages import describe_intervals
 
@@ -147,7 +146,7 @@ def test_one_group_has_no_intervals():
 @pytest.mark.parametrize("donors", [None, ["d1"] * 9])
 def test_one_group_is_said_to_give_no_intervals(donors):
     _, told = choose_groups(donors, ["a.png"] * 9)
-    assert told["note"].startswith("No figure has an interval: all cells come from one source image")
+    assert told["note"].startswith("No value has an interval: all cells come from one source image")
     assert describe_intervals(told) == "no intervals: all cells come from one source image"
     assert describe_intervals(choose_groups(None, list("ab"))[1]) == "95 % intervals over 2 source images"
 
@@ -167,8 +166,8 @@ def test_class_of_one_donor_has_no_interval_of_its_recall():
     assert found["notes"] == ["b: all its cells belong to one group, so its recall has no interval."]
 
 
-def test_empty_part_is_the_users_error():
-    with pytest.raises(CellsError, match="no cells"):
+def test_empty_part_is_the_users_error(raises_code):
+    with raises_code("evaluation.part_empty"):
         score(np.zeros(0, int), np.zeros((0, 3)), CLASSES, [])
 
 

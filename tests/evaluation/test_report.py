@@ -165,7 +165,7 @@ def test_part_of_one_group_has_no_intervals(facts):
     judgement = judge(metrics, intervals, None)
     page = render_report(Report(**facts | {"metrics": metrics, "intervals": intervals, "judgement": judgement}))
     assert "none: one source image<" in page
-    assert "No figure has an interval: all cells come from one source image" in page
+    assert "No value has an interval: all cells come from one source image" in page
     assert "95 % interval" not in page
     assert "bootstrap" not in page
     assert "too narrow" not in page

@@ -123,7 +123,7 @@ def test_the_table_begins_with_the_evaluation_and_falls(result, trained):
     assert (known["macro_recall_high"] >= known["macro_recall"]).all()
 
 
-def test_several_runs_a_cross_validation_among_them_share_one_table(trained, shapes, tiny, tmp_path):
+def test_several_runs_a_cross_validation_among_them_share_one_table(trained, shapes, tiny, tmp_path, raises_code):
     train(shapes, tiny, tmp_path / "cv", overrides=[*SHORT, "split.folds=2"])
     steps = []
     result = run_stress_test(
@@ -133,7 +133,7 @@ def test_several_runs_a_cross_validation_among_them_share_one_table(trained, sha
     assert set(result.table.loc[result.table["run"] == "cv", "cells"]) == {60}
     assert any("not tested on the same cells" in warning for warning in result.warnings)
     assert dict(steps)["stress"] == 1.0
-    with pytest.raises(CellsError, match="only its test parts can be pooled"):
+    with raises_code("evaluation.folds_pool_test"):
         run_stress_test([tmp_path / "cv"], shapes, tmp_path / "out2", split="train")
     with pytest.raises(RunError, match="several runs; give one of them"):
         run_stress_test([tmp_path / "cv"], shutil.copytree(shapes, tmp_path / "moved"), tmp_path / "out2")
@@ -155,12 +155,12 @@ def test_other_cells_are_used_whole_and_donors_are_told_apart(trained, draw, tmp
     assert "&lt;A&gt;" in page
 
 
-def test_bad_requests(trained, shapes, tmp_path):
-    with pytest.raises(CellsError, match="split is 'tset'"):
+def test_bad_requests(trained, shapes, tmp_path, raises_code):
+    with raises_code("evaluation.split_unknown"):
         run_stress_test([trained.folder], shapes, tmp_path / "out", split="tset")
-    with pytest.raises(RunError, match="no run given"):
+    with raises_code("evaluation.no_run"):
         run_stress_test([], shapes, tmp_path / "out")
-    with pytest.raises(RunError, match="run is named twice"):
+    with raises_code("evaluation.run_repeated"):
         run_stress_test([trained.folder, trained.folder], shapes, tmp_path / "out")
     with pytest.raises(RunError, match="not a run folder"):
         run_stress_test([tmp_path / "nothing"], shapes, tmp_path / "out")
@@ -168,15 +168,15 @@ def test_bad_requests(trained, shapes, tmp_path):
         run_stress_test([trained.folder], tmp_path / "nothing", tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(RunError, match="full: exists already"):
+    with raises_code("run.exists"):
         run_stress_test([trained.folder], shapes, tmp_path / "full")
     with pytest.raises(RunError, match="would be taken for a class"):
         run_stress_test([trained.folder], shapes, shapes / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_of_other_classes_are_refused(trained, shapes, draw, tiny, tmp_path):
+def test_runs_of_other_classes_are_refused(trained, shapes, draw, tiny, tmp_path, raises_code):
     two = draw(tmp_path / "two", 8, classes=("bar", "disc"))
     run = train(two, tiny, tmp_path / "other", overrides=SHORT)[0]
-    with pytest.raises(RunError, match=r"knows the classes bar, disc, ring.*the classes bar, disc; compare"):
+    with raises_code("evaluation.classes_differ"):
         run_stress_test([run.folder, trained.folder], two, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""From the cells of a grid, or from run folders, to the rows of a comparison."""
+"""Collect the results of jobs or run folders into the rows of a comparison."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,25 +12,24 @@ from urnet.benchmark.grid import Grid
 from urnet.benchmark.job import Job, score_job
 from urnet.benchmark.plans import PlannedRow
 from urnet.benchmark.row import ResultRow
-from urnet.errors import RunError
 from urnet.evaluation.metrics import choose_groups, score
 from urnet.evaluation.predictions import Progress
-from urnet.evaluation.runs import name_runs, open_runs
+from urnet.evaluation.runs import check_same_classes, name_runs, open_runs
 from urnet.run_folder import Run, order_classes
 
 
 def collect_row(grid: Grid, row: PlannedRow, seeds: int, folds: int) -> ResultRow:
-    """A row of a benchmark with what its cells gave so far."""
+    """Collect the results of one row of a benchmark, as far as its jobs are done."""
     jobs = [grid.job(row, seed, fold) for seed in range(seeds) for fold in range(folds)]
     return _collect_jobs(row.name, row.title, jobs, order_classes(row.recipe, grid.cells), read_portable_predictions)
 
 
 def collect_runs(folders: Sequence[Path], progress: Progress | None = None) -> list[ResultRow]:
-    """Trained runs, or cross-validations, as rows of a comparison; each is tested on its own test part.
+    """Test runs or cross-validations on their own test parts, and collect the results.
 
     Args:
         folders: run folders, or folders of cross-validations.
-        progress: called with what is done and the share of it.
+        progress: called with the name of a step and the share of it that is done.
 
     Raises:
         RunError: a folder is no finished run, or two runs know different classes.
@@ -44,11 +43,8 @@ def collect_runs(folders: Sequence[Path], progress: Progress | None = None) -> l
             if job.outcome()["status"] != "done":
                 score_job(job)
         classes = order_classes(jobs[0].recipe, Run.open(jobs[0].folder).cells())
-        if entries and classes != entries[0].metrics["classes"]:
-            raise RunError(
-                f"{folder}: knows the classes {', '.join(classes)}, {folders[0]} the classes "
-                f"{', '.join(entries[0].metrics['classes'])}; compare runs of one task"
-            )
+        if entries:
+            check_same_classes(folders[0], entries[0].metrics["classes"], folder, classes)
         entries.append(_collect_jobs(name, name, jobs, classes, _read_absolute_predictions))
     if progress is not None:
         progress("test", 1.0)
@@ -86,10 +82,10 @@ def _collect_jobs(
 
 
 def read_portable_predictions(job: Job) -> pd.DataFrame:
-    """The predictions of a grid's cell with paths from the folder that the images share.
+    """Read the predictions of a job, with paths relative to the common folder of the images.
 
-    A run names them from its own folder. A grid may have been moved since some of its runs were trained, and all that
-    test the same fold share the same images.
+    A run has paths relative to its own folder, which may have been moved since. Jobs that test the same fold have the
+    same images, so these paths are the same for all of them.
     """
     table = job.predictions()
     try:
@@ -100,13 +96,13 @@ def read_portable_predictions(job: Job) -> pd.DataFrame:
 
 
 def _read_absolute_predictions(job: Job) -> pd.DataFrame:
-    """The predictions of any run with absolute paths; folders at other places name the same image in other ways."""
+    """Read the predictions of a run with absolute paths, so that runs in different folders can be compared."""
     table, folder = job.predictions(), job.folder.resolve()
     return table.assign(path=[os.path.normpath(folder / path) for path in table["path"]])
 
 
 def pool_metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
-    """Figures with intervals over the tested cells of all folds and seeds."""
+    """Compute metrics with intervals over the test cells of all folds and seeds."""
     order = {name: index for index, name in enumerate(classes)}
     truth = predictions["label"].map(order).to_numpy(np.int64)
     probabilities = predictions[[f"p_{name}" for name in classes]].to_numpy(float)

@@ -1,4 +1,4 @@
-"""`urnet compare`: trained runs side by side, on the cells that all of them tested."""
+"""`urnet compare`: compare trained runs on the cells that all of them tested."""
 
 import os
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ from urnet.files.outputs import refuse_existing
 
 
 def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | None = None) -> Path:
-    """Compare runs, or cross-validations, the first of which is the baseline.
+    """Compare runs or cross-validations. The first one is the baseline.
 
     Args:
         runs: two or more run folders, or folders of cross-validations, over the same cells with the same split.
         out: new folder for the report, tables and figures.
-        progress: called with what is done and the share of it.
+        progress: called with the name of a step and the share of it that is done.
 
     Returns:
-        The report.
+        Path of the HTML report.
 
     Raises:
         RunError: fewer than two runs, other classes, other test cells, or `out` exists.
     """
     if len(runs) < 2:
-        raise RunError(f"{len(runs)} run given; a comparison needs two or more")
+        raise RunError(f"{len(runs)} run given. A comparison needs two or more", code="benchmark.too_few_runs")
     out = Path(out)
     refuse_existing(out)
     entries = collect_runs([Path(run) for run in runs], progress)
@@ -39,7 +39,8 @@ def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | No
         if not set(first.runs["fold"]) & set(other.runs["fold"]):
             raise RunError(
                 f"{first.name} ({_list_folds(first)}) and {other.name} ({_list_folds(other)}) have no fold in common: "
-                "they were tested on different cells. Compare runs over the same cells, split.seed and folds"
+                "they were tested on different cells. Compare runs over the same cells, split.seed and folds",
+                code="evaluation.cells_differ",
             )
     cells = open_runs(Path(runs[0]))[0].cells()
     dataset = f"{len(first.predictions):,} test cells" + (f"; {cells.simulated}" if cells.simulated else "")
@@ -55,5 +56,5 @@ def _list_folds(entry: ResultRow) -> str:
 
 
 def _common_folder(cells: Cells) -> str:
-    """The folder that all images lie in, which stands for the data set's name."""
+    """Find the name of the folder that contains all images, which serves as the name of the data set."""
     return Path(os.path.commonpath([str((cells.root / path).resolve()) for path in cells.table["path"]])).name

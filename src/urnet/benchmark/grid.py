@@ -1,7 +1,8 @@
-"""The grid of a benchmark: its folder, what in it is done, and how the rest is run, alone or through Ray.
+"""The grid of a benchmark: its folder, its jobs, and how they run, one after the other or through Ray.
 
-OUT/benchmark.json   which cells it is about           OUT/cells.csv      the cells with their folds
-OUT/runs/<recipe>-<digest>/seed<n>-fold<n>/            a run folder a cell of the grid
+OUT/benchmark.json                             fingerprint of the cells
+OUT/cells.csv                                  the cells with their folds
+OUT/runs/<recipe>-<digest>/seed<n>-fold<n>/    the run folder of one job
 """
 
 import hashlib
@@ -36,12 +37,12 @@ MANIFEST = "benchmark.json"
 
 @dataclass(frozen=True)
 class Grid:
-    """A benchmark's folder and the cells that it is about.
+    """A benchmark's folder and its cells.
 
     Attributes:
         folder: the benchmark's --out.
-        cells: undivided.
-        audit: of these cells.
+        cells: all cells.
+        audit: audit of these cells.
     """
 
     folder: Path
@@ -49,19 +50,19 @@ class Grid:
     audit: Audit
 
     def job(self, row: PlannedRow, seed: int, fold: int) -> Job:
-        """The cell of a row, with its folder."""
+        """Build the job of a row for one seed and fold."""
         recipe = row.recipe.with_changes(seed=seed, split={"fold": fold})
         return Job(recipe, self.folder / "runs" / f"{row.name}-{recipe_digest(row.recipe)}" / f"seed{seed}-fold{fold}")
 
     def jobs(self, rows: Sequence[PlannedRow], seeds: int, folds: int) -> list[Job]:
-        """Fold by fold, so that every row has some figures early."""
+        """List the jobs of all rows, fold by fold, so that every row has results early."""
         return [self.job(row, seed, fold) for seed in range(seeds) for fold in range(folds) for row in rows]
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """Eight letters that change whenever anything but name, seed and fold does.
+    """Hash a recipe without its name, seed and fold, as 8 hexadecimal digits.
 
-    Keys at their default don't count, so that a key that is new in the recipe leaves the runs of older grids valid.
+    Keys with their default value do not count, so that a new key in the recipe leaves the runs of older grids valid.
     """
     data = recipe.with_changes(name="", seed=0, split={"fold": None}).model_dump(mode="json", exclude_defaults=True)
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
@@ -69,26 +70,26 @@ def recipe_digest(recipe: Recipe) -> str:
 
 @contextmanager
 def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) -> Iterator[Grid]:
-    """The grid of a folder, begun or gone on with; no other benchmark can have it meanwhile.
+    """Create or reopen the grid of a folder, and lock it.
 
     Args:
         folder: the benchmark's --out.
-        cells: what it is about.
-        recipe: how folds are made.
-        progress: called with what is done and the share of it.
+        cells: all cells.
+        recipe: recipe whose `split` makes the folds.
+        progress: called with the name of a step and the share of it that is done.
 
     Raises:
-        RunError: the folder holds something else, another dataset's results, or a benchmark runs in it.
-        CellsError: the cells cannot be divided into these folds; the counts needed are said.
+        RunError: the folder has other content or the results of other cells, or another process uses it.
+        CellsError: the cells cannot be divided into these folds; the message says how many are needed.
     """
     folder = folder.resolve()
     manifest = folder / MANIFEST
-    begun = unfinished_files(manifest)  # of a benchmark that was killed as it began
+    begun = unfinished_files(manifest)  # of a benchmark that was killed at its start
     if folder.exists() and not manifest.is_file() and any(path not in begun for path in _list_folder(folder)):
-        raise RunError(f"{folder}: holds something else than a benchmark; choose another --out")
+        raise RunError(f"{folder} exists and is no benchmark. Choose another --out", code="benchmark.folder_other")
     audit = audit_cells(cells, progress=lambda share: progress("audit", share))
     divided = split_cells(cells, recipe, audit)
-    for fold in range(recipe.split.folds or 0):  # that validation is possible shows itself before hours of training
+    for fold in range(recipe.split.folds or 0):  # fails now, not after hours of training
         split_cells(cells, recipe.with_changes(split={"fold": fold}), audit)
     found = {
         "format": FORMAT,
@@ -99,7 +100,7 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
     with lock_output(folder, in_place=True):
         if manifest.is_file():
             _check_same_cells(manifest, found)
-        else:  # the manifest first, without which the table would be taken for the user's own
+        else:  # first, since a table without it would be the user's
             with atomic_file(manifest) as file:
                 file.write((json.dumps(found, indent=2) + "\n").encode())
             for left in begun:
@@ -111,7 +112,7 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
 
 def _list_folder(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise RunError(f"{folder}: is a file; choose another --out")
+        raise RunError(f"{folder} is a file, not a folder. Choose another --out", code="benchmark.folder_other")
     return list(folder.iterdir())
 
 
@@ -121,23 +122,31 @@ def _check_same_cells(manifest: Path, found: dict[str, Any]) -> None:
         newer, other = known["format"] > FORMAT, known["fingerprint"] != found["fingerprint"]
         otherwise = known.get("division", found["division"]) != found["division"]
     except (ValueError, KeyError, TypeError):
-        raise RunError(f"{manifest}: not a benchmark's manifest; restore it or choose another --out") from None
+        raise RunError(
+            f"{manifest} is damaged: it is not the manifest of a benchmark. Restore it, or choose another --out",
+            code="benchmark.manifest_invalid",
+        ) from None
     if newer:
-        raise RunError(f"{manifest}: written by a newer urnet (format {known['format']}); update urnet")
+        raise RunError(
+            f"{manifest} was written by a newer urnet (format {known['format']}). Update urnet",
+            code="benchmark.manifest_newer",
+        )
     if other:
         raise RunError(
-            f"{manifest.parent}: holds the results of other cells ({known.get('cells')} cells, here {found['cells']}, "
-            "or other images, labels or donors); choose another --out"
+            f"{manifest.parent} has the results of other cells: {known.get('cells')} cells, here {found['cells']}, or "
+            "other images, labels or donors. Choose another --out",
+            code="benchmark.cells_changed",
         )
     if otherwise:
         raise RunError(
-            f"{manifest.parent}: holds results of these cells in another order, or with another source or fold column, "
-            "which makes other folds; restore the table or choose another --out"
+            f"{manifest.parent} has the results of these cells in another order, or with another source or fold "
+            "column. The folds would differ. Restore the table, or choose another --out",
+            code="benchmark.split_changed",
         )
 
 
 def fingerprint_cells(cells: Cells, audit: Audit) -> str:
-    """What the cells are, whatever their folder is called: pixels, labels and donors."""
+    """Hash pixels, labels and donors of the cells, independent of their paths."""
     table = cells.table
     donors = table["donor"] if "donor" in table else [""] * len(table)
     rows = sorted(zip(audit.copy_keys, table["label"], donors, strict=True))
@@ -145,7 +154,7 @@ def fingerprint_cells(cells: Cells, audit: Audit) -> str:
 
 
 def fingerprint_split(cells: Cells, audit: Audit) -> str:
-    """What folds depend on beside the fingerprint: the order of the cells, which share a source, given folds."""
+    """Hash what else the folds depend on: the order of the cells, their sources and given folds."""
     table = cells.table
     folds = table["fold"] if "fold" in table else [""] * len(table)
     rows = list(zip(audit.copy_keys, pd.factorize(table["source"])[0].tolist(), folds, strict=True))
@@ -153,7 +162,7 @@ def fingerprint_split(cells: Cells, audit: Audit) -> str:
 
 
 def run_sequentially(grid: Grid, todo: Sequence[Job], reporter: Any) -> None:
-    """One cell after the other, in this process."""
+    """Run one job after the other in this process."""
     started = time.monotonic()
     for done, job in enumerate(todo):
         reporter.notify(f"[{done + 1}/{len(todo)}] {job.title}{_describe_time_left(started, done, len(todo))}")
@@ -161,18 +170,19 @@ def run_sequentially(grid: Grid, todo: Sequence[Job], reporter: Any) -> None:
             run_job(job, grid.cells, grid.audit, reporter)
         except UrnetError as error:
             _record_failure(job, str(error), reporter)
-        except Exception as error:  # one broken cell must not cost the night's grid
+        except Exception as error:  # one failing job must not stop the grid
             _record_failure(job, f"{type(error).__name__}: {error}", reporter)
 
 
 def run_with_ray(grid: Grid, todo: Sequence[Job], jobs: int | None, address: str | None, reporter: Any) -> None:
-    """Every cell a Ray task with its share of CPUs, or of GPUs where there are some.
+    """Run each job as a Ray task with its share of the CPUs and GPUs.
 
     Args:
         grid: the benchmark.
-        todo: cells to run.
-        jobs: how many at once on this machine; on a cluster, one for each GPU, or for each CPU where it has none.
-        address: of a Ray cluster that sees the same files; none for this machine alone.
+        todo: jobs to run.
+        jobs: number of jobs at once. Default: one per GPU, or one per CPU if there is no GPU.
+        address: address of a Ray cluster that sees the same files; None for this machine alone.
+        reporter: receives messages and progress.
 
     Raises:
         RunError: Ray is not installed, or there is no cluster at the address.
@@ -180,10 +190,12 @@ def run_with_ray(grid: Grid, todo: Sequence[Job], jobs: int | None, address: str
     try:
         import ray
     except ImportError:
-        raise RunError('--jobs and --ray need Ray; install it with: pip install "urnet[cluster]"') from None
+        raise RunError(
+            '--jobs and --ray need Ray. Install it with: pip install "urnet[cluster]"', code="benchmark.ray_missing"
+        ) from None
     try:
         _check_address(address)
-        # "local", since Ray would else join any cluster that it finds here, another benchmark's among them.
+        # Without "local" Ray would join any cluster on this machine, such as that of another benchmark.
         ray.init(
             address or "local",
             num_cpus=None if address else usable_cpus(),  # a cluster has its own
@@ -193,7 +205,7 @@ def run_with_ray(grid: Grid, todo: Sequence[Job], jobs: int | None, address: str
         )
     except (OSError, OverflowError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
         where = f"--ray {address}: no Ray cluster answers there" if address else "--jobs: Ray does not start here"
-        raise RunError(f"{where} ({' '.join(str(error).split())[:200]})") from None
+        raise RunError(f"{where} ({' '.join(str(error).split())[:200]})", code="benchmark.ray_unreachable") from None
     try:
         cpus, gpus = _resources_per_job([node["Resources"] for node in ray.nodes() if node["Alive"]], jobs)
         there = replace(grid.cells, root=grid.cells.root.resolve())  # a worker's working folder may be another
@@ -223,7 +235,7 @@ def run_with_ray(grid: Grid, todo: Sequence[Job], jobs: int | None, address: str
 
 
 def _check_address(address: str | None) -> None:
-    """Ray tries an address where nothing listens for minutes, and then ends the process.
+    """Check that something listens at an address. Ray would try for minutes, and then end the process.
 
     Raises:
         OSError: nothing listens there.
@@ -233,7 +245,7 @@ def _check_address(address: str | None) -> None:
 
 
 def _resources_per_job(nodes: Sequence[dict[str, float]], jobs: int | None) -> tuple[float, float]:
-    """CPUs and GPUs of each of `jobs` cells at once, or of a cell that takes one; never more than one node has."""
+    """Compute CPUs and GPUs of one job: the share of `jobs` at once, or one; never more than one node has."""
 
     def each(kind: str) -> float:
         have = [node.get(kind, 0.0) for node in nodes]
@@ -244,7 +256,7 @@ def _resources_per_job(nodes: Sequence[dict[str, float]], jobs: int | None) -> t
 
 
 def _run_ray_job(job: Job, shared: tuple[Cells, Audit], threads: int) -> str:
-    """One cell in a process of its own; what went wrong, or ""."""
+    """Run one job in a process of its own, and return the error, or ""."""
     os.environ[THREADS_VARIABLE] = str(max(1, threads))
     limit_torch()
     try:
@@ -257,7 +269,7 @@ def _run_ray_job(job: Job, shared: tuple[Cells, Audit], threads: int) -> str:
 
 
 def _describe_running(jobs: Iterable[Job]) -> str:
-    """How many cells are under way, and the epoch of the one that is farthest."""
+    """Describe how many jobs are running, and the epoch of the most advanced one."""
     epochs = []
     for job in jobs:
         history = job.folder / "history.csv"
@@ -283,5 +295,5 @@ def _describe_time_left(started: float, done: int, total: int) -> str:
 
 
 def unfinished_jobs(jobs: Iterable[Job]) -> list[Job]:
-    """The cells to run: those that are missing, and those that failed."""
+    """List the jobs that are missing or failed."""
     return [job for job in jobs if job.outcome()["status"] != "done"]

@@ -1,10 +1,10 @@
-"""One cell of a grid: train a recipe with one seed on one fold, test it, and keep what tables and figures need.
+"""One job of a benchmark: train a recipe with one seed on one fold, test it, and store the results.
 
-A cell is an ordinary run folder with a folder `benchmark/` in it:
+The folder of a job is a run folder with a folder `benchmark/` in it:
 
-outcome.json         done or failed, why, and what it cost
-predictions.csv.gz   a row a test cell
-examples.npz         the same few cells raw, enhanced and under Grad-CAM; of the first seed and fold alone
+outcome.json         status, error, metrics and costs
+predictions.csv.gz   one row per test cell
+examples.npz         a few cells, raw, enhanced and with Grad-CAM; only for the first fold
 """
 
 import json
@@ -28,39 +28,44 @@ from urnet.run_folder import Run
 
 EXAMPLES_PER_CLASS = 2
 TIMED = 3
-"""Passes over the test part that are timed, after one that is not."""
+"""Number of timed passes over the test part, after a first one that is not timed."""
 TIMED_BATCH = 32
 
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe with its seed and fold, and the run folder for it."""
+    """One training of a benchmark.
+
+    Attributes:
+        recipe: the recipe, with its seed and fold.
+        folder: its run folder.
+    """
 
     recipe: Recipe
     folder: Path
 
     @property
     def title(self) -> str:
-        """What progress calls it."""
+        """Name in messages."""
         return f"{self.recipe.name}, seed {self.recipe.seed}, fold {self.recipe.split.fold}"
 
     @property
     def outcome_path(self) -> Path:
-        """How the cell came out."""
+        """File with status, error, metrics and costs."""
         return self.folder / "benchmark" / "outcome.json"
 
     @property
     def predictions_path(self) -> Path:
-        """What it said of each test cell."""
+        """File with the predictions for the test cells."""
         return self.folder / "benchmark" / "predictions.csv.gz"
 
     @property
     def examples_path(self) -> Path:
-        """Pictures of the same few cells."""
+        """File with images of a few cells."""
         return self.folder / "benchmark" / "examples.npz"
 
     def outcome(self) -> dict[str, Any]:
-        """`status` (`done`, `failed` or `missing`), `error`, and of cells that are done the figures."""
+        """Read `status` (`done`, `failed` or `missing`), `error`, and the metrics of a finished job."""
         try:
             found = json.loads(self.outcome_path.read_text(encoding="utf-8"))
             if found["status"] != "done" or self.predictions_path.is_file():
@@ -70,28 +75,28 @@ class Job:
         return {"status": "missing", "error": ""}
 
     def predictions(self) -> pd.DataFrame:
-        """The predictions of a cell that is done, with `seed` and `fold`."""
+        """Read the predictions of a finished job, with `seed` and `fold`."""
         text = ("path", "label", "predicted", "source", "donor")
         table = read_own_table(self.predictions_path, text)
         return table.assign(seed=self.recipe.seed, fold=self.recipe.split.fold or 0)
 
     def examples(self) -> dict[str, np.ndarray]:
-        """The pictures that were kept; none of most cells."""
+        """Read the images of a few cells; the result is empty for most jobs."""
         if not self.examples_path.is_file():
             return {}
-        with np.load(self.examples_path) as kept:
-            return dict(kept)
+        with np.load(self.examples_path) as arrays:
+            return dict(arrays)
 
     def record_failure(self, error: str) -> None:
-        """Keep that the cell failed, and why."""
+        """Store that the job failed, and why."""
         spent = self.outcome().get("train_seconds")
         self._write_outcome({"status": "failed", "error": " ".join(error.split()), "train_seconds": spent})
 
     def discard_outcome(self) -> float | None:
-        """Forget an earlier attempt's outcome, which would be in the way of a new run folder.
+        """Delete the outcome of an earlier attempt, so that a new run folder can be created.
 
         Returns:
-            The seconds that its training took; none where it was killed, so that they are not known.
+            Training time of that attempt, in seconds; None if it was killed.
         """
         spent = self.outcome().get("train_seconds") if Run(self.folder).recipe_path.is_file() else 0.0
         shutil.rmtree(self.outcome_path.parent, ignore_errors=True)
@@ -103,16 +108,16 @@ class Job:
 
 
 def run_job(job: Job, cells: Cells, audit: Audit, reporter: Any = None) -> None:
-    """Train, test and conclude a cell; an interrupted one goes on from its last whole epoch.
+    """Train and test a job. An interrupted job resumes after its last complete epoch.
 
     Args:
-        job: what to train and where.
-        cells: the grid's cells, undivided.
-        audit: of these cells.
-        reporter: is told how it goes.
+        job: what to train, and where.
+        cells: all cells of the grid.
+        audit: audit of these cells.
+        reporter: receives messages and progress.
 
     Raises:
-        UrnetError: what `train` raises.
+        UrnetError: the training failed, as `train` says.
     """
     from urnet.training.fit import train
 
@@ -124,17 +129,17 @@ def run_job(job: Job, cells: Cells, audit: Audit, reporter: Any = None) -> None:
             spent += time.monotonic() - started
         if job.folder.is_dir():
             job._write_outcome({"status": "missing", "error": "", "train_seconds": spent})
-    # Only an unfinished run needs them, and a grid of hundreds would fill the disk.
+    # Checkpoints of hundreds of finished runs would fill the disk.
     shutil.rmtree(Run(job.folder).checkpoints, ignore_errors=True)
     score_job(job, spent)
 
 
 def score_job(job: Job, train_seconds: float | None = None) -> None:
-    """Classify the test part of a trained run once, and keep the answers, then the outcome.
+    """Classify the test part of a trained run; store the predictions, then the outcome.
 
     Args:
-        job: its folder is a finished run.
-        train_seconds: what the training took, where that is known.
+        job: a job with a finished run.
+        train_seconds: training time, if known.
 
     Raises:
         UrnetError: the run is not finished, or its cells cannot be read.
@@ -173,7 +178,7 @@ def score_job(job: Job, train_seconds: float | None = None) -> None:
 
 
 def device_name() -> str:
-    """The processor or GPU that trains here."""
+    """Name the GPU or processor of this machine."""
     import torch
 
     if torch.cuda.is_available():
@@ -182,7 +187,7 @@ def device_name() -> str:
 
 
 def _measure_throughput(scored: Any) -> float:
-    """Images per second through enhancer and classifier, of prepared inputs in batches; median of several passes."""
+    """Measure images per second through enhancer and classifier, in batches; the median of several passes."""
     inputs = scored.inputs(slice(0, 4 * TIMED_BATCH))
     seconds = []
     for _ in range(1 + TIMED):
@@ -194,9 +199,10 @@ def _measure_throughput(scored: Any) -> float:
 
 
 def _compute_cam_shares(scored: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share of the Grad-CAM mass on the cell, and that of an even map, (N,) each, and the maps, (N, S, S).
+    """Compute the share of the Grad-CAM mass on the cell, that of an even map, and the maps.
 
-    Both shares are NaN where no outline of a cell is found.
+    Returns:
+        Two arrays (N,), NaN where no outline of a cell is detected; and the maps (N, S, S).
     """
     import torch
 
@@ -213,13 +219,13 @@ def _compute_cam_shares(scored: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _collect_examples(scored: Any, cams: np.ndarray | None) -> dict[str, np.ndarray]:
-    """A few cells of each class, the same for every recipe of a grid: raw, enhanced, Grad-CAM, label."""
+    """Collect a few cells of each class, the same for every recipe: raw, enhanced, label, Grad-CAM."""
     chosen = scored.examples(EXAMPLES_PER_CLASS)
     inputs = scored.inputs(chosen)
     _, enhanced = next(scored.model.forward(inputs, len(inputs)))
-    kept = {
+    arrays = {
         "raw": inputs.astype(np.float16),
         "enhanced": enhanced.astype(np.float16),
         "label": np.array([scored.model.classes[k] for k in scored.truth[chosen]]),
     }
-    return kept if cams is None else kept | {"cam": cams[chosen].astype(np.float16)}
+    return arrays if cams is None else arrays | {"cam": cams[chosen].astype(np.float16)}

@@ -94,7 +94,10 @@ def plan_rows(
     overrides = list(overrides)
     for override in overrides:
         if (key := override.partition("=")[0].strip()) in RESERVED_KEYS:
-            raise RecipeError(f"--set {override}: in a benchmark {RESERVED_KEYS[key]} decides this; leave it out")
+            raise RecipeError(
+                f"--set {override}: a benchmark takes this from {RESERVED_KEYS[key]}. Leave it out",
+                code="benchmark.key_reserved",
+            )
     used: dict[str, set[str]] = {}
 
     def row(name: str, title: str, base: str, *, packaged_weights: bool = True, **changes: Any) -> PlannedRow:
@@ -119,7 +122,8 @@ def plan_rows(
                 options = dict.fromkeys(key for row in rows for key in list_enhancer_options(row.recipe.enhancer.name))
                 known = f" (options of its enhancers are {', '.join(options)})"
             raise RecipeError(
-                f"--set {override}: no row of {table} uses this key{known}; leave it out or mend its spelling"
+                f"--set {override}: no row of {table} uses this key{known}. Leave it out, or correct its spelling",
+                code="benchmark.key_unused",
             )
     return rows
 

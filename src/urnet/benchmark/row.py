@@ -1,4 +1,4 @@
-"""One row of a comparison: a recipe, and what all its runs gave."""
+"""One row of a comparison: a recipe and the results of its runs."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,22 +11,22 @@ from urnet.recipe import Recipe
 
 @dataclass(frozen=True, eq=False)
 class ResultRow:
-    """A recipe and its runs, pooled over folds and seeds.
+    """A recipe with its results, pooled over folds and seeds.
 
     Attributes:
         name: key of the row: `net4`, `resunet-vgg16`.
-        title: what tables and figures print: `Net4`, `ResUNet + VGG16`.
-        recipe: of its runs, apart from seed and fold.
-        runs: a row a run: `seed, fold, status, error`, and of those done `accuracy, macro_recall, train_seconds,
-            images_per_second, epoch`. `status` is `done`, `failed` or `missing`.
-        predictions: a row a tested cell and seed: `path, label, predicted, p_<class>…, source, seed, fold`, where known
-            `donor` and `cam_share`. Empty while no run is done.
-        history: a row an epoch: `seed, fold` before the columns of a run's history.csv.
-        metrics: of the predictions, as `urnet.evaluation.metrics.score` gives them; none while no run is done.
+        title: name in tables and figures: `Net4`, `ResUNet + VGG16`.
+        recipe: recipe of its runs, apart from seed and fold.
+        runs: one row per run: `seed`, `fold`, `status` (`done`, `failed` or `missing`), `error`; for finished runs also
+            `accuracy`, `macro_recall`, `train_seconds`, `images_per_second`, `epoch`.
+        predictions: one row per test cell and seed: `path`, `label`, `predicted`, `p_<class>`, `source`, `seed`,
+            `fold`; `donor` and `cam_share` if known. Empty if no run is finished.
+        history: one row per epoch: `seed`, `fold` and the columns of a run's history.csv.
+        metrics: from `urnet.evaluation.metrics.score`; None if no run is finished.
         parameters, macs: of enhancer and classifier together, for one image at the input size.
-        device: what it was trained on.
-        examples: the same few cells for every row of a comparison: `raw`, `enhanced` (M, C, S, S), `label` (M,) and,
-            where the classifier has feature maps, `cam` (M, S, S). Empty while there are none.
+        device: GPU or processor of the training.
+        examples: a few cells, the same for every row: `raw` and `enhanced` (M, C, S, S), `label` (M,); `cam` (M, S, S)
+            if the classifier has feature maps. Empty if there are none.
     """
 
     name: str
@@ -43,9 +43,9 @@ class ResultRow:
 
     @property
     def complete(self) -> bool:
-        """Whether every run is done."""
+        """Whether every run is finished."""
         return bool((self.runs["status"] == "done").all())
 
     def mean(self, column: str) -> float:
-        """Mean of a column of `runs` over the runs that are done; NaN without any."""
+        """Compute the mean of a column of `runs` over the finished runs; NaN if there is none."""
         return float(self.runs.loc[self.runs["status"] == "done", column].astype(float).mean())

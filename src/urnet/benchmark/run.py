@@ -1,4 +1,4 @@
-"""`urnet benchmark` from top to bottom: plan, grid, tables."""
+"""`urnet benchmark`: plan the rows, run the jobs, write the tables."""
 
 import math
 from collections.abc import Iterable
@@ -26,11 +26,11 @@ PROTOCOLS = ("honest", "paper")
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """Where a benchmark's results are, and which of its cells failed.
+    """The results of a benchmark.
 
     Attributes:
-        folder: holds `<table>/report.html`, `results.csv`, `tables/`, `figures/`.
-        failed: the titles of the cells that failed, with their errors.
+        folder: folder with `report.html`, `results.csv`, `tables/` and `figures/`.
+        failed: title and error of each job that failed.
     """
 
     folder: Path
@@ -38,7 +38,7 @@ class BenchmarkResult:
 
     @property
     def report(self) -> Path:
-        """The page to open."""
+        """The HTML report."""
         return self.folder / "report.html"
 
 
@@ -58,27 +58,26 @@ def run_benchmark(
     train: bool = True,
     reporter: Any = None,
 ) -> BenchmarkResult:
-    """Fill one of the paper's tables with anyone's cells.
+    """Fill one of the paper's tables with these cells.
 
     Args:
         table: `table2`, `table3`, `table4` or `ablation`.
         cells: a cells table, or a folder per class.
-        out: the benchmark's folder; one that was begun with the same cells goes on with what is missing.
-        folds: number of folds, shared by all rows; every cell is tested once for each seed. `donor` for as many as
-            there are donors, so that each is left out once.
-        seeds: trainings of each row and fold.
+        out: the benchmark's folder. An unfinished benchmark of the same cells is resumed.
+        folds: number of folds, the same for all rows. Every cell is tested once per seed. `donor`: one fold per donor.
+        seeds: number of trainings of each row and fold.
         scale: `paper`, or `laptop` for what two cores can train.
         protocol: `honest` or `paper`.
         overrides: changes to every recipe, `key=value`.
-        only: names of the rows to train and show; all when not given.
-        jobs: cells at once on this machine, through Ray.
+        only: names of the rows to train and show. Default: all.
+        jobs: number of jobs at once on this machine, through Ray.
         ray: address of a Ray cluster.
-        train: whether to train what is missing; else the tables are made of what is there.
-        reporter: is told how it goes.
+        train: whether to train what is missing. Otherwise the tables show the results that exist.
+        reporter: receives messages and progress.
 
     Raises:
         UrnetError: the cells, the settings or the folder do not allow it.
-        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+        KeyboardInterrupt: Ctrl-C; the message says how to resume.
     """
     from urnet.benchmark.report import write_comparison  # draws, and takes seconds to import
 
@@ -96,7 +95,7 @@ def run_benchmark(
             elif todo:
                 run_sequentially(grid, todo, reporter)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("interrupted; the same command goes on with what is missing") from None
+            raise KeyboardInterrupt("interrupted; the same command resumes the benchmark") from None
         entries = [collect_row(grid, row, seeds, folds) for row in rows]
         folder = grid.folder / (table if protocol == "honest" else f"{table}-paper-protocol")
         write_comparison(
@@ -120,12 +119,12 @@ def run_benchmark(
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """What a benchmark is about to do.
+    """The rows and cells of a benchmark.
 
     Attributes:
-        rows: of the table, each with its recipe.
-        optimistic: the same rows under protocol `paper`, whose results are shown beside those of `honest`.
-        cells: undivided.
+        rows: rows of the table, each with its recipe.
+        optimistic: the same rows under protocol `paper`, for comparison with `honest`.
+        cells: all cells.
         folds: number of folds.
     """
 
@@ -153,7 +152,9 @@ def plan_benchmark(
     choices = (("table", table, TABLES), ("--scale", scale, SCALES), ("--protocol", protocol, PROTOCOLS))
     for name, value, known in choices:
         if value not in known:
-            raise RecipeError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+            raise RecipeError(
+                f"{name} is {value!r}; it must be one of {', '.join(known)}", code="benchmark.setting_unknown"
+            )
     overrides, only = list(overrides), list(only)
     base = load_recipe("net1", overrides)
     read = read_recipe_cells(Path(cells), base)
@@ -171,32 +172,38 @@ def plan_benchmark(
 
 
 def _parse_folds(folds: int | str, cells: Cells) -> int:
-    """The number of folds asked for.
+    """Convert the option `--folds` to a number.
 
     Raises:
-        RecipeError: it is no number of at least two.
-        CellsError: one for each donor is asked for, and not every cell's donor is known.
+        RecipeError: it is neither `donor` nor a number from 2 to 100.
+        CellsError: it is `donor`, and the donor of a cell is not known.
     """
     if folds == "donor":
         if not cells.is_complete("donor"):
             raise CellsError(
-                "--folds donor: not every cell names its donor (column 'donor'); fill it, or give a number"
+                "--folds donor: not every cell names its donor. Fill the column 'donor', or give a number",
+                code="benchmark.donors_unknown",
             )
         return int(cells.table["donor"].nunique())
     if not str(folds).isdecimal() or not 2 <= int(folds) <= 100:
-        raise RecipeError(f"--folds {folds}: give a number from 2 to 100, or 'donor'")
+        raise RecipeError(
+            f"--folds is {folds}; it must be a number from 2 to 100, or 'donor'", code="benchmark.setting_unknown"
+        )
     return int(folds)
 
 
 def _select_rows(rows: list[PlannedRow], only: list[str]) -> list[PlannedRow]:
     unknown = sorted(set(only) - {row.name for row in rows})
     if unknown:
-        raise RecipeError(f"no row {unknown[0]!r} in this table; its rows are {', '.join(row.name for row in rows)}")
+        raise RecipeError(
+            f"this table has no row {unknown[0]!r}. Its rows are {', '.join(row.name for row in rows)}",
+            code="benchmark.row_unknown",
+        )
     return [row for row in rows if not only or row.name in only]
 
 
 def _check_networks(rows: list[PlannedRow], cells: Cells) -> None:
-    """Build every network once without memory, so that a misspelt name is not found out after hours.
+    """Build every network without weights, so that a misspelt name is reported before hours of training.
 
     Raises:
         RecipeError: a network cannot be built.
@@ -209,11 +216,11 @@ def _check_networks(rows: list[PlannedRow], cells: Cells) -> None:
             with torch.device("meta"):
                 build_from_recipe(recipe, len(recipe.classes or cells.classes), recipe.input.channels or 1)
         except RecipeError as error:
-            raise RecipeError(f"row {row.name}: {error}") from None
+            raise RecipeError(f"row {row.name}: {error}", code=error.code) from None
 
 
 def _download_weights(classifiers: Iterable[Classifier]) -> None:
-    """Ask the hub once for what the runs will want of it: it takes a minute to say no, and would say so to each run.
+    """Download the pretrained weights once. Without a connection every job would wait a minute for its error.
 
     Raises:
         WeightsError: the hub cannot be reached, or has no such weights.
@@ -230,7 +237,7 @@ def _describe_dataset(grid: Grid) -> str:
 
 
 def _class_counts(grid: Grid, row: PlannedRow) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Cells of each class in the first fold's training and test parts, as they are and as an epoch shows them."""
+    """Count cells by class in the training and test parts of the first fold, before and after balancing."""
     divided = split_cells(grid.cells, row.recipe.with_changes(split={"fold": 0}), grid.audit).table
     before = pd.crosstab(divided["label"], divided["split"])[["train", "test"]].reindex(grid.cells.classes)
     shown = row.recipe.augment.per_class or math.ceil(before["train"].sum() / len(before))

@@ -1,14 +1,14 @@
-"""How much of a Grad-CAM lies on the cell: a number beside the paper's Fig. 3b, whose claim is one of pictures.
+"""Share of a Grad-CAM map that lies on the cell, to put a number beside the pictures of the paper's Fig. 3b.
 
-It is the energy-based pointing game (H. Wang et al., "Score-CAM", CVPR Workshops 2020, section 4.3) with the cell's
-mask in place of a bounding box. A map that looked everywhere alike would have the mask's share of the area.
+It is the energy-based pointing game (H. Wang et al., "Score-CAM", CVPR Workshops 2020, section 4.3) with the mask of
+the cell in place of a bounding box. A uniform map has the share of the area that the mask covers.
 """
 
 import numpy as np
 
 
 def cam_share(cams: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Share of each map's mass that lies on the cell.
+    """Compute the share of each map's mass that lies on the cell.
 
     Args:
         cams: (N, H, W), at least 0.
@@ -30,7 +30,7 @@ def cam_share(cams: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def chance_share(masks: np.ndarray) -> np.ndarray:
-    """The share that a map without any preference would have: the cell's share of the area.
+    """Compute the share of a uniform map: the share of the area that the cell covers.
 
     Args:
         masks: (N, H, W) booleans.

@@ -1,6 +1,6 @@
-"""The house style of all figures, drawn without pyplot.
+"""The common style of all figures, drawn without pyplot.
 
-All are at most 4.4 inches wide, so that their text stays legible on a page of 400 px.
+Figures are at most 4.4 inches wide, so that their text is legible on a page of 400 px.
 """
 
 import io
@@ -19,16 +19,16 @@ from PIL import Image
 
 WIDTH = 4.4  # inches
 INK, FAINT = "#1b2a34", "#6b7c87"
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito's, told apart by colour-blind eyes
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # of Okabe and Ito, safe for colour-blind readers
 CURVE_STYLES = ((BLUE, "--"), (ORANGE, "-"), (GREEN, "-"))
-BAR_COLORS = ("#08519c", "#4292c6", "#9ecae1", "#c6dbef")  # of the same family as the confusion matrix
+BAR_COLORS = ("#08519c", "#4292c6", "#9ecae1", "#c6dbef")  # the colours of the confusion matrix
 LINE_COLORS = (BLUE, ORANGE, GREEN, "#cc79a7", INK, "#56b4e9", "#e69f00")
 LINE_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
-LINE_MARKERS = ("o", "s", "^", "D", "v", "P")  # so that lines are told apart in grey as well
-MAX_BANDS = 3  # with more lines than this, their bands would hide each other
+LINE_MARKERS = ("o", "s", "^", "D", "v", "P")  # distinguish lines in grey, too
+MAX_BANDS = 3  # the bands of more lines would hide each other
 MATRIX_COLORS = "Blues"
 
-# Class names in any script, where the machine has a font for it.
+# Fonts for class names in other scripts.
 _FALLBACK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "PingFang SC")
 _STYLE = {
     "font.size": 10.5,
@@ -63,7 +63,7 @@ _STYLE = {
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw a figure in the house style."""
+    """Decorate a function that draws a figure, so that it uses the common style."""
 
     @wraps(draw)
     def drawn(*args: object, **kwargs: object) -> Figure:
@@ -79,7 +79,7 @@ def to_png(figure: Figure, dpi: int = 200) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the name is legible in the report's text
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the report's text has the name as well
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
@@ -93,12 +93,12 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def create_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, whose parts make room for each other."""
+    """Create an empty figure with constrained layout; sizes in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def line_styles(count: int) -> list[dict[str, Any]]:
-    """Colour, dash and marker of each of several lines, told apart by colour-blind eyes and in grey."""
+    """Choose colour, dash and marker of each line, safe for colour-blind readers and in grey."""
     return [
         {
             "color": LINE_COLORS[k % len(LINE_COLORS)],
@@ -110,10 +110,10 @@ def line_styles(count: int) -> list[dict[str, Any]]:
 
 
 def wrap_label(name: str, width: int) -> str:
-    """A name in lines of so many letters, three at most."""
+    """Break a name into at most three lines of `width` letters."""
     return "\n".join(textwrap.wrap(truncate(name, 3 * width), width))
 
 
 def truncate(name: str, length: int) -> str:
-    """A name of so many letters at most."""
+    """Shorten a name to at most `length` letters."""
     return name if len(name) <= length else name[: length - 1] + "…"

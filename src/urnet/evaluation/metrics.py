@@ -1,28 +1,28 @@
-"""Figures of merit of a classifier, each with an interval from a cluster bootstrap.
+"""Metrics of a classifier, each with an interval from a cluster bootstrap.
 
-Cells of one donor, or of one image, resemble each other, so whole groups are drawn with replacement, not single cells
+Cells of one donor or one image resemble each other. So the bootstrap draws whole groups, not single cells
 (cluster bootstrap: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8; Field and Welsh,
 "Bootstrapping clustered data", J. R. Statist. Soc. B 69, 2007). Intervals are percentile intervals (Efron and
 Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13), with two exceptions:
 
-- A proportion of exactly 0 or 1 has no spread to resample. Its interval is that of Clopper and Pearson (Biometrika 26,
-  1934) with the groups as trials, since the cells of one group may all be right for one reason. A mean over classes
-  that are all 0 or all 1 takes the mean of their intervals.
-- The expected calibration error sums absolute values, so noise raises it, and resampling adds noise a second time. Its
-  interval is the percentile interval mirrored at the value (Davison and Hinkley's basic interval), which takes that
-  bias off, cut at 0 and widened to hold the value. For a nearly calibrated model it still sits somewhat high.
+- A proportion of exactly 0 or 1 does not vary between replicates. Its interval is that of Clopper and Pearson
+  (Biometrika 26, 1934) with the groups as trials, since all cells of one group may be right for the same reason. A
+  mean over classes that are all 0 or all 1 has the mean of their intervals.
+- The expected calibration error sums absolute values, so noise raises it, and resampling adds noise again. Its
+  interval is the percentile interval mirrored at the value (Davison and Hinkley's basic interval), which removes that
+  bias, cut at 0 and widened to contain the value. For a nearly calibrated model it is still somewhat too high.
 
-In simulation, 95 % intervals of accuracy and recall covered 91 to 96 % of the time with 40 or more groups, and 85 to
-91 % with 8: few groups make them too narrow, which `choose_groups` says below 20.
+In simulations the 95 % intervals of accuracy and recall covered the true value in 91 to 96 % of cases with 40 or more
+groups, and in 85 to 91 % with 8. Few groups make them too narrow; `choose_groups` says so below 20.
 
-What is undefined is None, never a made-up number:
+Undefined values are None:
 
-- A class without true cells has neither recall, precision nor F1 and is left out of the means over classes. The same
-  holds within a replicate that happened to draw none of them.
-- A class with true cells that is never predicted has precision 0 (scikit-learn's convention too), so that ignoring a
-  rare class does not pay. This convention has no interval.
-- A figure that rests on fewer than two groups, or that is the same in every draw though neither 0 nor 1, has no
-  interval.
+- A class without true cells has no recall, precision or F1, and the means over classes leave it out. The same holds
+  within a replicate that drew none of its cells.
+- A class with true cells that is never predicted has precision 0, as in scikit-learn, so that ignoring a rare class
+  does not pay. This value has no interval.
+- A metric that rests on fewer than two groups has no interval. Neither has one that is the same in every draw, unless
+  it is 0 or 1.
 """
 
 from collections.abc import Sequence
@@ -40,8 +40,9 @@ LEVEL = 0.95
 MIN_DONORS = 8
 FEW_GROUPS = 20
 MEANS = ("macro_recall", "macro_precision", "macro_f1")
-BLOCK = 4_000_000  # weights held at a time: 32 MB
-NO_INTERVALS = "No figure has an interval: all cells come from one {}, and from a single one nothing can be drawn."
+BLOCK = 4_000_000
+"""Bootstrap weights in memory at a time (32 MB)."""
+NO_INTERVALS = "No value has an interval: all cells come from one {}, and the bootstrap needs two or more."
 
 
 def score(
@@ -60,13 +61,13 @@ def score(
         truth: (N,) class indices.
         probabilities: (N, K) predicted probabilities; the largest one names the predicted class.
         classes: The K class names.
-        groups: (N,) what is drawn with replacement, as from `choose_groups`.
-        replicates: Bootstrap replicates.
-        level: Coverage of the intervals.
-        seed: Of the bootstrap; the same seed gives the same intervals.
+        groups: (N,) what the bootstrap draws, from `choose_groups`.
+        replicates: number of bootstrap replicates.
+        level: coverage of the intervals.
+        seed: seed of the bootstrap.
 
     Returns:
-        What `metrics.json` holds, safe for JSON: `accuracy`, `macro_recall`, `macro_precision`, `macro_f1` and
+        Content of `metrics.json`: `accuracy`, `macro_recall`, `macro_precision`, `macro_f1` and
         `expected_calibration_error` (15 bins of equal width, Guo et al., ICML 2017, Eq. 3), each
         `{"value": float | None, "interval": [low, high] | None}`; `per_class` with `recall`, `precision`, `f1` in that
         form and `support`; `confusion_matrix` (rows: truth) in plain integers; `classes`; `n`; `differential` with
@@ -129,24 +130,24 @@ def choose_groups(
     replicates: int = REPLICATES,
     level: float = LEVEL,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Choose what the bootstrap draws: donors where 8 or more are in the part, else source images.
+    """Choose what the bootstrap draws: donors if there are 8 or more, else source images.
 
     Args:
         donors: (N,) donor of each cell, or None where the table names none; missing entries count as unknown.
         sources: (N,) source image of each cell.
-        replicates: Passed on into the description.
-        level: Passed on into the description.
+        replicates: for the description.
+        level: for the description.
 
     Returns:
         The groups, (N,) integers, and their description for `metrics.json`: `unit` ("donor" or "source image"),
-        `groups`, `replicates`, `level` and `note`, a sentence on what the intervals cover, or why there are none.
+        `groups`, `replicates`, `level` and `note`. The note says what the intervals cover, or why there are none.
     """
     known = pd.Series(donors if donors is not None else [None] * len(sources), dtype=object)
     known = known.mask(known.eq(""))
     number, missing = known.nunique(), int(known.isna().sum())
     if number >= MIN_DONORS and not missing:
         unit, codes = "donor", pd.factorize(known)[0]
-        note = f"Whole donors were drawn ({number} in this part), so the intervals hold for donors not seen."
+        note = f"Whole donors were drawn ({number} in this part), so the intervals hold for new donors."
     else:
         unit, codes = "source image", pd.factorize(np.asarray(sources, dtype=object), use_na_sentinel=False)[0]
         if not number:
@@ -165,14 +166,14 @@ def choose_groups(
 
 
 def bin_confidence(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Confidence of each prediction, whether it was right, and its bin of equal width.
+    """Sort predictions into bins of equal width by their confidence.
 
     Args:
         truth: (N,) class indices.
         probabilities: (N, K).
 
     Returns:
-        Confidence (N,), right (N,) as booleans, bin (N,) from 0 to 14; a bin holds its upper edge.
+        Confidence (N,); whether it is right (N,), booleans; bin (N,) from 0 to 14. A bin contains its upper edge.
     """
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == truth
@@ -182,7 +183,9 @@ def bin_confidence(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.nda
 
 def _check(truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], groups: Sequence[Any]) -> None:
     if not len(truth):
-        raise CellsError("no cells to evaluate: the part is empty; name another part, or give more cells")
+        raise CellsError(
+            "there are no cells to evaluate. Give another part, or more cells", code="evaluation.part_empty"
+        )
     if truth.shape != (len(groups),) or probabilities.shape != (len(truth), len(classes)):
         raise ValueError(
             f"truth {truth.shape}, groups ({len(groups)},) and probabilities {probabilities.shape} do not fit "
@@ -198,7 +201,7 @@ def _check(truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str],
 
 
 def _sum_per_group(truth: np.ndarray, probabilities: np.ndarray, codes: np.ndarray, G: int) -> sparse.csr_array:
-    """Confusion matrix, and right minus confidence per calibration bin, of each group: (G, K·K + bins)."""
+    """Sum the confusion matrix, and right minus confidence per calibration bin, over each group: (G, K·K + bins)."""
     K = probabilities.shape[1]
     confidence, right, bins = bin_confidence(truth, probabilities)
     column = np.concatenate([truth * K + probabilities.argmax(axis=1), K * K + bins])
@@ -207,7 +210,7 @@ def _sum_per_group(truth: np.ndarray, probabilities: np.ndarray, codes: np.ndarr
 
 
 def resample(table: sparse.csr_array, replicates: int, seed: int) -> np.ndarray:
-    """Column sums of the table under multinomial weights on its rows: (replicates, columns)."""
+    """Compute column sums of a table under multinomial weights on its rows: (replicates, columns)."""
     rng = np.random.default_rng(seed)
     G, columns = table.shape
     sums = np.empty((replicates, columns))
@@ -221,7 +224,7 @@ def resample(table: sparse.csr_array, replicates: int, seed: int) -> np.ndarray:
 
 
 def _compute_metrics(totals: np.ndarray, K: int) -> dict[str, np.ndarray]:
-    """All figures of R column sums (R, K·K + bins): (R,) each, per class (R, K); NaN where undefined."""
+    """Compute all metrics of R column sums (R, K·K + bins): (R,) each, or (R, K) per class; NaN if undefined."""
     confusion = totals[:, : K * K].reshape(-1, K, K)
     true, predicted, right = confusion.sum(axis=2), confusion.sum(axis=1), np.einsum("rkk->rk", confusion)
     n = true.sum(axis=1)
@@ -243,7 +246,7 @@ def _compute_metrics(totals: np.ndarray, K: int) -> dict[str, np.ndarray]:
 
 
 def _count_groups(truth: np.ndarray, predicted: np.ndarray, codes: np.ndarray, K: int) -> dict[str, np.ndarray]:
-    """In how many groups the cells lie that each class's figures rest on: (K,) each."""
+    """Count the groups that the metrics of each class rest on: (K,) each."""
 
     def count(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
         return np.bincount(np.unique(np.stack([labels, groups]), axis=1)[0], minlength=K)
@@ -253,13 +256,13 @@ def _count_groups(truth: np.ndarray, predicted: np.ndarray, codes: np.ndarray, K
 
 
 def add_interval(value: float, draws: np.ndarray, groups: int, level: float) -> dict[str, Any]:
-    """A figure and its interval, as the module's docstring says.
+    """Combine a value with its interval, as the module's docstring says.
 
     Args:
-        value: the figure; NaN where undefined.
-        draws: (R,) its values in the bootstrap's replicates.
+        value: the value; NaN if undefined.
+        draws: (R,) its values in the bootstrap replicates.
         groups: number of groups that it rests on.
-        level: coverage.
+        level: coverage of the interval.
     """
     if np.isnan(value):
         return {"value": None, "interval": None}
@@ -310,7 +313,7 @@ def _list_notes(confusion: np.ndarray, classes: Sequence[str], true_in: np.ndarr
     notes = []
     for k, name in enumerate(classes):
         if not confusion[k].any():
-            notes.append(f"{name}: no true cells in this part; its figures are undefined and left out of the means.")
+            notes.append(f"{name}: no true cells in this part; its metrics are undefined and not in the means.")
             continue
         if not confusion[:, k].any():
             notes.append(f"{name}: never predicted; its precision is 0 by convention.")

@@ -1,4 +1,4 @@
-"""How well a model rejects what its training never had: another class of cell, debris, anything in a cells table."""
+"""Measure how well a model rejects unknown cells: other classes, debris, anything in a cells table."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,22 +28,22 @@ def measure_rejection(
     level: float = LEVEL,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Compare cells that a training never had with the run's own test part.
+    """Compare unknown cells with the run's own test part.
 
-    The area under the receiver operating characteristic is the chance that the rejection score of an unknown cell is
-    above that of a known one: 0.5 for a model that cannot tell them apart.
+    The area under the receiver operating characteristic (AUROC) is the probability that an unknown cell has a higher
+    rejection score than a known one. It is 0.5 for a model that cannot distinguish them.
 
     Args:
         run: a calibrated run.
-        unknown: cells with any labels; those of the run's classes are passed over, and where donors are known, those of
-            the training's donors, if others are left: a new donor's cells look stranger, as the test part's do.
-        replicates: of the bootstrap, which draws source images (donors where enough are known) of both kinds.
+        unknown: cells with any labels. Cells with a class of the run are left out. Cells of the training's donors are
+            left out as well, unless there are no others: cells of new donors have higher scores, as in the test part.
+        replicates: number of bootstrap replicates. The bootstrap draws donors or source images.
         level: coverage of the intervals.
-        progress: called with what is done and the share of it.
+        progress: called with the name of a step and the share of it that is done.
 
     Returns:
-        A row a label, as `COLUMNS` says: the AUROC and the share rejected, each with its interval (NaN where there is
-        none), and last a row with the label "" of the run's own test part, without an AUROC.
+        One row per label with the columns `COLUMNS`: the AUROC and the share rejected, each with its interval (NaN if
+        there is none). The last row, with the label "", is the run's own test part, without an AUROC.
 
     Raises:
         RunError: the model is not calibrated.
@@ -52,20 +52,25 @@ def measure_rejection(
     """
     model, recipe = run.load_model(), run.recipe()
     if model.calibration is None:
-        raise RunError(f"{run.folder}: the model is not calibrated; `urnet calibrate {run.folder}` does it")
+        raise RunError(
+            f"{run.folder}: the model is not calibrated. Run `urnet calibrate {run.folder}`",
+            code="evaluation.not_calibrated",
+        )
     if not isinstance(unknown, Cells):
         unknown = read_cells(Path(unknown), tile=recipe.tile, image=recipe.image)
     merged = {label for members in (recipe.classes or {}).values() for label in members}
     strange = unknown.where(~unknown.table["label"].isin({*model.classes, *merged}))
     if not len(strange):
-        raise CellsError(f"all labels given are classes of {run.folder}; give cells that its training never had")
+        raise CellsError(
+            f"all labels are classes of {run.folder}. Give cells of other classes", code="evaluation.no_unknown_cells"
+        )
     if "donor" in strange.table:
         known_donors = {donor_key(donor) for donor in (*run.donors("train"), *run.donors("validation"))}
         fresh = ~strange.table["donor"].map(donor_key).isin(known_donors)
         strange = strange.where(fresh) if fresh.any() else strange
     known = run.cells().part("test")
     if not len(known):
-        raise CellsError(f"{run.folder}: no cells in the test part to compare with")
+        raise CellsError(f"{run.folder}: this run has no cells in its test part", code="evaluation.part_empty")
     ours, our_groups = _rejection_scores(model, known, progress), _choose_groups(known)
     level_score = -np.log10(model.calibration.rejection.level)
     rows = []
@@ -105,10 +110,10 @@ def _compute_auroc(
     replicates: int,
     level: float,
 ) -> tuple[float, float, float]:
-    """The Mann-Whitney statistic over the number of pairs (ties count half), and a percentile interval."""
+    """Compute the Mann-Whitney statistic over the number of pairs (ties count half), and a percentile interval."""
     wins = (unknown[:, None] > known) + 0.5 * (unknown[:, None] == known)  # (U, N)
     value = float(wins.mean())
-    # A pair counts as often as both of its groups were drawn, so its sums over pairs of groups are all that is needed.
+    # The weight of a pair is the product of how often its two groups were drawn: sums over pairs of groups suffice.
     U, N = int(unknown_groups.max()) + 1, int(known_groups.max()) + 1
     if min(U, N) < 2:
         return value, np.nan, np.nan

@@ -190,14 +190,16 @@ def _match_runs(
         which = names[0] if one["_merge"] == "left_only" else names[1]
         raise CellsError(
             f"{names[0]} and {names[1]} were tested on different cells: {len(alone)} of {len(both)} are in one of them "
-            f"only (the first: {one['path']}, only in {which}); compare runs over the same cells, split.seed and folds"
+            f"only (the first: {one['path']}, only in {which}). Compare runs over the same cells, split.seed and folds",
+            code="evaluation.cells_differ",
         )
     other = both[both["label"] != both["label_b"]]
     if len(other):
         one = other.iloc[0]
         raise CellsError(
             f"{names[0]} and {names[1]} were tested on cells of different labels: {one['path']} is {one['label']} "
-            f"in one, {one['label_b']} in the other; compare runs with the same classes"
+            f"in one, {one['label_b']} in the other. Compare runs with the same classes",
+            code="evaluation.labels_differ",
         )
     donors = both["donor"].tolist() if "donor" in both else None
     group, description = choose_groups(donors, both["source"].tolist())
@@ -227,7 +229,8 @@ def _number_copies(frame: pd.DataFrame, name: str, classes: Sequence[str]) -> pd
     unknown = sorted(set(frame["label"]) - set(classes))
     if unknown:
         raise CellsError(
-            f"{name}: label {unknown[0]!r} is none of the classes {', '.join(classes)}; name it among them"
+            f"{name}: label {unknown[0]!r} is none of the classes {', '.join(classes)}. Add it to the classes",
+            code="evaluation.label_unknown",
         )
     kept = frame[["path", "label", "source", *(["donor"] if "donor" in frame else [])]].copy()
     for column in ("seed", "fold"):  # absent in a run that was trained once, on one split

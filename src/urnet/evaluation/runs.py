@@ -59,3 +59,17 @@ def open_runs(folder: Path, split: str = "test") -> list[Run]:
             code="evaluation.folds_unfinished",
         )
     return [folds[number] for number in sorted(folds)]
+
+
+def check_same_classes(first: Path, classes: Sequence[str], other: Path, other_classes: Sequence[str]) -> None:
+    """Check that two runs have the same classes.
+
+    Raises:
+        RunError: they have not.
+    """
+    if tuple(classes) != tuple(other_classes):
+        raise RunError(
+            f"{first} has the classes {', '.join(classes)}, {other} has {', '.join(other_classes)}. Compare runs with "
+            "the same classes",
+            code="evaluation.classes_differ",
+        )

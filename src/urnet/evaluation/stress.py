@@ -29,13 +29,13 @@ from scipy.ndimage import gaussian_filter
 
 from urnet.cells.read import read_recipe_cells
 from urnet.cells.table import PARTS
-from urnet.errors import CellsError, RunError, UrnetError
+from urnet.errors import CellsError, UrnetError
 from urnet.evaluation.evaluate import OPTIMISTIC
 from urnet.evaluation.figure_style import to_png
 from urnet.evaluation.figures import draw_stress_curves
 from urnet.evaluation.metrics import choose_groups, score
 from urnet.evaluation.predictions import BATCH, Progress, ScoredCells, score_other_cells, score_run_part
-from urnet.evaluation.runs import name_runs, open_runs
+from urnet.evaluation.runs import check_same_classes, name_runs, open_runs
 from urnet.files.atomic import atomic_folder
 from urnet.files.csv_tables import write_frame
 from urnet.files.outputs import refuse_existing
@@ -182,7 +182,7 @@ def run_stress_test(
     """
     folders, cells, out = [Path(run) for run in runs], Path(cells), Path(out)
     if split not in PARTS:
-        raise CellsError(f"split is {split!r}; it must be one of {', '.join(PARTS)}")
+        raise CellsError(f"split is {split!r}; it must be one of {', '.join(PARTS)}", code="evaluation.split_unknown")
     refuse_existing(out)
     check_not_within(out, cells)
     warnings: list[str] = []
@@ -193,11 +193,7 @@ def run_stress_test(
     first = next(iter(tested.values()))[0]
     classes, scaling = first.model.classes, first.model.config.scaling
     for folder, parts in zip(folders, tested.values(), strict=True):
-        if parts[0].model.classes != classes:
-            raise RunError(
-                f"{folder}: knows the classes {', '.join(parts[0].model.classes)}, {folders[0]} the classes "
-                f"{', '.join(classes)}; compare runs of one task"
-            )
+        check_same_classes(folders[0], classes, folder, parts[0].model.classes)
     tables = {name: pd.concat([one.cells.table for one in parts], ignore_index=True) for name, parts in tested.items()}
     rows: list[dict[str, Any]] = []
     donors: list[dict[str, Any]] = []

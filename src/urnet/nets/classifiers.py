@@ -79,9 +79,14 @@ def create_classifier(
     if not timm.is_model(name):
         close = get_close_matches(name.lower(), [*timm.list_models(), *_registered], n=5)
         advice = f"close to it: {', '.join(close)}" if close else f"try one of: {', '.join(list_classifiers())}"
-        raise RecipeError(f"classifier {name!r} is not in timm {timm.__version__}; {advice}")
+        raise RecipeError(
+            f"classifier {name!r} is not in timm {timm.__version__}; {advice}", code="recipe.classifier_unknown"
+        )
     for option in options.keys() & _RESERVED_OPTIONS.keys():
-        raise RecipeError(f"classifier {name!r}: {option!r} cannot be an option here: {_RESERVED_OPTIONS[option]}")
+        raise RecipeError(
+            f"classifier {name!r}: {option!r} cannot be an option here: {_RESERVED_OPTIONS[option]}",
+            code="recipe.classifier_option",
+        )
     try:
         model = timm.create_model(name, num_classes=classes, in_chans=3, **options)
     except Exception as error:  # each network of timm checks its arguments in its own way
