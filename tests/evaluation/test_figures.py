@@ -102,7 +102,7 @@ def test_curves_of_what_there_is(pretraining, training, panels):
 
 
 def test_curves_of_nothing():
-    with pytest.raises(ValueError, match="one epoch"):
+    with pytest.raises(ValueError, match="at least one epoch"):
         draw_training_curves(history(0, 0))
 
 

@@ -27,9 +27,7 @@ def test_a_good_model_on_enough_cells_and_donors_is_reliable():
     found = judged(GOOD)
     assert found.accuracy.startswith("The model is right for 109 of 120 cells: 90.8 % (95 % interval ")
     assert "Always naming granulocyte, the most common class, would be right for 50.0 %." in found.accuracy
-    assert found.confusion == (
-        "The most frequent confusion: 5 of 60 cells of granulocyte (8.3 %) are called lymphocyte."
-    )
+    assert found.confusion == ("The most frequent confusion: 5 of 60 granulocyte cells (8.3 %) are called lymphocyte.")
     assert found.data == "The test has 120 cells of 12 donors."
     assert found.reliable
     assert found.verdict == "These figures are reliable for new cells of the same kind."

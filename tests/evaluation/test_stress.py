@@ -131,7 +131,7 @@ def test_several_runs_a_cross_validation_among_them_share_one_table(trained, sha
     )
     assert list(result.table["run"].unique()) == ["run", "cv"]
     assert set(result.table.loc[result.table["run"] == "cv", "cells"]) == {60}
-    assert any("not tested on the same cells" in warning for warning in result.warnings)
+    assert any("different test cells" in warning for warning in result.warnings)
     assert dict(steps)["stress"] == 1.0
     with raises_code("evaluation.folds_pool_test"):
         run_stress_test([tmp_path / "cv"], shapes, tmp_path / "out2", split="train")

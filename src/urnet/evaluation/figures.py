@@ -1,4 +1,4 @@
-"""The figures of an evaluation: matrices, curves, counts, calibration, stress."""
+"""The figures of an evaluation: confusion matrix, training curves, class counts, reliability, stress test."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from urnet.evaluation.figure_style import (
     BAR_COLORS,
@@ -29,7 +29,7 @@ from urnet.evaluation.metrics import CALIBRATION_BINS, bin_confidence
 
 @styled
 def draw_confusion_matrix(matrix: Sequence[Sequence[int]] | np.ndarray, classes: Sequence[str]) -> Figure:
-    """Confusion matrix: counts, and per cent of each true class (its diagonal is the recall).
+    """Draw a confusion matrix: counts, and per cent of each true class (the diagonal is the recall).
 
     Args:
         matrix: (K, K) counts, rows truth.
@@ -78,13 +78,13 @@ def draw_confusion_matrix(matrix: Sequence[Sequence[int]] | np.ndarray, classes:
 
 @styled
 def draw_training_curves(history: pd.DataFrame, chosen_epoch: int | None = None) -> Figure:
-    """Loss and accuracy by epoch, with the chosen epoch marked.
+    """Draw loss and accuracy by epoch, with the chosen epoch marked.
 
     Args:
         history: Columns `stage` ("pretrain" or "train"), `epoch`, `train_loss`, `validation_loss`, `train_accuracy`,
-            `validation_accuracy`, `validation_macro_recall`; NaN where a stage has no such figure.
-        chosen_epoch: Of joint training; without it, the first with the highest validation macro recall. Pre-training
-            is marked at its lowest validation loss, or training loss where there is no other.
+            `validation_accuracy`, `validation_macro_recall`; NaN if a stage has no such value.
+        chosen_epoch: epoch of joint training. Default: the first with the highest validation macro recall. The mark of
+            pre-training is at its lowest validation loss, or training loss without validation.
     """
     pretraining, training = (history[history["stage"] == stage] for stage in ("pretrain", "train"))
     panels: list[tuple[str, pd.DataFrame, dict[str, str], int | None]] = []
@@ -104,10 +104,12 @@ def draw_training_curves(history: pd.DataFrame, chosen_epoch: int | None = None)
         panels.append(("Joint training: loss", training, losses, chosen_epoch))
         panels.append(("Joint training: accuracy and macro recall", training, rates, chosen_epoch))
     if not panels:
-        raise ValueError('history without a row of stage "pretrain" or "train": expected one epoch at least')
+        raise ValueError('history without a row of stage "pretrain" or "train": expected at least one epoch')
     figure = create_figure(WIDTH, 0.2 + 2.3 * len(panels))
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         _draw_curves(axes, *panel)
+    if len(training):
+        figure.axes[-1].yaxis.set_major_formatter(_percent())
     if len(pretraining) and (pretraining["train_loss"] > 0).all():
         figure.axes[0].set_yscale("log")
     return figure
@@ -115,7 +117,7 @@ def draw_training_curves(history: pd.DataFrame, chosen_epoch: int | None = None)
 
 @styled
 def draw_reliability(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
-    """Accuracy against confidence, over the same 15 bins as the expected calibration error (Guo et al., 2017, Fig. 1).
+    """Draw accuracy against confidence over the 15 bins of the expected calibration error (Guo et al., 2017, Fig. 1).
 
     Args:
         truth: (N,) class indices.
@@ -141,7 +143,9 @@ def draw_reliability(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
         clip_on=False,
         label="cells of one bin",
     )
-    top.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="accuracy", title=f"Expected calibration error {error:.3f}")
+    top.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="accuracy", title=f"Expected calibration error {100 * error:.1f} %")
+    top.yaxis.set_major_formatter(_percent())
+    top.xaxis.set_major_formatter(_percent())
     top.legend(loc="upper left")
     bottom.grid(True, axis="y")
     bottom.bar((np.arange(CALIBRATION_BINS) + 0.5) / CALIBRATION_BINS, count, 0.9 / CALIBRATION_BINS, color=BLUE)
@@ -152,7 +156,7 @@ def draw_reliability(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
 
 @styled
 def draw_class_counts(counts: pd.DataFrame) -> Figure:
-    """Cells of each class in each part.
+    """Draw the number of cells of each class in each part.
 
     Args:
         counts: Rows classes, columns parts (train, validation, test, …).
@@ -177,13 +181,13 @@ def draw_class_counts(counts: pd.DataFrame) -> Figure:
 
 @styled
 def draw_stress_curves(table: pd.DataFrame, metric: str, panels: Mapping[str, tuple[str, Sequence[float]]]) -> Figure:
-    """A figure of merit against the severity of each perturbation, a panel each, a line a run.
+    """Draw a metric against the severity of each perturbation: one panel per perturbation, one line per run.
 
     Args:
-        table: `run`, `perturbation`, `severity`, the metric, and the ends of its interval, `<metric>_low` and
-            `<metric>_high`; intervals are drawn as bands of up to three runs.
-        metric: a column of it, a fraction.
-        panels: title of each perturbation with its unit, and its severities, which are drawn evenly spaced.
+        table: columns `run`, `perturbation`, `severity`, the metric and the ends of its interval (`<metric>_low`,
+            `<metric>_high`). Bands show the intervals of up to three runs.
+        metric: a column of the table, a fraction.
+        panels: title with unit, and severities, of each perturbation. Severities are drawn evenly spaced.
     """
     runs = list(dict.fromkeys(table["run"]))
     legend = 0.25 * len(runs) + 0.1
@@ -193,6 +197,7 @@ def draw_stress_curves(table: pd.DataFrame, metric: str, panels: Mapping[str, tu
                                                  strict=True):  # fmt: skip
         axes.grid(True)
         axes.set(title=title, ylim=(min(0.98 * least, 0.9), 1.01))
+        axes.yaxis.set_major_formatter(_percent())
         axes.set_xticks(range(len(severities)), [f"{severity:g}" for severity in severities])
         if min(severities) < 0:
             axes.axvline(list(severities).index(0), color=FAINT, linewidth=1)
@@ -205,6 +210,11 @@ def draw_stress_curves(table: pd.DataFrame, metric: str, panels: Mapping[str, tu
             axes.plot(x, y, markersize=4, label=truncate(run, 44), **look)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", handlelength=3.5)
     return figure
+
+
+def _percent() -> PercentFormatter:
+    """Create a formatter for fractions."""
+    return PercentFormatter(1, decimals=0, symbol=" %")
 
 
 def _best_epoch(rows: pd.DataFrame, column: str, *, largest: bool) -> int | None:

@@ -118,8 +118,8 @@ def _describe_confusion(matrix: np.ndarray, classes: Sequence[str]) -> str:
         return "No cell is confused with another class."
     of = int(matrix[true].sum())
     return (
-        f"The most frequent confusion: {count:,} of {of:,} cells of {classes[true]} "
-        f"({100 * count / of:.1f} %) are called {classes[predicted]}."
+        f"The most frequent confusion: {count:,} of {of:,} {classes[true]} cells ({100 * count / of:.1f} %) are called "
+        f"{classes[predicted]}."
     )
 
 

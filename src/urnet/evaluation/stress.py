@@ -1,18 +1,18 @@
-"""How recall falls as the imaging gets worse: defocus, blur, noise, gain and uneven illumination.
+"""Stress test: measure recall under defocus, blur, noise, gain and uneven illumination.
 
-That is the limitation which Zheng et al. (Sensors 2023, 23, 7605, section 4) name of their own work: another microscope
-takes other images. Here the images of the test cells are made worse step by step, and every run sees the same ones.
+Another microscope takes other images; Zheng et al. (Sensors 2023, 23, 7605, section 4) name this limitation of their
+work. The stress test perturbs the images of the test cells step by step. Every run gets the same images.
 
-All is done to raw counts at the network's size, which are then rounded and clipped to the camera's range. Lengths are
-stated for a crop of 128 px and scaled with the crop, as in `urnet.images.simulation.optics`; so is noise, which stays
-the same for an area of the specimen. Five perturbations:
+The perturbations change raw counts at the network's size, which are then rounded and clipped to the camera's range.
+Lengths hold for a crop of 128 px and scale with the crop, as in `urnet.images.simulation.optics`. Noise scales as well,
+so that it stays the same per area of the specimen. The five perturbations:
 
 - defocus: Fresnel propagation of the recorded amplitude √I by a defocus of the unit of `Imaging.defocus`, px². The
-  phase of the light is not recorded and taken as flat, so this is the part of the change that the image itself
-  determines (a transfer of cos(z·k²/2)); either direction gives the same.
+  phase of the light is not recorded and assumed to be flat. So this is the part of the change that the image itself
+  determines (a transfer of cos(z·k²/2)); both directions give the same.
 - blur: Gaussian point spread, standard deviation in px.
 - noise: Gaussian, standard deviation as a share of the range that the first run scales to [0, 1].
-- gain: counts times 1 + severity, as from another lamp or exposure.
+- gain: counts times 1 + severity, as with another lamp or exposure.
 - ramp: illumination that changes by this share over the image, in a direction drawn for each cell.
 """
 
@@ -46,19 +46,19 @@ from urnet.run_folder import Run, check_not_within
 REPLICATES = 500
 SEED = 0
 FORWARD = 16
-"""Images through the networks at a time; on the CPU, larger batches spend half their time on fetching memory."""
+"""Number of images in one forward pass. On a CPU, larger batches spend half their time on memory access."""
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """One way in which images get worse.
+    """A perturbation of images.
 
     Attributes:
-        title: what figures and tables call it.
-        unit: of its severities.
-        severities: steps, in order; 0 is the image as it was taken.
-        apply: takes counts (B, C, S, S) float32, the severity, a random stream for each image, and the span of counts
-            that is scaled to [0, 1]; gives counts of the same shape.
+        title: name in figures and tables.
+        unit: unit of its severities.
+        severities: steps in order; 0 is the unchanged image.
+        apply: function of counts (B, C, S, S) float32, the severity, one random generator per image, and the span of
+            counts that is scaled to [0, 1]. It returns counts of the same shape.
     """
 
     title: str
@@ -69,7 +69,7 @@ class Perturbation:
 
 def _defocus(counts: np.ndarray, z: float, rngs: list[np.random.Generator], span: float) -> np.ndarray:
     S = counts.shape[-1]
-    edge = S // 4  # reflected, so that what leaves on one side does not come back on the other
+    edge = S // 4  # reflected, so that nothing wraps around the edge
     black = min(0.0, float(counts.min()))
     amplitude = np.sqrt(np.pad(counts - black, ((0, 0), (0, 0), (edge, edge), (edge, edge)), mode="symmetric"))
     k = 2 * np.pi * fft.fftfreq(S + 2 * edge)
@@ -111,16 +111,15 @@ PERTURBATIONS = {
 
 @dataclass(frozen=True)
 class StressTest:
-    """What a stress test found and where it is.
+    """The results of a stress test.
 
     Attributes:
-        folder: holds `stress.csv`, `donors.csv` where donors are known, `figures/`, `report.html`.
-        table: a row a run, perturbation and severity: `run, perturbation, severity, unit, cells, resampled,
-            groups`, then `accuracy`, `macro_recall` and `recall_<class>`, each followed by the ends of its 95 %
-            interval, `…_low` and `…_high`, from drawing donors or source images (`resampled`, so many `groups`) with
-            replacement; empty where there is one alone.
-        donors: a row a run and donor, of the images as they were taken: `run, donor, cells`, `accuracy`,
-            `macro_recall`, `recall_<class>`; empty where no donor is known.
+        folder: folder with `stress.csv`, `donors.csv` if donors are known, `figures/` and `report.html`.
+        table: one row per run, perturbation and severity: `run`, `perturbation`, `severity`, `unit`, `cells`,
+            `resampled` and `groups` (what the bootstrap draws, and how many), then `accuracy`, `macro_recall` and
+            `recall_<class>`, each with the ends of its 95 % interval (`…_low`, `…_high`; empty for a single group).
+        donors: one row per run and donor, for unchanged images: `run`, `donor`, `cells`, `accuracy`, `macro_recall`,
+            `recall_<class>`. Empty if no donor is known.
         warnings: what the reader should know.
     """
 
@@ -131,21 +130,21 @@ class StressTest:
 
     @property
     def report(self) -> Path:
-        """The page to open."""
+        """The HTML report."""
         return self.folder / "report.html"
 
 
 def perturb(images: np.ndarray, name: str, severity: float, span: float) -> np.ndarray:
-    """Images as they would be under worse conditions; an image always meets the same noise and the same direction.
+    """Perturb images. The same image always gets the same noise and the same direction of light.
 
     Args:
         images: (N, C, S, S) raw counts.
-        name: of `PERTURBATIONS`.
-        severity: in its unit; 0 changes nothing.
-        span: counts between what the network sees as 0 and as 1.
+        name: key of `PERTURBATIONS`.
+        severity: severity in its unit; 0 changes nothing.
+        span: counts between the network's 0 and 1.
 
     Returns:
-        (N, C, S, S) of the same depth; whole counts are rounded and clipped to it.
+        (N, C, S, S) of the same type. Integers are rounded and clipped to their range.
     """
     if severity == 0:
         return images
@@ -168,12 +167,12 @@ def run_stress_test(
     """Measure recall against each perturbation for every run.
 
     Args:
-        runs: run folders, or folders of cross-validations, whose folds' test parts are pooled.
-        cells: a table or folder. A run that was trained on it is tested on its own part of it; any other on all of it,
-            or on the part where it has a split column.
+        runs: run folders, or folders of cross-validations: the test parts of their folds are pooled.
+        cells: a table or folder. A run that was trained on it is tested on its own part. Other runs are tested on all
+            cells, or on the part if there is a split column.
         out: new folder for the results.
         split: the part to test on.
-        progress: called with what is done and the share of it.
+        progress: called with the name of a step and the share of it that is done.
 
     Raises:
         RunError: a folder is no finished run, a run is named twice, runs know different classes, or `out` exists.
@@ -215,32 +214,32 @@ def run_stress_test(
 def _score_run(
     folder: Path, cells: Path, split: str, out: Path, progress: Progress | None
 ) -> tuple[list[ScoredCells], list[str]]:
-    """A run's test cells, a part for each fold, and what the reader should know."""
+    """Score the test cells of a run, or of each fold; return them with warnings."""
     runs = open_runs(folder, split)
     notes = [OPTIMISTIC] if runs[0].recipe().protocol == "paper" else []
     if _is_trained_on(runs[0], cells):
         return [score_run_part(run, split, progress) for run in runs], notes
-    run = Run.open(folder)  # which refuses a cross-validation: its folds would count every cell several times
+    run = Run.open(folder)  # refuses a cross-validation, whose folds would count each cell several times
     scored, _, more = score_other_cells(run, cells, split, out, progress)
     return [scored], [*notes, *more]
 
 
 def _is_trained_on(run: Run, cells: Path) -> bool:
-    """Whether these cells are the run's own."""
+    """Return whether these cells are the run's own."""
     if cells.resolve() in (run.cells_path.resolve(), run.folder.resolve()):
         return True
     recipe = run.recipe()
     given = read_recipe_cells(cells, recipe)
     try:
         return run.has_cells(given)
-    except UrnetError:  # its own are not where they were, so that these are others
+    except UrnetError:  # its own cells are gone, so these are others
         return False
 
 
 def _compute_curves(
     scored: list[ScoredCells], table: pd.DataFrame, span: float, done: Callable[[float], None]
 ) -> list[dict[str, Any]]:
-    """A row a perturbation and severity, over all folds together."""
+    """Compute one row per perturbation and severity, over all folds together."""
     truth = np.concatenate([one.truth for one in scored])
     donors = table["donor"].tolist() if "donor" in table else None
     groups, drawn = choose_groups(donors, table["source"].tolist())
@@ -274,7 +273,7 @@ def _predict_perturbed(one: ScoredCells, name: str, severity: float, span: float
 
 
 def _metrics_by_donor(scored: list[ScoredCells], table: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row a donor, of the images as they were taken; a class that a donor lacks is left out of its mean."""
+    """Compute one row per donor for unchanged images. The mean is over the classes that the donor has."""
     if "donor" not in table or not (table["donor"] != "").any():
         return []
     truth = np.concatenate([one.truth for one in scored])
@@ -292,13 +291,13 @@ def _metrics_by_donor(scored: list[ScoredCells], table: pd.DataFrame) -> list[di
 
 
 def _different_cells_warning(tables: dict[str, pd.DataFrame]) -> list[str]:
-    """A warning where not all runs were tested on the same cells."""
+    """Warn if the runs were not tested on the same cells."""
     sets = {name: sorted(table["source"]) for name, table in tables.items()}
     first = next(iter(sets.values()))
     if all(one == first for one in sets.values()):
         return []
     counts = ", ".join(f"{name} {len(sources):,}" for name, sources in sets.items())
-    return [f"The runs were not tested on the same cells ({counts}), so a difference between curves may be the cells'."]
+    return [f"The runs have different test cells ({counts}), so a difference between curves can come from the cells."]
 
 
 def _write(result: StressTest, folder: Path, classes: Sequence[str], dataset: str, simulated: str) -> None:
@@ -330,5 +329,5 @@ def _write(result: StressTest, folder: Path, classes: Sequence[str], dataset: st
 
 
 def _to_records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows, with None where a figure is undefined."""
+    """Convert a table to rows, with None for undefined values."""
     return table.astype(object).where(table.notna(), None).to_dict("records")
