@@ -194,9 +194,9 @@ def test_cam_share_leaves_out_empty_maps_and_marks_what_an_even_map_would_have()
     mean = 100 * net1.predictions["cam_share"].mean()
     assert float(figure.axes[0].collections[0].get_offsets()[0][0]) == pytest.approx(mean)
     assert any(list(line.get_xdata()) == [25, 25] for line in figure.axes[0].lines)
-    assert "an even map" in texts(figure)
+    assert "uniform map" in texts(figure)
     without = replace(net1, predictions=net1.predictions.drop(columns="cam_chance"))
-    assert "an even map" not in texts(figures.draw_cam_share([without]))
+    assert "uniform map" not in texts(figures.draw_cam_share([without]))
 
 
 def test_the_interval_of_a_mean_allows_for_cells_that_are_alike():

@@ -319,7 +319,7 @@ def test_tables_are_made_of_what_is_there(copied, go_on):
     done = go_on(copied, train=False, only=["net1", "net2"])
     assert done.failed == []
     assert "not run yet" in (done.folder / "tables" / "table3.md").read_text(encoding="utf-8")
-    assert "2 of 4 runs are still to be trained" in done.report.read_text(encoding="utf-8")
+    assert "2 of 4 runs are not trained yet" in done.report.read_text(encoding="utf-8")
     assert not list(copied.glob("runs/net2-*"))
 
 

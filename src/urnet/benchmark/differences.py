@@ -1,4 +1,4 @@
-"""How a difference is written: in points, with its interval or why there is none, and with a verdict."""
+"""Format differences: in points, with interval or the reason why there is none, and with a verdict."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,16 +11,15 @@ from urnet.evaluation.paired import ALIKE, ONE_GROUP
 from urnet.html_pages import NO_VALUE
 
 ONE_TRAINING = (
-    "Each model was trained once, and another training would have given another difference: the intervals leave that "
-    "out, so they are too narrow. Several folds or seeds take it in."
+    "Each model was trained once. Another training would have given another difference; the intervals do not include "
+    "that, so they are too narrow. Several folds or seeds include it."
 )
 MISSING_INTERVAL_NOTES = {
-    ONE_GROUP: "No interval (one group): all cells of the figure come from one donor or source image. From a single "
-    "one nothing can be drawn, so nobody knows whether the difference is chance; cells of several would tell.",
-    ALIKE: "No interval (all groups alike): every donor or source image differs by as much, so that drawing them says "
-    "nothing.",
+    ONE_GROUP: "No interval (one group): all cells come from one donor or source image, so it is not known whether the "
+    "difference is chance. Test on cells of several.",
+    ALIKE: "No interval (all groups alike): the difference is the same for every donor or source image.",
 }
-"""What is said of differences without an interval, by their notes."""
+"""Explanations of missing intervals, by the note in the table."""
 
 
 def build_differences_table(
@@ -30,12 +29,12 @@ def build_differences_table(
     *,
     simulated: str = "",
 ) -> TableData:
-    """What `paired_differences` found, in points, a group of rows a metric.
+    """Build the table of paired differences, in points, with a group of rows per metric.
 
     Args:
         differences: from `paired_differences`.
-        titles: what to print for the names of runs.
-        metrics: those to show; all when not given.
+        titles: titles of the runs, by name.
+        metrics: metrics to show. Default: all.
         simulated: how the images were simulated; "" for real ones.
     """
     titles = titles or {}
@@ -66,7 +65,7 @@ def build_differences_table(
         if len(known):
             notes.append(
                 f"Corrected for {pairs} comparison{'s' * (pairs > 1)}, per metric: the intervals hold for all at once "
-                "(Bonferroni), p is adjusted by Holm's method. A difference whose interval holds zero could be chance."
+                "(Bonferroni), p is adjusted by Holm's method. A difference could be chance if its interval has zero."
             )
         notes += missing_interval_notes(differences["note"])
         if ((known["folds"] == 1) & (known["seeds"] == 1)).any():
@@ -78,7 +77,7 @@ def build_differences_table(
 
 
 def format_points(share: float) -> str:
-    """A signed difference in points; what rounds to zero has no sign."""
+    """Format a difference in points, with its sign; zero has no sign."""
     if math.isnan(share):
         return NO_VALUE
     text = f"{100 * share:+.1f}"
@@ -86,20 +85,20 @@ def format_points(share: float) -> str:
 
 
 def format_difference_interval(row: Mapping[str, Any], which: str = "") -> str:
-    """The interval of a difference in points, or why there is none.
+    """Format the interval of a difference in points, or the reason why there is none.
 
     Args:
-        row: of `paired_differences`.
+        row: a row of `paired_differences`.
         which: "_simultaneous" for the interval that holds for all comparisons at once.
     """
     return row["note"] or f"{format_points(row[f'low{which}'])} to {format_points(row[f'high{which}'])}"
 
 
 def format_verdict(row: Mapping[str, Any]) -> str:
-    """What a difference says of the second run; a dash where nobody knows whether it is chance.
+    """Format the verdict on the second run: higher, lower, could be chance; a dash without an interval.
 
     Args:
-        row: of `paired_differences`.
+        row: a row of `paired_differences`.
     """
     if row["note"]:
         return NO_VALUE
@@ -107,12 +106,12 @@ def format_verdict(row: Mapping[str, Any]) -> str:
 
 
 def missing_interval_notes(notes: Iterable[str]) -> list[str]:
-    """Why some differences have no interval."""
+    """List the explanations of missing intervals."""
     return [MISSING_INTERVAL_NOTES[note] for note in dict.fromkeys(notes) if note in MISSING_INTERVAL_NOTES]
 
 
 def metric_title(metric: str) -> str:
-    """A metric of `paired_differences` in words."""
+    """Name a metric of `paired_differences` in words."""
     known = {"accuracy": "Accuracy", "macro_recall": "Macro recall"}
     return known.get(metric) or f"Recall of {metric.removeprefix('recall_')}"
 

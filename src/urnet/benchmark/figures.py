@@ -1,7 +1,7 @@
-"""The figures of a comparison: the paper's Figs. 1, 3, 4 and 5 over anyone's cells, and what its claims need beside.
+"""The figures of a comparison: the paper's Figs. 1, 3, 4 and 5 for these cells, and differences with intervals.
 
-They stand over the whole width of a page, 7.2 inches, in the style of `urnet.evaluation.figures`. Rows keep the order
-of the table. Entries without a finished run are left out. Up to 25 entries stay legible, curves up to eight.
+They are 7.2 inches wide, in the style of `urnet.evaluation.figures`. Rows have the order of the table. Entries without
+a finished run are left out. Up to 25 entries are legible, in curves up to eight.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,9 +39,9 @@ Z = 1.96  # of a 95 % normal interval
 
 @styled
 def draw_confusion_matrix(entries: Sequence[ResultRow]) -> Figure:
-    """Confusion matrices of all entries side by side (the paper's Fig. 4a), each row in per cent, with counts.
+    """Draw the confusion matrices of all entries (the paper's Fig. 4a), each row in per cent, with counts.
 
-    With more than four classes the counts have no room, and per cent are written without their sign.
+    With more than four classes there are no counts and no per cent signs.
     """
     entries = _with_metrics(entries)
     classes = list(entries[0].metrics["classes"])
@@ -72,9 +72,9 @@ def draw_confusion_matrix(entries: Sequence[ResultRow]) -> Figure:
 
 @styled
 def draw_training_curves(entries: Sequence[ResultRow]) -> Figure:
-    """Loss and accuracy of joint training, of all entries in one figure (the paper's Figs. 4b and 4c).
+    """Draw loss and accuracy of joint training of all entries (the paper's Figs. 4b and 4c).
 
-    Lines are means over folds and seeds; of up to four entries, bands reach from the least to the greatest.
+    Lines are means over folds and seeds. With up to four entries, bands show minimum and maximum.
     """
     entries = [entry for entry in _with_metrics(entries) if len(entry.history)]
     paper = bool(entries) and all(entry.recipe.protocol == "paper" for entry in entries)
@@ -109,7 +109,7 @@ def draw_training_curves(entries: Sequence[ResultRow]) -> Figure:
 
 @styled
 def draw_class_counts(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
-    """Images of each class before and after augmentation and balancing (the paper's Figs. 1c and 1d).
+    """Draw the images of each class before and after augmentation and balancing (the paper's Figs. 1c and 1d).
 
     Args:
         before: Rows classes, columns parts (`train`, `test`, …).
@@ -139,11 +139,11 @@ def draw_class_counts(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
 
 @styled
 def draw_accuracy(entries: Sequence[ResultRow], published: Mapping[str, float]) -> Figure:
-    """Accuracy of each entry with its interval and its single runs, beside the paper's figure (after its Fig. 5b).
+    """Draw the accuracy of each entry with interval and single runs, and the paper's value (after its Fig. 5b).
 
     Args:
         entries: The rows.
-        published: The paper's accuracy by an entry's name, a fraction; may lack some or all.
+        published: The paper's accuracy by name of the entry, a fraction; some or all may be missing.
     """
     entries = _with_metrics(entries)
     figure, axes = _create_row_axes([entry.title for entry in entries])
@@ -169,12 +169,12 @@ def draw_accuracy(entries: Sequence[ResultRow], published: Mapping[str, float]) 
 def draw_gallery(
     examples: Mapping[str, Sequence[np.ndarray]], raw: Sequence[np.ndarray], labels: Sequence[str]
 ) -> Figure:
-    """The same cells, raw and through every enhancer, a row each (the paper's Figs. 3a and 5a).
+    """Draw the same cells, raw and through every enhancer, one row each (the paper's Figs. 3a and 5a).
 
     Args:
         examples: M enhanced images by title, each (H, W), (H, W, 1) or (H, W, 3); they may leave [0, 1].
         raw: M images of the same cells, in [0, 1].
-        labels: M class names; one that repeats its left neighbour's is written once.
+        labels: M class names; neighbours of the same class share one title.
     """
     return _draw_grid({"raw": raw, **examples}, labels)
 
@@ -183,12 +183,12 @@ def draw_gallery(
 def draw_cam_gallery(
     examples: Mapping[str, Sequence[np.ndarray]], raw: Sequence[np.ndarray], labels: Sequence[str]
 ) -> Figure:
-    """Grad-CAM of the same cells under every entry, over the raw image (the paper's Fig. 3b).
+    """Draw Grad-CAM of the same cells for every entry, over the raw image (the paper's Fig. 3b).
 
     Args:
         examples: M maps (H, W) by title, in [0, 1], from `urnet.nets.gradcam.grad_cam`.
         raw: M images, each (H, W), (H, W, 1) or (H, W, 3), in [0, 1].
-        labels: M class names; one that repeats its left neighbour's is written once.
+        labels: M class names; neighbours of the same class share one title.
     """
     from urnet.nets.gradcam import overlay
 
@@ -203,10 +203,10 @@ def draw_cam_gallery(
 
 @styled
 def draw_cam_share(entries: Sequence[ResultRow]) -> Figure:
-    """Share of Grad-CAM mass on the cell: mean with interval, quartiles over cells, and what an even map would have.
+    """Draw the share of Grad-CAM on the cell: mean with interval, quartiles over cells, share of a uniform map.
 
     Args:
-        entries: Those whose predictions have a column `cam_share` are drawn; `cam_chance` gives the even map's share.
+        entries: Rows; those without a column `cam_share` in their predictions are left out.
     """
     entries = [entry for entry in _with_metrics(entries) if "cam_share" in entry.predictions]
     figure, axes = _create_row_axes([entry.title for entry in entries])
@@ -223,7 +223,7 @@ def draw_cam_share(entries: Sequence[ResultRow]) -> Figure:
         axes.scatter(mean, y, s=30, color=BLUE, label="mean", zorder=4)
         if "cam_chance" in rows:
             chance = 100 * rows["cam_chance"].astype(float).mean()
-            axes.plot([chance, chance], [y - 0.4, y + 0.4], color=ORANGE, linewidth=2, label="an even map", zorder=3)
+            axes.plot([chance, chance], [y - 0.4, y + 0.4], color=ORANGE, linewidth=2, label="uniform map", zorder=3)
     axes.set_xlabel("Grad-CAM on the cell, %")
     _add_legend(figure, axes)
     return figure
@@ -231,13 +231,13 @@ def draw_cam_share(entries: Sequence[ResultRow]) -> Figure:
 
 @styled
 def draw_differences(differences: pd.DataFrame, titles: Mapping[str, str] | None = None) -> Figure:
-    """Forest plot of paired differences: filled where the simultaneous interval leaves zero out, hollow where not.
+    """Draw a forest plot of paired differences: filled if the simultaneous interval excludes zero, else hollow.
 
-    A cross is a difference without an interval, of which nobody knows.
+    A cross is a difference without an interval.
 
     Args:
         differences: From `urnet.evaluation.paired.paired_differences`.
-        titles: What to print for the names of runs.
+        titles: Titles of the runs, by name.
     """
     titles = titles or {}
     pairs = list(dict.fromkeys(zip(differences["first"], differences["second"], strict=True)))
@@ -274,7 +274,7 @@ def _with_metrics(entries: Sequence[ResultRow]) -> list[ResultRow]:
 
 
 def _create_row_axes(names: Sequence[str]) -> tuple[Figure, Axes]:
-    """Axes with a named row for each entry, the first on top."""
+    """Create axes with a named row for each entry, the first on top."""
     figure = create_figure(WIDE, 1.0 + (ROW + 0.02) * len(names))
     axes = figure.add_subplot()
     axes.grid(True, axis="x")
@@ -286,7 +286,7 @@ def _create_row_axes(names: Sequence[str]) -> tuple[Figure, Axes]:
 
 
 def _add_legend(figure: Figure, *panels: Axes) -> None:
-    """Every mark that occurs, once, above the figure."""
+    """Add a legend above the figure, with each mark once."""
     found = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     marks = {label: handle for handle, label in reversed(found)}
     if marks:
@@ -319,7 +319,7 @@ def _draw_matrix(axes: Axes, matrix: np.ndarray, size: float) -> None:
 
 
 def _mean_with_error(values: np.ndarray, rows: pd.DataFrame) -> tuple[float, float]:
-    """The mean, and half the width of its 95 % interval (NaN of one group), allowing for cells of a group being alike.
+    """Compute the mean and half the width of its 95 % interval (NaN for one group), with groups of similar cells.
 
     The interval is the normal one with a cluster-robust standard error (Cameron and Miller, J. Hum. Resour. 50, 2015,
     section II).
@@ -351,11 +351,11 @@ def _draw_difference(axes: Axes, y: int, row: pd.Series) -> None:
 
 
 def _draw_grid(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str], below: float = 0.0) -> Figure:
-    """A row of images for each title, the titles on the left, with room `below`; all sizes in inches."""
+    """Draw a row of images for each title, titles on the left, with space `below`; sizes in inches."""
     M = len(labels)
     if not M or any(len(images) != M for images in rows.values()):
         found = ", ".join(f"{len(images)} {name}" for name, images in rows.items())
-        raise ValueError(f"{found} images for {M} labels: expected the same number, and one at least")
+        raise ValueError(f"{found} images for {M} labels: expected the same number, and at least one")
     left, gap = 1.45, 0.04
     wide = min(1.1 if len(rows) <= 8 else 0.8, (WIDE - left) / M - gap)
     tall = wide * max(image.shape[0] / image.shape[1] for images in rows.values() for image in images)

@@ -199,7 +199,7 @@ def _measure_throughput(scored: Any) -> float:
 
 
 def _compute_cam_shares(scored: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute the share of the Grad-CAM mass on the cell, that of an even map, and the maps.
+    """Compute the share of the Grad-CAM mass on the cell, that of a uniform map, and the maps.
 
     Returns:
         Two arrays (N,), NaN where no outline of a cell is detected; and the maps (N, S, S).

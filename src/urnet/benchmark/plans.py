@@ -1,6 +1,7 @@
-"""What each table trains: its rows, and the recipe of each at paper or laptop scale.
+"""The rows of each table, with their recipes at paper or laptop scale.
 
-Table 2, 3 and 4 are those of Zheng et al., Sensors 2023, 23, 7605; the ablation is what their readers ask.
+Tables 2, 3 and 4 are those of Zheng et al., Sensors 2023, 23, 7605. The ablation switches off one part of Net4 at a
+time.
 """
 
 from collections.abc import Callable, Iterable
@@ -47,9 +48,9 @@ RESERVED_KEYS = {
     "split.folds": "--folds",
     "split.fold": "the grid",
 }
-"""Keys of the recipe that are not free in a benchmark, and what sets them."""
+"""Keys of the recipe that a benchmark sets itself, and from what."""
 PLAIN_STEM = {"depth": 18, "fold": 4}
-"""Layers of the plain stem; folded so that its multiply-accumulates stay near UR-Net's."""
+"""Layers of the plain stem; folded so that it needs about as many multiply-accumulates as UR-Net."""
 
 LAPTOP_SIZE = 96
 LAPTOP_WIDTH = 8
@@ -58,7 +59,7 @@ RANDOM_START: dict[str, Any] = {"epochs": 24, "optimizer": "adamw", "lr": 0.001,
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """A row of a table: its key, what is printed, and what is trained."""
+    """A row of a table: its name, its title, and the recipe to train."""
 
     name: str
     title: str
@@ -75,21 +76,21 @@ def plan_rows(
     paired: str = "",
     overrides: Iterable[str] = (),
 ) -> list[PlannedRow]:
-    """The rows of a table.
+    """Plan the rows of a table.
 
     Args:
-        table: which one.
-        scale: `paper` as the recipes stand; `laptop` for 96 px, width 8, and EfficientNet-Lite0 with its packaged
-            weights in place of ResNet101. Classifiers whose weights no package has start from random ones there.
+        table: name of the table.
+        scale: `paper` for the recipes as they are; `laptop` for 96 px, width 8, and EfficientNet-Lite0 with its
+            packaged weights in place of ResNet101. Other classifiers start from random weights at laptop scale.
         protocol: `honest` or `paper`.
         folds: number of folds.
-        channels: of the cells, 1 or 3.
-        paired: the paired image of the cells that `huang2018` is trained towards, a `pretrain.target`; "" for none.
-        overrides: changes to every recipe, `key=value`; of `enhancer`, `pretrain` and
-            `selection`, to those that have them.
+        channels: channels of the cells, 1 or 3.
+        paired: `pretrain.target` of `huang2018`, if the cells have paired images; "" for none.
+        overrides: changes to the recipes, `key=value`. Keys of `enhancer`, `pretrain` and `selection` change only the
+            recipes that have them.
 
     Raises:
-        RecipeError: an override does not fit, or no row has what it changes.
+        RecipeError: an override is invalid, or no row uses its key.
     """
     overrides = list(overrides)
     for override in overrides:
@@ -104,11 +105,11 @@ def plan_rows(
         recipe = load_recipe(base).with_changes(name=name, **changes)
         if scale == "laptop":
             recipe = shrink_to_laptop(recipe, packaged_weights=packaged_weights)
-        waiting = overrides
-        while concerned := [override for override in waiting if _applies_to(override, recipe)]:
+        pending = overrides
+        while concerned := [override for override in pending if _applies_to(override, recipe)]:
             used.setdefault(name, set()).update(concerned)
-            recipe = recipe.with_overrides(concerned)  # after which it may have what others change
-            waiting = [override for override in waiting if override not in concerned]
+            recipe = recipe.with_overrides(concerned)  # others may apply now
+            pending = [override for override in pending if override not in concerned]
         recipe = recipe.with_changes(protocol=protocol, split={"folds": folds, "fold": None})
         if recipe.input.channels is None:
             recipe = recipe.with_changes(input={"channels": channels})
@@ -129,7 +130,7 @@ def plan_rows(
 
 
 def _build_rows(table: Table, row: Callable[..., PlannedRow], paired: str) -> list[PlannedRow]:
-    """The rows of each table in their order."""
+    """Build the rows of a table in order."""
     net1, net4 = row("net1", "Net1", "net1"), row("net4", "Net4", "net4")
     match table:
         case "table2":
@@ -182,7 +183,7 @@ def _build_rows(table: Table, row: Callable[..., PlannedRow], paired: str) -> li
 
 
 def _applies_to(override: str, recipe: Recipe) -> bool:
-    """Whether a change leaves a row what it is: some sections and options belong to some methods alone."""
+    """Return whether a recipe has what an override changes: some sections and options belong to some methods."""
     section, _, key = override.partition("=")[0].strip().partition(".")
     if section == "enhancer" and key not in ("", "name"):
         return recipe.enhancer.name not in list_enhancers() or key in list_enhancer_options(recipe.enhancer.name)
@@ -196,7 +197,7 @@ def _applies_to(override: str, recipe: Recipe) -> bool:
 
 
 def _build_stem_row(net1: PlannedRow, net4: PlannedRow) -> PlannedRow:
-    """Net1 behind as many parameters as Net4's enhancer has, in a stack of convolutions without structure."""
+    """Build Net1 behind a plain stack of convolutions with as many parameters as Net4's enhancer."""
     picture = {key: value for key, value in net4.recipe.enhancer.options.items() if key in ARTEFACT_FREE}
     width = match_plain_width(_count_channels(net4.recipe), _count_enhancer_parameters(net4.recipe), **PLAIN_STEM)
     recipe = net1.recipe.with_changes(
@@ -212,7 +213,7 @@ def _count_channels(recipe: Recipe) -> int:
 
 
 def _count_enhancer_parameters(recipe: Recipe) -> int:
-    """Those of the enhancer; a fixed one has none."""
+    """Count the parameters of the enhancer; a traditional one has none."""
     enhancer = recipe.enhancer
     return count_parameters(create_enhancer(enhancer.name, _count_channels(recipe), **enhancer.options))
 
@@ -227,9 +228,9 @@ def shrink_to_laptop(recipe: Recipe, *, packaged_weights: bool = True) -> Recipe
     An enhancer that learns keeps to the rate of `net4-laptop`, pre-trained or not: the classifier's is too high for it.
 
     Args:
-        recipe: what to shrink.
-        packaged_weights: whether ResNet101 is stood in for by EfficientNet-Lite0, whose weights a package has. Else the
-            classifier stays and starts from random weights, which needs AdamW and more epochs.
+        recipe: the recipe.
+        packaged_weights: whether EfficientNet-Lite0, whose weights are in a package, replaces ResNet101. Otherwise the
+            classifier stays, and starts from random weights with AdamW and more epochs.
     """
     small, pretrained = load_recipe("net1-laptop"), load_recipe("net4-laptop")
     swapped = packaged_weights and recipe.classifier.name == "resnet101"
@@ -253,8 +254,8 @@ def shrink_to_laptop(recipe: Recipe, *, packaged_weights: bool = True) -> Recipe
     if enhancer:
         changes["enhancer"] = enhancer
     if recipe.pretrain.epochs:
-        kept = {key: getattr(recipe.pretrain, key) for key in ("target", "loss", "perceptual", "adversarial")}
-        changes["pretrain"] = pretrained.pretrain.model_dump() | kept
+        method = {key: getattr(recipe.pretrain, key) for key in ("target", "loss", "perceptual", "adversarial")}
+        changes["pretrain"] = pretrained.pretrain.model_dump() | method
     train, gentle = changes["train"], pretrained.train.enhancer_lr
     if train["enhancer_lr"] is None and train["lr"] > gentle and _count_enhancer_parameters(recipe):
         train["enhancer_lr"] = gentle
@@ -262,6 +263,6 @@ def shrink_to_laptop(recipe: Recipe, *, packaged_weights: bool = True) -> Recipe
 
 
 def _training_settings(small: dict[str, Any], start: dict[str, Any], paper: Any) -> dict[str, Any]:
-    """The laptop's optimisation, with what belongs to the method itself."""
+    """Combine the training settings of laptop scale with those that belong to the method."""
     method = {key: getattr(paper, key) for key in ("balance", "enhancer_lr", "frozen", "auxiliary")}
     return small | start | method

@@ -1,12 +1,12 @@
-"""The figures that Zheng et al., Sensors 2023, 23, 7605 print in Tables 2, 3 and 4, as fractions.
+"""The values in Tables 2, 3 and 4 of Zheng et al., Sensors 2023, 23, 7605, as fractions.
 
-They agree with themselves: every average is the mean over the classes and every F1 follows from its recall and
-precision, within 0.01 points. The recalls fit 2,005 granulocytes, 2,009 monocytes and 2,008 lymphocytes, so the test
-part was augmented and balanced; on these counts the accuracies are correct over total, not the paper's Eq. 6.
+They are consistent: every average is the mean over the classes and every F1 follows from its recall and precision,
+within 0.01 points. The recalls fit 2,005 granulocytes, 2,009 monocytes and 2,008 lymphocytes, so the test part was
+augmented and balanced. With these counts the accuracies are correct over total, not the paper's Eq. 6.
 
-Of Table 4 the copy of the paper that we read breaks off within the F1 of lymphocytes. What follows there for the four
-other works (that F1, the mean F1, accuracy) is computed here from the printed recalls and precisions, to within 0.01
-points, and marked `recomputed`. Net4's are in Table 3.
+In the copy of the paper that was used, Table 4 ends within the F1 of lymphocytes. The rest for the four other works
+(that F1, the mean F1, accuracy) is computed here from the printed recalls and precisions, to within 0.01 points, and
+marked `recomputed`. The values of Net4 are in Table 3.
 """
 
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ Figure = Literal["recall", "precision", "f1"]
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper gives of one model; Table 2 has accuracies alone.
+    """The paper's values of one model; Table 2 has only accuracies.
 
     Attributes:
-        accuracy: on the paper's test part, by which the epoch was chosen as well.
-        recall, precision, f1: of each class.
-        macro_recall, macro_precision, macro_f1: the averages; None in Table 2.
-        recomputed: whether accuracy, F1 of lymphocytes and mean F1 are computed, not read.
+        accuracy: accuracy on the paper's test part, on which the epoch was chosen as well.
+        recall, precision, f1: values of each class.
+        macro_recall, macro_precision, macro_f1: averages; None in Table 2.
+        recomputed: whether accuracy, F1 of lymphocytes and mean F1 are computed here.
     """
 
     accuracy: float
@@ -41,12 +41,12 @@ class Published:
 
 
 def find_published(table: str, name: str, classes: tuple[str, ...] | None = None) -> Published | None:
-    """The paper's figures of one row of one table; None where it has none.
+    """Look up the paper's values of one row; None if the paper has none.
 
     Args:
-        table: `table2`, `table3`, `table4`, or another, which has none.
-        name: of the row: `resunet-vgg16`, `net4`, `huang2018`.
-        classes: where given, the paper's three must be meant, in any order, singular or plural.
+        table: name of the table.
+        name: name of the row: `resunet-vgg16`, `net4`, `huang2018`.
+        classes: if given, they must be the paper's three, in any order, singular or plural.
     """
     if classes is not None and {normalize_class(name) for name in classes} != set(CLASSES):
         return None
@@ -54,17 +54,17 @@ def find_published(table: str, name: str, classes: tuple[str, ...] | None = None
 
 
 def published_accuracies(table: str) -> dict[str, float]:
-    """The paper's accuracy of each row of a table; empty for tables that it has not."""
+    """Look up the paper's accuracy of each row of a table; empty for other tables."""
     return {name: row.accuracy for name, row in PUBLISHED.get(table, {}).items()}
 
 
 def normalize_class(name: str) -> str:
-    """The paper's spelling of a class: lower case, singular."""
+    """Convert a class name to the paper's spelling: lower case, singular."""
     return name.lower().removesuffix("s")
 
 
 def _row(recall: list[float], precision: list[float], f1: list[float], accuracy: float | None) -> Published:
-    """A column of Table 3 or 4, in percent: three classes and the average, as far as printed."""
+    """Convert a column of Table 3 or 4, in per cent: three classes and the average, as far as printed."""
     recomputed = accuracy is None
     if accuracy is None:
         f1 = [*f1, 2 * recall[2] * precision[2] / (recall[2] + precision[2])]

@@ -1,4 +1,4 @@
-"""A table before it is written in some format, and how it is written: as Markdown, LaTeX and HTML."""
+"""Tables as text, and their rendering as Markdown, LaTeX and HTML."""
 
 import html
 import re
@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 CHANCE = "°"
 """Mark of a difference that could be chance."""
 
-SIMULATED_NOTE = "Simulated images ({}): what is shown need not hold for images from a microscope."
+SIMULATED_NOTE = "Simulated images ({}): images from a microscope can give other figures."
 
 
 @dataclass(frozen=True)
 class TableData:
-    """A table before it is written in some format.
+    """A table as text.
 
     Attributes:
-        title: what stands above it.
-        header: one or two rows, a text a column. The first column names the rows, the others hold figures. In the first
-            of two rows a text runs on over the empty ones to its right.
-        rows: a text a cell. In a row that is shorter than the header the last cell runs on to the end; a row of one
-            cell is the heading of those below it.
-        notes: sentences below it.
+        title: title above the table.
+        header: one or two rows with one text per column. The first column names the rows, the others have figures. In
+            the first of two rows a text spans the empty ones to its right.
+        rows: one text per cell. In a row that is shorter than the header the last cell spans the rest. A row of one
+            cell is a heading for the rows below it.
+        notes: sentences below the table.
     """
 
     title: str
@@ -31,7 +31,7 @@ class TableData:
 
 
 def to_markdown(table: TableData) -> str:
-    """The table as GitHub-flavoured Markdown, its columns aligned for the eye as well."""
+    """Render a table as GitHub-flavoured Markdown with aligned columns."""
     rows = [[_markdown(text) for text in row] for row in table.rows]
     rows = [[f"**{row[0]}**"] if len(row) == 1 else row for row in rows]
     columns = len(table.header[-1])
@@ -53,7 +53,7 @@ def to_markdown(table: TableData) -> str:
 
 
 def to_latex(table: TableData) -> str:
-    """The table as a LaTeX float; needs the packages booktabs and fontenc with T1."""
+    """Render a table as a LaTeX float; it needs the packages booktabs and fontenc with T1."""
     columns = len(table.header[-1])
     body: list[str] = []
     for row in table.rows:
@@ -90,9 +90,10 @@ def to_latex(table: TableData) -> str:
 
 
 def to_html(table: TableData) -> str:
-    """The table as an HTML element without its title, the notes as caption.
+    """Render a table as an HTML element without its title, with the notes as caption.
 
-    Figures have class `n`, those of the paper `paper` too; a row without figures is `incomplete`, a heading `group`.
+    CSS classes: `n` for figures, `paper` for those of the paper, `incomplete` for rows without figures, `group` for
+    headings.
     """
     *upper, lower = table.header
     caption = html.escape(" ".join(table.notes))
@@ -100,7 +101,7 @@ def to_html(table: TableData) -> str:
     skip = 0
     for row in upper:
         spans = _spans(row)
-        skip = [bool(text) for text, _ in spans].index(True)  # columns whose name stands beside both rows
+        skip = [bool(text) for text, _ in spans].index(True)  # columns with one name for both rows
         heads = [_head(lower[k], k > 0, 'rowspan="2"') for k in range(skip)]
         heads += [_head(text, True, f'colspan="{count}"', "colgroup") for text, count in spans[skip:]]
         lines.append(f"<tr>{''.join(heads)}</tr>")
@@ -144,7 +145,7 @@ LATEX = str.maketrans(
 
 
 def _spans(row: Sequence[str]) -> list[tuple[str, int]]:
-    """Texts of an upper header row with the columns that each runs over; the first column stands alone."""
+    """List the texts of an upper header row with the number of columns that each spans."""
     spans: list[tuple[str, int]] = []
     for column, text in enumerate(row):
         if text or column < 2:
@@ -155,7 +156,7 @@ def _spans(row: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _spread(row: Sequence[str]) -> list[str]:
-    """Texts of an upper header row, each repeated over its columns."""
+    """Repeat each text of an upper header row over the columns that it spans."""
     return [text for text, count in _spans(row) for _ in range(count)]
 
 
@@ -173,5 +174,5 @@ def _latex(text: str) -> str:
 
 
 def single_line(text: object) -> str:
-    """Any text on one line."""
+    """Put a text on one line."""
     return " ".join(str(text).split())

@@ -1,4 +1,4 @@
-"""What a comparison leaves: report.html, results.csv, and each table and figure as a file of its own."""
+"""Write a comparison: report.html, results.csv, and each table and figure as a file."""
 
 import platform
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import pandas as pd
 from urnet.benchmark import figures, tables
 from urnet.benchmark.differences import build_differences_table
 from urnet.benchmark.published import published_accuracies
-from urnet.benchmark.render import TableData, to_html, to_latex, to_markdown
+from urnet.benchmark.render import SIMULATED_NOTE, TableData, to_html, to_latex, to_markdown
 from urnet.benchmark.row import ResultRow
 from urnet.evaluation.evaluate import OPTIMISTIC, VERSIONS
 from urnet.evaluation.figure_style import to_png
@@ -23,7 +23,7 @@ from urnet.files.csv_tables import write_frame
 from urnet.html_pages import create_environment
 
 MAX_CURVES = 8
-"""More entries than this make no legible curves."""
+"""Number of rows above which curves are not legible."""
 
 
 OPTIONAL_FILES = (
@@ -32,12 +32,12 @@ OPTIONAL_FILES = (
     *("figures/loss-and-accuracy-over-the-epochs.png", "figures/the-same-cells-through-every-enhancer.png"),
     *("figures/grad-cam-of-the-same-cells.png", "figures/share-of-grad-cam-on-the-cell.png"),
 )
-"""What an earlier call may have written of rows that this one does not show."""
+"""Files that depend on the rows; an earlier call may have left them."""
 
 
 @dataclass
 class Section:
-    """A heading with a text, a table as HTML, and figures as title, caption and PNG."""
+    """A section of the report: title, text, table as HTML, and figures as title, caption and PNG."""
 
     title: str
     text: str = ""
@@ -47,7 +47,7 @@ class Section:
 
 @dataclass
 class Page:
-    """What the report shows, in order."""
+    """Content of the report, in order."""
 
     title: str
     dataset: str
@@ -67,17 +67,17 @@ def write_comparison(
     counts: tuple[pd.DataFrame, pd.DataFrame] | None = None,
     optimistic: Sequence[ResultRow] = (),
 ) -> None:
-    """Write the tables and figures of a comparison; those that an earlier call wrote are replaced.
+    """Write the tables and figures of a comparison; existing ones are replaced.
 
     Args:
         folder: gets `report.html`, `results.csv`, `differences.csv`, `tables/*.md`, `tables/*.tex`, `figures/*.png`.
         table: `table2`, `table3`, `table4`, `ablation` or `compare`.
-        entries: the rows, in order.
-        name: of the cells, for results.csv.
-        dataset: what the cells are, in a line.
+        entries: the rows in order.
+        name: name of the cells, for results.csv.
+        dataset: one line that describes the cells.
         simulated: how the images were simulated; "" for real ones.
-        counts: cells by class (rows) in an epoch before and after balancing.
-        optimistic: the same rows under protocol `paper`, where there are any.
+        counts: cells by class (rows) in an epoch, before and after balancing.
+        optimistic: the same rows under protocol `paper`, if they exist.
     """
     done = [entry for entry in entries if entry.metrics is not None]
     page = Page(tables.TITLES[table], dataset, _list_facts(entries), _list_warnings(entries, simulated))
@@ -90,8 +90,8 @@ def write_comparison(
         page.sections.append(
             Section(
                 "Differences",
-                "Paired over the same cells. A difference counts where its simultaneous interval leaves zero out; one "
-                "whose interval holds zero could be chance; of one without an interval nobody knows.",
+                "Paired over the same cells. A difference counts if its simultaneous interval excludes zero. If the "
+                "interval contains zero, the difference could be chance. Without an interval that is not known.",
                 to_html(written["differences"]),
                 [
                     (
@@ -170,14 +170,12 @@ def _list_warnings(entries: Sequence[ResultRow], simulated: str) -> list[str]:
     if any(entry.recipe.protocol == "paper" for entry in entries):
         warnings.append(OPTIMISTIC)
     if simulated:
-        warnings.append(f"Simulated images ({simulated}): what is shown need not hold for images from a microscope.")
+        warnings.append(SIMULATED_NOTE.format(simulated))
     runs = pd.concat([entry.runs.assign(name=entry.name) for entry in entries])
     if failed := int((runs["status"] == "failed").sum()):
-        warnings.append(
-            f"{failed} of {len(runs)} runs failed (results.csv says why); the same command tries them again."
-        )
+        warnings.append(f"{failed} of {len(runs)} runs failed (see results.csv). The same command repeats them.")
     if missing := int((runs["status"] == "missing").sum()):
-        warnings.append(f"{missing} of {len(runs)} runs are still to be trained; the same command goes on with them.")
+        warnings.append(f"{missing} of {len(runs)} runs are not trained yet. The same command trains them.")
     return warnings
 
 
@@ -200,10 +198,10 @@ def _draw_figures(
 
     intervals = any(entry.metrics["accuracy"]["interval"] for entry in done)
     caption = (
-        f"Dots {'with 95 %' if intervals else 'without'} intervals; the cross is the paper's figure, on its own cells."
+        f"Dots {'with 95 %' if intervals else 'without'} intervals; the cross is the paper's value on its own cells."
     )
     add("Accuracy", caption, figures.draw_accuracy(done, published_accuracies(table)))
-    add("Confusion matrices", "Rows are true classes; all folds together.", figures.draw_confusion_matrix(done))
+    add("Confusion matrices", "Rows: true classes. All folds together.", figures.draw_confusion_matrix(done))
     if len(done) <= MAX_CURVES:
         add(
             "Loss and accuracy over the epochs",
@@ -231,7 +229,7 @@ def _draw_figures(
     if all("cam_share" in entry.predictions for entry in done):
         add(
             "Share of Grad-CAM on the cell",
-            "The cell is found by its own segmentation; the line is what an even map would have.",
+            "The cell is segmented in the raw image. The line shows the share of a uniform map.",
             figures.draw_cam_share(done),
         )
     return drawn

@@ -1,7 +1,7 @@
-"""The tables of a comparison: which figures stand in them, and how they are written as Markdown, LaTeX and HTML.
+"""The tables of a comparison.
 
-Figures are in per cent with one decimal and their interval, `83.3 (80.1–86.0)`; differences are in points. What is not
-known is a dash, and a run that failed says so in its row.
+Metrics are in per cent with one decimal and their interval, `83.3 (80.1–86.0)`; differences are in points. Unknown
+values are a dash. The row of a failed run shows its error.
 """
 
 import math
@@ -35,9 +35,7 @@ PAPER_NOTE = (
     "Paper: Zheng et al., Sensors 2023, 23, 7605, on its own three-class cells; there the epoch was chosen on the test "
     "part, which was augmented and balanced."
 )
-RECOMPUTED_NOTE = (
-    "Not read but computed here from the paper's recalls and precisions: accuracy, F1 of lymphocytes and mean F1 of"
-)
+RECOMPUTED_NOTE = "Computed here from the paper's recalls and precisions: accuracy, F1 of lymphocytes and mean F1 of"
 PROTOCOLS = {
     "honest": "Protocol honest: the epoch is chosen on a validation part, the test part is untouched.",
     "paper": "Protocol paper is optimistic: the epoch is chosen on the test part, which is augmented and balanced.",
@@ -47,18 +45,17 @@ PROTOCOLS = {
 def build_tables(
     table: Kind, entries: Sequence[ResultRow], differences: pd.DataFrame | None = None, *, simulated: str = ""
 ) -> dict[str, TableData]:
-    """What a comparison found.
+    """Build the tables of a comparison.
 
     Args:
-        table: which comparison; decides what is shown, and whose published figures stand beside.
-        entries: its rows in their order.
-        differences: from `paired_differences` over `comparisons`; fills the differences to the baseline in `ablation`
-            and `compare`.
+        table: name of the comparison.
+        entries: its rows in order.
+        differences: from `paired_differences` over `list_comparisons`, for `ablation` and `compare`.
         simulated: how the images were simulated; "" for real ones.
 
     Returns:
-        Tables by the name of their file: `<table>` with accuracy first, then `<table>-classes` (Tables 3 and 4) or
-        `<table>-cost` (`ablation` and `compare`; the others have their costs beside the accuracy).
+        Tables by the name of their file: `<table>` with the accuracies, then `<table>-classes` (Tables 3 and 4) or
+        `<table>-cost` (`ablation` and `compare`; the others have costs and accuracies in one table).
     """
     if table == "table2":
         built = {table: _build_overview(table, entries)}
@@ -75,13 +72,13 @@ def build_tables(
 
 
 def list_comparisons(table: Kind, names: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs to compare, (first, second): differences are second minus first.
+    """List the pairs to compare, (first, second). Differences are second minus first.
 
     Args:
-        table: `table2` compares neighbours in its grid, one network exchanged at a time. `table4` compares all to Net1,
-            and Net4 to all. `ablation` compares all to Net4, and the controls to Net1 as well. The others compare all
-            to the first row, and each to the next.
-        names: keys of the rows that are there.
+        table: `table2` compares rows that differ in one network. `table4` compares all rows to Net1, and Net4 to all
+            rows. `ablation` compares all rows to Net4, and the controls to Net1 as well. Other tables compare all rows
+            to the first one, and each to the next.
+        names: names of the rows that exist.
     """
     if table == "table2":
         grid = {name: name.partition("-")[::2] for name in names}
@@ -99,7 +96,7 @@ def list_comparisons(table: Kind, names: Sequence[str]) -> list[tuple[str, str]]
 
 
 def build_optimism_table(honest: Sequence[ResultRow], optimistic: Sequence[ResultRow]) -> TableData | None:
-    """Macro recall of the same rows under both protocols; none where no row is complete under both.
+    """Build the table of macro recall under both protocols; None if no row is complete under both.
 
     Args:
         honest: rows under protocol `honest`.
@@ -120,7 +117,7 @@ def build_optimism_table(honest: Sequence[ResultRow], optimistic: Sequence[Resul
 
 
 def build_results_frame(entries: Sequence[ResultRow], dataset: str, table: str) -> pd.DataFrame:
-    """What `results.csv` holds: a row a run, with what is not known left empty.
+    """Build the content of `results.csv`: one row per run; unknown values are empty.
 
     Args:
         entries: rows of the comparison.
@@ -161,15 +158,15 @@ def build_results_frame(entries: Sequence[ResultRow], dataset: str, table: str) 
 
 
 def _select_run(predictions: pd.DataFrame, run: Mapping[str, Any]) -> pd.DataFrame:
-    """The cells that one run tested."""
+    """Select the predictions of one run."""
     if predictions.empty:
         return predictions
-    mine = predictions["seed"] == run["seed"]
-    return predictions[mine & (predictions["fold"] == run["fold"])]
+    same_seed = predictions["seed"] == run["seed"]
+    return predictions[same_seed & (predictions["fold"] == run["fold"])]
 
 
 def _class_metrics(cells: pd.DataFrame, name: str) -> dict[str, float]:
-    """Recall, precision and F1 by the conventions of `urnet.evaluation.metrics`."""
+    """Compute recall, precision and F1 of one class as `urnet.evaluation.metrics` does."""
     if cells.empty or not (true := int((cells["label"] == name).sum())):
         return dict.fromkeys(FIGURES, np.nan)
     called = cells["predicted"] == name
@@ -182,7 +179,7 @@ def _class_metrics(cells: pd.DataFrame, name: str) -> dict[str, float]:
 
 
 def _build_overview(table: Kind, entries: Sequence[ResultRow]) -> TableData:
-    """Accuracy and macro recall beside what they cost."""
+    """Build the table of accuracy, macro recall and cost."""
     paper = published_accuracies(table)
     beside = any(entry.name in paper for entry in entries)
     header = [*_first_columns(entries), "Accuracy, %", *["Paper, %"] * beside, "Macro recall, %", *COSTS]
@@ -199,7 +196,7 @@ def _build_overview(table: Kind, entries: Sequence[ResultRow]) -> TableData:
 
 
 def _build_class_table(table: Kind, entries: Sequence[ResultRow]) -> TableData:
-    """Recall, precision and F1 of each class and on average, the paper's beside them where the classes are its own."""
+    """Build the table of recall, precision and F1 by class, with the paper's values if the classes are the same."""
     done = [entry for entry in entries if entry.metrics is not None]
     classes = done[0].metrics["classes"] if done and done[0].metrics else []
     paper = {entry.name: find_published(table, entry.name, tuple(classes)) for entry in entries}
@@ -228,14 +225,14 @@ def _build_class_table(table: Kind, entries: Sequence[ResultRow]) -> TableData:
 
 
 def _published_value(theirs: Published | None, figure: str, name: str | None) -> float | None:
-    """The paper's figure of a class by our name for it, or the average."""
+    """Look up the paper's value of a class, or the average."""
     if theirs is None:
         return None
     return getattr(theirs, f"macro_{figure}") if name is None else getattr(theirs, figure)[normalize_class(name)]
 
 
 def _build_baseline_table(table: Kind, entries: Sequence[ResultRow], differences: pd.DataFrame | None) -> TableData:
-    """Accuracy, macro recall and recall of the rarest class, each with its difference to the baseline."""
+    """Build the table of accuracy, macro recall and recall of the rarest class, with differences to the baseline."""
     baseline = next((entry for entry in entries if table == "ablation" and entry.name == "net4"), entries[0])
     known = [] if differences is None else differences[differences["first"] == baseline.name].to_dict("records")
     found = {(row["second"], row["metric"]): row for row in known}
@@ -264,7 +261,7 @@ def _build_baseline_table(table: Kind, entries: Sequence[ResultRow], differences
         if any(not row["note"] for row in shown):
             notes.append(
                 f"Differences to {baseline.title} with intervals that hold for all comparisons at once; {CHANCE} could "
-                "be chance: the interval holds zero."
+                "be chance: the interval contains zero."
             )
         notes += missing_interval_notes(row["note"] for row in shown)
     if rarest is not None:
@@ -273,7 +270,7 @@ def _build_baseline_table(table: Kind, entries: Sequence[ResultRow], differences
 
 
 def _build_cost_table(table: Kind, entries: Sequence[ResultRow]) -> TableData:
-    """Size and speed of each model."""
+    """Build the table of size and speed."""
     rows = [[entry.title, *_format_costs(entry)] for entry in entries]
     return TableData(f"{TITLES[table]} (cost)", [["Model", *COSTS]], rows, _list_cost_notes(entries))
 
@@ -291,7 +288,7 @@ def _first_columns(entries: Sequence[ResultRow]) -> list[str]:
 
 
 def _list_rows(entries: Sequence[ResultRow]) -> list[tuple[ResultRow, list[str]]]:
-    """Each entry with the first cells of its row, which are all of it where no run is done."""
+    """List each entry with the first cells of its row: all cells of the row if no run is finished."""
     counted = len(_first_columns(entries)) > 1
     rows = []
     for entry in entries:
@@ -308,7 +305,7 @@ def _list_rows(entries: Sequence[ResultRow]) -> list[tuple[ResultRow, list[str]]
 
 
 def _list_notes(entries: Sequence[ResultRow]) -> list[str]:
-    """What the figures rest on, what failed, and under which protocol."""
+    """List the notes: protocol, intervals, failed runs."""
     notes = [PROTOCOLS[protocol] for protocol in dict.fromkeys(entry.recipe.protocol for entry in entries)]
     evaluated = [entry for entry in entries if entry.metrics and "intervals" in entry.metrics]
     if evaluated and evaluated[0].metrics:
@@ -331,7 +328,7 @@ def _list_failures(entries: Sequence[ResultRow]) -> list[str]:
 
 
 def _list_paper_notes(table: Kind, entries: Sequence[ResultRow]) -> list[str]:
-    """Where the paper's figures come from, and which of them it does not print."""
+    """List the notes on the paper's values: their source, and which of them were computed here."""
     rows = {entry.title: find_published(table, entry.name) for entry in entries}
     computed = [title for title, theirs in rows.items() if theirs is not None and theirs.recomputed]
     if not computed:
@@ -360,7 +357,7 @@ def _format_difference(row: Mapping[str, Any] | None) -> str:
 
 
 def _format_number(number: float, decimals: int = 1) -> str:
-    """Three digits or so: 0.42, 78.6, 1,204."""
+    """Format a number with about three digits: 0.42, 78.6, 1,204."""
     if math.isnan(number):
         return NO_VALUE
     return f"{number:,.{decimals}f}" if number >= 10 else f"{number:.{decimals + 1}f}"

@@ -1,7 +1,7 @@
-"""Galleries: the same cells in rows of images, as they are, enhanced, and under Grad-CAM.
+"""Galleries: the same cells in rows of images: raw, enhanced, with Grad-CAM.
 
-Grey images of one row share their limits, which are [0, 1] unless the row leaves it widely; what a figure clips or
-rescales, it says in its foot.
+The images of one row have the same limits: [0, 1], unless many pixels lie outside. The foot of a figure says what was
+clipped or rescaled.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from urnet.evaluation.figure_style import FAINT, WIDTH, styled, truncate, wrap_label
 
-MOST_OUTSIDE = 0.05  # share of a row's pixels outside [0, 1] up to which it is clipped, not rescaled
+MAX_CLIPPED = 0.05
+"""Share of a row's pixels outside [0, 1] up to which they are clipped, not rescaled."""
 
 
 @styled
@@ -25,15 +26,15 @@ def draw_gallery(
     target_name: str = "target",
     columns: int = 6,
 ) -> Figure:
-    """Raw cells above what the enhancer makes of them (the paper's Fig. 3a), and their paired targets if given.
+    """Draw raw cells above the enhanced ones (the paper's Fig. 3a), and their paired targets if given.
 
     Args:
         raw: N images, each (H, W), (H, W, 1) or (H, W, 3), as the network sees them, in [0, 1].
         enhanced: N images of the same cells; they may leave [0, 1].
-        titles: N class names; one that repeats its left neighbour's is written once.
+        titles: N class names; neighbours of the same class share one title.
         targets: N paired images, in [0, 1].
-        target_name: What the targets are, for the row's label.
-        columns: Cells side by side, after which a new block starts.
+        target_name: label of the row of targets.
+        columns: number of cells side by side in one block.
     """
     rows = {"raw": raw, "enhanced": enhanced} | ({target_name: targets} if targets is not None else {})
     return _draw_grid(rows, titles, columns)
@@ -48,14 +49,14 @@ def draw_grad_cam(
     *,
     columns: int = 6,
 ) -> Figure:
-    """Raw cells above their Grad-CAM overlays, blue to red (the paper's Fig. 3b).
+    """Draw raw cells above their Grad-CAM overlays, blue to red (the paper's Fig. 3b).
 
     Args:
         raw: N images, each (H, W), (H, W, 1) or (H, W, 3), in [0, 1].
         overlays: N images (H, W, 3), uint8, from `urnet.nets.gradcam.overlay`.
-        titles: N names; one that repeats its left neighbour's is written once.
-        called: N names of the classes that the maps speak for, written into a map where it is not the cell's title.
-        columns: Cells side by side, after which a new block starts.
+        titles: N class names; neighbours of the same class share one title.
+        called: N names of the explained classes, written into the map if it is not the cell's title.
+        columns: number of cells side by side in one block.
     """
     scaled = [np.asarray(image) / 255 for image in overlays]
     figure = _draw_grid({"raw": raw, "Grad-CAM": scaled}, titles, columns, below=0.35)
@@ -69,7 +70,7 @@ def draw_grad_cam(
 
 
 def add_cam_legend(figure: Figure, bottom: float) -> None:
-    """Write what the colours of Grad-CAM mean below the pictures, `bottom` inches above the figure's edge."""
+    """Add the legend of Grad-CAM's colours below the images, `bottom` inches above the figure's edge."""
     from urnet.nets.gradcam import COLOUR_MAP
 
     width, height = figure.get_size_inches()
@@ -81,7 +82,7 @@ def add_cam_legend(figure: Figure, bottom: float) -> None:
 
 
 def group_titles(titles: Sequence[str], columns: int, step: float) -> dict[int, str]:
-    """The titles to write, by index: where a class begins, wrapped to the columns it spans."""
+    """Choose the titles to write, by index: at the first cell of each class, wrapped to the columns that it spans."""
     starts = [i for i in range(len(titles)) if i % columns == 0 or titles[i] != titles[i - 1]]
     heads = {}
     for start, following in zip(starts, [*starts[1:], len(titles)], strict=True):
@@ -90,20 +91,20 @@ def group_titles(titles: Sequence[str], columns: int, step: float) -> dict[int, 
 
 
 def compute_limits(name: str, images: Sequence[np.ndarray]) -> tuple[tuple[float, float], list[str]]:
-    """What is shown as black and as white in a whole row, and what the foot must say about it."""
+    """Compute the values of black and white of a row, and the notes for the foot."""
     pixels = np.concatenate([np.asarray(image).ravel() for image in images])
     outside = float(np.mean((pixels < 0) | (pixels > 1)))
     if outside == 0:
         return (0.0, 1.0), []
-    if outside <= MOST_OUTSIDE:
+    if outside <= MAX_CLIPPED:
         share = f"{100 * outside:.1f} %" if outside >= 0.001 else "under 0.1 %"
         return (0.0, 1.0), [f"{name}: {share} of the pixels lie outside [0, 1] and are clipped"]
     low, high = (float(end) for end in np.quantile(pixels, [0.005, 0.995]))
-    return (low, max(high, low + 1e-6)), [f"{name}: black is {low:.2f} and white is {high:.2f}, in all cells alike"]
+    return (low, max(high, low + 1e-6)), [f"{name}: black is {low:.2f} and white is {high:.2f}, in all cells"]
 
 
 def show_image(axes: Axes, image: np.ndarray, limits: tuple[float, float]) -> None:
-    """Show (H, W), (H, W, 1) or (H, W, 3) with the first limit black and the second white."""
+    """Show an image (H, W), (H, W, 1) or (H, W, 3) with black and white at the limits."""
     low, high = limits
     shown = np.clip((np.asarray(image, dtype=np.float64) - low) / (high - low), 0, 1)
     if shown.ndim == 3 and shown.shape[2] == 1:
@@ -115,11 +116,11 @@ def show_image(axes: Axes, image: np.ndarray, limits: tuple[float, float]) -> No
 def _draw_grid(
     rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str], columns: int, below: float = 0.0
 ) -> Figure:
-    """Rows of images in blocks of `columns` cells, with room `below`; all sizes in inches."""
+    """Draw rows of images in blocks of `columns` cells, with space `below`; sizes in inches."""
     N = len(titles)
     if not N or any(len(images) != N for images in rows.values()):
         found = ", ".join(f"{len(images)} {name}" for name, images in rows.items())
-        raise ValueError(f"{found} images for {N} titles: expected the same number, and one at least")
+        raise ValueError(f"{found} images for {N} titles: expected the same number, and at least one")
     columns = min(columns, N)
     blocks = -(-N // columns)
     limits, feet = {}, []

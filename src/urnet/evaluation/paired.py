@@ -1,18 +1,19 @@
-"""Whether one run is better than another: differences on the same cells, with intervals that allow for chance.
+"""Paired differences between runs: differences on the same cells, with intervals that allow for chance.
 
-Two runs that were tested on the same cells are compared cell by cell, so what makes a cell hard drops out. What is left
-to chance are the cells and the training: another sample of donors or images, another fold or seed, would have given
-another difference. Both are resampled jointly: whole donors or source images (as in `metrics`) and, independently of
-them, folds and seeds, each with replacement and with the same draws for both runs; a cell weighs the product of how
-often its group, its fold and its seed were drawn. This is the product, or pigeonhole, bootstrap (Owen, "The pigeonhole
-bootstrap", Ann. Appl. Stat. 1, 2007, section 3; Owen and Eckles, "Bootstrapping data arrays of arbitrary order",
-Ann. Appl. Stat. 6, 2012). Intervals are percentile intervals. Of m comparisons made at once each gets a Bonferroni
-interval at level 1 - (1 - level)/m, and p values are adjusted by Holm's method (Scand. J. Stat. 6, 1979), per metric.
+Two runs that were tested on the same cells are compared cell by cell, so that the difficulty of a cell cancels out.
+Chance remains in the cells and in the training: other donors or images, or another fold or seed, would give another
+difference. The bootstrap resamples both jointly. It draws whole donors or source images (as in `metrics`) and,
+independently of them, folds and seeds, each with replacement and with the same draws for both runs. The weight of a
+cell is the product of how often its group, its fold and its seed were drawn. This is the product, or pigeonhole,
+bootstrap (Owen, "The pigeonhole bootstrap", Ann. Appl. Stat. 1, 2007, section 3; Owen and Eckles, "Bootstrapping data
+arrays of arbitrary order", Ann. Appl. Stat. 6, 2012). Intervals are percentile intervals. With m comparisons each has a
+Bonferroni interval at level 1 - (1 - level)/m, and p values are adjusted by Holm's method (Scand. J. Stat. 6, 1979),
+per metric.
 
-How often, in per cent, intervals covered the true difference, zero, was measured on 400 simulated pairs of runs a line:
-2,000 cells, each its own source, in classes of 60, 30 and 10 %, a fifth of them got right by only one of the two runs;
-and in each fold and seed a random advantage of one run, with this standard deviation in points in each class and
-correlation 0.75 between classes. The 99 % intervals are the simultaneous ones of five comparisons.
+The table gives the coverage of the true difference, zero, in per cent of 400 simulated pairs of runs per line. Each
+pair has 2,000 cells, each its own source, in classes of 60, 30 and 10 %. Only one of the two runs is right for a fifth
+of the cells. In each fold and seed one run has a random advantage, with this standard deviation in points in each class
+and correlation 0.75 between classes. The 99 % intervals are the simultaneous ones of five comparisons.
 
     folds  seeds  advantage   accuracy, macro recall: 95 % intervals   99 % intervals
       5      1       0                               100, 100            100, 100
@@ -25,13 +26,12 @@ correlation 0.75 between classes. The 99 % intervals are the simultaneous ones o
       1      1       0                                96,  97            100, 100
       1      1       3                                52,  61             63,  74
 
-So five folds give intervals on the safe side, up to 1.6 times as wide as needed where trainings agree (the product
-counts the cells' part of the noise more than once, with several seeds more so) and somewhat too narrow where the
-trainings' part is much larger than the cells', since five draws cannot show the tails. One training of each run says
-nothing of other trainings: its intervals are far too narrow for the question which recipe is better.
+Five folds give intervals on the safe side: up to 1.6 times as wide as needed if trainings agree, since the product
+counts the noise of the cells more than once, even more so with several seeds. They are somewhat too narrow if the noise
+of training is much larger than that of the cells, since five draws cannot show the tails. One training of each run says
+nothing about other trainings: its intervals are far too narrow for the question which recipe is better.
 
-From a single donor or source image nothing can be drawn, so a difference that rests on one has no interval, and whether
-it is chance is not known, however many folds and seeds there are.
+A difference that rests on a single donor or source image has no interval, however many folds and seeds there are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,11 +50,12 @@ COLUMNS = (
     "p", "p_holm", "chance", "note", "cells", "groups", "folds", "seeds", "resampled",
 )  # fmt: skip
 CELL = ["path", "fold", "copy"]
-ROUNDING = 1e-12  # draws closer than this differ by rounding alone
+ROUNDING = 1e-12
+"""Draws that differ by less are equal."""
 
 NO_INTERVAL = "no interval"
 ONE_GROUP, ALIKE, NO_CELLS = f"{NO_INTERVAL}: one group", f"{NO_INTERVAL}: all groups alike", "no cells"
-"""Why nobody knows whether a difference is chance."""
+"""Reasons why a difference has no interval."""
 
 
 def paired_differences(
@@ -66,32 +67,31 @@ def paired_differences(
     level: float = LEVEL,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Second minus first of each pair: accuracy, macro recall, and the recall of each class.
+    """Compute the second minus the first run of each pair: accuracy, macro recall, and the recall of each class.
 
-    Runs are compared over the seeds and folds that both have. Where they share no seed, each run's cells are averaged
-    over its own seeds first. Pairs without a fold in common, as while a benchmark is under way, are left out.
+    Runs are compared over the seeds and folds that both have. If they share no seed, the cells of each run are averaged
+    over its own seeds first. Pairs without a common fold are left out.
 
     Args:
-        predictions: of each run, a row a tested cell and seed: `path, label, predicted, source, seed, fold`, and
-            `donor` where known. A cell that was tested in several augmented copies has several rows.
+        predictions: of each run, one row per test cell and seed: `path`, `label`, `predicted`, `source`, `seed`,
+            `fold`, and `donor` if known. A cell that was tested in several augmented copies has several rows.
         pairs: names of runs, (first, second).
         classes: the class names.
-        replicates: bootstrap replicates. Simultaneous intervals of m pairs rest on about replicates·(1 - level)/2m
-            draws at each end.
-        level: coverage of the intervals, of `*_simultaneous` that of all pairs together.
-        seed: of the bootstrap; all pairs over the same cells get the same draws.
+        replicates: number of bootstrap replicates. Simultaneous intervals of m pairs rest on about
+            replicates·(1 - level)/2m draws at each end.
+        level: coverage of each interval; for `*_simultaneous`, of all intervals together.
+        seed: seed of the bootstrap; all pairs over the same cells get the same draws.
 
     Returns:
-        A row a pair and metric (`accuracy`, `macro_recall`, `recall_<class>`). `difference` and interval ends are
-        fractions. `p` is two-sided, (1 + draws on the far side of zero)/(1 + draws), doubled. `chance` says that the
-        simultaneous interval holds zero; it is missing where there is no interval (NaN), and `note` says why:
-        `ONE_GROUP` where all cells (of the class) lie in a single group, `ALIKE` where every draw gives the same
-        difference, `NO_CELLS` where the class has none and so no difference either. `resampled` says what was drawn:
-        "sources", "donors and folds", "sources and folds and seeds", ….
+        One row per pair and metric (`accuracy`, `macro_recall`, `recall_<class>`). `difference` and interval ends are
+        fractions. `p` is two-sided: twice (1 + draws on the far side of zero)/(1 + draws). `chance` is true if the
+        simultaneous interval contains zero. Without an interval (NaN) it is missing, and `note` says why: `ONE_GROUP`
+        if all cells (of the class) belong to one group, `ALIKE` if every draw gives the same difference, `NO_CELLS` if
+        the class has no cells. `resampled` says what was drawn: "sources", "donors and folds", ….
 
     Raises:
-        CellsError: the two runs of a pair were tested on different cells, or a label is none of `classes`.
-        ValueError: a pair names a run that is not there.
+        CellsError: the two runs of a pair were tested on different cells, or a label is not in `classes`.
+        ValueError: a pair names an unknown run.
     """
     compared = []
     for first, second in pairs:
@@ -138,13 +138,13 @@ def paired_differences(
 
 @dataclass(frozen=True)
 class _MatchedRuns:
-    """Two runs on the same cells, an entry a cell and seed.
+    """Two runs on the same cells, one entry per cell and seed.
 
     Attributes:
         change: (N,) right of the second run minus right of the first.
         truth: (N,) class indices.
-        group, fold, seed: (N,) what each entry is drawn with, counted from 0.
-        cells: distinct cells.
+        group, fold, seed: (N,) indices of what each entry is drawn with.
+        cells: number of distinct cells.
         groups, folds, seeds: number of each.
         resampled: what is drawn, in words.
     """
@@ -161,14 +161,14 @@ class _MatchedRuns:
     resampled: str
 
     def groups_of(self, K: int) -> list[int]:
-        """In how many groups the cells of each of the K classes lie."""
+        """Count the groups of each of the K classes."""
         return [len(np.unique(self.group[self.truth == k])) for k in range(K)]
 
 
 def _match_runs(
     first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str], classes: Sequence[str]
 ) -> _MatchedRuns | None:
-    """Bring two runs' rows together; None where they have no fold in common."""
+    """Join the rows of two runs; return None if they have no fold in common."""
     frames = [_number_copies(frame, name, classes) for frame, name in zip((first, second), names, strict=True)]
     if any(frame.empty for frame in frames):
         return None
@@ -223,7 +223,7 @@ def _match_runs(
 
 
 def _number_copies(frame: pd.DataFrame, name: str, classes: Sequence[str]) -> pd.DataFrame:
-    """What a comparison needs of a run, with the augmented copies of a cell numbered."""
+    """Select the columns for a comparison, and number the augmented copies of each cell."""
     if frame.empty:
         return pd.DataFrame(columns=["seed", *CELL])
     unknown = sorted(set(frame["label"]) - set(classes))
@@ -232,12 +232,12 @@ def _number_copies(frame: pd.DataFrame, name: str, classes: Sequence[str]) -> pd
             f"{name}: label {unknown[0]!r} is none of the classes {', '.join(classes)}. Add it to the classes",
             code="evaluation.label_unknown",
         )
-    kept = frame[["path", "label", "source", *(["donor"] if "donor" in frame else [])]].copy()
+    selected = frame[["path", "label", "source", *(["donor"] if "donor" in frame else [])]].copy()
     for column in ("seed", "fold"):  # absent in a run that was trained once, on one split
-        kept[column] = frame[column].fillna(-1) if column in frame else -1
-    kept["copy"] = kept.groupby(["seed", "fold", "path"]).cumcount()
-    kept["right"] = (frame["label"] == frame["predicted"]).astype(float)
-    return kept
+        selected[column] = frame[column].fillna(-1) if column in frame else -1
+    selected["copy"] = selected.groupby(["seed", "fold", "path"]).cumcount()
+    selected["right"] = (frame["label"] == frame["predicted"]).astype(float)
+    return selected
 
 
 def _average_right(frame: pd.DataFrame) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def _average_right(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _compute_differences(matched: _MatchedRuns, K: int, replicates: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Differences of accuracy, macro recall and the K recalls, (2 + K,), and their draws, (R, 2 + K)."""
+    """Compute differences of accuracy, macro recall and the K recalls, (2 + K,), and their draws, (R, 2 + K)."""
     F, S, G = matched.folds, matched.seeds, matched.groups
     width = F * S * K
     column = (matched.fold * S + matched.seed) * K + matched.truth
@@ -262,7 +262,7 @@ def _compute_differences(matched: _MatchedRuns, K: int, replicates: int, seed: i
 
 
 def _compute_metrics(sums: np.ndarray) -> np.ndarray:
-    """Differences (R, 2 + K) of sums of change and count (R, 2, K); NaN where there are no cells."""
+    """Compute differences (R, 2 + K) from sums of change and count (R, 2, K); NaN without cells."""
     change, count = sums[:, 0], sums[:, 1]
     recall = np.divide(change, count, out=np.full_like(change, np.nan), where=count > 0)
     with np.errstate(invalid="ignore"):
@@ -272,7 +272,7 @@ def _compute_metrics(sums: np.ndarray) -> np.ndarray:
 
 
 def _interval(value: float, draws: np.ndarray, level: float) -> tuple[float, float, float]:
-    """Ends of the percentile interval, and the two-sided p value; NaN where the draws tell nothing."""
+    """Compute the percentile interval and the two-sided p value; NaN if the draws are undefined or all equal."""
     draws = draws[np.isfinite(draws)]
     if np.isnan(value) or not len(draws) or (np.ptp(draws) < ROUNDING and value != 0):
         return np.nan, np.nan, np.nan
@@ -282,12 +282,12 @@ def _interval(value: float, draws: np.ndarray, level: float) -> tuple[float, flo
 
 
 def _missing_interval_reason(value: float, groups: int) -> str:
-    """Why a difference that rests on so many groups has no interval."""
+    """Name the reason why a difference has no interval."""
     return NO_CELLS if np.isnan(value) else ONE_GROUP if groups < 2 else ALIKE
 
 
 def _holm_adjust(p: pd.Series) -> np.ndarray:
-    """Holm's adjustment of p values; those that are undefined count as comparisons made."""
+    """Adjust p values by Holm's method; undefined ones count as comparisons."""
     known = p.to_numpy(float)
     order = np.argsort(known)  # NaN last
     stepped = np.maximum.accumulate(known[order] * (len(known) - np.arange(len(known))))
