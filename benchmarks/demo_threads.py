@@ -1,12 +1,12 @@
-"""Time the demo on CPUs that it shares or has only a part of.
+"""Measure the duration of the demo on shared or limited CPUs.
 
     python benchmarks/demo_threads.py --epochs 2 --json demo-threads.json       a shorter demo, minutes
     python benchmarks/demo_threads.py                                           the demo as it is
 
-Cases: free; on one core; under a cgroup's quota of one CPU; beside one process that never waits. With `--spinning`
-also free and beside that process with threads that spin while they wait, OpenMP's default. Wall time and CPU time (user
-and system, with children). The load before each case shows whether the machine was free. Linux; the quota needs the
-right to make a cgroup.
+The cases: free; on one core; under a cgroup quota of one CPU; beside one busy process. With `--spinning` also free and
+beside the busy process with threads that spin while they wait (OpenMP's default). Measured are wall time and CPU time
+(user and system, with children). The load before each case shows whether the machine was free. Linux only; the quota
+needs the right to create a cgroup.
 """
 
 import argparse
@@ -37,7 +37,7 @@ sys.argv = ["urnet", "demo", "--out", folder]
 main()
 """
 EARLY = "urnet.cpus.set_environment()\n"
-"""As the command does before torch is loaded, which this code does before the command."""
+"""Settings before torch is loaded, as in the command."""
 NUMBERS = ("OMP_NUM_THREADS", "URNET_THREADS")
 BUSY = "while True: pass"
 PERIOD_US = 100_000
@@ -45,7 +45,7 @@ PERIOD_US = 100_000
 
 @contextmanager
 def busy() -> Iterator[None]:
-    """A process that never waits."""
+    """Run a process that is always busy."""
     process = subprocess.Popen([sys.executable, "-c", BUSY])
     try:
         yield
@@ -56,10 +56,10 @@ def busy() -> Iterator[None]:
 
 @contextmanager
 def quota() -> Iterator[Path]:
-    """A cgroup of one CPU, of either version.
+    """Create a cgroup with one CPU, version 1 or 2.
 
     Raises:
-        OSError: none can be made here.
+        OSError: a cgroup cannot be created here.
     """
     top = Path("/sys/fs/cgroup")
     unified = (top / "cgroup.controllers").is_file()
@@ -81,7 +81,7 @@ def quota() -> Iterator[Path]:
 def measure(
     epochs: int, limit_s: float, *, core: int | None = None, cgroup: Path | None = None, spinning: bool = False
 ) -> dict:
-    """Run the demo once; its seconds, or none where it took longer than the limit."""
+    """Run the demo once, and return its duration; None above the limit."""
 
     def settle() -> None:
         if core is not None:
@@ -112,7 +112,7 @@ def measure(
 
 
 def main() -> None:
-    """Print a row for each case."""
+    """Measure all cases, and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=0, help="of the training; the demo's own when 0")
     parser.add_argument("--limit", type=float, default=900, help="seconds for each case")

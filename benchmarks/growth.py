@@ -1,14 +1,13 @@
-"""Seconds and memory of preparing larger and larger tables: reading, audit, split, cache.
+"""Measure time and memory of preparing tables of growing size: reading, audit, split, cache.
 
     python benchmarks/growth.py --work GROWTH --sizes 1000 10000 100000 1000000
 
-Cells are mixtures of two phantom crops of 24 px in random orientations, with noise, as tiles of a few dozen montages,
-so that the disk isn't filled with files. A hundredth of them are planted copies: turned, and turned with noise. Each
-stage is a process of its own with one thread; what it needs from the stages before lies in the work folder. Donors are
-not known, so that each cell is a group of its own for the splitter. Stopped anywhere, the same command goes on;
-`growth.json` and `growth.png` in the work folder grow with the sizes. Memory is the most that the process held, less
-what its imports and the results of earlier stages take; pages of mapped files, which the system takes back when it
-needs them, are not counted. Linux only.
+The cells are mixtures of two phantom crops of 24 px in random orientations, with noise. They are tiles of a few dozen
+montages, so that there are few files. One per cent of them are copies: half rotated, half rotated with noise. Each
+stage runs in a process of its own with one thread, and reads the results of earlier stages from the work folder. Donors
+are not known, so each cell is a group of its own for the split. An interrupted measurement resumes with the same
+command. The results are `growth.json` and `growth.png` in the work folder. Memory is the peak of the process without
+its imports, the results of earlier stages, and pages of mapped files. Linux only.
 """
 
 import argparse
@@ -47,11 +46,11 @@ STAGES = ("table", "audit", "split", "cache", "cache again")
 
 
 def main() -> None:
-    """Measure what is not measured yet, and print, write and draw all."""
+    """Measure the missing stages, then print, write and draw all results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)  # what the processes are started with
+    parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)  # for the processes of the stages
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.stage:
@@ -69,8 +68,8 @@ def main() -> None:
             if any((row["cells"], row["stage"]) == (size, name) for row in figures["rows"]):
                 continue
             command = [sys.executable, __file__, "--work", str(arguments.work), "--stage", str(size), name]
-            told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-            row = {"cells": size, "stage": name, **json.loads(told.stdout.splitlines()[-1]), "load": load()}
+            process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+            row = {"cells": size, "stage": name, **json.loads(process.stdout.splitlines()[-1]), "load": load()}
             print(row, flush=True)
             figures["rows"].append(row)
             with atomic_file(out) as file:
@@ -102,7 +101,7 @@ def make(work: Path, size: int) -> None:
 
 
 def mixtures(phantoms: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """New cells, (count, 24, 24) uint8; the last of each two hundred is a noisy copy, the one before a turned one."""
+    """Draw new cells, (count, 24, 24) uint8; the last 0.5 % are noisy copies, the 0.5 % before rotated ones."""
     share = rng.uniform(0.35, 0.65, (count, 1, 1))
     first, second = (turned(phantoms[rng.integers(0, len(phantoms), count)], rng).astype(float) for _ in range(2))
     cells = share * first + (1 - share) * second + rng.normal(0, 1, first.shape)
@@ -114,7 +113,7 @@ def mixtures(phantoms: np.ndarray, count: int, rng: np.random.Generator) -> np.n
 
 
 def turned(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each in one of its eight orientations."""
+    """Turn each image into one of its eight orientations."""
     which = rng.integers(0, 8, len(images))
     result = images.copy()
     for kind in range(1, 8):
@@ -124,9 +123,9 @@ def turned(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def stage(work: Path, size: int, name: str) -> None:
-    """One stage, in its process: seconds, peak memory, what was found."""
-    kept = {needed: work / f"{size}-{needed}.pickle" for needed in ("table", "audit")}
-    given = [pickle.loads(kept[needed].read_bytes()) for needed in NEEDS[name]]
+    """Run one stage in this process, and print seconds, peak memory and results."""
+    stored = {needed: work / f"{size}-{needed}.pickle" for needed in ("table", "audit")}
+    given = [pickle.loads(stored[needed].read_bytes()) for needed in NEEDS[name]]
     before, most = memory(), [0.0]
     threading.Thread(target=watch, args=(most,), daemon=True).start()
     begun, worked = time.perf_counter(), time.process_time()
@@ -143,23 +142,23 @@ def stage(work: Path, size: int, name: str) -> None:
     else:
         result = load_cached_pixels(*given, SIDE, 1)
     seconds, worked = time.perf_counter() - begun, time.process_time() - worked
-    told = {"seconds": seconds, "processor": worked, "megabytes": max(most[0], memory()) - before, "before": before}
-    if name in kept:
-        kept[name].write_bytes(pickle.dumps(result))
-    print(json.dumps(told | about))
+    measured = {"seconds": seconds, "processor": worked, "megabytes": max(most[0], memory()) - before, "before": before}
+    if name in stored:
+        stored[name].write_bytes(pickle.dumps(result))
+    print(json.dumps(measured | about))
 
 
 NEEDS = {"table": (), "audit": ("table",), "split": ("table", "audit"), "cache": ("table",), "cache again": ("table",)}
 
 
 def memory() -> float:
-    """What this process holds in memory now, in megabytes, without pages of files (as Linux says it)."""
+    """Read the memory of this process, in megabytes, without pages of files."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 def watch(most: list[float]) -> None:
-    """Note the most that is held, looking a hundred times a second."""
+    """Record the peak of memory, a hundred times a second."""
     while True:
         most[0] = max(most[0], memory())
         time.sleep(0.01)
@@ -167,19 +166,19 @@ def watch(most: list[float]) -> None:
 
 @styled
 def drawn(rows: pd.DataFrame) -> Figure:
-    """Processor seconds and memory of each stage over the number of cells, with n log n beside."""
+    """Draw processor seconds and memory of each stage over the number of cells, and n log n."""
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True)
     for number, name in enumerate(STAGES):
-        mine = rows[rows["stage"] == name].sort_values("cells")
+        measured = rows[rows["stage"] == name].sort_values("cells")
         look = {
             "color": LINE_COLORS[number],
             "linestyle": LINE_DASHES[number],
             "marker": LINE_MARKERS[number],
             "markersize": 4,
         }
-        upper.plot(mine["cells"], mine["processor"], label=name, **look)
-        lower.plot(mine["cells"], mine["megabytes"].clip(lower=1), **look)
+        upper.plot(measured["cells"], measured["processor"], label=name, **look)
+        lower.plot(measured["cells"], measured["megabytes"].clip(lower=1), **look)
     sizes = np.sort(rows["cells"].unique()).astype(float)
     first = rows[(rows["stage"] == "audit") & (rows["cells"] == sizes[0])]["processor"].iloc[0]
     growth = sizes * np.log(sizes)

@@ -1,4 +1,4 @@
-"""What figures were measured with: machine, versions, threads, commit; and how busy the machine was."""
+"""Describe the machine of a measurement: hardware, versions, threads, commit, load."""
 
 import os
 import platform
@@ -11,10 +11,10 @@ import torch
 
 
 def describe(*packages: str) -> dict[str, Any]:
-    """For the JSON of a benchmark.
+    """Describe machine and versions for the JSON of a benchmark.
 
     Args:
-        packages: whose versions matter besides those of urnet and torch.
+        packages: packages to list besides urnet and torch.
     """
     return {
         "processor": _processor(),
@@ -29,7 +29,7 @@ def describe(*packages: str) -> dict[str, Any]:
 
 
 def load() -> float | None:
-    """Processes that wanted to run, on average over the last minute; not known on Windows."""
+    """Read the load average of the last minute; None on Windows."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
@@ -41,7 +41,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
-    """Nothing where there is no git, or only a copy of the files."""
+    """Describe the commit; empty without git."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
         return subprocess.run(

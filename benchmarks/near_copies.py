@@ -1,9 +1,9 @@
-"""Where to draw the line between two pictures of one cell and pictures of two cells (docs/audit.md).
+"""Measure the audit's threshold between two images of one cell and images of two cells.
 
     python benchmarks/near_copies.py CELLS [--set KEY=VALUE …]
 
-Prints, for the distinct cells of a table, how alike the most alike pairs are, and how often copies altered by noise,
-gain, JPEG, resizing and shifts would be found with the audit's thresholds.
+It prints the correlation of the most similar pairs of distinct cells in a table, and how often the audit detects copies
+that were changed by noise, gain, JPEG, resizing or a shift.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SAMPLE = 200
 
 
 def altered(crop: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """A copy of a crop as it may come back from an archive."""
+    """Change a crop as an archive may do."""
     crop = crop.mean(axis=-1) if crop.ndim == 3 else crop.astype(float)
     low, high = crop.min(), crop.max()
     eight_bit = Image.fromarray(((crop - low) / (high - low) * 255).astype(np.uint8))

@@ -38,6 +38,7 @@ def differences(folder) -> pd.DataFrame:
     return pd.read_csv(folder / "differences.csv")
 
 
+@pytest.mark.slow
 def test_two_runs(runs, trained, tmp_path):
     steps = []
     report = compare([trained.folder, runs["one"]], tmp_path / "out", progress=lambda *step: steps.append(step))
@@ -62,6 +63,7 @@ def test_two_runs(runs, trained, tmp_path):
         assert (tmp_path / "out" / "tables" / name).is_file()
 
 
+@pytest.mark.slow
 def test_a_cross_validation_against_another_in_a_deeper_folder(runs, tmp_path):
     """Each run names the same images from where it is."""
     compare([runs["cv"], runs["other-cv"]], tmp_path / "out")
@@ -84,6 +86,7 @@ def test_runs_of_the_same_name_are_told_apart_by_their_folders(runs, tmp_path):
     assert names == [f"{runs['one'].parent.name}/one", "er/one"]
 
 
+@pytest.mark.slow
 def test_a_second_comparison_does_not_classify_again(runs, tmp_path, monkeypatch):
     compare([runs["one"], runs["deep"]], tmp_path / "first")
     monkeypatch.setattr("urnet.benchmark.collect.score_job", lambda cell: pytest.fail("classified again"))
@@ -137,7 +140,7 @@ def test_an_unfinished_run_and_what_is_no_run(runs, shapes, tmp_path):
     shutil.rmtree(half / "fold1" / "model")
     for folder, words in (
         (unfinished, "unfinished: no trained model here.*an unfinished run goes on with --resume"),
-        (half, "half: 1 of 2 folds are trained; finish them with"),
+        (half, "half: 1 of 2 folds are trained"),
         (shapes, "not a run folder"),
         (runs["one"] / "model", "not a run folder"),
         (tmp_path / "nothing", "nothing: not a run folder"),

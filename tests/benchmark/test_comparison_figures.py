@@ -87,7 +87,7 @@ def legible(figure: matplotlib.figure.Figure) -> bool:
     return 300 < picture.shape[1] <= 730 and all((edge > 240).mean() > 0.97 for edge in edges)
 
 
-@pytest.mark.parametrize("count", [1, 4, 25])
+@pytest.mark.parametrize("count", [1, 4, pytest.param(25, marks=pytest.mark.slow)])
 def test_every_figure_is_legible_from_one_to_twenty_five_entries(count):
     entries = [*many(count), unfinished()]
     raw, labels = images(6), ["granulocyte"] * 2 + ["monocyte"] * 2 + ["CD4$ <x>"] * 2

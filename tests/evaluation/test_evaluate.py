@@ -120,7 +120,7 @@ def test_the_differential_says_why_it_is_not_corrected(evaluation, trained):
 
 def test_the_report_is_one_file_that_needs_no_other(evaluation):
     page = evaluation.report.read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") >= 5
+    assert page.count("data:image/png;base64,") >= 4
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "name: tiny" in page
     assert "optimistic" not in page

@@ -159,7 +159,7 @@ def test_cam_keeps_its_colours():
 def test_reliability_states_the_calibration_error():
     probabilities = np.array([[0.7, 0.3]] * 4 + [[0.1, 0.9]] * 6)
     figure = draw_reliability(np.array([0, 0, 0, 1, 1, 1, 1, 0, 0, 0]), probabilities)
-    assert any("0.260" in text for text in texts(figure))
+    assert any("26.0 %" in text for text in texts(figure))
     to_png(figure, dpi=50)
 
 

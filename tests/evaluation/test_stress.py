@@ -123,6 +123,7 @@ def test_the_table_begins_with_the_evaluation_and_falls(result, trained):
     assert (known["macro_recall_high"] >= known["macro_recall"]).all()
 
 
+@pytest.mark.slow
 def test_several_runs_a_cross_validation_among_them_share_one_table(trained, shapes, tiny, tmp_path, raises_code):
     train(shapes, tiny, tmp_path / "cv", overrides=[*SHORT, "split.folds=2"])
     steps = []

@@ -214,18 +214,21 @@ def _count_channels(recipe: Recipe) -> int:
 
 def _count_enhancer_parameters(recipe: Recipe) -> int:
     """Count the parameters of the enhancer; a traditional one has none."""
+    import torch
+
     enhancer = recipe.enhancer
-    return count_parameters(create_enhancer(enhancer.name, _count_channels(recipe), **enhancer.options))
+    with torch.device("meta"):  # counts need no weights
+        return count_parameters(create_enhancer(enhancer.name, _count_channels(recipe), **enhancer.options))
 
 
 def shrink_to_laptop(recipe: Recipe, *, packaged_weights: bool = True) -> Recipe:
-    """A paper-scale recipe at the size that two cores can train.
+    """Shrink a paper-scale recipe to what two cores can train.
 
-    U-shaped enhancers give pictures (`artefact_free_options`): bounded by a sigmoid, without a checkerboard or an edge.
-    They still start at random, and not as the identity: else Net3 and Net4 would be the same, because pre-training
-    towards the identity would have nothing to learn. At paper scale they are the paper's, with linear output.
+    The output of U-shaped enhancers is bounded by a sigmoid, without checkerboard and edge artefacts
+    (`artefact_free_options`). They start at random, not as the identity: otherwise pre-training towards the identity
+    would have nothing to learn, and Net3 would equal Net4. At paper scale they have the paper's linear output.
 
-    An enhancer that learns keeps to the rate of `net4-laptop`, pre-trained or not: the classifier's is too high for it.
+    Trainable enhancers have the learning rate of `net4-laptop`: that of the classifier is too high for them.
 
     Args:
         recipe: the recipe.

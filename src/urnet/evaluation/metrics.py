@@ -42,7 +42,7 @@ FEW_GROUPS = 20
 MEANS = ("macro_recall", "macro_precision", "macro_f1")
 BLOCK = 4_000_000
 """Bootstrap weights in memory at a time (32 MB)."""
-NO_INTERVALS = "No value has an interval: all cells come from one {}, and the bootstrap needs two or more."
+NO_INTERVALS = "No value has an interval: all cells come from one {}, and intervals need several."
 
 
 def score(
