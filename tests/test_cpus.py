@@ -133,7 +133,7 @@ def test_the_command_refuses_a_number_of_threads_that_is_none():
         env=os.environ | {"URNET_THREADS": "many"},
     )
     assert told.returncode == 2
-    assert told.stderr.startswith("urnet: URNET_THREADS is 'many'; give a number of threads")
+    assert told.stderr.startswith("urnet: URNET_THREADS is 'many'. Set it to a number of threads")
 
 
 def test_no_other_module_counts_cpus():

@@ -94,7 +94,7 @@ def test_rows_of_nobody_knows_what_are_kept(begun, content):
 def test_two_processes_do_not_write_one_table(tmp_path):
     with (
         FileLock(tmp_path / ".t.csv.unfinished.lock"),
-        pytest.raises(RunError, match="another process is writing it now"),
+        pytest.raises(RunError, match="another process is writing it"),
         open_resumable_table(tmp_path / "t.csv", COLUMNS, PATHS, ABOUT, lambda row: None),
     ):
         pass

@@ -1,7 +1,7 @@
-"""Number of CPUs that this process may use, and how threads wait for each other.
+"""Number of CPUs that this process may use, and the environment of the libraries that use threads.
 
-Containers and schedulers lend a part of a machine by affinity or by a cgroup's quota. More threads than that wait for
-each other, and so do threads that share a CPU with another program.
+Containers and schedulers limit a process by CPU affinity or by a cgroup quota. More threads than the limit slow each
+other down.
 """
 
 import os
@@ -15,29 +15,32 @@ THREADS_VARIABLE = "URNET_THREADS"
 """Environment variable that sets the number of threads."""
 
 MAX_THREADS = 1024
+"""Maximum number of threads."""
 
 _ROOT = Path("/")
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use, at least 1: `URNET_THREADS`, else the smaller of affinity and cgroup quota.
+    """Count the CPUs that this process may use, at least 1.
+
+    `URNET_THREADS` decides where it is set, else the smaller of the CPU affinity and the cgroup quota.
 
     Raises:
-        RunError: `URNET_THREADS` is no number of threads.
+        RunError: `URNET_THREADS` is not a number of threads.
     """
-    named = os.environ.get(THREADS_VARIABLE)
-    if named:
-        if not named.isascii() or not named.isdecimal() or not 1 <= int(named) <= MAX_THREADS:
+    value = os.environ.get(THREADS_VARIABLE)
+    if value:
+        if not value.isascii() or not value.isdecimal() or not 1 <= int(value) <= MAX_THREADS:
             raise RunError(
-                f"{THREADS_VARIABLE} is {named!r}; give a number of threads from 1 to {MAX_THREADS}, or leave it out",
+                f"{THREADS_VARIABLE} is {value!r}. Set it to a number of threads from 1 to {MAX_THREADS}, or unset it",
                 code="cpus.threads",
             )
-        return int(named)
+        return int(value)
     return max(1, int(min(_affinity_cpus(), *_cgroup_quotas())))
 
 
 def limit_torch() -> None:
-    """Let torch use no more threads than there are usable CPUs; a smaller number that was set before stays."""
+    """Limit torch to as many threads as there are usable CPUs. A smaller number that was set before stays."""
     import torch
 
     cpus = usable_cpus()
@@ -46,20 +49,20 @@ def limit_torch() -> None:
 
 
 def set_environment() -> None:
-    """Set up libraries that read the environment when they are loaded; variables that the user has set stay.
+    """Set the variables that libraries read when they are imported. Variables that the user has set stay.
 
-    Idle threads sleep: those of OpenMP would otherwise spin, on a CPU that the thread they wait for may need.
+    Idle OpenMP threads sleep: by default they spin, and take the CPU from working threads.
 
     Raises:
-        RunError: `URNET_THREADS` is no number of threads.
+        RunError: `URNET_THREADS` is not a number of threads.
     """
-    wanted = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "OPENBLAS_NUM_THREADS": str(usable_cpus())}
-    for name, value in wanted.items():
+    variables = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "OPENBLAS_NUM_THREADS": str(usable_cpus())}
+    for name, value in variables.items():
         os.environ.setdefault(name, value)
 
 
 def _affinity_cpus() -> int:
-    """CPUs of the process's affinity."""
+    """Count the CPUs in the affinity of the process."""
     if hasattr(os, "process_cpu_count"):  # from Python 3.13 on
         return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
@@ -68,7 +71,7 @@ def _affinity_cpus() -> int:
 
 
 def _cgroup_quotas() -> Iterator[float]:
-    """CPUs that the cgroups of this process, and those above them, grant; first the most of all."""
+    """Yield the CPU quota of each cgroup of this process and of its parents, after the maximum number."""
     yield float(MAX_THREADS)
     for folder, unified in _cgroup_folders():
         with suppress(OSError, ValueError, ZeroDivisionError):
@@ -82,9 +85,9 @@ def _cgroup_quotas() -> Iterator[float]:
 
 
 def _cgroup_folders() -> Iterator[tuple[Path, bool]]:
-    """Folders of the CPU cgroups from this process's own up to the root, and whether they are of version 2.
+    """Yield the folders of the CPU cgroups, from that of this process to the root, and whether they are version 2.
 
-    Within a container the path may be that of the host, and only the root is there.
+    In a container the path may be that of the host, where only the root exists.
     """
     try:
         lines = (_ROOT / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()

@@ -1,6 +1,6 @@
-"""What goes wrong on the user's side, in one family, so that the command can print it without a traceback.
+"""Errors that a user can correct; the command line prints them without a traceback.
 
-Every message says what was found, what the rule is and what to do, and names the file or the key.
+Each message states what is wrong (with the value and the place), the rule, and the fix.
 """
 
 import errno
@@ -10,20 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def list_first(names: Sequence[str], most: int = 3) -> str:
-    """Names in a message: `a, b, c and 2 more`."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def list_first(names: Sequence[str], limit: int = 3) -> str:
+    """List the first names for a message: `a, b, c and 2 more`."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 class UrnetError(Exception):
-    """Base of all errors that a user can mend; the command prints the message and exits 2.
+    """Base class of all errors that a user can correct. The command line prints the message and exits with code 2.
 
     Attributes:
-        code: stable name of the kind of error, such as `images.unreadable`, which tests and API clients match.
+        code: stable name of the error, such as `images.unreadable`, for tests and API clients.
 
     Args:
-        message: what was found, the rule, and what to do.
-        code: a more exact code than that of the class.
+        message: what is wrong, the rule, and the fix.
+        code: a more specific code than that of the class.
     """
 
     code = "error"
@@ -35,63 +35,63 @@ class UrnetError(Exception):
 
 
 class ImageError(UrnetError):
-    """A file cannot be read as an image, or its pixels cannot be used."""
+    """An image file that cannot be read, or pixels that cannot be used."""
 
     code = "images.unusable"
 
 
 class CellsError(UrnetError):
-    """A cells table is incomplete, contradicts itself or is too small for what was asked."""
+    """A cells table that is incomplete, contradictory or too small."""
 
     code = "cells.invalid"
 
 
 class LeakError(CellsError):
-    """The same cell or donor stands in two parts of a given split."""
+    """A given split that has the same cell or donor in two parts."""
 
     code = "cells.leak"
 
 
 class RecipeError(UrnetError):
-    """A recipe names an unknown key, or gives a key a value outside its range."""
+    """A recipe with an unknown key, or with a value outside its range."""
 
     code = "recipe.invalid"
 
 
 class WeightsError(UrnetError):
-    """Weights are missing, unsafe to load or do not fit the network."""
+    """Weights that are missing, unsafe to load, or of another network."""
 
     code = "weights.unusable"
 
 
 class RunError(UrnetError):
-    """A run folder is missing a part, exists already or belongs to other classes."""
+    """A run folder that is incomplete, that exists already, or that has other classes."""
 
     code = "run.unusable"
 
 
 class TrainingError(UrnetError):
-    """Training stopped: the loss is no number, the disk or the memory is full."""
+    """A training that stopped: the loss is not a number, or the disk or the memory is full."""
 
     code = "training.failed"
 
 
 class StoreError(UrnetError):
-    """Kept labels and corrections cannot be read or written."""
+    """A database of labels and corrections that cannot be read or written."""
 
     code = "store.unusable"
 
 
 @contextmanager
 def attribute_errors(path: Path) -> Iterator[None]:
-    """Let errors of the system name what the user asked for, and no file that is written beside it meanwhile.
+    """Make errors of the operating system name the output of the user, not a temporary file beside it.
 
     Args:
-        path: what was asked for.
+        path: the output.
 
     Raises:
-        OSError: as in the context, about `path`; or about the part of it that is a file and should be a folder.
-        IsADirectoryError: as in the context: a folder of the user's stands where a file is to be written.
+        OSError: the error of the context, about `path` or about a part of it that is a file instead of a folder.
+        IsADirectoryError: the error of the context, unchanged: a folder of the user has the name of a file.
     """
     try:
         yield
@@ -100,6 +100,6 @@ def attribute_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        file = next((above for above in path.parents if above.is_file()), None)
+        file = next((parent for parent in path.parents if parent.is_file()), None)
         number, place = (error.errno, path) if file is None else (errno.ENOTDIR, file)
         raise OSError(number, os.strerror(number), str(place)) from None

@@ -1,4 +1,4 @@
-"""What all HTML pages share: their style, and how figures are written in them."""
+"""Templates of HTML pages and reports: environment, style and number formats."""
 
 import base64
 import math
@@ -8,22 +8,23 @@ from typing import Any
 import jinja2
 
 NO_VALUE = "–"
+"""Text for a missing value."""
 
 
-def create_environment(room: str) -> jinja2.Environment:
-    """Where a room's templates are: everything that they show is escaped, and a name that is missing is an error.
+def create_environment(package: str) -> jinja2.Environment:
+    """Create the Jinja environment of a package. All values are escaped, and an unknown name is an error.
 
     Args:
-        room: the package with a folder `templates`; `style.css` comes from `urnet` itself.
+        package: package with a folder `templates`; `style.css` comes from `urnet`.
     """
-    made = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(room), jinja2.PackageLoader("urnet")]),
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package), jinja2.PackageLoader("urnet")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
+    environment.filters |= {
         "png": _png,
         "jpeg": _jpeg,
         "number": _number,
@@ -31,15 +32,15 @@ def create_environment(room: str) -> jinja2.Environment:
         "count": _count,
         "bar": _bar,
     }
-    return made
+    return environment
 
 
 def format_interval(figure: Mapping[str, Any], scale: float = 100) -> str:
-    """A figure with its interval, in per cent: `83.3 (80.1–86.0)`.
+    """Format a value with its interval in percent: `83.3 (80.1–86.0)`.
 
     Args:
-        figure: `value` and `interval`; none where there are none.
-        scale: 100 for a share, 1 for what is in per cent already.
+        figure: `value` and `interval`, each None where missing.
+        scale: 100 for a share, 1 for a percentage.
     """
     if figure["value"] is None:
         return NO_VALUE
@@ -51,7 +52,7 @@ def format_interval(figure: Mapping[str, Any], scale: float = 100) -> str:
 
 
 def describe_intervals(intervals: Mapping[str, Any]) -> str:
-    """What the intervals are, in a few words: `95 % intervals over 40 source images`.
+    """Describe the intervals of metrics: `95 % intervals over 40 source images`.
 
     Args:
         intervals: their description from `urnet.evaluation.metrics.choose_groups`.
@@ -82,7 +83,7 @@ def _count(figure: float) -> str:
 
 
 def _bar(figure: Mapping[str, Any], whole: float) -> str:
-    """Place of a figure and its interval on a bar that is `whole` long, as CSS variables in per cent."""
+    """Format a value and its interval as CSS variables, in percent of a bar of length `whole`."""
     value = figure["value"]
     low, high = figure["interval"] or (value, value)
     low, wide, at = (100 * length / whole for length in (low, high - low, value))

@@ -1,8 +1,8 @@
-"""Names of classes and donors: one spelling for each, and which spellings mean the same.
+"""Names of classes and donors: normal form, comparison, missing values.
 
-One meaning everywhere (docs/cells.md): names are compared in Unicode form NFC, without blanks around them. Donors that
-differ only in case, in width or as numbers are one donor, because cells of one person in two parts are a leak. Classes
-that differ only so are an error, because nobody but the user knows whether they are one class.
+Names are compared in Unicode form NFC, without surrounding blanks. Donors that differ only in case, width or as numbers
+are one donor, because cells of one person in two parts are a leak. Classes that differ only so are an error, because
+only the user knows whether they are one class.
 """
 
 import re
@@ -11,24 +11,24 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 MISSING = frozenset(("na", "n/a", "n.a.", "#n/a", "#na", "<na>", "nan", "-nan", "none", "null", "nil", "-", "--", "?"))
-"""What programs and people write where a name is not known, in lower case."""
+"""Texts for a missing name, in lower case."""
 
 _NUMBER = re.compile(r"\+?0*([0-9]+?)(?:\.([0-9]*?)0*)?")
 
 
 def normalize_name(text: str) -> str:
-    """A name in Unicode form NFC, without blanks around it; several blanks within it become one."""
+    """Normalize a name: Unicode form NFC, no surrounding blanks, single blanks within it."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def name_key(name: str) -> str:
-    """The same text for names that look alike: without case, width and letters that are not visible."""
+    """Return the comparison key of a name: without case, width and invisible letters."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     return normalize_name("".join(letter for letter in folded if unicodedata.category(letter) != "Cf"))
 
 
 def donor_key(donor: str) -> str:
-    """The same text for spellings of one donor: as `name_key`, and as numbers (`2`, `2.0`, `02`)."""
+    """Return the comparison key of a donor: `name_key`, and one form for equal numbers (`2`, `2.0`, `02`)."""
     key = name_key(donor)
     number = _NUMBER.fullmatch(key)
     if number is None:
@@ -37,12 +37,12 @@ def donor_key(donor: str) -> str:
 
 
 def is_missing(name: str) -> bool:
-    """Whether a name says that nothing is known, as `NA`, `None`, `null`, `nan`, `-`, `?`, or has no visible letter."""
+    """Whether a name is missing: `NA`, `None`, `null`, `nan`, `-`, `?`, or without visible letters."""
     return name_key(name) in {*MISSING, ""}
 
 
 def find_lookalikes(names: Iterable[str]) -> list[list[str]]:
-    """Groups of different names that look alike, in order."""
+    """Find groups of different names with the same comparison key, in order."""
     alike = defaultdict(list)
     for name in sorted(set(names)):
         alike[name_key(name)].append(name)
@@ -50,11 +50,11 @@ def find_lookalikes(names: Iterable[str]) -> list[list[str]]:
 
 
 def unify_donor_names(donors: Sequence[str]) -> tuple[list[str], list[list[str]], Counter[str]]:
-    """Give each donor one spelling, the most frequent one, and "" where it is not known.
+    """Replace the spellings of each donor by the most frequent one, and missing names by "".
 
     Returns:
-        The donors; the groups of spellings that were merged, each with the one that stands for all first; and how many
-        cells named a donor that is not known, by what they named.
+        The donors; the groups of merged spellings, the chosen one first; and the number of cells for each text that
+        means a missing name.
     """
     counts, spellings = Counter(donors), defaultdict(list)
     unknown = Counter({name: count for name, count in counts.items() if name and is_missing(name)})
@@ -67,5 +67,5 @@ def unify_donor_names(donors: Sequence[str]) -> tuple[list[str], list[list[str]]
 
 
 def quote_name(name: str) -> str:
-    """A name in quotes; letters beyond ASCII also as numbers, where names that look alike have to be told apart."""
+    """Quote a name. Letters beyond ASCII are added as code points, to distinguish names that look alike."""
     return repr(name) if name.isascii() else f"{name!r} ({ascii(name)[1:-1]})"

@@ -172,7 +172,7 @@ def test_two_benchmarks_at_once_are_one_too_many(opened, tmp_path):
     )
     try:
         assert other.stdout.readline().strip() == b"mine"
-        with pytest.raises(RunError, match="another process is writing it now"):
+        with pytest.raises(RunError, match="another process is writing it"):
             opened()
     finally:
         other.kill()

@@ -164,8 +164,8 @@ def test_scenes_of_one_file_and_patterns_beside_a_table(touch):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("fields,donor\na.tif,1\n", "looks like 'field' misspelt"),
-        ("field,pixel_size\na.tif,1\n", "looks like 'pixel_size_um' misspelt"),
+        ("fields,donor\na.tif,1\n", "misspelt 'field'"),
+        ("field,pixel_size\na.tif,1\n", "misspelt 'pixel_size_um'"),
         ("donor,label\n1,x\n", "neither a column 'field' nor 'brightfield'"),
         ("field\n", "no fields"),
         ("field,donor\n,1\n", "line 2 names no field"),
@@ -219,5 +219,5 @@ def test_a_link_that_leads_nowhere_is_no_field_that_is_passed_over(touch):
         (root / "b.tif").symlink_to("nowhere.tif")
     except OSError:
         pytest.skip("links are not allowed here")
-    with pytest.raises(CellsError, match=r"the field b\.tif is a link that leads nowhere; mend or remove it"):
+    with pytest.raises(CellsError, match=r"the field b\.tif is a broken link; mend or remove it"):
         find_fields(root)

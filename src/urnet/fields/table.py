@@ -269,7 +269,7 @@ def _check_there(root: Path, files: list[tuple[str, Path]], what: str) -> None:
         raise CellsError(
             f"{root}: the {what} of {name}, {file}, is missing{more}; add it, or correct the table or the pattern"
             if what != "field"
-            else f"{root}: the field {name} is a link that leads nowhere{more}; mend or remove it"
+            else f"{root}: the field {name} is a broken link{more}. Repair or remove it"
             if file.is_symlink()
             else f"{root}: the field {name} is missing at {file}{more}; paths are relative to the table"
         )

@@ -15,18 +15,18 @@ from urnet.files.outputs import lock_output, refuse_existing, staging_file, stag
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a binary file beside its place, and move it there once it is complete.
+    """Open a temporary binary file, and give it its name when it is complete.
 
     Args:
-        path: the file; one that is there already is replaced.
+        path: the file; an existing one is replaced.
 
     Raises:
-        OSError: it cannot be written; what was there before is untouched and the attempt is removed.
+        OSError: the file cannot be written. An existing file is unchanged, and the temporary one is removed.
     """
     part = staging_file(path)
     with attribute_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if part.is_symlink():  # writing through it would replace the file that it leads to
+        if part.is_symlink():  # writing through a link would replace its target
             part.unlink()
         file = part.open("wb")
     try:
@@ -37,7 +37,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         move(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        # torch.save covers a full disk with a RuntimeError about its own bookkeeping.
+        # torch.save replaces the error of a full disk by a RuntimeError.
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
@@ -45,14 +45,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_file(out: Path) -> Iterator[BinaryIO]:
-    """Write a file that a user asked for, which must not exist.
+    """Open a file for the output of a command. It must not exist.
 
     Args:
         out: the file.
 
     Raises:
-        RunError: it exists, or another process is writing it.
-        OSError: it cannot be written.
+        RunError: the file exists, or another process writes it.
+        OSError: the file cannot be written.
     """
     with lock_output(out):
         refuse_existing(out, file=True)
@@ -62,7 +62,7 @@ def new_file(out: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_folder(out: Path, *, replace_files: bool = False) -> Iterator[Path]:
-    """Fill a folder beside its place, and give it its name once it is complete.
+    """Open a temporary folder, and give it its name when it is complete.
 
     Args:
         out: the folder.
@@ -76,7 +76,7 @@ def atomic_folder(out: Path, *, replace_files: bool = False) -> Iterator[Path]:
     if not replace_files:
         refuse_existing(out)
     with lock_output(out):
-        if not replace_files:  # another process may have filled it meanwhile
+        if not replace_files:  # another process may have filled it in the meantime
             refuse_existing(out)
         with attribute_errors(out):
             staging.mkdir(parents=True)
@@ -94,10 +94,10 @@ def atomic_folder(out: Path, *, replace_files: bool = False) -> Iterator[Path]:
 
 
 def move(source: Path, place: Path) -> None:
-    """Rename a file or folder; where Windows refuses since a scanner has it open, try again for two seconds.
+    """Rename a file or folder. On Windows, repeat for two seconds while a scanner has it open.
 
     Raises:
-        OSError: it cannot be moved.
+        OSError: it cannot be renamed.
     """
     for pause in (0.05, 0.15, 0.3, 0.5, 1.0):
         try:
@@ -111,7 +111,7 @@ def move(source: Path, place: Path) -> None:
 
 
 def _move_into(source: Path, folder: Path) -> None:
-    """Move the files of a folder into another one, over those of the same names."""
+    """Move the files of a folder into another folder, and replace files of the same names."""
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
         place = folder / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Write CSV tables, and read those that this program wrote.
+"""CSV tables of this program: write and read them.
 
-Tables are opened in spreadsheets, so a text that a spreadsheet would run as a formula is written with an apostrophe
-before it. Every reader takes that apostrophe away.
+Users open tables in spreadsheets. A text that a spreadsheet would run as a formula is written with an apostrophe before
+it, and every reader removes that apostrophe.
 """
 
 import csv
@@ -18,7 +18,7 @@ from urnet.files.atomic import atomic_file
 _FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b])")
 """Start of a text that a spreadsheet runs as a formula, also with full-width or small signs (OWASP, CSV injection).
 
-The apostrophes before it make the rule reversible: a text that looks escaped already is escaped once more.
+Apostrophes before it are part of the pattern, so that a text that looks escaped is escaped once more.
 """
 
 
@@ -29,16 +29,16 @@ _QUOTED = re.compile(r'[",;\t\r\n]|^\s|\s$')
 
 
 def escape_formula(text: str) -> str:
-    """Escape a text that a spreadsheet would run as a formula, with an apostrophe; `unescape_formula` undoes it.
+    """Put an apostrophe before a text that a spreadsheet would run as a formula; `unescape_formula` removes it.
 
     Args:
-        text: any text. Numbers such as `-0.5` are no formulas and stay as they are.
+        text: any text. Numbers such as `-0.5` are not formulas.
     """
     return f"'{text}" if _is_formula(text) else text
 
 
 def unescape_formula(text: str) -> str:
-    """Undo `escape_formula`: remove one apostrophe, where it stands before what would be a formula."""
+    """Remove the apostrophe that `escape_formula` added."""
     return text[1:] if text.startswith("'") and _is_formula(text[1:]) else text
 
 
@@ -47,7 +47,7 @@ def _is_formula(text: str) -> bool:
 
 
 def format_csv_line(values: Iterable[object]) -> str:
-    """One line of a CSV, with its end: texts are escaped for spreadsheets, None and NaN become empty cells."""
+    """Format one line of a CSV with its end. Formulas are escaped; None and NaN become empty cells."""
     cells = [_cell(value) for value in values]
     return (",".join(cells) or '""' * len(cells)) + "\n"
 
@@ -62,28 +62,28 @@ def _cell(value: object) -> str:
 
 
 def format_csv(columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]) -> str:
-    """A whole table as CSV.
+    """Format a table as CSV.
 
     Args:
         columns: names of the columns.
-        rows: the values of each row, in order or by column; a column that a row lacks is empty.
+        rows: values of each row, in the order of the columns or by column name; missing columns are empty.
     """
     values = ([row.get(name) for name in columns] if isinstance(row, Mapping) else row for row in rows)
     return "".join(map(format_csv_line, (columns, *values)))
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]) -> None:
-    """Write a CSV whole or not at all; one that ends in `.gz` is compressed.
+    """Write a CSV file, complete or not at all. A file that ends in `.gz` is compressed.
 
-    Letters that are no Unicode, as Linux allows them in file names, are written as `\\udc..`.
+    Bytes of Linux file names that are not Unicode are written as `\\udc..`.
 
     Args:
-        path: the file; replaced where it exists.
+        path: the file; an existing one is replaced.
         columns: names of the columns.
         rows: as for `format_csv`.
 
     Raises:
-        OSError: the file cannot be written; an older one is unchanged.
+        OSError: the file cannot be written; an existing one is unchanged.
     """
     content = format_csv(columns, rows).encode("utf-8", errors="backslashreplace")
     with atomic_file(path) as file:
@@ -91,24 +91,24 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object
 
 
 def write_frame(path: Path, table: pd.DataFrame) -> None:
-    """Write a data frame, without its index, as `write_csv` does."""
+    """Write a data frame with `write_csv`, without its index."""
     write_csv(path, list(table), table.itertuples(index=False, name=None))
 
 
-_DAMAGED = "{}: not a whole table that urnet wrote ({}); restore the file, or make it again"
+_DAMAGED = "{}: not a complete table of urnet ({}). Restore the file, or write it again with the same command"
 
 
 def read_own_table(path: Path, text: Collection[str] | None = None) -> pd.DataFrame:
-    """Read a CSV that this program wrote, compressed or not.
+    """Read a CSV file of this program, compressed or not.
 
     Args:
         path: the file.
-        text: columns that hold text; all when not given. The others become numbers, NaN where a cell is empty, if all
-            their cells are numbers.
+        text: columns of text; all when not given. Other columns become numbers, NaN where a cell is empty, unless a
+            cell is not a number.
 
     Raises:
         OSError: the file cannot be read.
-        CellsError: no table of ours: no header, or a line of another length.
+        CellsError: the table has no header, or a line of another length.
     """
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:

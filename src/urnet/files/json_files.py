@@ -1,4 +1,4 @@
-"""JSON files of models and cells: read with a size limit, in one canonical form, with errors in one line."""
+"""JSON files of models and cells: size limit, canonical form, errors in one line."""
 
 import json
 import unicodedata
@@ -8,29 +8,29 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError
 
 MAX_BYTES = 2**24
-"""Size limit of a JSON file."""
+"""Maximum size of a JSON file."""
 
 
 def check_text(text: str) -> str:
-    """Refuse text with control characters, or that UTF-8 cannot hold.
+    """Refuse text with control characters or without an encoding in UTF-8.
 
     Raises:
-        ValueError: such text.
+        ValueError: the text has such characters.
     """
     if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in text):
-        raise ValueError("control characters and line breaks are not allowed in it")
+        raise ValueError("control characters and line breaks are not allowed")
     return text
 
 
 Text = Annotated[str, Field(max_length=255), AfterValidator(check_text)]
-"""A name in a JSON file."""
+"""Type of a name in a JSON file."""
 
 
 def read_canonical_json(path: Path) -> bytes:
-    """Read a JSON file of a bundle in canonical form: sorted keys, no white space, ASCII.
+    """Read a JSON file and return it in canonical form: sorted keys, no white space, ASCII.
 
     Raises:
-        ValueError: not JSON, nested too deeply, or too large.
+        ValueError: the file is not JSON, is nested too deeply, or is too large.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
@@ -44,12 +44,12 @@ def read_canonical_json(path: Path) -> bytes:
 
 
 def to_canonical_json(data: Any) -> bytes:
-    """JSON data in canonical form."""
+    """Encode data as canonical JSON."""
     return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
 
 
 def describe_error(error: Exception) -> str:
-    """The first problem of a validation in one line, with its key."""
+    """Describe the first problem of a validation in one line, with its key."""
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())[:200] or type(error).__name__
     problem = error.errors(include_url=False, include_context=False)[0]

@@ -1,4 +1,4 @@
-"""Locks between processes, held on files and released by the system when a process ends."""
+"""Locks between processes, on files. The system releases them when a process ends."""
 
 import errno
 import os
@@ -9,25 +9,24 @@ from filelock import FileLock
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
-
 IS_WINDOWS = os.name == "nt"
 
 
 def lock_file(path: Path, *, wait: float = 0) -> FileLock | None:
-    """Lock a file, which is made where it is missing. The system releases the lock when this process ends.
+    """Lock a file, and create it where it is missing.
 
     Args:
         path: the file.
-        wait: seconds to wait for another process that holds it.
+        wait: maximum time to wait for another process, s.
 
     Returns:
-        The lock, held; none on a file system without working locks, where no file is left.
+        The held lock; None on a file system without working locks, where no file is left.
 
     Raises:
-        Timeout: another process holds it.
+        Timeout: another process holds the lock.
         OSError: the file cannot be written.
     """
-    # filelock's substitute for missing locks, a file that exists, outlives a killed process.
+    # The substitute of filelock, a file whose existence is the lock, would outlive a killed process.
     lock = FileLock(path, timeout=wait, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -41,7 +40,7 @@ def lock_file(path: Path, *, wait: float = 0) -> FileLock | None:
 
 
 def unlock(lock: FileLock) -> None:
-    """Remove the file while it is held where the system can, so that nobody locks a file that is about to go."""
+    """Release a lock and remove its file, before the release where the system allows it."""
     with suppress(OSError):
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()

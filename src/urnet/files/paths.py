@@ -6,9 +6,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 
 class DiskNames:
-    """Spell paths as their folders do, where names are the same text in other Unicode forms (NFC, NFD).
+    """Spelling of paths on the disk, where a name has the same letters in another Unicode form (NFC, NFD).
 
-    A table written on one system may be read on another that composes letters differently. Folders are listed once.
+    A table from one system may be read on another system that composes letters differently. Folders are listed once.
 
     Args:
         root: folder that the paths are relative to.
@@ -19,7 +19,7 @@ class DiskNames:
         self._listed: dict[Path, dict[str, str]] = {}
 
     def spell(self, path: str) -> str:
-        """A path, with forward slashes, as the disk spells it; unchanged where nothing on the disk is called so."""
+        """Return a path with forward slashes as it is spelled on the disk; unchanged where it does not exist."""
         if path.isascii() or os.path.lexists(self.root / path):
             return path
         place, parts = self.root, PurePosixPath(path).parts
@@ -40,10 +40,10 @@ class DiskNames:
 
 
 def is_outside(root: Path, path: str) -> bool:
-    """Whether a path leads out of a folder: absolute on any system, with `..`, or through a link."""
+    """Whether a path leaves a folder: it is absolute on any system, has `..`, or goes through a link."""
     if PureWindowsPath(path).drive or PureWindowsPath(path).root or ".." in PureWindowsPath(path).parts:
         return True
     try:
         return not (root / path).resolve().is_relative_to(root.resolve())
-    except (OSError, ValueError, RuntimeError):  # a link to itself, a name with a zero byte
+    except (OSError, ValueError, RuntimeError):  # a link to itself, or a name with a zero byte
         return True

@@ -1,4 +1,4 @@
-"""Read tables that people made: any separator, encoding mistakes and misspelt columns named."""
+"""Tables of users: read a CSV with any separator, and name errors in it with their fix."""
 
 import csv
 import logging
@@ -18,8 +18,7 @@ from urnet.names import is_missing, normalize_name, unify_donor_names
 
 logger = logging.getLogger(__name__)
 
-_NAMES_SEPARATOR = re.compile('"?sep=([,;\\t])"?\\s*', re.IGNORECASE)
-
+_SEPARATOR_LINE = re.compile('"?sep=([,;\\t])"?\\s*', re.IGNORECASE)
 
 COLUMN_SYNONYMS = {
     "donor": re.compile(
@@ -28,8 +27,7 @@ COLUMN_SYNONYMS = {
     "path": re.compile("file|filename|filepath|image|imagefile|imagename|imagepath|imgpath|img|crop"),
     "label": re.compile("class|classname|celltype|cellclass|type|category|annotation"),
 }
-"""What a column is usually called elsewhere, in lower case and without blanks and signs."""
-
+"""Other usual names of columns, in lower case, without blanks and signs."""
 
 NUMERIC_COLUMNS = {
     **dict.fromkeys(("x", "y"), "a number of pixels"),
@@ -38,21 +36,17 @@ NUMERIC_COLUMNS = {
     **{"diameter": "a number", "focus": "a number"},
     **{"tile": "a whole number of pixels", "fold": "a whole number"},
 }
-"""Columns of all tables that hold numbers, with what the number is."""
-
+"""Columns with numbers in any table, and the kind of number."""
 
 NAME_COLUMNS = ("label", "donor", "proposed")
-"""Columns that hold names of classes and donors."""
-
+"""Columns with names of classes and donors."""
 
 INTEGER_COLUMNS = ("tile", "fold")
-"""Columns that hold whole numbers from 0."""
+"""Columns with whole numbers from 0."""
 
-
-_SPREADSHEETS = (b"PK\3\4", b"\xd0\xcf\x11\xe0")
-
-
+_SPREADSHEET_STARTS = (b"PK\3\4", b"\xd0\xcf\x11\xe0")
 _SPREADSHEET_SUFFIXES = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
+_UTF16_STARTS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_table(
@@ -67,83 +61,52 @@ def read_table(
     ignored: Collection[str] | None = None,
     verbatim: bool = False,
 ) -> pd.DataFrame:
-    """Read the columns that are known, as text; others are passed over.
+    """Read the known columns of a CSV as text.
 
-    Where donors are known by a column, one that names them otherwise (`patient_id`) must not be passed over: their
-    cells would leak from one part into another.
+    A column that names donors by another name (`patient_id`) is an error by default: without donors, cells of one
+    person could come into two parts.
 
     Args:
         path: the CSV.
-        columns: those that are known.
-        required: those that must be there.
-        path_columns: those that name files: blanks round a name are kept, backslashes become slashes.
-        row_noun: what a row is, for the errors: "cells", "fields".
-        check_spelling: columns for which a similar name is taken as a slip; all when not given.
+        columns: names of the known columns.
+        required: columns that must exist.
+        path_columns: columns with file names. Their blanks stay, and backslashes become slashes.
+        row_noun: what a row is, for messages: "cells", "fields".
+        check_spelling: columns that a similar name is taken to misspell; all when not given.
         refuse_donor_synonyms: raise an error, instead of a warning, where another column seems to name donors.
-        ignored: other columns (patterns, as `p_*`) that need no word; those that are neither are then named in a
-            note. None is named when not given.
-        verbatim: keep the names as they are; for the table of a run, whose names were settled when it was begun.
+        ignored: patterns of other columns, such as `p_*`, that need no warning; all when not given.
+        verbatim: leave names and numbers unchanged, as in the table of a run.
 
     Returns:
-        A row a line, "" where nothing stands; the index holds the line's number in the file. Text other than paths is
-        in Unicode form NFC, donors have one spelling each (`urnet.names`), and the cells of
-        `NUMERIC_COLUMNS` are numbers.
+        One row for each line, "" for an empty cell; the index is the line number in the file. Text other than paths is
+        in Unicode form NFC, each donor has one spelling (`urnet.names`), and numeric columns hold numbers.
 
     Raises:
-        CellsError: no such table, a spreadsheet or another file that is no text, not UTF-8, no header or nothing below
-            it, a required column missing, one that is there twice, misspelt or names donors otherwise, a line with more
-            values than columns, or a value that should be a number (`tables.not_a_number`).
+        CellsError: the file is missing, is not a CSV in UTF-8 or has no rows; a column is missing, doubled, misspelt or
+            names donors otherwise; a line has too many values, or a value is not a number.
     """
     _refuse_binary(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            separator, above = _separator(file, columns)
-            reader = csv.reader(file, delimiter=separator, strict=True)
-            lines = [
-                (above + reader.line_num, [unescape_formula(field) for field in fields])
-                for fields in reader
-                if any(field.strip() for field in fields)
-            ]
-    except FileNotFoundError:
-        raise CellsError(f"{path}: no such table") from None
-    except UnicodeDecodeError:
-        if path.suffix.lower() in _SPREADSHEET_SUFFIXES:
-            raise CellsError(_NO_SPREADSHEET.format(path)) from None
-        raise CellsError(f"{path}: the table is not UTF-8; save it as 'CSV UTF-8'") from None
-    except csv.Error as error:
-        raise CellsError(
-            f"{path}: not a table: line {above + reader.line_num} cannot be divided into cells ({error}); close each "
-            "quotation mark that is opened, and double those within a cell",
-            code="tables.unreadable",
-        ) from None
+    lines = _read_lines(path, columns)
     names = [name.strip("\ufeff\u200b").strip() for name in lines[0][1]] if lines else []
-    for column in columns:
-        if names.count(column) > 1:
-            raise CellsError(f"{path}: {names.count(column)} columns are called {column!r}; keep one")
-    _refuse_misspelt(path, names, columns, columns if check_spelling is None else check_spelling)
-    for column in required:
-        if column not in names:
-            found = ", ".join(names) or "none"
-            other = _find_synonym(names, columns, column)
-            advice = f"; rename {other!r} to {column}" if other else ""
-            raise CellsError(f"{path}: the table has no column {column!r}; its columns are {found}{advice}")
+    _check_header(path, names, columns, required, columns if check_spelling is None else check_spelling)
     if len(lines) <= 1:
-        raise CellsError(f"{path}: the table has a header but no {row_noun}")
-    for number, fields in lines[1:]:
-        if len(fields) > len(names) and any(fields[len(names) :]):
+        raise CellsError(f"{path}: the table has a header but no {row_noun}. Add them below it", code="tables.empty")
+    for number, values in lines[1:]:
+        if len(values) > len(names) and any(values[len(names) :]):
             raise CellsError(
-                f"{path}: line {number} has {len(fields)} values for {len(names)} columns; "
-                "put values that hold the separator in quotes"
+                f"{path}: line {number} has {len(values)} values for {len(names)} columns. Put values that contain the "
+                "separator in quotation marks",
+                code="tables.too_many_values",
             )
-    filled = [(fields + [""] * len(names))[: len(names)] for _, fields in lines[1:]]
-    table = pd.DataFrame(filled, columns=names, index=[number for number, _ in lines[1:]])
+    rows = [(values + [""] * len(names))[: len(names)] for _, values in lines[1:]]
+    table = pd.DataFrame(rows, columns=names, index=[number for number, _ in lines[1:]])
     _check_other_columns(path, table, columns, refuse_donor_synonyms, ignored)
     table = table[[column for column in columns if column in names]].copy()
     for column in table:
         text = table[column].str
         table[column] = text.replace("\\", "/", regex=False) if column in path_columns else text.strip()
         if column not in path_columns and not verbatim:
-            table[column] = table[column].map(normalize_name if column in NAME_COLUMNS else _composed)
+            table[column] = table[column].map(normalize_name if column in NAME_COLUMNS else _compose)
         if column in NUMERIC_COLUMNS and not verbatim:
             _check_numbers(path, table[column])
     if "donor" in table and not verbatim:
@@ -151,7 +114,67 @@ def read_table(
     return table
 
 
-def _composed(text: str) -> str:
+def _read_lines(path: Path, columns: Collection[str]) -> list[tuple[int, list[str]]]:
+    """Read the lines of a CSV that are not empty, with their numbers in the file."""
+    skipped, reader = 0, None
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            separator, skipped = _find_separator(file, columns)
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            return [
+                (skipped + reader.line_num, [unescape_formula(value) for value in values])
+                for values in reader
+                if any(value.strip() for value in values)
+            ]
+    except FileNotFoundError:
+        raise CellsError(f"{path}: no such table. Check the path", code="tables.not_found") from None
+    except UnicodeDecodeError:
+        if path.suffix.lower() in _SPREADSHEET_SUFFIXES:
+            raise CellsError(_SPREADSHEET.format(path), code="tables.spreadsheet") from None
+        raise CellsError(f"{path}: the table is not in UTF-8. Save it as 'CSV UTF-8'", code="tables.encoding") from None
+    except csv.Error as error:
+        line = skipped + (reader.line_num if reader is not None else 1)
+        raise CellsError(
+            f"{path}: line {line} cannot be divided into cells ({error}). Close each quotation mark, and double those "
+            "within a cell",
+            code="tables.unreadable",
+        ) from None
+
+
+def _check_header(
+    path: Path,
+    names: list[str],
+    columns: Collection[str],
+    required: Collection[str],
+    check_spelling: Collection[str],
+) -> None:
+    """Refuse doubled, misspelt and missing columns."""
+    for column in columns:
+        if names.count(column) > 1:
+            raise CellsError(
+                f"{path}: {names.count(column)} columns are called {column!r}. Remove all but one",
+                code="tables.duplicate_column",
+            )
+    for name in names:
+        absent = sorted(column for column in check_spelling if len(column) > 3 and column not in names)
+        similar = get_close_matches(name.casefold(), absent, 1, 0.8)
+        if similar and name not in columns:
+            raise CellsError(
+                f"{path}: column {name!r} looks like a misspelt {similar[0]!r}. Rename it to {similar[0]} (to x_{name} "
+                "if it is something else)",
+                code="tables.misspelt_column",
+            )
+    for column in required:
+        if column not in names:
+            synonym = _find_synonym(names, columns, column)
+            fix = f"Rename {synonym!r} to {column}" if synonym else "Add it"
+            raise CellsError(
+                f"{path}: the table has no column {column!r}; its columns are {', '.join(names) or 'none'}. {fix}",
+                code="tables.missing_column",
+            )
+
+
+def _compose(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
@@ -163,14 +186,14 @@ def _check_numbers(path: Path, column: "pd.Series[str]") -> None:
 
 
 def number_error(path: Path, line: int, column: str, value: str, count: int = 1) -> CellsError:
-    """The error about a value that should be a number: what it is, where, and how to write it.
+    """Make the error about a value that is not a number.
 
     Args:
         path: the table.
-        line: number of the line in the file.
+        line: line number in the file.
         column: one of `NUMERIC_COLUMNS`.
-        value: what stands there.
-        count: number of such rows.
+        value: the wrong value.
+        count: number of rows with wrong values.
     """
     others = f" ({count} such rows)" if count > 1 else ""
     advice = _suggest_number(value, whole=column in INTEGER_COLUMNS)
@@ -181,56 +204,56 @@ def number_error(path: Path, line: int, column: str, value: str, count: int = 1)
 
 
 def _suggest_number(value: str, *, whole: bool) -> str:
-    """How to write a value that is meant as a number."""
+    """Suggest how to write a value as a number."""
     if not value:
         return "Fill it in"
     if whole and (number := re.fullmatch(r"([0-9]+)(?:[.,]([0-9]*))?", value)):
         return f"Use a whole number{'' if (number[2] or '').strip('0') else f': {number[1][:9]}'}"
     if re.fullmatch(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}", value):
-        return f"Write {value.replace(',', '.')} if the comma is a decimal one, {value.replace(',', '')} if it is not"
+        return f"Write {value.replace(',', '.')} if the comma is a decimal point, {value.replace(',', '')} if it is not"
     if re.fullmatch(r"[+-]?[0-9]+,[0-9]+", value):
         return f"Use a decimal point: {value.replace(',', '.')}"
     if re.fullmatch(r"[+-]?[0-9]{1,3}(?:[ .,'’\u00a0\u202f][0-9]{3})+(?:[.,][0-9]+)?", value):
-        return "Leave out thousands separators, and use a decimal point"
+        return "Remove thousands separators, and use a decimal point"
     if is_missing(value) or value.casefold().lstrip("+-") in ("inf", "infinity"):
-        return "Leave the cell empty where the value is not known"
+        return "Leave the cell empty if the value is unknown"
     if number := re.fullmatch(r"([+-]?[0-9]+(?:[.,][0-9]+)?)\s*[^\W0-9_]+", value):
-        return f"Leave out the unit: {number[1].replace(',', '.')}"
-    return "Write digits only: 12" if whole else "Write digits, and a decimal point where one is needed: 12.5"
+        return f"Remove the unit: {number[1].replace(',', '.')}"
+    return "Write digits only: 12" if whole else "Write digits, with a decimal point if needed: 12.5"
 
 
-def unify_donors(path: Path, donors: list[str], rows: str) -> list[str]:
-    """Give each donor one spelling, and warn of spellings that were merged and of names that say nothing.
+def unify_donors(path: Path, donors: list[str], row_noun: str) -> list[str]:
+    """Give each donor one spelling. Warn about merged spellings, and about names that mean a missing value.
 
     Args:
-        path: the table or folder.
-        donors: one a row, "" where not known.
-        rows: what a row is, for the warning: "cells", "fields".
+        path: the table or folder, for the warnings.
+        donors: donor of each row, "" where unknown.
+        row_noun: what a row is, for the warnings: "cells", "fields".
     """
-    settled, merged, unknown = unify_donor_names(donors)
+    unified, merged, missing = unify_donor_names(donors)
     if merged:
-        told = list_first([" = ".join(map(repr, group)) for group in merged])
-        logger.warning("%s: spellings of one donor, taken as one so that its cells stay in one part: %s", path, told)
-    if unknown:
-        told = list_first([f"{name!r} ({count})" for name, count in unknown.most_common()])
-        logger.warning("%s: the donor of %d %s is taken as not known: %s", path, unknown.total(), rows, told)
-    return settled
+        spellings = list_first([" = ".join(map(repr, group)) for group in merged])
+        logger.warning("%s: spellings of one donor are merged, so that its cells stay in one part: %s", path, spellings)
+    if missing:
+        counts = list_first([f"{name!r} ({count})" for name, count in missing.most_common()])
+        logger.warning("%s: the donor of %d %s is unknown: %s", path, missing.total(), row_noun, counts)
+    return unified
 
 
-def _separator(file: TextIO, columns: Collection[str]) -> tuple[str, int]:
-    """Find what separates the cells of a table; afterwards the file stands at its header line.
+def _find_separator(file: TextIO, columns: Collection[str]) -> tuple[str, int]:
+    """Find the separator of a table, and leave the file at the header line.
 
-    Spreadsheets may name the separator in a first line `sep=;`. Otherwise it is the one that gives the most column
-    names that are known, then the most columns: signs within a quoted name do not count.
+    A spreadsheet may name the separator in a first line `sep=;`. Otherwise the separator with the most known columns
+    is chosen, then the one with the most columns. Signs within quotation marks do not count.
 
     Returns:
         The separator, and the number of lines before the header line.
     """
-    first = _NAMES_SEPARATOR.fullmatch(file.readline())
+    first = _SEPARATOR_LINE.fullmatch(file.readline())
     if first:
         return first[1], 1
 
-    def fits(separator: str) -> tuple[int, int]:
+    def count_columns(separator: str) -> tuple[int, int]:
         file.seek(0)
         try:
             names = next((row for row in csv.reader(file, delimiter=separator) if any(map(str.strip, row))), [])
@@ -238,67 +261,55 @@ def _separator(file: TextIO, columns: Collection[str]) -> tuple[str, int]:
             return -1, 0
         return sum(name.strip() in columns for name in names), len(names)
 
-    best = max(",;\t", key=fits)
+    best = max(",;\t", key=count_columns)
     file.seek(0)
     return best, 0
 
 
-def _refuse_misspelt(path: Path, names: list[str], columns: Collection[str], confusable: Collection[str]) -> None:
-    """A `donr` that is passed over in silence would let donors leak."""
-    for name in names:
-        ours = sorted(c for c in confusable if len(c) > 3 and c not in names)
-        near = get_close_matches(name.casefold(), ours, 1, 0.8)
-        if near and name not in columns:
-            raise CellsError(
-                f"{path}: column {name!r} looks like {near[0]!r} misspelt; rename it to {near[0]} (to x_{name} if it "
-                "is something else)"
-            )
-
-
 def _check_other_columns(
-    path: Path, table: pd.DataFrame, columns: Collection[str], leaks: bool, passed_over: Collection[str] | None
+    path: Path, table: pd.DataFrame, columns: Collection[str], refuse_synonyms: bool, ignored: Collection[str] | None
 ) -> None:
-    """What is not read: donors under another name are refused, or named; other columns are named."""
+    """Refuse donors under another name, or warn about them; warn about other columns that are not used."""
     others = [name for name in dict.fromkeys(table) if name and name not in columns]
     others = [name for name in others if table[[name]].map(str.strip).any(axis=None)]
-    named = "donor" in table and table[["donor"]].map(str.strip).any(axis=None)
-    donor = _find_synonym(others, columns, "donor") if "donor" in columns and not named else None
-    if donor is not None and leaks:
+    has_donors = "donor" in table and table[["donor"]].map(str.strip).any(axis=None)
+    synonym = _find_synonym(others, columns, "donor") if "donor" in columns and not has_donors else None
+    if synonym is not None and refuse_synonyms:
+        state, place = ("empty", ", in place of the empty column") if "donor" in table else ("missing", "")
         raise CellsError(
-            f"{path}: column {donor!r} seems to name donors, but the column 'donor', by which the cells of one person "
-            f"are kept in one part, is {'empty' if 'donor' in table else 'missing'}; rename it to donor"
-            f"{', in place of the empty one' * ('donor' in table)}, or remove it (rename it to x_{donor} if it is "
-            "something else)"
+            f"{path}: column {synonym!r} seems to name donors, but the column 'donor' is {state}. The split needs it, "
+            f"so that the cells of one person stay in one part. Rename {synonym!r} to donor{place}, or remove "
+            f"it (rename it to x_{synonym} if it is something else)",
+            code="tables.donor_synonym",
         )
-    if donor is not None:
-        logger.warning("%s: column %r is not used; rename it to donor if it says whose cells these are", path, donor)
-    silent = ("*",) if passed_over is None else passed_over
-    unused = [name for name in others if not any(fnmatchcase(name, pattern) for pattern in silent)]
+    if synonym is not None:
+        logger.warning("%s: column %r is not used. Rename it to donor if it names the donors", path, synonym)
+    patterns = ("*",) if ignored is None else ignored
+    unused = [name for name in others if not any(fnmatchcase(name, pattern) for pattern in patterns)]
     if unused:
         logger.warning("%s: columns not used: %s", path, ", ".join(unused))
 
 
-def _find_synonym(names: Collection[str], columns: Collection[str], meant: str) -> str | None:
-    """The first of some names that is no column of its own, and usually means one that is."""
-    if meant not in COLUMN_SYNONYMS:
+def _find_synonym(names: Collection[str], columns: Collection[str], column: str) -> str | None:
+    """Find the first name that is no known column, and is a usual synonym of a column."""
+    if column not in COLUMN_SYNONYMS:
         return None
+    synonyms = COLUMN_SYNONYMS[column]
     others = (name for name in names if name not in columns)
-    return next(
-        (name for name in others if COLUMN_SYNONYMS[meant].fullmatch(re.sub(r"[\W_]", "", name.casefold()))), None
-    )
+    return next((name for name in others if synonyms.fullmatch(re.sub(r"[\W_]", "", name.casefold()))), None)
 
 
-_NO_SPREADSHEET = "{}: a spreadsheet, no CSV, or a damaged one; open it and save the table as 'CSV UTF-8'"
+_SPREADSHEET = "{}: a spreadsheet or a damaged table, not a CSV. Open it, and save the table as 'CSV UTF-8'"
 
 
 def _refuse_binary(path: Path) -> None:
-    """Say what a file is that is no text, before its bytes are taken for badly encoded letters."""
+    """Refuse spreadsheets and other binary files, before their bytes are read as text."""
     try:
         with path.open("rb") as file:
             start = file.read(1024)
-    except OSError:  # it is said where it is read
+    except OSError:  # reported by the reader
         return
-    if start.startswith(_SPREADSHEETS):
-        raise CellsError(_NO_SPREADSHEET.format(path))
-    if b"\0" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise CellsError(f"{path}: no table but a file of another kind (its content is no text); give a CSV in UTF-8")
+    if start.startswith(_SPREADSHEET_STARTS):
+        raise CellsError(_SPREADSHEET.format(path), code="tables.spreadsheet")
+    if b"\0" in start and not start.startswith(_UTF16_STARTS):
+        raise CellsError(f"{path}: a binary file, not a table. Give a CSV in UTF-8", code="tables.not_text")
