@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ NETWORKS = (
     *("classifier.options.stem_width=4", "classifier.pretrained=false", "classifier.weights=null", "input.size=32"),
     *("augment.per_class=12", "train.batch_size=16", "pretrain.batch_size=16"),
 )
-VOLATILE = (".html", ".ckpt", "outcome.json", "results.csv", "-cost.", "table3.", "out.pt2", "out.db")
-"""Parts of the names of files with times or serial numbers in them. Of these only the names are compared."""
+VOLATILE = (".html", ".ckpt", "outcome.json", "results.csv", "-cost.", "table3.")
+"""Parts of the names of files with times in them. Of these only the names are compared."""
 
 
 def build_commands(*, short: bool) -> dict[str, tuple[str, ...]]:
@@ -88,14 +89,19 @@ def write_inputs(folder: Path, *, stained: int = 60, size: int = 64) -> Path:
     return folder
 
 
-def hash_outputs(folder: Path) -> dict[str, str]:
-    """Hash the content of every file and folder, without times; of volatile files only the name counts."""
+def hash_outputs(folder: Path, volatile: Sequence[str] = VOLATILE) -> dict[str, str]:
+    """Hash the content of every file and folder, without times.
+
+    Args:
+        folder: the folder of a command.
+        volatile: parts of the names of files of which only the name counts.
+    """
     hashes = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if name.split("/")[0] in ("cache", "tmp", "output.txt") or "tensorboard" in name:
             continue
-        content = b"" if path.is_dir() or any(word in name for word in VOLATILE) else path.read_bytes()
+        content = b"" if path.is_dir() or any(part in name for part in volatile) else path.read_bytes()
         content = gzip.decompress(content) if name.endswith(".gz") else content
         content = re.sub(rb"\d{4}-\d\d-\d\d \d\d:\d\d[^\"<]*", b"", content)
         content = re.sub(rb'"parity": \{[^}]*\}', b"", content)

@@ -22,10 +22,12 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from commands import build_commands, hash_outputs, write_inputs
+from commands import VOLATILE, build_commands, hash_outputs, write_inputs
 from machine import describe, load
 
 COMMANDS = build_commands(short=False) | {"serve": ("serve", "run", "--port", "0", "--database", "out.db")}
+SERIAL = (*VOLATILE, "out.pt2", "out.db")
+"""Files with times or serial numbers in them."""
 CODE = "from urnet.cli import main; main()"
 DEMO = """
 from urnet.cells import simulate
@@ -102,7 +104,7 @@ class RunningCommand:
 
 def hash_state(folder: Path) -> dict[str, str]:
     """Hash all outputs, and list the temporary files."""
-    return hash_outputs(folder) | {f"tmp/{path.name}": "" for path in (folder / "tmp").iterdir()}
+    return hash_outputs(folder, SERIAL) | {f"tmp/{path.name}": "" for path in (folder / "tmp").iterdir()}
 
 
 def print_row(name: str, result: Result) -> None:

@@ -26,7 +26,7 @@ def silent(what: str, share: float) -> None:
 
 
 class Notes:
-    """A reporter that remembers what it was told."""
+    """A reporter that remembers what it was messages."""
 
     def __init__(self):
         self.messages = []
@@ -312,8 +312,8 @@ def test_in_a_process_of_its_own_a_cell_tells_what_went_wrong(opened, rows, monk
     errors = {"net1, seed 0, fold 0": RunError("the user's fault"), "net2, seed 0, fold 0": ZeroDivisionError("ours")}
     monkeypatch.setattr(grids, "run_job", fake(errors))
     grid = opened()
-    told = [grids._run_ray_job(cell, (grid.cells, grid.audit), 1) for cell in grid.jobs(rows, 1, 1)]
-    assert told == ["the user's fault", "ZeroDivisionError: ours", "", ""]
+    messages = [grids._run_ray_job(cell, (grid.cells, grid.audit), 1) for cell in grid.jobs(rows, 1, 1)]
+    assert messages == ["the user's fault", "ZeroDivisionError: ours", "", ""]
 
 
 @pytest.mark.parametrize(

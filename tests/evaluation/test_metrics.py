@@ -145,9 +145,9 @@ def test_one_group_has_no_intervals():
 
 @pytest.mark.parametrize("donors", [None, ["d1"] * 9])
 def test_one_group_is_said_to_give_no_intervals(donors):
-    _, told = choose_groups(donors, ["a.png"] * 9)
-    assert told["note"].startswith("No value has an interval: all cells come from one source image")
-    assert describe_intervals(told) == "no intervals: all cells come from one source image"
+    _, description = choose_groups(donors, ["a.png"] * 9)
+    assert description["note"].startswith("No value has an interval: all cells come from one source image")
+    assert describe_intervals(description) == "no intervals: all cells come from one source image"
     assert describe_intervals(choose_groups(None, list("ab"))[1]) == "95 % intervals over 2 source images"
 
 
@@ -187,10 +187,15 @@ def test_arrays_that_do_not_fit(truth, probabilities, groups, message):
 
 def test_donors_are_drawn_where_there_are_eight():
     donors = [f"donor {i % 8}" for i in range(40)]
-    groups, told = choose_groups(donors, [f"{i}.png" for i in range(40)])
-    assert (told["unit"], told["groups"], told["replicates"], told["level"]) == ("donor", 8, 2000, 0.95)
+    groups, description = choose_groups(donors, [f"{i}.png" for i in range(40)])
+    assert (description["unit"], description["groups"], description["replicates"], description["level"]) == (
+        "donor",
+        8,
+        2000,
+        0.95,
+    )
     assert len(set(zip(groups.tolist(), donors, strict=True))) == 8
-    assert "too narrow" in told["note"]
+    assert "too narrow" in description["note"]
 
 
 @pytest.mark.parametrize(
@@ -204,10 +209,10 @@ def test_donors_are_drawn_where_there_are_eight():
     ],
 )
 def test_source_images_are_drawn_otherwise_and_it_is_said(donors, why):
-    groups, told = choose_groups(donors, [f"{i // 2}.png" for i in range(40)])
-    assert (told["unit"], told["groups"]) == ("source image", 20)
-    assert why in told["note"]
-    assert "source images were drawn" in told["note"]
+    groups, description = choose_groups(donors, [f"{i // 2}.png" for i in range(40)])
+    assert (description["unit"], description["groups"]) == ("source image", 20)
+    assert why in description["note"]
+    assert "source images were drawn" in description["note"]
     assert groups.tolist() == [i // 2 for i in range(40)]
 
 

@@ -77,7 +77,7 @@ def _collect_jobs(
         parameters=first.get("parameters", 0),
         macs=first.get("macs", 0),
         device=first.get("device", ""),
-        examples=next((kept for job in done if (kept := job.examples())), {}),
+        examples=next((images for job in done if (images := job.examples())), {}),
     )
 
 

@@ -217,12 +217,12 @@ def _draw_figures(
             list(pictured[0].examples["label"]),
         )
         enhancing = [entry for entry in pictured if entry.recipe.enhancer.name != "none"]
-        seen = {
+        enhanced = {
             entry.title: [channels_last(image) for image in entry.examples["enhanced"].astype(np.float32)]
             for entry in enhancing
         }
-        if seen:
-            add("The same cells through every enhancer", "", figures.draw_gallery(seen, raw, labels))
+        if enhanced:
+            add("The same cells through every enhancer", "", figures.draw_gallery(enhanced, raw, labels))
         cams = {entry.title: list(entry.examples["cam"]) for entry in pictured if "cam" in entry.examples}
         if cams:
             add("Grad-CAM of the same cells", "", figures.draw_cam_gallery(cams, raw, labels))

@@ -105,9 +105,9 @@ def build_optimism_table(honest: Sequence[ResultRow], optimistic: Sequence[Resul
     paper = {entry.name: entry.metrics for entry in optimistic if entry.complete}
     rows = []
     for entry in honest:
-        theirs = paper.get(entry.name)
-        if entry.complete and entry.metrics and theirs:
-            pair = [metrics["macro_recall"] for metrics in (entry.metrics, theirs)]
+        published = paper.get(entry.name)
+        if entry.complete and entry.metrics and published:
+            pair = [metrics["macro_recall"] for metrics in (entry.metrics, published)]
             rows.append([entry.title, *map(format_interval, pair), format_points(pair[1]["value"] - pair[0]["value"])])
     if not rows:
         return None
@@ -188,9 +188,9 @@ def _build_overview(table: Kind, entries: Sequence[ResultRow]) -> TableData:
         if entry.metrics is None:
             rows.append(first)
             continue
-        theirs = [_format_percent(paper.get(entry.name))] * beside
-        ours = [format_interval(entry.metrics[metric]) for metric in ("accuracy", "macro_recall")]
-        rows.append([*first, ours[0], *theirs, ours[1], *_format_costs(entry)])
+        published = [_format_percent(paper.get(entry.name))] * beside
+        measured = [format_interval(entry.metrics[metric]) for metric in ("accuracy", "macro_recall")]
+        rows.append([*first, measured[0], *published, measured[1], *_format_costs(entry)])
     notes = _list_notes(entries) + _list_cost_notes(entries) + (_list_paper_notes(table, entries) if beside else [])
     return TableData(TITLES[table], [header], rows, notes)
 
@@ -211,24 +211,24 @@ def _build_class_table(table: Kind, entries: Sequence[ResultRow]) -> TableData:
     for figure, title in FIGURES.items():
         rows.append([title])
         for entry, cells in _list_rows(entries):
-            metrics, theirs = entry.metrics, paper[entry.name]
+            metrics, published = entry.metrics, paper[entry.name]
             if metrics is None:
                 rows.append([cells[0], cells[1].split(":")[0]])
                 continue
-            ours = [metrics["per_class"][name][figure] for name in classes] + [metrics[f"macro_{figure}"]]
-            known = [_published_value(theirs, figure, name) for name in (*classes, None)]
-            for our, their in zip(ours, known, strict=True):
-                cells += [format_interval(our), *[_format_percent(their)] * beside]
+            measured = [metrics["per_class"][name][figure] for name in classes] + [metrics[f"macro_{figure}"]]
+            known = [_published_value(published, figure, name) for name in (*classes, None)]
+            for value, paper_value in zip(measured, known, strict=True):
+                cells += [format_interval(value), *[_format_percent(paper_value)] * beside]
             rows.append(cells)
     title = f"{TITLES[table]} (by class)"
     return TableData(title, header, rows, _list_notes(entries) + (_list_paper_notes(table, entries) if beside else []))
 
 
-def _published_value(theirs: Published | None, figure: str, name: str | None) -> float | None:
+def _published_value(published: Published | None, figure: str, name: str | None) -> float | None:
     """Look up the paper's value of a class, or the average."""
-    if theirs is None:
+    if published is None:
         return None
-    return getattr(theirs, f"macro_{figure}") if name is None else getattr(theirs, figure)[normalize_class(name)]
+    return getattr(published, f"macro_{figure}") if name is None else getattr(published, figure)[normalize_class(name)]
 
 
 def _build_baseline_table(table: Kind, entries: Sequence[ResultRow], differences: pd.DataFrame | None) -> TableData:
@@ -251,9 +251,9 @@ def _build_baseline_table(table: Kind, entries: Sequence[ResultRow], differences
     for entry, cells in _list_rows(entries):
         if entry.metrics is not None:
             for metric in metrics:
-                ours = entry.metrics.get(metric) or entry.metrics["per_class"][rarest]["recall"]
+                measured = entry.metrics.get(metric) or entry.metrics["per_class"][rarest]["recall"]
                 difference = _format_difference(found.get((entry.name, metric)))
-                cells += [format_interval(ours), difference] if found else [format_interval(ours)]
+                cells += [format_interval(measured), difference] if found else [format_interval(measured)]
         rows.append(cells)
     notes = _list_notes(entries)
     if found:
@@ -330,7 +330,7 @@ def _list_failures(entries: Sequence[ResultRow]) -> list[str]:
 def _list_paper_notes(table: Kind, entries: Sequence[ResultRow]) -> list[str]:
     """List the notes on the paper's values: their source, and which of them were computed here."""
     rows = {entry.title: find_published(table, entry.name) for entry in entries}
-    computed = [title for title, theirs in rows.items() if theirs is not None and theirs.recomputed]
+    computed = [title for title, published in rows.items() if published is not None and published.recomputed]
     if not computed:
         return [PAPER_NOTE]
     return [PAPER_NOTE, f"{RECOMPUTED_NOTE} {', '.join(computed)}."]

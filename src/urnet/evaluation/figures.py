@@ -231,10 +231,10 @@ def _draw_curves(axes: Axes, title: str, rows: pd.DataFrame, lines: Mapping[str,
         axes.set_xticks(rows["epoch"])
         axes.margins(x=1)
     for (column, label), (colour, dash) in zip(lines.items(), CURVE_STYLES, strict=False):
-        seen = rows[rows[column].notna()] if column in rows else rows[:0]
-        if len(seen):
-            dot = "o" if len(seen) == 1 else None
-            axes.plot(seen["epoch"], seen[column], dash, color=colour, label=label, marker=dot)
+        known = rows[rows[column].notna()] if column in rows else rows[:0]
+        if len(known):
+            dot = "o" if len(known) == 1 else None
+            axes.plot(known["epoch"], known[column], dash, color=colour, label=label, marker=dot)
     if mark is not None:
         axes.axvline(mark, color=INK, linewidth=1, linestyle=":", label=f"chosen epoch ({mark})")
     axes.legend(loc="best", handlelength=1.8, labelspacing=0.3)

@@ -59,37 +59,44 @@ def measure_rejection(
     if not isinstance(unknown, Cells):
         unknown = read_cells(Path(unknown), tile=recipe.tile, image=recipe.image)
     merged = {label for members in (recipe.classes or {}).values() for label in members}
-    strange = unknown.where(~unknown.table["label"].isin({*model.classes, *merged}))
-    if not len(strange):
+    unknown = unknown.where(~unknown.table["label"].isin({*model.classes, *merged}))
+    if not len(unknown):
         raise CellsError(
             f"all labels are classes of {run.folder}. Give cells of other classes", code="evaluation.no_unknown_cells"
         )
-    if "donor" in strange.table:
+    if "donor" in unknown.table:
         known_donors = {donor_key(donor) for donor in (*run.donors("train"), *run.donors("validation"))}
-        fresh = ~strange.table["donor"].map(donor_key).isin(known_donors)
-        strange = strange.where(fresh) if fresh.any() else strange
+        of_new_donors = ~unknown.table["donor"].map(donor_key).isin(known_donors)
+        unknown = unknown.where(of_new_donors) if of_new_donors.any() else unknown
     known = run.cells().part("test")
     if not len(known):
         raise CellsError(f"{run.folder}: this run has no cells in its test part", code="evaluation.part_empty")
-    ours, our_groups = _rejection_scores(model, known, progress), _choose_groups(known)
+    known_scores, known_groups = _rejection_scores(model, known, progress), _choose_groups(known)
     level_score = -np.log10(model.calibration.rejection.level)
     rows = []
-    for label in sorted(set(strange.table["label"])):
-        one = strange.where(strange.table["label"] == label)
-        theirs, groups = _rejection_scores(model, one, progress), _choose_groups(one)
-        value, low, high = _compute_auroc(ours, our_groups, theirs, groups, replicates, level)
+    for label in sorted(set(unknown.table["label"])):
+        members = unknown.where(unknown.table["label"] == label)
+        unknown_scores, groups = _rejection_scores(model, members, progress), _choose_groups(members)
+        value, low, high = _compute_auroc(known_scores, known_groups, unknown_scores, groups, replicates, level)
         rows.append(
-            (label, len(one), value, low, high, *_rejected_share(theirs >= level_score, groups, replicates, level))
+            (
+                label,
+                len(members),
+                value,
+                low,
+                high,
+                *_rejected_share(unknown_scores >= level_score, groups, replicates, level),
+            )
         )
     none = (np.nan, np.nan, np.nan)
-    rows.append(("", len(known), *none, *_rejected_share(ours >= level_score, our_groups, replicates, level)))
+    rows.append(("", len(known), *none, *_rejected_share(known_scores >= level_score, known_groups, replicates, level)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _rejection_scores(model: Model, cells: Cells, progress: Progress | None) -> np.ndarray:
-    told = None if progress is None else lambda done: progress("look at cells", done / len(cells))
-    seen = collect_outputs(model, replace(cells, classes=tuple(sorted(set(cells.table["label"])))), told)
-    return model.calibration.rejection.score(seen.rows, seen.features)
+    report = None if progress is None else lambda done: progress("read cells", done / len(cells))
+    outputs = collect_outputs(model, replace(cells, classes=tuple(sorted(set(cells.table["label"])))), report)
+    return model.calibration.rejection.score(outputs.rows, outputs.features)
 
 
 def _choose_groups(cells: Cells) -> np.ndarray:

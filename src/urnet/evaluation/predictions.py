@@ -170,15 +170,15 @@ def score_other_cells(
     excluded = [reason.split(" ")[0] for reason in audit.exclusions if reason]
     if excluded:
         warnings.append(f"{len(excluded)} image(s) are not counted: {format_counts(excluded)} (see `urnet audit`).")
-    keys = [key for key, kept in zip(audit.copy_keys, audit.distinct, strict=True) if kept]
+    keys = [key for key, distinct in zip(audit.copy_keys, audit.distinct, strict=True) if distinct]
     cells = use_cached_crops(cells).where(audit.distinct)
     if not len(cells):
         raise CellsError(f"{path}: no cell can be used. See `urnet audit`", code="evaluation.part_empty")
     trained_on = training_cell_keys(run)
     warnings += overlap_warnings(keys, trained_on)
     scored = _classify_cells(model, cells, _read_images(model, cells, progress), cells.labels, progress)
-    seen = None if trained_on is None else sum(key in trained_on for key in keys)
-    return replace(scored, seen_in_training=seen), name, warnings
+    count = None if trained_on is None else sum(key in trained_on for key in keys)
+    return replace(scored, seen_in_training=count), name, warnings
 
 
 def training_overlap(run: Run, path: Path, *, calibration: bool = False) -> list[str]:

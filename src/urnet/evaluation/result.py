@@ -40,8 +40,8 @@ class Evaluation:
     @property
     def judgement(self) -> str:
         """The sentences that open the report."""
-        said = self.metrics["judgement"]
-        return " ".join(said[key] for key in ("accuracy", "confusion", "data", "verdict"))
+        judgement = self.metrics["judgement"]
+        return " ".join(judgement[key] for key in ("accuracy", "confusion", "data", "verdict"))
 
     @property
     def classes(self) -> pd.DataFrame:
