@@ -6,7 +6,7 @@ All rules of the domain are here or in the functions of the command line; a rout
 import asyncio
 import shutil
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -367,7 +367,9 @@ class Services:
         """Whether the server can answer requests."""
         return self._network is None or self._network.is_running
 
-    async def classify(self, uploads: Sequence[Upload], *, copy_keys: bool = False) -> AsyncIterator[list[ImageResult]]:
+    async def classify(
+        self, uploads: Sequence[Upload], *, copy_keys: bool = False
+    ) -> AsyncGenerator[list[ImageResult], None]:
         """Classify files, as `urnet predict` does.
 
         Args:
@@ -524,7 +526,9 @@ class Services:
         rejected = [result.row["rejected"] for result in results]
         return count_sample(name, probabilities, rejected, reference.confusion, classes, reference=reference)
 
-    async def classify_file(self, upload: Upload, *, copy_keys: bool = False) -> AsyncIterator[list[ImageResult]]:
+    async def classify_file(
+        self, upload: Upload, *, copy_keys: bool = False
+    ) -> AsyncGenerator[list[ImageResult], None]:
         """Classify the images of one file, as `urnet predict` does.
 
         Args:
@@ -556,7 +560,7 @@ class Services:
 
     async def _classify_cells(self, cells: Sequence[UploadedCell]) -> list[ImageResult]:
         usable = [cell for cell in cells if cell.crop is not None]
-        rows = iter(())
+        rows: Iterator[dict[str, Any]] = iter(())
         if usable:
             crops = np.stack([cell.crop for cell in usable])  # (B, C, S, S)
             probabilities, _, features = await self.network.run(crops)

@@ -118,25 +118,25 @@ class LimitMiddleware:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         has_files = scope["method"] == "POST" and _WITH_FILES.fullmatch(route_path(scope)) is not None
-        most = self.settings.max_bytes if has_files else self.settings.form_bytes
+        max_bytes = self.settings.max_bytes if has_files else self.settings.form_bytes
         length = Headers(scope=scope).get("content-length", "")
-        if length.isdecimal() and int(length) > most:
+        if length.isdecimal() and int(length) > max_bytes:
             close = {"Connection": "close"}  # else the rest of the body would still be received
             answer = problem_response(
-                scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _too_large(most, has_files), headers=close
+                scope, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _too_large(max_bytes, has_files), headers=close
             )
             return await answer(scope, receive, send)
         seconds = self.settings.body_seconds if has_files else self.settings.header_seconds
-        body = _Body(receive, most, seconds, _too_large(most, has_files))
+        body = _Body(receive, max_bytes, seconds, _too_large(max_bytes, has_files))
         if not has_files:
             return await self.app(scope, body.receive, send)
         if self.slots.is_full:
-            seconds = str(max(1, round(self.slots.wait_seconds() + 0.5)))
+            wait = str(max(1, round(self.slots.wait_seconds() + 0.5)))
             detail = (
                 f"the server processes {len(self.slots)} requests, the most at once (max_requests); try again in "
-                f"{seconds} s"
+                f"{wait} s"
             )
-            answer = problem_response(scope, HTTPStatus.TOO_MANY_REQUESTS, detail, headers={"Retry-After": seconds})
+            answer = problem_response(scope, HTTPStatus.TOO_MANY_REQUESTS, detail, headers={"Retry-After": wait})
             return await answer(scope, receive, send)
         slot = self.slots.acquire()
         try:

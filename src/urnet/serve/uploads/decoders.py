@@ -183,7 +183,13 @@ class DecoderPool:
         pixels = {name: upload.pixel_um for name, upload in by_name.items() if upload.pixel_um is not None}
         fatal: dict[str, tuple[str, str]] = {}
         seconds = self.settings.field_seconds
-        order = {"do": "crop", "folder": str(folder.files), "out": str(out), "pixels": pixels, "fatal": fatal}
+        order: dict[str, Any] = {
+            "do": "crop",
+            "folder": str(folder.files),
+            "out": str(out),
+            "pixels": pixels,
+            "fatal": fatal,
+        }
         order |= {"limit": "field_seconds", "seconds": seconds}
         used, size = Usage(), sum(upload.size for upload in uploads)
         while True:
