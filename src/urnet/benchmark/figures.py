@@ -18,7 +18,6 @@ from urnet.evaluation.figure_style import (
     BLUE,
     FAINT,
     INK,
-    MATRIX_COLORS,
     ORANGE,
     create_figure,
     line_styles,
@@ -26,11 +25,12 @@ from urnet.evaluation.figure_style import (
     truncate,
     wrap_label,
 )
+from urnet.evaluation.figures import draw_count_bars, draw_matrix
 from urnet.evaluation.galleries import add_cam_legend, compute_limits, group_titles, show_image
 from urnet.evaluation.metrics import choose_groups
 from urnet.evaluation.paired import NO_INTERVAL
 
-WIDE = 7.2  # inches
+WIDTH = 7.2  # inches
 ROW = 0.27
 LABEL = 40  # letters of a row's title
 MAX_BANDS = 4
@@ -48,15 +48,19 @@ def draw_confusion_matrix(entries: Sequence[ResultRow]) -> Figure:
     K, N = len(classes), len(entries)
     columns = min(N, 2 if N <= 4 else 3) if K > 4 else min(N, 2 if N <= 4 else 3 if N <= 9 else 4)
     rows = -(-N // columns)
-    edge = min(2.6, (WIDE - 0.8) / columns)
+    edge = min(2.6, (WIDTH - 0.8) / columns)
     figure = create_figure(0.8 + columns * edge, rows * (edge + 0.3) + 0.8)
     grid = figure.subplots(rows, columns, squeeze=False)
     size = max(4.5, min(9, 20 * edge / K)) if K > 4 else 9 if edge > 2 else 7
+
+    def format_cell(count: int, percent: float) -> str:
+        return "–" if np.isnan(percent) else f"{percent:.0f}" if K > 4 else f"{percent:.0f} %\n{count:,}"
+
     for index, axes in enumerate(grid.flat):
         if index >= N:
             axes.set_axis_off()
             continue
-        _draw_matrix(axes, np.asarray(entries[index].metrics["confusion_matrix"]), size)
+        draw_matrix(axes, np.asarray(entries[index].metrics["confusion_matrix"]), format_cell, size)
         axes.set_title(wrap_label(entries[index].title, int(9 * edge)), fontsize=9.5 if edge > 2 else 8.5)
         axes.set_xticks(range(K), [""] * K)
         axes.set_yticks(range(K), [truncate(name, 16) for name in classes] if index % columns == 0 else [""] * K)
@@ -84,7 +88,7 @@ def draw_training_curves(entries: Sequence[ResultRow]) -> Figure:
         [("train_accuracy", "Accuracy, training"), ("validation_accuracy", f"Accuracy, {part}")],
     ]
     lines = -(-len(entries) // 3)
-    figure = create_figure(WIDE, 4.9 + 0.2 * lines)
+    figure = create_figure(WIDTH, 4.9 + 0.2 * lines)
     grid = figure.subplots(2, 2, sharex=True, sharey="row")
     for axes, (column, title) in zip(grid.flat, (panel for row in panels for panel in row), strict=True):
         axes.grid(True)
@@ -116,21 +120,11 @@ def draw_class_counts(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
         after: As `before`.
     """
     parts, K = list(before.columns), len(before)
-    thick = 0.8 / len(parts)
-    figure = create_figure(WIDE, 1.0 + K * (0.2 + 0.2 * len(parts)))
+    figure = create_figure(WIDTH, 1.0 + K * (0.2 + 0.2 * len(parts)))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, counts, title in zip(panels, (before, after), ("Before", "After balancing"), strict=True):
-        for index, part in enumerate(parts):
-            where = np.arange(K) + (index - (len(parts) - 1) / 2) * thick
-            bars = axes.barh(
-                where, counts[part], thick * 0.92, color=BAR_COLORS[2 * index % len(BAR_COLORS)], label=str(part)
-            )
-            axes.bar_label(bars, [f"{count:,.0f}" for count in counts[part]], padding=3, fontsize=9)
+        draw_count_bars(axes, counts, BAR_COLORS[::2], "images", ticks=4, space=1.2)
         axes.set_title(title)
-        axes.set_xlabel("images")
-        axes.tick_params(axis="y", length=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
-        axes.set_xlim(0, max(1, counts.to_numpy().max()) * 1.2)
     panels[0].set_yticks(range(K), [wrap_label(str(name), 16) for name in before.index])
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(parts), handlelength=1)
@@ -245,7 +239,7 @@ def draw_differences(differences: pd.DataFrame, titles: Mapping[str, str] | None
     columns = min(3, len(metrics))
     blocks = -(-len(metrics) // columns)
     names = [f"{truncate(titles.get(b, b), 22)} − {truncate(titles.get(a, a), 22)}" for a, b in pairs]
-    figure = create_figure(WIDE, blocks * (0.85 + ROW * len(pairs)) + 0.3)
+    figure = create_figure(WIDTH, blocks * (0.85 + ROW * len(pairs)) + 0.3)
     grid = figure.subplots(blocks, columns, squeeze=False, sharey=True)
     for index, axes in enumerate(grid.flat):
         if index >= len(metrics):
@@ -275,7 +269,7 @@ def _with_metrics(entries: Sequence[ResultRow]) -> list[ResultRow]:
 
 def _create_row_axes(names: Sequence[str]) -> tuple[Figure, Axes]:
     """Create axes with a named row for each entry, the first on top."""
-    figure = create_figure(WIDE, 1.0 + (ROW + 0.02) * len(names))
+    figure = create_figure(WIDTH, 1.0 + (ROW + 0.02) * len(names))
     axes = figure.add_subplot()
     axes.grid(True, axis="x")
     axes.set_yticks(range(len(names)), [truncate(name, LABEL) for name in names])
@@ -298,24 +292,6 @@ def _add_legend(figure: Figure, *panels: Axes) -> None:
             handlelength=1.6,
             columnspacing=1.2,
         )
-
-
-def _draw_matrix(axes: Axes, matrix: np.ndarray, size: float) -> None:
-    K = len(matrix)
-    support = matrix.sum(axis=1, keepdims=True)
-    percent = np.divide(100 * matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
-    axes.imshow(np.nan_to_num(percent), cmap=MATRIX_COLORS, vmin=0, vmax=110)
-    for row in range(K):
-        for column in range(K):
-            share, count = percent[row, column], matrix[row, column]
-            text = "–" if np.isnan(share) else f"{share:.0f}" if K > 4 else f"{share:.0f} %\n{count:,}"
-            axes.text(column, row, text, ha="center", va="center", color="white" if share > 60 else INK, fontsize=size,
-                      fontweight="bold" if row == column else "normal")  # fmt: skip
-    axes.set_xticks(np.arange(K + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(K + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.2)
-    axes.tick_params(which="minor", length=0)
-    axes.spines[:].set_visible(False)
 
 
 def _mean_with_error(values: np.ndarray, rows: pd.DataFrame) -> tuple[float, float]:
@@ -357,7 +333,7 @@ def _draw_grid(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str], 
         found = ", ".join(f"{len(images)} {name}" for name, images in rows.items())
         raise ValueError(f"{found} images for {M} labels: expected the same number, and at least one")
     left, gap = 1.45, 0.04
-    wide = min(1.1 if len(rows) <= 8 else 0.8, (WIDE - left) / M - gap)
+    wide = min(1.1 if len(rows) <= 8 else 0.8, (WIDTH - left) / M - gap)
     tall = wide * max(image.shape[0] / image.shape[1] for images in rows.values() for image in images)
     limits, feet = {}, []
     for name, images in rows.items():

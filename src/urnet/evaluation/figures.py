@@ -1,6 +1,6 @@
 """The figures of an evaluation: confusion matrix, training curves, class counts, reliability, stress test."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -37,28 +37,17 @@ def draw_confusion_matrix(matrix: Sequence[Sequence[int]] | np.ndarray, classes:
     """
     matrix = np.asarray(matrix)
     K = len(classes)
-    support = matrix.sum(axis=1, keepdims=True)
-    percent = np.divide(100 * matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
     small = K > 6
     figure = create_figure(WIDTH, min(WIDTH - 0.5, 1.4 + 0.85 * K))
     axes = figure.add_subplot()
-    axes.imshow(np.nan_to_num(percent), cmap=MATRIX_COLORS, vmin=0, vmax=110)
-    for row in range(K):
-        for column in range(K):
-            share = percent[row, column]
-            axes.text(
-                column,
-                row,
-                str(matrix[row, column]) if small or np.isnan(share) else f"{matrix[row, column]:,}\n{share:.0f} %",
-                ha="center",
-                va="center",
-                color="white" if share > 60 else INK,
-                fontsize=max(4, 11 - K // 2) if small else 10,
-                fontweight="bold" if row == column else "normal",
-            )
+
+    def format_cell(count: int, percent: float) -> str:
+        return str(count) if small or np.isnan(percent) else f"{count:,}\n{percent:.0f} %"
+
+    draw_matrix(axes, matrix, format_cell, max(4, 11 - K // 2) if small else 10)
     slanted = K > 4 or max(map(len, classes)) > 12
     across = [truncate(name, 24) if slanted else wrap_label(name, 14) for name in classes]
-    down = [f"{wrap_label(name, 14)}\n(n = {n:,})" for name, n in zip(classes, support[:, 0], strict=True)]
+    down = [f"{wrap_label(name, 14)}\n(n = {n:,})" for name, n in zip(classes, matrix.sum(axis=1), strict=True)]
     axes.set_xticks(range(K), across)
     axes.set_yticks(range(K), across if small else down)
     if slanted:
@@ -66,11 +55,6 @@ def draw_confusion_matrix(matrix: Sequence[Sequence[int]] | np.ndarray, classes:
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
     axes.tick_params(length=0, labelsize=8 if small else 9)
-    axes.set_xticks(np.arange(K + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(K + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="minor", length=0)
-    axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("truth")
     return figure
@@ -162,19 +146,11 @@ def draw_class_counts(counts: pd.DataFrame) -> Figure:
         counts: Rows classes, columns parts (train, validation, test, …).
     """
     parts, K = list(counts.columns), len(counts)
-    thick = 0.8 / len(parts)
     figure = create_figure(WIDTH, 0.8 + K * (0.25 + 0.22 * len(parts)))
     axes = figure.add_subplot()
-    for index, part in enumerate(parts):
-        where = np.arange(K) + (index - (len(parts) - 1) / 2) * thick
-        bars = axes.barh(where, counts[part], thick * 0.92, color=BAR_COLORS[index % len(BAR_COLORS)], label=str(part))
-        axes.bar_label(bars, [f"{count:,.0f}" for count in counts[part]], padding=3, fontsize=9)
+    draw_count_bars(axes, counts, BAR_COLORS, "cells", ticks=5, space=1.14)
     axes.set_yticks(range(K), [wrap_label(str(name), 16) for name in counts.index])
     axes.invert_yaxis()
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("cells")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    axes.set_xlim(0, max(1, counts.to_numpy().max()) * 1.14)
     figure.legend(loc="outside upper right", ncols=min(4, len(parts)), handlelength=1, columnspacing=1.2)
     return figure
 
@@ -210,6 +186,63 @@ def draw_stress_curves(table: pd.DataFrame, metric: str, panels: Mapping[str, tu
             axes.plot(x, y, markersize=4, label=truncate(run, 44), **look)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", handlelength=3.5)
     return figure
+
+
+def draw_matrix(axes: Axes, matrix: np.ndarray, format_cell: Callable[[int, float], str], size: float) -> None:
+    """Draw the cells of a confusion matrix, coloured by their per cent of each true class.
+
+    Args:
+        axes: where to draw.
+        matrix: (K, K) counts, rows truth.
+        format_cell: function of count and per cent (NaN without true cells) that gives the text of a cell.
+        size: font size.
+    """
+    K = len(matrix)
+    support = matrix.sum(axis=1, keepdims=True)
+    percent = np.divide(100 * matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
+    axes.imshow(np.nan_to_num(percent), cmap=MATRIX_COLORS, vmin=0, vmax=110)
+    for row, column in np.ndindex(K, K):
+        share = percent[row, column]
+        axes.text(
+            column,
+            row,
+            format_cell(matrix[row, column], share),
+            ha="center",
+            va="center",
+            color="white" if share > 60 else INK,
+            fontsize=size,
+            fontweight="bold" if row == column else "normal",
+        )
+    axes.set_xticks(np.arange(K + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(K + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.4)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+
+
+def draw_count_bars(
+    axes: Axes, counts: pd.DataFrame, colors: Sequence[str], label: str, *, ticks: int, space: float
+) -> None:
+    """Draw a group of horizontal bars per class, a bar per part.
+
+    Args:
+        axes: where to draw.
+        counts: rows classes, columns parts.
+        colors: colours of the parts.
+        label: label of the x axis.
+        ticks: number of ticks at most.
+        space: length of the x axis in multiples of the longest bar.
+    """
+    parts = list(counts.columns)
+    thickness = 0.8 / len(parts)
+    for index, part in enumerate(parts):
+        y = np.arange(len(counts)) + (index - (len(parts) - 1) / 2) * thickness
+        bars = axes.barh(y, counts[part], thickness * 0.92, color=colors[index % len(colors)], label=str(part))
+        axes.bar_label(bars, [f"{count:,.0f}" for count in counts[part]], padding=3, fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=ticks))
+    axes.set_xlim(0, max(1, counts.to_numpy().max()) * space)
 
 
 def _percent() -> PercentFormatter:
