@@ -35,6 +35,12 @@ def answers(out) -> list[pd.DataFrame]:
     return [pd.read_csv(path) for path in sorted(out.glob("runs/*/*/benchmark/predictions.csv.gz"))]
 
 
+@pytest.fixture(autouse=True)
+def no_niceness(monkeypatch):
+    """Ray gives its workers a low priority, with which they starve beside other tests."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
 @pytest.fixture(scope="module")
 def alone(phantoms, small, tmp_path_factory):
     """One row over two folds, trained in this process; not to be changed."""
