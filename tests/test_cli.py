@@ -1,4 +1,4 @@
-"""The command: what it prints, how it ends, and one line for every mistake."""
+"""The command line: its output, its exit codes, and one line for each error."""
 
 import errno
 import hashlib
@@ -87,6 +87,7 @@ def test_several_keys_may_follow_one_set(given, meant):
     assert expand_set_options(given) == meant
 
 
+@pytest.mark.slow
 def test_from_cells_to_a_report_and_predictions_in_folders_of_any_name(urnet, draw, tiny, tmp_path):
     home = tmp_path / "Blutbilder µ [1] :ok:"
     cells = draw(home / "Zellen ü", 8)
@@ -157,6 +158,7 @@ GRID = (
 )
 
 
+@pytest.mark.slow
 def test_a_benchmark_prints_its_table_and_goes_on(urnet, shapes, tmp_path, monkeypatch):
     monkeypatch.setattr("urnet.benchmark.report._draw_figures", lambda *_: [])
     code, out, err = urnet("benchmark", "table3", shapes, "--out", tmp_path / "out", *GRID)
@@ -176,6 +178,7 @@ def test_a_benchmark_prints_its_table_and_goes_on(urnet, shapes, tmp_path, monke
     assert digest(tmp_path / "out" / "runs") == done
 
 
+@pytest.mark.slow
 def test_failed_runs_of_a_benchmark_are_named_and_the_exit_code_is_1(urnet, shapes, tmp_path, monkeypatch):
     monkeypatch.setattr("urnet.benchmark.report._draw_figures", lambda *_: [])
     for _ in range(2):
@@ -198,6 +201,7 @@ def test_an_interrupted_benchmark_says_how_to_go_on(urnet, shapes, tmp_path, mon
     assert (code, err) == (130, "urnet: interrupted; the same command resumes the benchmark\n")
 
 
+@pytest.mark.slow
 def test_runs_are_compared_and_stressed(urnet, trained, shapes, tiny, tmp_path):
     assert urnet("train", shapes, "--recipe", tiny, "--out", tmp_path / "other run", "--set", *SHORT)[0] == 0
     runs = [trained.folder, tmp_path / "other run"]
@@ -252,6 +256,7 @@ def test_simulated_cells_by_command(urnet, tmp_path):
         mistake(urnet(*command, "--out", tmp_path / "phantom"), "phantom: exists already")
 
 
+@pytest.mark.slow
 def test_models_lists_what_there_is(urnet):
     code, out, _ = urnet("models")
     assert code == 0
@@ -261,6 +266,7 @@ def test_models_lists_what_there_is(urnet):
     assert "36.1" in line
 
 
+@pytest.mark.slow
 def test_the_demo_ends_with_table_differential_and_report(urnet, tmp_path, monkeypatch):
     """On fewer cells and with a smaller classifier than the real one."""
     from urnet.cells import simulate
@@ -485,6 +491,20 @@ def test_mixed_grey_and_colour_are_converted_and_counted(urnet, draw, tiny, tmp_
     assert "image(s) converted between grey and colour" in out
 
 
+def test_two_donors_are_too_few_and_the_fix_can_be_copied(urnet, draw, tiny, tmp_path):
+    cells = draw(tmp_path / "cells", 8)
+    paths = [path.relative_to(cells).as_posix() for path in sorted(cells.rglob("*.png"))]
+    table = pd.DataFrame({"path": paths, "label": [path.split("/")[0] for path in paths]})
+    table["donor"] = [f"d{int(path[-7:-4]) % 2}" for path in paths]
+    table.to_csv(cells / "cells.csv", index=False)
+    arguments = ["train", cells, "--recipe", tiny, "--out", tmp_path / "run", "--set", *SHORT]
+    code, _, err = urnet(*arguments)
+    assert code == 2
+    assert "2 donor(s)" in err
+    assert "--set protocol=paper" in err
+    assert urnet(*arguments, "protocol=paper")[0] == 0
+
+
 def test_leaks_of_a_given_split_stop_training_unless_allowed(urnet, draw, tiny, tmp_path):
     cells = draw(tmp_path / "cells", 8)
     rows = [
@@ -594,6 +614,7 @@ def test_full_memory_is_one_line(urnet, shapes, tmp_path, monkeypatch):
     mistake(urnet("audit", shapes), "memory is full")
 
 
+@pytest.mark.slow
 def test_export_writes_a_checked_graph_once(trained, tmp_path, capfd):
     command = ["export", str(trained.folder), "--out", str(tmp_path / "model.onnx")]
     assert run(command) == 0

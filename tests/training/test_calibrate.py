@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from urnet.errors import CellsError, RunError
+from urnet.errors import RunError
 from urnet.run_folder import Run
 from urnet.training import calibrate as calibrating
 from urnet.training.calibrate import calibrate, calibrate_model
@@ -106,7 +106,7 @@ def test_edge_and_touching_of_the_table_are_learned_and_applied(shapes, tiny, tm
     assert after[1:] == before[1:]
 
 
-def test_a_part_without_cells_is_named(trained):
+def test_a_part_without_cells_is_named(trained, raises_code):
     cells = trained.cells()
-    with pytest.raises(CellsError, match="no cells in the validation part, which calibration needs"):
+    with raises_code("cells.empty_part"):
         calibrate_model(trained.load_model(), cells.where(cells.table["split"] != "validation"))

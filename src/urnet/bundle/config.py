@@ -171,7 +171,11 @@ class ModelConfig:
             )
         expected = self.scaling.dtype
         if expected not in (str(crop.dtype), ANY_DEPTH):
-            raise ImageError(f"{crop.dtype} pixels, but the model was trained on {expected}; convert the image")
+            raise ImageError(
+                f"{crop.dtype} pixels, but the model was trained on {expected}. Export the images again as {expected}, "
+                "without contrast adjustment",
+                code="images.other_depth",
+            )
         if crop.dtype.kind == "f" and not np.isfinite(crop).all():
             raise ImageError("some values are NaN or infinite; mask or fill them first")
         if crop.min() == crop.max():

@@ -236,10 +236,26 @@ def _check_parts(cells: Cells, groups: np.ndarray, part: np.ndarray, needed: Seq
         missing = [str(p) for p in needed if not (is_member & (part == p)).any()]
         if missing:
             count = len(np.unique(groups[is_member]))
-            column = ", or change the column 'split'" if cells.has_split else ""
+            fixes = [f"Add cells of more {unit}s", "merge classes"]
+            fixes += ["change the column 'split'"] if cells.has_split else []
+            fixes += ["ignore donors with --set protocol=paper (optimistic)"] if unit == "donor" else []
             raise CellsError(
                 f"class {name!r} has {int(is_member.sum())} cell(s) from {count} {unit}(s), and none for the part(s) "
-                f"{', '.join(missing)}; {len(needed)} parts need at least {len(needed)} {unit}s. Add cells of more "
-                f"{unit}s, or merge classes{column}",
+                f"{', '.join(missing)}; {len(needed)} parts need at least {len(needed)} {unit}s. "
+                f"{', '.join(fixes[:-1])}, or {fixes[-1]}",
                 code="cells.too_few",
             )
+
+
+def empty_part_error(part: str, purpose: str) -> CellsError:
+    """Make the error about a part without cells.
+
+    Args:
+        part: name of the part.
+        purpose: what needs the part: "training", "calibration".
+    """
+    return CellsError(
+        f"no cells in the {part} part, which {purpose} needs. Write {part} into the column 'split' of some rows, or "
+        "remove that column to split the cells again",
+        code="cells.empty_part",
+    )

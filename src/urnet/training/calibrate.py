@@ -17,8 +17,9 @@ from urnet.calibration.confusion import ReferenceCells
 from urnet.calibration.files import save_calibration
 from urnet.calibration.rejection import FALSE_REJECTION, fit_rejection
 from urnet.calibration.temperature import fit_temperature, softmax
+from urnet.cells.split import empty_part_error
 from urnet.cells.table import Cells
-from urnet.errors import CellsError, RunError
+from urnet.errors import RunError
 from urnet.progress import Progress
 from urnet.run_folder import Run
 
@@ -97,9 +98,9 @@ def calibrate_model(
     if not 0 < false_rejection <= 0.5:
         raise RunError(f"a false rejection of {false_rejection:g} was asked for; it must be above 0 and at most 0.5")
     train, held, test = (cells.part(name) for name in ("train", "validation", "test"))
-    for name, part in (("training", train), ("validation", held)):
+    for name, part in (("train", train), ("validation", held)):
         if not len(part):
-            raise CellsError(f"no cells in the {name} part, which calibration needs; mend the split column")
+            raise empty_part_error(name, "calibration")
     if len(train) > TRAIN_CELLS:
         chosen = np.random.default_rng(model.config.seed).permutation(len(train))[:TRAIN_CELLS]
         train = train.where(np.isin(np.arange(len(train)), chosen))

@@ -11,6 +11,7 @@ from urnet.cells.augment import make_balanced_copies
 from urnet.cells.batches import CellDataset
 from urnet.cells.cache.arrays import load_cached_pixels
 from urnet.cells.pixels import survey_images
+from urnet.cells.split import empty_part_error
 from urnet.cells.table import Cells
 from urnet.errors import CellsError
 from urnet.images.rows import LazyRows
@@ -71,7 +72,7 @@ def prepare_data(
     train, validation = cells.part("train"), cells.part(chooser)
     for name, part in (("train", train), (chooser, validation)):
         if not len(part):
-            raise CellsError(f"no cells in the {name} part, which training needs; mend the split column")
+            raise empty_part_error(name, "training")
     # The whole table, so that a depth that only the test part has is not found out after hours of training.
     used = cells.where(cells.table["split"] != "")
     look = survey_images(used)
