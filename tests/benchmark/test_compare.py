@@ -95,7 +95,7 @@ def test_a_second_comparison_does_not_classify_again(runs, tmp_path, monkeypatch
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_of_one_run_nothing_can_be_said(runs, tmp_path, raises_code):
+def test_one_run_cannot_be_compared(runs, tmp_path, raises_code):
     for given in ([], [runs["one"]]):
         with raises_code("benchmark.too_few_runs"):
             compare(given, tmp_path / "out")
@@ -122,16 +122,14 @@ def test_the_same_run_in_two_spellings_is_named_twice(runs, tmp_path, raises_cod
         compare([runs["one"], runs["one"] / ".." / "one"], tmp_path / "out")
 
 
-def test_cells_of_another_place_are_others_although_their_names_are_the_same(
-    runs, shapes, draw, tiny, tmp_path, raises_code
-):
+def test_cells_in_another_folder_are_other_cells_despite_equal_names(runs, shapes, draw, tiny, tmp_path, raises_code):
     others = draw(tmp_path / "cells", 20, seed=1)
     run = train(others, tiny, tmp_path / "run", overrides=SHORT)[0]
     with raises_code("evaluation.cells_differ"):
         compare([runs["one"], run.folder], tmp_path / "out")
 
 
-def test_an_unfinished_run_and_what_is_no_run(runs, shapes, tmp_path):
+def test_unfinished_runs_and_other_folders_are_refused(runs, shapes, tmp_path):
     home = runs["one"].parent
     unfinished = shutil.copytree(runs["one"], home / "unfinished")
     shutil.rmtree(unfinished / "model")

@@ -147,7 +147,7 @@ def test_class_counts_before_and_after():
     assert legible(figure)
 
 
-def test_accuracy_stands_beside_the_papers_where_that_has_any():
+def test_accuracy_shows_the_papers_value_if_there_is_one():
     net1, net4 = entry(), entry("net4", "Net4", 0.9)
     figure = figures.draw_accuracy([net1, net4], {"net1": 0.8032})
     places = [float(c.get_offsets()[0][0]) for c in figure.axes[0].collections]
@@ -188,7 +188,7 @@ def test_cam_gallery_lays_the_maps_over_the_raw_cells():
     assert shown[3] == pytest.approx(np.broadcast_to(blue, (16, 16, 3)))
 
 
-def test_cam_share_leaves_out_empty_maps_and_marks_what_an_even_map_would_have():
+def test_cam_share_leaves_out_empty_maps_and_marks_the_uniform_map():
     net1 = entry()
     figure = figures.draw_cam_share([net1, unfinished()])
     mean = 100 * net1.predictions["cam_share"].mean()

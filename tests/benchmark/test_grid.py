@@ -96,7 +96,7 @@ def test_other_cells_are_refused(opened, cells, phantoms, tmp_path, what, raises
 
 
 @pytest.mark.parametrize("what", ["order", "source", "fold"])
-def test_cells_that_would_be_divided_otherwise_are_refused(opened, cells, what, raises_code):
+def test_cells_with_another_split_are_refused(opened, cells, what, raises_code):
     """Else some of a row's cells would be tested twice and others never."""
     opened()
     if what == "order":
@@ -109,7 +109,7 @@ def test_cells_that_would_be_divided_otherwise_are_refused(opened, cells, what, 
         opened(other)
 
 
-def test_a_folder_begun_before_the_division_was_kept_goes_on(opened):
+def test_a_manifest_without_the_split_fingerprint_is_accepted(opened):
     manifest = opened().folder / MANIFEST
     known = json.loads(manifest.read_text(encoding="utf-8"))
     del known["division"]
@@ -117,7 +117,7 @@ def test_a_folder_begun_before_the_division_was_kept_goes_on(opened):
     opened()
 
 
-def test_something_else_in_the_folder_is_refused_and_left_alone(opened, tmp_path, raises_code):
+def test_a_folder_with_other_content_is_refused_and_unchanged(opened, tmp_path, raises_code):
     out = tmp_path / "out"
     out.mkdir()
     opened()  # an empty folder can be filled
@@ -133,7 +133,7 @@ def test_something_else_in_the_folder_is_refused_and_left_alone(opened, tmp_path
 
 
 @pytest.mark.parametrize("killed", [f"{MANIFEST}.part", f".{MANIFEST}.unfinished.part", None])
-def test_a_benchmark_that_was_killed_as_it_began_can_begin_again(opened, tmp_path, killed):
+def test_a_benchmark_that_was_killed_at_its_start_can_start_again(opened, tmp_path, killed):
     folder = opened().folder
     (folder / "cells.csv").unlink()
     if killed is not None:  # else before the table
@@ -159,7 +159,7 @@ def test_a_manifest_that_cannot_be_used_is_an_error(opened, text, code, raises_c
         opened()
 
 
-def test_two_benchmarks_at_once_are_one_too_many(opened, tmp_path):
+def test_a_second_benchmark_in_the_same_folder_is_refused(opened, tmp_path):
     grid = opened()
     code = (
         "import sys; from filelock import FileLock\n"
@@ -197,9 +197,7 @@ def test_a_folder_is_free_again_after_an_error(tmp_path, cells, rows, opened):
         ({}, 6),  # five donors
     ],
 )
-def test_too_few_cells_are_told_with_the_counts_before_anything_is_written(
-    opened, cells, rows, tmp_path, kept, folds, raises_code
-):
+def test_too_few_cells_are_an_error_before_anything_is_written(opened, cells, rows, tmp_path, kept, folds, raises_code):
     rank = cells.table.groupby("label").cumcount()
     few = cells.where([rank[k] < kept.get(label, 99) for k, label in enumerate(cells.table["label"])])
     with raises_code("cells.too_few"):
@@ -210,7 +208,7 @@ def test_too_few_cells_are_told_with_the_counts_before_anything_is_written(
 # Its cells.
 
 
-def test_a_cell_has_a_folder_by_recipe_seed_and_fold(opened, rows):
+def test_a_job_has_a_folder_by_recipe_seed_and_fold(opened, rows):
     grid = opened()
     found = grid.jobs(rows, seeds=2, folds=2)
     assert len({cell.folder for cell in found}) == len(found) == 16
@@ -223,7 +221,7 @@ def test_a_cell_has_a_folder_by_recipe_seed_and_fold(opened, rows):
     assert (cell.recipe.seed, cell.recipe.split.fold) == (1, 0)
 
 
-def test_a_digest_changes_with_all_that_decides_the_figures(rows):
+def test_the_digest_changes_with_every_setting_of_the_recipe(rows):
     recipe = rows[3].recipe
     same = [recipe.with_changes(name="x"), recipe.with_changes(seed=5), recipe.with_changes(split={"fold": 1})]
     assert {recipe_digest(one) for one in same} == {recipe_digest(recipe)}
@@ -275,7 +273,7 @@ def fake(errors: dict[str, BaseException]):
     return run_job
 
 
-def test_a_cell_that_fails_is_marked_and_the_rest_goes_on(opened, rows, monkeypatch):
+def test_a_failed_job_is_marked_and_the_others_run(opened, rows, monkeypatch):
     errors = {
         "net1, seed 0, fold 0": RunError("the user's fault"),
         "net3, seed 0, fold 0": ZeroDivisionError("ours"),
@@ -308,7 +306,7 @@ def test_an_interruption_stops_the_grid_and_marks_nothing(opened, rows, monkeypa
     assert [cell.outcome()["status"] for cell in every] == ["done", *["missing"] * 7]
 
 
-def test_in_a_process_of_its_own_a_cell_tells_what_went_wrong(opened, rows, monkeypatch):
+def test_a_job_in_its_own_process_returns_its_error(opened, rows, monkeypatch):
     errors = {"net1, seed 0, fold 0": RunError("the user's fault"), "net2, seed 0, fold 0": ZeroDivisionError("ours")}
     monkeypatch.setattr(grids, "run_job", fake(errors))
     grid = opened()
@@ -330,7 +328,7 @@ def test_in_a_process_of_its_own_a_cell_tells_what_went_wrong(opened, rows, monk
         ([{"CPU": 8.0}, {"CPU": 8.0, "GPU": 2.0}], None, (1.0, 1.0)),
     ],
 )
-def test_each_cell_gets_its_share_of_a_machine_or_cluster(nodes, jobs, share):
+def test_each_job_gets_its_share_of_a_machine_or_cluster(nodes, jobs, share):
     assert grids._resources_per_job(nodes, jobs) == share
 
 

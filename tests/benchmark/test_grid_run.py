@@ -106,7 +106,7 @@ def test_results_have_a_row_a_run(begun):
     assert (results["train_seconds"] > 0).all()
 
 
-def test_every_cell_is_tested_once_in_folds_that_all_rows_share(begun, phantoms):
+def test_all_rows_have_the_same_folds_that_test_every_cell_once(begun, phantoms):
     found = predictions(begun[0])
     assert set(found) == {f"{name}/seed0-fold{fold}" for name in ("net1", "net4") for fold in (0, 1)}
     for fold in (0, 1):
@@ -119,7 +119,7 @@ def test_every_cell_is_tested_once_in_folds_that_all_rows_share(begun, phantoms)
     assert not donors[0] & donors[1]
 
 
-def test_a_cell_of_the_grid_is_an_ordinary_run(begun, tmp_path):
+def test_the_folder_of_a_job_is_a_run_folder(begun, tmp_path):
     folder = next(begun[0].glob("runs/net4-*/seed0-fold1"))
     run = Run.open(folder)
     assert run.finished
@@ -150,7 +150,7 @@ def test_the_pictured_cells_are_the_same_for_every_row(begun):
 # How it goes on.
 
 
-def test_what_is_done_is_not_done_again(begun, go_on, monkeypatch):
+def test_finished_jobs_are_not_repeated(begun, go_on, monkeypatch):
     out = begun[0]
     before = outcomes(out)
     monkeypatch.setattr(fit, "train", lambda *_, **__: pytest.fail("trained again"))
@@ -210,7 +210,7 @@ except KeyboardInterrupt as stop:
 """Interrupts itself after the pre-training of Net4, in its joint training."""
 
 
-def test_an_interrupted_benchmark_goes_on_as_if_it_had_never_stopped(begun, partial, go_on, phantoms, small):
+def test_an_interrupted_benchmark_resumes_with_the_same_results(begun, partial, go_on, phantoms, small):
     out = partial
     command = [sys.executable, "-c", INTERRUPTED, Path(__file__).parent, phantoms, out, *small]
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
@@ -228,7 +228,7 @@ def test_an_interrupted_benchmark_goes_on_as_if_it_had_never_stopped(begun, part
     same_answers(predictions(out), predictions(begun[0]))
 
 
-def test_a_killed_benchmark_goes_on(phantoms, small, partial, go_on, begun):
+def test_a_killed_benchmark_resumes(phantoms, small, partial, go_on, begun):
     out = partial
     arguments = [
         "benchmark",
@@ -264,7 +264,7 @@ def test_a_killed_benchmark_goes_on(phantoms, small, partial, go_on, begun):
     same_answers(predictions(out), predictions(begun[0]))
 
 
-def test_a_failed_job_is_marked_the_rest_goes_on_and_it_is_tried_again(partial, go_on, monkeypatch):
+def test_a_failed_job_is_marked_and_repeated_by_the_same_command(partial, go_on, monkeypatch):
     train = fit.train
 
     def broken(cells, recipe, *arguments, **others):
@@ -290,7 +290,7 @@ def test_a_failed_job_is_marked_the_rest_goes_on_and_it_is_tried_again(partial, 
     assert (done.folder / "differences.csv").is_file()
 
 
-def test_weights_that_come_later_mend_a_failed_row(tmp_path, go_on):
+def test_a_failed_row_is_repaired_by_adding_the_weights(tmp_path, go_on):
     import timm
     from safetensors.torch import save_file
 
@@ -304,7 +304,7 @@ def test_weights_that_come_later_mend_a_failed_row(tmp_path, go_on):
     assert go_on(tmp_path / "out", **settings).failed == []
 
 
-def test_a_network_that_does_not_take_the_images_costs_its_own_row_alone(phantoms, small, undrawn, tmp_path):
+def test_a_network_that_cannot_take_the_images_fails_only_its_row(phantoms, small, undrawn, tmp_path):
     overrides = [override for override in small if not override.startswith(("classifier.name", "input", "pretrain"))]
     done = run_benchmark(
         *("table2", phantoms, tmp_path / "out"),
@@ -329,7 +329,7 @@ def test_tables_are_recomputed_without_the_weights(copied, go_on, begun):
         assert (done.folder / name).read_bytes() == (begun[1].folder / name).read_bytes()
 
 
-def test_tables_are_made_of_what_is_there(copied, go_on):
+def test_tables_show_the_results_that_exist(copied, go_on):
     done = go_on(copied, train=False, only=["net1", "net2"])
     assert done.failed == []
     assert "not run yet" in (done.folder / "tables" / "table3.md").read_text(encoding="utf-8")
@@ -337,12 +337,12 @@ def test_tables_are_made_of_what_is_there(copied, go_on):
     assert not list(copied.glob("runs/net2-*"))
 
 
-def test_nothing_of_rows_that_are_not_shown_is_left(copied, go_on):
+def test_files_of_rows_that_are_not_shown_are_removed(copied, go_on):
     go_on(copied, only=["net1"])
     assert not list((copied / "table3").rglob("*differences*"))
 
 
-def test_the_papers_protocol_stands_beside_the_honest_one(copied, go_on):
+def test_results_of_protocol_paper_are_shown_beside_honest_ones(copied, go_on):
     before = outcomes(copied)
     optimistic = go_on(copied, protocol="paper", only=["net1"])
     assert optimistic.folder == copied / "table3-paper-protocol"
@@ -387,7 +387,7 @@ def test_cells_whose_donors_are_not_known_cannot_leave_one_out(shapes, tmp_path,
 
 
 @pytest.mark.parametrize("columns", [(), ("target_nuclei",), ("target_nuclei", "target_clean"), ("target",)])
-def test_huang2018_paints_a_paired_image_that_the_cells_have(phantoms, tmp_path, columns):
+def test_huang2018_is_trained_towards_the_paired_image_of_the_cells(phantoms, tmp_path, columns):
     table = pd.read_csv(phantoms / "cells.csv", dtype=str)
     paired = ["target", "target_nuclei", "target_clean"]
     table["path"] = [(phantoms / path).as_posix() for path in table["path"]]
@@ -427,13 +427,13 @@ def test_another_dataset_in_the_folder_is_refused(begun, shapes, go_on, raises_c
         ({"overrides": ["classes.a=[granulocyte]"]}, "cells.label_unknown"),
     ],
 )
-def test_what_cannot_be_done_is_said_before_anything_is_written(tmp_path, go_on, changes, code, raises_code):
+def test_wrong_settings_are_errors_before_anything_is_written(tmp_path, go_on, changes, code, raises_code):
     with raises_code(code):
         go_on(tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
 
 
-def test_cells_that_are_not_there_and_a_folder_among_the_cells(phantoms, shapes, go_on, tmp_path):
+def test_missing_cells_and_an_output_folder_among_the_cells_are_refused(phantoms, shapes, go_on, tmp_path):
     with pytest.raises(CellsError, match="nowhere: no such file or folder"):
         go_on(tmp_path / "out", cells=tmp_path / "nowhere")
     with pytest.raises(RunError, match="would be taken for a class"):

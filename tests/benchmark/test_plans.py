@@ -70,13 +70,13 @@ def test_every_row_of_every_table_is_a_recipe_that_builds(table, scale):
     assert len({(row.recipe.split, row.recipe.input.size, row.recipe.input.channels) for row in planned}) == 1
 
 
-def test_the_papers_rows_are_those_whose_figures_it_published():
+def test_the_rows_of_the_paper_have_published_values():
     for name in ROWS["table3"]:
         assert find_published("table3", name, ("granulocyte", "lymphocyte", "monocyte")) is not None
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_paper_scale_is_as_the_recipes_stand(table):
+def test_paper_scale_does_not_change_the_recipes(table):
     for row in plan_rows(table):
         assert row.recipe.input.size == 200
         assert row.recipe.augment.per_class == 8000
@@ -87,7 +87,7 @@ def test_paper_scale_is_as_the_recipes_stand(table):
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_laptop_scale_is_small_and_fetches_nothing(table):
+def test_laptop_scale_is_small_and_downloads_nothing(table):
     for row in plan_rows(table, scale="laptop", channels=1):
         recipe = row.recipe
         assert (recipe.input.size, recipe.input.channels, recipe.augment.per_class) == (96, 1, None)
@@ -97,7 +97,7 @@ def test_laptop_scale_is_small_and_fetches_nothing(table):
             assert recipe.enhancer.options.get("width", 8) in (8, 16)
 
 
-def test_at_paper_scale_enhancers_are_the_papers_and_at_laptop_scale_they_give_pictures():
+def test_enhancers_have_linear_output_at_paper_scale_and_bounded_output_at_laptop_scale():
     for table in TABLES:
         for row in plan_rows(table):
             assert not row.recipe.enhancer.options.keys() & ARTEFACT_FREE.keys(), row.name
@@ -113,7 +113,7 @@ def test_net4_at_laptop_scale_is_net4_laptop():
     assert (ours.pretrain, ours.classifier) == (net4.pretrain, net4.classifier)
 
 
-def test_at_laptop_scale_every_enhancer_that_learns_does_so_at_the_same_rate():
+def test_at_laptop_scale_all_trainable_enhancers_have_the_same_learning_rate():
     gentle = load_recipe("net4-laptop").train.enhancer_lr
     for table in ("table2", "table3", "table4", "ablation"):
         for row in plan_rows(table, scale="laptop"):
@@ -125,7 +125,7 @@ def test_at_laptop_scale_every_enhancer_that_learns_does_so_at_the_same_rate():
                 assert train.enhancer_lr is None, row.name
 
 
-def test_the_laptops_classifier_is_the_packaged_one_where_it_can_stand_in():
+def test_the_packaged_classifier_replaces_resnet101_at_laptop_scale():
     for table in ("table3", "ablation"):
         for row in plan_rows(table, scale="laptop"):
             assert (row.recipe.classifier.name, row.recipe.classifier.weights) == ("tf_efficientnet_lite0", "packaged")
@@ -231,7 +231,7 @@ def test_options_of_some_methods_reach_the_rows_that_have_them():
     }
 
 
-def test_an_override_may_bring_what_another_one_changes():
+def test_an_override_may_add_the_option_that_another_one_changes():
     for overrides in (["enhancer.name=dynamic", "enhancer.size=3"], ["enhancer.size=3", "enhancer.name=dynamic"]):
         for row in plan_rows("table3", overrides=overrides):
             assert (row.recipe.enhancer.name, row.recipe.enhancer.options["size"]) == ("dynamic", 3)
@@ -247,12 +247,12 @@ def test_an_override_may_bring_what_another_one_changes():
         ("pretrain.adversarial=3", "no row of table3 uses this key"),
     ],
 )
-def test_an_override_that_no_row_has_a_use_for_is_an_error(override, words):
+def test_an_override_that_no_row_uses_is_an_error(override, words):
     with pytest.raises(RecipeError, match=f"--set {override}: {words}"):
         plan_rows("table3", overrides=["train.epochs=2", override])
 
 
-def test_an_unknown_enhancer_is_left_to_be_told_when_it_is_built():
+def test_an_unknown_enhancer_is_reported_when_it_is_built():
     planned = plan_rows("table3", overrides=["enhancer.name=unit", "enhancer.foo=3"])
     assert {row.recipe.enhancer.name for row in planned} == {"unit"}
     with pytest.raises(RecipeError, match=r"--set selection.ants=3: no row"):
@@ -270,6 +270,6 @@ def test_an_override_that_does_not_fit_is_an_error():
 
 
 @pytest.mark.parametrize("override", ["split.folds=7", "split.fold=1", "protocol=paper", "seed=3", "name=mine"])
-def test_what_the_grid_decides_cannot_be_set(override):
+def test_reserved_keys_cannot_be_set(override):
     with pytest.raises(RecipeError, match=rf"--set {override}: in a benchmark .* decides this"):
         plan_rows("table3", scale="laptop", overrides=[override])

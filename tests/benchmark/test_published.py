@@ -49,7 +49,7 @@ def test_every_published_row_is_trained(table):
     assert set(published_accuracies(table)) <= {row.name for row in plan_rows(table)}
 
 
-def test_asked_for_with_other_classes_there_is_nothing():
+def test_there_are_no_published_values_for_other_classes():
     assert find_published("table3", "net1", ("Monocytes", "lymphocyte", "Granulocyte")) is not None
     assert find_published("table3", "net1", ("G1", "S", "G2", "M")) is None
     assert find_published("ablation", "net1") is None

@@ -93,7 +93,7 @@ def test_overview_gives_figure_interval_paper_and_costs(nets):
     assert any("augmented and balanced" in note for note in data.notes)
 
 
-def test_runs_that_failed_or_are_missing_say_so(nets):
+def test_failed_and_missing_runs_are_marked(nets):
     rows = {row[0]: row for row in build_tables("table3", nets)["table3"].rows}
     assert rows["Net2"][1] == "1 of 2"
     assert rows["Net3"] == ["Net3", "failed: out of memory"]
@@ -104,7 +104,7 @@ def test_runs_that_failed_or_are_missing_say_so(nets):
     assert all(to_html(data) and to_markdown(data) and to_latex(data) for data in waiting.values())
 
 
-def test_by_class_has_the_papers_figures_for_its_classes_only(nets):
+def test_the_class_table_has_the_papers_values_for_its_classes_only(nets):
     data = build_tables("table3", nets)["table3-classes"]
     headings = [row[0] for row in data.rows if len(row) == 1]
     assert headings == ["Recall", "Precision", "F1 score"]
@@ -131,7 +131,7 @@ def test_ablation_gives_differences_to_net4_and_marks_chance():
     assert plain.header == [["Model", "Accuracy, %", "Macro recall, %", "Recall of monocyte, %"]]
 
 
-def test_differences_are_worded():
+def test_the_differences_table_has_verdicts():
     entries = [entry("net1", 0.6), entry("net2", 0.61, seed=1), entry("net4", 0.95, seed=3)]
     data = build_differences_table(compared("table3", entries), {"net4": "Net4", "net1": "Net1"}, ["accuracy"])
     rows = {row[0]: row for row in data.rows}
@@ -239,6 +239,6 @@ def test_odd_names_are_escaped(write):
         ElementTree.fromstring(text)
 
 
-def test_simulation_is_said(nets):
+def test_every_table_names_the_simulation(nets):
     for data in build_tables("table4", nets, simulated="simulated destaining").values():
         assert any("simulated destaining" in note for note in data.notes)

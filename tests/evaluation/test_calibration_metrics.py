@@ -33,7 +33,7 @@ def test_a_share_of_nothing_is_undefined_and_a_share_of_none_has_an_exact_interv
     assert mean_with_interval(nobody, everybody, np.arange(30))["interval"][1] == pytest.approx(1 - 0.025 ** (1 / 30))
 
 
-def test_trust_is_none_without_calibration(trained):
+def test_calibration_metrics_are_none_without_calibration(trained):
     from dataclasses import replace
 
     from urnet.bundle.model import Model
@@ -51,7 +51,7 @@ def noisy(folder, count):
         Image.fromarray(pixels).save(folder / "noise" / f"{index}.png")
 
 
-def test_noise_is_told_from_cells_and_cells_of_the_same_kind_are_not(trained, draw, tmp_path):
+def test_noise_is_rejected_and_cells_of_the_same_kind_are_not(trained, draw, tmp_path):
     noisy(tmp_path / "cells", 15)
     draw(tmp_path / "cells", 15, classes=("disc",), seed=5)
     (tmp_path / "cells" / "disc").rename(tmp_path / "cells" / "plate")
@@ -79,7 +79,7 @@ def test_a_run_without_calibration_has_no_rejection(trained, draw, tmp_path, mon
         measure_rejection(trained, draw(tmp_path / "cells", 2))
 
 
-def test_images_that_trained_the_run_are_seen(trained, shapes, draw, tmp_path):
+def test_training_images_are_recognised(trained, shapes, draw, tmp_path):
     assert training_overlap(trained, draw(tmp_path / "other", 3, seed=9)) == []
     assert "of 60 cells took part" in training_overlap(trained, shapes)[0]
     (shapes.parent / "broken.png").write_bytes(b"nothing")

@@ -79,7 +79,7 @@ def test_predictions_hold_a_row_for_each_cell_and_agree_with_the_metrics(evaluat
     assert np.allclose(table[["p_bar", "p_disc", "p_ring"]].sum(axis=1), 1, atol=1e-5)
 
 
-def test_the_calibration_is_checked_beside_the_metrics_which_count_every_cell(evaluation, trained):
+def test_calibration_metrics_agree_with_the_predictions(evaluation, trained):
     trust = evaluation.metrics["calibration"]
     assert trust["temperature"] == [trained.load_model().calibration.temperature]
     table = pd.read_csv(evaluation.folder / "predictions.csv", keep_default_na=False)
@@ -98,7 +98,7 @@ def test_the_calibration_is_checked_beside_the_metrics_which_count_every_cell(ev
     assert np.mean([size["value"] for size in sizes.values()]) == pytest.approx(trust["sets"]["mean_size"]["value"])
 
 
-def test_a_run_from_before_calibration_is_evaluated_without(run):
+def test_a_run_without_calibration_is_evaluated(run):
     for name in ("calibration.json", "seal.json"):  # there was no seal either
         (run / "model" / name).unlink()
     result = evaluate(run)
@@ -118,7 +118,7 @@ def test_the_differential_says_why_it_is_not_corrected(evaluation, trained):
     assert shares == pytest.approx([one["true_percent"] / 100 for one in evaluation.metrics["differential"].values()])
 
 
-def test_the_report_is_one_file_that_needs_no_other(evaluation):
+def test_the_report_needs_no_other_file(evaluation):
     page = evaluation.report.read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") >= 4
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -126,7 +126,7 @@ def test_the_report_is_one_file_that_needs_no_other(evaluation):
     assert "optimistic" not in page
 
 
-def test_another_part_and_another_folder(trained, tmp_path):
+def test_the_part_and_the_output_folder_can_be_chosen(trained, tmp_path):
     steps = []
     result = evaluate(trained.folder, split="validation", out=tmp_path / "prüfung", progress=lambda *s: steps.append(s))
     assert result.folder == tmp_path / "prüfung"
@@ -154,7 +154,7 @@ def test_the_range_of_the_enhanced_images_is_stated_and_warned_of(trained, evalu
     assert "enhancer.bounded=true" in warning
 
 
-def test_enhanced_images_that_hardly_differ_from_the_raw_ones_are_called_so(trained, evaluation, tmp_path, monkeypatch):
+def test_a_warning_says_that_enhanced_images_hardly_differ_from_raw_ones(trained, evaluation, tmp_path, monkeypatch):
     assert -1 <= evaluation.metrics["enhanced"]["correlation"] <= 1
     monkeypatch.setattr(Enhancer, "forward", lambda self, x: 0.5 * x + 0.2)
     same = evaluate(trained, out=tmp_path / "same")
@@ -180,7 +180,7 @@ def test_in_python_the_result_is_an_object_with_frames(evaluation):
     assert "recall, %" in html
 
 
-def test_an_evaluation_again_gives_the_same(trained, evaluation):
+def test_a_second_evaluation_gives_the_same_metrics(trained, evaluation):
     assert evaluate(trained).metrics == evaluation.metrics
 
 
@@ -225,7 +225,7 @@ def test_other_cells_with_a_split_give_the_part(trained, draw, tmp_path, raises_
         evaluate(trained, other, split="validation", out=tmp_path / "out2")
 
 
-def test_cells_that_training_saw_are_counted_whichever_way_they_are_turned(trained, draw, tmp_path):
+def test_training_cells_are_recognised_in_any_orientation(trained, draw, tmp_path):
     other = draw(tmp_path / "other", 9, seed=7)
     table = pd.read_csv(trained.cells_path)
     for number, part in enumerate(("train", "train", "validation", "test")):
@@ -271,7 +271,7 @@ def test_results_of_other_cells_with_the_same_name_are_not_overwritten(run, draw
         evaluate(run, draw(tmp_path / "b" / "cells", 3, seed=8))
 
 
-def test_a_run_whose_images_are_gone_still_judges_other_cells(draw, tiny, tmp_path):
+def test_a_run_without_its_images_can_evaluate_other_cells(draw, tiny, tmp_path):
     cells = draw(tmp_path / "cells", 8)
     run = train(cells, tiny, tmp_path / "run", overrides=SHORT)[0]
     shutil.rmtree(cells)
@@ -281,7 +281,7 @@ def test_a_run_whose_images_are_gone_still_judges_other_cells(draw, tiny, tmp_pa
         evaluate(run)
 
 
-def test_protocol_paper_says_so_everywhere_and_once_in_the_report(shapes, tiny, tmp_path):
+def test_protocol_paper_is_named_optimistic_everywhere(shapes, tiny, tmp_path):
     run = train(shapes, tiny, tmp_path / "run", overrides=[*SHORT, "protocol=paper"])[0]
     result = evaluate(run)
     assert result.metrics["protocol"] == "paper"
@@ -338,21 +338,21 @@ def test_without_a_history_there_are_no_curves(run):
     assert (folder / "report.html").is_file()
 
 
-def test_a_run_whose_table_was_changed_is_not_judged_by_other_labels(run, raises_code):
+def test_changed_labels_in_the_runs_table_are_refused(run, raises_code):
     text = (run / "cells.csv").read_text(encoding="utf-8")
     (run / "cells.csv").write_text(text.replace(",bar", ",foo"), encoding="utf-8")
     with raises_code("evaluation.labels_changed"):
         evaluate(run)
 
 
-def test_a_run_whose_table_lost_its_parts_is_refused(run):
+def test_a_runs_table_without_split_is_refused(run):
     table = pd.read_csv(run / "cells.csv", dtype=str).drop(columns="split")
     table.to_csv(run / "cells.csv", index=False)
     with pytest.raises(RunError, match=r"cells\.csv: names no parts"):
         evaluate(run)
 
 
-def test_intervals_over_donors_that_trained_as_well_say_so(shapes, tiny, tmp_path):
+def test_intervals_over_training_donors_say_so(shapes, tiny, tmp_path):
     paths = sorted(shapes.glob("*/*.png"))
     rows = [(path.as_posix(), path.parent.name, f"d{k % 8}") for k, path in enumerate(paths)]
     pd.DataFrame(rows, columns=["path", "label", "donor"]).to_csv(tmp_path / "cells.csv", index=False)
@@ -363,7 +363,7 @@ def test_intervals_over_donors_that_trained_as_well_say_so(shapes, tiny, tmp_pat
     assert "8 of these 8 gave cells to training too" in intervals["note"]
 
 
-def test_what_the_runs_own_table_leaves_out_is_said_of_its_own_parts_only(shapes, tiny, tmp_path):
+def test_excluded_images_are_reported_for_the_runs_own_parts_only(shapes, tiny, tmp_path):
     cells = shutil.copytree(shapes, tmp_path / "cells")
     shutil.copy(cells / "bar" / "000.png", cells / "bar" / "zz.png")
     run = train(cells, tiny, tmp_path / "run", overrides=SHORT)[0]

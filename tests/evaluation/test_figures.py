@@ -53,7 +53,7 @@ def test_image_keeps_every_pixel_and_clips():
     assert Image.open(io.BytesIO(encode_png(np.zeros((2, 3, 3), np.float32)))).mode == "RGB"
 
 
-def test_style_leaves_matplotlib_as_found():
+def test_the_style_does_not_change_matplotlibs_defaults():
     before = dict(matplotlib.rcParams)
     draw_confusion_matrix([[3, 1], [0, 2]], ["a", "b"])
     assert dict(matplotlib.rcParams) == before
@@ -95,13 +95,13 @@ def test_curves_mark_the_given_epoch():
 
 
 @pytest.mark.parametrize(("pretraining", "training", "panels"), [(0, 1, 2), (1, 0, 1), (2, 2, 3)])
-def test_curves_of_what_there_is(pretraining, training, panels):
+def test_curves_leave_out_missing_values(pretraining, training, panels):
     figure = draw_training_curves(history(pretraining, training))
     assert len(figure.axes) == panels
     to_png(figure, dpi=50)
 
 
-def test_curves_of_nothing():
+def test_curves_of_an_empty_history_are_an_error():
     with pytest.raises(ValueError, match="at least one epoch"):
         draw_training_curves(history(0, 0))
 
@@ -148,7 +148,7 @@ def test_gallery_of_unequal_rows():
         draw_gallery([np.zeros((4, 4))] * 2, [np.zeros((4, 4))], ["a", "b"])
 
 
-def test_cam_keeps_its_colours():
+def test_grad_cam_colours_are_not_rescaled():
     laid = np.zeros((8, 8, 3), np.uint8)
     laid[..., 0] = 255
     figure = draw_grad_cam([np.full((8, 8), 0.5)], [laid], ["a"])

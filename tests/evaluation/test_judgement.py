@@ -47,7 +47,7 @@ def test_a_good_model_on_enough_cells_and_donors_is_reliable():
         ([[5, 55, 0], [28, 2, 0], [28, 0, 2]], {}, "always naming granulocyte is right more often"),
     ],
 )
-def test_every_reason_against_it_is_named(matrix, circumstances, reason):
+def test_every_reason_against_reliability_is_named(matrix, circumstances, reason):
     found = judged(matrix, **circumstances)
     assert found.reasons == [reason]
     assert not found.reliable

@@ -128,7 +128,7 @@ def test_class_never_predicted_has_precision_zero_without_interval():
     assert any("never predicted" in note for note in found["notes"])
 
 
-def test_all_right_is_not_certain():
+def test_a_perfect_score_has_an_interval_below_one():
     truth = np.array([0] * 30 + [1] * 10)
     found = score(truth, certain(truth.tolist(), 2), ["a", "b"], np.arange(40) // 2, replicates=50)
     assert found["accuracy"]["interval"] == pytest.approx([0.025 ** (1 / 20), 1])
@@ -144,7 +144,7 @@ def test_one_group_has_no_intervals():
 
 
 @pytest.mark.parametrize("donors", [None, ["d1"] * 9])
-def test_one_group_is_said_to_give_no_intervals(donors):
+def test_the_note_says_that_one_group_gives_no_intervals(donors):
     _, description = choose_groups(donors, ["a.png"] * 9)
     assert description["note"].startswith("No value has an interval: all cells come from one source image")
     assert describe_intervals(description) == "no intervals: all cells come from one source image"
@@ -166,7 +166,7 @@ def test_class_of_one_donor_has_no_interval_of_its_recall():
     assert found["notes"] == ["b: all its cells belong to one group, so its recall has no interval."]
 
 
-def test_empty_part_is_the_users_error(raises_code):
+def test_an_empty_part_is_a_cells_error(raises_code):
     with raises_code("evaluation.part_empty"):
         score(np.zeros(0, int), np.zeros((0, 3)), CLASSES, [])
 
@@ -208,7 +208,7 @@ def test_donors_are_drawn_where_there_are_eight():
         ([f"donor {i}" for i in range(38)] + ["", float("nan")], "2 of 40 cells"),
     ],
 )
-def test_source_images_are_drawn_otherwise_and_it_is_said(donors, why):
+def test_source_images_are_drawn_without_enough_donors_and_the_note_says_so(donors, why):
     groups, description = choose_groups(donors, [f"{i // 2}.png" for i in range(40)])
     assert (description["unit"], description["groups"]) == ("source image", 20)
     assert why in description["note"]

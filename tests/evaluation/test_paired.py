@@ -51,7 +51,7 @@ def test_differences_are_those_of_the_figures():
     assert set(found["resampled"]) == {"sources and folds"}
 
 
-def test_a_clear_difference_is_no_chance_and_equal_runs_are():
+def test_a_clear_difference_counts_and_equal_runs_could_be_chance():
     truth, rng = cells()
     a = rng.random(300) < 0.6
     runs = {"a": run(a, truth), "b": run(a | (rng.random(300) < 0.8), truth), "same": run(a, truth)}

@@ -178,7 +178,7 @@ def test_file_name_that_is_no_unicode(tmp_path, facts):
     assert "cell\\udcff.png" in path.read_text(encoding="utf-8")
 
 
-def test_dark_small_and_printed_pages_are_provided_for(facts):
+def test_the_page_has_styles_for_dark_small_and_printed_pages(facts):
     page = render_report(Report(**facts))
     for rule in ("prefers-color-scheme: dark", "@media print", "width=device-width", "overflow-x: auto"):
         assert rule in page

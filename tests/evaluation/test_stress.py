@@ -140,7 +140,7 @@ def test_several_runs_a_cross_validation_among_them_share_one_table(trained, sha
         run_stress_test([tmp_path / "cv"], shutil.copytree(shapes, tmp_path / "moved"), tmp_path / "out2")
 
 
-def test_other_cells_are_used_whole_and_donors_are_told_apart(trained, draw, tmp_path):
+def test_other_cells_are_used_whole_and_results_by_donor_are_given(trained, draw, tmp_path):
     other = draw(tmp_path / "other", 6, seed=9)
     paths = sorted(other.rglob("*.png"))
     rows = [(p.relative_to(other).as_posix(), p.parent.name, "<A>" if int(p.stem) < 4 else "B") for p in paths]
