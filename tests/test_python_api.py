@@ -2,6 +2,8 @@
 
 import doctest
 import inspect
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -147,3 +149,31 @@ def test_folds_give_one_run_each(home, tmp_path, capfd):
     assert "train epoch 1/1" in out
     assert "fold 0 of 2" in err
     assert urnet.evaluate(tmp_path / "folds", progress=False).metrics["n"] == 90
+
+
+def test_a_notebook_shows_progress_in_place(monkeypatch):
+    from rich.console import Console
+
+    from urnet.progress import ProgressBars
+
+    shown = []
+
+    class Handle:
+        def update(self, content, raw):
+            shown.append(("update", content["text/plain"]))
+
+    def display(content, raw, display_id):
+        shown.append(("new", content["text/plain"]))
+        return Handle()
+
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    with ProgressBars(Console(force_jupyter=True)) as bars:
+        for share in (0, 0.004, 0.5, 1):
+            bars.update("crop fields", share)
+        bars.update("audit", 0)
+    assert shown == [
+        ("new", "crop fields: 0 %"),
+        ("update", "crop fields: 50 %"),
+        ("update", "crop fields: 100 %"),
+        ("new", "audit: 0 %"),
+    ]

@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Callable
-from importlib.util import find_spec
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import rich.progress
 from rich.console import Console
@@ -42,6 +41,7 @@ class ProgressBars:
         self.console = console
         self._bars: rich.progress.Progress | None = None
         self._tasks: dict[str, rich.progress.TaskID] = {}
+        self._lines = _NotebookLines()
         self._warnings = _WarningHandler(self)
 
     def __enter__(self) -> "ProgressBars":
@@ -56,7 +56,9 @@ class ProgressBars:
 
     def update(self, task: str, share: float) -> None:
         """Show the share of a task that is done, 0 to 1."""
-        if not can_animate(self.console):
+        if self.console.is_jupyter:
+            self._lines.update(task, share)
+        if not self.console.is_terminal:
             return
         if self._bars is None:
             kind = rich.progress
@@ -76,7 +78,7 @@ class ProgressBars:
         from urnet.progress_bar import EpochBar
 
         self._stop()
-        return EpochBar(stage, epochs, animate=can_animate(self.console))
+        return EpochBar(stage, epochs, animate=self.console.is_terminal)
 
     def _stop(self) -> None:
         if self._bars is not None:
@@ -100,9 +102,26 @@ class NoProgress:
         return Callback()
 
 
-def can_animate(console: Console) -> bool:
-    """Whether a console can redraw a bar: a terminal, or a notebook with ipywidgets."""
-    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+class _NotebookLines:
+    """One line of text for each task, which a notebook updates in place."""
+
+    def __init__(self) -> None:
+        self._handles: dict[str, Any] = {}
+        self._percent: dict[str, int] = {}
+
+    def update(self, task: str, share: float) -> None:
+        """Show the share of a task, where its percentage has changed."""
+        percent = round(100 * share)
+        if self._percent.get(task) == percent:
+            return
+        from IPython.display import display
+
+        self._percent[task] = percent
+        content = {"text/plain": f"{task}: {percent} %"}
+        if task in self._handles:
+            self._handles[task].update(content, raw=True)
+        else:
+            self._handles[task] = display(content, raw=True, display_id=True)
 
 
 class _WarningHandler(logging.Handler):

@@ -1,4 +1,4 @@
-"""Progress of the epochs of a training: a bar on a terminal or in a notebook, else one line for each epoch."""
+"""Progress of the epochs of a training: a bar on a terminal, else one line for each epoch."""
 
 import time
 from typing import Any
