@@ -48,9 +48,6 @@ cli                | *
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 """Arrows that are still to go: a module, a room that it must not import, and what it takes from there."""
 
-EXCEPTIONAL_CIRCLES: tuple[set[str], ...] = ({"urnet.fields.cropping", "urnet.fields.field_or_crop"},)
-"""Circles between modules or sub-rooms that are still to go."""
-
 MAX_MODULES = 15
 """Number of modules in one folder above which it is divided."""
 
@@ -173,8 +170,7 @@ def test_there_are_no_circles(kind):
             ends = [module, target] if kind == "modules" else [node_of(module), node_of(target)]
             if not only_typing and ends[0] != ends[1]:
                 graph.setdefault(ends[0], set()).add(ends[1])
-    circles = [circle for circle in find_circles(graph) if circle not in EXCEPTIONAL_CIRCLES]
-    assert circles == []
+    assert find_circles(graph) == []
 
 
 def node_of(module: str) -> str:

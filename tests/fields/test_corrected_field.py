@@ -1,4 +1,4 @@
-"""Regions of a field: mirrored at its border, moved by parts of a pixel, evenly lit."""
+"""Regions of a corrected field: reflection at the border, subpixel shifts, even illumination."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def noise(tmp_path):
 @pytest.mark.parametrize(
     "region", [(5, 6, 10, 12), (-7, 3, 20, 20), (30, 45, 20, 20), (-10, -10, 60, 72), (0, 0, 40, 52)]
 )
-def test_beyond_the_border_the_field_is_mirrored(noise, region):
+def test_regions_beyond_the_border_are_reflections(noise, region):
     field, pixels = noise
     top, left, height, width = region
     whole = np.pad(pixels, 30, mode="reflect")
@@ -30,21 +30,21 @@ def test_beyond_the_border_the_field_is_mirrored(noise, region):
     assert np.array_equal(CorrectedField(field).read(*region), expected)
 
 
-def test_a_region_may_be_larger_than_many_fields(tmp_path):
+def test_a_region_can_be_larger_than_the_field(tmp_path):
     tifffile.imwrite(tmp_path / "small.tif", np.arange(81, dtype=np.uint8).reshape(9, 9), photometric="minisblack")
     with open_field(tmp_path / "small.tif") as field:
         assert CorrectedField(field).read(-30, -30, 80, 80).shape == (80, 80)
 
 
 @pytest.mark.parametrize("way", [(2.0, -3.0), (0.5, 0.25), (-1.75, 4.1)])
-def test_a_moved_channel_lies_where_the_shift_says(noise, way):
+def test_a_shifted_channel_is_aligned(noise, way):
     field, pixels = noise
     view = CorrectedField(field, shift=Shift(*way, 0.0))
     expected = moved(pixels.astype(float), way, order=1)
     assert np.abs(view.read(10, 10, 20, 30) - expected[10:30, 10:40]).max() <= 0.6
 
 
-def test_light_is_evened_out_whatever_the_region(noise):
+def test_every_region_gets_the_same_illumination_correction(noise):
     field, pixels = noise
     flat = np.linspace(0.8, 1.2, 16, dtype=np.float32)[None, :].repeat(16, axis=0)
     view = CorrectedField(field, Illumination("given", flat))

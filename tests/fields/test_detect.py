@@ -1,4 +1,4 @@
-"""Cells found in fields: phantom fields, the Jurkat montages as free fields, and fields without cells."""
+"""Detection in phantom fields, in Jurkat montages as free fields, and in fields without cells."""
 
 import numpy as np
 import pytest
@@ -82,14 +82,14 @@ def noise():
     return np.random.default_rng(0).normal(700, 20, SHAPE).astype(np.float32)
 
 
-def test_finds_single_cells_in_brightfield(fields):
+def test_single_cells_are_detected_in_brightfield(fields):
     for field in fields:
         found = {int(true) for _, true in match_positions(centres(find(field.brightfield)), centres(field.cells), 9)}
         single = {k for k, cell in enumerate(field.cells) if cell.contact == "single"}
         assert single <= found
 
 
-def test_nuclei_tell_white_cells_from_all_else(fields):
+def test_nuclei_separate_white_cells_from_other_particles(fields):
     total = Agreement(0, 0, 0)
     for field in fields:
         total += agreement(find(field.brightfield, field.nuclei), field)
@@ -106,19 +106,19 @@ def test_masks_lie_on_the_cells(fields):
     assert np.median(overlaps) > 0.85
 
 
-def test_red_cells_are_left_out_where_they_stand_apart(full):
+def test_a_separate_cluster_of_red_cells_is_left_out(full):
     counted = agreement(find(full.brightfield), full)
     assert counted.recall >= 0.95
     assert counted.precision >= 0.95
 
 
-def test_a_least_diameter_replaces_the_fields_own_limits(full):
+def test_a_given_diameter_replaces_the_limits_of_the_field(full):
     with_red = find(full.brightfield, least=16)
     assert len(with_red) > len(full.cells) + 20
     assert min(cell.diameter for cell in with_red if not cell.on_edge) >= 16
 
 
-def test_lymphocytes_beside_monocytes_are_no_red_cells(monkeypatch):
+def test_lymphocytes_beside_monocytes_are_not_taken_for_red_cells(monkeypatch):
     from urnet.images.simulation import phantom
 
     monkeypatch.setattr(phantom, "CLASS_FREQUENCY", {"granulocyte": 0.0, "lymphocyte": 0.6, "monocyte": 0.4})
@@ -138,7 +138,7 @@ def test_jurkat_montages_as_free_fields(jurkat):
     assert counted.precision >= 0.97
 
 
-def test_what_is_said_of_a_cell(cells):
+def test_measures_of_a_detection(cells):
     for cell in cells:
         height, width = cell.mask.shape
         rows, columns = np.nonzero(cell.mask)
@@ -154,7 +154,7 @@ def test_what_is_said_of_a_cell(cells):
     assert [(c.y, c.x) for c in cells] == sorted((c.y, c.x) for c in cells)
 
 
-def test_touching_cells_say_so(full):
+def test_touching_cells_are_flagged(full):
     cells = find(full.brightfield, full.nuclei)
     share = {"single": [], "touching": []}
     for i, j in match_positions(centres(cells), centres(full.cells), 9):
@@ -200,7 +200,7 @@ def test_options_leave_out(field, cells):
     assert all(cell.roundness >= 0.97 for cell in find(field.brightfield, roundness=0.97))
 
 
-def test_a_cell_that_the_border_cuts_is_kept_and_flagged(field):
+def test_a_cell_at_the_border_is_flagged(field):
     cell = next(c for c in field.cells if c.contact == "single" and c.x + 40 < SHAPE[1])
     cut = field.brightfield[:, cell.x :]
     near = [found for found in find(cut) if np.hypot(found.x, found.y - cell.y) < cell.radius]
@@ -228,7 +228,7 @@ def test_depth_colour_scale_and_sign_do_not_matter(field, cells):
     assert len(match_positions(centres(coarse), centres(cells), 2)) >= 0.95 * len(cells)
 
 
-def test_values_that_are_no_numbers_are_background(field, cells):
+def test_pixels_that_are_not_finite_are_background(field, cells):
     pixels = field.brightfield.astype(np.float32)
     pixels[np.random.default_rng(0).random(pixels.shape) < 1e-3] = np.nan
     pixels[100:130, 300:400] = np.nan
@@ -239,18 +239,18 @@ def test_values_that_are_no_numbers_are_background(field, cells):
     assert find(np.full((200, 200), np.nan)) == []
 
 
-def test_a_ramp_of_light_does_not_matter(field):
+def test_a_ramp_of_illumination_does_not_matter(field):
     ramp = np.linspace(0.6, 1.4, SHAPE[1])
     even, uneven = find(field.brightfield, least=14), find(field.brightfield * ramp, least=14)
     assert len(match_positions(centres(uneven), centres(even), 4)) >= len(even) - 2
 
 
 @pytest.mark.parametrize("value", [0, 700])
-def test_a_blank_field_holds_nothing(value):
+def test_a_blank_field_has_no_cells(value):
     assert find(np.full(SHAPE, value, np.uint16)) == []
 
 
-def test_noise_holds_nothing(noise):
+def test_noise_has_no_cells(noise):
     from scipy.ndimage import gaussian_filter
 
     assert find(noise) == []
@@ -261,13 +261,13 @@ def test_noise_holds_nothing(noise):
     assert find(noise * np.exp(-((y - 256) ** 2 + (x - 256) ** 2) / 1.5e5)) == []
 
 
-def test_nuclei_are_found_where_the_brightfield_shows_nothing(field, noise):
+def test_nuclei_are_detected_where_brightfield_shows_nothing(field, noise):
     found = find(noise, field.nuclei)
     assert len(match_positions(centres(found), centres(field.cells), 9)) >= 0.8 * len(field.cells)
     assert find(field.brightfield, np.full(SHAPE, 100, np.uint16)) == []
 
 
-def test_a_clump_is_no_crash():
+def test_a_clump_is_processed():
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     rng = np.random.default_rng(0)
     clump = np.where(np.hypot(y - 256, x - 256) < 200, rng.normal(700, 150, SHAPE), rng.normal(700, 10, SHAPE))
@@ -287,13 +287,13 @@ def test_impossible_options_are_refused(field, options):
         find(field.brightfield, **options)
 
 
-def test_clumps_of_the_working_picture_stay_bounded():
+def test_clumps_fit_the_overlap_of_tiles():
     # What is larger is no cell, whatever its outline: tracing it would cost without limit.
     assert 2 * module.MAX_WIDTH_PX < module.TILE_OVERLAP_PX
 
 
 @pytest.mark.parametrize(("level", "noise"), [(30000, 0.0), (65535, 0.0), (30000, 0.001)])
-def test_what_dividing_by_the_light_leaves_is_no_cell(level, noise):
+def test_residuals_of_the_illumination_correction_are_not_cells(level, noise):
     """A covered lamp or a saturated camera under light that was estimated on other fields."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[-1 : 1 : GRID_BLOCKS * 1j, -1 : 1 : GRID_BLOCKS * 1j]

@@ -1,4 +1,4 @@
-"""Any region of any field comes back as it was written, whatever the file's layout; any damage is one `ImageError`."""
+"""Every region of a field equals the written pixels, for any layout of the file. Damage is one `ImageError`."""
 
 import json
 import subprocess
@@ -108,9 +108,7 @@ def test_jpeg_tiles_and_empty_tiles(tmp_path):
 
 @pytest.mark.parametrize("bigtiff", [False, True])
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_a_tile_that_is_missing_is_empty_or_damage_to_fields_and_crops_alike(
-    tmp_path, bigtiff, compression, raises_code
-):
+def test_a_missing_tile_is_empty_or_damaged_for_fields_and_crops(tmp_path, bigtiff, compression, raises_code):
     """A tile of 0 bytes at byte 0 was left empty; one with bytes would be read from the header."""
     path, whole = tmp_path / "f.tif", image(np.uint16, 64, 64)
     tifffile.imwrite(path, whole, tile=(32, 32), compression=compression, bigtiff=bigtiff)
@@ -189,25 +187,26 @@ def test_ome_channels_planes_scenes_and_pixel_sizes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("choice", "words"),
+    ("choice", "code", "words"),
     [
-        ({"z": "0", "scene": "0"}, r"2 channels \(0: BF, 1: DAPI\).*--channel, or the column channel"),
-        ({"channel": "BF", "scene": "0"}, r"3 z planes.*--z, or the column z.*0 to 2, or max, mean, min, sharpest"),
-        ({"channel": "BF", "z": "0"}, r"2 scenes \(0: A, 1: B\).*--scene, or the column scene"),
-        ({"channel": "GFP", "z": "0", "scene": "0"}, r"no channel 'GFP'; there are 0: BF, 1: DAPI"),
-        ({"channel": "2", "z": "0", "scene": "0"}, "no channel '2'"),
-        ({"channel": "BF", "z": "3", "scene": "0"}, r"no z plane 3; give a number from 0 to 2"),
-        ({"channel": "BF", "z": "median", "scene": "0"}, r"z is 'median'; it can be a number"),
-        ({"channel": "BF", "z": "0", "scene": "C"}, "no scene 'C'"),
+        ({"z": "0", "scene": "0"}, "fields.choice_needed", ("0: BF, 1: DAPI", "--channel")),
+        ({"channel": "BF", "scene": "0"}, "fields.z_needed", ("--z", "0 to 2, or max, mean, min, sharpest")),
+        ({"channel": "BF", "z": "0"}, "fields.choice_needed", ("0: A, 1: B", "--scene")),
+        ({"channel": "GFP", "z": "0", "scene": "0"}, "fields.choice_unknown", ("'GFP'", "0: BF, 1: DAPI")),
+        ({"channel": "2", "z": "0", "scene": "0"}, "fields.choice_unknown", ("channel '2'",)),
+        ({"channel": "BF", "z": "3", "scene": "0"}, "fields.no_such_plane", ("3", "0 to 2")),
+        ({"channel": "BF", "z": "median", "scene": "0"}, "fields.no_such_plane", ("'median'", "0 to 2")),
+        ({"channel": "BF", "z": "0", "scene": "C"}, "fields.choice_unknown", ("scene 'C'",)),
     ],
 )
-def test_a_choice_that_is_missing_or_wrong_lists_what_there_is(tmp_path, choice, words):
+def test_a_missing_or_wrong_choice_lists_the_possible_ones(tmp_path, raises_code, choice, code, words):
     with tifffile.TiffWriter(tmp_path / "f.ome.tif", ome=True) as out:
         for name in "AB":
             metadata = {"axes": "CZYX", "Name": name, "Channel": {"Name": ["BF", "DAPI"]}}
             out.write(image(np.uint8, 2, 3, 16, 16), metadata=metadata, photometric="minisblack")
-    with pytest.raises(ImageError, match=rf"f\.ome\.tif: .*{words}"):
+    with raises_code(code) as caught:
         open_field(tmp_path / "f.ome.tif", **choice)
+    assert all(word in str(caught.value) for word in ("f.ome.tif", *words))
 
 
 def test_axes_in_any_order_and_time_points_are_scenes(tmp_path):
@@ -274,7 +273,7 @@ def test_grey_with_alpha_is_one_channel(tmp_path):
     check(tmp_path / "f.tif", grey)
 
 
-def test_unexplained_pages_are_planes(tmp_path):
+def test_pages_without_metadata_are_z_planes(tmp_path):
     stack = image(np.uint16, 4, H, W)
     with tifffile.TiffWriter(tmp_path / "f.tif") as out:
         for page in stack:
@@ -300,13 +299,13 @@ def test_one_plane_has_the_number_0_and_is_its_own_projection(tmp_path, raises_c
             open_field(tmp_path / "f.tif", z=z)
     for z in ("0", " 00", "max", "sharpest", "", None):
         check(tmp_path / "f.tif", image(), z=z)
-    with pytest.raises(ImageError, match="z is 'top'"):
+    with raises_code("fields.no_such_plane"):
         open_field(tmp_path / "f.tif", z="top")
 
 
 @pytest.mark.parametrize("how", ["subifds", "pages"])
 @pytest.mark.parametrize("ome", [False, True])
-def test_of_a_pyramid_the_full_resolution_is_read(tmp_path, how, ome):
+def test_a_pyramid_is_read_at_full_resolution(tmp_path, how, ome):
     full = image(np.uint8, 256, 320)
     path = tmp_path / ("f.ome.tif" if ome else "f.tif")
     options = {"tile": (64, 64), "photometric": "minisblack"}
@@ -358,7 +357,7 @@ def test_imagej_stacks_and_units(tmp_path, unit, per_unit, expected):
     check(tmp_path / "f.tif", stack[1, 1], z="1", channel="1")
 
 
-def test_imagej_stack_behind_a_single_page(tmp_path):
+def test_imagej_stack_behind_a_single_page(tmp_path, raises_code):
     """Stacks that ImageJ writes beyond 4 GB have one page; the other planes follow its pixels."""
     stack = image(np.uint16, 5, H, W)
     tifffile.imwrite(tmp_path / "f.tif", stack, imagej=True, metadata={"axes": "ZYX"}, contiguous=True)
@@ -376,7 +375,7 @@ def test_imagej_stack_behind_a_single_page(tmp_path):
         check(tmp_path / "f.tif", stack[z], z=str(z))
     data = (tmp_path / "f.tif").read_bytes()
     (tmp_path / "f.tif").write_bytes(data[: len(data) - H * W * 2 - 100])
-    with pytest.raises(ImageError, match=r"f\.tif: .*(truncated|ImageJ)"):
+    with raises_code("fields.planes_missing"):
         open_field(tmp_path / "f.tif", z="0")
 
 
@@ -455,29 +454,34 @@ def ome_xml(*, uuid: str = "urn:uuid:0", data: str = "<TiffData/>", channels: in
 
 
 @pytest.mark.parametrize(
-    ("xml", "words"),
+    ("xml", "code", "words"),
     [
-        (ome_xml(SizeX=W + 1), "mislabelled.*100 x 75 px, its pages have 99 x 75"),
-        (ome_xml(SizeZ=5), "name 5 planes, but 1"),
-        (ome_xml(Type="uint8"), "mislabelled.*type uint8, its pages have uint16"),
-        (ome_xml(data=""), "mislabelled.*names no pages"),
-        (ome_xml()[:-20], "OME-XML is not XML"),
-        (ome_xml().replace("</Pixels>", ""), "OME-XML is not XML"),
-        ('<OME><BinaryOnly MetadataFile="set.companion.ome" UUID="urn:uuid:1"/></OME>', r"set\.companion\.ome"),
+        (ome_xml(SizeX=W + 1), "fields.mislabelled", ("100 x 75", "99 x 75")),
+        (ome_xml(SizeZ=5), "fields.planes_missing", ("5 planes", "1")),
+        (ome_xml(Type="uint8"), "fields.mislabelled", ("uint8", "uint16")),
+        (ome_xml(data=""), "images.ome_xml_invalid", ()),
+        (ome_xml()[:-20], "images.ome_xml_invalid", ()),
+        (ome_xml().replace("</Pixels>", ""), "images.ome_xml_invalid", ()),
+        (
+            '<OME><BinaryOnly MetadataFile="set.companion.ome" UUID="urn:uuid:1"/></OME>',
+            "images.companion_missing",
+            ("set.companion.ome",),
+        ),
     ],
 )
-def test_ome_xml_that_contradicts_the_pages(tmp_path, xml, words):
+def test_ome_xml_that_contradicts_the_pages(tmp_path, raises_code, xml, code, words):
     tifffile.imwrite(tmp_path / "f.ome.tif", image(), description=xml, metadata=None)
-    with pytest.raises(ImageError, match=rf"f\.ome\.tif: .*{words}"):
+    with raises_code(code) as caught:
         describe_field(tmp_path / "f.ome.tif")
+    assert all(word in str(caught.value) for word in ("f.ome.tif", *words))
 
 
-def test_ome_xml_that_names_fewer_planes_than_there_are_pages(tmp_path):
+def test_ome_xml_that_names_fewer_planes_than_there_are_pages(tmp_path, raises_code):
     with tifffile.TiffWriter(tmp_path / "f.ome.tif") as out:
         for number in range(3):
             xml = ome_xml() if number == 0 else None
             out.write(image(seed=number), description=xml, metadata=None, contiguous=False)
-    with pytest.raises(ImageError, match=r"names 1 plane.*holds 3 page"):
+    with raises_code("fields.mislabelled"):
         describe_field(tmp_path / "f.ome.tif")
     tifffile.imwrite(tmp_path / "f.ome.tif", image(), description=ome_xml(), metadata=None)
     check(tmp_path / "f.ome.tif", image())
@@ -495,11 +499,12 @@ def test_truncated_files(tmp_path, layout, ome, share):
             out.write(image(), photometric="minisblack", **LAYOUTS[layout])
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ImageError, match=r"f\.(ome\.)?tif: "), open_field(path, z="3") as field:
+    with pytest.raises(ImageError) as caught, open_field(path, z="3") as field:
         field.read(0, 0, H, W)
+    assert path.name in str(caught.value)
 
 
-def test_garbled_tiles_are_an_error_of_the_region(tmp_path):
+def test_garbled_tiles_are_an_error_of_the_region(tmp_path, raises_code):
     path = tmp_path / "f.tif"
     tifffile.imwrite(path, image(), tile=(32, 32), compression="zlib")
     with tifffile.TiffFile(path) as tif:
@@ -509,17 +514,17 @@ def test_garbled_tiles_are_an_error_of_the_region(tmp_path):
     path.write_bytes(data)
     with open_field(path) as field:
         field.read(0, 0, 32, 32)
-        with pytest.raises(ImageError, match=r"f\.tif: damaged"):
+        with raises_code("images.damaged"):
             field.read(H - 8, W - 8, 8, 8)
 
 
-def test_values_that_are_no_numbers(tmp_path):
+def test_values_that_are_not_finite_are_refused(tmp_path, raises_code):
     pixels = image(np.float32)
     pixels[40, 50] = np.nan
     tifffile.imwrite(tmp_path / "f.tif", pixels)
     with open_field(tmp_path / "f.tif") as field:
         field.read(0, 0, 40, W)
-        with pytest.raises(ImageError, match="NaN or infinite"):
+        with raises_code("images.not_finite"):
             field.read(30, 40, 20, 20)
 
 
@@ -535,13 +540,14 @@ def claim(path: Path, height: int, width: int, compression: int = 8) -> None:
 
 
 @pytest.mark.parametrize("compression", [1, 8])
-def test_a_claim_of_more_than_a_billion_pixels_without_tiles(tmp_path, compression):
+def test_a_claim_of_more_than_a_billion_pixels_without_tiles(tmp_path, compression, raises_code):
     claim(tmp_path / "f.tif", 40_000, 40_000, compression)
-    with pytest.raises(ImageError, match=r"f\.tif: .*40000 x 40000 px.*(tiled TIFF|copy the file again)"):
+    with raises_code("fields.damaged" if compression == 1 else "fields.not_tiled") as caught:
         describe_field(tmp_path / "f.tif")
+    assert "40000 x 40000 px" in str(caught.value)
 
 
-def test_a_large_png_is_sent_to_tiff(tmp_path):
+def test_a_large_png_is_refused(tmp_path, raises_code):
     import struct
     import zlib
 
@@ -551,19 +557,20 @@ def test_a_large_png_is_sent_to_tiff(tmp_path):
     for edge in (12_000, 40_000):
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", edge, edge, 8, 0, 0, 0, 0))
         (tmp_path / "f.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-        with pytest.raises(ImageError, match="tiled TIFF"):
+        with raises_code("fields.not_tiled" if edge == 12_000 else "images.too_large"):
             describe_field(tmp_path / "f.png")
 
 
-def test_what_is_no_field(tmp_path):
+def test_files_that_are_not_fields_are_named(tmp_path):
     (tmp_path / "f.tif").write_bytes(b"")
     (tmp_path / "g.tif").write_bytes(b"not an image at all")
     (tmp_path / "h.tif").write_bytes(b"II*\0" + b"\xff" * 40)
     tifffile.imwrite(tmp_path / "i.tif", image(np.uint32))
     tifffile.imwrite(tmp_path / "j.tif", image(np.uint8, 4, 50))
     for name in ("f.tif", "g.tif", "h.tif", "i.tif", "j.tif", "absent.tif", "absent.czi"):
-        with pytest.raises(ImageError, match=name.replace(".", r"\.")):
+        with pytest.raises(ImageError) as caught:
             describe_field(tmp_path / name)
+        assert name in str(caught.value)
 
 
 def test_files_can_be_removed_once_closed(tmp_path):

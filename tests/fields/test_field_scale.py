@@ -1,4 +1,4 @@
-"""How far a field is reduced, and what is read for that."""
+"""The scale at which a field is searched, and the regions that are read to choose it."""
 
 from collections import Counter
 
@@ -22,7 +22,7 @@ def counted(pixels: np.ndarray) -> tuple:
 
 
 @pytest.mark.parametrize("fold", [1, 2, 4])
-def test_cells_become_as_wide_as_they_are_searched(fold):
+def test_cells_are_reduced_to_the_working_width(fold):
     field = draw_field(5, 1, 0, shape=(400, 400), cells=12)
     read, _ = counted(np.kron(field.brightfield, np.ones((fold, fold), np.uint16)))
     view = reduce_field(read, None, (400 * fold, 400 * fold), None, None)
@@ -43,6 +43,6 @@ def test_debris_does_not_make_the_typical_cell_smaller():
     assert typical_width(np.array([5.0] * 20 + [28.0, 30.0, 32.0])) == 30
 
 
-def test_a_blank_field_has_no_reduction():
+def test_a_blank_field_has_no_scale():
     read, _ = counted(np.full((300, 300), 9))
     assert reduce_field(read, None, (300, 300), None, None) is None

@@ -1,4 +1,4 @@
-"""Whatever bytes a TIFF has, reading it gives pixels or an `ImageError`, soon."""
+"""Reading a TIFF of any bytes gives pixels or an `ImageError`, quickly."""
 
 import struct
 import time

@@ -1,4 +1,4 @@
-"""The light of a batch is evened out, the cells are not; what is stored corrects as what was estimated."""
+"""Correction of the illumination. A stored illumination gives the same correction."""
 
 import json
 
@@ -8,7 +8,6 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from urnet.errors import ImageError
 from urnet.fields.io.read import open_field
 from urnet.fields.preprocessing.illumination import (
     NO_CORRECTION,
@@ -57,7 +56,7 @@ def unevenness(image: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 0.03), (3, 0.03), (10, 0.02)])
-def test_the_background_becomes_even(batch, count, most):
+def test_the_background_is_even_after_correction(batch, count, most):
     """Of 0.13 to 0.02 and less; fields keep their own ramps, since what is estimated is what they share."""
     light = estimated(batch[:count])
     assert light.method == "estimated"
@@ -74,7 +73,7 @@ def test_the_background_becomes_even(batch, count, most):
     assert np.mean(after) < most, (before, after)
 
 
-def test_even_fields_stay_as_they_are(tmp_path):
+def test_even_fields_are_not_changed(tmp_path):
     for index in range(3):
         field = draw_field(4, index, 0, shape=(EDGE, EDGE), cells=25)
         tifffile.imwrite(tmp_path / f"{index}.tif", field.brightfield)
@@ -107,7 +106,7 @@ def test_colours_depths_and_limits():
     assert floats[0, 0] == pytest.approx(200)
 
 
-def test_fields_of_any_size_and_colour_share_one_light(tmp_path):
+def test_fields_of_any_size_and_colour_share_one_illumination(tmp_path):
     for name, edge in (("a", 600), ("b", 300), ("c", 20)):
         image = np.rint(2000 * vignette(edge)).astype(np.uint16)
         tifffile.imwrite(tmp_path / f"{name}.tif", image)
@@ -120,7 +119,7 @@ def test_fields_of_any_size_and_colour_share_one_light(tmp_path):
 
 
 @pytest.mark.parametrize("level", [0, 700])
-def test_blank_fields_have_even_light(tmp_path, level):
+def test_blank_fields_have_even_illumination(tmp_path, level):
     tifffile.imwrite(tmp_path / "f.tif", np.full((100, 120), level, np.uint16))
     light = estimated([tmp_path / "f.tif"])
     np.testing.assert_allclose(light.flat, 1, atol=1e-4)
@@ -134,7 +133,7 @@ def test_blank_fields_have_even_light(tmp_path, level):
     grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     seed=st.integers(0, 99),
 )
-def test_stored_light_corrects_alike(shape, grid, seed):
+def test_a_stored_illumination_gives_the_same_correction(shape, grid, seed):
     rng = np.random.default_rng(seed)
     light = Illumination("given", rng.uniform(0.5, 2, grid).astype(np.float32), rng.uniform(0, 9, grid).astype("f4"))
     again = Illumination.from_json(json.loads(json.dumps(light.to_json())))
@@ -144,7 +143,7 @@ def test_stored_light_corrects_alike(shape, grid, seed):
     assert np.isfinite(expected).all()
 
 
-def test_save_load_and_damage(tmp_path):
+def test_save_load_and_damage(tmp_path, raises_code):
     NO_CORRECTION.save(tmp_path / "light.json")
     assert Illumination.load(tmp_path / "light.json").method == "none"
     image = np.arange(12).reshape(3, 4)
@@ -157,8 +156,9 @@ def test_save_load_and_damage(tmp_path):
         '{"flat":' + "[" * 60_000,
     ):
         (tmp_path / "light.json").write_text(text)
-        with pytest.raises(ImageError, match=r"light\.json.*restore"):
+        with raises_code("fields.illumination_damaged") as caught:
             Illumination.load(tmp_path / "light.json")
+        assert "light.json" in str(caught.value)
 
 
 def test_given_flat_and_dark(tmp_path):
@@ -175,7 +175,7 @@ def test_given_flat_and_dark(tmp_path):
     assert without.std() > 1.5 * ratio.std()
 
 
-def test_given_images_that_cannot_be(tmp_path):
+def test_invalid_flat_field_images_are_refused(tmp_path, raises_code):
     good = np.full((64, 64), 1000, np.uint16)
     images = {
         "good": good,
@@ -186,12 +186,12 @@ def test_given_images_that_cannot_be(tmp_path):
     }
     for name, image in images.items():
         tifffile.imwrite(tmp_path / f"{name}.tif", image)
-    for flat, dark, words in [
-        ("black", None, "black in places"),
-        ("saturated", None, "saturated"),
-        ("good", "small", "64 x 64 and 64 x 32 px"),
-        ("good", "bright", "no brighter than the dark image"),
-        ("absent", None, "no such file"),
+    for flat, dark, code in [
+        ("black", None, "fields.flat_field_dark"),
+        ("saturated", None, "fields.flat_field_saturated"),
+        ("good", "small", "fields.flat_field_size"),
+        ("good", "bright", "fields.flat_field_dark"),
+        ("absent", None, "images.not_found"),
     ]:
-        with pytest.raises(ImageError, match=words):
+        with raises_code(code):
             read_flat_field(tmp_path / f"{flat}.tif", dark and tmp_path / f"{dark}.tif")

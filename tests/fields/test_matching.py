@@ -1,4 +1,4 @@
-"""Pairs of found and true cells, and what is counted from them."""
+"""Pairs of detected and true cells, and precision and recall."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ def test_each_cell_is_used_once():
     assert match_positions(found, np.array([[0.4, 0.0]]), 5).tolist() == [[0, 0]]
 
 
-def test_as_many_pair_as_can():
+def test_the_number_of_pairs_is_largest():
     # The nearest pair first would leave the outer two without a partner.
     found, truth = np.array([[0.0, 0.0], [3.0, 0.0]]), np.array([[2.0, 0.0], [-2.5, 0.0]])
     assert match_positions(found, truth, 3).tolist() == [[0, 1], [1, 0]]
@@ -34,7 +34,7 @@ def test_the_same_place_pairs():
 
 
 @pytest.mark.parametrize("empty", [np.zeros((0, 2)), np.zeros(0), []])
-def test_nothing_pairs_with_nothing(empty):
+def test_no_positions_give_no_pairs(empty):
     some = np.array([[1.0, 2.0]])
     for pairs in (match_positions(empty, some, 3), match_positions(some, empty, 3), match_positions(empty, empty, 3)):
         assert pairs.shape == (0, 2)
@@ -82,7 +82,7 @@ def test_intervals_are_wilsons():
     assert wilson(0, 20) == pytest.approx((0, 0.1611), abs=5e-5)
 
 
-def test_without_cells_nothing_is_known():
+def test_measures_without_cells_are_nan():
     agreement = Agreement(0, 0, 0)
     assert np.isnan(agreement.precision)
     assert np.isnan(agreement.recall)

@@ -1,4 +1,4 @@
-"""Nuclei drawn with known size, shape and brightness, at any depth and among neighbours."""
+"""Features of drawn nuclei of known size, shape and brightness, for any pixel type and with neighbours."""
 
 import math
 from collections import Counter
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from urnet.errors import ImageError
 from urnet.fields.labels.nuclear_features import FEATURES, nuclear_features, nucleus_mask
 from urnet.images.montage import list_images, read_crop
 from urnet.images.simulation.phantom import CLASS_FREQUENCY, CROP_UM, draw_crop
@@ -113,7 +112,7 @@ def test_a_brighter_neighbour_neither_joins_in_nor_moves_the_threshold():
     assert not (nucleus_mask(image) & other).any()
 
 
-def test_touching_nuclei_are_parted_by_the_mask():
+def test_the_mask_separates_touching_nuclei():
     image = lit(disc(96, 48, 40, 14) | disc(96, 48, 66, 14))
     measured = nuclear_features(image, disc(96, 48, 38, 17))
     assert measured["area"] == pytest.approx(math.pi * 14**2, rel=0.15)
@@ -139,7 +138,7 @@ def test_two_whole_nuclei_in_one_cell_are_two_lobes():
     ids=["black", "saturated", "nan", "noise", "photons", "ramp", "neighbour only", "speck"],
 )
 @pytest.mark.parametrize("masked", [True, False])
-def test_there_is_no_nucleus_where_there_is_none(crop, masked):
+def test_a_crop_without_a_nucleus_gives_none(crop, masked):
     cell = disc(len(crop), len(crop) / 2, len(crop) / 2, 0.3 * len(crop)) if masked else None
     assert nuclear_features(crop, cell, 0.4) is None
     assert nucleus_mask(crop, cell) is None
@@ -162,7 +161,7 @@ def test_depth_changes_brightness_only(dtype):
     assert measured["intensity"] == pytest.approx(scale * reference["intensity"], rel=0.05)
 
 
-def test_overexposure_and_a_cut_nucleus_are_told():
+def test_overexposure_and_a_cut_nucleus_are_measured():
     image = lit(disc(64, 32, 32, 12))
     clipped = np.minimum(image, 700)
     assert nuclear_features(image)["saturated"] < 0.02
@@ -186,17 +185,17 @@ def test_colour_is_read_by_its_mean():
     assert nuclear_features(blue)["area"] == nuclear_features(image)["area"]
 
 
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(ImageError, match=r"shape \(4, 4\)"):
+def test_wrong_shapes_and_pixel_sizes_are_refused(raises_code):
+    with raises_code("fields.nucleus_shape"):
         nuclear_features(np.zeros((4, 4)))
-    with pytest.raises(ImageError, match="same pixels"):
+    with raises_code("fields.mask_shape"):
         nuclear_features(np.zeros((48, 48)), np.ones((40, 40), bool))
-    with pytest.raises(ImageError, match="pixel size of 0"):
+    with raises_code("fields.pixel_size_invalid"):
         nuclear_features(np.zeros((48, 48)), None, 0)
 
 
 @pytest.mark.parametrize("size", [48, 128])
-def test_nuclei_of_phantom_cells_are_found_whole(size):
+def test_nuclei_of_phantom_cells_are_segmented(size):
     for label in CLASS_FREQUENCY:
         for index in range(6):
             crop = draw_crop(label, 7, 0, index, size)

@@ -1,4 +1,4 @@
-"""Pixel sizes that files state and that are not believed, in every format that states one."""
+"""Pixel sizes in files that are rejected, in every format that states one."""
 
 import math
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_microscopy import lif_planes, stack, write_czi, write_lif, write_nd2
 
 from urnet.fields.cropping.crop import crop_fields
-from urnet.fields.cropping.settings import CropSettings, PixelSizeError
+from urnet.fields.cropping.settings import CropSettings
 from urnet.fields.io.pixel_size import explain_implausible, is_plausible, square_pixel_um
 from urnet.fields.io.read import describe_field
 from urnet.images.simulation.phantom import draw_field
@@ -59,7 +59,7 @@ STATED = {
 
 
 @pytest.mark.parametrize("case", STATED)
-def test_what_is_stated_without_calibration_is_not_believed(tmp_path, case):
+def test_uncalibrated_pixel_sizes_are_rejected(tmp_path, case):
     for name, package in (("CZI", "pylibCZIrw"), ("LIF", "liffile"), ("ND2", "nd2")):
         if case.startswith(name):
             pytest.importorskip(package)
@@ -70,7 +70,7 @@ def test_what_is_stated_without_calibration_is_not_believed(tmp_path, case):
 
 
 @pytest.mark.parametrize("um", ["0.99", "1.01", "0.005", "5", "0.3225"])
-def test_what_a_calibration_can_be_is_believed(tmp_path, um):
+def test_calibrated_pixel_sizes_are_accepted(tmp_path, um):
     info = describe_field(write_ome(tmp_path / "f.ome.tif", um))
     assert info.pixel_um == pytest.approx(float(um))
     assert info.implausible_um is None
@@ -84,31 +84,31 @@ def test_every_size_has_an_answer(across, down):
         assert "µm" in explain_implausible(side)
 
 
-def test_a_note_says_what_is_not_believed_and_the_users_own_figure_is(tmp_path):
+def test_a_rejected_pixel_size_gives_a_note_and_a_table_overrides_it(tmp_path, raises_code):
     pixels = draw_field(1, 0, 0, shape=(300, 300), cells=6, crop=32).brightfield
     (tmp_path / "fields").mkdir()
     about = {"axes": "YX", "PhysicalSizeX": 1.0, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 1.0}
     tifffile.imwrite(tmp_path / "fields" / "a.ome.tif", pixels, metadata=about)
     done = crop_fields(tmp_path / "fields", tmp_path / "out", CropSettings(size=32))
     assert done.settings.pixel_um is None
-    assert any("a.ome.tif states 1 µm" in note and "not believed" in note for note in done.notes)
+    assert any("a.ome.tif states 1 µm" in note and "not accepted" in note for note in done.notes)
     assert "states 1 µm" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    with pytest.raises(
-        PixelSizeError, match=r"states 1 µm.*not believed; give it in a field table \(column pixel_size"
-    ):
+    with raises_code("fields.pixel_size_unknown") as caught:
         crop_fields(tmp_path / "fields", tmp_path / "b", CropSettings(size=32, width_um=20.0))
+    assert all(word in str(caught.value) for word in ("a.ome.tif", "1 µm", "pixel_size_um"))
     table = pd.DataFrame([{"field": "a.ome.tif", "pixel_size_um": "1.0"}])
     table.to_csv(tmp_path / "fields" / "fields.csv", index=False)
     believed = crop_fields(tmp_path / "fields", tmp_path / "c", CropSettings(size=32))
     assert believed.settings.pixel_um == 1.0
-    assert not any("believed" in note for note in believed.notes)
+    assert not any("accepted" in note for note in believed.notes)
 
 
-def test_a_czi_without_pixel_size_asks_for_it_by_name(tmp_path):
+def test_the_error_for_a_czi_without_pixel_size_names_the_file(tmp_path, raises_code):
     pytest.importorskip("pylibCZIrw")
     pixels = draw_field(1, 0, 0, shape=(300, 300), cells=6, crop=32).brightfield
     (tmp_path / "fields").mkdir()
     write_czi(tmp_path / "fields" / "a.czi", [{"data": np.asarray(pixels)}], um=None)
     assert len(crop_fields(tmp_path / "fields", tmp_path / "out", CropSettings(size=32)).table)
-    with pytest.raises(PixelSizeError, match=r"a\.czi: the pixel size is not known.*pixel_size_um"):
+    with raises_code("fields.pixel_size_unknown") as caught:
         crop_fields(tmp_path / "fields", tmp_path / "b", CropSettings(size=32, width_um=20.0))
+    assert all(word in str(caught.value) for word in ("a.czi", "pixel_size_um"))

@@ -1,4 +1,4 @@
-"""Images that are spread over several files: found by name in their own folder, and nowhere else; read once."""
+"""Images in several files: files are found by name in their own folder only, and are read once."""
 
 import json
 import struct
@@ -81,7 +81,7 @@ def test_every_file_of_a_set_exposes_all_scenes(tmp_path):
             np.testing.assert_array_equal(read(path, scene=str(scene)), plane)
 
 
-def test_a_set_that_was_renamed_is_found_by_its_uuids(tmp_path):
+def test_a_renamed_set_is_found_by_its_uuids(tmp_path):
     """As uploads are: under names of the server's own, in one folder."""
     planes = positions(tmp_path)
     for k in range(3):
@@ -96,7 +96,7 @@ def test_a_set_that_was_renamed_is_found_by_its_uuids(tmp_path):
 
 
 @pytest.mark.parametrize("uuid", ["urn:uuid:7", None])
-def test_a_file_that_was_renamed_alone_is_itself(tmp_path, uuid):
+def test_a_renamed_single_file_is_read(tmp_path, uuid):
     plane = pixels(0)
     write(tmp_path / "upload.tif", plane, ome([("f", tiff_data("scan.ome.tif", "urn:uuid:7"))], uuid))
     np.testing.assert_array_equal(read(tmp_path / "upload.tif"), plane)
@@ -104,7 +104,7 @@ def test_a_file_that_was_renamed_alone_is_itself(tmp_path, uuid):
     np.testing.assert_array_equal(read(tmp_path / "upload.tif"), plane)
 
 
-def test_files_that_share_one_uuid_are_told_apart_by_name(tmp_path):
+def test_files_with_one_uuid_are_identified_by_name(tmp_path):
     names = ["a.ome.tif", "b.ome.tif"]
     data = "".join(tiff_data(name, "urn:uuid:1", c=c) for c, name in enumerate(names))
     planes = [pixels(0), pixels(1)]
@@ -238,8 +238,9 @@ import os, sys
 from pathlib import Path
 from urnet.errors import ImageError
 from urnet.fields.field_or_crop import is_larger_than_crops
+from urnet.fields.io.pool import FieldPool
 from urnet.fields.io.read import open_field, describe_field
-from urnet.images.montage import expand, read_crop
+from urnet.images.montage import list_images, read_crop
 from urnet.images.read import read_header, read_image, survey_pages
 import urnet.fields.cropping.crop, urnet.serve.uploads.worker, imagecodecs
 from urnet.fields.cropping.settings import CropSettings
@@ -258,10 +259,10 @@ for warm in (False, True):
             describe_field,
             lambda p: open_field(p).read(0, 0, 8, 8),
             lambda p: open_field(p, channel="1", z="max", scene="1").read(0, 0, 8, 8),
-            lambda p: is_larger_than_crops(p, CropSettings(size=8)),
+            lambda p: is_larger_than_crops(p, CropSettings(size=8), FieldPool()),
             read_header, read_image, survey_pages,
             lambda p: read_crop(p.parent, p.name),
-            lambda p: expand(p.parent, p.name, None),
+            lambda p: list_images(p.parent, p.name, None),
             lambda p: urnet.fields.cropping.crop.crop_fields(p, p.parent / "out", CropSettings(size=8)),
         ):
             try:
@@ -348,7 +349,7 @@ def test_a_folder_with_a_set_is_one_field_for_each_scene_asked(tmp_path, drawn):
         how = CropSettings(size=48, scene=str(scene), light="none")
         done = crop_fields(folder, tmp_path / f"out{scene}", how)
         assert [one.row.field for one in done.fields] == ["pos_0.ome.tif"]
-        assert any("pos_1.ome.tif" in note and "read once" in note for note in done.notes)
+        assert any("pos_1.ome.tif" in note and "one image" in note for note in done.notes)
         expected = crop_fields(alone / f"{scene}.tif", tmp_path / f"alone{scene}", CropSettings(size=48, light="none"))
         pd.testing.assert_frame_equal(done.table[["x", "y"]], expected.table[["x", "y"]])
     (folder / "fields.csv").write_text(
@@ -477,7 +478,7 @@ def test_a_micromanager_set_with_a_file_for_each_position(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / files[1], channel="DAPI"), values[1][1])
 
 
-def test_a_micromanager_acquisition_that_was_stopped_shows_what_is_there(tmp_path, raises_code):
+def test_a_stopped_micromanager_acquisition_shows_its_planes(tmp_path, raises_code):
     xml = ome([("P", tiff_data("s.tif", "urn:uuid:0", count=6))], "urn:uuid:0", t=6)
     values = micromanager(tmp_path / "s.tif", [(0, 0, t, 0) for t in range(4)], SUMMARY, xml=xml)
     assert describe_field(tmp_path / "s.tif").scenes == tuple(f"Pos0 t{t}" for t in range(4))
@@ -490,7 +491,7 @@ def test_a_micromanager_acquisition_that_was_stopped_shows_what_is_there(tmp_pat
         describe_field(tmp_path / "s.tif")
 
 
-def test_an_ndtiff_goes_by_the_axes_of_its_pages(tmp_path, raises_code):
+def test_the_planes_of_an_ndtiff_follow_the_axes_of_its_pages(tmp_path, raises_code):
     planes = [(c, z, 0, p) for p in range(2) for z in range(3) for c in range(2)]
     values = micromanager(tmp_path / "NDTiffStack.tif", planes, {}, version=3)
     info = describe_field(tmp_path / "NDTiffStack.tif")
@@ -537,5 +538,5 @@ def test_files_of_a_set_are_closed_with_it_and_one_is_open_at_a_time(tmp_path):
         source = field._source
         for number, scene in enumerate(source.scenes):
             np.testing.assert_array_equal(source.plane(scene, 0, 0)(0, 0, H, W), planes[number])
-        assert sum(not tif.filehandle.closed for tif in source._others.values()) == 1
-    assert all(tif.filehandle.closed for tif in (source._tif, *source._others.values()))
+        assert sum(not tif.filehandle.closed for tif in source.files._others.values()) == 1
+    assert all(tif.filehandle.closed for tif in (source.files.tif, *source.files._others.values()))

@@ -248,14 +248,12 @@ def test_a_missing_pixel_size_can_be_sent_with_the_files(client, measured, field
         wrong = send_files(measured_client, *sent[:1], to="/v1/differential", data={"pixel_size_um": "500"})
         bad = send_files(measured_client, *sent[:1], to="/v1/differential", data={"pixel_size_um": "0"})
     assert unknown.status_code == 422
-    assert unknown.json()["detail"] == (
-        "my d0.tif, my d1.tif: the pixel size is not known, but the model was trained on crops of 0.25 µm a pixel; "
-        "give it with the files (pixel_size_um), or save the fields with it, as OME-TIFF"
-    )
+    assert unknown.json()["code"] == "fields.pixel_size_unknown"
+    assert all(word in unknown.json()["detail"] for word in ("my d0.tif, my d1.tif", "0.25 µm", "(pixel_size_um)"))
     assert known.status_code == 200, known.text
     assert known.json()["classes"] == send_files(client, *sent, to="/v1/differential").json()["classes"]
     assert wrong.status_code == 422
-    assert "my d0.tif: crops of 8 µm would show" in wrong.json()["detail"]
+    assert "my d0.tif: a crop of 8 µm" in wrong.json()["detail"]
     assert bad.status_code == 422
     assert bad.json()["detail"] == "pixel_size_um: Input should be greater than 0"
 

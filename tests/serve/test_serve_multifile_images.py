@@ -10,7 +10,7 @@ from urnet.fields.cropping.settings import CropSettings
 from urnet.images.simulation.phantom import draw_field
 from urnet.serve.uploads.worker import _Decoder, _UnreadableFiles
 
-LIMITS = {"pixels": 10**8, "field": 10**8, "file": 10**9, "images": 100}
+LIMITS = {"pixels": 10**8, "field": 10**8, "file": 10**9, "images": 100, "memory": 2**30}
 
 
 def part(number: int, names: list[str], shape: tuple[int, int], types: str) -> bytes:

@@ -12,8 +12,10 @@ from urnet.counting.report import write_reports
 from urnet.counting.sample import Sample, count_sample
 from urnet.errors import CellsError, RunError
 from urnet.evaluation.predictions import training_overlap
-from urnet.fields.cropping.crop import CropResult, crop_fields
-from urnet.fields.field_or_crop import contains_fields
+from urnet.fields.cropping.crop import crop_fields
+from urnet.fields.cropping.result import CropResult
+from urnet.fields.field_or_crop import list_fields
+from urnet.fields.io.pool import FieldPool
 from urnet.fields.table import FieldRow, check_output_location
 from urnet.files.atomic import atomic_folder
 from urnet.files.csv_tables import format_csv, read_own_table, write_frame
@@ -83,7 +85,8 @@ def count_cells(
         raise RunError(
             f"{run}: the model is not calibrated, so its counts cannot be corrected; `urnet calibrate {run}` does it"
         )
-    fields = contains_fields(source, model.config.tile, model.cropping)
+    pool = FieldPool()
+    fields = list_fields(source, model.config.tile, model.cropping, pool)
     if fields and model.cropping is None:
         raise RunError(
             f"{source}: these are fields, but the model was not trained on crops of `urnet crop`, so that nobody "
@@ -93,11 +96,14 @@ def count_cells(
         raise CellsError(f"{source}: these are cells and not fields, so --scene {scene} names nothing; leave it out")
     if fields:
         check_output_location(out, source)
-    with atomic_folder(out) as folder:
+    with pool, atomic_folder(out) as folder:
         cells, cropped, notes = source, None, []
         if fields:
             cells = folder / "cells"
-            cropped = crop_fields(source, cells, model.cropping, for_prediction=True, scene=scene, progress=progress)
+            cropped = crop_fields(
+                fields, cells, model.cropping, for_prediction=True, scene=scene, pool=pool, progress=progress
+            )
+            pool.close()
             notes += cropped.notes
         table, reasons = _classify(model, cells, cropped, folder, out, coverage, engine, say)
         failed = sum(reasons.values())

@@ -1,4 +1,4 @@
-"""From a place in a field to the pixels and the mask of one cell, and to a file."""
+"""Extract the crop and the mask of one cell from a field, and write them to files."""
 
 from pathlib import Path
 
@@ -9,16 +9,26 @@ from urnet.fields.detection.detect import Detection
 from urnet.fields.preprocessing.corrected_field import CorrectedField
 
 PREVIEW_EDGE_PX = 1200
-"""Longest edge of a reduced field, px, about."""
+"""Longest edge of a preview, px, approximately."""
 
 
 def to_grey(pixels: np.ndarray) -> np.ndarray:
-    """Mean of the colours, (H, W)."""
+    """Average the colours, (H, W)."""
     return pixels if pixels.ndim == 2 else pixels.mean(axis=2, dtype=np.float32)
 
 
 def extract_crop(view: CorrectedField, cell: Detection, size: int, zoom: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """One cell in the middle of a crop, its mask there, and the share of the crop that lies beyond the border."""
+    """Extract one cell in the middle of a crop.
+
+    Args:
+        view: the field.
+        cell: the cell.
+        size: edge of the crop, px.
+        zoom: pixels of the field per pixel of the crop.
+
+    Returns:
+        The crop, the mask of the cell in it, and the share of the crop beyond the border of the field.
+    """
     side = max(1, round(size * zoom))
     top, left = round(cell.y - side / 2), round(cell.x - side / 2)
     pixels = view.read(top, left, side, side)
@@ -39,7 +49,7 @@ def extract_crop(view: CorrectedField, cell: Detection, size: int, zoom: float) 
 
 
 def write_image(path: Path, pixels: np.ndarray) -> str:
-    """8 bits as PNG, which any viewer shows; what is deeper as TIFF. Returns the suffix."""
+    """Write 8-bit pixels as PNG, which any viewer shows, and others as TIFF; return the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if pixels.dtype == np.uint8:
         from PIL import Image
@@ -54,7 +64,7 @@ def write_image(path: Path, pixels: np.ndarray) -> str:
 
 
 def make_preview(view: CorrectedField) -> tuple[np.ndarray, float]:
-    """The field reduced to about `PREVIEW_EDGE_PX` px, in grey, read in bands so that memory stays small."""
+    """Reduce a field to about `PREVIEW_EDGE_PX`, in grey, band by band; return the reduction factor as well."""
     H, W = view.shape
     step = max(1, int(np.ceil(max(H, W) / PREVIEW_EDGE_PX)))
     bands = []

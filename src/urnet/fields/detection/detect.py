@@ -1,8 +1,10 @@
-"""Where the cells of a field lie, from brightfield alone or with a nuclear channel.
+"""Detect the cells of a field, from brightfield alone or with a nuclear channel.
 
-The field is reduced until a cell is some 30 px wide (`reduction`), and its local energy is thresholded (`signal`). What
-is connected is divided where it has a neck (`pieces`), each part's outline is traced, and cells that claim the same
-pixel share it by their outlines (`outline`). Then sizes and looks decide what is a cell of this field (`red_cells`).
+1. Reduce the field until a cell is about 30 px wide (`scale.py`).
+2. Threshold its local energy (`energy.py`).
+3. Split touching cells: divide connected parts at necks and between two nuclei (`split_touching.py`).
+4. Trace the outline of each part, and assign each pixel to one cell (`outline.py`).
+5. Drop what is too small or too large for a cell of this field, and red cells (`red_cells.py`).
 """
 
 from collections.abc import Iterator
@@ -18,30 +20,30 @@ from urnet.fields.detection.scale import MAX_WIDTH_PX, MAX_WIDTH_SHARE, MIN_WIDT
 from urnet.fields.detection.split_touching import MIN_RADIUS_PX, find_segments, split_by_nuclei
 
 TILE_OVERLAP_PX = 128
-"""What is read about each tile, in px of the picture that is searched; cells in wider clumps may depend on the tile."""
+"""Margin that is read around each tile, px of the reduced field. Cells in wider clumps may depend on the tile."""
 
 MIN_RED_CELL_ROUNDNESS = 0.9
-"""Least roundness of a particle that may be told to be a red cell."""
+"""Smallest roundness of a particle that can be a red cell."""
 
 MIN_NUCLEAR_SHARE = 0.1
-"""Least share of a cell that its nucleus covers."""
+"""Smallest share of a cell that its nucleus covers."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One cell of a field.
+    """One detected cell of a field.
 
     Args:
-        x: column of its centre, px.
-        y: row of its centre, px.
-        area: of its mask, px.
-        diameter: of the circle of the same area, px.
-        roundness: 4·pi·area/perimeter² of its outline, at most 1.
-        touching: share of the mask's outline that lies next to another particle.
-        on_edge: whether the field's border cuts it.
-        top: row of the mask's first row in the field.
-        left: column of the mask's first column in the field.
-        mask: the pixels that are the cell's, (h, w), booleans.
+        x: column of the centre, px.
+        y: row of the centre, px.
+        area: area of the mask, px².
+        diameter: diameter of the circle of the same area, px.
+        roundness: 4·pi·area/perimeter² of the outline, at most 1.
+        touching: share of the outline that lies next to another particle.
+        on_edge: whether the border of the field cuts the cell.
+        top: row of the mask in the field.
+        left: column of the mask in the field.
+        mask: pixels of the cell, (h, w), booleans.
     """
 
     x: float
@@ -67,22 +69,22 @@ def detect(
     border: bool = True,
     tile: int = 2048,
 ) -> list[Detection]:
-    """Find the white cells of a field.
+    """Detect the white cells of a field.
 
     Args:
-        read: gives the pixels of a region of the brightfield, raw counts of any depth. Colours are averaged; values
-            that are no numbers are taken for background.
+        read: reads a region of the brightfield, raw counts of any type. Colours are averaged. Values that are not
+            finite count as background.
         shape: height and width of the field, px.
-        nuclei: the same for the nuclear channel. With it, only what has a nucleus is a cell.
-        least: least diameter, px. By default half the typical one; and where small round particles that look alike
-            stand apart from the cells, as red cells do, these are left out too.
-        most: greatest diameter, px; by default 2.2 times the typical one.
-        roundness: least roundness, 0 to 1.
-        border: whether to keep cells that the field's border cuts.
+        nuclei: reads the same region of the nuclear channel. With it, only particles with a nucleus are cells.
+        least: smallest diameter, px. By default half the typical diameter; then red cells are left out as well, where
+            they form a separate cluster of small, round particles of equal appearance.
+        most: largest diameter, px; by default 2.2 times the typical diameter.
+        roundness: smallest roundness, 0 to 1.
+        border: whether to keep cells at the border of the field.
         tile: edge of the tiles in which the field is searched, px.
 
     Returns:
-        The cells from top to bottom, then from left to right; none for a blank field or one of noise.
+        The cells from top to bottom, then from left to right; none for a blank field or for noise.
 
     Raises:
         ImageError: the limits exclude everything, or `shape` or `tile` is not positive.
@@ -90,10 +92,14 @@ def detect(
     if min(*shape, tile) < 1 or not 0 <= roundness <= 1 or (least or 0) < 0 or (most is not None and most <= 0):
         raise ImageError(
             f"field {shape}, tile {tile}, least {least}, most {most}, roundness {roundness}; sizes must be positive, "
-            "and roundness lies between 0 and 1"
+            "and roundness must be 0 to 1",
+            code="fields.setting_invalid",
         )
     if least is not None and most is not None and least > most:
-        raise ImageError(f"cells of at least {least} px and at most {most} px: no cell can be both; swap the limits")
+        raise ImageError(
+            f"cells of at least {least} px and at most {most} px: no cell can be both; swap the limits",
+            code="fields.setting_invalid",
+        )
     view = reduce_field(read, nuclei, shape, least, most)
     if view is None:
         return []
@@ -109,7 +115,7 @@ def detect(
         particles = [
             p
             for p in particles
-            if max(p.found.mask.shape) <= max(MAX_WIDTH_SHARE * min(shape), view.fold * MIN_WIDTH_PX)
+            if max(p.detection.mask.shape) <= max(MAX_WIDTH_SHARE * min(shape), view.fold * MIN_WIDTH_PX)
         ]
     cells = _within_limits(particles, least, most, brightfield=nuclei is None)
     cells = [cell for cell in cells if cell.roundness >= roundness and (border or not cell.on_edge)]
@@ -118,19 +124,20 @@ def detect(
 
 @dataclass(frozen=True)
 class _Particle:
-    """What was found, before it is known which sizes are cells'.
+    """A particle, before the sizes of cells in this field are known.
 
     Args:
-        found: the particle in px of the field.
-        looks: logarithm of its edge's strength, and mean deviation in rings; NaN where brightfield shows none.
+        detection: the particle, px of the field.
+        appearance: logarithm of the strength of its edge, and mean deviation in rings; NaN where brightfield does not
+            show the particle.
     """
 
-    found: Detection
-    looks: np.ndarray
+    detection: Detection
+    appearance: np.ndarray
 
 
 def _search(view: ReducedField, top: int, left: int, step: int) -> Iterator[_Particle]:
-    """Particles whose centre lies in one tile of the reduced field."""
+    """Find the particles whose centre lies in one tile of the reduced field."""
     from scipy.ndimage import find_objects
 
     (H, W), n = view.shape, view.fold
@@ -138,25 +145,30 @@ def _search(view: ReducedField, top: int, left: int, step: int) -> Iterator[_Par
     window = (first, start, min(H, top + step + TILE_OVERLAP_PX) - first, min(W, left + step + TILE_OVERLAP_PX) - start)
     signal = view.signal(window)
     energy, bright = view.evidence(signal)
-    pieces = [p for p in find_segments(energy) if p.area <= np.pi * MAX_WIDTH_PX**2]
-    if signal.glow is not None:
-        pieces = [part for piece in pieces for part in split_by_nuclei(piece, signal.glow, view.nuclear)]
-    if not pieces:
+    segments = [p for p in find_segments(energy) if p.area <= np.pi * MAX_WIDTH_PX**2]
+    if signal.nuclei is not None:
+        segments = [
+            part for segment in segments for part in split_by_nuclei(segment, signal.nuclei, view.nuclear_threshold)
+        ]
+    if not segments:
         return
-    owner, looks, rounds = assign_pixels(pieces, signal.deviation, bright, view.noise)
+    owner, appearance, roundness = assign_pixels(segments, signal.deviation, bright, view.noise)
 
-    for number, place in enumerate(find_objects(owner, len(pieces)), 1):
+    for number, place in enumerate(find_objects(owner, len(segments)), 1):
         if place is None:
             continue
         rows, columns = place
         own = owner[place] == number
         down, across = np.nonzero(own)
-        # Whole numbers until the division, so that the same cell has the same centre in every tile.
+        # Integers until the division, so that a cell has the same centre in every tile.
         y = float((down.sum() + (rows.start + first) * len(down)) / len(down))
         x = float((across.sum() + (columns.start + start) * len(across)) / len(across))
         if not (top <= y < top + step and left <= x < left + step) or own.sum() < np.pi * MIN_RADIUS_PX**2:
             continue
-        if signal.glow is not None and (signal.glow[place][own] > view.nuclear).mean() < MIN_NUCLEAR_SHARE:
+        if (
+            signal.nuclei is not None
+            and (signal.nuclei[place][own] > view.nuclear_threshold).mean() < MIN_NUCLEAR_SHARE
+        ):
             continue
         touching = _touching(owner, place, number)
         mask, up, over = _full_size(own, rows.start + first, columns.start + start, view)
@@ -167,7 +179,7 @@ def _search(view: ReducedField, top: int, left: int, step: int) -> Iterator[_Par
                 y=(y + 0.5) * n - 0.5,
                 area=area,
                 diameter=2 * float(np.sqrt(area / np.pi)),
-                roundness=float(rounds[number - 1]),
+                roundness=float(roundness[number - 1]),
                 touching=touching,
                 on_edge=up == 0
                 or over == 0
@@ -177,12 +189,12 @@ def _search(view: ReducedField, top: int, left: int, step: int) -> Iterator[_Par
                 left=over,
                 mask=mask,
             ),
-            looks[number - 1],
+            appearance[number - 1],
         )
 
 
 def _touching(owner: np.ndarray, place: tuple[slice, slice], number: int) -> float:
-    """Share of a particle's outline that has another one within 3 px."""
+    """Return the share of a particle's outline that has another particle within 3 px."""
     from scipy.ndimage import binary_dilation, binary_erosion
 
     around = tuple(slice(max(0, side.start - 4), side.stop + 4) for side in place)
@@ -193,7 +205,7 @@ def _touching(owner: np.ndarray, place: tuple[slice, slice], number: int) -> flo
 
 
 def _full_size(own: np.ndarray, top: int, left: int, view: ReducedField) -> tuple[np.ndarray, int, int]:
-    """A mask in px of the field, cut to its box, with the box's first row and column."""
+    """Enlarge a mask to px of the field and cut it to its box; return the mask, and the row and column of the box."""
     from scipy.ndimage import zoom
 
     n = view.fold
@@ -212,17 +224,17 @@ def _full_size(own: np.ndarray, top: int, left: int, view: ReducedField) -> tupl
 def _within_limits(
     particles: list[_Particle], least: float | None, most: float | None, *, brightfield: bool
 ) -> list[Detection]:
-    """Leave out what is too small or too large for a cell of this field; in brightfield alone, red cells too."""
+    """Drop particles that are too small or too large for cells of this field; in brightfield alone, red cells too."""
     if not particles:
         return []
-    found = [particle.found for particle in particles]
-    # What the border cuts is as wide as its longer side at least.
-    widths = np.array([max(cell.diameter, *(cell.mask.shape if cell.on_edge else (0,))) for cell in found])
+    detections = [particle.detection for particle in particles]
+    # A particle that the border cuts is at least as wide as the longer side of its box.
+    widths = np.array([max(cell.diameter, *(cell.mask.shape if cell.on_edge else (0,))) for cell in detections])
     typical = typical_width(widths)
     keep = (widths >= (0.5 * typical if least is None else least)) & (
         widths <= (2.2 * typical if most is None else most)
     )
     if least is None and brightfield:
-        whole = keep & np.array([cell.roundness >= MIN_RED_CELL_ROUNDNESS and not cell.on_edge for cell in found])
-        keep &= ~find_red_cells(widths, np.array([particle.looks for particle in particles]), whole)
-    return [cell for cell, kept in zip(found, keep, strict=True) if kept]
+        whole = keep & np.array([cell.roundness >= MIN_RED_CELL_ROUNDNESS and not cell.on_edge for cell in detections])
+        keep &= ~find_red_cells(widths, np.array([particle.appearance for particle in particles]), whole)
+    return [cell for cell, inside in zip(detections, keep, strict=True) if inside]

@@ -1,7 +1,7 @@
-"""What of a field is signal: its deviation from the background, and the energy of that.
+"""Measure the local energy of a field: the squared deviation of its brightness from the background.
 
-Cells without stain are neither darker nor brighter than their surroundings, but less even, so that what tells them from
-the background is the local energy of the brightness: edges, rings, granules and shading all raise it, ramps do not.
+Cells without stain are neither darker nor brighter than their surroundings, but less even. Edges, rings, granules and
+shading all raise the local energy, and ramps of illumination do not.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,48 +10,48 @@ from dataclasses import dataclass, field
 import numpy as np
 
 ReadRegion = Callable[[int, int, int, int], np.ndarray]
-"""Gives the pixels of (top, left, height, width) of a field: (h, w) or (h, w, 3)."""
+"""Reads the region (top, left, height, width) of a field: (h, w) or (h, w, 3)."""
 
 Window = tuple[int, int, int, int]
-"""Top, left, height and width in px of a reduced field."""
+"""Top, left, height and width, px of the reduced field."""
 
 BLOCK_PX = 8
 """Edge of the blocks whose medians give the background, px."""
 
 MIN_CELL_ENERGY = 2.5
-"""Least mean energy of a cell, in thresholds."""
+"""Smallest mean energy of a cell, in units of the threshold."""
 
 
 @dataclass(frozen=True)
 class Signal:
-    """What stands out of a region.
+    """Deviation of a region from its background.
 
     Args:
-        deviation: smoothed brightness above or below the background, (h, w).
-        energy: of that, (h, w).
-        glow: deviation of the nuclear channel, (h, w); None without one.
-        level: brightness of the region, the median of its magnitude.
+        deviation: smoothed brightness minus background, (h, w).
+        energy: local energy of the deviation, (h, w).
+        nuclei: deviation of the nuclear channel, (h, w); None without one.
+        level: median of the absolute brightness.
     """
 
     deviation: np.ndarray
     energy: np.ndarray
-    glow: np.ndarray | None
+    nuclei: np.ndarray | None
     level: float
 
 
 @dataclass(frozen=True)
 class ReducedField:
-    """A field reduced by a whole number, and the noise in it.
+    """A field reduced by an integer factor, with the thresholds of its signal.
 
     Args:
-        read: the brightfield.
-        nuclei: the nuclear channel.
+        read: reads the brightfield.
+        nuclei: reads the nuclear channel.
         full: height and width of the field, px.
-        fold: by how much it is reduced.
-        threshold: of the energy.
+        fold: reduction factor.
+        threshold: threshold of the energy.
         noise: standard deviation of the smoothed brightness in the background.
-        nuclear: threshold of the nuclear channel's brightness above its background.
-        known: the signal of windows that were read before.
+        nuclear_threshold: threshold of the brightness of the nuclear channel above its background.
+        cached: signal of the windows that were read before.
     """
 
     read: ReadRegion
@@ -60,8 +60,8 @@ class ReducedField:
     fold: int = 1
     threshold: float = 0.0
     noise: float = 0.0
-    nuclear: float = np.inf
-    known: Mapping[Window, Signal] = field(default_factory=dict)
+    nuclear_threshold: float = np.inf
+    cached: Mapping[Window, Signal] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -69,30 +69,31 @@ class ReducedField:
         return -(-self.full[0] // self.fold), -(-self.full[1] // self.fold)
 
     def signal(self, window: Window) -> Signal:
-        """What stands out of a window."""
-        if window in self.known:
-            return self.known[window]
+        """Measure the signal of a window, or take it from the cache."""
+        if window in self.cached:
+            return self.cached[window]
         grey = self._region(self.read, *window)
         deviation = _deviation(grey)
-        some = np.abs(grey[::8, ::8])
-        level = float(np.nanmedian(some)) if np.isfinite(some).any() else 0.0
-        glow = None if self.nuclei is None else _deviation(self._region(self.nuclei, *window))
-        return Signal(deviation, _energy(deviation), glow, level)
+        sample = np.abs(grey[::8, ::8])
+        level = float(np.nanmedian(sample)) if np.isfinite(sample).any() else 0.0
+        nuclei = None if self.nuclei is None else _deviation(self._region(self.nuclei, *window))
+        return Signal(deviation, _energy(deviation), nuclei, level)
 
     def evidence(self, signal: Signal) -> tuple[np.ndarray, np.ndarray]:
-        """Energy of both channels, and of the brightfield alone, in thresholds.
+        """Return the energy of both channels, and of the brightfield alone, in units of the threshold.
 
-        A nucleus counts up to a little more than makes a cell, so that a cell seen in brightfield keeps its own shape.
+        The nuclear channel is clipped a little above the energy of a cell, so that a cell that brightfield shows keeps
+        its own shape.
         """
         bright = signal.energy / self.threshold
-        if signal.glow is None:
+        if signal.nuclei is None:
             return bright, bright
-        return np.maximum(bright, np.clip(signal.glow / self.nuclear, 0, 1.2 * MIN_CELL_ENERGY)), bright
+        return np.maximum(bright, np.clip(signal.nuclei / self.nuclear_threshold, 0, 1.2 * MIN_CELL_ENERGY)), bright
 
     def _region(self, read: ReadRegion, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """Brightness of a region of the reduced field, (height, width), float32; NaN where there are no numbers."""
+        """Read a region of the reduced field, (height, width), float32; NaN where pixels are not finite."""
         grey = np.empty((height, width), np.float32)
-        rows = max(1, 1024 // self.fold)  # a strip at a time, so that a large fold needs no more memory
+        rows = max(1, 1024 // self.fold)  # one strip at a time, to bound memory
         for start in range(0, height, rows):
             count = min(rows, height - start)
             grey[start : start + count] = self._strip(read, top + start, left, count, width)
@@ -112,7 +113,7 @@ class ReducedField:
 
 
 def _background(grey: np.ndarray) -> np.ndarray:
-    """Level about each pixel: the median of medians over some three cells, so that cells do not raise it."""
+    """Estimate the background at each pixel by the median of block medians over about three cells."""
     from scipy.ndimage import distance_transform_edt, gaussian_filter, median_filter, zoom
 
     H, W = grey.shape
@@ -128,14 +129,14 @@ def _background(grey: np.ndarray) -> np.ndarray:
         nearest = distance_transform_edt(empty, return_distances=False, return_indices=True)
         level = level[tuple(nearest)]
     else:
-        middle = BLOCK_PX * BLOCK_PX // 2  # sorting so few values takes a tenth of the time of np.median
+        middle = BLOCK_PX * BLOCK_PX // 2  # a tenth of the time of np.median for so few values
         level = np.sort(blocks, axis=2)[:, :, middle - 1 : middle + 1].mean(axis=2)
     level = gaussian_filter(median_filter(level, 9, mode="nearest"), 1.5, mode="nearest")
     return zoom(level, BLOCK_PX, order=1, mode="nearest", grid_mode=True)[:H, :W]
 
 
 def _deviation(grey: np.ndarray) -> np.ndarray:
-    """Smoothed brightness above or below the background; 0 where there are no numbers."""
+    """Return the smoothed brightness minus the background; 0 where pixels are not finite."""
     from scipy.ndimage import gaussian_filter
 
     return gaussian_filter(np.nan_to_num(grey - _background(grey), nan=0.0), 1.0)

@@ -1,23 +1,23 @@
-"""Which of the cells found are the true ones, and how often that goes well."""
+"""Match detected with true positions, and measure precision and recall of a detection."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 CONFIDENCE_LEVEL = 0.95
-"""Coverage of the intervals."""
+"""Confidence level of the intervals."""
 
 
-def match_positions(found: np.ndarray, truth: np.ndarray, reach: float) -> np.ndarray:
-    """Pair found and true positions, each used once, so that as many as possible pair and the distances are least.
+def match_positions(detected: np.ndarray, truth: np.ndarray, reach: float) -> np.ndarray:
+    """Pair detected with true positions, one to one: as many pairs as possible, then the smallest total distance.
 
     Args:
-        found: x and y of N cells, px, (N, 2).
+        detected: x and y of N cells, px, (N, 2).
         truth: x and y of M cells, px, (M, 2).
-        reach: greatest distance within a pair, px; a pair exactly that far apart counts.
+        reach: largest distance within a pair, px, inclusive.
 
     Returns:
-        Indices (found, true) of P pairs, (P, 2), in order of the first.
+        Indices (detected, true) of P pairs, (P, 2), sorted by the first.
 
     Raises:
         ValueError: positions of another shape.
@@ -27,25 +27,25 @@ def match_positions(found: np.ndarray, truth: np.ndarray, reach: float) -> np.nd
     from scipy.sparse.csgraph import connected_components
     from scipy.spatial import KDTree
 
-    sides = [np.asarray(side, dtype=float) for side in (found, truth)]
+    sides = [np.asarray(side, dtype=float) for side in (detected, truth)]
     for side in sides:
         if side.size and (side.ndim != 2 or side.shape[1] != 2):
-            raise ValueError(f"positions of shape {side.shape}; they need one row of x and y a cell, (N, 2)")
+            raise ValueError(f"positions of shape {side.shape}; they must have one row of x and y per cell, (N, 2)")
     if not all(side.size for side in sides):
         return np.zeros((0, 2), dtype=np.int64)
-    found, truth = sides
-    N, M = len(found), len(truth)
-    near = KDTree(found).sparse_distance_matrix(KDTree(truth), reach, output_type="ndarray")
+    detected, truth = sides
+    N, M = len(detected), len(truth)
+    near = KDTree(detected).sparse_distance_matrix(KDTree(truth), reach, output_type="ndarray")
     if not len(near):
         return np.zeros((0, 2), dtype=np.int64)
-    # Cells that are not within reach of each other, through others either, are assigned apart: no matrix of N x M.
+    # Solve each connected group of candidate pairs on its own, which avoids an N x M matrix.
     graph = coo_array((np.ones(len(near)), (near["i"], N + near["j"])), shape=(N + M, N + M))
     group = connected_components(graph, directed=False)[1][near["i"]]
     order = np.argsort(group, kind="stable")
     pairs = []
     for links in np.split(near[order], np.flatnonzero(np.diff(group[order])) + 1):
         rows, columns = np.unique(links["i"]), np.unique(links["j"])
-        far = 1 + reach * (1 + min(len(rows), len(columns)))  # dearer than any number of pairs within reach
+        far = 1 + reach * (1 + min(len(rows), len(columns)))  # costs more than all pairs within reach together
         cost = np.full((len(rows), len(columns)), far)
         cost[np.searchsorted(rows, links["i"]), np.searchsorted(columns, links["j"])] = links["v"]
         i, j = linear_sum_assignment(cost)
@@ -57,12 +57,12 @@ def match_positions(found: np.ndarray, truth: np.ndarray, reach: float) -> np.nd
 
 @dataclass(frozen=True)
 class Agreement:
-    """How many of the cells found are true, and how many of the true ones were found.
+    """Agreement of detected with true cells.
 
     Args:
         detected: number of detected cells.
         truth: number of true cells.
-        matched: number of pairs of one found and one true cell.
+        matched: number of pairs of a detected and a true cell.
     """
 
     detected: int
@@ -72,7 +72,7 @@ class Agreement:
     def __post_init__(self) -> None:
         if not 0 <= self.matched <= min(self.detected, self.truth):
             raise ValueError(
-                f"{self.matched} pairs cannot be made of {self.detected} found and {self.truth} true cells"
+                f"{self.matched} pairs are impossible for {self.detected} detected and {self.truth} true cells"
             )
 
     def __add__(self, other: "Agreement") -> "Agreement":
@@ -80,12 +80,12 @@ class Agreement:
 
     @property
     def precision(self) -> float:
-        """Share of the cells found that are true; NaN where none was found."""
+        """Share of the detected cells that are true; NaN without detected cells."""
         return self.matched / self.detected if self.detected else np.nan
 
     @property
     def recall(self) -> float:
-        """Share of the true cells that were found; NaN where there are none."""
+        """Share of the true cells that were detected; NaN without true cells."""
         return self.matched / self.truth if self.truth else np.nan
 
     @property
@@ -100,7 +100,7 @@ class Agreement:
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson, J. Am. Stat. Assoc. 22, 209, 1927); (0, 1) without trials."""
+    """Compute the 95 % interval of a proportion (Wilson, J. Am. Stat. Assoc. 22, 209, 1927); (0, 1) without trials."""
     if not trials:
         return 0.0, 1.0
     from scipy.stats import binomtest

@@ -1,56 +1,58 @@
-"""Small particles that all look the same, as red cells do, among cells that do not.
+"""Find red cells: a cluster of small particles of equal size and appearance.
 
-Red cells have no nucleus and one shape: in one field their sizes, edges and shading agree to a few per cent, while
-white cells of any class vary by ten and more. So a narrow cluster of the smaller particles that stands apart from the
-others, in all that can be measured of them, is taken for red cells. Where blur makes small lymphocytes look like red
-cells there is no such gap, and nothing is left out: what brightfield cannot tell apart is not guessed.
+Red cells have no nucleus and one shape. In one field their sizes, edges and shading agree to a few percent, while white
+cells of any class vary by ten percent and more. So a narrow cluster of small particles, with a gap between it and the
+other particles in all measured features, is a cluster of red cells. Where blur makes small lymphocytes look like red
+cells, there is no gap, and no particle is dropped.
 """
 
 import numpy as np
 
 BOX_HALF_WIDTH = 0.1
-"""Half the width, in logarithm of diameter and edge, of the box in which the densest place is looked for."""
+"""Half the width of the box in which the densest point is searched, in logarithms of diameter and edge strength."""
 
 MIN_CLUSTER_SIZE = 20
-"""Least number of particles that make a cluster; of fewer, chance gathers some anywhere."""
+"""Smallest number of particles in a cluster; smaller clusters occur by chance."""
 
 MAX_LOG_DIAMETER_STD = 0.055
-"""Greatest standard deviation of a cluster's log diameter."""
+"""Largest standard deviation of the logarithm of the diameters in a cluster."""
 
 MAX_GAP_SHARE = 0.12
-"""Most particles in the gap about a cluster (to twice its radius), as a share of it. On the 32 phantom fields with
-red cells that this was set on, 24 had such a cluster, and 2 of 1,920 white cells fell into one; on 64 without (all
-classes, lymphocytes alone, or lymphocytes and monocytes) there was none, the closest with 0.24. On 32 others, 22 had
-one, and 11 of 1,920 white cells fell into one, all on a single field of 60; at 0.18 it would have been 24, and 21."""
+"""Largest number of particles in the gap around a cluster (to twice its radius), as a share of the cluster.
+
+The value was set on phantom fields. Of 32 fields with red cells, 24 had a cluster, and 2 of 1,920 white cells fell into
+one. Of 64 fields without red cells (all classes, lymphocytes alone, or lymphocytes and monocytes) none had a cluster;
+the closest share was 0.24. Of 32 further fields with red cells, 22 had a cluster, and 11 of 1,920 white cells fell into
+one, all on a single field of 60. At 0.18 it would have been 24 fields and 21 cells."""
 
 MIN_LARGER_SHARE = 0.3
-"""Least number of larger particles, as a share of a cluster's: in a field of red cells alone, or of lymphocytes alone,
-nothing tells which they are."""
+"""Smallest number of larger particles, as a share of the cluster. A field of red cells alone cannot be told from one
+of lymphocytes alone."""
 
 MAX_DIAMETER_RATIO = 0.87
-"""Greatest diameter of a cluster, in the median one of the larger particles."""
+"""Largest diameter of a cluster, in units of the median diameter of the larger particles."""
 
 
-def find_red_cells(widths: np.ndarray, looks: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Say which particles of a field are red cells, or smaller than those.
+def find_red_cells(widths: np.ndarray, appearance: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Find the particles of a field that are red cells, or smaller than red cells.
 
     Args:
         widths: diameters, px, (N,).
-        looks: what else is seen of them, (N, D): first the logarithm of the edge's strength, then shadings on one
-            linear scale. NaN where nothing is seen.
-        whole: whether a particle is round and lies wholly in the field, (N,).
+        appearance: logarithm of the strength of the edge, then shadings on one linear scale, (N, D); NaN where
+            brightfield does not show the particle.
+        whole: whether a particle is round and lies fully in the field, (N,).
 
     Returns:
-        Booleans, (N,); all False where no cluster stands apart.
+        Booleans, (N,); all False without a separate cluster.
     """
     from scipy.stats import chi2
 
     none = np.zeros(len(widths), dtype=bool)
-    whole = whole & np.isfinite(looks).all(axis=1)
+    whole = whole & np.isfinite(appearance).all(axis=1)
     if whole.sum() < MIN_CLUSTER_SIZE:
         return none
-    shades = looks[:, 1:] / max(np.abs(looks[whole, 1:]).mean(), 1e-30)
-    seen = np.column_stack([np.log(widths), looks[:, 0], shades])  # (N, 1 + D)
+    shades = appearance[:, 1:] / max(np.abs(appearance[whole, 1:]).mean(), 1e-30)
+    seen = np.column_stack([np.log(widths), appearance[:, 0], shades])  # (N, 1 + D)
     points = seen[whole]
     cluster = _densest(points[:, :2])
     limit = chi2.ppf(0.975, points.shape[1])
@@ -80,7 +82,7 @@ def find_red_cells(widths: np.ndarray, looks: np.ndarray, whole: np.ndarray) -> 
 
 
 def _densest(points: np.ndarray) -> np.ndarray:
-    """The points near the one with the most neighbours in the smaller half, (N,) booleans, of (N, 2)."""
+    """Select the points near the densest point of the smaller half: (N, 2) to booleans, (N,)."""
     from scipy.spatial import KDTree
 
     tree = KDTree(points)

@@ -13,86 +13,85 @@ from urnet.fields.detection.energy import BLOCK_PX, ReadRegion, ReducedField, Wi
 from urnet.fields.detection.split_touching import Segment, find_segments
 
 WORKING_WIDTH_PX = 30
-"""Width of a typical cell in the picture that is searched, px, as far as reducing by whole numbers gets there."""
+"""Width of a typical cell in the reduced field, px; reached as closely as integer factors allow."""
 
 NOISE_PERCENTILE = 20
-"""Percentile of the energy that is taken for the noise's: four fifths of a field may be cells."""
+"""Percentile of the energy that represents noise: four fifths of a field may be cells."""
 
 ENERGY_THRESHOLD_RATIO = 7.0
-"""Threshold of the energy, in that of the quiet parts; of white noise, 0.5 % lies above."""
+"""Threshold of the energy, in units of the energy of noise; 0.5 % of white noise lies above."""
 
 SMOOTHING_WIDTH_PX = 4
-"""What smoothing adds to the width of a piece, px."""
+"""Width that smoothing adds to a segment, px."""
 
 MIN_WIDTH_PX, MAX_WIDTH_PX = 16, 60
-"""Widths of cells in the picture that is searched, px."""
+"""Range of the widths of cells in the reduced field, px."""
 
 MAX_WIDTH_SHARE = 0.7
-"""Greatest width of a cell, in the field's shorter edge; what is wider is uneven light."""
+"""Largest width of a cell, as a share of the field's shorter edge. Wider segments are uneven illumination."""
 
 WINDOW_PX, MAX_WINDOWS = 640, 3
-"""Edge of the windows from which noise and scale are learned, px, and how many of them down and across at most."""
-
+"""Edge of the windows from which noise and scale are estimated, px, and their largest number along each axis."""
 
 MIN_CONTRAST = 0.002
-"""Contrast below which nothing is believed to be a cell, as a share of the brightness."""
+"""Smallest contrast of a cell, as a share of the brightness."""
 
 
 def reduce_field(
     read: ReadRegion, nuclei: ReadRegion | None, full: tuple[int, int], least: float | None, most: float | None
 ) -> ReducedField | None:
-    """The reduction at which most of a field's windows is cells, and the noise there; None where nothing is found."""
-    field, best, kept, size = ReducedField(read, nuclei, full), 0.0, None, 0.0
+    """Reduce a field to the scale at which cells cover most of it; None where there is no signal."""
+    field, covered_most, best, size = ReducedField(read, nuclei, full), 0.0, None, 0.0
     fold = 1
     while min(full) / fold >= MIN_WIDTH_PX:
         tried = _measured(replace(field, fold=fold))
         if tried is not None:
-            widths = np.array([2 * np.sqrt(piece.area / np.pi) for piece in _sampled(tried)])
+            widths = np.array([2 * np.sqrt(segment.area / np.pi) for segment in _sampled(tried)])
             low = max(MIN_WIDTH_PX, 0 if least is None else least / fold)
             high = min(MAX_WIDTH_PX, MAX_WIDTH_SHARE * min(tried.shape), np.inf if most is None else most / fold)
             widths = widths[(widths >= low) & (widths <= high)]
             covered = ((widths - SMOOTHING_WIDTH_PX) ** 2).sum() / sum(h * w for *_, h, w in _windows(tried.shape))
-            covered *= len(widths) / (len(widths) + 3)  # one large shadow is not a field of cells
-            if covered < best:  # once cells are smaller than they can be seen, all that follows is uneven light
+            covered *= len(widths) / (len(widths) + 3)  # a single large shadow is not a field of cells
+            if covered < covered_most:  # at coarser scales cells vanish, and only uneven illumination is left
                 break
-            if covered > 1.05 * best:
-                best, kept, size = covered, tried, typical_width(widths) * fold
+            if covered > 1.05 * covered_most:
+                covered_most, best, size = covered, tried, typical_width(widths) * fold
         fold *= 2
-    if kept is None:
+    if best is None:
         return None
     fold = max(1, round(size / WORKING_WIDTH_PX))
-    return kept if fold == kept.fold else _measured(replace(field, fold=fold))
+    return best if fold == best.fold else _measured(replace(field, fold=fold))
 
 
 def _measured(view: ReducedField) -> ReducedField | None:
-    """A view with its thresholds, and the windows that they come from; None where it holds nothing."""
-    known = {window: view.signal(window) for window in _windows(view.shape)}
-    energy = np.concatenate([signal.energy.ravel() for signal in known.values()])
-    deviation = np.concatenate([signal.deviation.ravel() for signal in known.values()])
+    """Add the thresholds to a reduced field, with the windows they come from; None where there is no signal."""
+    cached = {window: view.signal(window) for window in _windows(view.shape)}
+    energy = np.concatenate([signal.energy.ravel() for signal in cached.values()])
+    deviation = np.concatenate([signal.deviation.ravel() for signal in cached.values()])
     threshold = float(ENERGY_THRESHOLD_RATIO * np.percentile(energy, NOISE_PERCENTILE))
-    # Where the background is even to the last count, a hundredth of the strongest trace is none.
+    # In a noise-free background, a deviation of a hundredth of the strongest one is no signal.
     threshold = max(threshold, 1e-4 * float(np.percentile(energy, 99.9)))
-    # What is left of rounding, of saturation and of the light that was divided out is no cell either.
-    threshold = max(threshold, (MIN_CONTRAST * float(np.median([signal.level for signal in known.values()]))) ** 2)
+    # Neither are residuals of rounding, saturation and the correction of the illumination.
+    threshold = max(threshold, (MIN_CONTRAST * float(np.median([signal.level for signal in cached.values()]))) ** 2)
     if not threshold > 0:
         threshold = 1e-4 * float(energy.max())
-    nuclear = np.inf
+    nuclear_threshold = np.inf
     if view.nuclei is not None:
-        glow = np.concatenate([signal.glow.ravel() for signal in known.values()])
-        sure = 6 * 1.4826 * float(np.median(np.abs(glow - np.median(glow))))
-        bright = glow[glow > max(sure, 0.02 * float(glow.max()))]
-        nuclear = max(sure, 0.25 * float(np.percentile(bright, 90))) if len(bright) else np.inf
+        nuclei = np.concatenate([signal.nuclei.ravel() for signal in cached.values()])
+        sure = 6 * 1.4826 * float(np.median(np.abs(nuclei - np.median(nuclei))))
+        bright = nuclei[nuclei > max(sure, 0.02 * float(nuclei.max()))]
+        nuclear_threshold = max(sure, 0.25 * float(np.percentile(bright, 90))) if len(bright) else np.inf
     if not threshold > 0:
-        if not np.isfinite(nuclear):
+        if not np.isfinite(nuclear_threshold):
             return None
         threshold = 1.0
     quiet = deviation[energy <= threshold]
     noise = 1.4826 * float(np.median(np.abs(quiet)))
-    return replace(view, threshold=threshold, noise=noise, nuclear=nuclear, known=known)
+    return replace(view, threshold=threshold, noise=noise, nuclear_threshold=nuclear_threshold, cached=cached)
 
 
 def _windows(shape: tuple[int, int]) -> list[Window]:
-    """Windows evenly spread over a field (the whole of a small one)."""
+    """Spread windows evenly over a field; a small field is one window."""
     starts = []
     for side in shape:
         count = min(MAX_WINDOWS, -(-side // WINDOW_PX))
@@ -106,17 +105,22 @@ def _windows(shape: tuple[int, int]) -> list[Window]:
 
 
 def _sampled(view: ReducedField) -> Iterator[Segment]:
-    """Pieces of a view's windows that are as compact as cells and lie within; uneven light lies across the border."""
-    for signal in view.known.values():
+    """Find segments that are compact as cells and do not touch the border, as uneven illumination does."""
+    for signal in view.cached.values():
         energy, _ = view.evidence(signal)
-        for piece in find_segments(energy):
-            h, w = piece.mask.shape
-            within = min(piece.top, piece.left, energy.shape[0] - piece.top - h, energy.shape[1] - piece.left - w) > 0
-            if within and max(h, w) < 1.6 * min(h, w) and piece.area > 0.5 * h * w:  # a disc fills 0.785 of its square
-                yield piece
+        for segment in find_segments(energy):
+            h, w = segment.mask.shape
+            within = (
+                min(segment.top, segment.left, energy.shape[0] - segment.top - h, energy.shape[1] - segment.left - w)
+                > 0
+            )
+            if (
+                within and max(h, w) < 1.6 * min(h, w) and segment.area > 0.5 * h * w
+            ):  # a disc fills 0.785 of its square
+                yield segment
 
 
 def typical_width(widths: np.ndarray) -> float:
-    """Median width, every particle counting by its area, so that debris does not."""
+    """Return the median width, weighted by area, so that debris does not count."""
     order = np.sort(widths)
     return float(order[np.searchsorted(np.cumsum(order**2), 0.5 * (order**2).sum())])

@@ -110,7 +110,7 @@ class CziSource(MicroscopySource):
                 colour=colour,
                 pixel_um=square_pixel_um([_scale(about, axis) for axis in "XY"]),
                 address=(number, (left, top), time, channels, depths, planes),
-                kinds=here,
+                channel_types=here,
             )
             for time in times
         ]

@@ -78,7 +78,10 @@ class LifSource(MicroscopySource):
         handle.seek(first)
         data = handle.read(size)
         if len(data) != size:
-            raise ImageError(f"{self.path}: truncated: {size:,} bytes at {first:,} are not there; copy the file again")
+            raise ImageError(
+                f"{self.path}: truncated: {size:,} bytes at {first:,} are not there; copy the file again",
+                code="fields.truncated",
+            )
         samples = [
             np.ndarray((height, width), layer.dtype, buffer=data, offset=start, strides=(down, across))
             for start in layer.starts
@@ -97,7 +100,8 @@ class LifSource(MicroscopySource):
         if _X not in dimensions or _Y not in dimensions:
             raise ImageError(
                 f"{self.path}: not an image of rows and columns, but a line scan, a depth scan or photon counts. "
-                "Export an image of it as an OME-TIFF"
+                "Export an image of it as an OME-TIFF",
+                code="fields.no_image",
             )
         further = {
             _EXTRA_DIMENSIONS.get(number, f"dimension {number}"): one.count
@@ -105,7 +109,7 @@ class LifSource(MicroscopySource):
             if number not in _KNOWN
         }
         if problem := explain_extra_dimensions(further):
-            raise ImageError(f"{self.path}: {problem}")
+            raise ImageError(f"{self.path}: {problem}", code="fields.dimension_unsupported")
         one = _Dimension(1, 0, 0.0, 0.0, "")
         across, down = dimensions[_X], dimensions[_Y]
         deep, time, tile = (dimensions.get(number, one) for number in (_Z, _T, _MOSAIC))
@@ -113,8 +117,8 @@ class LifSource(MicroscopySource):
         channels = _layers(self.path, image, across.step)
         begin = self._begin(image, [across, down, deep, time, tile, *waves], channels)
         layers = _with_wavelengths(channels, waves)
-        kinds = tuple((supported_type(self.path, layer.dtype), len(layer.starts) == 3) for _, layer in layers)
-        dtype, colour = widest_type(kinds)
+        types = tuple((supported_type(self.path, layer.dtype), len(layer.starts) == 3) for _, layer in layers)
+        dtype, colour = widest_type(types)
         scenes = []
         for t, m in product(range(time.count), range(tile.count)):
             parts = [f"t{t}"] * (time.count > 1) + [f"tile {m}"] * (tile.count > 1)
@@ -133,7 +137,7 @@ class LifSource(MicroscopySource):
                         layers,
                         (across.step, down.step, deep.step),
                     ),
-                    kinds=kinds,
+                    channel_types=types,
                 )
             )
         return scenes
@@ -147,12 +151,17 @@ class LifSource(MicroscopySource):
         memory = image.find("./Memory")
         block = self._file.memory_blocks.get("" if memory is None else memory.get("MemoryBlockID", ""))
         if block is None or block.offset < 0:
-            raise ImageError(f"{self.path}: its pixels are not in this file; copy it again, or export it again")
+            raise ImageError(
+                f"{self.path}: its pixels are not in this file; copy the file again, or export it again",
+                code="fields.damaged",
+            )
         last = sum((one.count - 1) * one.step for one in dimensions)
         need = last + max(max(layer.starts) + layer.dtype.itemsize for layer in layers)
         if need > block.size:
             raise ImageError(
-                f"{self.path}: damaged: an image needs {need:,} bytes and {block.size:,} are there; copy the file again"
+                f"{self.path}: damaged: an image needs {need:,} bytes and {block.size:,} are there; copy the file "
+                "again",
+                code="fields.damaged",
             )
         return block.offset
 
@@ -172,7 +181,9 @@ def _dimensions(path: Path, image: Element) -> dict[int, _Dimension]:
     for one in image.findall("./Data/Image/ImageDescription/Dimensions/DimensionDescription"):
         number = int(one.attrib["DimID"])
         if number in dimensions:
-            raise ImageError(f"{path}: an image lists dimension {number} twice; export the file again")
+            raise ImageError(
+                f"{path}: an image lists dimension {number} twice; export the file again", code="fields.damaged"
+            )
         dimensions[number] = _Dimension(
             int(one.attrib["NumberOfElements"]),
             int(one.attrib["BytesInc"]),
@@ -181,7 +192,10 @@ def _dimensions(path: Path, image: Element) -> dict[int, _Dimension]:
             one.get("Unit", ""),
         )
         if dimensions[number].count < 1 or (dimensions[number].count > 1 and dimensions[number].step < 1):
-            raise ImageError(f"{path}: damaged: dimension {number} of an image has no size; copy the file again")
+            raise ImageError(
+                f"{path}: damaged: dimension {number} of an image has no size; copy the file again",
+                code="fields.damaged",
+            )
     return dimensions
 
 
@@ -189,7 +203,7 @@ def _layers(path: Path, image: Element, pixel: int) -> list[_Layer]:
     """List the channels. Three channels within one pixel that are tagged red, green and blue form one in colour."""
     about = image.findall("./Data/Image/ImageDescription/Channels/ChannelDescription")
     if not about:
-        raise ImageError(f"{path}: an image has no channels; export the file again")
+        raise ImageError(f"{path}: an image has no channels; export the file again", code="fields.damaged")
     details = {one.get("LUT", ""): one for one in reversed(list(image.iter("WideFieldChannelInfo")))}
     single = []
     for one in about:

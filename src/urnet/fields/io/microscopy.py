@@ -29,7 +29,7 @@ def open_microscopy(path: Path) -> Source:
     suffix = path.suffix.lower()
     kind = suffix[1:].upper()
     if not path.is_file():
-        raise ImageError(f"{path}: no such file")
+        raise ImageError(f"{path}: no such file", code="fields.missing")
     try:
         if suffix == ".czi":
             from urnet.fields.io.czi import CziSource as Reader
@@ -47,7 +47,7 @@ def open_microscopy(path: Path) -> Source:
         with path.open("rb") as file:
             start = file.read(16)
         if not start:
-            raise ImageError(f"{path}: the file is empty (0 bytes)")
+            raise ImageError(f"{path}: the file is empty (0 bytes); copy it again", code="fields.truncated")
         if not start.startswith(_SIGNATURES[suffix]):
             raise ImageError(
                 f"{path}: the content is not {kind}, although the suffix says so. Correct the suffix, or copy the file "

@@ -21,12 +21,16 @@ class MicroscopySource(ABC):
     Args:
         path: the file.
 
+    Attributes:
+        cached_bytes: bytes of the planes that were decoded as a whole.
+
     Raises:
         ImageError: unsupported dimensions or pixels.
     """
 
     def __init__(self, path: Path):
         self.path = path
+        self.cached_bytes = 0
         self._file = self._open(path)
         try:
             self.scenes = self._list_scenes()
@@ -63,7 +67,8 @@ class MicroscopySource(ABC):
             if pixels.shape != expected:
                 raise ImageError(
                     f"{self.path}: damaged: a plane has shape {pixels.shape}, but its metadata say {expected}; copy "
-                    "the file again"
+                    "the file again",
+                    code="fields.damaged",
                 )
             return check_pixels(self.path, pixels.astype(dtype, copy=False))
 
@@ -73,6 +78,7 @@ class MicroscopySource(ABC):
                     return read(top, left, height, width)
                 if not whole:
                     whole.append(read(0, 0, scene.height, scene.width))
+                    self.cached_bytes += whole[0].nbytes
                 return whole[0][top : top + height, left : left + width].copy()
 
         return read_region

@@ -1,35 +1,35 @@
-"""Decide which pixel sizes that files state are believed."""
+"""Accept or reject the pixel sizes that files state."""
 
 import math
 
 MIN_PIXEL_UM = 0.005
-"""Smallest edge of a pixel that is believed, µm."""
+"""Smallest accepted edge of a pixel, µm."""
 
 MAX_PIXEL_UM = 5.0
-"""Largest edge of a pixel that is believed, µm: in coarser fields a white cell has no more than three pixels."""
+"""Largest accepted edge of a pixel, µm. At a coarser scale a white cell has at most three pixels."""
 
 UNCALIBRATED_UM = 1.0
-"""What programs write for pixels that nobody has calibrated: one unit a pixel."""
+"""Edge of a pixel, µm, that programs write without a calibration: one unit per pixel."""
 
 
 def is_plausible(pixel_um: float) -> bool:
-    """Whether an edge of a pixel, µm, can be that of a calibrated microscope.
+    """Tell whether an edge of a pixel, µm, can come from a calibrated microscope.
 
-    Exactly 1 µm is what uncalibrated programs write (Micro-Manager, ImageJ, OME writers); a calibration does not come
-    to a round 1. Sizes outside `MIN_PIXEL_UM` to `MAX_PIXEL_UM` are mistaken units.
+    Programs write exactly 1 µm without a calibration (Micro-Manager, ImageJ, OME writers). Sizes outside `MIN_PIXEL_UM`
+    to `MAX_PIXEL_UM` are in a wrong unit.
     """
     return MIN_PIXEL_UM <= pixel_um <= MAX_PIXEL_UM and not math.isclose(pixel_um, UNCALIBRATED_UM, rel_tol=1e-6)
 
 
 def explain_implausible(pixel_um: float) -> str:
-    """Why a stated edge of a pixel, µm, is not believed, for a message."""
+    """Explain in a message why a stated edge of a pixel, µm, is not accepted."""
     if MIN_PIXEL_UM <= pixel_um <= MAX_PIXEL_UM:
-        return f"{pixel_um:g} µm, as programs write that are not calibrated"
-    return f"{pixel_um:.4g} µm, not between {MIN_PIXEL_UM:g} and {MAX_PIXEL_UM:g}"
+        return f"{pixel_um:g} µm, the value that programs write without a calibration"
+    return f"{pixel_um:.4g} µm, which is not between {MIN_PIXEL_UM:g} and {MAX_PIXEL_UM:g} µm"
 
 
 def parse_length(stated: object) -> float:
-    """A length as a file states it; NaN where it states none, or what is no number."""
+    """Parse a length that a file states; NaN where it is missing or not a number."""
     try:
         return float(stated)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -37,10 +37,10 @@ def parse_length(stated: object) -> float:
 
 
 def square_pixel_um(sides: list[float]) -> float | None:
-    """The edge of a square pixel; None where it is unknown or the pixel is no square.
+    """Return the edge of a square pixel; None where it is unknown or the pixel is not square.
 
     Args:
-        sides: width and height, NaN where not known.
+        sides: width and height, NaN where unknown.
     """
     across, down = sides
     if math.isnan(down):

@@ -1,13 +1,14 @@
-"""The nucleus of one cell in a crop of its nuclear fluorescence: where it is, and its size, shape and brightness.
+"""Segment the nucleus of one cell in a crop of its nuclear fluorescence, and measure its size, shape and brightness.
 
-The background is a plane fitted outside the cell. The nucleus is what Otsu's threshold (IEEE Trans. Syst. Man Cybern.
-9, 62, 1979) parts from it, once everything brighter than the cell's own nucleus is cut down to it, so that a bright
-neighbour does not move the threshold. With the cell's mask, everything in the cell belongs to the nucleus and nothing
-else does: lobes whose bridge is too thin to be seen stay together, and a neighbour's nucleus stays out. Without one, it
-is the piece nearest to the crop's centre and what lies within a small gap of it, so that touching nuclei of two cells
-may pass for one.
+The background is a plane that is fitted outside the cell. Otsu's threshold (IEEE Trans. Syst. Man Cybern. 9, 62, 1979)
+separates the nucleus. Brighter pixels are first clipped to the brightness of the nucleus, so a bright neighbour does
+not move the threshold.
 
-Shape is measured after the nucleus is brought to one size, so that it does not depend on the magnification.
+With a mask of the cell, all bright pixels in the cell form the nucleus. Lobes with an invisible bridge stay together,
+and the nucleus of a neighbour stays out. Without a mask, the nucleus is the part nearest to the centre of the crop,
+with all parts across a small gap; the touching nuclei of two cells can then count as one.
+
+The shape is measured after the nucleus is scaled to one size, so it does not depend on the magnification.
 """
 
 import math
@@ -19,8 +20,8 @@ from urnet.errors import ImageError
 
 FEATURES = {
     "area": "area of the nucleus, px²",
-    "area_um2": "the same, µm²",
-    "diameter_um": "diameter of the circle of that area, µm",
+    "area_um2": "area of the nucleus, µm²",
+    "diameter_um": "diameter of the circle of the same area, µm",
     "cell_diameter_um": "diameter of the circle of the cell's area, µm",
     "ratio": "share of the cell's area that the nucleus covers, 0 to 1; N:C = 2:1 is 0.67",
     "pieces": "parts that no visible bridge joins, number",
@@ -40,35 +41,35 @@ FEATURES = {
     "saturated": "share of the nucleus at the crop's greatest count, 0 to 1; above a few percent it was overexposed",
     "border": "share of the nucleus's outline on the crop's border, 0 to 1; above 0 it is cut",
 }
-"""What `nuclear_features` measures, in which unit. What needs a mask or a pixel size is NaN without it."""
+"""Features that `nuclear_features` measures, with units. Those that need a mask or a pixel size are NaN without it."""
 
 MIN_BRIGHTNESS_SNR = 5.0
-"""Brightness above the background, in standard deviations of the smoothed noise, below which there is no nucleus."""
+"""Smallest brightness of a nucleus above the background, in standard deviations of the smoothed noise."""
 
 MIN_NUCLEUS_SHARE = 0.04
-"""Least area of a nucleus, as a share of the cell's; a segmented granulocyte's is about 0.25."""
+"""Smallest area of a nucleus, as a share of the cell; that of a segmented granulocyte is about 0.25."""
 
 MIN_PIECE_SHARE = 0.1
-"""Least area of a piece of the nucleus, as a share of the largest piece's."""
+"""Smallest area of a part of the nucleus, as a share of the largest part."""
 
 MIN_OVERLAP_SHARE = 1 / 3
-"""Least share of a bright spot that lies in the cell, for its part there to belong to the cell's nucleus."""
+"""Smallest share of a bright spot within the cell from which that part belongs to the nucleus of the cell."""
 
 MAX_GAP = 0.2
-"""Without a mask: greatest gap between pieces of one nucleus, in diameters of the piece nearest to the centre."""
+"""Without a mask: largest gap between parts of one nucleus, in diameters of the part nearest to the centre."""
 
 SMOOTHING_WIDTH = 1 / 60
-"""Standard deviation of the smoothing, in diameters of the cell; 0.5 px at least. About 0.2 µm."""
+"""Standard deviation of the smoothing, in diameters of the cell; at least 0.5 px. About 0.2 µm."""
 
 DEFAULT_CELL_WIDTH = 0.5
-"""Diameter of the cell where no mask is given, as a share of the crop's shorter edge."""
+"""Diameter of a cell without a mask, as a share of the crop's shorter edge."""
 
 LOBE_NECK_RATIO = 0.8
-"""Constriction that sets off a lobe. Noise dents a smooth outline by less, and the optics widen the filaments between
-lobes; the textbook's third of the lobe's width is seen in stained smears under oil only."""
+"""Width of a constriction, as a share of the lobe, below which the lobe counts. Noise dents a smooth outline less than
+that. The optics widen the filaments between lobes; the textbook's third of the width needs stained smears under oil."""
 
 STANDARD_DIAMETER_PX = 40
-"""Diameter in px at which shape is measured."""
+"""Diameter at which the shape is measured, px."""
 
 
 def nuclear_features(
@@ -78,21 +79,24 @@ def nuclear_features(
 
     Args:
         nucleus: nuclear fluorescence, (H, W) or (H, W, 3), raw counts of any depth; NaN where unknown.
-        cell: (H, W) booleans, where the cell is; None where that is not known.
-        pixel_um: side of a pixel in µm; None where that is not known.
+        cell: mask of the cell, (H, W) booleans; None where unknown.
+        pixel_um: edge of a pixel, µm; None where unknown.
 
     Returns:
-        The values that `FEATURES` explains, or None where there is no nucleus.
+        The features in `FEATURES`, or None where there is no nucleus.
 
     Raises:
-        ImageError: the arrays' shapes are others, or differ, or the pixel size is not positive.
+        ImageError: wrong or different shapes, or a pixel size that is not positive.
     """
     if pixel_um is not None and not (math.isfinite(pixel_um) and pixel_um > 0):
-        raise ImageError(f"a pixel size of {pixel_um} µm; it must be positive, or None where it is not known")
-    found = _segment(nucleus, cell)
-    if found is None:
+        raise ImageError(
+            f"the pixel size is {pixel_um} µm; it must be positive, or None where it is unknown",
+            code="fields.pixel_size_invalid",
+        )
+    segmented = _segment(nucleus, cell)
+    if segmented is None:
         return None
-    mask, above, smooth, level = found
+    mask, above, smooth, level = segmented
     grey = _grey(nucleus)
     area = float(mask.sum())
     um = math.nan if pixel_um is None else pixel_um
@@ -117,7 +121,7 @@ def nuclear_features(
 
 
 def nucleus_mask(nucleus: np.ndarray, cell: np.ndarray | None = None) -> np.ndarray | None:
-    """Find the nucleus of the cell in the middle of a crop.
+    """Segment the nucleus of the cell in the middle of a crop.
 
     Args:
         nucleus: as for `nuclear_features`.
@@ -127,21 +131,22 @@ def nucleus_mask(nucleus: np.ndarray, cell: np.ndarray | None = None) -> np.ndar
         (H, W) booleans, or None where there is no nucleus.
 
     Raises:
-        ImageError: the arrays' shapes are others, or differ.
+        ImageError: wrong or different shapes.
     """
-    found = _segment(nucleus, cell)
-    return None if found is None else found[0]
+    segmented = _segment(nucleus, cell)
+    return None if segmented is None else segmented[0]
 
 
 def _segment(nucleus: np.ndarray, cell: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, float] | None:
-    """The nucleus, the counts above the background, the same smoothed, all (H, W), and the threshold of the latter."""
+    """Return the mask, the counts above the background, these smoothed, all (H, W), and the threshold of the last."""
     from skimage.filters import threshold_otsu
 
     grey = _grey(nucleus)
     if cell is not None and cell.shape != grey.shape:
         raise ImageError(
-            f"a nuclei crop of {grey.shape[1]} x {grey.shape[0]} px with a cell mask of shape {cell.shape}; "
-            "both must cover the same pixels"
+            f"the crop of the nucleus is {grey.shape[1]} x {grey.shape[0]} px and the mask of the cell has shape "
+            f"{cell.shape}; both must cover the same pixels",
+            code="fields.mask_shape",
         )
     cell = None if cell is None else np.asarray(cell, dtype=bool)
     known = np.isfinite(grey)
@@ -158,7 +163,7 @@ def _segment(nucleus: np.ndarray, cell: np.ndarray | None) -> tuple[np.ndarray, 
     smooth = ndimage.gaussian_filter(above, max(0.5, SMOOTHING_WIDTH * across))
     noise = _spread(smooth[~middle & (smooth < np.median(smooth) + 3 * _spread(smooth))])
     if np.issubdtype(np.asarray(nucleus).dtype, np.integer):
-        noise = max(noise, 0.1)  # whole counts hide less noise than this
+        noise = max(noise, 0.1)  # integer counts hide noise below this
     peak = float(np.percentile(smooth[middle], 97))
     if peak <= max(MIN_BRIGHTNESS_SNR * noise, 1e-6 * np.abs(grey).max()):
         return None
@@ -181,20 +186,21 @@ def _grey(nucleus: np.ndarray) -> np.ndarray:
     array = np.asarray(nucleus)
     if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)) or min(array.shape[:2]) < 8:
         raise ImageError(
-            f"a nuclei crop of shape {array.shape}; it must be (H, W) or (H, W, 3), 8 px at least each way"
+            f"the crop of the nucleus has shape {array.shape}; it must be (H, W) or (H, W, 3), at least 8 px each way",
+            code="fields.nucleus_shape",
         )
     return array.reshape(*array.shape[:2], -1).mean(axis=2, dtype=np.float64)
 
 
 def _spread(values: np.ndarray) -> float:
-    """Standard deviation, from the median absolute deviation."""
+    """Estimate the standard deviation by the median absolute deviation."""
     return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else 0.0
 
 
 def _background(grey: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    """A plane through the pixels outside the cell, (H, W), other nuclei there clipped away.
+    """Fit a plane to the pixels outside the cell, (H, W), without other nuclei.
 
-    Where the cell fills the crop, the darkest tenth stands in for the outside.
+    Where the cell fills the crop, the background is the median of the darkest tenth.
     """
     H, W = grey.shape
     rows, columns = np.mgrid[:H, :W] / max(H, W) - 0.5
@@ -205,7 +211,7 @@ def _background(grey: np.ndarray, outside: np.ndarray) -> np.ndarray:
     plane = np.full_like(grey, np.median(grey[kept]))
     for _ in range(5):
         left = grey - plane
-        # Half the noise lies below its middle, and light only ever adds: the lower half tells its width.
+        # Fluorescence only adds to the noise, so its lower half gives its width.
         low = left[outside & (left <= 0)]
         width = 1.4826 * float(np.median(-low)) if low.size else 0.0
         kept = outside & (left <= 2.5 * width + 1e-9 * np.abs(grey).max())
@@ -216,7 +222,7 @@ def _background(grey: np.ndarray, outside: np.ndarray) -> np.ndarray:
 
 
 def _within(bright: np.ndarray, cell: np.ndarray) -> np.ndarray:
-    """The bright parts in the cell, but for those that reach in from a neighbour."""
+    """Select the bright parts in the cell, without those of a neighbour."""
     spots, _ = ndimage.label(bright, np.ones((3, 3)))
     whole = np.bincount(spots.ravel())
     inside = np.bincount(spots[cell], minlength=len(whole))
@@ -226,14 +232,14 @@ def _within(bright: np.ndarray, cell: np.ndarray) -> np.ndarray:
 
 
 def _nearest(bright: np.ndarray, away: np.ndarray, reach: float) -> np.ndarray:
-    """The bright part nearest to the centre, and those that lie within a small gap of it."""
+    """Select the bright part nearest to the centre, and the parts across a small gap."""
     spots, count = ndimage.label(bright, np.ones((3, 3)))
     if count == 0:
         return bright
     distances = ndimage.minimum(away, spots, range(1, count + 1))
     if distances.min() > reach:
         return np.zeros_like(bright)
-    # What covers the centre is nearest; of several that lie about it, the largest within a lobe's distance.
+    # A part that covers the centre is nearest. Of several around it, take the largest within the distance of a lobe.
     areas = np.bincount(spots.ravel(), minlength=count + 1)[1:]
     near = distances <= distances.min() + 0.1 * reach
     first = spots == 1 + int(np.argmax(np.where(near, areas, 0)))
@@ -243,7 +249,7 @@ def _nearest(bright: np.ndarray, away: np.ndarray, reach: float) -> np.ndarray:
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
-    """Small holes filled, pieces much smaller than the largest dropped."""
+    """Fill small holes, and drop parts that are much smaller than the largest."""
     holes, _ = ndimage.label(~mask)
     filled = mask | (np.bincount(holes.ravel()) < 0.05 * mask.sum())[holes]
     spots, count = ndimage.label(filled, np.ones((3, 3)))
@@ -260,7 +266,7 @@ def _at_standard_size(mask: np.ndarray, smooth: np.ndarray, level: float) -> tup
     mask = np.pad(mask[box], 2)
     values = np.pad(smooth, 2, mode="edge")[box[0].start : box[0].stop + 4, box[1].start : box[1].stop + 4]
     fold = STANDARD_DIAMETER_PX / (2 * math.sqrt(mask.sum() / math.pi))
-    # Next to the outline the counts decide; farther out, or where the cell's mask cut it, the mask does.
+    # At the outline the counts decide; farther out, or where the mask of the cell cut it, the mask decides.
     values = np.where(ndimage.binary_dilation(mask), np.where(mask, np.maximum(values, level), values), 0)
     values = np.minimum(values, 2 * level)
     if fold < 1:
@@ -298,15 +304,15 @@ def _shape(shape: np.ndarray, diameter: float) -> dict[str, float]:
 
 
 def _lobes(distance: np.ndarray, neck: float) -> int:
-    """Maxima of the distance to the outline that a saddle below `neck` times their height sets apart.
+    """Count maxima of the distance to the outline that are separated by a saddle below `neck` times their height.
 
     Args:
         distance: distance to the outline, px, 0 outside, (H, W).
-        neck: a share above 0 and below 1.
+        neck: share between 0 and 1, exclusive.
     """
     from skimage.morphology import local_maxima, reconstruction
 
-    # Domes of a given share, not height: the h-maxima of the logarithm.
+    # Domes of a given relative height: the h-maxima of the logarithm.
     height = np.log(np.maximum(distance, 0.5))
     tops, count = ndimage.label(local_maxima(reconstruction(height + math.log(neck), height)), np.ones((3, 3)))
     radii = np.asarray(ndimage.maximum(distance, tops, range(1, count + 1)))
@@ -314,7 +320,7 @@ def _lobes(distance: np.ndarray, neck: float) -> int:
 
 
 def _neck(distance: np.ndarray) -> float:
-    """The constriction at which the nucleus falls into two, by bisection to 0.02."""
+    """Find the constriction at which the nucleus divides into two, by bisection to 0.02."""
     if ndimage.label(distance > 0, np.ones((3, 3)))[1] > 1:
         return 0.0
     if _lobes(distance, 0.98) < 2:
@@ -327,9 +333,9 @@ def _neck(distance: np.ndarray) -> float:
 
 
 def _skeleton(shape: np.ndarray, distance: np.ndarray, diameter: float) -> tuple[float, float]:
-    """Number of branches longer than a sixth of the diameter, and length of the whole in diameters.
+    """Count the branches longer than a sixth of the diameter, and measure the length of the skeleton in diameters.
 
-    The ends that run into the corners of the outline are cut off, where less than half the width is left.
+    Ends that run into corners of the outline, where less than half the width is left, do not count.
     """
     from skimage.morphology import skeletonize
 

@@ -1,12 +1,12 @@
 """Propose granulocyte, monocyte or lymphocyte from the nucleus, for a person to confirm. A proposal is never a label.
 
-`propose` is a rule out of the textbook, the same for every laboratory. `fit_proposer` learns from a few cells that a
+`propose` is a textbook rule, the same for every laboratory. `fit_proposer` trains a classifier on a few cells that a
 person has labelled, with any classes.
 
-The rule is the table `TEXTBOOK`: what each class's nucleus looks like, as a typical value and how far cells stray from
-it. Evidence is multiplied over the features (naive Bayes, all classes equally likely beforehand), and features that a
-cell lacks are left out: without a pixel size the sizes in µm, without a mask the nucleus's share of the cell. A fourth
-party, "none of them", which finds every value equally likely, takes its part of the confidence where nothing fits.
+The rule is the table `TEXTBOOK`: the typical value and the deviation of each feature of the nucleus, for each class. It
+is a naive Bayes classifier with equal priors. Features that a cell lacks are left out: the sizes in µm without a pixel
+size, and the share of the nucleus in the cell without a mask. A further class, "other", has a uniform likelihood, and
+lowers the confidence where no class fits.
 
 Sources: B. J. Bain, "Blood Cells: A Practical Guide", 5th ed., 2015, chapter 3, and B. F. Rodak and J. H. Carr,
 "Clinical Hematology Atlas", 5th ed., 2017 (diameters, N:C ratios, shapes: a small lymphocyte's nucleus is about as wide
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 CLASSES = ("granulocyte", "lymphocyte", "monocyte")
 
 TEXTBOOK: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float], float]] = {
-    # feature: (typical value, deviation) of a granulocyte, a lymphocyte, a monocyte; span of what is seen at all
+    # feature: (typical value, deviation) of a granulocyte, a lymphocyte, a monocyte; range of all values
     # N:C 1:3 to 1:2; 2:1 to 5:1; 1:2 to 2:1. The outlines of nucleus and cell add 0.07.
     "ratio": ((0.29, 0.08), (0.75, 0.11), (0.50, 0.18), 1.0),
     # Two to five equal lobes: 1/√n, in Arneth's frequencies; a disc, to an oval of 1.2:1; from a bean to a horseshoe.
     "thickness": ((0.58, 0.09), (0.96, 0.05), (0.75, 0.12), 0.7),
     # From the smallest in suspension to the largest on a smear.
     "cell_diameter_um": ((11.5, 3.5), (9.0, 3.0), (15.0, 5.0), 25.0),
-    # The same times the root of the N:C share; only where there is no mask, since it says nothing new beside these two.
+    # The same times the root of the N:C share. Used without a mask only: with one it adds nothing to the others.
     "diameter_um": ((6.2, 1.7), (7.0, 2.0), (9.7, 3.2), 15.0),
 }
-"""What the textbooks say of each class, in `CLASSES`' order."""
+"""Textbook values of each feature, in the order of `CLASSES`."""
 
 LOBE_FREQUENCIES = {
     # 1, 2, 3, 4, 5 and more. Arneth's 5, 35, 41, 17 and 2 %, half of each seen as one less, since lobes lie over one
@@ -52,10 +52,10 @@ LOBE_FREQUENCIES = {
     "lymphocyte": (0.97, 0.02, 0.005, 0.0025, 0.0025),
     "monocyte": (0.87, 0.10, 0.02, 0.005, 0.005),
 }
-"""How often a nucleus of each class shows so many lobes."""
+"""Frequencies of 1, 2, 3, 4, and 5 or more visible lobes, by class."""
 
 OTHER_PRIOR = 0.05
-"""How likely a nucleus is of none of the classes beforehand."""
+"""Prior probability that a nucleus is of none of the classes."""
 
 CLASSIFIER_FEATURES = (
     "ratio",
@@ -73,22 +73,22 @@ CLASSIFIER_FEATURES = (
     "cell_diameter_um",
     "diameter_um",
 )
-"""What a classifier is given, where the labelled cells have it; `area` in px² stands in for unknown sizes in µm.
+"""Features of a trained classifier, where the labelled cells have them; `area` in px² replaces unknown sizes in µm.
 
 Brightness is left out: it changes with exposure and staining from slide to slide."""
 
 MIN_LABELLED_PER_CLASS = 3
-"""Labelled cells that each class must have, for a cross-validated confidence."""
+"""Smallest number of labelled cells per class for a cross-validated confidence."""
 
 
 def feature_table(features: Sequence[dict[str, float] | None]) -> pd.DataFrame:
-    """Set the features of cells under one another.
+    """Arrange the features of cells in a table.
 
     Args:
-        features: what `nuclear_features` gave for each cell.
+        features: result of `nuclear_features` for each cell.
 
     Returns:
-        A row a cell with the columns of `FEATURES`, all NaN where there is no nucleus.
+        One row per cell with the columns of `FEATURES`, all NaN where there is no nucleus.
     """
     return pd.DataFrame([row or {} for row in features], columns=list(FEATURES), dtype=float)
 
@@ -97,14 +97,14 @@ def propose(features: pd.DataFrame) -> pd.DataFrame:
     """Propose a class for each cell by the textbook rule.
 
     Args:
-        features: a row a cell, as from `feature_table`.
+        features: one row per cell, from `feature_table`.
 
     Returns:
         `proposed`, one of `CLASSES`, and `confidence`, 0 to 1, with the index of `features`; `""` and 0 where there is
-        no nucleus. Where no class fits, the nearest is proposed with a confidence below a half.
+        no nucleus. Where no class fits, the nearest class is proposed with a confidence below 0.5.
 
     Raises:
-        CellsError: a column that the rule reads is missing.
+        CellsError: a column is missing.
     """
     _check_columns(features, [*TEXTBOOK, "lobes"])
     evidence = np.tile(np.append(np.zeros(len(CLASSES)), np.log(OTHER_PRIOR)), (len(features), 1))  # (N, K + 1)
@@ -127,14 +127,13 @@ def propose(features: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Proposer:
-    """A classifier of nuclei that was trained on a few labelled cells.
+    """A classifier of nuclei, trained on a few labelled cells.
 
     Args:
-        classes: the K labels it knows, sorted.
-        columns: the features that it reads.
-        agreement: macro recall on the labelled cells in cross-validation: each cell proposed by a classifier that had
-            not seen it.
-        temperature: what its scores are divided by, so that the confidence is right as often as it says.
+        classes: the K classes, sorted.
+        columns: features that the classifier uses.
+        agreement: cross-validated macro recall on the labelled cells.
+        temperature: divisor of the scores that calibrates the confidence.
     """
 
     classes: tuple[str, ...]
@@ -147,10 +146,10 @@ class Proposer:
         """Propose a class for each cell, as the function `propose` does.
 
         Args:
-            features: a row a cell, as from `feature_table`.
+            features: one row per cell, from `feature_table`.
 
         Raises:
-            CellsError: a column that it was trained on is missing, or known for none of the cells.
+            CellsError: a column of the training is missing, or NaN for all cells.
         """
         from scipy.special import softmax
 
@@ -159,8 +158,9 @@ class Proposer:
         unknown = [name for name in self.columns if here.any() and features.loc[here, name].isna().all()]
         if unknown:
             raise CellsError(
-                f"the labelled cells have {', '.join(unknown)}, which none of these cells has; "
-                "give these a mask and a pixel size too, or label cells without"
+                f"the labelled cells have {', '.join(unknown)}, which none of these cells has. Give these cells a mask "
+                "and a pixel size as well, or label cells without",
+                code="fields.features_missing",
             )
         probabilities = np.full((len(features), len(self.classes)), np.nan)
         if here.any():
@@ -170,15 +170,15 @@ class Proposer:
 
 
 def fit_proposer(features: pd.DataFrame, labels: Sequence[str]) -> Proposer:
-    """Train a classifier on the nuclei of labelled cells: logistic regression, its confidence cross-validated.
+    """Train a logistic regression on the nuclei of labelled cells, with a cross-validated confidence.
 
-    The confidence is a softmax whose temperature is fitted to what cross-validation proposes, towards targets a little
-    below 1 (after J. Platt, Advances in Large Margin Classifiers, 1999, section 2), so that a few cells, all of them
-    right, do not make it certain.
+    The confidence is a softmax whose temperature is fitted to the cross-validated scores. Its targets are a little
+    below 1 (after J. Platt, Advances in Large Margin Classifiers, 1999, section 2), so that a few correct cells do not
+    lead to certainty.
 
     Args:
-        features: a row a cell, as from `feature_table`.
-        labels: the label of each; cells labelled `""` and cells without a nucleus are passed over.
+        features: one row per cell, from `feature_table`.
+        labels: label of each cell; cells with the label `""` and cells without a nucleus are ignored.
 
     Raises:
         CellsError: the lengths differ, there are fewer than two classes, or a class has too few cells.
@@ -189,7 +189,10 @@ def fit_proposer(features: pd.DataFrame, labels: Sequence[str]) -> Proposer:
     from sklearn.model_selection import StratifiedKFold
 
     if len(features) != len(labels):
-        raise CellsError(f"{len(features)} cells with {len(labels)} labels; each cell needs one, or an empty one")
+        raise CellsError(
+            f"{len(features)} cells with {len(labels)} labels; each cell needs one, which may be empty",
+            code="fields.label_count",
+        )
     _check_columns(features, ["area", *CLASSIFIER_FEATURES])
     names = np.array([str(label) for label in labels], dtype=object)
     usable = features["area"].notna().to_numpy() & (names != "")
@@ -197,10 +200,11 @@ def fit_proposer(features: pd.DataFrame, labels: Sequence[str]) -> Proposer:
     classes, truth, counts = np.unique(names.astype(str), return_inverse=True, return_counts=True)
     few = [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if count < MIN_LABELLED_PER_CLASS]
     if len(classes) < 2 or few:
-        found = ", ".join(few) or f"{len(classes)} class(es)"
+        counted = ", ".join(few) or f"{len(classes)} class(es)"
         raise CellsError(
-            f"labelled cells with a nucleus: {found}; a classifier needs at least two classes with "
-            f"{MIN_LABELLED_PER_CLASS} cells each: label more cells, or use the textbook rule"
+            f"labelled cells with a nucleus: {counted}; a classifier needs at least two classes with "
+            f"{MIN_LABELLED_PER_CLASS} cells each. Label more cells, or use the textbook rule",
+            code="fields.too_few_labelled",
         )
     known = features.notna().all()
     columns = [name for name in CLASSIFIER_FEATURES if known[name]]
@@ -209,13 +213,13 @@ def fit_proposer(features: pd.DataFrame, labels: Sequence[str]) -> Proposer:
 
     folds = StratifiedKFold(int(min(5, counts.min())), shuffle=True, random_state=0)
     scores = np.empty((len(given), len(classes)))
-    for seen, held in folds.split(given, truth):
-        scores[held] = _pipeline().fit(given.iloc[seen], truth[seen]).predict_log_proba(given.iloc[held])
-    # Even if all N are right, the chance that the next one is stands at (N + 1) / (N + 2).
+    for train, test in folds.split(given, truth):
+        scores[test] = _pipeline().fit(given.iloc[train], truth[train]).predict_log_proba(given.iloc[test])
+    # If all N cells are right, the estimated probability that the next one is right is (N + 1) / (N + 2).
     right = (len(truth) + 1) / (len(truth) + 2)
     targets = np.full(scores.shape, (1 - right) / (len(classes) - 1))  # (N, K)
     targets[np.arange(len(truth)), truth] = right
-    found = minimize_scalar(
+    fitted = minimize_scalar(
         lambda power: -(targets * log_softmax(scores / np.exp(power), axis=1)).sum(),
         bounds=(-np.log(8), np.log(8)),
         method="bounded",
@@ -224,7 +228,7 @@ def fit_proposer(features: pd.DataFrame, labels: Sequence[str]) -> Proposer:
         classes=tuple(map(str, classes)),
         columns=tuple(columns),
         agreement=float(recall_score(truth, scores.argmax(axis=1), average="macro")),
-        temperature=float(np.exp(found.x)),
+        temperature=float(np.exp(fitted.x)),
         _pipeline=_pipeline().fit(given, truth),
     )
 
@@ -243,7 +247,7 @@ def _pipeline() -> "Pipeline":
 
 
 def _table(probabilities: np.ndarray, classes: Sequence[str], features: pd.DataFrame) -> pd.DataFrame:
-    """Best class and its probability; `""` and 0 without a nucleus."""
+    """Return the best class and its probability; `""` and 0 without a nucleus."""
     here = features["area"].notna().to_numpy()
     probabilities = np.where(here[:, None], probabilities, 0.0)
     best = probabilities.argmax(axis=1) if len(features) else np.zeros(0, dtype=int)
@@ -254,4 +258,7 @@ def _table(probabilities: np.ndarray, classes: Sequence[str], features: pd.DataF
 def _check_columns(features: pd.DataFrame, needed: Sequence[str]) -> None:
     missing = [name for name in needed if name not in features]
     if missing:
-        raise CellsError(f"the features lack {', '.join(missing)}; they come from feature_table(nuclear_features(…))")
+        raise CellsError(
+            f"the features lack {', '.join(missing)}; build them with feature_table(nuclear_features(…))",
+            code="fields.features_missing",
+        )

@@ -1,4 +1,4 @@
-"""One channel of a field as detection and cropping see it: evenly lit, in place, and going on past its edge."""
+"""One channel of a field with corrections: even illumination, alignment, and reflection at the border."""
 
 import numpy as np
 from scipy.ndimage import shift as moved
@@ -9,16 +9,16 @@ from urnet.fields.preprocessing.registration import Shift
 
 
 class CorrectedField:
-    """Reads any region of an open field.
+    """One channel of an open field, corrected. Regions may reach beyond its border.
 
     Args:
         field: the open field.
-        illumination: evens out the light; none leaves the counts as they are.
-        shift: how far the channel lies from the brightfield's coordinates, in which regions are asked for.
+        illumination: is corrected; none leaves the counts as they are.
+        shift: offset of the channel from the brightfield, whose coordinates `read` takes.
     """
 
     MARGIN = 1
-    """Pixels read round a region that is moved by a part of a pixel."""
+    """Margin around a region that is shifted by a fraction of a pixel, px."""
 
     def __init__(self, field: Field, illumination: Illumination | None = None, shift: Shift | None = None):
         self.field = field
@@ -27,7 +27,7 @@ class CorrectedField:
         self.shape = (field.info.height, field.info.width)
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """A region in the field's own depth; what lies beyond the border is reflected.
+        """Read a region in the type of the field. Pixels beyond the border are reflections.
 
         Args:
             top: first row, may be negative.
@@ -63,7 +63,7 @@ class CorrectedField:
 
 
 def _mirrored(start: int, count: int, size: int) -> np.ndarray:
-    """Indices from `start` on, thrown back at both ends of 0 … size - 1 without repeating the edge."""
+    """Return `count` indices from `start`, reflected at both ends of 0 … size - 1 without repeating the edge."""
     if size == 1:
         return np.zeros(count, np.int64)
     turn = np.arange(start, start + count) % (2 * size - 2)

@@ -25,33 +25,33 @@ from urnet.errors import ImageError
 from urnet.fields.io.read import Field, open_field
 
 GRID_BLOCKS = 48
-"""Edge of the grid of an estimated flat, blocks."""
+"""Edge of the grid of an estimated flat field, blocks."""
 
 MAX_GIVEN_BLOCKS = 128
-"""Greatest edge of the grid of a given flat or dark image, blocks."""
+"""Largest edge of the grid of a given flat-field or dark image, blocks."""
 
 POLYNOMIAL_DEGREE = 4
-"""Of the polynomial: vignetting falls with the fourth power of the cosine."""
+"""Degree of the polynomial: vignetting falls with the fourth power of the cosine."""
 
 MIN_FIELDS_PER_BLOCK_MEDIAN = 8
-"""Fields from which blocks are judged one by one."""
+"""Number of fields from which the median of the residuals corrects each block."""
 
 MIN_RELATIVE_BRIGHTNESS = 0.1
-"""Smallest relative brightness that is believed: darker corners hold noise, and dividing would only raise it."""
+"""Smallest relative brightness of the flat field. Darker corners hold noise, which a division would amplify."""
 
-_BAND_ROWS = 1024  # rows that are read at once, px
-_MAX_SAMPLES = 64  # pixels along a block's edge that its median is taken of
+_BAND_ROWS = 1024  # rows read at once
+_MAX_SAMPLES = 64  # pixels along the edge of a block from which its median is computed
 
 
 @dataclass(frozen=True, eq=False)
 class Illumination:
-    """The light of a batch of fields.
+    """Illumination of a batch of fields.
 
     Args:
         method: `none`, `estimated` or `given`.
-        flat: relative brightness, (h, w) float32, mean 1; entry (i, j) stands for the middle of block (i, j) of any
-            field cut into h x w blocks.
-        dark: counts without light, (h, w) float32, or none for 0.
+        flat: relative brightness, (h, w) float32, mean 1. Entry (i, j) is the value at the centre of block (i, j) of a
+            field that is divided into h x w blocks.
+        dark: counts without light, (h, w) float32; none for 0.
     """
 
     method: str
@@ -59,7 +59,7 @@ class Illumination:
     dark: np.ndarray | None = None
 
     def correct(self, pixels: np.ndarray, top: int, left: int, shape: tuple[int, int]) -> np.ndarray:
-        """Even out a region. All colours of a pixel are treated alike.
+        """Correct a region. All colours of a pixel get the same correction.
 
         Args:
             pixels: (h, w) or (h, w, 3), raw counts.
@@ -68,7 +68,7 @@ class Illumination:
             shape: height and width of the field, px.
 
         Returns:
-            Like `pixels`, of the same type; whole numbers are rounded and kept within the type's range.
+            Corrected pixels of the same type; integers are rounded and clipped to the range of the type.
         """
         if self.method == "none":
             return pixels
@@ -86,20 +86,20 @@ class Illumination:
 
     @property
     def unevenness(self) -> float:
-        """Brightest over darkest place of the field, minus 1."""
+        """Ratio of the brightest to the darkest place of the field, minus 1."""
         return float(self.flat.max() / self.flat.min() - 1)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it, to five digits."""
+        """Return the content for JSON, rounded to five digits."""
         dark = None if self.dark is None else _digits(self.dark)
         return {"method": self.method, "flat": _digits(self.flat), "dark": dark}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Illumination":
-        """What `to_json` gave.
+        """Build the illumination from what `to_json` returned.
 
         Raises:
-            KeyError, TypeError, ValueError: not such data.
+            KeyError, TypeError, ValueError: invalid data.
         """
         if data["method"] not in ("none", "estimated", "given"):
             raise ValueError(f"illumination method {data['method']!r}")
@@ -107,40 +107,42 @@ class Illumination:
         dark = None if data["dark"] is None else np.array(data["dark"], np.float32)
         for grid in (flat, dark):
             if grid is not None and (grid.ndim != 2 or not grid.size or not np.isfinite(grid).all()):
-                raise ValueError("illumination is no grid of numbers")
+                raise ValueError("illumination is not a grid of finite numbers")
         if flat.min() <= 0:
             raise ValueError("illumination is not above 0 everywhere")
         return cls(data["method"], flat, dark)
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
+        """Write the illumination as JSON."""
         path.write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8", newline="\n")
 
     @classmethod
     def load(cls, path: Path) -> "Illumination":
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            ImageError: damaged.
+            ImageError: the file is damaged.
         """
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ImageError(f"{path}: no stored illumination ({error}); restore the file") from None
+            raise ImageError(
+                f"{path}: not a stored illumination ({error}); restore the file", code="fields.illumination_damaged"
+            ) from None
 
 
 NO_CORRECTION = Illumination("none", np.ones((1, 1), np.float32))
-"""Leaves fields as they are."""
+"""Illumination that corrects nothing."""
 
 
 def measure_illumination(field: Field) -> np.ndarray:
     """Measure the brightness and texture of each block of a field, (2, GRID_BLOCKS, GRID_BLOCKS).
 
     Args:
-        field: open; it is read once, band by band. Colours are averaged.
+        field: the open field, which is read once, band by band. Colours are averaged.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: the field cannot be read.
     """
     block, texture = (_at_least(grid, GRID_BLOCKS) for grid in _blocks(field, GRID_BLOCKS, GRID_BLOCKS))
     level = np.median(block)
@@ -148,19 +150,19 @@ def measure_illumination(field: Field) -> np.ndarray:
 
 
 def estimate_illumination(measured: Sequence[np.ndarray]) -> Illumination:
-    """Estimate the light of fields taken at one microscope in one session.
+    """Estimate the illumination of fields from one microscope and session.
 
     Args:
-        measured: what `measure_illumination` took from each; the fields can be of any sizes.
+        measured: results of `measure_illumination`, one per field; the fields may differ in size.
 
     Returns:
-        The flat; all 1 where the fields have no light in them.
+        The illumination; 1 everywhere where the fields are black.
 
     Raises:
         ValueError: no fields.
     """
     if not measured:
-        raise ValueError("no fields to estimate the light from")
+        raise ValueError("no fields to estimate the illumination from")
     stack, textures = np.stack(measured, axis=1)  # (fields, GRID_BLOCKS, GRID_BLOCKS) each
     flat = _fit(stack, textures)
     if len(stack) >= MIN_FIELDS_PER_BLOCK_MEDIAN:
@@ -170,11 +172,11 @@ def estimate_illumination(measured: Sequence[np.ndarray]) -> Illumination:
 
 
 def read_flat_field(flat: Path, dark: Path | None = None) -> Illumination:
-    """The light as an image of an empty spot shows it.
+    """Read the illumination from a flat-field image: an image of an empty spot.
 
     Args:
-        flat: an image of an empty spot, in focus as the fields are; of several channels, the first.
-        dark: an image with the light off, of the same size.
+        flat: the flat-field image, in the same focus as the fields; of several channels, the first.
+        dark: image with the light off, of the same size.
 
     Raises:
         ImageError: unreadable, blank, saturated, not brighter than the dark image, or of another size.
@@ -182,23 +184,29 @@ def read_flat_field(flat: Path, dark: Path | None = None) -> Illumination:
     bright, edges, saturated = _given(flat)
     if saturated > 0.01:
         raise ImageError(
-            f"{flat}: {100 * saturated:.0f} % of it are saturated; take the empty spot with less light or exposure"
+            f"{flat}: {100 * saturated:.0f} % of the pixels are saturated; take the image with less light or exposure",
+            code="fields.flat_field_saturated",
         )
     below = None
     if dark is not None:
         below, dark_edges, _ = _given(dark)
         if dark_edges != edges:
             sizes = " and ".join(f"{width} x {height}" for height, width in (edges, dark_edges))
-            raise ImageError(f"{flat} and {dark} are {sizes} px; flat and dark must be taken with the same camera area")
+            raise ImageError(
+                f"{flat} and {dark} are {sizes} px; take the flat-field and the dark image with the same camera area",
+                code="fields.flat_field_size",
+            )
     light = bright - (0 if below is None else below)
     if light.min() <= MIN_RELATIVE_BRIGHTNESS * light.mean():
         against = "black in places" if dark is None else f"no brighter than the dark image {dark} in places"
-        raise ImageError(f"{flat}: {against}; an image of an empty, evenly lit spot is needed")
+        raise ImageError(
+            f"{flat}: {against}; give an image of an empty, evenly lit spot", code="fields.flat_field_dark"
+        )
     return Illumination("given", _relative(light), below)
 
 
 def _given(path: Path) -> tuple[np.ndarray, tuple[int, int], float]:
-    """Means of blocks, (h, w); height and width; share of pixels at the top of the file's range."""
+    """Read block means, (h, w), height and width, and the share of pixels at the largest value of the type."""
     with open_field(path) as field:
         H, W = field.info.height, field.info.width
         fold = max(1, math.ceil(max(H, W) / MAX_GIVEN_BLOCKS))
@@ -209,9 +217,9 @@ def _given(path: Path) -> tuple[np.ndarray, tuple[int, int], float]:
 
 
 def _blocks(field: Field, down: int, across: int, mean: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Median (or mean) and texture of each block of a field, (down, across) float64.
+    """Measure the median (or mean) and texture of each block of a field, (down, across) float64.
 
-    The texture is the median absolute deviation from the median: high where cells lie.
+    The texture is the median absolute deviation from the median; it is high where cells lie.
     """
     H, W = field.info.height, field.info.width
     down, across = min(down, H), min(across, W)
@@ -238,20 +246,20 @@ def _blocks(field: Field, down: int, across: int, mean: bool = False) -> tuple[n
 
 
 def _at_least(grid: np.ndarray, edge: int) -> np.ndarray:
-    """A grid of edge x edge; fields with fewer pixels than that repeat theirs."""
+    """Enlarge the grid of a small field to edge x edge blocks, by repeating blocks."""
     rows, columns = (np.arange(edge) * n // edge for n in grid.shape)
     return grid[np.ix_(rows, columns)]
 
 
 def _fit(stack: np.ndarray, textures: np.ndarray) -> np.ndarray:
-    """Robust polynomial through the blocks of all fields, (h, w), by iteratively reweighted least squares."""
+    """Fit a robust polynomial to the blocks of all fields, (h, w), by iteratively reweighted least squares."""
     F, h, w = stack.shape
     y, x = (np.linspace(-1, 1, n) for n in (h, w))
     powers = [(p, q) for p in range(POLYNOMIAL_DEGREE + 1) for q in range(POLYNOMIAL_DEGREE + 1 - p)]
     terms = np.stack([np.outer(y**p, x**q).ravel() for p, q in powers], axis=1)  # (h·w, terms)
     values = stack.reshape(F, -1)
     texture = textures.reshape(F, -1)
-    # Blocks with cells have more texture than the empty ones beside them.
+    # Blocks with cells have more texture than empty blocks.
     quiet = np.median(texture, axis=1, keepdims=True)
     calm = 1 / (1 + (texture / np.where(quiet > 0, 2 * quiet, 1)) ** 4)
     weight = calm
@@ -269,20 +277,20 @@ def _fit(stack: np.ndarray, textures: np.ndarray) -> np.ndarray:
 
 
 def _relative(flat: np.ndarray) -> np.ndarray:
-    """Mean 1, and nowhere below `MIN_RELATIVE_BRIGHTNESS`."""
+    """Scale to mean 1, and clip at `MIN_RELATIVE_BRIGHTNESS`."""
     flat = flat / flat.mean()
     return np.maximum(flat, MIN_RELATIVE_BRIGHTNESS).astype(np.float32)
 
 
 def _spread(grid: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Values of a grid at pixels of a field, linear between the blocks' middles, (rows, columns) float32."""
+    """Interpolate a grid linearly between block centres, at pixels of a field, (rows, columns) float32."""
     down = _weights(rows, shape[0], grid.shape[0])
     across = _weights(columns, shape[1], grid.shape[1])
     return down @ grid @ across.T
 
 
 def _weights(places: np.ndarray, edge: int, blocks: int) -> np.ndarray:
-    """How much each block counts at each place along one axis, (places, blocks) float32."""
+    """Compute the weight of each block at each place along one axis, (places, blocks) float32."""
     at = np.clip((places + 0.5) * blocks / edge - 0.5, 0, blocks - 1)
     lower = np.minimum(at.astype(int), max(blocks - 2, 0))
     weights = np.zeros((len(places), blocks), np.float32)

@@ -23,8 +23,10 @@ from urnet.cells.read import find_images
 from urnet.cells.table import Cells
 from urnet.errors import ImageError, UrnetError
 from urnet.fields.cropping.crop import crop_fields
-from urnet.fields.cropping.settings import CropSettings, PixelSizeError
+from urnet.fields.cropping.pixel_size import PixelSizeError
+from urnet.fields.cropping.settings import CropSettings
 from urnet.fields.field_or_crop import is_larger_than_crops
+from urnet.fields.io.pool import FieldPool
 from urnet.fields.table import TABLE_NAME as FIELD_TABLE
 from urnet.files.csv_tables import write_csv
 from urnet.files.outputs import staging_folder
@@ -161,12 +163,24 @@ class _Decoder:
         """Crop the cells of fields, if the files are fields; unreadable ones are left out and listed."""
         if self.cropping is None or self.config.tile is not None:
             return {"fields": False}
+        with FieldPool(self.limits["memory"] // 4) as pool:
+            return self._extract_cells(self.cropping, folder, out, pixels, unreadable, pool)
+
+    def _extract_cells(
+        self,
+        settings: CropSettings,
+        folder: Path,
+        out: Path,
+        pixels: dict[str, float],
+        unreadable: _UnreadableFiles,
+        pool: FieldPool,
+    ) -> dict[str, Any]:
         files = sorted(folder.iterdir())
         are_fields = None
         for path in unreadable.exclude_from(files):
             with unreadable(path):
                 self._check_size(path, self.limits["field"])
-                are_fields = is_larger_than_crops(path, self.cropping) if are_fields is None else are_fields
+                are_fields = is_larger_than_crops(path, settings, pool) if are_fields is None else are_fields
         if not are_fields:
             return {"fields": False}
         reply = {"fields": True, "unreadable": unreadable.errors, "notes": [], "cells": 0, "seen": [], "places": []}
@@ -179,7 +193,7 @@ class _Decoder:
             shutil.rmtree(old, ignore_errors=True)
         try:
             cropped = crop_fields(
-                table, out, self.cropping, for_prediction=True, guard=lambda row: unreadable(row.brightfield)
+                table, out, settings, for_prediction=True, guard=lambda row: unreadable(row.brightfield), pool=pool
             )
         except ImageError:
             if unreadable.exclude_from(files):

@@ -1,4 +1,4 @@
-"""What a TIFF says of its pixels: whether its OME-XML is true, names of channels, the size of a pixel."""
+"""Read the metadata of a TIFF: names of channels and pixel size, and whether its OME-XML matches its pages."""
 
 import math
 from collections.abc import Sequence
@@ -17,23 +17,24 @@ _MICROMETRES = {
     **{"m": 1e6, "cm": 1e4, "mm": 1e3, "nm": 1e-3, "pm": 1e-6, "Å": 1e-4, "in": 25400.0, "inch": 25400.0},
     **dict.fromkeys(("µm", "μm", "um", "micron", "microns", "micrometer", "micrometre", "\\u00b5m"), 1.0),
 }
-_PRINTERS = ("in", "inch", "cm")  # units in which resolutions for printing are kept
+_PRINTERS = ("in", "inch", "cm")  # units of resolutions for printing
 _RESOLUTION_UNITS = {2: "inch", 3: "cm"}
-_FIX = "export the file anew, or save it as a plain TIFF"
+_FIX = "export the file again, or save it as a plain TIFF"
 _OME_TYPES = {"float": "float32", "double": "float64", "bit": "bool"}
 
 
 def check_ome(path: Path, image: OmeImage, page: tifffile.TiffPage) -> None:
-    """What the OME-XML says of an image must be what its pages hold.
+    """Check that the OME-XML states the size and type of the pages.
 
     Raises:
-        ImageError: another size or type.
+        ImageError: they differ (`fields.mislabelled`).
     """
     what = f"{path}: mislabelled OME-TIFF: its OME-XML"
     if (image.width, image.height) != (page.imagewidth, page.imagelength):
         raise ImageError(
-            f"{what} names {image.width} x {image.height} px, its pages have {page.imagewidth} x {page.imagelength}; "
-            f"{_FIX}"
+            f"{what} states {image.width} x {image.height} px, its pages have {page.imagewidth} x {page.imagelength}; "
+            f"{_FIX}",
+            code="fields.mislabelled",
         )
     if image.type and page.dtype is not None:
         try:
@@ -41,14 +42,17 @@ def check_ome(path: Path, image: OmeImage, page: tifffile.TiffPage) -> None:
         except TypeError:
             same = False
         if not same:
-            raise ImageError(f"{what} names pixels of type {image.type[:40]}, its pages have {page.dtype}; {_FIX}")
+            raise ImageError(
+                f"{what} states pixels of type {image.type[:40]}, its pages have {page.dtype}; {_FIX}",
+                code="fields.mislabelled",
+            )
 
 
 def check_no_page_left(path: Path, pages: Sequence[Page], ome: OmeSet) -> None:
-    """Every page of the size of the first belongs to an image of the OME-XML.
+    """Check that the OME-XML names every page of the size of the first page.
 
     Raises:
-        ImageError: there are more.
+        ImageError: the file has more pages (`fields.mislabelled`).
     """
     named = sum(len(image.planes) for image in ome.images)
     first = pages[0]
@@ -56,28 +60,29 @@ def check_no_page_left(path: Path, pages: Sequence[Page], ome: OmeSet) -> None:
     if same > named:
         raise ImageError(
             f"{path}: mislabelled OME-TIFF: its OME-XML names {named} plane(s) in {len(ome.images)} image(s), but the "
-            f"file holds {len(pages)} page(s); if it was cut off, copy it again, else {_FIX}"
+            f"file holds {len(pages)} page(s). If the file is incomplete, copy it again; otherwise {_FIX}",
+            code="fields.mislabelled",
         )
 
 
 def channels_of_ome(image: OmeImage) -> list[str | None]:
-    """Names of the channels as the OME-XML has them."""
+    """Return the names of the channels in the OME-XML."""
     return [one.get("Name") for one in find_children(image.pixels, "Channel")]
 
 
 def imagej_channels(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> list[str]:
-    """Names of the channels as ImageJ has them, where there is one for each."""
+    """Return the labels in the metadata of ImageJ, which are names of channels where there is one for each."""
     return [str(label) for label in (tif.imagej_metadata or {}).get("Labels") or []] if series.kind == "imagej" else []
 
 
 def channel_names(names: Sequence[str | None], count: int) -> tuple[str, ...]:
-    """Names of the channels, and numbers where they have none."""
+    """Return the names of the channels, or their numbers where they have none."""
     known = names if len(names) == count else [None] * count
     return tuple((name or "").strip() or str(index) for index, name in enumerate(known))
 
 
 def pixel_of_ome(image: OmeImage) -> float | None:
-    """Edge of a pixel in µm as the OME-XML states it."""
+    """Return the edge of a pixel in the OME-XML, µm."""
     return square_pixel_um(
         [
             parse_length(image.pixels.get(f"PhysicalSize{axis}"))
@@ -88,20 +93,20 @@ def pixel_of_ome(image: OmeImage) -> float | None:
 
 
 def pixel_um(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
-    """Edge of a pixel in µm as the file states it; None where it does not, or pixels are not square to one per cent."""
+    """Return the edge of a pixel in the tags of the file, µm; None where it is missing or pixels are not square."""
     unit = _RESOLUTION_UNITS.get(int(page.resolutionunit))
     if tif.is_imagej:
-        # ImageJ counts pixels a unit of its own, and writes the tag for inches or centimetres only.
+        # ImageJ writes pixels per unit of its own, and the tag only for inches or centimetres.
         unit = str((tif.imagej_metadata or {}).get("unit") or unit or "")
     if not unit or 282 not in page.tags:
         return None
     sides = [_unit(unit) / r if r > 0 else math.nan for r in page.get_resolution()]
     pixel = square_pixel_um(sides)
-    # A resolution for printers, such as 72 dpi, states nothing about the specimen.
+    # A resolution for printing, such as 72 dpi, says nothing about the specimen.
     return None if pixel is not None and unit.lower() in _PRINTERS and pixel > MAX_PIXEL_UM else pixel
 
 
 def _unit(name: str) -> float:
-    """A unit of length in µm; NaN for units that are none, as "pixel"."""
+    """Return a unit of length in µm; NaN for other units, such as "pixel"."""
     name = name.strip()
     return _MICROMETRES.get(name, _MICROMETRES.get(name.lower(), math.nan))

@@ -1,9 +1,11 @@
-"""Which page of which file holds which plane of an OME-TIFF, by its OME-XML.
+"""Find the page of each plane of an OME-TIFF, by its OME-XML.
 
-The specification lets one image be spread over several files, which name each other by file name and UUID. Such names
-are followed by the rule of `urnet.images.companions`. The UUID of a file's own OME-XML is that file, whatever it is
-called now; other files of the set that were renamed together with it are found by their UUIDs in the same folder. A
-file that has the right name and not the right UUID is another file, and is not read.
+An image may be spread over several files, which name each other by file name and UUID. `urnet.images.companions`
+decides which names may be followed. These rules hold:
+
+- The UUID of a file's own OME-XML means that file, whatever its name is now.
+- Other files of the set that were renamed are found by their UUIDs in the same folder.
+- A file with the right name and another UUID is not read.
 """
 
 import re
@@ -22,19 +24,19 @@ from urnet.images.read import TIFF_STARTS
 from urnet.images.tiff_pages import MAX_PAGES, Page, list_pages, read_description
 
 _MAX_SEARCHED = 1000
-"""Most files of a folder whose UUIDs are read to find one that was renamed."""
+"""Largest number of files in a folder whose UUIDs are read to find a renamed file."""
 
 _MAX_REPEATED = 10_000
-"""Most entries that say again what another has said."""
+"""Largest number of repeated entries."""
 
 _UUID_WITHIN = 4000
-"""Bytes of OME-XML in which its UUID is looked for."""
+"""Bytes of OME-XML in which its UUID is searched."""
 
 _UUID = re.compile(r'<(?:\w+:)?OME\b[^>]*?\bUUID\s*=\s*["\']([^"\']+)["\']')
 
 
 class PageAddress(NamedTuple):
-    """Where a plane is: a file, and the number of the page in it."""
+    """The address of a page: its file, and its number in the file."""
 
     file: Path
     page: int
@@ -45,15 +47,15 @@ class OmeImage:
     """One `Image` of the OME-XML.
 
     Attributes:
-        element: it.
-        pixels: its `Pixels`.
+        element: the element `Image`.
+        pixels: its element `Pixels`.
         width: columns, px.
         height: rows, px.
-        type: of its pixels, as OME calls it.
+        type: OME type of its pixels.
         times: number of time points.
-        channels: number of channels, of which each is a page.
+        channels: number of channels, each in pages of its own.
         depth: number of z planes.
-        planes: page of each time point, channel and z plane; all of them.
+        planes: page of each time point, channel and z plane.
     """
 
     element: ElementTree.Element
@@ -69,11 +71,11 @@ class OmeImage:
 
 @dataclass(frozen=True)
 class OmeSet:
-    """What the OME-XML of a file describes.
+    """The images of an OME-TIFF.
 
     Attributes:
-        images: its images, each a scene.
-        pages: pages of all files with its planes, in order of the files' names.
+        images: the images, each a scene.
+        pages: pages of all files with planes, sorted by file name.
     """
 
     images: tuple[OmeImage, ...]
@@ -81,10 +83,10 @@ class OmeSet:
 
 
 def read_ome(path: Path) -> OmeSet | None:
-    """Images and planes that the OME-XML of a TIFF names; none where it has no OME-XML.
+    """List the images and planes in the OME-XML of a TIFF; return None where it has no OME-XML.
 
     Args:
-        path: the file that was given. It may be any file of a set.
+        path: the given file, which may be any file of a set.
 
     Raises:
         ImageError: OME-XML that is invalid (`images.ome_xml_invalid`) or names planes that are not there
@@ -114,7 +116,7 @@ def read_ome(path: Path) -> OmeSet | None:
 
 
 def _metadata_in(path: Path, holder: Path) -> str:
-    """OME-XML in a companion: another TIFF, or a file of its own."""
+    """Read the OME-XML of a companion: another TIFF, or an XML file."""
     with holder.open("rb") as file:
         start = file.read(4)
         if start in TIFF_STARTS:
@@ -131,7 +133,8 @@ def _pixels(image: ElementTree.Element) -> list[ElementTree.Element]:
 
 def _invalid(path: Path, what: str, code: str = "images.ome_xml_invalid") -> ImageError:
     return ImageError(
-        f"{path}: mislabelled OME-TIFF: its OME-XML {what}; export the file anew, or save it as a plain TIFF", code=code
+        f"{path}: mislabelled OME-TIFF: its OME-XML {what}; export the file again, or save it as a plain TIFF",
+        code=code,
     )
 
 
@@ -158,7 +161,7 @@ def _image(
         if planes.get(key) == place:
             repeated += 1
             if repeated > _MAX_REPEATED:
-                raise _invalid(path, "names the same planes over and over")
+                raise _invalid(path, "repeats the same planes too often")
             continue
         if key in planes or place in taken:
             raise _invalid(
@@ -171,8 +174,8 @@ def _image(
         planes[key], taken[place] = place, (number, *key)
     if len(planes) != total:
         raise ImageError(
-            f"{path}: its metadata name {total} planes, but {len(planes)} are there; the file is truncated or "
-            "mislabelled: copy it again, or export it anew",
+            f"{path}: its metadata name {total} planes, but {len(planes)} are there. The file is truncated or "
+            "mislabelled: copy the file again, or export it again",
             code="fields.planes_missing",
         )
     return OmeImage(
@@ -191,7 +194,7 @@ def _image(
 def _named(
     path: Path, pixels: ElementTree.Element, order: str, sizes: dict[str, int], files: "_Files"
 ) -> Iterator[tuple[tuple[int, int, int], PageAddress]]:
-    """Planes and their places as the `TiffData` elements give them, in any order."""
+    """List planes and their pages from the `TiffData` elements, in any order."""
     where = str(path)
     total = sizes["Z"] * sizes["C"] * sizes["T"]
     for data in find_children(pixels, "TiffData"):
@@ -200,7 +203,7 @@ def _named(
         page = read_whole_number(where, data, "IFD", 0)
         first = {axis: read_whole_number(where, data, f"First{axis}", 0) for axis in order}
         if any(first[axis] >= sizes[axis] for axis in order):
-            continue  # as ImageJ leaves it when it crops; the plane is missing then
+            continue  # ImageJ leaves such entries after cropping; the plane counts as missing
         start = first[order[0]] + sizes[order[0]] * (first[order[1]] + sizes[order[1]] * first[order[2]])
         count = read_whole_number(where, data, "PlaneCount", read_whole_number(where, data, "NumPlanes", 0))
         count = count or (1 if "IFD" in data.attrib else total)
@@ -213,12 +216,12 @@ def _named(
 
 
 class _Files:
-    """The files of a set, by what the OME-XML calls them.
+    """The files of a set, by their names and UUIDs in the OME-XML.
 
     Args:
-        given: the file that was given.
-        uuid: of its own OME-XML.
-        holder: the file with the metadata; where it is no TIFF it has no pages.
+        given: the given file.
+        uuid: UUID of its own OME-XML.
+        holder: the file with the metadata; it has no pages where it is not a TIFF.
         images: the `Image` elements.
     """
 
@@ -235,7 +238,7 @@ class _Files:
                         self._names[_plain(one.text)].add((one.get("FileName") or "").strip())
 
     def find(self, uuid: str | None, name: str | None) -> Path:
-        """The file of a UUID and a name.
+        """Return the file with a UUID and a name.
 
         Raises:
             ImageError: as `resolve_companion`.
@@ -246,7 +249,7 @@ class _Files:
         return self._found[key]
 
     def pages(self, file: Path) -> tuple[Page, ...]:
-        """Pages of one file of the set.
+        """List the pages of one file of the set.
 
         Raises:
             ImageError: as `list_pages`, or the set has more pages than a file may have, or the metadata are in a file
@@ -261,27 +264,27 @@ class _Files:
         return self._pages[file]
 
     def _find(self, uuid: str, name: str) -> Path:
-        # Some writers give all files of a set the same UUID, which then tells none of them from the others.
-        tells = bool(uuid) and len(self._names.get(uuid, ())) <= 1
-        if tells and uuid == self.uuid:
+        # Some writers give all files of a set the same UUID, which then identifies none of them.
+        is_unique = bool(uuid) and len(self._names.get(uuid, ())) <= 1
+        if is_unique and uuid == self.uuid:
             return self.given
-        if name and name.casefold() == self.given.name.casefold() and not (tells and self._is_another(uuid)):
+        if name and name.casefold() == self.given.name.casefold() and not (is_unique and self._is_another(uuid)):
             return self.given
         if not name and not uuid:
             return self.holder
         try:
             if name:
                 file = resolve_companion(self.given, name)
-                if tells:
+                if is_unique:
                     _check_uuid(self.given, file, uuid)
                 return file
         except ImageError as error:
             if error.code != "images.companion_missing":
                 raise
-            if tells and (renamed := self._renamed(uuid)):
+            if is_unique and (renamed := self._renamed(uuid)):
                 return renamed
-            if not self.uuid and len(self._names) == 1 and tells and self.holder == self.given:
-                return self.given  # the only file there is, under a new name
+            if not self.uuid and len(self._names) == 1 and is_unique and self.holder == self.given:
+                return self.given  # the only file of the set, under a new name
             raise
         if renamed := self._renamed(uuid):
             return renamed
@@ -292,14 +295,14 @@ class _Files:
         )
 
     def _is_another(self, uuid: str) -> bool:
-        """Whether the given file is not the one with a UUID, though it has its name.
+        """Tell whether the given file has the right name but another UUID.
 
-        Metadata in the given file itself mean it by its name, unless they also name its own UUID.
+        Metadata in the given file itself mean that file by its name, unless they also name its own UUID.
         """
         return bool(self.uuid) and self.uuid != uuid and (self.holder != self.given or self.uuid in self._names)
 
     def _renamed(self, uuid: str) -> Path | None:
-        """The one file of the folder with a UUID of its own."""
+        """Find the only file of the folder with a UUID."""
         if self._by_uuid is None:
             self._by_uuid = defaultdict(list)
             entries = list(islice(self.given.parent.iterdir(), _MAX_SEARCHED + 1))
@@ -311,7 +314,7 @@ class _Files:
 
 
 def _uuid_of(given: Path, name: str) -> str:
-    """The UUID of a TIFF in the folder of a file; "" where it has none or cannot be read."""
+    """Read the UUID of a TIFF in the folder of a file; "" where it has none or cannot be read."""
     try:
         file = resolve_companion(given, name)
         return _own_uuid(file) if _is_tiff(file) else ""
@@ -320,7 +323,7 @@ def _uuid_of(given: Path, name: str) -> str:
 
 
 def _own_uuid(file: Path) -> str:
-    """The UUID in the OME-XML of a TIFF or of a file of its own; "" where there is none."""
+    """Read the UUID in the OME-XML of a TIFF or an XML file; "" where there is none."""
     if _is_tiff(file):
         text = read_description(file, list_pages(file)[0], _UUID_WITHIN)
     else:
@@ -331,18 +334,18 @@ def _own_uuid(file: Path) -> str:
 
 
 def _check_uuid(given: Path, file: Path, uuid: str) -> None:
-    """Refuse a file that has the name of a file of the set and is another one.
+    """Refuse a file that has the name of a file of the set, but another UUID.
 
-    Metadata in a file of their own may be without a UUID: those of the files that they name are checked.
+    An XML file with the metadata may have no UUID. The UUIDs of the files that it names are checked.
 
     Raises:
-        ImageError: `images.companion_missing` where its UUID is not the one that is asked for; as `list_pages`.
+        ImageError: `images.companion_missing` where the UUID is another one; as `list_pages`.
     """
     own = _own_uuid(file)
     if own != uuid and (own or _is_tiff(file)):
         raise ImageError(
-            f"{given}: {file.name} is not the file of the set: its UUID is {own[:80] or 'absent'}, and must be "
-            f"{uuid[:80]}; put the files of one set into a folder of their own",
+            f"{given}: {file.name} does not belong to the set: its UUID is {own[:80] or 'absent'}, and must be "
+            f"{uuid[:80]}. Put the files of one set into a folder of their own",
             code="images.companion_missing",
         )
 

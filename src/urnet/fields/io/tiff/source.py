@@ -45,6 +45,11 @@ class TiffSource:
             self.close()
             raise
 
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of the decoded tiles and strips."""
+        return self._segments.bytes
+
     def close(self) -> None:
         """Close all files of the image."""
         self._segments.clear()
@@ -65,17 +70,20 @@ class SegmentCache:
 
     Args:
         files: the open files.
+
+    Attributes:
+        bytes: size of the decoded tiles and strips.
     """
 
     def __init__(self, files: TiffFiles):
         self._files = files
         self._decoded: OrderedDict[tuple, np.ndarray] = OrderedDict()
-        self._bytes = 0
+        self.bytes = 0
 
     def clear(self) -> None:
         """Forget all tiles and strips."""
         self._decoded.clear()
-        self._bytes = 0
+        self.bytes = 0
 
     def segment(self, page: TiffPage, index: int) -> np.ndarray | None:
         """Return one decoded tile or strip, (rows, columns, values); None where the file leaves it empty."""
@@ -83,6 +91,16 @@ class SegmentCache:
         if key in self._decoded:
             self._decoded.move_to_end(key)
             return self._decoded[key]
+        segment = self._decode(page, index)
+        if segment is None:
+            return None
+        self._decoded[key] = segment
+        self.bytes += segment.nbytes
+        while self.bytes > MAX_CACHED_BYTES and len(self._decoded) > 1:
+            self.bytes -= self._decoded.popitem(last=False)[1].nbytes
+        return segment
+
+    def _decode(self, page: TiffPage, index: int) -> np.ndarray | None:
         keyframe = page.keyframe
         count = page.databytecounts[index]
         data = self._files.read_bytes(page, page.dataoffsets[index], count) if count else None
@@ -90,14 +108,7 @@ class SegmentCache:
         if keyframe.compression in _JPEG_COMPRESSIONS:
             tables = {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
         decoded = keyframe.decode(data, index, _fullsize=False, **tables)[0]
-        if decoded is None:
-            return None
-        segment = decoded[0]
-        self._decoded[key] = segment
-        self._bytes += segment.nbytes
-        while self._bytes > MAX_CACHED_BYTES and len(self._decoded) > 1:
-            self._bytes -= self._decoded.popitem(last=False)[1].nbytes
-        return segment
+        return None if decoded is None else decoded[0]
 
 
 class _Plane:

@@ -1,4 +1,4 @@
-"""Planes of TIFF stacks that are no OME-TIFF but say what their pages are: Micro-Manager's, and those of tifffile."""
+"""List the planes of TIFF stacks of Micro-Manager and tifffile, whose metadata describe their pages."""
 
 import json
 import math
@@ -20,13 +20,13 @@ class Stack:
     """Planes of one image.
 
     Attributes:
-        name: of the image; none where it has none.
+        name: name of the image; none where it has none.
         axes: a letter for each axis of `shape`: T, C, Z, or Q for an axis without a name.
         shape: number of planes along each axis, the last one fastest.
-        places: page of each plane; one alone where the other planes follow its pixels without pages of their own.
-        channels: their names, as far as they are known.
-        pixel_um: edge of a pixel, µm; none where it is not known.
-        samples: axis along which the values of a pixel lie: "Z" or "T", or "C" where they are colour or channels.
+        places: page of each plane; only the first where the other planes follow it without pages of their own.
+        channels: names of the channels, where known.
+        pixel_um: edge of a pixel, µm; none where unknown.
+        samples: axis along which the values of a pixel lie: "Z", "T", or "C" for colours and channels.
     """
 
     name: str | None
@@ -39,7 +39,7 @@ class Stack:
 
 
 def micromanager_stacks(path: Path, pages: Sequence[Page], metadata: dict[str, Any]) -> list[Stack]:
-    """Positions of a stack by Micro-Manager's own index of the planes in this file, each time point a stack of its own.
+    """List the positions in Micro-Manager's index of a file, each time point as a stack of its own.
 
     Args:
         path: the file.
@@ -58,7 +58,7 @@ def micromanager_stacks(path: Path, pages: Sequence[Page], metadata: dict[str, A
     first: dict[int, tuple[str, float | None]] = {}
     for channel, depth, time, position, offset in metadata["IndexMap"].tolist():
         if offset == 0:
-            continue  # left empty by an acquisition that was stopped
+            continue  # an acquisition that was stopped leaves empty entries
         if offset not in numbers:
             raise _missing(path, f"a page at byte {offset:,}, where there is none")
         if position not in first:
@@ -73,13 +73,13 @@ def micromanager_stacks(path: Path, pages: Sequence[Page], metadata: dict[str, A
 
 
 def micromanager_pixel_um(path: Path, page: Page, metadata: dict[str, Any]) -> float | None:
-    """Edge of a pixel, µm, by what Micro-Manager says of a page or of the whole acquisition."""
+    """Return the edge of a pixel, µm, from Micro-Manager's metadata of a page or of the acquisition."""
     stated = _of_page(path, page).get("PixelSizeUm")
     return _positive(stated) or _positive(metadata.get("Summary", {}).get("PixelSize_um"))
 
 
 def ndtiff_stacks(path: Path, pages: Sequence[Page]) -> list[Stack]:
-    """Positions of an NDTiff file by the axes that Micro-Manager keeps with each page; empty for other files.
+    """List the positions of an NDTiff file by the axes of each page; empty for other files.
 
     Raises:
         ImageError: as `micromanager_stacks`.
@@ -98,7 +98,7 @@ def ndtiff_stacks(path: Path, pages: Sequence[Page]) -> list[Stack]:
         )
         depth, time, channel = (axes.get(key, 0) for key in ("z", "time", "channel"))
         if not all(isinstance(one, (int, str)) for one in (depth, time, channel, *where.values())):
-            raise _missing(path, f"axes of page {number} that are no numbers or names")
+            raise _missing(path, f"axes of page {number} that are neither numbers nor names")
         pixel = _positive(about.get("PixelSizeUm"))
         planes.append(
             _Plane(tuple(where.values()), name or None, time, channel, depth, PageAddress(path, number), pixel)
@@ -117,7 +117,7 @@ class _Plane(NamedTuple):
 
 
 def _stacks(path: Path, planes: list[_Plane], channel_name: Callable[[Any], str]) -> list[Stack]:
-    """Planes by position and time point; of each, every channel has every z plane."""
+    """Group planes by position and time point, and check that every channel has every z plane."""
     positions: dict[tuple, dict[tuple, _Plane]] = defaultdict(dict)
     taken: set[PageAddress] = set()
     for plane in planes:
@@ -125,7 +125,7 @@ def _stacks(path: Path, planes: list[_Plane], channel_name: Callable[[Any], str]
         if plane.place in taken or (plane.channel, plane.depth) in those:
             raise ImageError(
                 f"{path}: Micro-Manager's index names page {plane.place.page} or its plane twice ({plane.name}, time "
-                f"point {plane.time}, channel {plane.channel}, z plane {plane.depth}); export the file anew",
+                f"point {plane.time}, channel {plane.channel}, z plane {plane.depth}); export the file again",
                 code="fields.plane_twice",
             )
         taken.add(plane.place)
@@ -154,20 +154,20 @@ def _stacks(path: Path, planes: list[_Plane], channel_name: Callable[[Any], str]
 
 
 def _order(values: tuple) -> tuple:
-    """Numbers by value, and names after them."""
+    """Return a sort key: numbers by value, then names."""
     return tuple((isinstance(value, str), value) for value in values)
 
 
 def _missing(path: Path, what: str) -> ImageError:
     return ImageError(
         f"{path}: Micro-Manager's index names {what}; the file is truncated or mislabelled: copy it again, or export "
-        "it anew",
+        "it again",
         code="fields.planes_missing",
     )
 
 
 def _of_page(path: Path, page: Page) -> dict[str, Any]:
-    """The metadata that Micro-Manager keeps with a page; empty where there are none."""
+    """Read Micro-Manager's metadata of a page; empty where there are none."""
     offset, length = page.micromanager
     if not 0 < length <= _MAX_METADATA:
         return {}
@@ -199,7 +199,7 @@ def _positive(value: object) -> float | None:
 
 
 def shaped_stacks(path: Path, pages: Sequence[Page]) -> list[Stack]:
-    """Stacks of a file that Python's tifffile has written with the shape of each array; empty for other files.
+    """List the stacks of a file that tifffile wrote with the shape of each array; empty for other files.
 
     Raises:
         ImageError: `fields.planes_missing` where the shape does not fit the pages.
@@ -230,7 +230,7 @@ def shaped_stacks(path: Path, pages: Sequence[Page]) -> list[Stack]:
         if here < planes and here > 1:
             raise ImageError(
                 f"{path}: its metadata name {planes} planes, but {here} are there; the file is truncated or "
-                "mislabelled: copy it again, or export it anew",
+                "mislabelled: copy it again, or export it again",
                 code="fields.planes_missing",
             )
         places = [PageAddress(path, number + step) for step in range(here)]
@@ -240,7 +240,7 @@ def shaped_stacks(path: Path, pages: Sequence[Page]) -> list[Stack]:
 
 
 def _tails(page: Page, inner: list[int]) -> list[tuple[list[int], int | None]]:
-    """How the rows, columns and values of a page end the shape of its array, and where in that the values are."""
+    """List possible endings of the shape of an array, each with the place of the values of a pixel in it."""
     if page.samples == 1:
         return [(inner, None)]
     return [([*inner, page.samples], len(inner)), ([page.samples, *inner], 0)]
@@ -266,6 +266,6 @@ def _shape_of(path: Path, page: Page) -> tuple[list[int], str] | None:
 def _unshaped(path: Path, shape: list[int], page: Page) -> ImageError:
     return ImageError(
         f"{path}: its metadata name an array of {' x '.join(map(str, shape))}, its pages have {page.height} x "
-        f"{page.width} px; it is truncated or mislabelled: copy it again, or export it anew",
+        f"{page.width} px; it is truncated or mislabelled: copy it again, or export it again",
         code="fields.planes_missing",
     )

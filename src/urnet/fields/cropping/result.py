@@ -1,0 +1,56 @@
+"""What cropping found in each field, and what it wrote."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from urnet.fields.cropping.settings import CropSettings
+from urnet.fields.detection.detect import Detection
+from urnet.fields.detection.matching import Agreement
+from urnet.fields.io.read import FieldInfo
+from urnet.fields.preprocessing.registration import Shift
+from urnet.fields.table import FieldRow
+
+
+@dataclass(frozen=True)
+class CroppedField:
+    """The cells of one field.
+
+    Args:
+        row: the field in its list.
+        info: its size and pixels.
+        detections: its cells.
+        shift: correction of the position of the nuclei; none without nuclei.
+        preview: the field in even illumination, reduced.
+        preview_scale: field pixels per pixel of the preview.
+        agreement: of the cells with labelled positions; none without a table of labels.
+    """
+
+    row: FieldRow
+    info: FieldInfo
+    detections: list[Detection]
+    shift: Shift | None
+    preview: np.ndarray
+    preview_scale: float
+    agreement: Agreement | None
+
+
+@dataclass(frozen=True)
+class CropResult:
+    """What `crop_fields` wrote.
+
+    Args:
+        folder: the cells folder.
+        table: its cells.
+        fields: the fields, in order.
+        settings: as used, with the chosen pixel size and illumination.
+        notes: what the user should know.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    fields: list[CroppedField]
+    settings: CropSettings
+    notes: list[str] = field(default_factory=list)
