@@ -84,10 +84,9 @@ def evaluate(
         if len(runs) > 1:
             pooled = f"{len(runs)} folds are pooled: every cell was tested once, by a model that had not seen it."
             warnings = [pooled, *warnings]
-    note = _describe_differential(scored[0].model, name if cells is None else "")
     folder = target or folder / "evaluation" / name
     with atomic_folder(folder, replace_files=cells is None and target is None) as staging:
-        metrics, predictions = _write_results(runs, scored, staging, name, warnings, note, progress)
+        metrics, predictions = _write_results(runs, scored, staging, name, warnings, cells is None, progress)
     return Evaluation(folder, metrics, predictions)
 
 
@@ -97,7 +96,7 @@ def _write_results(
     folder: Path,
     name: str,
     warnings: list[str],
-    note: str,
+    own_part: bool,
     progress: Progress | None,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Write all files into the folder; return the metrics and the predictions."""
@@ -135,7 +134,7 @@ def _write_results(
         intervals,
         known,
         simulated=simulated,
-        optimistic=optimistic or name == "validation",
+        optimistic=optimistic or (own_part and name == "validation"),
         overlap=overlap,
     )
     metrics = {"judgement": judgement.to_json()} | metrics
@@ -149,7 +148,7 @@ def _write_results(
         "epoch": [part.model.config.epoch for part in scored] if len(scored) > 1 else model.config.epoch,
         "donors": known,
         "intervals": intervals,
-        "differential_note": note,
+        "differential_note": _describe_differential(model, name if own_part else ""),
         "simulated": simulated,
         "folds": _score_folds(scored) if len(scored) > 1 else None,
         "enhanced": enhanced,
