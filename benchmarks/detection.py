@@ -1,11 +1,14 @@
-"""How many cells of a field are found, and how many of those found are cells.
+"""Measure the recall and precision of cell detection.
 
     python benchmarks/detection.py [--jurkat FOLDER] [--seeds 31 32] [--donors 8] [--side 0]
 
-Phantom fields of 1,024 px with 60 white cells, red cells and debris: a true cell is found if a cell's centre lies
-within a third of its typical diameter. Jurkat montages, cut up as free fields: the truth is the centre of the DNA stain
-in each tile; padding tiles, which stand in a montage many times, count neither way. Intervals are Wilson's, 95 %.
-With `--side 20000`, time and memory for a field of that size, a phantom field repeated.
+- Phantom fields of 1,024 px with 60 white cells, red cells and debris. A true cell is detected if the centre of a
+  detection lies within a third of the typical diameter.
+- Jurkat montages as free fields. The truth is the centre of the DNA stain in each tile. Padding tiles, which occur many
+  times in a montage, do not count.
+
+Intervals are Wilson's, 95 %. `--side 20000` measures time and memory for a field of that size, which
+repeats a phantom field.
 """
 
 import argparse
@@ -23,24 +26,24 @@ from urnet.images.simulation.phantom import PhantomField, PlacedCell, draw_field
 
 TILE = 40
 REACH = 9.0
-"""Greatest distance of a found centre from a true one, px: a third of 27 px, the typical cell in both."""
+"""Largest distance between a detected and a true centre, px: a third of 27 px, the typical diameter in both."""
 
 PHASES = ("s", "g2", "prophase", "metaphase", "anaphase", "telophase", "g1")
 CONTACTS = ("single", "touching", "overlapping")
 
 
-def regions(pixels: np.ndarray) -> ReadRegion:
-    """A field in memory as `detect` reads it."""
+def reader_of(pixels: np.ndarray) -> ReadRegion:
+    """Return a function that reads regions of an array, as `detect` needs it."""
     return lambda top, left, height, width: pixels[top : top + height, left : left + width]
 
 
 def positions(cells: list[Detection] | tuple[PlacedCell, ...]) -> np.ndarray:
-    """Columns x and y, (N, 2)."""
+    """Arrange the columns x and y, (N, 2)."""
     return np.array([(cell.x, cell.y) for cell in cells]).reshape(-1, 2)
 
 
-def overlap(cell: Detection, true: PlacedCell) -> float:
-    """Intersection over union of a mask and the disc of a phantom cell's mean radius."""
+def intersection_over_union(cell: Detection, true: PlacedCell) -> float:
+    """Compute the intersection over union of a mask and a disc with the mean radius of the phantom cell."""
     half = int(np.ceil(true.radius)) + max(cell.mask.shape)
     y, x = np.mgrid[true.y - half : true.y + half + 1, true.x - half : true.x + half + 1]
     disc = np.hypot(y - true.y, x - true.x) <= true.radius
@@ -50,26 +53,26 @@ def overlap(cell: Detection, true: PlacedCell) -> float:
     return float((mask & disc).sum() / (mask | disc).sum())
 
 
-def line(name: str, agreement: Agreement, more: str = "") -> None:
+def print_row(name: str, agreement: Agreement, more: str = "") -> None:
     """Print one row of the table."""
     (p_low, p_high), (r_low, r_high) = agreement.precision_interval, agreement.recall_interval
     print(
-        f"{name:<34} {agreement.truth:>6} {agreement.detected:>6}"
+        f"{name:<34} {agreement.truth:>6} {agreement.detected:>8}"
         f"   {agreement.precision:.3f} [{p_low:.3f}, {p_high:.3f}]"
         f"   {agreement.recall:.3f} [{r_low:.3f}, {r_high:.3f}]   {more}",
         flush=True,
     )
 
 
-def phantoms(fields: list[tuple[int, PhantomField]], nuclear: bool) -> None:
-    """Precision and recall on phantom fields: in all, by donor, and recall by how a cell lies to its neighbour."""
+def measure_phantoms(fields: list[tuple[int, PhantomField]], nuclear: bool) -> None:
+    """Print precision and recall on phantom fields: in total, by donor, and recall by contact with a neighbour."""
     channel = "brightfield and nuclei" if nuclear else "brightfield"
     donors: dict[int, Agreement] = {}
     found_of, all_of = dict.fromkeys(CONTACTS, 0), dict.fromkeys(CONTACTS, 0)
     overlaps = []
     for donor, field in fields:
-        nuclei = regions(field.nuclei) if nuclear else None
-        cells = detect(regions(field.brightfield), field.brightfield.shape, nuclei=nuclei)
+        nuclei = reader_of(field.nuclei) if nuclear else None
+        cells = detect(reader_of(field.brightfield), field.brightfield.shape, nuclei=nuclei)
         pairs = match_positions(positions(cells), positions(field.cells), REACH)
         agreement = Agreement(len(cells), len(field.cells), len(pairs))
         donors[donor] = donors.get(donor, Agreement(0, 0, 0)) + agreement
@@ -77,19 +80,19 @@ def phantoms(fields: list[tuple[int, PhantomField]], nuclear: bool) -> None:
             all_of[cell.contact] += 1
         for found, true in pairs:
             found_of[field.cells[true].contact] += 1
-            overlaps.append(overlap(cells[found], field.cells[true]))
+            overlaps.append(intersection_over_union(cells[found], field.cells[true]))
     for donor, agreement in donors.items():
-        line(f"phantom donor {donor}, {channel}", agreement)
+        print_row(f"phantom donor {donor}, {channel}", agreement)
     spread = "IoU median {:.2f}, tenth {:.2f}".format(*np.percentile(overlaps, [50, 10]))
-    line(f"phantom, {channel}", sum(donors.values(), Agreement(0, 0, 0)), spread)
+    print_row(f"phantom, {channel}", sum(donors.values(), Agreement(0, 0, 0)), spread)
     for contact in CONTACTS:
         low, high = wilson(found_of[contact], all_of[contact])
         recall = found_of[contact] / max(1, all_of[contact])
-        print(f"  {contact:<32} {all_of[contact]:>6} {'':>33}   {recall:.3f} [{low:.3f}, {high:.3f}]", flush=True)
+        print(f"  {contact:<32} {all_of[contact]:>6} {'':>35}   {recall:.3f} [{low:.3f}, {high:.3f}]", flush=True)
 
 
-def dna_centres(montage: np.ndarray) -> np.ndarray:
-    """Centre of the bright half of each tile's stain, x and y in the montage, (tiles, 2)."""
+def find_dna_centres(montage: np.ndarray) -> np.ndarray:
+    """Find the centre of the bright half of the stain in each tile, x and y in the montage, (tiles, 2)."""
     centres = []
     for top in range(0, montage.shape[0], TILE):
         for left in range(0, montage.shape[1], TILE):
@@ -100,15 +103,15 @@ def dna_centres(montage: np.ndarray) -> np.ndarray:
     return np.array(centres)
 
 
-def jurkat(folder: Path, phase: str) -> Agreement:
-    """Detection on one montage taken as a field, its padding left out."""
+def measure_jurkat(folder: Path, phase: str) -> Agreement:
+    """Measure the detection on one montage as a field, without padding tiles."""
     montage = tifffile.imread(folder / phase / "brightfield.tif")
-    truth = dna_centres(tifffile.imread(folder / phase / "dna.tif"))
+    truth = find_dna_centres(tifffile.imread(folder / phase / "dna.tif"))
     down, across = (side // TILE for side in montage.shape)
     tiles = montage.reshape(down, TILE, across, TILE).swapaxes(1, 2).reshape(-1, TILE, TILE)
     alike = group_equal_keys(hash_any_orientation(tile) for tile in tiles)
     padding = {int(k) for group in alike if len(group) >= MIN_PADDING_COPIES for k in group}
-    cells = detect(regions(montage), montage.shape)
+    cells = detect(reader_of(montage), montage.shape)
     cells = [
         cell for cell in cells if int((cell.y + 0.5) // TILE) * across + int((cell.x + 0.5) // TILE) not in padding
     ]
@@ -116,14 +119,14 @@ def jurkat(folder: Path, phase: str) -> Agreement:
     return Agreement(len(cells), len(truth), len(match_positions(positions(cells), truth, REACH)))
 
 
-def large(side: int) -> None:
-    """Time and memory for a large field that is read region by region."""
+def measure_large_field(side: int) -> None:
+    """Print time and memory for a large field that is read region by region."""
     import resource
 
     pixels = draw_field(11, 1, 0).brightfield
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    cells = detect(periodic(pixels), (side, side))
+    cells = detect(repeat_field(pixels), (side, side))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
         f"{side} x {side} px: {len(cells)} cells in {time.perf_counter() - start:.0f} s; "
@@ -131,8 +134,8 @@ def large(side: int) -> None:
     )
 
 
-def periodic(pixels: np.ndarray) -> Callable[[int, int, int, int], np.ndarray]:
-    """A field without end that repeats a small one."""
+def repeat_field(pixels: np.ndarray) -> Callable[[int, int, int, int], np.ndarray]:
+    """Return a function that reads regions of an infinite field, which repeats a small field."""
     H, W = pixels.shape
     return lambda top, left, height, width: pixels[
         np.ix_(np.arange(top, top + height) % H, np.arange(left, left + width) % W)
@@ -149,15 +152,15 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=0, help="edge of a large field to be timed, px")
     arguments = parser.parse_args()
     if arguments.side:
-        large(arguments.side)
-    print(f"{'':<34} {'cells':>6} {'found':>6}   {'precision':<21}   {'recall':<21}")
+        measure_large_field(arguments.side)
+    print(f"{'':<34} {'cells':>6} {'detected':>8}   {'precision':<21}   {'recall':<21}")
     fields = [(donor, draw_field(seed, donor, 0)) for donor in range(arguments.donors) for seed in arguments.seeds]
     if fields:
         for nuclear in (False, True):
-            phantoms(fields, nuclear)
+            measure_phantoms(fields, nuclear)
     if arguments.jurkat:
         for phase in arguments.phases:
-            line(f"Jurkat {phase}, brightfield", jurkat(arguments.jurkat, phase))
+            print_row(f"Jurkat {phase}, brightfield", measure_jurkat(arguments.jurkat, phase))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""How often a class proposed from the nucleus is right, and whether its confidence says so, on phantom cells.
+"""Measure the accuracy and calibration of classes proposed from the nucleus, on phantom cells.
 
     python benchmarks/proposals.py [--seeds 5] [--donors 12] [--cells 20]
 
-For each seed, the same number of cells a class is drawn for each donor. The textbook rule is scored on the cells of
-half the donors; so are classifiers trained on 10, 30 and 100 cells a class of the other half. The cell's mask is found
-in its brightfield image. Intervals are 95 %, with donors drawn with replacement; every seed has donors of its own.
-Confidence: its mean, the expected calibration error of 15 bins, the share of cells proposed with at least 0.9, and how
-many of those are right. The phantom's classes overlap on purpose, and no real cell is among them.
+For each seed, the same number of cells per class is drawn for each donor. The cells of half the donors are scored: with
+the textbook rule, and with classifiers trained on 10, 30 and 100 cells per class of the other half. The mask of a cell
+comes from its brightfield image. Intervals are 95 %, with donors drawn with replacement; every seed has donors of its
+own. The confidence columns are its mean, the expected calibration error in 15 bins, the share of cells with at least
+0.9, and the share of these that are right. Phantom classes overlap on purpose. No real cell is included.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from urnet.images.simulation.phantom import CROP_UM, draw_crop
 LABELLED = (10, 30, 100)
 FIRST_SEED = 100
 SIZE = 48
-WAYS = {  # what is known of a cell beside its nucleus
+WAYS = {  # known data of a cell besides its nucleus
     "mask and pixel size": (True, True),
     "mask": (True, False),
     "pixel size": (False, True),
@@ -33,7 +33,7 @@ WAYS = {  # what is known of a cell beside its nucleus
 
 
 def draw(seed: int, donors: int, cells: int) -> dict[bool, pd.DataFrame]:
-    """Features, donor and true class of phantom cells, with and without their masks."""
+    """Draw phantom cells: features, donor and true class, with and without masks."""
     rows, truth = {True: [], False: []}, []
     for donor in range(donors):
         for label in CLASSES:
@@ -45,19 +45,19 @@ def draw(seed: int, donors: int, cells: int) -> dict[bool, pd.DataFrame]:
     return {masked: pd.concat([feature_table(rows[masked]), pd.DataFrame(truth)], axis=1) for masked in rows}
 
 
-def few(cells: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    """So many cells of each class."""
+def sample_per_class(cells: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Sample a number of cells of each class."""
     return cells.groupby("label", group_keys=False).sample(count, random_state=seed)
 
 
-def text(figure: dict[str, Any]) -> str:
-    """Value and interval in percent."""
+def format_figure(figure: dict[str, Any]) -> str:
+    """Format a value and its interval in percent."""
     ends = "" if figure["interval"] is None else f" [{', '.join(f'{100 * end:.1f}' for end in figure['interval'])}]"
     return f"{100 * figure['value']:.1f}{ends}"
 
 
-def row(name: str, proposals: pd.DataFrame, truth: pd.DataFrame) -> str:
-    """One line of the table."""
+def format_row(name: str, proposals: pd.DataFrame, truth: pd.DataFrame) -> str:
+    """Format one line of the table."""
     confidence = proposals["confidence"].to_numpy()
     proposed = pd.Categorical(proposals["proposed"], categories=CLASSES).codes
     rest = np.repeat((1 - confidence[:, None]) / len(CLASSES), len(CLASSES), axis=1)
@@ -69,14 +69,15 @@ def row(name: str, proposals: pd.DataFrame, truth: pd.DataFrame) -> str:
     gap = sum(abs((confidence - right)[bins == number].sum()) for number in range(15)) / len(right)
     sure = confidence >= 0.9
     recalls = " ".join(f"{100 * figures['per_class'][label]['recall']['value']:5.1f}" for label in CLASSES)
+    accuracy, macro_recall = format_figure(figures["accuracy"]), format_figure(figures["macro_recall"])
     return (
-        f"  {name:<22} {text(figures['accuracy']):<19}  {text(figures['macro_recall']):<19}  {recalls}   "
+        f"  {name:<22} {accuracy:<19}  {macro_recall:<19}  {recalls}   "
         f"{100 * confidence.mean():5.1f} {100 * gap:5.1f}   {100 * sure.mean():5.1f} {100 * right[sure].mean():5.1f}"
     )
 
 
 def main() -> None:
-    """Print a table for each way of knowing a cell."""
+    """Print a table for each set of known data."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--donors", type=int, default=12)
@@ -96,14 +97,14 @@ def main() -> None:
         held = {seed: cells[cells["half"] == 1] for seed, cells in drawn.items()}
         truth = pd.concat(held.values())
         missed = truth["area"].isna().mean()
-        print(f"known beside the nucleus: {way}; no nucleus found in {100 * missed:.2f} %")
-        print(row("textbook rule", pd.concat([propose(cells) for cells in held.values()]), truth))
+        print(f"known besides the nucleus: {way}; no nucleus detected in {100 * missed:.2f} %")
+        print(format_row("textbook rule", pd.concat([propose(cells) for cells in held.values()]), truth))
         for count in LABELLED:
             proposals = []
             for seed, cells in drawn.items():
-                labelled = few(cells[cells["half"] == 0], count, seed)
+                labelled = sample_per_class(cells[cells["half"] == 0], count, seed)
                 proposals.append(fit_proposer(labelled, labelled["label"].tolist()).propose(held[seed]))
-            print(row(f"{count} labelled a class", pd.concat(proposals), truth))
+            print(format_row(f"{count} labelled a class", pd.concat(proposals), truth))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ import pytest
 import tifffile
 
 from urnet.cells.read import read_cells
+from urnet.fields.cropping import crop, one_field
 from urnet.fields.cropping.crop import CropSettings, crop_fields
 from urnet.fields.cropping.pixel_size import choose_pixel_size
+from urnet.fields.io import pool
 from urnet.fields.table import FieldRow
 from urnet.images.simulation.phantom import CROP_UM, draw_field
 
@@ -317,50 +319,58 @@ def test_crops_are_not_taken_for_fields(cropped, scene, tmp_path, raises_code):
     assert crop_fields(tmp_path / "small", tmp_path / "out", CropSettings(size=EDGE)).folder == tmp_path / "out"
 
 
-@pytest.fixture
-def six(scene, tmp_path):
-    """Six fields, enough for their light to be estimated; the third is to be lost."""
+@pytest.fixture(scope="module")
+def six(scene, tmp_path_factory):
+    """Six fields, enough to estimate their illumination."""
+    folder = tmp_path_factory.mktemp("six")
     for number in range(6):
-        write(tmp_path / "six" / f"{number}.tif", np.roll(scene.brightfield, 60 * number, axis=1))
-    return tmp_path / "six"
+        write(folder / f"{number}.tif", np.roll(scene.brightfield, 60 * number, axis=1))
+    return folder
 
 
-@pytest.mark.parametrize("where", ["describe_source", "measure_illumination", "detect"])
-def test_a_failing_field_does_not_change_the_other_fields(cropped, six, tmp_path, monkeypatch, where, raises_code):
-    from urnet.fields.cropping import crop, one_field
-    from urnet.fields.io import pool
+@pytest.fixture(scope="module")
+def without_third(cropped, six, tmp_path_factory):
+    """The six fields without the third, cropped."""
+    folder = tmp_path_factory.mktemp("five")
+    shutil.copytree(six, folder / "fields", ignore=shutil.ignore_patterns("2.tif"))
+    settings = CropSettings.load(cropped.folder / "crop.json")
+    return crop_fields(folder / "fields", folder / "cells", settings, for_prediction=True)
 
-    module = {"describe_source": pool, "measure_illumination": crop, "detect": one_field}[where]
-    how, at, lost = CropSettings.load(cropped.folder / "crop.json"), [], []
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["describe_source", "measure_illumination", "detect"])
+def test_a_failing_field_does_not_change_the_other_fields(
+    cropped, six, without_third, tmp_path, monkeypatch, raises_code, step
+):
+    module = {"describe_source": pool, "measure_illumination": crop, "detect": one_field}[step]
+    settings, current, errors = CropSettings.load(cropped.folder / "crop.json"), [], []
 
     @contextmanager
     def guard(row):
-        at.append(row.field)
+        current.append(row.field)
         try:
             yield
         except Exception as error:
-            lost.append((row.field, str(error)))
+            errors.append((row.field, str(error)))
 
-    does = getattr(module, where)
+    original = getattr(module, step)
 
-    def fails(*arguments, **more):
-        if at[-1] == "2.tif":
+    def fail_at_third(*arguments, **more):
+        if current[-1] == "2.tif":
             raise RuntimeError("no decoder expects this")
-        return does(*arguments, **more)
+        return original(*arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, where, fails)
-        done = crop_fields(six, tmp_path / "done", how, for_prediction=True, guard=guard)
-        if where != "measure_illumination":  # of one field it is not measured
+        patch.setattr(module, step, fail_at_third)
+        done = crop_fields(six, tmp_path / "done", settings, for_prediction=True, guard=guard)
+        if step != "measure_illumination":  # a single field gets the illumination of the model
             with raises_code("fields.none_usable"):
-                crop_fields(six / "2.tif", tmp_path / "none", how, for_prediction=True, guard=guard)
-    assert set(lost) == {("2.tif", "no decoder expects this")}
+                crop_fields(six / "2.tif", tmp_path / "none", settings, for_prediction=True, guard=guard)
+    assert set(errors) == {("2.tif", "no decoder expects this")}
     assert not (done.folder / "cells" / "2").exists()
     assert not (tmp_path / "none").exists()
-    if where == "detect":  # its light was measured, and there is nothing wrong with that
+    if step == "detect":  # the failing field counts for the illumination
         assert [one.row.field for one in done.fields] == ["0.tif", "1.tif", "3.tif", "4.tif", "5.tif"]
         return
-    (six / "2.tif").unlink()
-    without = crop_fields(six, tmp_path / "without", how, for_prediction=True)
-    assert done.table.equals(without.table)
-    assert done.settings.illumination.to_json() == without.settings.illumination.to_json()
+    assert done.table.equals(without_third.table)
+    assert done.settings.illumination.to_json() == without_third.settings.illumination.to_json()

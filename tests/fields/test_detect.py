@@ -128,6 +128,7 @@ def test_lymphocytes_beside_monocytes_are_not_taken_for_red_cells(monkeypatch):
     assert len(find(field.brightfield)) == len(find(field.brightfield, least=14))
 
 
+@pytest.mark.real_data
 def test_jurkat_montages_as_free_fields(jurkat):
     montage = tifffile.imread(jurkat / "s" / "brightfield.tif")[:480, :600]
     rows, columns = np.mgrid[19.5:480:40, 19.5:600:40]

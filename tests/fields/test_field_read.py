@@ -598,6 +598,7 @@ print(json.dumps({"before": before / 1024, "peak": peak / 1024, "total": total})
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="resource is not there")
 @pytest.mark.parametrize(
     ("layout", "compression"), [({"tile": (512, 512)}, "lzw"), ({"rowsperstrip": 64}, "lzw"), ({}, None)]

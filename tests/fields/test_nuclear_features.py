@@ -204,6 +204,8 @@ def test_nuclei_of_phantom_cells_are_segmented(size):
             assert 20 < measured["area_um2"] < 80
 
 
+@pytest.mark.slow
+@pytest.mark.real_data
 def test_nuclei_of_jurkat_cells(jurkat):
     """At most 1 % are missed; G2 has twice the DNA of G1, a larger nucleus, and mitosis is brighter than both."""
     measured = {}

@@ -280,6 +280,7 @@ for event, what in opened:
 """
 
 
+@pytest.mark.slow
 def test_no_reader_opens_another_file_whatever_a_file_names(secret):
     """Every reader on every kind of file that names others, with all files watched that the process opens."""
     folder = secret.parent / "request"

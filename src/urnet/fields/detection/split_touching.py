@@ -60,7 +60,7 @@ def find_segments(energy: np.ndarray) -> Iterator[Segment]:
 
 
 def _divide_at_necks(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the parts of a clump from 1, (H, W), and count them."""
+    """Divide a clump at its necks; return part numbers from 1, (H, W), and their count."""
     from scipy.ndimage import distance_transform_edt, gaussian_filter, label
     from skimage.morphology import reconstruction
     from skimage.segmentation import watershed
