@@ -57,6 +57,9 @@ class Run:
 
     folder: Path
 
+    def __repr__(self) -> str:
+        return f"<Run {self.folder}: {'finished' if self.finished else 'unfinished'}>"
+
     @property
     def recipe_path(self) -> Path:
         """The resolved recipe."""

@@ -24,7 +24,7 @@ def load(path: "Path | str | Run", *, expect: str | None = None) -> "Model":
         expect: the first 8 to 32 digits of the model's digest (`urnet about` shows it); another model is refused.
 
     Returns:
-        The model, with `predict`, `enhance` and `explain`.
+        The model, with `predict`, `enhance` and `explain`; each takes paths, folders, tables or arrays.
 
     Raises:
         RunError: there is no model, it is damaged, or it is another one.
@@ -34,6 +34,8 @@ def load(path: "Path | str | Run", *, expect: str | None = None) -> "Model":
         >>> model = urnet.load("run")
         >>> model.classes
         ('granulocyte', 'lymphocyte', 'monocyte')
+        >>> model.predict("phantom/cells/monocyte").to_frame().columns[:2].to_list()
+        ['path', 'predicted']
     """
     from urnet.bundle.model import Model
 
