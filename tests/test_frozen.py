@@ -116,4 +116,4 @@ def test_runs_of_a_benchmark_are_compared(frozen):
     from urnet.benchmark.compare import compare
 
     runs = sorted((frozen / "bench/runs").glob("*/seed0-fold0"))
-    assert compare(runs, frozen / "comparison").is_file()
+    assert compare(runs, frozen / "comparison").report.is_file()

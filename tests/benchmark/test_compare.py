@@ -41,7 +41,7 @@ def differences(folder) -> pd.DataFrame:
 @pytest.mark.slow
 def test_two_runs(runs, trained, tmp_path):
     steps = []
-    report = compare([trained.folder, runs["one"]], tmp_path / "out", progress=lambda *step: steps.append(step))
+    report = compare([trained.folder, runs["one"]], tmp_path / "out", progress=lambda *step: steps.append(step)).report
     assert report == tmp_path / "out" / "report.html"
     assert steps[0] == ("test", 0.0)
     assert steps[-1] == ("test", 1.0)

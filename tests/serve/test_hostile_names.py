@@ -65,7 +65,7 @@ def reports(hostile, tmp_path_factory):
     truth = [{"field": name, "x": c.x, "y": c.y, "label": labels[k % 3]} for k, c in enumerate(field.cells)]
     pd.DataFrame(truth).to_csv(out / "truth.csv", index=False)
     crop_fields(fields, out / "cells", CropSettings(size=32), labels=out / "truth.csv")
-    compared = compare(runs, out / f"compared{RUNS}")
+    compared = compare(runs, out / f"compared{RUNS}").report
     return {
         "evaluation": runs[0] / "evaluation" / "test" / "report.html",
         "differential": counted.folder / "report.html",

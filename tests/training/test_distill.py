@@ -63,7 +63,7 @@ def test_a_student_is_a_run_like_any_other_and_says_by_whom(student, trained, tm
     assert recipe.input.size == 24
     assert student.load_model().calibration is not None
     assert evaluate(student).metrics["macro_recall"]["value"] is not None
-    assert compare([trained.folder, student.folder], tmp_path / "compared").is_file()
+    assert compare([trained.folder, student.folder], tmp_path / "compared").report.is_file()
     assert export_run(student.folder, "onnx", tmp_path / "model.onnx").path.is_file()
     assert (
         student.load_model().predict(np.arange(576, dtype=np.uint8).reshape(24, 24))["predicted"][0] in "bar disc ring"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urnet.api.progress import show_progress
 
 if TYPE_CHECKING:
+    from urnet.benchmark.compare import Comparison
     from urnet.bundle.model import Model
     from urnet.cells.table import Cells
     from urnet.counting.differential import Differential
@@ -199,7 +200,7 @@ def differential(
         )
 
 
-def compare(runs: "Sequence[Run | Path | str]", out: Path | str, *, progress: bool = True) -> Path:
+def compare(runs: "Sequence[Run | Path | str]", out: Path | str, *, progress: bool = True) -> "Comparison":
     """Compare runs on the cells that all of them tested: paired differences with intervals.
 
     Args:
@@ -208,14 +209,16 @@ def compare(runs: "Sequence[Run | Path | str]", out: Path | str, *, progress: bo
         progress: show progress.
 
     Returns:
-        The report of the comparison.
+        The paired differences (`differences`), and the folder with the report.
 
     Raises:
         RunError: fewer than two runs, other classes or other test cells.
 
     Examples:
         >>> import urnet
-        >>> report = urnet.compare(["run", "other run"], "comparison", progress=False)
+        >>> comparison = urnet.compare(["run", "other run"], "comparison", progress=False)
+        >>> comparison.report.name
+        'report.html'
     """
     from urnet.benchmark.compare import compare as compare_runs
 

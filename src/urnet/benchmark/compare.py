@@ -2,7 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from urnet.benchmark.collect import collect_runs
 from urnet.benchmark.report import write_comparison
@@ -15,7 +18,31 @@ from urnet.files.atomic import atomic_folder
 from urnet.files.outputs import refuse_existing
 
 
-def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | None = None) -> Path:
+@dataclass(frozen=True)
+class Comparison:
+    """Result of `compare`.
+
+    Attributes:
+        folder: holds `report.html`, `results.csv`, `differences.csv`, `tables/` and `figures/`.
+        differences: paired differences of each run from the first one, with simultaneous intervals.
+    """
+
+    folder: Path
+    differences: pd.DataFrame
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.folder / "report.html"
+
+    def __repr__(self) -> str:
+        return f"<Comparison: {len(self.differences)} differences, report {self.report}>"
+
+    def _repr_html_(self) -> str:
+        return self.differences.to_html(index=False)
+
+
+def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | None = None) -> Comparison:
     """Compare runs or cross-validations. The first one is the baseline.
 
     Args:
@@ -24,7 +51,7 @@ def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | No
         progress: called with the name of a step and the share of it that is done.
 
     Returns:
-        Path of the HTML report.
+        The paired differences, and the folder with the report.
 
     Raises:
         RunError: fewer than two runs, other classes, other test cells, or `out` exists.
@@ -45,10 +72,10 @@ def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | No
     cells = open_runs(Path(runs[0]))[0].cells()
     dataset = f"{len(first.predictions):,} test cells" + (f"; {cells.simulated}" if cells.simulated else "")
     with atomic_folder(out) as staging:
-        write_comparison(
+        differences = write_comparison(
             staging, "compare", entries, name=_common_folder(cells), dataset=dataset, simulated=cells.simulated
         )
-    return out / "report.html"
+    return Comparison(out, differences)
 
 
 def _list_folds(entry: ResultRow) -> str:

@@ -66,7 +66,7 @@ def write_comparison(
     simulated: str = "",
     counts: tuple[pd.DataFrame, pd.DataFrame] | None = None,
     optimistic: Sequence[ResultRow] = (),
-) -> None:
+) -> pd.DataFrame:
     """Write the tables and figures of a comparison; existing ones are replaced.
 
     Args:
@@ -78,6 +78,9 @@ def write_comparison(
         simulated: how the images were simulated; "" for real ones.
         counts: cells by class (rows) in an epoch, before and after balancing.
         optimistic: the same rows under protocol `paper`, if they exist.
+
+    Returns:
+        The paired differences, as in `differences.csv`; empty if there are none.
     """
     done = [entry for entry in entries if entry.metrics is not None]
     page = Page(tables.TITLES[table], dataset, _list_facts(entries), _list_warnings(entries, simulated))
@@ -114,6 +117,7 @@ def write_comparison(
     if done:
         page.sections.append(Section("Figures", figures=_draw_figures(table, done, counts)))
     _write_files(folder, table, page, written, entries, differences, name)
+    return differences
 
 
 def _write_files(

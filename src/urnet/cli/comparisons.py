@@ -73,9 +73,9 @@ def compare(
     from urnet.progress import ProgressBars
 
     with ProgressBars(out) as bars:
-        report = compare_runs(runs, folder, progress=bars.update)
+        comparison = compare_runs(runs, folder, progress=bars.update)
     out.print((folder / "tables" / "differences.md").read_text(encoding="utf-8"))
-    out.print(f"report: {report}")
+    out.print(f"report: {comparison.report}")
     return 0
 
 

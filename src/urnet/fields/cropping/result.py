@@ -54,3 +54,9 @@ class CropResult:
     fields: list[CroppedField]
     settings: CropSettings
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<CropResult: {len(self.table)} cells in {len(self.fields)} field(s), folder {self.folder}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{len(self.table)} cells in {len(self.fields)} field(s)</p>{self.table.head(5).to_html(index=False)}"
