@@ -1,4 +1,4 @@
-"""Shared by all tests: the real data's place, and one torch thread a worker."""
+"""Fixtures of all tests: real data, small cells and runs, one torch thread per worker."""
 
 import os
 import sys
@@ -52,7 +52,7 @@ def opened():
 
 @pytest.fixture(scope="session")
 def cases() -> Path:
-    """Small files that went wrong in other programs, or a skip that says where they were looked for."""
+    """Folder of small files that failed in other programs; the test is skipped without it."""
     folder = SHARED / "cases"
     if not folder.is_dir():
         pytest.skip(f"cases absent: {folder}")
@@ -68,7 +68,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory):
-    """Decoded cells are kept among the tests' own files."""
+    """Put the cache of decoded cells into a temporary folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("URNET_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -76,7 +76,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def jurkat() -> Path:
-    """The stain-free Jurkat montages, or a skip that says where they were looked for."""
+    """Folder of the stain-free Jurkat montages; the test is skipped without it."""
     folder = DATA / "jurkat_labelfree"
     if not folder.is_dir():
         pytest.skip(f"real data absent: {folder}")
@@ -85,7 +85,7 @@ def jurkat() -> Path:
 
 @pytest.fixture(scope="session")
 def pbc() -> Path:
-    """The stained PBC crops, or a skip that says where they were looked for."""
+    """Folder of the stained PBC crops; the test is skipped without it."""
     folder = DATA / "pbc_stained"
     if not folder.is_dir():
         pytest.skip(f"real data absent: {folder}")
@@ -105,7 +105,7 @@ train: {epochs: 4, optimizer: adamw, lr: 0.003, schedule: onecycle, batch_size: 
 
 @pytest.fixture(scope="session")
 def draw():
-    """Draws cells that are easily told apart into a folder per class: `draw(folder, cells a class)`."""
+    """Draw cells of distinct shapes into one folder for each class: `draw(folder, cells per class)`."""
     import numpy as np
     from PIL import Image
 
@@ -130,7 +130,7 @@ def draw():
 
 @pytest.fixture(scope="session")
 def shapes(draw, tmp_path_factory) -> Path:
-    """Sixty cells of three classes, 24 px, 8 bits; not to be changed."""
+    """Sixty cells of three classes, 24 px, 8 bits. Tests must not change them."""
     return draw(tmp_path_factory.mktemp("shapes") / "cells", 20)
 
 
@@ -144,7 +144,7 @@ def tiny(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def trained(shapes, tiny, tmp_path_factory):
-    """A finished run over the shapes; not to be changed."""
+    """A finished run over the shapes. Tests must not change it."""
     from urnet.training.fit import train
 
     return train(shapes, tiny, tmp_path_factory.mktemp("trained") / "run")[0]

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files and folders appear complete or not at all, and outputs of killed commands are repaired."""
 
 import errno
 import os
@@ -40,7 +40,7 @@ def test_a_link_in_the_place_of_an_unfinished_file_is_not_written_through(tmp_pa
 def test_files_of_the_user_beside_an_output_stay(tmp_path, end):
     (tmp_path / "a.onnx.part").write_bytes(b"mine")
     if end == "killed":
-        other(tmp_path / "a.onnx", "within a file")
+        run_elsewhere(tmp_path / "a.onnx", "within a file")
         assert names(tmp_path) == [
             *(f".a.onnx.unfinished.{suffix}" for suffix in ("json", "lock", "part")),
             "a.onnx.part",
@@ -54,7 +54,7 @@ def test_files_of_the_user_beside_an_output_stay(tmp_path, end):
 
 
 def test_an_unfinished_file_of_a_killed_process_goes_when_a_folder_takes_its_name(tmp_path):
-    other(tmp_path / "out", "within a file")
+    run_elsewhere(tmp_path / "out", "within a file")
     with atomic_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == ["out"]
@@ -71,7 +71,7 @@ def test_rows_of_an_interrupted_prediction_are_in_the_way_of_their_name(tmp_path
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), RuntimeError("other")])
-def test_what_was_there_stays_when_writing_fails(tmp_path, error):
+def test_an_existing_file_stays_when_writing_fails(tmp_path, error):
     (tmp_path / "a.bin").write_bytes(b"old")
 
     def write() -> None:
@@ -85,7 +85,7 @@ def test_what_was_there_stays_when_writing_fails(tmp_path, error):
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_a_full_disk_behind_another_error_is_brought_to_light(tmp_path):
+def test_a_full_disk_behind_another_error_is_reported(tmp_path):
     def save():
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -102,18 +102,18 @@ LONG = "x" * 252
 
 
 @pytest.mark.parametrize("write", [atomic_file, atomic_folder, new_file])
-def test_errors_name_what_was_asked_for(tmp_path, write):
-    with pytest.raises(OSError, match="too long") as told, write(tmp_path / LONG):
+def test_errors_name_the_output(tmp_path, write):
+    with pytest.raises(OSError, match="too long") as caught, write(tmp_path / LONG):
         pass
-    assert told.value.filename == str(tmp_path / LONG)
+    assert caught.value.filename == str(tmp_path / LONG)
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError) as told, write(tmp_path / "file" / "deeper" / "out"):
+    with pytest.raises(NotADirectoryError) as caught, write(tmp_path / "file" / "deeper" / "out"):
         pass
-    assert told.value.filename == str(tmp_path / "file")
+    assert caught.value.filename == str(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path):
+def test_a_broken_link_is_not_ignored(tmp_path):
     (tmp_path / "a.png").touch()
     (tmp_path / "folder.png").mkdir()
     try:
@@ -125,44 +125,44 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path):
     assert [file.name for file in find_files(tmp_path, {".png"})] == ["a.png", "gone.png", "self.png"]
 
 
-OTHER = """
+SCRIPT = """
 import os, sys
 from pathlib import Path
 from urnet.files.atomic import atomic_folder, new_file
 from urnet.files.outputs import command_scope
 
-out, moment = Path(sys.argv[1]), sys.argv[2]
+out, stage = Path(sys.argv[1]), sys.argv[2]
 with command_scope("the same"):
-    if moment == "within a file":
+    if stage == "within a file":
         with new_file(out) as file:
             os._exit(9)
-    if moment == "file":
+    if stage == "file":
         with new_file(out) as file:
             file.write(b"whole")
         os._exit(9)
     with atomic_folder(out) as folder:
         (folder / "a.txt").write_text("whole")
-        if moment == "within":
+        if stage == "within":
             os._exit(9)
-        if moment == "waiting":
+        if stage == "filling":
             print("ready", flush=True)
             sys.stdin.read()
     os._exit(9)
 """
 
 
-def other(out, moment: str) -> None:
-    """Write an output in a process that dies at a moment: within the folder, or right after it has its name."""
-    assert subprocess.run([sys.executable, "-c", OTHER, str(out), moment], check=False).returncode == 9
+def run_elsewhere(out, stage: str) -> None:
+    """Write an output in a process that dies at a stage: within the folder, or right after it has its name."""
+    assert subprocess.run([sys.executable, "-c", SCRIPT, str(out), stage], check=False).returncode == 9
 
 
 def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_a_killed_process_left_of_a_folder_is_removed_by_the_next_one(tmp_path):
+def test_the_staging_folder_of_a_killed_process_is_removed_by_the_next_one(tmp_path):
     out = tmp_path / "neu ü"
-    other(out, "within")
+    run_elsewhere(out, "within")
     assert names(tmp_path) == [f".neu ü.unfinished{suffix}" for suffix in ("", ".json", ".lock")]
     with atomic_folder(out) as folder:
         assert names(folder) == []
@@ -177,19 +177,19 @@ def test_an_output_that_was_complete_when_its_command_was_killed_is_accepted_fro
 ):
     out = tmp_path / "out"
 
-    def again(command: str) -> None:
+    def repeat_command(command: str) -> None:
         with command_scope(command), new_file(out) if kind == "file" else atomic_folder(out):
             pass
 
-    other(out, "file" if kind == "file" else "after")
+    run_elsewhere(out, "file" if kind == "file" else "after")
     with raises_code("files.done_already"), command_scope("the same"):
         refuse_existing(out)
     assert names(tmp_path) == ["out"]
-    with pytest.raises(UrnetError, match="exists already"):
-        again("the same")
+    with raises_code("run.exists"):
+        repeat_command("the same")
     for command, code in (("the same", "files.done_already"), ("another", None)):
         out.unlink() if kind == "file" else shutil.rmtree(out)
-        other(out, "file" if kind == "file" else "after")
+        run_elsewhere(out, "file" if kind == "file" else "after")
         with pytest.raises(UrnetError) as caught, command_scope(command):
             refuse_existing(out)
         assert (caught.value.code == "files.done_already") == (code is not None)
@@ -198,7 +198,7 @@ def test_an_output_that_was_complete_when_its_command_was_killed_is_accepted_fro
 
 def test_two_processes_do_not_write_one_output(tmp_path, raises_code):
     out = tmp_path / "out"
-    command = [sys.executable, "-c", OTHER, str(out), "waiting"]
+    command = [sys.executable, "-c", SCRIPT, str(out), "filling"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline().strip() == b"ready"
@@ -215,7 +215,7 @@ def test_two_processes_do_not_write_one_output(tmp_path, raises_code):
     assert names(tmp_path) == ["out"]
 
 
-def test_a_folder_of_the_user_in_the_place_of_ours_stays(tmp_path, raises_code):
+def test_a_folder_of_the_user_with_the_name_of_the_staging_folder_stays(tmp_path, raises_code):
     mine = tmp_path / ".out.unfinished"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
@@ -229,7 +229,7 @@ def test_a_folder_of_the_user_in_the_place_of_ours_stays(tmp_path, raises_code):
     assert names(tmp_path) == ["out"]
 
 
-def test_a_renewed_folder_keeps_what_is_not_replaced(tmp_path):
+def test_replacing_files_keeps_other_files(tmp_path):
     out = tmp_path / "out"
     (out / "figures").mkdir(parents=True)
     (out / "notes.txt").write_text("mine")
@@ -246,7 +246,7 @@ def test_a_renewed_folder_keeps_what_is_not_replaced(tmp_path):
     }
 
 
-def test_an_error_or_an_interruption_leaves_nothing(tmp_path):
+def test_an_error_or_an_interruption_leaves_no_files(tmp_path):
     def fail(error: type[BaseException]) -> None:
         with command_scope("any"), atomic_folder(tmp_path / "out") as folder:
             (folder / "a.txt").write_text("half")
@@ -258,7 +258,7 @@ def test_an_error_or_an_interruption_leaves_nothing(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_within_a_claimed_folder_nothing_more_is_locked(tmp_path):
+def test_outputs_within_a_locked_folder_need_no_lock(tmp_path):
     with command_scope("any"), lock_output(tmp_path / "out", in_place=True) as claim:
         assert not claim.interrupted
         assert not claim.same_command
@@ -291,7 +291,7 @@ def test_a_folder_that_grows_in_place_needs_no_room_beside_it(tmp_path):
         tmp_path.chmod(0o700)
 
 
-def test_windows_is_given_time_to_let_go(tmp_path, monkeypatch):
+def test_a_rename_that_windows_refuses_is_repeated(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("new")
     waited = []
     monkeypatch.setattr("urnet.files.atomic.time.sleep", waited.append)
@@ -330,12 +330,12 @@ def no_locks(request, monkeypatch):
         monkeypatch.setattr("fcntl.flock", fail)
 
 
-def test_without_locks_no_lock_file_is_left(tmp_path, no_locks):
+def test_without_locks_no_lock_file_is_left(tmp_path, no_locks, raises_code):
     assert lock_file(tmp_path / "a.lock") is None
     with command_scope("any"), new_file(tmp_path / "a.txt"):
         pass
     assert names(tmp_path) == ["a.txt"]
-    with pytest.raises(UrnetError, match="exists already"), command_scope("any"):
+    with raises_code("run.exists"), command_scope("any"):
         refuse_existing(tmp_path / "a.txt")
 
 
@@ -353,7 +353,7 @@ def test_a_lock_file_that_was_removed_meanwhile_is_not_locked(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, no_locks, raises_code):
+def test_a_file_system_without_locks_can_be_written(tmp_path, no_locks, raises_code):
     with atomic_folder(tmp_path / "out") as folder:
         (folder / "a.txt").write_text("whole")
     assert names(tmp_path) == ["out"]

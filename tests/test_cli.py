@@ -48,7 +48,7 @@ def digest(folder) -> dict[str, str]:
 
 
 def mistake(result, *words: str) -> None:
-    """Exit code 2, and one line on stderr that holds the words."""
+    """Check for exit code 2, and one line on stderr with the words."""
     code, _, err = result
     assert code == 2, err
     assert err.startswith("urnet: ")
@@ -109,7 +109,7 @@ def test_from_cells_to_a_report_and_predictions_in_folders_of_any_name(urnet, dr
     assert metrics["seed"] == 4
 
 
-def test_output_that_the_terminal_cannot_show_is_no_fault(tmp_path):
+def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path):
     code = "from urnet.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "phantom", "--out", str(tmp_path / "Zellen µ"), "--cells", "36", "--size", "32"],
@@ -140,7 +140,7 @@ def test_protocol_paper_is_marked_on_the_terminal(urnet, shapes, tiny, tmp_path)
     assert "note: Protocol paper is optimistic" in out
 
 
-def test_a_head_that_is_left_out_is_noted_once(urnet, shapes, tiny, tmp_path):
+def test_a_head_that_does_not_fit_is_noted_once(urnet, shapes, tiny, tmp_path):
     import timm
     from safetensors.torch import save_file
 
@@ -159,7 +159,7 @@ GRID = (
 
 
 @pytest.mark.slow
-def test_a_benchmark_prints_its_table_and_goes_on(urnet, shapes, tmp_path, monkeypatch):
+def test_a_benchmark_prints_its_table_and_continues(urnet, shapes, tmp_path, monkeypatch):
     monkeypatch.setattr("urnet.benchmark.report._draw_figures", lambda *_: [])
     code, out, err = urnet("benchmark", "table3", shapes, "--out", tmp_path / "out", *GRID)
     assert (code, err) == (0, "")
@@ -192,7 +192,7 @@ def test_failed_runs_of_a_benchmark_are_named_and_the_exit_code_is_1(urnet, shap
         assert err.splitlines()[-1] == "urnet: 2 run(s) failed; the same command repeats them"
 
 
-def test_an_interrupted_benchmark_says_how_to_go_on(urnet, shapes, tmp_path, monkeypatch):
+def test_an_interrupted_benchmark_names_the_command_that_continues(urnet, shapes, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt("interrupted; the same command with --resume goes on from there")
 
@@ -293,7 +293,7 @@ def test_the_demo_ends_with_table_differential_and_report(urnet, tmp_path, monke
     mistake(urnet("demo", "--out", tmp_path / "demo", "--seed", 1), "demo: exists already")
 
 
-# What users do wrong.
+# Errors of the user.
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_a_wrong_key_or_value_is_named(urnet, shapes, tiny, tmp_path, overrides,
         (["table4", "--set", "enhancer.widht=2"], "--set enhancer.widht=2: no row of table4 uses this key"),
     ],
 )
-def test_what_no_benchmark_can_do_is_named_before_anything_is_written(urnet, shapes, tmp_path, arguments, words):
+def test_impossible_benchmarks_are_named_before_any_file_is_written(urnet, shapes, tmp_path, arguments, words):
     table, *options = arguments
     mistake(urnet("benchmark", table, shapes, "--out", tmp_path / "out", *options), words)
     assert not (tmp_path / "out").exists()
@@ -574,7 +574,7 @@ def test_a_full_disk_is_one_line(urnet, trained, shapes, tmp_path, monkeypatch):
     )
 
 
-def test_a_place_that_may_not_be_written_is_one_line_with_what_to_do(urnet, trained, shapes, tmp_path, monkeypatch):
+def test_a_folder_without_permission_is_one_line_with_a_fix(urnet, trained, shapes, tmp_path, monkeypatch):
     def refused(*_, **__):
         raise PermissionError(13, "Permission denied", "p.csv.part")
 
@@ -585,7 +585,7 @@ def test_a_place_that_may_not_be_written_is_one_line_with_what_to_do(urnet, trai
     )
 
 
-def test_nothing_is_written_among_the_class_folders(urnet, draw, tiny, tmp_path):
+def test_no_output_is_written_among_the_class_folders(urnet, draw, tiny, tmp_path):
     cells = draw(tmp_path / "cells", 6)
     mistake(urnet("train", cells, "--recipe", tiny, "--out", cells / "run"), "would be taken for a class")
     mistake(urnet("split", cells, "--out", cells / "divided"), "would be taken for a class")
@@ -599,7 +599,7 @@ def test_nothing_is_written_among_the_class_folders(urnet, draw, tiny, tmp_path)
         ("train.batch_size=1", "with train.batch_size=1"),
     ],
 )
-def test_networks_that_do_not_take_such_images_or_batches_are_told_before_the_run_begins(
+def test_networks_that_do_not_fit_the_images_or_batches_are_named_before_the_run_begins(
     urnet, shapes, tiny, tmp_path, override, words
 ):
     mistake(urnet("train", shapes, "--recipe", tiny, "--out", tmp_path / "run", "--set", override), words)
@@ -636,7 +636,7 @@ def test_export_writes_a_checked_graph_once(trained, tmp_path, capfd):
         (["calibrate", "nowhere"], "nowhere: not a run folder"),
     ],
 )
-def test_what_is_not_there_is_said_in_one_line(arguments, message, tmp_path, monkeypatch, capfd):
+def test_missing_inputs_are_named_in_one_line(arguments, message, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert run(arguments) == 2
     error = capfd.readouterr().err
@@ -645,7 +645,7 @@ def test_what_is_not_there_is_said_in_one_line(arguments, message, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_said_with_what_to_do(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_named_with_a_fix(tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -26,26 +26,26 @@ def system(tmp_path, monkeypatch):
     return system
 
 
-OWN, TOP = "proc/self/cgroup", "sys/fs/cgroup"
+CGROUP, TOP = "proc/self/cgroup", "sys/fs/cgroup"
 
 
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
         ({}, 16),
-        ({OWN: "0::/\n"}, 16),
-        ({OWN: "0::/\n", f"{TOP}/cpu.max": "max 100000\n"}, 16),
-        ({OWN: "0::/\n", f"{TOP}/cpu.max": "200000 100000\n"}, 2),
-        ({OWN: "0::/\n", f"{TOP}/cpu.max": "150000 100000\n"}, 1),
-        ({OWN: "0::/\n", f"{TOP}/cpu.max": "20000 100000\n"}, 1),
-        ({OWN: "0::/\n", f"{TOP}/cpu.max": "6400000 100000\n"}, 16),
-        ({OWN: "0::/a/b\n", f"{TOP}/a/b/cpu.max": "max 100000\n", f"{TOP}/a/cpu.max": "300000 100000\n"}, 3),
-        ({OWN: "0::/of/the/host\n", f"{TOP}/cpu.max": "400000 100000\n"}, 4),
-        ({OWN: "0::/\n", f"{TOP}/cpu.max": "what?\n"}, 16),
-        ({OWN: "1:cpu:/\n", f"{TOP}/cpu/cpu.cfs_quota_us": "-1\n", f"{TOP}/cpu/cpu.cfs_period_us": "100000\n"}, 16),
+        ({CGROUP: "0::/\n"}, 16),
+        ({CGROUP: "0::/\n", f"{TOP}/cpu.max": "max 100000\n"}, 16),
+        ({CGROUP: "0::/\n", f"{TOP}/cpu.max": "200000 100000\n"}, 2),
+        ({CGROUP: "0::/\n", f"{TOP}/cpu.max": "150000 100000\n"}, 1),
+        ({CGROUP: "0::/\n", f"{TOP}/cpu.max": "20000 100000\n"}, 1),
+        ({CGROUP: "0::/\n", f"{TOP}/cpu.max": "6400000 100000\n"}, 16),
+        ({CGROUP: "0::/a/b\n", f"{TOP}/a/b/cpu.max": "max 100000\n", f"{TOP}/a/cpu.max": "300000 100000\n"}, 3),
+        ({CGROUP: "0::/of/the/host\n", f"{TOP}/cpu.max": "400000 100000\n"}, 4),
+        ({CGROUP: "0::/\n", f"{TOP}/cpu.max": "what?\n"}, 16),
+        ({CGROUP: "1:cpu:/\n", f"{TOP}/cpu/cpu.cfs_quota_us": "-1\n", f"{TOP}/cpu/cpu.cfs_period_us": "100000\n"}, 16),
         (
             {
-                OWN: "4:memory:/x\n3:cpu,cpuacct:/slurm/job\n0::/\n",
+                CGROUP: "4:memory:/x\n3:cpu,cpuacct:/slurm/job\n0::/\n",
                 f"{TOP}/cpu,cpuacct/slurm/job/cpu.cfs_quota_us": "500000\n",
                 f"{TOP}/cpu,cpuacct/slurm/job/cpu.cfs_period_us": "100000\n",
             },
@@ -53,13 +53,13 @@ OWN, TOP = "proc/self/cgroup", "sys/fs/cgroup"
         ),
         (
             {
-                OWN: "3:cpuacct,cpu:/docker/1f\n",
+                CGROUP: "3:cpuacct,cpu:/docker/1f\n",
                 f"{TOP}/cpu/cpu.cfs_quota_us": "250000\n",
                 f"{TOP}/cpu/cpu.cfs_period_us": "50000\n",
             },
             5,
         ),
-        ({OWN: "1:cpu:/\n", f"{TOP}/cpu/cpu.cfs_quota_us": "100000\n", f"{TOP}/cpu/cpu.cfs_period_us": "0\n"}, 16),
+        ({CGROUP: "1:cpu:/\n", f"{TOP}/cpu/cpu.cfs_quota_us": "100000\n", f"{TOP}/cpu/cpu.cfs_period_us": "0\n"}, 16),
     ],
 )
 def test_a_quota_limits_the_cpus(system, files, expected):
@@ -68,7 +68,7 @@ def test_a_quota_limits_the_cpus(system, files, expected):
 
 
 def test_the_smaller_of_affinity_and_quota_counts(system):
-    system({OWN: "0::/\n", f"{TOP}/cpu.max": "400000 100000\n"}, allowed=3)
+    system({CGROUP: "0::/\n", f"{TOP}/cpu.max": "400000 100000\n"}, allowed=3)
     assert usable_cpus() == 3
 
 
@@ -77,12 +77,12 @@ def test_the_affinity_is_that_of_the_process():
     code = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}}); "
     code += "from urnet.cpus import usable_cpus; print(usable_cpus())"
     environment = {name: value for name, value in os.environ.items() if name != "URNET_THREADS"}
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert told.stdout == "1\n"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert process.stdout == "1\n"
 
 
-def test_the_user_decides(system, monkeypatch):
-    system({OWN: "0::/\n", f"{TOP}/cpu.max": "400000 100000\n"})
+def test_the_environment_variable_decides(system, monkeypatch):
+    system({CGROUP: "0::/\n", f"{TOP}/cpu.max": "400000 100000\n"})
     monkeypatch.setenv("URNET_THREADS", "7")
     assert usable_cpus() == 7
     monkeypatch.setenv("URNET_THREADS", "")
@@ -90,7 +90,7 @@ def test_the_user_decides(system, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "1025", "١", " 2"])
-def test_a_number_of_threads_that_is_none_is_refused(monkeypatch, raises_code, value):
+def test_an_invalid_number_of_threads_is_refused(monkeypatch, raises_code, value):
     monkeypatch.setenv("URNET_THREADS", value)
     with raises_code("cpus.threads") as caught:
         usable_cpus()
@@ -103,7 +103,7 @@ def test_torch_gets_no_more_threads_than_there_are_cpus(system, monkeypatch):
     system({}, allowed=2)
     before = torch.get_num_threads()
     try:
-        for had, expected in ((4, 2), (1, 1)):  # a smaller number is somebody's choice
+        for had, expected in ((4, 2), (1, 1)):  # a smaller number was set on purpose
             torch.set_num_threads(had)
             limit_torch()
             assert torch.get_num_threads() == expected
@@ -114,7 +114,7 @@ def test_torch_gets_no_more_threads_than_there_are_cpus(system, monkeypatch):
         torch.set_num_threads(before)
 
 
-def test_waiting_threads_sleep_unless_the_user_wants_it_otherwise(system, monkeypatch):
+def test_idle_threads_sleep_unless_the_user_sets_otherwise(system, monkeypatch):
     system({}, allowed=2)
     names = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS")
     for name in names:
@@ -125,15 +125,15 @@ def test_waiting_threads_sleep_unless_the_user_wants_it_otherwise(system, monkey
     assert [os.environ[name] for name in names] == ["PASSIVE", "200", "2"]
 
 
-def test_the_command_refuses_a_number_of_threads_that_is_none():
-    told = subprocess.run(
+def test_the_command_refuses_an_invalid_number_of_threads():
+    process = subprocess.run(
         [sys.executable, "-c", "from urnet.cli import main; main()", "models"],
         capture_output=True,
         text=True,
         env=os.environ | {"URNET_THREADS": "many"},
     )
-    assert told.returncode == 2
-    assert told.stderr.startswith("urnet: URNET_THREADS is 'many'. Set it to a number of threads")
+    assert process.returncode == 2
+    assert process.stderr.startswith("urnet: URNET_THREADS is 'many'. Set it to a number of threads")
 
 
 def test_no_other_module_counts_cpus():
