@@ -87,10 +87,10 @@ def create_router(services: Services) -> APIRouter:
         if picture in COLORMAPS:
             from urnet.nets.gradcam import overlay
 
-            pixels = await asyncio.to_thread(overlay, np.moveaxis(raw, 0, -1), pixels, COLORMAPS[picture])
+            shown = await asyncio.to_thread(overlay, np.moveaxis(raw, 0, -1), pixels, COLORMAPS[picture])
         else:
-            pixels = np.rint(255 * np.moveaxis(pixels, 0, -1)).astype(np.uint8)
-        content = await asyncio.to_thread(_encode_png, pixels if pixels.shape[2] == 3 else pixels[..., 0])
+            shown = np.rint(255 * np.moveaxis(pixels, 0, -1)).astype(np.uint8)
+        content = await asyncio.to_thread(_encode_png, shown if shown.shape[2] == 3 else shown[..., 0])
         return Response(content, media_type="image/png", headers=CACHED)
 
     @router.get("/{key}/field/{number:int}.png")

@@ -35,6 +35,7 @@ class SessionData(Protocol):
 
     def close(self) -> None:
         """Release the data when the session ends. Called in the event loop, so it must not block."""
+        return None
 
 
 @dataclass

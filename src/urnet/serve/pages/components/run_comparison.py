@@ -134,8 +134,9 @@ class ComparisonPanel:
 
     def _find(self) -> Comparison | None:
         comparison = self.session.data.get(COMPARISON)
-        is_current = isinstance(comparison, Comparison) and comparison.is_current(self.first, self.second)
-        return comparison if is_current else None
+        if isinstance(comparison, Comparison) and comparison.is_current(self.first, self.second):
+            return comparison
+        return None
 
     def _start(self) -> Comparison:
         previous = self.session.data.get(COMPARISON)
