@@ -47,7 +47,10 @@ def crop(
     roundness: Annotated[float, typer.Option(help="Minimum roundness of a cell, 0 to 1.")] = 0.0,
     border: Annotated[bool, typer.Option(help="Keep cells that the border of the field cuts.")] = True,
 ) -> int:
-    """Detect the cells of fields of view, and write a crop of each."""
+    """Cut fields of view into crops of cells.
+
+    It detects the cells of each field, and writes a crop and a mask of each cell.
+    """
     from urnet.fields.cropping.crop import CropSettings, crop_fields
     from urnet.progress import ProgressBars
 
@@ -97,7 +100,10 @@ def audit(
     recipe: RecipeOption = "quick",
     overrides: SetOption = None,
 ) -> int:
-    """Search for copies, leaks and unusable files. The exit code is 0 when clean, and 1 with findings."""
+    """Search for copies, leaks and unusable files.
+
+    The exit code is 0 without findings, and 1 with findings.
+    """
     from urnet.cells.audit import audit_cells, format_counts
     from urnet.cells.read import read_recipe_cells
     from urnet.files.csv_tables import write_frame
@@ -135,7 +141,10 @@ def split(
         typer.Option(help="Also write augmented training images, until each class has this number.", min=1),
     ] = None,
 ) -> int:
-    """Write a cells table with its split. The images stay in their folder."""
+    """Write a cells table with its split.
+
+    The images stay in their folder.
+    """
     from urnet.cells.audit import audit_cells
     from urnet.cells.read import read_recipe_cells
     from urnet.cells.split import split_cells
@@ -176,7 +185,7 @@ def destain(
     ] = "stained",
     seed: Annotated[int, typer.Option(help="Seed of the simulated optics.", min=0)] = 0,
 ) -> int:
-    """Simulate stain-free images of stained cells ("simulated destaining")."""
+    """Simulate stain-free images of stained cells."""
     from urnet.cells.simulate import write_destained
     from urnet.progress import ProgressBars
 
@@ -198,7 +207,10 @@ def phantom(
     donors: Annotated[int, typer.Option(help="Number of donors.", min=1)] = 12,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same files.", min=0)] = 0,
 ) -> int:
-    """Draw phantom cells of three classes, and fields of view with known positions."""
+    """Draw phantom cells and fields of view.
+
+    The cells have three classes, and known positions in the fields.
+    """
     from urnet.cells.simulate import write_phantom
     from urnet.progress import ProgressBars
 

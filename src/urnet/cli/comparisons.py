@@ -31,7 +31,10 @@ def benchmark(
         bool, typer.Option("--no-train", help="Write the tables of the finished runs; train nothing.")
     ] = False,
 ) -> int:
-    """Fill a table of the paper with these cells. The same command continues an interrupted benchmark."""
+    """Fill a table of the paper with these cells.
+
+    The same command continues an interrupted benchmark.
+    """
     from urnet.progress import ProgressBars
     from urnet.recipe import load_recipe
 
@@ -68,7 +71,10 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders or cross-validations; the first is the baseline.")],
     folder: Annotated[Path, typer.Option("--out", help="New folder for the comparison.")],
 ) -> int:
-    """Compare runs on the cells that all of them tested: tables, paired differences, figures."""
+    """Compare runs on the same test cells.
+
+    The results are tables, paired differences with intervals, and figures.
+    """
     from urnet.benchmark.compare import compare as compare_runs
     from urnet.progress import ProgressBars
 
@@ -85,7 +91,10 @@ def stress(
     cells: CellsArgument,
     folder: Annotated[Path, typer.Option("--out", help="New folder for the curves.")],
 ) -> int:
-    """Measure the recall under defocus, blur, noise, gain and an illumination ramp."""
+    """Measure the recall on degraded images.
+
+    The images are degraded by defocus, blur, noise, gain and an illumination ramp.
+    """
     from urnet.evaluation.stress import run_stress_test
     from urnet.progress import ProgressBars
 
@@ -97,7 +106,7 @@ def stress(
 
 @app.command()
 def models() -> int:
-    """List enhancers, classifiers and recipes, with their parameters and GMAC."""
+    """List enhancers, classifiers and recipes."""
     from rich.table import Table
 
     from urnet.catalogue import list_classifier_sizes, list_enhancer_sizes, list_recipe_sizes

@@ -41,9 +41,9 @@ def demo(
     folder: Annotated[Path, typer.Option("--out", help="Folder for the cells and the run.")] = Path("urnet-demo"),
     seed: Annotated[int, typer.Option(help="Seed of the cells and of the training.", min=0, max=SEED_MAX)] = 0,
 ) -> int:
-    """Draw phantom cells, train a small UR-Net and evaluate it: minutes on two cores, without downloads.
+    """Train and evaluate a small UR-Net on phantom cells.
 
-    The same command continues a demo that was interrupted.
+    It takes minutes on two cores, and downloads no files. The same command continues an interrupted demo.
     """
     from urnet.cells.simulate import write_phantom
     from urnet.evaluation.evaluate import evaluate as evaluate_run
@@ -83,7 +83,11 @@ def train(
     devices: Annotated[int, typer.Option(help="Number of GPUs, or of processes on the CPU.", min=1)] = 1,
     allow_leaks: Annotated[bool, typer.Option("--allow-leaks", help="Train although the given split leaks.")] = False,
 ) -> int:
-    """Train a model: audit, split, pre-training, joint training, calibration."""
+    """Train a model on labelled cells.
+
+    The steps are audit, split, pre-training, joint training and calibration. The same command continues an interrupted
+    training.
+    """
     from urnet.progress import ProgressBars
     from urnet.recipe import load_recipe
 
@@ -116,7 +120,10 @@ def distill(
     seed: SeedOption = None,
     resume: ResumeOption = False,
 ) -> int:
-    """Train a small model that learns from a run (the teacher), on the cells and the split of the run."""
+    """Train a small model that learns from a run.
+
+    The run is the teacher. The student has the same cells and the same split.
+    """
     from urnet.progress import ProgressBars
     from urnet.recipe import load_recipe
 
@@ -138,7 +145,10 @@ def evaluate(
     folder: Annotated[Path | None, typer.Option("--out", help="New folder; RUN/evaluation/… when not given.")] = None,
     expect: ExpectOption = None,
 ) -> int:
-    """Evaluate a run, and write metrics.json, predictions.csv, figures/ and report.html."""
+    """Evaluate a run on its test cells.
+
+    The results are metrics.json, predictions.csv, figures/ and report.html.
+    """
     from urnet.evaluation.evaluate import evaluate as evaluate_run
     from urnet.progress import ProgressBars
 
@@ -159,7 +169,10 @@ def predict(
     engine: EngineOption = "auto",
     expect: ExpectOption = None,
 ) -> int:
-    """Classify images of single cells. The exit code is 1 if some could not be read; their rows give the reason."""
+    """Classify images of single cells.
+
+    The exit code is 1 if some images could not be read; their rows give the reason.
+    """
     from urnet.bundle.model import Model
     from urnet.calibration.conformal import COVERAGE, describe_coverage
     from urnet.predict import predict_files
@@ -200,7 +213,10 @@ def about(
     run: RunArgument,
     expect: ExpectOption = None,
 ) -> int:
-    """Show the classes, input, calibration and digest of a model, and check its files against their seal."""
+    """Show a model, and check its files.
+
+    It shows classes, input, calibration and digest, and checks the files against their seal.
+    """
     from urnet.bundle.about import model_facts
     from urnet.bundle.model import Model
 
@@ -219,7 +235,10 @@ def calibrate(
         Path | None, typer.Option(help="Cells of other classes than the training's; measures how many are rejected.")
     ] = None,
 ) -> int:
-    """Calibrate a trained model again: probabilities, prediction sets, rejection. Training calibrates, too."""
+    """Calibrate a trained model again.
+
+    It sets probabilities, prediction sets and rejection, as training does at its end.
+    """
     from urnet.bundle.seal import read_seal
     from urnet.cells.read import read_cells
     from urnet.evaluation.out_of_distribution import measure_rejection
@@ -262,7 +281,10 @@ def differential(
     scene: Annotated[str | None, typer.Option(help="Name or number of the scene of every field.")] = None,
     expect: ExpectOption = None,
 ) -> int:
-    """Count the cells of each donor, corrected for the confusion of the classifier, with 95 % intervals."""
+    """Count the cells of each donor.
+
+    Counts are corrected for the confusion of the classifier, and have 95 % intervals.
+    """
     from urnet.counting.differential import count_cells
     from urnet.progress import ProgressBars
 
@@ -292,7 +314,10 @@ def export(
     opset: Annotated[int | None, typer.Option(help="ONNX opset; the exporter's default when not given.")] = None,
     expect: ExpectOption = None,
 ) -> int:
-    """Write the model as one graph for other programs, and check it against the original on cells."""
+    """Write a model for other programs.
+
+    The written graph is checked against the model on cells.
+    """
     from urnet.export.formats import export_run
     from urnet.progress import ProgressBars
 

@@ -51,7 +51,10 @@ def label(
     allowed_hosts: AllowedHostOption = None,
     overrides: LimitOption = None,
 ) -> int:
-    """Open the web application to label cells. No model is needed."""
+    """Open the web application to label cells.
+
+    No model is needed.
+    """
     names = [name.strip() for name in classes.split(",") if name.strip()]
     return _serve(
         None,
@@ -81,7 +84,10 @@ def serve(
     expect: ExpectOption = None,
     overrides: LimitOption = None,
 ) -> int:
-    """Serve the web application and the API of a model on this computer."""
+    """Open the web application of a model.
+
+    Instruments can use its HTTP API.
+    """
     return _serve(
         run,
         cells,
