@@ -113,7 +113,7 @@ def test_padding_tiles_of_a_montage_are_left_out(open_client, send_files, shapes
         from urnet.serve.uploads.decoders import DecoderPool
 
         tiled = Model(replace(model.config, tile=24), model.joint, model.calibration, folder=model.folder)
-        client.services.decoders = DecoderPool(tiled, client.services.settings)
+        client.services._decoders = DecoderPool(tiled, client.services.settings)
         client.services.decoders.start()
         results = send_files(client, tmp_path / "m.png").json()["results"]
         assert [result["image"] for result in results] == [f"m.png#r00c{column:02d}" for column in range(4)]

@@ -136,7 +136,7 @@ def memory(process) -> int:
 
 def test_damaged_uploads_get_a_reason_each_and_the_server_stays_up(careful, send_files, tmp_path):
     rng, images, refused, before = np.random.default_rng(5), whole_images(), 0, 0
-    path, fit = tmp_path / "cell", careful.services.model.fit
+    path, fit = tmp_path / "cell", careful.services.model.resize_crop
     for number in range(500):
         name, content = damaged(rng, images)
         answer = send_files(careful, (name, content))
