@@ -134,6 +134,7 @@ def memory(process) -> int:
     return int(place.read_text(encoding="ascii").split()[1]) if place.is_file() else 0
 
 
+@pytest.mark.slow
 def test_damaged_uploads_get_a_reason_each_and_the_server_stays_up(careful, send_files, tmp_path):
     rng, images, refused, before = np.random.default_rng(5), whole_images(), 0, 0
     path, fit = tmp_path / "cell", careful.services.model.resize_crop
