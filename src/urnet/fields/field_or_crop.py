@@ -36,8 +36,8 @@ def list_fields(source: Path, tile: int | None, settings: CropSettings | None, p
         columns = read_table(source, ("path", "field", "brightfield")).columns
         if not len(columns):
             raise CellsError(
-                f"{source}: the table has neither a column 'path', as tables of cells have, nor 'field' or "
-                "'brightfield', as tables of fields have",
+                f"{source}: the table has no column 'path', 'field' or 'brightfield'. Add 'path' for cells, or "
+                "'field' for fields",
                 code="fields.column_missing",
             )
         return None if "path" in columns else list_source(source)

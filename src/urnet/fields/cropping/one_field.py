@@ -143,7 +143,8 @@ def _open_channels(
             if bright.shape != (nuclei.info.height, nuclei.info.width):
                 raise ImageError(
                     f"{row.brightfield} is {bright.shape[1]} x {bright.shape[0]} px and its nuclei {row.nuclei} are "
-                    f"{nuclei.info.width} x {nuclei.info.height} px; both must show the same field at the same size",
+                    f"{nuclei.info.width} x {nuclei.info.height} px; both must show the same field at the "
+                    "same size. Export them again together",
                     code="fields.nuclei_size",
                 )
             top, left, height, width = _middle(bright.shape)
