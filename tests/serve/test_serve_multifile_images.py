@@ -61,7 +61,7 @@ def test_two_uploads_of_one_request_are_one_field(requests, tmp_path):
     assert both["unreadable"] == {}
     assert [one["name"] for one in both["seen"]] == [first.name]
     assert both["cells"] > 0
-    assert any("read once" in note for note in both["notes"])
+    assert any("one image" in note for note in both["notes"])
 
 
 @pytest.mark.parametrize("name", ["../../request1/files/000001.tif", "..\\..\\request1\\files\\000001.tif", "{path}"])
