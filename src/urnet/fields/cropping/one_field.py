@@ -41,7 +41,7 @@ class FieldCells:
 
     Args:
         rows: rows of the cells table, with the columns of `COLUMNS`.
-        features: features of the nucleus of each cell; none without nuclei or where no nucleus was found.
+        features: features of the nucleus of each cell; none where there is no nucleus.
         field: the field.
     """
 

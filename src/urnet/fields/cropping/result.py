@@ -1,4 +1,4 @@
-"""What cropping found in each field, and what it wrote."""
+"""Result of cropping: the cells of each field, and the written files."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -205,19 +205,19 @@ def _background(grey: np.ndarray, outside: np.ndarray) -> np.ndarray:
     H, W = grey.shape
     rows, columns = np.mgrid[:H, :W] / max(H, W) - 0.5
     terms = np.stack([np.ones_like(rows), rows, columns], axis=-1)  # (H, W, 3)
-    kept = outside & (grey <= np.median(grey[outside])) if outside.sum() > 0.1 * grey.size else None
-    if kept is None:
+    used = outside & (grey <= np.median(grey[outside])) if outside.sum() > 0.1 * grey.size else None
+    if used is None:
         return np.full_like(grey, np.median(grey[grey <= np.percentile(grey, 10)]))
-    plane = np.full_like(grey, np.median(grey[kept]))
+    plane = np.full_like(grey, np.median(grey[used]))
     for _ in range(5):
         left = grey - plane
         # Fluorescence only adds to the noise, so its lower half gives its width.
         low = left[outside & (left <= 0)]
         width = 1.4826 * float(np.median(-low)) if low.size else 0.0
-        kept = outside & (left <= 2.5 * width + 1e-9 * np.abs(grey).max())
-        if kept.sum() < 12:
+        used = outside & (left <= 2.5 * width + 1e-9 * np.abs(grey).max())
+        if used.sum() < 12:
             break
-        plane = terms @ np.linalg.lstsq(terms[kept], grey[kept], rcond=None)[0]
+        plane = terms @ np.linalg.lstsq(terms[used], grey[used], rcond=None)[0]
     return plane
 
 
