@@ -17,7 +17,7 @@ from urnet.fields.cropping.extract import extract_crop
 from urnet.fields.cropping.settings import CropSettings
 from urnet.fields.detection.detect import Detection
 from urnet.fields.detection.detect import detect as detect_cells
-from urnet.fields.io.read import describe_field, open_field
+from urnet.fields.io.pool import FieldPool
 from urnet.fields.preprocessing.corrected_field import CorrectedField
 
 if TYPE_CHECKING:
@@ -211,21 +211,22 @@ def read_field(path: Path | str, scene: int | str = 0, *, z: int | str | None = 
         ((1, ..., ...), ...)
     """
     path = Path(path)
-    info = describe_field(path, str(scene))
     planes: list[np.ndarray] = []
     names: list[str] = []
-    for index, name in enumerate(info.channels):
-        unique = info.channels.count(name) == 1
-        asked = name if unique else str(index)
-        chosen_z = None if z is None else str(z)
-        with open_field(path, channel=asked, z=chosen_z, scene=str(scene)) as opened:
-            pixels = opened.read(0, 0, opened.info.height, opened.info.width)
-        if pixels.ndim == 2:
-            planes.append(pixels)
-            names.append(name)
-        else:
-            planes += list(np.moveaxis(pixels, 2, 0))
-            names += [colour if len(info.channels) == 1 else f"{name} {colour}" for colour in COLOURS]
+    with FieldPool() as pool:
+        info = pool.describe(path, str(scene))
+        for index, name in enumerate(info.channels):
+            unique = info.channels.count(name) == 1
+            channel = name if unique else str(index)
+            plane = None if z is None else str(z)
+            with pool.open(path, channel=channel, z=plane, scene=str(scene)) as opened:
+                pixels = opened.read(0, 0, opened.info.height, opened.info.width)
+            if pixels.ndim == 2:
+                planes.append(pixels)
+                names.append(name)
+            else:
+                planes += list(np.moveaxis(pixels, 2, 0))
+                names += [colour if len(info.channels) == 1 else f"{name} {colour}" for colour in COLOURS]
     return FieldImage(np.stack(planes), tuple(names), info.pixel_um, info.scenes, info.scenes[info.scene], path)
 
 
