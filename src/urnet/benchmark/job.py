@@ -206,7 +206,7 @@ def _compute_cam_shares(scored: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """
     import torch
 
-    from urnet.evaluation.cam_share import cam_share, chance_share
+    from urnet.benchmark.cam_share import cam_share, chance_share
     from urnet.evaluation.report_figures import channels_last
     from urnet.images.mask import segment_cell
     from urnet.nets.gradcam import grad_cam

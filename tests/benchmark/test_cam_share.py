@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from urnet.evaluation.cam_share import cam_share, chance_share
+from urnet.benchmark.cam_share import cam_share, chance_share
 
 
 def masks() -> np.ndarray:
