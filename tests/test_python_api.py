@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -127,10 +128,27 @@ def test_detections_give_masks_crops_and_a_picture(home):
     assert len(urnet.detect(np.full((300, 300), 90, np.uint8)).crops(32)) == 0
 
 
-@pytest.mark.parametrize("overrides", [["train.epochs=1"], {"train.epochs": 1}, {"train": {"epochs": 1}}])
-def test_recipe_keys_are_given_as_texts_or_a_mapping(home, tmp_path, overrides):
-    run = urnet.train(home / "phantom", "quick", tmp_path / "run", overrides=overrides, progress=False, **SMALL)
-    assert run.recipe().enhancer.width == 4
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"overrides": ["train.epochs=7"]},
+        {"overrides": {"train.epochs": 7}},
+        {"overrides": {"train": {"epochs": 7}}},
+        {"train": {"epochs": 7}},
+    ],
+)
+def test_recipe_keys_are_given_as_texts_a_mapping_or_keywords(monkeypatch, arguments):
+    from urnet.recipe import load_recipe
+
+    recipes = []
+
+    def train_runs(cells, recipe, out, *, overrides, **_):
+        recipes.append(load_recipe(recipe, overrides))
+        return [SimpleNamespace(folder=Path(out))]
+
+    monkeypatch.setattr("urnet.training.fit.train", train_runs)
+    urnet.train("cells", "quick", "run", progress=False, input={"size": 24}, **arguments)
+    assert (recipes[0].train.epochs, recipes[0].input.size) == (7, 24)
 
 
 def test_keys_change_a_recipe_object(home, tmp_path):
