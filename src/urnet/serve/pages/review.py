@@ -422,7 +422,7 @@ def _format_share(share: float | None, interval: Sequence[float] | None) -> tupl
     """Format a share and its interval, in percent."""
     if share is None or interval is None or math.isnan(share):
         return NO_FIGURES
-    return f"{100 * share:.1f}", f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+    return f"{100 * share:.1f}", f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}"
 
 
 def _probability(row: ReviewedPrediction) -> float:
