@@ -312,7 +312,7 @@ def test_the_page_has_the_position_of_each_cell(run, fields, pages):
             client.post(f"{at}/files", files=[("files", (f"my {field.name}", field.read_bytes()))])
         assert client.post(f"{at}/start").json() == {"files": 4}
         until = time.monotonic() + 60
-        while "Not all images" in (report := client.get(f"{at}/report.html")).text or report.status_code == 404:
+        while "was not complete when" in (report := client.get(f"{at}/report.html")).text or report.status_code == 404:
             assert time.monotonic() < until
             time.sleep(0.1)
         told = pd.read_csv(io.StringIO(client.get(f"{at}/predictions.csv").text))
