@@ -8,7 +8,9 @@ from urnet.serve.database.reviews import ReviewStore
 
 
 class Store(Database):
-    """The database of the web application. A row is never overwritten: an undone label stays, with the time.
+    """The database of the web application.
+
+    A label that is undone or replaced keeps its row. Only the renaming of a class changes labels.
 
     Args:
         path: the file; created if absent.
