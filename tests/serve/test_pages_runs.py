@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import uvicorn
 
-from urnet.errors import RunError
 from urnet.evaluation.evaluate import evaluate
 from urnet.run_folder import Run
 from urnet.serve.app import create_app
@@ -189,7 +188,7 @@ def test_comparison_shows_progress_can_be_cancelled_and_continues_without_its_pa
     page.wait_for_selector("[role=status] >> text=The comparison is finished.")
     page.wait_for_selector("td:has-text('could be chance')")
     page.goto(f"{address}/runs?run=run&beside=going")
-    page.wait_for_selector("text=going: has no figures of its test part")
+    page.wait_for_selector("text=going: the test split is not evaluated")
     page.close()
 
 
@@ -218,7 +217,7 @@ def test_runs_and_folds_are_listed(beside, tmp_path):
     assert not list_runs(beside / "run")["going"].finished
 
 
-def test_incomplete_history_is_read(beside, tmp_path):
+def test_incomplete_history_is_read(beside, raises_code, tmp_path):
     shutil.copytree(beside / "going", tmp_path / "run")
     run = Run(tmp_path / "run")
     whole = len(run.history())
@@ -229,16 +228,16 @@ def test_incomplete_history_is_read(beside, tmp_path):
         file.write(",0.x")
     assert len(read_history(run)) == whole
     run.history_path.write_text("a letter\n", encoding="utf-8")
-    with pytest.raises(RunError, match="not the history"):
+    with raises_code("run.unusable"):
         read_history(run)
 
 
-def test_comparison_of_test_results(beside, tmp_path):
+def test_comparison_of_test_results(beside, raises_code):
     found = list_runs(beside / "run")
     table = compare_test_results(found["run"], found["twin"])
     assert table["difference"].tolist()[:2] == [0, 0]
     assert recipe_differences(found["run"].run, found["twin"].run) == [("train.epochs", "4", "5")]
-    with pytest.raises(RunError, match="going: has no figures of its test part"):
+    with raises_code("run.not_evaluated"):
         compare_test_results(found["run"], found["going"])
 
 
