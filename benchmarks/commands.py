@@ -41,10 +41,6 @@ def build_commands(*, short: bool) -> dict[str, tuple[str, ...]]:
         "crop": ("crop", "fields.csv", "--size", "32", "--out", "out"),
         "train": train,
         "train folds": (*train, "split.folds=2", *(("train.epochs=1", "pretrain.epochs=0") if short else ())),
-        "distill": (
-            *("distill", "run", "--student", "recipe.yaml", "--out", "out", "--set", *NETWORKS[:3]),
-            "train.epochs=1" if short else "train.epochs=3",
-        ),
         "evaluate": ("evaluate", "run"),
         "evaluate --out": ("evaluate", "run", "--out", "out"),
         "predict": (

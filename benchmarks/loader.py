@@ -1,12 +1,12 @@
-"""Images a second into a training, on one core: decoded once and turned in batches, against ImageFolder and PIL.
+"""Measure the images per second of the training's loader on one core, against ImageFolder and PIL.
 
     python benchmarks/loader.py --stained ../shared/data/pbc_stained --out loader.json
 
-Both show every image of a folder per class once an epoch, in random order and batches of 32, as float tensors in
-[0, 1], mirrored and turned by any angle with reflected borders: stained crops (JPEG of 360 px, at 128 px in colour) and
-phantom crops (PNG of 64 px, grey). The plain loader is also timed with the black corners of torchvision. Each turn
-is a process of its own with one thread, the kinds take turns, and what counts are medians over epochs. Ours decodes
-before the first epoch, once for all later runs too; that is timed by itself.
+Both load every image of a folder per class once in an epoch, in random order and batches of 32, as float tensors in
+[0, 1], mirrored and rotated by any angle with reflected borders. The images are stained crops (JPEG of 360 px, at 128
+px in colour) and phantom crops (PNG of 64 px, grey). The plain loader is also timed with torchvision's black corners.
+Each run is a separate process with one thread, and the kinds take turns. The figures are medians over epochs. urnet
+decodes once, before the first epoch and for all later runs; that time is reported separately.
 """
 
 import argparse
@@ -37,19 +37,19 @@ BATCH = 32
 
 
 def main() -> None:
-    """Print a table of medians and ratios, and write all figures if asked to."""
+    """Print a table of medians and ratios, and write all figures to a file if asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stained", type=Path, help="folder per class of stained crops")
     parser.add_argument("--phantoms", type=int, default=1200)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)  # what the processes are started with
+    parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)  # used by the processes
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.run:
         folder, *numbers = arguments.run
-        return load_and_turn(Path(folder), *map(int, numbers))
+        return load_and_augment(Path(folder), *map(int, numbers))
     about = describe("torchvision", "pillow", "numpy") | {"load": [load()]}
     rows, turns = [], {}
     with tempfile.TemporaryDirectory() as name:
@@ -69,7 +69,7 @@ def main() -> None:
             for _ in range(arguments.repeats):
                 for kind, command in kinds.items():
                     turns[title][kind].append(run(command))
-            rows += summary(title, turns[title])
+            rows += summarise(title, turns[title])
     about["load"].append(load())
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format))
     print(f"load {about['load']} on {about['cores']} cores")
@@ -79,32 +79,32 @@ def main() -> None:
 
 
 def run(command: list[str]) -> dict[str, object]:
-    """One process: its epochs as (images, seconds, processor seconds), and ours the decoding."""
-    told = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
-    answer = json.loads(told.stdout.splitlines()[-1])
+    """Run one process: epochs as (images, seconds, processor seconds), and the decoding time of urnet."""
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+    answer = json.loads(result.stdout.splitlines()[-1])
     return answer if isinstance(answer, dict) else {"epochs": answer}
 
 
-def load_and_turn(folder: Path, size: int, channels: int, epochs: int) -> None:
-    """Our side, in its process."""
+def load_and_augment(folder: Path, size: int, channels: int, epochs: int) -> None:
+    """Measure urnet's loader in this process."""
     cells = read_cells(folder)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     whole = load_cached_pixels(cells, size, channels)
-    decoded = time.perf_counter() - begun
+    decoded = time.perf_counter() - started
     rows = LazyRows(whole, np.arange(len(whole)))
     dataset = CellDataset(rows, cells.labels, fit_scaling(rows, str(whole.dtype)))
-    told = []
+    result = []
     loader = make_training_loader(dataset, BATCH, balanced=False, per_class=None, seed=0)
     for epoch in range(epochs):
         loader.batch_sampler.sampler.set_epoch(epoch)
-        begun, worked = time.perf_counter(), time.process_time()
+        started, worked = time.perf_counter(), time.process_time()
         images = sum(len(augment(batch, flips=True, rotation=True)) for batch, _, _ in loader)
-        told.append([images, time.perf_counter() - begun, time.process_time() - worked])
-    print(json.dumps({"epochs": told, "decoded": decoded}))
+        result.append([images, time.perf_counter() - started, time.process_time() - worked])
+    print(json.dumps({"epochs": result, "decoded": decoded}))
 
 
-def summary(title: str, turns: dict[str, list[dict[str, object]]]) -> list[dict[str, object]]:
-    """Medians over all epochs of each kind, and what multiple of the plain loader it is."""
+def summarise(title: str, turns: dict[str, list[dict[str, object]]]) -> list[dict[str, object]]:
+    """Compute the medians over all epochs of each kind, and the ratio to the plain loader."""
 
     def rate(kind: str, clock: int) -> float:
         return statistics.median(epoch[0] / epoch[clock] for turn in turns[kind] for epoch in turn["epochs"])

@@ -1,11 +1,11 @@
-"""Run the grids of several benchmarks in processes of one machine, where there is no Ray.
+"""Run the grids of several benchmarks in processes of one machine, without Ray.
 
     python benchmarks/pool.py PLAN.json --processes 12 --seconds 540
 
 PLAN.json is a list of settings of `urnet benchmark` (cells, out, table, scale, folds, seeds, protocol, only,
 overrides), run in this order. "table" may be "search" (see search.py; "towards" names the paired image), and
-"only_folds" lists some of the folds. After --seconds no further run is begun and those under way are stopped;
-`urnet benchmark` with the same settings goes on, or makes the tables.
+"only_folds" lists some of the folds. After --seconds no further run starts, and running ones are stopped.
+`urnet benchmark` with the same settings continues them, or makes the tables.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from urnet.cpus import usable_cpus
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-def cells_of(plan: dict) -> list[tuple]:
-    """The unfinished cells of a plan, each with the grid's cells and audit."""
+def list_jobs(plan: dict) -> list[tuple]:
+    """List the unfinished jobs of a plan, each with the cells and the audit of the grid."""
     from search import candidates
 
     from urnet.benchmark.grid import open_grid, unfinished_jobs
@@ -43,13 +43,13 @@ def cells_of(plan: dict) -> list[tuple]:
 
 
 def run(cell: object, cells: object, audit: object, deadline: float) -> str:
-    """One cell, in a process that has done others before."""
+    """Run one job."""
     import torch
 
     from urnet.benchmark.job import run_job
 
     if time.time() > deadline:
-        return "not begun"
+        return "not started"
     torch.set_num_threads(1)
     started = time.time()
     try:
@@ -75,7 +75,7 @@ def main() -> None:
     pool = ProcessPoolExecutor(arguments.processes, mp_context=context)
     waiting = set()
     for plan in json.loads(arguments.plans.read_text(encoding="utf-8")):
-        waiting |= {pool.submit(run, *job, deadline) for job in cells_of(plan)}
+        waiting |= {pool.submit(run, *job, deadline) for job in list_jobs(plan)}
     while waiting and time.time() < deadline:
         done, waiting = wait(waiting, timeout=2, return_when="FIRST_COMPLETED")
         for future in done:
@@ -83,7 +83,7 @@ def main() -> None:
     print(f"{len(waiting)} runs left", flush=True)
     for process in pool._processes.values():
         process.kill()
-    os._exit(0)  # the pool would wait for those that were ended
+    os._exit(0)  # the pool would wait for the killed processes
 
 
 if __name__ == "__main__":

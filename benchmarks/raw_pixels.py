@@ -1,10 +1,10 @@
-"""A logistic regression on raw pixels, as the baseline that a network must beat, and the paired difference to a run.
+"""Train a logistic regression on raw pixels, the baseline for a network, and compare it with a run.
 
     python benchmarks/raw_pixels.py RUN [--out baseline.json]
 
-Trains on the run's training and validation parts (crops at the network's input size, scaled as the run scales them),
-tests on its test part, and compares with the run's own `evaluation/test/predictions.csv`, cell by cell: 2,000
-bootstrap replicates over source images, the same draws for both.
+The regression is trained on the training and validation parts of the run (crops at the network's input size, with the
+scaling of the run). The comparison with `evaluation/test/predictions.csv` of the run uses 2,000 paired bootstrap
+replicates over cells.
 """
 
 import argparse

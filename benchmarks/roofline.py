@@ -1,13 +1,13 @@
-"""How fast a GPU could train the paper-size model at best, operation by operation.
+"""Compute the highest training speed of the paper-size model on a GPU, from each of its operations.
 
     python benchmarks/roofline.py --tflops 789 --bandwidth 3.35 --json roofline-h100.json
 
-No GPU is needed: a training step (UR-Net of width 64 before ResNet101, 200 × 200 px, batches of 32) in bf16 is followed
-without its values, and of each operation that PyTorch runs the useful operations and the bytes of what goes in and out
-are counted. At best an operation takes as long as the slower of both at the card's rates: S. Williams et al.,
-"Roofline: an insightful visual performance model for multicore architectures", 2009. Operations that are fused need
-not write what the next one reads, so a compiled step may be faster than this bound. Left out: augmentation, the
-optimiser, and how often processors keep a map in their caches from one operation to the next.
+No GPU is needed: a training step (UR-Net of width 64 before ResNet101, 200 × 200 px, batches of 32) in bf16 is traced
+without values. For each operation the arithmetic operations and the bytes of inputs and outputs are counted. The least
+time of an operation is the slower of both at the rates of the GPU: S. Williams et al.,
+"Roofline: an insightful visual performance model for multicore architectures", 2009. Fused operations need not
+write what the next one reads, so a compiled step may be faster than this bound. Not included: augmentation, the
+optimiser, and maps that stay in a cache from one operation to the next.
 """
 
 import argparse
@@ -34,7 +34,7 @@ KINDS = {
 
 
 class Traffic(TorchDispatchMode):
-    """Counts operations and bytes, and the least seconds, of what is run.
+    """Counter of operations, bytes and least seconds.
 
     Args:
         flops: operations a second of matrix products.
@@ -65,7 +65,7 @@ class Traffic(TorchDispatchMode):
 
 
 def main() -> None:
-    """Print a table, and write it if asked to."""
+    """Print the figures, and write them to a file if asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tflops", type=float, required=True, help="of bf16 matrix products, as measured")
     parser.add_argument("--bandwidth", type=float, required=True, help="of the memory, TB a second")
@@ -80,7 +80,7 @@ def main() -> None:
         F.cross_entropy(model.enhance_and_classify(images)[0], labels).backward()
     flops, bytes_, least = (sum(one[part] for one in traffic.sums.values()) for part in range(3))
     kinds = sorted(traffic.sums.items(), key=lambda item: -item[1][2])
-    told = {
+    result = {
         "tflops": arguments.tflops,
         "bandwidth_tb": arguments.bandwidth,
         "batch": BATCH,
@@ -89,13 +89,13 @@ def main() -> None:
         "utilisation_at_most": flops / least / traffic.rates[0],
         "kinds": {kind: amounts(*counted) | {"share_of_time": time / least} for kind, (*counted, time) in kinds},
     }
-    print(json.dumps(told, indent=2))
+    print(json.dumps(result, indent=2))
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def amounts(flops: float, bytes_: float) -> dict[str, float]:
-    """Of one image."""
+    """Return the figures of one image."""
     return {"gflop_an_image": 1e-9 * flops / BATCH, "megabytes_an_image": 1e-6 * bytes_ / BATCH}
 
 

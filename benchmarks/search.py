@@ -1,11 +1,10 @@
-"""What makes joint enhancement help: candidate recipes, compared on validation parts alone.
+"""Compare candidate recipes for joint enhancement on validation parts (nested cross-validation).
 
     python benchmarks/search.py OUT --baseline net1
 
-reads a grid that `pool.py` ran with "table": "search". For every fold the candidate with the best macro recall on
-that fold's validation part is chosen (mean over the seeds), and tested on the fold's test part, which had no say in
-it (nested cross-validation): that is what choosing a recipe in this way is worth. The candidate that wins on the
-validation parts of all folds together is named as well.
+reads a grid that `pool.py` ran with "table": "search". For each fold the candidate with the best macro recall on the
+validation part of the fold is chosen (mean over the seeds), and tested on the test part of the fold. The result is the
+value of choosing a recipe in this way. The best candidate on the validation parts of all folds is named as well.
 """
 
 import argparse
@@ -24,12 +23,12 @@ BOTH: dict[str, Any] = {"input": "both"}
 
 
 def candidates(net1: Recipe, only: list[str], kind: str) -> list[PlannedRow]:
-    """Candidates around a laptop-scale Net1, as rows of a grid.
+    """Return the candidates around a laptop-scale Net1, as rows of a grid.
 
     Args:
-        net1: what they change.
-        only: names of those wanted; all when empty.
-        kind: the paired image that enhancers are trained towards, a `pretrain.target`.
+        net1: recipe that the candidates change.
+        only: names of the candidates to return; all if empty.
+        kind: paired image for the pre-training, a value of `pretrain.target`.
     """
     pretrain = load_recipe("net4-laptop").pretrain.model_dump() | {"epochs": 8}
     target = pretrain | {"target": kind}
@@ -87,8 +86,8 @@ def candidates(net1: Recipe, only: list[str], kind: str) -> list[PlannedRow]:
     ]
 
 
-def validated(out: Path) -> pd.DataFrame:
-    """Best validation macro recall, test accuracy and test macro recall of every run that is done."""
+def read_results(out: Path) -> pd.DataFrame:
+    """Return the best validation macro recall, test accuracy and test macro recall of each finished run."""
     rows = []
     for path in sorted(out.glob("runs/*/*/benchmark/outcome.json")):
         outcome = json.loads(path.read_text(encoding="utf-8"))
@@ -112,7 +111,7 @@ def validated(out: Path) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Choose by validation, report by test."""
+    """Choose by the validation parts, report by the test parts."""
     from urnet.benchmark.collect import read_portable_predictions
     from urnet.benchmark.job import Job
     from urnet.evaluation.paired import paired_differences
@@ -121,7 +120,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--baseline", default="net1")
     arguments = parser.parse_args()
-    runs = validated(arguments.out)
+    runs = read_results(arguments.out)
     table = runs.groupby("name")[["validation", "accuracy", "macro_recall"]].mean()
     counts = runs.groupby("name").size()
     whole = counts[counts == counts.max()].index

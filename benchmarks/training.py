@@ -1,24 +1,24 @@
-"""Images a second, memory and losses of `urnet train` against a plain PyTorch script, on CPUs and on a GPU.
+"""Measure speed, memory and losses of `urnet train` against a plain PyTorch script, on a CPU or a GPU.
 
     python benchmarks/training.py --device cpu --json training-cpu.json
     python benchmarks/training.py --device cpu --parts speed --widths 64 --repeats 2
     python benchmarks/training.py --device cuda --json training-cuda.json --seconds 240
 
-Both train the same network (UR-Net before ResNet101, random weights, SGD) on the same phantom crops. Ours is
-`urnet.train` itself, from the folder: audit, split, decoding, Lightning, augmentation; the plain one is
-`plain/training.py`. Each run is a process of its own. On CPUs the kinds take turns, and the time of a step is a median,
-by the clock and of processor time, which others on the machine disturb less:
+Both train the same network (UR-Net before ResNet101, random weights, SGD) on the same phantom crops. "ours" is
+`urnet.train` from the folder: audit, split, decoding, Lightning, augmentation. "plain" is `plain/training.py`. Each run
+is a separate process. On a CPU the kinds take turns. The time of a step is a median, in wall-clock time and in
+processor time, which other processes disturb less:
 
-- speed: paper size with the enhancer's width as it is (64) and narrow (16).
+- speed: paper size with an enhancer of width 64 (the paper) and 16.
 - memory: peak of the process, paper size, batches of 8, without and with `train.checkpointing`.
-- losses: 50 steps of a small network from the same weights over the same batches, without augmentation; and how far the
-  plain script is from itself where pixels are moved by 1e-7. `tests/training/test_parity.py` compares without rounding.
+- losses: 50 steps of a small network with the same weights and batches, without augmentation; and the plain script
+  against itself with pixels changed by 1e-7. `tests/training/test_same_losses.py` compares in float64.
 - processes: two of one thread each (DDP, gloo) against one of one thread.
-- compile: `train.compile` and `train.checkpointing`, each and together, paper size; only where asked for.
+- compile: `train.compile` and `train.checkpointing`, each and together, paper size; not part of the default.
 
-On a GPU: the rate of bf16 matrix products; the plain script with and without TF32; what each of our measures adds, in a
-loop over augmented batches; `urnet.train`. Useful operations are three times the forward pass's (2 × MAC) for a step.
-A variant that fails is written down with its error, and one that the seconds do not reach is left out.
+On a GPU: the rate of bf16 matrix products; the plain script with and without TF32; the effect of each measure in a loop
+over augmented batches; `urnet.train`. The useful operations of a step are three times those of the forward pass
+(2 × MAC). A failing variant is reported with its error. Variants after the time limit are left out.
 """
 
 import argparse
@@ -62,13 +62,13 @@ MEASURES = {  # each on top of those before it
 
 
 class EnoughError(Exception):
-    """The steps that were to be measured are done."""
+    """All steps of the measurement are done."""
 
 
 class Clock(Callback):
-    """Notes when steps end and what they lost, writes it to a file, and ends the training.
+    """Callback that records the end and the loss of each step, writes them to a file, and stops the training.
 
-    On a GPU only the first and the last counted step wait for it, so that the measurement does not slow the rest.
+    On a GPU only the first and the last counted step are synchronised, so that the others are not slowed.
     """
 
     def __init__(self, path: Path, steps: int, warm: int):
@@ -77,14 +77,14 @@ class Clock(Callback):
         self.losses: list[torch.Tensor] = []
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        """One step more."""
+        """Record a step."""
         self.losses.append(outputs["loss"].detach())
         wait(module.device.type, len(self.losses), self.warm, self.steps)
         self.ends.append((time.perf_counter(), time.process_time()))
         if len(self.ends) == self.steps:
             if trainer.is_global_zero:
-                told = figures(self.ends, [float(loss) for loss in self.losses], module.device.type, self.warm)
-                self.path.write_text(json.dumps(told), encoding="utf-8")
+                result = figures(self.ends, [float(loss) for loss in self.losses], module.device.type, self.warm)
+                self.path.write_text(json.dumps(result), encoding="utf-8")
             raise EnoughError
 
 
@@ -101,12 +101,12 @@ class Listener:
         """Ignore it."""
 
     def epoch_bar(self, stage: str, epochs: int) -> Callback:
-        """The clock."""
+        """Return the clock."""
         return self.clock
 
 
 def main() -> None:
-    """Print a table, and write all figures if asked to, after every run."""
+    """Print a row after each run, and write all figures to a file if asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--parts", nargs="+", default=["speed", "memory", "losses", "processes"], help="on CPUs")
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="on CPUs; PyTorch's own choice by default")
     parser.add_argument("--seconds", type=float, default=240, help="that the GPU is used for")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)  # what the processes are started with
+    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)  # used by the processes
     arguments = parser.parse_args()
     if arguments.run:
         kind, options = arguments.run
@@ -135,13 +135,13 @@ def main() -> None:
 
 
 class Report:
-    """Rows that are printed and written as they come."""
+    """Rows that are printed and written as soon as they exist."""
 
     def __init__(self, path: Path | None, about: dict[str, Any]):
         self.path, self.content = path, about | {"load": [load()], "rows": []}
 
     def add(self, part: str, kind: str, **row: Any) -> None:
-        """One row."""
+        """Add a row."""
         self.content["rows"].append({"part": part, "kind": kind, "load": load(), **row})
         shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
         print(f"{part:10} {kind:44}", *(f"{k}={v}" for k, v in shown.items() if not isinstance(v, list)), flush=True)
@@ -153,7 +153,7 @@ class Report:
 
 
 def speed(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
-    """Images a second at paper size, wide and narrow, in turns; bf16 where the processor has instructions for it."""
+    """Measure images per second at paper size, wide and narrow; bf16 if the processor has instructions for it."""
     variants: dict[str, tuple[str, dict[str, Any]]] = {"plain": ("plain", {}), "ours": ("ours", {})}
     if torch.cpu._is_avx512_bf16_supported():
         variants["ours, bf16"] = ("ours", {"precision": "bf16"})
@@ -165,8 +165,8 @@ def speed(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
                 place = {"folder": str(folder / "large"), "out": str(folder / f"{width}-{turn}-{len(more)}")}
                 turns[name].append(start(kind, options | place | more))
         medians = {
-            name: [statistics.median(step for one in told for step in one[key]) for key in ("seconds", "processor")]
-            for name, told in turns.items()
+            name: [statistics.median(step for one in result for step in one[key]) for key in ("seconds", "processor")]
+            for name, result in turns.items()
         }
         for name, (seconds, processor) in medians.items():
             report.add(
@@ -181,18 +181,18 @@ def speed(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
 
 
 def memory(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
-    """Peak memory of the process over two steps at paper size."""
+    """Measure the peak memory of the process over two steps at paper size."""
     options = PAPER | {"steps": 2, "warm": 0, "threads": arguments.threads, "folder": str(folder / "large")}
     peaks = {"plain": start("plain", options)["peak_mib"]}
     for checkpointing in (False, True):
-        told = start("ours", options | {"out": str(folder / f"m{checkpointing}"), "checkpointing": checkpointing})
-        peaks[f"ours{', checkpointing' * checkpointing}"] = told["peak_mib"]
+        result = start("ours", options | {"out": str(folder / f"m{checkpointing}"), "checkpointing": checkpointing})
+        peaks[f"ours{', checkpointing' * checkpointing}"] = result["peak_mib"]
     for kind, peak in peaks.items():
         report.add("memory", kind, peak_mib=peak, ratio=peak / peaks["plain"])
 
 
 def losses(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
-    """The first 50 losses from the same weights over the same batches."""
+    """Compare the first 50 losses with the same weights and batches."""
     write_phantom(folder / "small", 720, size=SMALL["size"])
     options = SMALL | {"steps": 50, "warm": 0, "folder": str(folder / "small"), "threads": 1}
     ours = start("ours", options | {"out": str(folder / "same"), "still": True})
@@ -202,13 +202,13 @@ def losses(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
     (folder / "order.json").write_text(json.dumps([names[place] for place in order]), encoding="utf-8")
     options |= {"order": str(folder / "order.json"), "workers": 0}
     plain, moved = (start("plain", options | {"jitter": jitter}) for jitter in (0.0, 1e-7))
-    for kind, told in (("plain", plain), ("plain, pixels moved by 1e-7", moved), ("ours", ours)):
-        gaps = np.abs(np.subtract(told["losses"], plain["losses"]))
-        report.add("losses", kind, first_gap=float(gaps[0]), largest_gap=float(gaps.max()), losses=told["losses"])
+    for kind, result in (("plain", plain), ("plain, pixels moved by 1e-7", moved), ("ours", ours)):
+        gaps = np.abs(np.subtract(result["losses"], plain["losses"]))
+        report.add("losses", kind, first_gap=float(gaps[0]), largest_gap=float(gaps.max()), losses=result["losses"])
 
 
 def processes(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
-    """Two processes of one thread each against one of one thread, the batch of a process alike."""
+    """Compare two processes of one thread each with one process, with the same batch in each process."""
     write_phantom(folder / "middle", 60, size=96, donors=5)
     options = {"width": 16, "classifier": "resnet10t", "size": 96, "batch": 16, "folder": str(folder / "middle")}
     options |= {"steps": 10 + 2, "warm": 2, "threads": 1}
@@ -223,17 +223,17 @@ def processes(folder: Path, report: Report, arguments: argparse.Namespace) -> No
 
 
 def compiled(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
-    """What compiling changes, alone and with checkpointing, at paper size."""
+    """Measure the effect of compiling, alone and with checkpointing, at paper size."""
     options = PAPER | {"steps": arguments.steps + 2, "warm": 2, "threads": arguments.threads}
     variants = ([], ["compile"], ["checkpointing"], ["checkpointing", "compile"])
     base = None
     for switched in variants:
         place = {"folder": str(folder / "large"), "out": str(folder / "-".join(["c", *switched]))}
-        told = start("ours", options | place | dict.fromkeys(switched, True))
-        rate = options["batch"] / statistics.median(told["seconds"])
+        result = start("ours", options | place | dict.fromkeys(switched, True))
+        rate = options["batch"] / statistics.median(result["seconds"])
         base = base or rate
         name = ", ".join(["ours", *switched])
-        report.add("compile", name, images_a_second=rate, ratio=rate / base, peak_mib=told["peak_mib"])
+        report.add("compile", name, images_a_second=rate, ratio=rate / base, peak_mib=result["peak_mib"])
 
 
 PARTS = {"speed": speed, "memory": memory, "losses": losses, "processes": processes, "compile": compiled}
@@ -243,7 +243,7 @@ PARTS = {"speed": speed, "memory": memory, "losses": losses, "processes": proces
 
 
 def on_gpu(folder: Path, report: Report, until: float) -> None:
-    """All variants, the most telling first, until the time is up."""
+    """Measure all variants, the most important first, until the time limit."""
     options = PAPER | {"batch": 32, "device": "cuda", "workers": usable_cpus(), "warm": 8, "steps": 28}
     macs = count_macs(network(options), options["size"], 3)
     report.content |= {"gpu": torch.cuda.get_device_name(), "gmac_an_image": macs / 1e9}
@@ -251,10 +251,10 @@ def on_gpu(folder: Path, report: Report, until: float) -> None:
     options |= {"folder": str(folder / "large")}
     rate: float | None = None
     plain: dict[str, float] = {}
-    told = tried("products", {}, until)
-    if "error" not in told:
-        rate = told["tflops"]
-    report.add("gpu", "bf16 matrix products", **told)
+    result = tried("products", {}, until)
+    if "error" not in result:
+        rate = result["tflops"]
+    report.add("gpu", "bf16 matrix products", **result)
     ours = {"precision": "bf16"}
     variants: list[tuple[str, str, dict[str, Any]]] = [
         ("plain script, TF32 convolutions", "plain", {}),
@@ -270,11 +270,11 @@ def on_gpu(folder: Path, report: Report, until: float) -> None:
     variants.insert(-1, ("urnet.train, checkpointing", "ours", checkpointing))
     for name, kind, changes in variants:
         asked = options | changes
-        told = tried(kind, asked, until)
-        if "error" in told:
-            report.add("gpu", name, **told)
+        result = tried(kind, asked, until)
+        if "error" in result:
+            report.add("gpu", name, **result)
             continue
-        speed = asked["batch"] * len(told["seconds"]) / sum(told["seconds"])  # images a second
+        speed = asked["batch"] * len(result["seconds"]) / sum(result["seconds"])  # images a second
         if kind == "plain":
             plain["times_plain_float32" if changes else "times_plain"] = speed
         tflops = 6e-12 * macs * speed
@@ -285,14 +285,14 @@ def on_gpu(folder: Path, report: Report, until: float) -> None:
             **{key: speed / its for key, its in plain.items()},
             tflops=tflops,
             utilisation=tflops / rate if rate else None,
-            peak_mib=told["peak_mib"],
-            first_seconds=told.get("first_seconds"),
-            last_loss=told["losses"][-1],
+            peak_mib=result["peak_mib"],
+            first_seconds=result.get("first_seconds"),
+            last_loss=result["losses"][-1],
         )
 
 
 def tried(kind: str, options: dict[str, Any], until: float) -> dict[str, Any]:
-    """What a process says, or what went wrong with it."""
+    """Run a process and return its result, or its error."""
     left = until - time.monotonic()
     if left < 15:
         return {"error": "no time left"}
@@ -308,7 +308,7 @@ def tried(kind: str, options: dict[str, Any], until: float) -> dict[str, Any]:
 
 
 def start(kind: str, options: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
-    """Run one kind in a process of its own; what it says in its last line."""
+    """Run one kind in a separate process and return its last line."""
     environment = dict(os.environ)
     if options.get("threads"):
         environment["OMP_NUM_THREADS"] = str(options["threads"])
@@ -336,14 +336,14 @@ def start(kind: str, options: dict[str, Any], timeout: float | None = None) -> d
         if timeout is None:
             print(done.stderr, file=sys.stderr)
         raise subprocess.CalledProcessError(done.returncode, kind, done.stdout, done.stderr)
-    told = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout.splitlines()[-1])
     if kind == "plain":
-        told |= {key: told[key][max(0, warm - 1) :] for key in ("seconds", "processor")}
-    return told
+        result |= {key: result[key][max(0, warm - 1) :] for key in ("seconds", "processor")}
+    return result
 
 
 def run_ours(options: dict[str, Any]) -> None:
-    """`urnet.train`, left after so many steps."""
+    """Run `urnet.train` and stop it after some steps."""
     if options.get("threads"):
         torch.set_num_threads(options["threads"])
     out = Path(options["out"])
@@ -357,19 +357,19 @@ def run_ours(options: dict[str, Any]) -> None:
         *([f"train.precision={options['precision']}"] if "precision" in options else []),
         *([f"train.{key}=true" for key in ("checkpointing", "compile") if options.get(key)]),
     ]
-    told = out.with_suffix(".json")
-    clock = Clock(told, options["steps"], options["warm"])
+    result = out.with_suffix(".json")
+    clock = Clock(result, options["steps"], options["warm"])
     devices = options.get("devices", 1)
     try:
         train(options["folder"], "net4", out, overrides=overrides, reporter=Listener(clock), devices=devices)
-    except Exception as error:  # from another process it comes as text
+    except Exception as error:  # an error of another process arrives as text
         if "EnoughError" not in f"{type(error).__name__} {error}":
             raise
-    print(told.read_text(encoding="utf-8"))
+    print(result.read_text(encoding="utf-8"))
 
 
 def run_loop(options: dict[str, Any]) -> None:
-    """Our measures one by one, without Lightning, over images that are on the device."""
+    """Run the measures one by one, without Lightning, on images that are on the device."""
     torch.backends.cudnn.benchmark = options.get("tuned", False)
     device, batch, size = options["device"], options["batch"], options["size"]
     layout = torch.channels_last if options.get("channels_last") else torch.contiguous_format
@@ -383,7 +383,7 @@ def run_loop(options: dict[str, Any]) -> None:
     cells = torch.randint(0, 256, (4 * batch, 3, size, size), dtype=torch.uint8, device=device)
     labels = torch.randint(0, 3, (4 * batch,), device=device)
     ends, found = [], []
-    began = time.perf_counter()
+    started = time.perf_counter()
     for step in range(options["steps"]):
         rows = slice(step % 4 * batch, (step % 4 + 1) * batch)
         images = augment(cells[rows] / 255, flips=True, rotation=True).contiguous(memory_format=layout)
@@ -395,39 +395,39 @@ def run_loop(options: dict[str, Any]) -> None:
         found.append(loss.detach())
         wait(device, len(found), options["warm"], options["steps"])
         ends.append((time.perf_counter(), time.process_time()))
-    told = figures(ends, [float(loss) for loss in found], device, options["warm"])
-    print(json.dumps(told | {"first_seconds": ends[0][0] - began}))
+    result = figures(ends, [float(loss) for loss in found], device, options["warm"])
+    print(json.dumps(result | {"first_seconds": ends[0][0] - started}))
 
 
 def run_products(_: dict[str, Any]) -> None:
-    """TFLOP/s of bf16 matrix products, 8192 × 8192, on random numbers: the mean of twenty after five."""
+    """Measure TFLOP/s of bf16 matrix products, 8192 × 8192, on random numbers: the mean of twenty after five."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     for _ in range(5):
         a @ b
     torch.cuda.synchronize()
-    began = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(20):
         a @ b
     torch.cuda.synchronize()
-    print(json.dumps({"tflops": 20 * 2e-12 * 8192**3 / (time.perf_counter() - began)}))
+    print(json.dumps({"tflops": 20 * 2e-12 * 8192**3 / (time.perf_counter() - started)}))
 
 
 CHILDREN = {"ours": run_ours, "loop": run_loop, "products": run_products}
 
 
 def network(options: dict[str, Any]) -> torch.nn.Module:
-    """Both networks, random weights."""
+    """Build both networks with random weights."""
     return build_joint("urnet", options["classifier"], 3, 3, enhancer_options={"width": options["width"]})
 
 
 def wait(device: str, step: int, warm: int, last: int) -> None:
-    """Let a GPU come to the end of the step, where the time counts."""
+    """Synchronise the GPU at the first and the last counted step."""
     if device == "cuda" and step in (warm, last):
         torch.cuda.synchronize()
 
 
 def figures(ends: list[tuple[float, float]], found: list[float], device: str, warm: int) -> dict[str, Any]:
-    """What a process has to say: seconds of the counted steps, losses, peak memory."""
+    """Return the result of a process: seconds of the counted steps, losses, peak memory."""
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
@@ -438,7 +438,7 @@ def figures(ends: list[tuple[float, float]], found: list[float], device: str, wa
 
 
 def paths(cells: Any) -> list[Path]:
-    """Files of a table's cells."""
+    """Return the files of a cells table."""
     return [(cells.root / path).resolve() for path in cells.table["path"]]
 
 

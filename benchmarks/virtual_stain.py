@@ -1,9 +1,9 @@
-"""The enhancer alone, trained towards a paired image: a gallery of input / painted / real on cells it has not seen.
+"""Show the output of an enhancer that was trained towards a paired image: input, output and real image of test cells.
 
     python benchmarks/virtual_stain.py RUN --out gallery.png
 
-RUN is a run that was pre-trained with `pretrain.target=target`; the weights are those at the end of its pre-training,
-the cells are from its test part. Also prints the error on the test part beside that of two trivial painters.
+RUN is a run that was pre-trained with `pretrain.target=target`. The weights are those at the end of the pre-training,
+and the cells are from the test part. The errors of the enhancer and of two trivial outputs are printed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from urnet.run_folder import Run
 
 
 def main() -> None:
-    """Paint the test part of one run."""
+    """Enhance the test part of one run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -41,12 +41,12 @@ def main() -> None:
     scaling = fit_scaling(trained, str(trained.dtype))
     raw, real = model.config.scaling.apply(images("test", "path")), scaling.apply(real)
     with torch.inference_mode():
-        painted = torch.cat([enhancer(batch) for batch in torch.from_numpy(raw).split(32)]).numpy()
+        enhanced = torch.cat([enhancer(batch) for batch in torch.from_numpy(raw).split(32)]).numpy()
     mean = scaling.apply(trained).mean(axis=0)
     cells = run.cells().part("test")
     print(f"mean squared error towards the target on {len(cells)} test cells, values in [0, 1]")
     for name, guess in (
-        ("painted", painted),
+        ("enhanced", enhanced),
         ("mean target of the training part", mean[None]),
         ("the input itself", raw),
     ):
@@ -59,7 +59,7 @@ def main() -> None:
     picture = lambda array: [np.moveaxis(image, 0, -1).squeeze() for image in array[shown]]  # noqa: E731
     figure = draw_gallery(
         picture(raw),
-        picture(painted),
+        picture(enhanced),
         [cells.classes[k] for k in labels[shown]],
         picture(real),
         target_name="real stain",

@@ -20,7 +20,7 @@ from urnet.cli import run
 from urnet.cli.app import expand_set_options
 
 COMMANDS = (
-    *("demo", "train", "evaluate", "predict", "distill", "calibrate", "differential", "export", "serve", "label"),
+    *("demo", "train", "evaluate", "predict", "calibrate", "differential", "export", "serve", "label"),
     *("benchmark", "compare", "stress", "audit", "split", "crop", "destain", "phantom", "models"),
 )
 SHORT = ("train.epochs=1", "augment.per_class=8")

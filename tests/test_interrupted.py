@@ -26,7 +26,7 @@ PRELOADED = (
     *("benchmark.compare", "benchmark.run", "benchmark.report", "cells.simulate", "cli.cells", "cli.comparisons"),
     *("cli.runs", "counting.differential", "evaluation.evaluate", "evaluation.stress", "export.formats"),
     *("fields.cropping.crop", "fields.cropping.report", "images.simulation.destain", "nets", "nets.gradcam", "predict"),
-    *("training.calibrate", "training.distill", "training.fit", "training.lightning_modules"),
+    *("training.calibrate", "training.fit", "training.lightning_modules"),
 )
 """Modules of urnet that the forked processes share."""
 PRELOADED_PACKAGES = (

@@ -5,7 +5,6 @@ import pytest
 from urnet.evaluation.evaluate import evaluate
 from urnet.nets.enhancers.registry import ARTEFACT_FREE, artefact_free_options, list_enhancer_options
 from urnet.recipe import list_recipes, load_recipe
-from urnet.training.distill import distill
 from urnet.training.fit import train
 
 
@@ -30,12 +29,9 @@ def shrunk(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_a_shipped_recipe_trains_and_is_evaluated(name, shapes, trained, tmp_path):
+def test_a_shipped_recipe_trains_and_is_evaluated(name, shapes, tmp_path):
     recipe = load_recipe(name)
-    if recipe.distill is None:
-        run = train(shapes, name, tmp_path / "run", overrides=shrunk(name))[0]
-    else:
-        run = distill(trained.folder, name, tmp_path / "run", overrides=shrunk(name))
+    run = train(shapes, name, tmp_path / "run", overrides=shrunk(name))[0]
     stages = ["pretrain"] * bool(recipe.pretrain.epochs) + ["train"]
     assert run.history()["stage"].tolist() == stages
     config = run.load_model().config

@@ -409,7 +409,6 @@ def test_no_command_takes_a_bundle_for_a_run(trained, shapes, tiny, tmp_path, op
         "stress": [bundle, shapes, "--out", tmp_path / "stress"],
         "export": [bundle, "--format", "torch", "--out", tmp_path / "out.pt2"],
         "calibrate": [bundle],
-        "distill": [bundle, "--student", "quick", "--out", tmp_path / "student"],
         "train --resume": [shapes, "--recipe", tiny, "--out", bundle, "--resume"],
     }
     with opened() as seen:

@@ -1,8 +1,8 @@
-"""Classify a folder of crops, as one writes it with PyTorch alone: Dataset, DataLoader, eager network, CSV.
+"""Classify a folder of crops with PyTorch alone: Dataset, DataLoader, eager network, CSV.
 
     python benchmarks/plain/inference.py MODEL FOLDER OUT.csv
 
-Ends with one line of JSON: seconds from the loaded network to the written table, by the clock and of processor time.
+The output is one line of JSON: seconds and processor seconds from the loaded network to the written table.
 """
 
 import csv
@@ -44,7 +44,7 @@ def main() -> None:
     bundle, folder, out = map(Path, sys.argv[1:])
     model = urnet.load(bundle)
     network, classes = model.joint, model.classes
-    begun, worked = time.perf_counter(), sum(os.times()[:4])
+    started, worked = time.perf_counter(), sum(os.times()[:4])
     files = sorted(folder.rglob("*.png"))
     loader = DataLoader(Crops(files, model.config.size, model.config.channels), batch_size=BATCH, num_workers=2)
     with torch.inference_mode():
@@ -54,7 +54,7 @@ def main() -> None:
         writer.writerow(["path", "predicted", *classes])
         for path, row in zip(files, probabilities.tolist(), strict=True):
             writer.writerow([path, classes[int(np.argmax(row))], *row])
-    seconds, worked = time.perf_counter() - begun, sum(os.times()[:4]) - worked
+    seconds, worked = time.perf_counter() - started, sum(os.times()[:4]) - worked
     print(json.dumps({"seconds": seconds, "processor": worked, "images": len(files)}))
 
 

@@ -1,9 +1,9 @@
-"""Load and augment a folder per class, as one writes it with torchvision: ImageFolder, PIL, DataLoader.
+"""Load and augment a folder per class with torchvision: ImageFolder, PIL, DataLoader.
 
     python benchmarks/plain/loader.py FOLDER SIZE CHANNELS EPOCHS [BORDER]
 
-Mirroring and a rotation by any angle. BORDER is `reflect` (default; pad, turn, cut) or `black`. Ends with one line of
-JSON: images, seconds by the clock and of processor time, of each epoch.
+Images are mirrored and rotated by any angle. BORDER is `reflect` (default; pad, rotate, crop) or `black`. The output is
+one line of JSON: images, seconds and processor seconds of each epoch.
 """
 
 import json
@@ -21,7 +21,7 @@ BATCH = 32
 
 
 def main() -> None:
-    """Load all images, epoch after epoch."""
+    """Load all images in each epoch."""
     folder, size, channels, epochs = sys.argv[1], *map(int, sys.argv[2:5])
     reflect = sys.argv[5:] != ["black"]
     corner = math.ceil(size * (math.sqrt(2) - 1) / 2)
@@ -36,12 +36,12 @@ def main() -> None:
     ]
     torch.set_num_threads(1)
     loader = DataLoader(ImageFolder(folder, transforms.Compose(steps)), BATCH, shuffle=True)
-    told = []
+    result = []
     for _ in range(epochs):
-        begun, worked = time.perf_counter(), time.process_time()
+        started, worked = time.perf_counter(), time.process_time()
         images = sum(len(batch) for batch, _ in loader)
-        told.append([images, time.perf_counter() - begun, time.process_time() - worked])
-    print(json.dumps(told))
+        result.append([images, time.perf_counter() - started, time.process_time() - worked])
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

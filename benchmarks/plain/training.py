@@ -1,10 +1,9 @@
-"""Train UR-Net and a classifier, as one writes it with PyTorch alone: ImageFolder, PIL, DataLoader, float32, SGD.
+"""Train UR-Net and a classifier with PyTorch alone: ImageFolder, PIL, DataLoader, float32, SGD.
 
     python benchmarks/plain/training.py FOLDER --width 64 --classifier resnet101 --size 200 --batch 8 --steps 6
 
-FOLDER has a folder of images for each class. Ends with one line of JSON: seconds of every step by the clock and of
-processor time, from the end of the one before to its own; the losses; the peak memory of the process (on a GPU: of its
-tensors).
+FOLDER has a folder of images for each class. The output is one line of JSON: seconds and processor seconds of each
+step, from the end of the step before; the losses; the peak memory of the process (on a GPU: of its tensors).
 """
 
 import argparse
@@ -37,9 +36,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--no-tf32", action="store_true", help="PyTorch lets convolutions use TF32 unless told not to")
+    parser.add_argument("--no-tf32", action="store_true", help="no TF32 in convolutions, which is PyTorch's default")
     parser.add_argument("--order", type=Path, help="JSON: the files in this order, and no augmentation")
-    parser.add_argument("--jitter", type=float, default=0.0, help="noise on pixels in [0, 1]: what rounding amounts to")
+    parser.add_argument(
+        "--jitter", type=float, default=0.0, help="noise on pixels in [0, 1], for the effect of rounding"
+    )
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
@@ -49,15 +50,15 @@ def main() -> None:
 
 
 def train(a: argparse.Namespace) -> dict[str, object]:
-    """The training loop."""
-    turned = [
+    """Run the training loop."""
+    augmentation = [
         transforms.RandomHorizontalFlip(),
         transforms.RandomVerticalFlip(),
         transforms.RandomRotation(180, transforms.InterpolationMode.BILINEAR),
     ]
     resize = transforms.Resize((a.size, a.size))
-    moved = [transforms.Lambda(lambda x: x + a.jitter * torch.randn_like(x))] if a.jitter else []
-    steps = [resize, *([] if a.order else turned), transforms.ToTensor(), *moved]
+    jitter = [transforms.Lambda(lambda x: x + a.jitter * torch.randn_like(x))] if a.jitter else []
+    steps = [resize, *([] if a.order else augmentation), transforms.ToTensor(), *jitter]
     dataset = ImageFolder(str(a.folder), transforms.Compose(steps))
     classes = len(dataset.classes)
     if a.order:
@@ -77,7 +78,7 @@ def train(a: argparse.Namespace) -> dict[str, object]:
     optimizer = torch.optim.SGD(model.parameters(), lr=a.lr, momentum=0.9)
     losses, ends, worked = [], [], []
     model.train()
-    for images, labels in islice(forever(loader), a.steps):
+    for images, labels in islice(repeat(loader), a.steps):
         images, labels = images.to(a.device, non_blocking=True), labels.to(a.device, non_blocking=True)
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
@@ -94,8 +95,8 @@ def train(a: argparse.Namespace) -> dict[str, object]:
     return {"seconds": seconds, "processor": processor, "losses": losses, "peak_mib": peak / 2**20}
 
 
-def forever(loader: DataLoader):
-    """One epoch after the other."""
+def repeat(loader: DataLoader):
+    """Yield the batches of one epoch after the other."""
     while True:
         yield from loader
 

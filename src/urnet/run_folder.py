@@ -1,10 +1,9 @@
-"""The run folder: what training leaves, and what evaluation, prediction and resumption read.
+"""Run folder: the files of one training.
 
-recipe.yaml   as it was resolved       history.csv   a row an epoch
-scaling.json  of raw counts to [0, 1]
-cells.csv     with the split used,     checkpoints/  best.ckpt, last.ckpt, and the same of pretrain/
-              hashes of the pixels     crop.json     of cells out of fields
-model/        the bundle               evaluation/   one folder a part
+recipe.yaml   complete recipe                      history.csv   figures of each epoch
+scaling.json  map of raw counts to [0, 1]          checkpoints/  best.ckpt, last.ckpt, and the same in pretrain/
+cells.csv     cells with split and pixel hashes    crop.json     crop settings of cells from fields
+model/        trained model (bundle)               evaluation/   one folder for each evaluated part
 """
 
 import json
@@ -45,15 +44,19 @@ HISTORY_COLUMNS = (
 """Columns of every history."""
 
 NEW_HISTORY_COLUMNS = (*HISTORY_COLUMNS, "identity_error")
-"""Columns of a new history; `identity_error` is a share of the images' own variance, 0 to 1 and more."""
+"""Columns of a new history. `identity_error` is a share of the images' own variance; it may exceed 1."""
 
 EXCLUDED = "left out"
-"""Column of the counts for cells that are in no part: copies, padding, constant images."""
+"""Column for excluded cells: copies, padding, constant images."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder."""
+    """Run folder.
+
+    Attributes:
+        folder: path of the folder.
+    """
 
     folder: Path
 
@@ -62,68 +65,68 @@ class Run:
 
     @property
     def recipe_path(self) -> Path:
-        """The resolved recipe."""
+        """Complete recipe."""
         return self.folder / "recipe.yaml"
 
     @property
     def cells_path(self) -> Path:
-        """The cells with their parts."""
+        """Cells table with the split."""
         return self.folder / TABLE_NAME
 
     @property
     def scaling_path(self) -> Path:
-        """The scaling that was fitted to the training part."""
+        """Scaling that was fitted to the training part."""
         return self.folder / "scaling.json"
 
     @property
     def cropping_path(self) -> Path:
-        """How the cells were cut out of fields, where `urnet crop` did it."""
+        """Crop settings, if `urnet crop` wrote the cells."""
         return self.folder / SETTINGS_NAME
 
     @property
     def history_path(self) -> Path:
-        """A row an epoch."""
+        """Figures of each epoch."""
         return self.folder / "history.csv"
 
     @property
     def selection_path(self) -> Path:
-        """Which features the SVM uses, where the recipe selects some."""
+        """Features that the SVM uses, if the recipe selects features."""
         return self.folder / "selection.json"
 
     @property
     def checkpoints(self) -> Path:
-        """Checkpoints of the joint training; those of the pre-training are in `pretrain/` below."""
+        """Folder of the checkpoints of joint training; those of the pre-training are in its folder `pretrain`."""
         return self.folder / "checkpoints"
 
     @property
     def model(self) -> Path:
-        """The bundle."""
+        """Folder of the trained model."""
         return self.folder / "model"
 
     @property
     def finished(self) -> bool:
-        """Whether training came to its end."""
+        """Whether the training is finished."""
         return (self.model / CONFIG_NAME).is_file()
 
     @property
     def is_bundle(self) -> bool:
-        """Whether the folder is a bundle by itself.
+        """Whether the folder is a bundle and not a run.
 
-        The table of a run names cells anywhere on the machine, and belongs to the user. A recipe or a table that lies
-        in a bundle came with it from elsewhere, and is not read.
+        The cells table of a run names files anywhere on the machine, and the user wrote it. A recipe or a table inside
+        a bundle may come from someone else, and is not read.
         """
         return (self.folder / CONFIG_NAME).is_file() and not self.finished
 
     def refuse_bundle(self) -> None:
-        """Refuse a bundle in the place of a run.
+        """Raise an error if the folder is a bundle.
 
         Raises:
-            RunError: it is one (`run.is_bundle`).
+            RunError: it is a bundle (`run.is_bundle`).
         """
         if self.is_bundle:
             raise RunError(
-                f"{self.folder}: not a run folder but a bundle (a model by itself), and a recipe or cells in it are "
-                "not read; give the --out of `urnet train`",
+                f"{self.folder}: not a run folder but a bundle (a model by itself). Its recipe or cells are not read. "
+                "Name the --out of `urnet train`",
                 code="run.is_bundle",
             )
 
@@ -136,14 +139,14 @@ class Run:
         scaling: Scaling,
         progress: Callable[[float], None] | None = None,
     ) -> "Run":
-        """Begin a run folder; the recipe is what makes it one, and comes last.
+        """Create a run folder. The recipe, by which a run is recognised, is written last.
 
         Args:
-            folder: new.
-            recipe: as it was resolved.
-            cells: with their parts.
-            scaling: fitted to the training part.
-            progress: called with the share of the images that have been hashed, 0 to 1.
+            folder: new folder.
+            recipe: complete recipe.
+            cells: cells with a split.
+            scaling: scaling that was fitted to the training part.
+            progress: receives the share of the images that have been hashed, 0 to 1.
 
         Raises:
             RunError: the folder exists and is not empty.
@@ -164,7 +167,7 @@ class Run:
         return run
 
     def refuse_existing(self) -> None:
-        """As the function of this name, but a run that was killed while its folder was begun may begin again.
+        """Raise an error if the folder exists, unless a run was killed while it created the folder.
 
         Raises:
             RunError: the folder exists and is not empty.
@@ -175,50 +178,53 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path | str) -> "Run":
-        """An existing run folder.
+        """Open an existing run folder.
 
         Raises:
-            RunError: it is not one, or a bundle (`run.is_bundle`).
+            RunError: the folder is no run folder, or a bundle (`run.is_bundle`).
         """
         run = cls(Path(folder))
         run.refuse_bundle()
         missing = [p.name for p in (run.recipe_path, run.cells_path) if not p.is_file()]
         if (run.folder / "fold0" / run.recipe_path.name).is_file():
-            raise RunError(f"{folder}: a cross-validation of several runs; give one of them, as {run.folder / 'fold0'}")
+            raise RunError(
+                f"{folder}: a cross-validation of several runs; name one of them, such as {run.folder / 'fold0'}",
+                code="run.is_cross_validation",
+            )
         if missing:
             raise RunError(
-                f"{folder}: not a run folder ({', '.join(missing)} missing); give the --out of `urnet train`"
+                f"{folder}: not a run folder ({', '.join(missing)} missing); name the --out of `urnet train`",
+                code="run.not_a_run",
             )
         return run
 
     def recipe(self) -> Recipe:
-        """The recipe of the run."""
+        """Read the recipe of the run."""
         return load_recipe(self.recipe_path)
 
     def cells(self) -> Cells:
-        """The cells of the run, with the part that each was in ("" for those left out).
+        """Read the cells of the run, with the part of each ("" for excluded cells).
 
         Raises:
-            RunError: the table has lost its parts.
-            CellsError: it is no table, or its images are not there.
+            RunError: the table has no split.
+            CellsError: the table is damaged, or images are missing.
         """
         try:
             cells = read_cells(self.cells_path, as_written=True)
         except MissingFilesError as error:
             place = os.path.normpath(self.folder.resolve() / error.files[0])
             raise MissingFilesError(
-                f"{self.folder}: {len(error.files)} image(s) of this run's cells do not exist where they were, as "
-                f"{place}. A run keeps no images of its own, and finds them by the paths in its {TABLE_NAME}, relative "
-                "to the run's folder: put the cells back there (or a link to where they are now), move the run's "
-                "folder the same way, or correct these paths",
+                f"{self.folder}: {len(error.files)} image(s) of this run are missing, such as {place}. A run folder "
+                f"has no copies of the images. It finds them by the paths in its {TABLE_NAME}, relative to the run "
+                "folder. Put the cells back (or a link to them), move the run folder with them, or correct the paths",
                 error.files,
             ) from None
         if not cells.has_split:
-            raise RunError(f"{self.cells_path}: names no parts (column 'split'); restore the file")
+            raise RunError(f"{self.cells_path}: the column 'split' is missing; restore the file", code="run.no_split")
         return use_cached_crops(Cells(cells.root, cells.table, order_classes(self.recipe(), cells)))
 
     def scaling(self) -> Scaling | None:
-        """The scaling that the run was begun with; none of runs of version 0.1.0, which did not write it.
+        """Read the scaling of the run. Runs of version 0.1.0 have no such file: None.
 
         Raises:
             RunError: the file is damaged.
@@ -234,32 +240,32 @@ class Run:
             ) from None
 
     def has_cells(self, cells: Cells) -> bool:
-        """Whether these are the cells that the run was begun with: the same files under the same labels."""
+        """Return whether the run was started with these cells: the same files with the same labels."""
         own = self.cells()
         return sorted(zip(_absolute_paths(own), own.table["label"], strict=True)) == sorted(
             zip(_absolute_paths(cells), cells.table["label"], strict=True)
         )
 
     def changed_images(self, progress: Callable[[float], None] | None = None) -> list[str]:
-        """Images, paired ones too, whose pixels are other ones than when the run was begun, as `cells.csv` names them.
+        """Return the images, paired ones included, whose pixels have changed since the run was started.
 
-        None are known of runs that kept no hashes.
+        Runs of version 0.1.0 have no hashes: the list is then empty. Names are those in `cells.csv`.
         """
         return find_changed_images(self.cells(), progress)
 
     def counts(self) -> pd.DataFrame:
-        """Number of cells by class (rows) and part (columns), from the table alone."""
+        """Count the cells of each class (rows) in each part (columns), without opening images."""
         table = self._table()
         counts = pd.crosstab(table["label"], table["split"].replace("", EXCLUDED))
         classes = self.recipe().classes or counts.index
         return counts.reindex(index=list(classes), fill_value=0)[[c for c in (*PARTS, EXCLUDED) if c in counts]]
 
     def excluded_reasons(self) -> list[str]:
-        """Why each image of the table that is no cell of its own is left out (`padding`, `copy`, …)."""
+        """Return the reason of each excluded image (`padding`, `copy`, …), without opening images."""
         return [reason.split(" ")[0] for reason in self._table().get("left_out", []) if reason]
 
     def donors(self, part: str) -> set[str]:
-        """The donors known in one part, from the table alone."""
+        """Return the known donors of a part, without opening images."""
         table = self._table()
         return set(table["donor"][table["split"] == part]) - {""} if "donor" in table else set()
 
@@ -268,7 +274,7 @@ class Run:
         return read_table(self.cells_path, columns, check_spelling=(), refuse_donor_synonyms=False, verbatim=True)
 
     def history(self) -> pd.DataFrame:
-        """`NEW_HISTORY_COLUMNS`, a row an epoch; empty before the first, and without a figure where none was written.
+        """Read the history: `NEW_HISTORY_COLUMNS`, one row for each epoch, NaN for missing figures.
 
         Raises:
             RunError: the file is no history.
@@ -282,58 +288,67 @@ class Run:
                 table.reindex(columns=NEW_HISTORY_COLUMNS[len(HISTORY_COLUMNS) :])
             )
             return history.astype({"stage": str, "epoch": int, **figures})
-        except (ValueError, KeyError):  # the parser's errors are ValueErrors
-            raise RunError(f"{self.history_path}: not the history of a training; restore or remove the file") from None
+        except (ValueError, KeyError):  # the errors of the parser are ValueErrors
+            raise RunError(
+                f"{self.history_path}: not the history of a training; restore or remove the file",
+                code="run.history_damaged",
+            ) from None
 
     def load_model(self, expect: str | None = None) -> Model:
-        """The trained model; with `expect`, only one of this digest."""
+        """Load the trained model. With `expect`, a model with another digest is an error."""
         return Model.load(self.folder, expect=expect)
 
     def wait(self, seconds: float = 3600) -> "Run":
-        """Wait until the first process of a distributed run has begun the folder."""
+        """Wait until the first process of a distributed training has created the folder."""
         end = time.monotonic() + seconds
         while not self.recipe_path.is_file():
             if time.monotonic() > end:
-                raise RunError(f"{self.folder}: the first process did not begin the run within {seconds:.0f} s")
+                raise RunError(
+                    f"{self.folder}: the first process did not create the run folder within {seconds:.0f} s",
+                    code="run.not_started",
+                )
             time.sleep(0.2)
         return self
 
 
 def find_run(path: Path | str) -> Run | None:
-    """The run that a path of a model names; None for a bundle by itself."""
+    """Return the run that the path of a model names, or None for a bundle by itself."""
     run = Run(Path(path))
     return run if run.recipe_path.is_file() and not run.is_bundle else None
 
 
 def copy_crop_settings(cells: Cells, folder: Path) -> None:
-    """Let the settings of `urnet crop` go with its cells to another folder."""
+    """Copy the crop settings of cells to another folder, if `urnet crop` wrote the cells."""
     settings = cells.root / SETTINGS_NAME
     if settings.is_file() and settings.resolve() != (folder / SETTINGS_NAME).resolve():
         shutil.copyfile(settings, folder / SETTINGS_NAME)
 
 
 def check_not_within(path: Path, cells: Path) -> None:
-    """Nothing is written among the class folders, where it would be a class the next time.
+    """Check that an output does not lie among class folders, where it would be read as a class.
 
     Args:
-        path: what is to be written.
-        cells: a table, or a folder.
+        path: path of the output.
+        cells: cells table, or folder with a folder for each class.
 
     Raises:
-        RunError: the cells are a folder with a folder a class, and the path lies in it.
+        RunError: the path lies inside such a folder.
     """
     loose = cells.is_dir() and not (cells / TABLE_NAME).is_file()
     if loose and path.resolve().is_relative_to(cells.resolve()):
-        raise RunError(f"{path}: lies in the cells folder {cells} and would be taken for a class; choose another --out")
+        raise RunError(
+            f"{path}: lies in the cells folder {cells} and would be read as a class; choose another --out",
+            code="run.within_cells",
+        )
 
 
 def order_classes(recipe: Recipe, cells: Cells) -> tuple[str, ...]:
-    """The classes in the order of the network's outputs: the recipe's, else the alphabet's."""
+    """Return the classes in the order of the network's outputs: that of the recipe, else alphabetical."""
     return tuple(recipe.classes or sorted(set(cells.table["label"])))
 
 
 def _image_columns(cells: Cells, recipe: Recipe) -> list[str]:
-    """The columns whose images a training looks at."""
+    """Return the columns whose images the training reads."""
     kind = recipe.pretrain.target
     wanted = ("target",) if kind == "target" else (f"target_{kind}", "target")
     painted = recipe.uses_target_images and (kind == "target" or f"target_{kind}" in TARGET_COLUMNS)

@@ -66,7 +66,7 @@ def narrow(name: str, **options) -> nn.Module:
 ENHANCERS = [name for name in list_enhancers() if supports_checkpointing(narrow(name))]
 
 
-def test_the_large_enhancers_compute_their_maps_again():
+def test_the_u_shaped_enhancers_have_checkpointing():
     assert {"unet", "unetpp", "resunet", "urnet"} <= set(ENHANCERS)
 
 
@@ -103,7 +103,8 @@ def test_both_networks_together_are_the_same_to_the_bit():
     assert differing(joint, torch.rand(2, 1, 32, 32)) == []
 
 
-def test_a_compiled_network_computes_its_maps_again_too():
+@pytest.mark.slow
+def test_checkpointing_works_in_a_compiled_network():
     network, images = narrow("urnet").double(), torch.rand(4, 1, 16, 16, dtype=torch.float64)
     plain, again = trained(network, images, False), trained(network, images, True, compiled=True)
     assert plain.keys() == again.keys()
@@ -111,7 +112,7 @@ def test_a_compiled_network_computes_its_maps_again_too():
         torch.testing.assert_close(again[name], tensor, msg=name)
 
 
-def test_what_timm_recomputes_would_be_followed_twice_by_batch_norm():
+def test_without_fixed_statistics_batch_norm_counts_a_batch_twice():
     classifier = create_classifier("resnet10t", 3).train()
     norm = classifier.get_submodule("layer2.0.bn1")
     for kept, batches in ((True, 1), (False, 3)):
@@ -135,7 +136,7 @@ def test_networks_are_as_before_when_the_context_closes():
     assert not joint.enhancer.body.checkpointing
 
 
-def test_some_networks_cannot():
+def test_networks_without_checkpointing():
     assert not supports_checkpointing(create_classifier("vgg11", 3))
     assert not supports_checkpointing(create_enhancer("none", 1))
     assert not supports_checkpointing(create_enhancer("clahe", 1))
@@ -171,7 +172,7 @@ def kept_bytes(network: nn.Module, images: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize("name", ["urnet", "unetpp"])
-def test_less_is_kept_of_an_enhancer(name):
+def test_an_enhancer_stores_less(name):
     enhancer, images = narrow(name), torch.rand(2, 1, 64, 64)
     before = kept_bytes(enhancer, images)
     with activation_checkpointing(enhancer):
@@ -179,7 +180,7 @@ def test_less_is_kept_of_an_enhancer(name):
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_100"])
-def test_less_is_kept_of_a_classifier(name):
+def test_a_classifier_stores_less(name):
     classifier, images = create_classifier(name, 3).train(), torch.rand(2, 3, 96, 96)
     before = kept_bytes(classifier, images)
     with activation_checkpointing(classifier):

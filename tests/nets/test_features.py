@@ -39,7 +39,7 @@ def test_one_row_an_image_and_the_logits_as_without(enhancer, classifier, option
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules())
 
 
-def test_maps_are_averaged_over_space_and_their_channels_kept():
+def test_maps_are_averaged_over_space():
     model = joint("none", "swin_tiny_patch4_window7_224", {"img_size": 32, "window_size": 2})
     with torch.inference_mode():
         features = extract_features(model, torch.rand(2, 1, 32, 32))[2]

@@ -89,7 +89,7 @@ def test_batches_do_not_matter(model, images):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_leaves_the_model_as_found(images, frozen):
+def test_the_model_does_not_change(images, frozen):
     model = build_joint("unet", "resnet10t", 3, 1, enhancer_options={"width": 2}).train()
     model.enhancer.eval()
     model.classifier.requires_grad_(not frozen)

@@ -38,7 +38,7 @@ def test_all_of_the_papers_section_and_of_sharmas_list_are_there():
 
 
 @pytest.mark.parametrize("name", list_traditional())
-def test_has_nothing_to_learn_and_gives_pixels(name):
+def test_has_no_parameters_and_returns_pixels(name):
     enhancer = create_enhancer(name, 3)
     assert list(enhancer.parameters()) == []
     x = 1.4 * torch.rand(2, 3, 40, 40) - 0.2

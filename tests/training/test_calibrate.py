@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from urnet.errors import RunError
 from urnet.run_folder import Run
 from urnet.training import calibrate as calibrating
 from urnet.training.calibrate import calibrate, calibrate_model
@@ -54,7 +53,7 @@ def test_another_rate_rejects_more(run, shapes):
     assert 0.15 < rejected[1] < 0.5
 
 
-def test_a_damaged_calibration_can_be_made_again(run):
+def test_a_damaged_calibration_can_be_replaced(run):
     (run.model / "calibration.json").write_text("{", encoding="utf-8")
     calibrate(run)
     assert run.load_model().calibration is not None
@@ -68,14 +67,14 @@ def test_a_large_training_part_is_sampled_with_the_seed(run, monkeypatch):
 
 
 @pytest.mark.parametrize("rate", [0, -1, 0.6, 2])
-def test_a_rate_out_of_range_is_refused(run, rate):
-    with pytest.raises(RunError, match=r"above 0 and at most 0\.5"):
+def test_a_rate_out_of_range_is_refused(run, rate, raises_code):
+    with raises_code("calibration.false_rejection"):
         calibrate(run, false_rejection=rate)
 
 
-def test_protocol_paper_has_nothing_to_calibrate_on(shapes, tiny, tmp_path):
+def test_protocol_paper_has_nothing_to_calibrate_on(shapes, tiny, tmp_path, raises_code):
     run = train(shapes, tiny, tmp_path / "run", overrides=[*SHORT, "protocol=paper"])[0]
-    with pytest.raises(RunError, match="protocol paper, which has no validation part"):
+    with raises_code("calibration.protocol"):
         calibrate(run)
 
 

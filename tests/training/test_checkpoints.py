@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from urnet.errors import RunError
 from urnet.run_folder import HISTORY_COLUMNS, NEW_HISTORY_COLUMNS, Run
 from urnet.training.checkpoints import AtomicCheckpointIO, append_history, read_checkpoint, truncate_history
 
@@ -25,7 +24,7 @@ def test_rows_are_added_under_one_header(tmp_path):
     assert path.read_text(encoding="utf-8") == f"{HEADER}\ntrain,1,0.5,,,,,,\ntrain,2,0.5,,,,,,\n"
 
 
-def test_rows_after_the_last_checkpoint_are_cut_and_those_before_kept(tmp_path):
+def test_only_rows_after_the_last_checkpoint_are_removed(tmp_path):
     path = tmp_path / "history.csv"
     history(path, ("pretrain", 1), ("pretrain", 2), ("train", 1), ("train", 2), ("train", 3))
     before = path.read_bytes()
@@ -38,7 +37,7 @@ def test_rows_after_the_last_checkpoint_are_cut_and_those_before_kept(tmp_path):
 
 
 @pytest.mark.parametrize("half", ["", "tra", "train,1", "train,12,0.3,0.2,0.1,0.5,0.5,0.0"])
-def test_half_a_row_is_cut_whatever_it_looks_like(tmp_path, half):
+def test_an_incomplete_row_is_removed(tmp_path, half):
     path = tmp_path / "history.csv"
     history(path, *(("train", epoch) for epoch in range(1, 12)))
     whole = path.read_bytes()
@@ -56,7 +55,7 @@ def test_half_a_header_is_made_whole(tmp_path):
     assert kept(path) == ["train,1"]
 
 
-def test_a_history_of_an_earlier_version_keeps_its_columns(tmp_path):
+def test_a_history_of_an_earlier_version_has_the_same_columns_after_resuming(tmp_path):
     path = tmp_path / "history.csv"
     header = ",".join(HISTORY_COLUMNS)
     path.write_text(f"{header}\npretrain,1,0.5,,,,,0.1\ntrain,1,0.5,,,,,0.1\n", encoding="utf-8")
@@ -81,30 +80,30 @@ def test_a_checkpoint_comes_back_exactly(tmp_path):
     assert torch.equal(read["state_dict"]["w"], state["state_dict"]["w"])
 
 
-def test_code_in_a_checkpoint_is_not_run(tmp_path):
+def test_code_in_a_checkpoint_is_not_run(tmp_path, raises_code):
     class Trap:
         def __reduce__(self):
             return (tmp_path.joinpath("sprung").touch, ())
 
     torch.save({"epoch": Trap()}, tmp_path / "last.ckpt")
-    with pytest.raises(RunError, match="damaged"):
+    with raises_code("run.checkpoint_damaged"):
         read_checkpoint(tmp_path / "last.ckpt")
     assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, [1]])
-def test_a_file_that_is_no_checkpoint_is_damaged(tmp_path, content):
+def test_a_file_that_is_no_checkpoint_is_damaged(tmp_path, content, raises_code):
     torch.save(content, tmp_path / "last.ckpt")
-    with pytest.raises(RunError, match=r"last\.ckpt: the checkpoint is damaged"):
+    with raises_code("run.checkpoint_damaged"):
         read_checkpoint(tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe\n1\n", b"a,b\n1,2\n", b"stage,epoch\ntrain,x\n", b"stage,epoch\nfoo,1\n"]
 )
-def test_a_file_that_is_no_history_is_named_and_kept(tmp_path, content):
+def test_a_file_that_is_no_history_is_an_error_and_does_not_change(tmp_path, content, raises_code):
     path = tmp_path / "history.csv"
     path.write_bytes(content)
-    with pytest.raises(RunError, match=r"history\.csv: not the history of a training"):
+    with raises_code("run.history_damaged"):
         truncate_history(path, "train", 1)
     assert path.read_bytes() == content

@@ -9,7 +9,6 @@ import time
 import pytest
 import torch
 
-from urnet.errors import RunError
 from urnet.evaluation.evaluate import evaluate
 from urnet.images.scale import Scaling
 from urnet.run_folder import Run
@@ -65,7 +64,7 @@ def stopped(shapes, tiny, tmp_path_factory):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_killed_twice_and_interrupted_a_run_ends_with_the_numbers_of_one_that_was_not(whole, stopped, shapes, tiny):
+def test_a_run_killed_twice_and_interrupted_equals_an_uninterrupted_one(whole, stopped, shapes, tiny):
     folder, stops = stopped
     assert [stop.returncode for stop in stops] == [-signal.SIGKILL, -signal.SIGKILL, 130]
     assert 2 <= stops[0].rows < 4 < stops[1].rows < 10
@@ -79,10 +78,10 @@ def test_killed_twice_and_interrupted_a_run_ends_with_the_numbers_of_one_that_wa
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_ctrl_c_is_one_line_that_says_how_to_go_on(stopped):
+def test_ctrl_c_prints_one_line(stopped):
     folder, stops = stopped
     assert stops[-1].stderr.strip() == (
-        f"urnet: interrupted; {folder} keeps every whole epoch; the same command with --resume goes on from there"
+        f"urnet: interrupted; {folder} keeps every complete epoch; the same command continues from there"
     )
 
 
@@ -103,7 +102,7 @@ def test_killed_before_the_bundle_was_written(short, shapes, tiny):
     assert all(torch.equal(t, state[name]) for name, t in again.load_model().joint.state_dict().items())
 
 
-def test_a_run_that_version_0_1_0_began_keeps_its_scaling(short, shapes, tiny):
+def test_an_interrupted_run_of_version_0_1_0_has_the_same_scaling(short, shapes, tiny):
     fitted = short.load_model().config.scaling
     assert short.scaling() == fitted
     (short.model / "config.json").unlink()
@@ -119,7 +118,7 @@ def test_a_run_is_resumed_with_the_scaling_that_it_was_begun_with(short, shapes,
     assert again.load_model().config.scaling == Scaling(1.0, 200.0, "uint8")
 
 
-def test_a_row_cut_short_by_a_full_disk_is_made_again(shapes, tiny, tmp_path, monkeypatch):
+def test_an_incomplete_row_after_a_full_disk_is_replaced(shapes, tiny, tmp_path, monkeypatch):
     whole = train(shapes, tiny, tmp_path / "whole", overrides=SHORT)[0]
     from urnet.training import checkpoints
 
@@ -156,23 +155,23 @@ def test_resume_of_nothing_starts_a_run(short, shapes, tiny, tmp_path):
     assert run.history_path.read_bytes() == short.history_path.read_bytes()
 
 
-def test_resume_refuses_a_folder_that_is_no_run(shapes, tiny, tmp_path):
+def test_resume_refuses_a_folder_that_is_no_run(shapes, tiny, tmp_path, raises_code):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "cells.csv").write_text("path,label\n", encoding="utf-8")
-    with pytest.raises(RunError, match="mine: exists already"):
+    with raises_code("run.exists"):
         train(shapes, tiny, tmp_path / "mine", resume=True)
     assert (tmp_path / "mine" / "cells.csv").read_text(encoding="utf-8") == "path,label\n"
 
 
-def test_resume_refuses_another_recipe_and_names_the_key(short, shapes, tiny):
-    with pytest.raises(RunError, match=r"train\.lr=0\.003, now it is 0\.1; resume with the same recipe"):
+def test_resume_refuses_another_recipe_and_names_the_key(short, shapes, tiny, raises_code):
+    with raises_code("run.recipe_changed"):
         train(shapes, tiny, short.folder, overrides=[*SHORT, "train.lr=0.1"], resume=True)
-    with pytest.raises(RunError, match="seed=0, now it is 5"):
+    with raises_code("run.recipe_changed"):
         train(shapes, tiny, short.folder, overrides=SHORT, seed=5, resume=True)
 
 
 @pytest.mark.parametrize("change", ["fewer", "elsewhere", "relabelled"])
-def test_resume_refuses_other_cells(short, draw, shapes, tiny, tmp_path, change):
+def test_resume_refuses_other_cells(short, draw, shapes, tiny, tmp_path, change, raises_code):
     from urnet.cells.read import read_cells
     from urnet.cells.table import Cells
 
@@ -185,11 +184,11 @@ def test_resume_refuses_other_cells(short, draw, shapes, tiny, tmp_path, change)
         table = cells.table.copy()
         table.loc[0, "label"] = "ring"
         cells = Cells(cells.root, table, cells.classes)
-    with pytest.raises(RunError, match="begun with other cells"):
+    with raises_code("run.cells_changed"):
         train(cells, tiny, short.folder, overrides=SHORT, resume=True)
 
 
-def test_resume_of_a_finished_run_says_so_and_changes_nothing(short, shapes, tiny):
+def test_resuming_a_finished_run_changes_nothing(short, shapes, tiny):
     from test_fit import Listener
 
     before = {path: path.stat().st_mtime_ns for path in short.folder.rglob("*") if path.is_file()}
@@ -199,16 +198,16 @@ def test_resume_of_a_finished_run_says_so_and_changes_nothing(short, shapes, tin
     assert before == {path: path.stat().st_mtime_ns for path in short.folder.rglob("*") if path.is_file()}
 
 
-def test_without_resume_an_existing_run_is_refused(short, shapes, tiny):
-    with pytest.raises(RunError, match="exists already"):
+def test_without_resume_an_existing_run_is_refused(short, shapes, tiny, raises_code):
+    with raises_code("run.exists"):
         train(shapes, tiny, short.folder, overrides=SHORT)
 
 
-def test_a_damaged_checkpoint_is_named(short, shapes, tiny):
+def test_a_damaged_checkpoint_is_named(short, shapes, tiny, raises_code):
     (short.model / "config.json").unlink()
     last = short.checkpoints / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
-    with pytest.raises(RunError, match=r"last\.ckpt: the checkpoint is damaged"):
+    with raises_code("run.checkpoint_damaged"):
         train(shapes, tiny, short.folder, overrides=SHORT, resume=True)
     assert read_checkpoint(short.checkpoints / "best.ckpt")["state_dict"]
 
@@ -239,14 +238,14 @@ def upside_down(path) -> None:
 
 
 @pytest.mark.parametrize("place", ["", "paired/"])
-def test_resume_refuses_other_pixels_under_the_same_names_and_says_where(begun, tiny, place):
+def test_resuming_with_changed_pixels_is_an_error(begun, tiny, place, raises_code):
     run, folder = begun
     history = run.history_path.read_bytes()
     used = [row.split(",")[0] for row in run.cells_path.read_text(encoding="utf-8").splitlines()[1:]]
     names = [path.removeprefix("../cells/") for path in used][:5]
     for name in names:
         upside_down(folder / place / name)
-    with pytest.raises(RunError, match=rf"5 image\(s\) have other pixels .*{place}{names[0]}.* and 2 more") as caught:
+    with raises_code("run.pixels_changed") as caught:
         train(folder, tiny, run.folder, overrides=PAINTING, resume=True)
     assert "put the files back as they were, or train into a new --out" in str(caught.value)
     for name in names:

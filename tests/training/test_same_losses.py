@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from urnet.cells.augment import draw_epoch_order
 from urnet.nets import build_joint
 from urnet.recipe import load_recipe
-from urnet.training import fit
+from urnet.training import fit, trainer
 from urnet.training.checkpoints import read_checkpoint
 from urnet.training.data import prepare_data
 from urnet.training.fit import train
@@ -49,7 +49,7 @@ class Recorder:
 
 @pytest.fixture
 def double(monkeypatch):
-    monkeypatch.setattr(fit, "_precision", lambda wanted: "64-true")
+    monkeypatch.setattr(trainer, "choose_precision", lambda precision: "64-true")
     monkeypatch.setattr(fit, "calibrate_model", lambda *_, **__: None)  # it expects single precision
 
 
@@ -91,7 +91,7 @@ def same(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> b
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_fifty_steps_are_those_of_a_plain_loop(shapes, tiny, tmp_path, double, checkpointing):
+def test_losses_of_fifty_steps_equal_those_of_a_plain_loop(shapes, tiny, tmp_path, double, checkpointing):
     reporter = Recorder()
     overrides = [*STILL, "train.epochs=13", f"train.checkpointing={str(checkpointing).lower()}"]
     run = train(shapes, tiny, tmp_path / "run", overrides=overrides, reporter=reporter)[0]
@@ -102,7 +102,8 @@ def test_fifty_steps_are_those_of_a_plain_loop(shapes, tiny, tmp_path, double, c
     assert same(read_checkpoint(run.checkpoints / "last.ckpt")["state_dict"], weights)
 
 
-def test_two_processes_are_one_that_accumulates_their_half_batches(shapes, tiny, tmp_path, double):
+@pytest.mark.slow
+def test_two_processes_equal_one_that_accumulates_half_batches(shapes, tiny, tmp_path, double):
     run = train(shapes, tiny, tmp_path / "run", overrides=[*STILL, "train.epochs=2"], devices=2)[0]
     losses, weights = plain(run, processes=2)
     assert same(read_checkpoint(run.checkpoints / "last.ckpt")["state_dict"], weights)

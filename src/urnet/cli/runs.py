@@ -112,32 +112,6 @@ def train(
 
 
 @app.command()
-def distill(
-    run: Annotated[Path, typer.Argument(help="Run folder of the teacher.")],
-    student: Annotated[str, typer.Option(help="Recipe of the student: a shipped name or a YAML file.")] = "urnet-small",
-    folder: Annotated[Path | None, typer.Option("--out", help="New run folder; RUN-STUDENT when not given.")] = None,
-    overrides: SetOption = None,
-    seed: SeedOption = None,
-    resume: ResumeOption = False,
-) -> int:
-    """Train a small model that learns from a run.
-
-    The run is the teacher. The student has the same cells and the same split.
-    """
-    from urnet.progress import ProgressBars
-    from urnet.recipe import load_recipe
-
-    load_recipe(student, overrides or ())  # reports mistakes before torch is imported, which takes seconds
-    from urnet.training.distill import distill as distill_run
-
-    with ProgressBars(out) as bars:
-        result = distill_run(run, student, folder, overrides=overrides or (), seed=seed, resume=resume, reporter=bars)
-    out.print(f"trained: {result.folder}")
-    print_next("compare", run, result.folder, "--out", "comparison")
-    return 0
-
-
-@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder, or the folder of a cross-validation.")],
     cells: Annotated[Path | None, typer.Option(help="Other cells; the run's own when not given.")] = None,

@@ -1,4 +1,4 @@
-"""The classifiers: any network of timm, the paper's four first, and those registered here."""
+"""Classifiers: any network of timm, and those registered here (paper, section 3.2 and Table 2)."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -13,35 +13,35 @@ from urnet.errors import RecipeError, WeightsError
 from urnet.nets.classifier_weights import PACKAGED_CLASSIFIER, load_weights
 
 _RESERVED_OPTIONS = {
-    "model_name": "it is classifier.name",
-    "num_classes": "it follows from the classes",
-    "pretrained": "it is classifier.pretrained",
-    "checkpoint_path": "it is classifier.weights",
-    "in_chans": "a classifier sees three channels",
-    "features_only": "a classifier gives logits",
+    "model_name": "use classifier.name",
+    "num_classes": "it is the number of classes",
+    "pretrained": "use classifier.pretrained",
+    "checkpoint_path": "use classifier.weights",
+    "in_chans": "a classifier has three channels",
+    "features_only": "a classifier returns logits",
 }
 
 HEAD_STD = 0.01
-"""Standard deviation of a new last layer's weights."""
+"""Standard deviation of the weights of a new last layer."""
 
 _registered: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register_classifier(constructor: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Make a classifier that timm does not have known to `create_classifier` under the constructor's own name.
+    """Register the constructor of a classifier that timm does not have, under its own name.
 
-    It is called with the number of classes and, by keyword, `pretrained`, `weights` and `options`. What it builds
-    offers of timm's interface what is used here: `pretrained_cfg`, `feature_info` and `get_classifier()`. Its last
-    layer starts by `initialise_head`, before weights are loaded.
+    It is called with the number of classes and, by keyword, `pretrained`, `weights` and `options`. The network needs
+    this part of timm's interface: `pretrained_cfg`, `feature_info` and `get_classifier()`. The constructor calls
+    `initialise_head` before it loads weights.
     """
     _registered[constructor.__name__] = constructor
     return constructor
 
 
 def list_classifiers() -> list[str]:
-    """Give the classifiers to choose from first: the paper's four, the one whose weights come in a package, our own.
+    """Return the paper's four classifiers, the one with packaged weights, and those registered here.
 
-    `create_classifier` takes any other name in `timm.list_models()` as well.
+    `create_classifier` accepts any other name in `timm.list_models()` as well.
     """
     return ["vgg16", "mobilenetv2_100", "densenet121", "resnet101", PACKAGED_CLASSIFIER, *_registered]
 
@@ -59,40 +59,41 @@ def create_classifier(
     Args:
         name: A registered classifier, or any name of timm, with or without a tag of pretrained weights
             (`resnet101.a1h_in1k`).
-        classes: Number of classes, K; 0 leaves the last layer out, as timm does.
-        pretrained: Fetch timm's weights from its hub; passed over where `weights` are given.
+        classes: Number of classes, K; 0 omits the last layer, as timm does.
+        pretrained: Download timm's weights from its hub; ignored if `weights` are given.
         weights: A local file, or "packaged" (see `urnet.nets.classifier_weights`).
         options: Further arguments of `timm.create_model`, such as `output_stride` or `drop_rate`, or of the registered
             classifier.
 
     Returns:
-        The network, (B, 3, H, W) → logits (B, K). Its last layer starts by `initialise_head`, unless the weights
+        The network, (B, 3, H, W) → logits (B, K). `initialise_head` initialises its last layer, unless the weights
         include one for K classes.
 
     Raises:
-        RecipeError: timm has no network of that name, or the network does not take the options.
-        WeightsError: The hub cannot be reached or has no weights, or the file does not serve.
+        RecipeError: timm has no network of that name, or the network does not accept the options.
+        WeightsError: The hub cannot be reached or has no weights, or the file does not fit.
     """
     options = options or {}
     if name in _registered:
         return _registered[name](classes, pretrained=pretrained, weights=weights, options=options)
     if not timm.is_model(name):
         close = get_close_matches(name.lower(), [*timm.list_models(), *_registered], n=5)
-        advice = f"close to it: {', '.join(close)}" if close else f"try one of: {', '.join(list_classifiers())}"
+        advice = f"similar: {', '.join(close)}" if close else f"choose one of: {', '.join(list_classifiers())}"
         raise RecipeError(
             f"classifier {name!r} is not in timm {timm.__version__}; {advice}", code="recipe.classifier_unknown"
         )
     for option in options.keys() & _RESERVED_OPTIONS.keys():
         raise RecipeError(
-            f"classifier {name!r}: {option!r} cannot be an option here: {_RESERVED_OPTIONS[option]}",
+            f"classifier {name!r}: {option!r} cannot be an option: {_RESERVED_OPTIONS[option]}",
             code="recipe.classifier_option",
         )
     try:
         model = timm.create_model(name, num_classes=classes, in_chans=3, **options)
-    except Exception as error:  # each network of timm checks its arguments in its own way
+    except Exception as error:  # the networks of timm check their arguments in different ways
         raise RecipeError(
-            f"timm cannot build classifier {name!r} with options {options}: {error!r}; "
-            "leave the option out, or see the network's arguments in timm's documentation"
+            f"timm cannot build classifier {name!r} with options {options}: {error!r}. "
+            "Leave the option out, or look up the options of the network in timm's documentation",
+            code="recipe.classifier_option",
         ) from error
     if weights is None and pretrained:
         model = _from_hub(name, classes, options)
@@ -106,14 +107,14 @@ def create_classifier(
 
 
 def initialise_head(model: nn.Module, classes: int) -> None:
-    """Start the last layer with small weights and zero bias, so that the first loss is about ln K.
+    """Initialise the last layer with small weights and zero bias, so that the first loss is about ln K.
 
-    timm starts each family in its own way. The EfficientNets and MobileNetV2 start uniformly in ±1/√K, which gives
-    logits with a standard deviation of 6 and a first loss of 5 to 8.
+    timm initialises EfficientNets and MobileNetV2 uniformly in ±1/√K. That gives logits with a standard deviation of 6
+    and a first loss of 5 to 8.
 
     Args:
         model: Classifier of timm, or one with timm's `get_classifier()`.
-        classes: Number of classes, K; a network without a last layer (0) stays as it is.
+        classes: Number of classes, K; 0: the network has no last layer and does not change.
     """
     for layer in find_head_layers(model):
         if classes and getattr(layer, "out_features", getattr(layer, "out_channels", None)) == classes:
@@ -123,10 +124,10 @@ def initialise_head(model: nn.Module, classes: int) -> None:
 
 
 def find_head_layers(model: nn.Module) -> list[nn.Module]:
-    """Give the layers that make logits of features: one, or of distilled networks several.
+    """Return the layers that map features to logits: one, or several in timm's distilled networks.
 
-    Each is the last linear layer, or where there is none the last convolution, of what timm calls the classifier. Where
-    that has no layers, it is the last one of the whole network.
+    Each is the last linear layer, or if there is none the last convolution, of timm's `get_classifier()`. If that has
+    no layers, it is the last one of the whole network.
     """
     heads = model.get_classifier()
     heads = list(heads) if isinstance(heads, tuple | list | nn.ModuleList) else [heads]
@@ -145,29 +146,31 @@ def _last_layer(module: nn.Module) -> nn.Module | None:
 def _from_hub(name: str, classes: int, options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, num_classes=classes, in_chans=3, **options)
-    except Exception as error:  # the hub's client raises its own, the socket's and the disk's errors
+    except Exception as error:  # errors of the hub's client, the socket or the disk
         reason = str(error).partition("\n")[0]
         raise WeightsError(
-            f"no pretrained weights of {name!r}: timm's hub did not give them ({type(error).__name__}: {reason}), and "
-            "no file is named; give classifier.weights=FILE, or classifier.pretrained=false to start from random ones"
+            f"no pretrained weights of {name!r}: the download from timm's hub failed ({type(error).__name__}: {reason})"
+            ". Set classifier.weights=FILE, or classifier.pretrained=false for random weights",
+            code="weights.download",
         ) from error
 
 
 def get_normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Give the mean and the standard deviation, per channel of pixels in [0, 1], that a timm network expects."""
+    """Return the mean and standard deviation of each channel of pixels in [0, 1] that a timm network expects."""
     config = resolve_model_data_config(model)
     return config["mean"], config["std"]
 
 
 def find_cam_layer(model: nn.Module) -> nn.Module:
-    """Give the layer of a timm network whose output is its last feature map, for Grad-CAM.
+    """Return the layer of a timm network whose output is its last feature map, for Grad-CAM.
 
     Raises:
-        RecipeError: timm does not say which layer that is.
+        RecipeError: timm does not name such a layer.
     """
     stages = getattr(model, "feature_info", None)
     if not stages:
         raise RecipeError(
-            f"timm names no feature maps of {type(model).__name__}; Grad-CAM needs a classifier with them"
+            f"timm names no feature maps of {type(model).__name__}; Grad-CAM needs a classifier with feature maps",
+            code="recipe.no_feature_maps",
         )
     return model.get_submodule(stages[-1]["module"])

@@ -1,7 +1,7 @@
 """Calibrate a trained model on the cells of its run: temperature, prediction sets, rejection, confusion.
 
-Temperature and sets come from the validation part, limits of rejection from the training and validation parts, and the
-confusion with its column of rejected cells is counted on the test part, which nothing is fitted to.
+Temperature and prediction sets are fitted to the validation part, the limits of rejection to the training and
+validation parts. The confusion, with its column of rejected cells, is counted on the test part.
 """
 
 from collections.abc import Callable
@@ -24,21 +24,22 @@ from urnet.progress import Progress
 from urnet.run_folder import Run
 
 TRAIN_CELLS = 2000
-"""Cells of the training part that are looked at; a distribution needs no more."""
+"""Largest number of cells of the training part that calibration uses."""
 
 _AT_ONCE = 256
+"""Number of cells in memory at a time."""
 
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """What a model makes of labelled cells.
+    """Outputs of a model for labelled cells.
 
     Attributes:
         labels: (N,) class indices.
         logits: (N, K) before the temperature.
-        features: (N, F) of several depths in one row.
+        features: (N, F), the features of all depths side by side.
         sizes: number of features at each depth.
-        rows: the measures of each cell, from `Model.measures`.
+        rows: measurements of each crop, from `Model.measure_crops`.
     """
 
     labels: np.ndarray
@@ -49,29 +50,31 @@ class ModelOutputs:
 
 
 def calibrate(run: Run, *, false_rejection: float = FALSE_REJECTION, progress: Progress | None = None) -> Calibration:
-    """Calibrate the model of a finished run anew, and write the result into its bundle, which is sealed anew.
+    """Calibrate the model of a finished run again, write the result into its bundle, and seal the bundle.
 
     Args:
-        run: the run; its cells must still be there.
+        run: the run; its cells must still exist.
         false_rejection: share of good cells that may be rejected, above 0 and at most 0.5.
-        progress: called with what is done and the share of it.
+        progress: receives the task and its share done.
 
     Raises:
-        RunError: the run is not trained to its end, was trained under protocol `paper`, or has lost its cells.
+        RunError: the run is not finished, was trained under protocol `paper`, or its cells are missing.
         CellsError: a part is empty.
         ImageError: a cell cannot be read.
     """
     model, recipe = Model.load(run.folder, calibrated=False), run.recipe()
     if recipe.protocol == "paper":
         raise RunError(
-            f"{run.folder}: trained under protocol paper, which has no validation part to calibrate on; "
-            "train with protocol=honest"
+            f"{run.folder}: trained under protocol paper, which has no validation part for the calibration. "
+            "Train with protocol=honest",
+            code="calibration.protocol",
         )
     cells = run.cells()
     if cells.classes != model.classes:
         raise RunError(
             f"{run.cells_path}: its labels ({', '.join(cells.classes)}) are not the model's classes "
-            f"({', '.join(model.classes)}); restore the file"
+            f"({', '.join(model.classes)}); restore the file",
+            code="run.classes_changed",
         )
     calibration = calibrate_model(model, cells, false_rejection=false_rejection, progress=progress)
     save_calibration(calibration, run.model)
@@ -85,60 +88,65 @@ def calibrate_model(
     """Calibrate a model; the same cells and seed give the same calibration.
 
     Args:
-        model: the trained model; an earlier calibration of it has no influence.
-        cells: with the parts that it was trained and chosen on.
+        model: the trained model; an earlier calibration has no influence.
+        cells: cells with the split of its training.
         false_rejection: share of good cells that may be rejected, above 0 and at most 0.5.
-        progress: called with what is done and the share of it.
+        progress: receives the task and its share done.
 
     Raises:
         RunError: the rate is outside its range.
-        CellsError: no cells in the training or validation part.
+        CellsError: the training or the validation part is empty.
         ImageError: a cell cannot be read.
     """
     if not 0 < false_rejection <= 0.5:
-        raise RunError(f"a false rejection of {false_rejection:g} was asked for; it must be above 0 and at most 0.5")
-    train, held, test = (cells.part(name) for name in ("train", "validation", "test"))
-    for name, part in (("train", train), ("validation", held)):
+        raise RunError(
+            f"the false rejection is {false_rejection:g}; it must be above 0 and at most 0.5",
+            code="calibration.false_rejection",
+        )
+    train, validation, test = (cells.part(name) for name in ("train", "validation", "test"))
+    for name, part in (("train", train), ("validation", validation)):
         if not len(part):
             raise empty_part_error(name, "calibration")
     if len(train) > TRAIN_CELLS:
         chosen = np.random.default_rng(model.config.seed).permutation(len(train))[:TRAIN_CELLS]
         train = train.where(np.isin(np.arange(len(train)), chosen))
-    total, done = len(train) + len(held) + len(test), 0
+    total, done = len(train) + len(validation) + len(test), 0
 
-    def observed(part: Cells) -> ModelOutputs:
+    def collect(part: Cells) -> ModelOutputs:
         nonlocal done
-        found = collect_outputs(model, part, lambda n: progress("calibrate", (done + n) / total) if progress else None)
+        outputs = collect_outputs(
+            model, part, lambda n: progress("calibrate", (done + n) / total) if progress else None
+        )
         done += len(part)
-        return found
+        return outputs
 
-    trained, held_out = observed(train), observed(held)
-    temperature = fit_temperature(held_out.logits, held_out.labels)
-    donors = [donor for part in (train, held) for donor in part.table.get("donor", [""] * len(part))]
+    trained, validated = collect(train), collect(validation)
+    temperature = fit_temperature(validated.logits, validated.labels)
+    donors = [donor for part in (train, validation) for donor in part.table.get("donor", [""] * len(part))]
     rejection = fit_rejection(
-        trained.rows, trained.features, held_out.rows, held_out.features, trained.sizes, false_rejection, donors
+        trained.rows, trained.features, validated.rows, validated.features, trained.sizes, false_rejection, donors
     )
-    judged = observed(test) if len(test) else held_out
+    judged = collect(test) if len(test) else validated
     rejected = np.array(rejection.reject(judged.rows, judged.features)) != ""
     return Calibration(
         classes=model.classes,
         temperature=temperature,
-        scores=tuple(conformal_scores(softmax(held_out.logits, temperature), held_out.labels)),
+        scores=tuple(conformal_scores(softmax(validated.logits, temperature), validated.labels)),
         rejection=rejection,
         reference=ReferenceCells(softmax(judged.logits, temperature), judged.labels, rejected),
         reference_part="test" if len(test) else "validation",
-        parts={"train": len(train), "validation": len(held), "test": len(test)},
+        parts={"train": len(train), "validation": len(validation), "test": len(test)},
         false_rejection=false_rejection,
     )
 
 
 def collect_outputs(model: Model, cells: Cells, progress: Callable[[int], None] | None = None) -> ModelOutputs:
-    """Look at labelled cells; one at least.
+    """Collect the outputs of a model for labelled cells.
 
     Args:
         model: the model.
-        cells: the cells, labelled with its classes.
-        progress: called with the number of cells done.
+        cells: at least one cell, labelled with the classes of the model.
+        progress: receives the number of cells done.
 
     Raises:
         ImageError: a cell cannot be read.

@@ -1,4 +1,4 @@
-"""The best and the last epoch on disk, and the history beside them."""
+"""Checkpoints of the best and the last epoch, and the history of all epochs."""
 
 import csv
 import io
@@ -17,13 +17,14 @@ from urnet.run_folder import HISTORY_COLUMNS, NEW_HISTORY_COLUMNS
 from urnet.training.logging import mute_lightning
 
 STAGES = ("pretrain", "train")
+"""Stages of a training, in order."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints are whole at any moment, so that training can be killed at any moment."""
+    """Writer of checkpoints that are complete at any moment, so that training may be killed at any moment."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; on a full disk the old one stays."""
+        """Write a checkpoint. If the disk is full, the old checkpoint stays."""
         with atomic_file(Path(path)) as file:
             torch.save(checkpoint, file)
 
@@ -32,28 +33,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU.
 
     Raises:
-        RunError: it is damaged.
+        RunError: the file is damaged.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         return {**checkpoint, "epoch": int(checkpoint["epoch"]), "state_dict": dict(checkpoint["state_dict"])}
     except OSError:
         raise
-    except Exception as error:  # torch.load answers damage with anything from EOFError to KeyError
+    except Exception as error:  # torch.load raises anything from EOFError to KeyError for a damaged file
         raise RunError(
-            f"{path}: the checkpoint is damaged ({type(error).__name__}); restore the file, or train to a new --out"
+            f"{path}: the checkpoint is damaged ({type(error).__name__}). Restore the file, or train into a new --out",
+            code="run.checkpoint_damaged",
         ) from error
 
 
 class CheckpointCallback(Checkpoint):
-    """After each epoch: a row of history, `best.ckpt` (weights) if it is the best so far, `last.ckpt` (everything).
+    """Callback that writes three things after each epoch.
+
+    These are a row of the history, `best.ckpt` (weights) if the epoch is the best so far, and `last.ckpt` (everything
+    that a resumed training needs).
 
     Args:
-        folder: where the checkpoints go.
-        history: the CSV that rows are added to.
+        folder: folder of the checkpoints.
+        history: CSV file of the history.
         stage: `pretrain` or `train`.
-        monitor: logged figure that decides which epoch is best.
-        larger: whether larger is better.
+        monitor: logged figure that decides which epoch is the best.
+        larger: whether a larger figure is better.
     """
 
     def __init__(self, folder: Path, history: Path, stage: str, monitor: str, *, larger: bool):
@@ -62,34 +67,42 @@ class CheckpointCallback(Checkpoint):
         self.best: float | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Keepers come to life again in spawned processes, which nobody has told to be quiet."""
+        """Mute Lightning in a spawned process, which receives the callback by pickle."""
         self.__dict__.update(state)
         mute_lightning()
 
     @property
+    def state_key(self) -> str:
+        """Name of this callback's state in a checkpoint; the name of version 0.1.0, whose runs can be resumed."""
+        return "Keeper"
+
+    @property
     def best_path(self) -> Path:
-        """Weights of the best epoch, and its number from 0 under `epoch`."""
+        """Checkpoint with the weights of the best epoch, and the number of the epoch from 0."""
         return self.folder / "best.ckpt"
 
     @property
     def last_path(self) -> Path:
-        """All that is needed to go on after the last whole epoch."""
+        """Checkpoint with the complete state after the last complete epoch."""
         return self.folder / "last.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
+        """Return the state for the checkpoint: the best figure so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where the checkpoint stopped."""
+        """Load the state of a checkpoint."""
         self.best = state["best"]
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """History first: a row too many is cut off on resumption, a row too few could not be made up."""
+        """Write the history, then the checkpoints.
+
+        In this order a killed training leaves a row too many, which a resumed one removes, and never a row too few.
+        """
         figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if trainer.is_global_zero:
             append_history(self.history, {"stage": self.stage, "epoch": trainer.current_epoch + 1, **figures})
-        # Writing is done together, so the first process decides for all.
+        # All processes write a checkpoint together, so the first one decides for all.
         score = trainer.strategy.broadcast(figures[self.monitor])
         if self.best is None or (score > self.best if self.larger else score < self.best):
             self.best = score
@@ -98,9 +111,11 @@ class CheckpointCallback(Checkpoint):
 
 
 def append_history(path: Path, figures: dict[str, Any]) -> None:
-    """Add a row to the history and flush it; figures that are no column are left out."""
+    """Append a row to the history and flush it. Figures without a column are ignored."""
     new = not path.is_file()
-    columns = NEW_HISTORY_COLUMNS if new else _columns(path.read_text(encoding="utf-8").partition("\n")[0].split(","))
+    columns = (
+        NEW_HISTORY_COLUMNS if new else _choose_columns(path.read_text(encoding="utf-8").partition("\n")[0].split(","))
+    )
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
         if new:
@@ -108,13 +123,8 @@ def append_history(path: Path, figures: dict[str, Any]) -> None:
         writer.writerow(figures)
 
 
-def _columns(header: Sequence[str] | None) -> Sequence[str]:
-    """Give the columns of a history with this header; earlier versions wrote fewer, and a resumed run adds none."""
-    return header if header and set(header) >= set(HISTORY_COLUMNS) else NEW_HISTORY_COLUMNS
-
-
 def truncate_history(path: Path, stage: str, epochs: int) -> None:
-    """Remove the rows of a stage after `epochs`, those of later stages, and half a row: they will be made again.
+    """Remove the rows of a stage after `epochs`, the rows of later stages, and an incomplete row.
 
     Raises:
         RunError: the file is no history.
@@ -123,8 +133,8 @@ def truncate_history(path: Path, stage: str, epochs: int) -> None:
         return
     text = path.read_bytes().decode("utf-8", errors="replace")
     rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    whole = io.StringIO()
-    writer = csv.DictWriter(whole, _columns(rows.fieldnames), lineterminator="\n")
+    truncated = io.StringIO()
+    writer = csv.DictWriter(truncated, _choose_columns(rows.fieldnames), lineterminator="\n")
     writer.writeheader()
     try:
         writer.writerows(
@@ -134,7 +144,15 @@ def truncate_history(path: Path, stage: str, epochs: int) -> None:
             or (row["stage"] == stage and int(row["epoch"]) <= epochs)
         )
     except (KeyError, TypeError, ValueError, csv.Error):
-        raise RunError(f"{path}: not the history of a training; restore the file, or remove it to go on") from None
-    if whole.getvalue() != text:
+        raise RunError(
+            f"{path}: this is not the history of a training. Restore the file, or remove it to continue",
+            code="run.history_damaged",
+        ) from None
+    if truncated.getvalue() != text:
         with atomic_file(path) as file:
-            file.write(whole.getvalue().encode())
+            file.write(truncated.getvalue().encode())
+
+
+def _choose_columns(header: Sequence[str] | None) -> Sequence[str]:
+    """Return the columns of a history with this header. Earlier versions wrote fewer, and a resumed run adds none."""
+    return header if header and set(header) >= set(HISTORY_COLUMNS) else NEW_HISTORY_COLUMNS

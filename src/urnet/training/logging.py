@@ -1,4 +1,4 @@
-"""Lightning's remarks about loaders and hardware are not for the user of a command."""
+"""Silence Lightning's loader and hardware warnings, which are of no use to the user of a command."""
 
 import logging
 import warnings
@@ -10,7 +10,7 @@ _LOGGERS = tuple(logging.getLogger(name) for name in ("lightning.pytorch", "ligh
 
 @contextmanager
 def muted_lightning() -> Iterator[None]:
-    """No remarks and no warnings inside; afterwards all is as it was."""
+    """Mute Lightning and all warnings while the context is open."""
     levels = [logger.level for logger in _LOGGERS]
     with warnings.catch_warnings():
         mute_lightning()
@@ -22,7 +22,7 @@ def muted_lightning() -> Iterator[None]:
 
 
 def mute_lightning() -> None:
-    """No remarks and no warnings from here on; for processes that do nothing but train."""
+    """Mute Lightning and all warnings from now on, for processes that only train."""
     warnings.simplefilter("ignore")
     for logger in _LOGGERS:
         logger.setLevel(logging.ERROR)

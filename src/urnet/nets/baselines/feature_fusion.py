@@ -1,11 +1,11 @@
-"""A classifier on the joined features of several networks, in the style of Shahzad et al. (2022).
+"""Classifier on the joined features of several networks, in the style of Shahzad et al. (2022).
 
 A. Shahzad, M. Raza, J. H. Shah, M. Sharif, R. S. Nayak, "Categorizing white blood cells by utilizing deep features of
 proposed 4B-AdditionNet-based CNN network with ant colony optimization", Complex & Intelligent Systems 8, 3143 (2022),
-https://doi.org/10.1007/s40747-021-00564-x: the paper's reference 25. There, features of a CNN of four blocks that end
-in additions, of ResNet50 and of EfficientNetB0 are joined. The table of the CNN's layers is not public, so this is no
-reproduction: its blocks here are residual, their widths ours. What follows there, the selection of features by an ant
-colony and a support vector machine, is `urnet.nets.baselines.ant_colony`.
+https://doi.org/10.1007/s40747-021-00564-x: the paper's reference 25. The article joins the features of a CNN of four
+blocks that end in additions, of ResNet50 and of EfficientNetB0. The layer table of the CNN is not public, so this is
+no reproduction: the blocks here are residual, and their widths are a choice. The next steps of the article, feature
+selection by an ant colony and a support vector machine, are in `urnet.nets.baselines.ant_colony`.
 """
 
 from pathlib import Path
@@ -21,16 +21,16 @@ from urnet.nets.classifiers import create_classifier, get_normalisation, initial
 from urnet.nets.enhancers.blocks import MaxPool, ResidualBlock
 
 ADDITIVE = "additive"
-"""What the features of the CNN of four additive blocks are called."""
+"""Name of the features of the CNN of four additive blocks."""
 
 _BLOCKS = (1, 2, 4, 8)
 
 
 class AdditiveNet(nn.Sequential):
-    """Four residual blocks, each halving the image, and the mean over what is left of it.
+    """Four residual blocks that each halve the image, and the mean over the last map.
 
     Args:
-        width: Channels of the first block; those after it have 2, 4 and 8 times as many.
+        width: Channels of the first block. The others have 2, 4 and 8 times as many.
     """
 
     def __init__(self, width: int) -> None:
@@ -46,10 +46,10 @@ class AdditiveNet(nn.Sequential):
 
 
 class FusedClassifier(nn.Module):
-    """Features of an additive CNN and of networks of timm, joined, under one linear layer.
+    """Linear layer on the joined features of an additive CNN and of timm networks.
 
-    It offers of timm's interface what is used here; the feature map that it names for Grad-CAM is the first backbone's.
-    Pixels come in as they are, and each network gets them with its own normalisation.
+    It has the part of timm's interface that is used here. For Grad-CAM it names the feature map of the first backbone.
+    Each network receives the pixels with its own normalisation.
 
     Args:
         backbones: Networks of timm without their last layers, (B, 3, H, W) → (B, F_i), by name.
@@ -63,11 +63,11 @@ class FusedClassifier(nn.Module):
         self.names = list(backbones)
         self.backbones = nn.ModuleList(backbones.values())
         norms = [get_normalisation(backbone) for backbone in backbones.values()]
-        # The CNN has no normalisation of its own, and takes the commonest, ImageNet's.
+        # The CNN has no normalisation of its own, and uses that of ImageNet.
         norms.insert(0, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         self.register_buffer("mean", torch.tensor([mean for mean, _ in norms]).view(-1, 1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([std for _, std in norms]).view(-1, 1, 3, 1, 1), persistent=False)
-        self.sizes = [additive.num_features, *(_features(backbone) for backbone in backbones.values())]
+        self.sizes = [additive.num_features, *(_count_features(backbone) for backbone in backbones.values())]
         self.num_classes = classes
         self.num_features = sum(self.sizes)
         self.fc = nn.Linear(self.num_features, classes) if classes else nn.Identity()
@@ -82,11 +82,11 @@ class FusedClassifier(nn.Module):
         self.feature_info = [last_map | {"module": f"backbones.0.{last_map['module']}"}]
 
     def get_classifier(self) -> nn.Module:
-        """Give the last layer."""
+        """Return the last layer."""
         return self.fc
 
     def feature_names(self) -> list[str]:
-        """Give, for each of the F features, the name of the network that it comes from."""
+        """Return the name of the network of each of the F features."""
         return [name for name, size in zip([ADDITIVE, *self.names], self.sizes, strict=True) for _ in range(size)]
 
     def features(self, x: Tensor) -> Tensor:
@@ -111,11 +111,11 @@ class _Options(BaseModel):
 def shahzad2022(
     classes: int, *, pretrained: bool, weights: str | Path | None, options: dict[str, Any]
 ) -> FusedClassifier:
-    """Build the classifier; `backbones` (a list of timm's names) and `width` (of the CNN) are its options.
+    """Build the classifier; its options are `backbones` (a list of timm names) and `width` (of the CNN).
 
     Args:
         classes: Number of classes, K.
-        pretrained: Fetch the weights of each backbone from timm's hub.
+        pretrained: Download the weights of each backbone from timm's hub.
         weights: A file with the weights of the whole classifier, or "packaged" for those of `tf_efficientnet_lite0`
             among the backbones.
         options: See above.
@@ -125,25 +125,26 @@ def shahzad2022(
 
     Raises:
         RecipeError: An option or a backbone is unknown.
-        WeightsError: Weights cannot be had, or "packaged" ones have no backbone to go to.
+        WeightsError: Weights cannot be loaded, or no backbone fits the "packaged" ones.
     """
-    found = _checked(options)
-    if weights is not None and str(weights) == PACKAGED and PACKAGED_CLASSIFIER not in found.backbones:
+    checked = _check_options(options)
+    if weights is not None and str(weights) == PACKAGED and PACKAGED_CLASSIFIER not in checked.backbones:
         raise WeightsError(
             f"classifier.weights=packaged: these are the weights of {PACKAGED_CLASSIFIER!r}, and the backbones are "
-            f"{', '.join(found.backbones)}; put it among classifier.options.backbones, or name a file"
+            f"{', '.join(checked.backbones)}. Add it to classifier.options.backbones, or name a file",
+            code="weights.other_network",
         )
-    backbones = {name: _backbone(name, pretrained and weights is None, weights) for name in found.backbones}
-    model = FusedClassifier(backbones, AdditiveNet(found.width), classes)
+    backbones = {name: _backbone(name, pretrained and weights is None, weights) for name in checked.backbones}
+    model = FusedClassifier(backbones, AdditiveNet(checked.width), classes)
     initialise_head(model, classes)
     if weights is not None and str(weights) != PACKAGED:
         load_weights(model, weights)
     return model
 
 
-def _checked(options: dict[str, Any]) -> _Options:
+def _check_options(options: dict[str, Any]) -> _Options:
     try:
-        found = _Options(**options)
+        checked = _Options(**options)
     except ValidationError as error:
         problem = error.errors()[0]
         if problem["type"] == "extra_forbidden":
@@ -151,12 +152,12 @@ def _checked(options: dict[str, Any]) -> _Options:
         else:
             message = f"{'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {problem['msg']}"
         raise RecipeError(f"classifier 'shahzad2022': {message}") from None
-    twice = [name for name in found.backbones if found.backbones.count(name) > 1]
+    twice = [name for name in checked.backbones if checked.backbones.count(name) > 1]
     if twice:
         raise RecipeError(f"classifier 'shahzad2022': backbone {twice[0]!r} is listed twice; list it once")
-    if "shahzad2022" in found.backbones:
+    if "shahzad2022" in checked.backbones:
         raise RecipeError("classifier 'shahzad2022' cannot be its own backbone; list networks of timm")
-    return found
+    return checked
 
 
 def _backbone(name: str, pretrained: bool, weights: str | Path | None) -> nn.Module:
@@ -170,6 +171,6 @@ def _backbone(name: str, pretrained: bool, weights: str | Path | None) -> nn.Mod
     return model
 
 
-def _features(backbone: nn.Module) -> int:
-    """Give the length of the vector that a timm network without its last layer returns."""
+def _count_features(backbone: nn.Module) -> int:
+    """Return the number of features of a timm network without its last layer."""
     return getattr(backbone, "head_hidden_size", None) or backbone.num_features

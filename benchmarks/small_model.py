@@ -1,11 +1,11 @@
-"""Images a second of the student that ships, against the paper-size Net4: both through `urnet predict`.
+"""Measure the images per second of the small recipe against the paper-size Net4, both through `urnet predict`.
 
-    python benchmarks/student.py --threads 1 --out student.json
+    python benchmarks/small_model.py --threads 1 --out small_model.json
 
 Both classify phantom crops on disk with random weights, without calibration, on the same engine. Net4 has the paper's
-200 × 200 px in colour; the student that size as well, and the sizes of the trainings in docs/results. Each run is a
-process of its own, the models take turns, and what counts are medians of the time from the loaded network to the
-table, by the clock and of processor time, which others on the machine disturb less.
+200 × 200 px in colour. The small model has that size, and the sizes of the trainings in docs/results. Each run is a
+separate process, and the models take turns. The figures are medians of the time from the loaded network to the table,
+in wall-clock time and in processor time, which other processes disturb less.
 """
 
 import argparse
@@ -27,10 +27,10 @@ SIZES = ((200, 3), (96, 3), (96, 1), (64, 1))
 
 
 def main() -> None:
-    """Print a table of medians and ratios, and write all figures if asked to."""
+    """Print a table of medians and ratios, and write all figures to a file if asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--student", default="urnet-small", help="a recipe")
-    parser.add_argument("--images", type=int, default=400, help="crops for the student")
+    parser.add_argument("--recipe", default="urnet-small")
+    parser.add_argument("--images", type=int, default=400, help="crops for the small model")
     parser.add_argument("--paper-images", type=int, default=12, help="crops for Net4")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--engine", default="onnx")
@@ -42,7 +42,7 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # for the processes
     about = describe("timm", "onnxruntime", "openvino") | {"load": [load()]}
     counts = {PAPER: arguments.paper_images}
-    recipe = load_recipe(arguments.student)
+    recipe = load_recipe(arguments.recipe)
     enhancer = {"name": recipe.enhancer.name, **recipe.enhancer.options}
     classifier = {"name": recipe.classifier.name, **recipe.classifier.options}
     for size, channels in SIZES:
