@@ -349,9 +349,9 @@ def test_a_wrong_key_or_value_is_named(urnet, shapes, tiny, tmp_path, overrides,
     ("arguments", "words"),
     [
         (["table5"], "'table5' is not one of 'table2', 'table3', 'table4', 'ablation'"),
-        (["table3", "--only", "net1,nets"], "no row 'nets' in this table; its rows are net1, net2, net3, net4"),
-        (["table3", "--folds", "1"], "--folds 1: give a number from 2 to 100, or 'donor'"),
-        (["table3", "--folds", "0.5"], "--folds 0.5: give a number"),
+        (["table3", "--only", "net1,nets"], "nets"),
+        (["table3", "--folds", "1"], "--folds is 1"),
+        (["table3", "--folds", "0.5"], "--folds is 0.5"),
         (["table3", "--folds", "donor"], "not every cell names its donor"),
         (["table3", "--folds", "21"], "class 'bar' has 20 cell(s)"),
         (["table3", "--scale", "huge"], "'--scale': 'huge' is not one of 'paper', 'laptop'"),
@@ -371,8 +371,8 @@ def test_a_benchmark_goes_into_no_other_folder(urnet, shapes, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine", encoding="utf-8")
     command = ["benchmark", "table3", shapes, *GRID, "--out"]
-    mistake(urnet(*command, tmp_path / "mine"), "mine: holds something else than a benchmark")
-    mistake(urnet(*command, tmp_path / "mine" / "notes.txt"), "notes.txt: is a file")
+    mistake(urnet(*command, tmp_path / "mine"), "mine", "no benchmark")
+    mistake(urnet(*command, tmp_path / "mine" / "notes.txt"), "notes.txt")
     mistake(urnet(*command, shapes / "out"), "would be taken for a class")
     mistake(urnet("benchmark", "table3", tmp_path / "nowhere", "--out", tmp_path / "out"), "nowhere: no such file")
     assert digest(tmp_path) == {"mine/notes.txt": hashlib.sha256(b"mine").hexdigest()}
@@ -382,14 +382,14 @@ def test_runs_that_cannot_be_compared_or_stressed_are_named(urnet, trained, shap
     unfinished = shutil.copytree(trained.folder, trained.folder.with_name("unfinished"))
     shutil.rmtree(unfinished / "model")
     shutil.rmtree(unfinished / "benchmark", ignore_errors=True)  # what an earlier comparison kept
-    unfinished_words = "no trained model here", "an unfinished run goes on with --resume"
+    unfinished_words = "unfinished", "model"
     out = ["--out", tmp_path / "out"]
-    mistake(urnet("compare", trained.folder, *out), "1 run given; a comparison needs two or more")
-    mistake(urnet("compare", trained.folder, trained.folder, *out), "run is named twice")
+    mistake(urnet("compare", trained.folder, *out), "1 run given")
+    mistake(urnet("compare", trained.folder, trained.folder, *out), "twice")
     mistake(urnet("compare", trained.folder, unfinished, *out), *unfinished_words)
-    mistake(urnet("compare", trained.folder, trained.model, *out), "model: not a run folder")
+    mistake(urnet("compare", trained.folder, trained.model, *out), "not a run folder")
     mistake(urnet("stress", unfinished, shapes, *out), *unfinished_words)
-    mistake(urnet("stress", trained.model, shapes, *out), "model: not a run folder")
+    mistake(urnet("stress", trained.model, shapes, *out), "not a run folder")
     mistake(urnet("stress", trained.folder, tmp_path / "nowhere", *out), "nowhere: no such file")
     mistake(urnet("stress", trained.folder, shapes, "--out", shapes / "out"), "would be taken for a class")
     assert not (tmp_path / "out").exists()
