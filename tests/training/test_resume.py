@@ -247,7 +247,10 @@ def test_resuming_with_changed_pixels_is_an_error(begun, tiny, place, raises_cod
         upside_down(folder / place / name)
     with raises_code("run.pixels_changed") as caught:
         train(folder, tiny, run.folder, overrides=PAINTING, resume=True)
-    assert "put the files back as they were, or train into a new --out" in str(caught.value)
+    message = str(caught.value)
+    assert "5 image(s)" in message
+    assert f"{place}{names[0]}" in message
+    assert " and 2 more" in message
     for name in names:
         upside_down(folder / place / name)
     train(folder, tiny, run.folder, overrides=PAINTING, resume=True)
