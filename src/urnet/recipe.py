@@ -311,9 +311,7 @@ def _overridden(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key.strip():
-            raise RecipeError(
-                f"--set {override}: write it as key=value, for instance train.epochs=20", code="recipe.override"
-            )
+            raise RecipeError(f"--set {override}: give key=value, for instance train.epochs=20", code="recipe.override")
         changes.append(_nested(key.strip().split("."), _parse(value, f"--set {override}")))
     return reduce(_merged, changes, _without_options(data, [change.get("classifier") for change in changes]))
 
