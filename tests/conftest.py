@@ -148,3 +148,11 @@ def trained(shapes, tiny, tmp_path_factory):
     from urnet.training.fit import train
 
     return train(shapes, tiny, tmp_path_factory.mktemp("trained") / "run")[0]
+
+
+@pytest.fixture(scope="session")
+def trained_graph(trained) -> bytes:
+    """The graph of `trained` in ONNX; its export takes seconds, so that tests share it."""
+    from urnet.export.onnx_format import to_onnx
+
+    return to_onnx(trained.load_model())

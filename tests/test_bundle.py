@@ -32,7 +32,7 @@ def model(trained) -> Model:
     return trained.load_model()
 
 
-def test_a_model_comes_back_exactly(model, tmp_path, shapes):
+def test_a_model_is_read_exactly(model, tmp_path, shapes):
     model.save(tmp_path / "copy")
     copy = Model.load(tmp_path / "copy")
     assert copy.config == model.config
@@ -51,7 +51,7 @@ def test_a_run_folder_and_its_bundle_are_the_same_model(trained):
     assert Model.load(trained.folder).config == Model.load(str(trained.model)).config
 
 
-def test_the_configuration_is_readable_and_whole(model, bundle):
+def test_the_configuration_is_complete(model, bundle):
     config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
     assert config["format"] == 1
     assert config["classes"] == ["bar", "disc", "ring"]
@@ -64,8 +64,8 @@ def test_the_configuration_is_readable_and_whole(model, bundle):
     assert config["enhancer"] == {"name": "urnet", "width": 4, "residual": True}
 
 
-def test_no_model_there(tmp_path):
-    with pytest.raises(RunError, match=r"nothing: no trained model here.*--resume"):
+def test_a_folder_without_a_model_is_refused(tmp_path, raises_code):
+    with raises_code("model.not_found"):
         Model.load(tmp_path / "nothing")
 
 
@@ -76,31 +76,31 @@ def change(bundle, **keys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "code"),
     [
-        (lambda b: (b / "model.safetensors").unlink(), "model.safetensors: the weights are missing"),
-        (lambda b: (b / "model.safetensors").write_bytes(b"\x10" * 100), "model.safetensors: the weights cannot be"),
-        (lambda b: (b / "config.json").write_text("{", encoding="utf-8"), "config.json: not a model configuration"),
-        (lambda b: (b / "config.json").write_bytes(b"\xff\xfe"), "config.json: not a model configuration"),
-        (lambda b: (b / "config.json").write_text("[]", encoding="utf-8"), "config.json: not a model configuration"),
-        (lambda b: change(b, format=2), r"newer urnet \(format 2, this one reads 1\); update urnet"),
-        (lambda b: change(b, format=None), "config.json: not a model configuration"),
-        (lambda b: change(b, scaling=None), "config.json: not a model configuration"),
-        (lambda b: change(b, classes=["a", "b"]), "model.safetensors: the weights cannot be loaded"),
-        (lambda b: change(b, surprise=1), "config.json: not a model configuration"),
+        (lambda b: (b / "model.safetensors").unlink(), "model.weights_invalid"),
+        (lambda b: (b / "model.safetensors").write_bytes(b"\x10" * 100), "model.weights_invalid"),
+        (lambda b: (b / "config.json").write_text("{", encoding="utf-8"), "model.config_invalid"),
+        (lambda b: (b / "config.json").write_bytes(b"\xff\xfe"), "model.config_invalid"),
+        (lambda b: (b / "config.json").write_text("[]", encoding="utf-8"), "model.config_invalid"),
+        (lambda b: change(b, format=2), "model.newer"),
+        (lambda b: change(b, format=None), "model.config_invalid"),
+        (lambda b: change(b, scaling=None), "model.config_invalid"),
+        (lambda b: change(b, classes=["a", "b"]), "model.weights_invalid"),
+        (lambda b: change(b, surprise=1), "model.config_invalid"),
     ],
 )
-def test_a_damaged_bundle_is_refused_in_one_line(bundle, damage, words):
+def test_a_damaged_bundle_is_refused_in_one_line(bundle, damage, code, raises_code):
     damage(bundle)
-    with pytest.raises(RunError, match=words) as error:
+    with raises_code(code) as error:
         Model.load(bundle)
     assert "\n" not in str(error.value)
 
 
-def test_half_the_weights_are_refused(bundle):
+def test_half_the_weights_are_refused(bundle, raises_code):
     path = bundle / "model.safetensors"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(RunError, match="the weights cannot be loaded"):
+    with raises_code("model.weights_invalid"):
         Model.load(bundle)
 
 
@@ -133,7 +133,7 @@ def test_one_image_or_several_by_path_or_as_arrays(model, shapes):
     assert colour["predicted"].item() == row["predicted"]
 
 
-def test_what_cannot_be_used_gets_a_row_with_its_reason(model, shapes, tmp_path):
+def test_an_unusable_image_gets_a_row_with_its_reason(model, shapes, tmp_path):
     good = sorted((shapes / "disc").iterdir())[0]
     deep = tmp_path / "deep.png"
     Image.fromarray(np.full((24, 24), 30_000, np.uint16)).save(deep)
@@ -143,7 +143,7 @@ def test_what_cannot_be_used_gets_a_row_with_its_reason(model, shapes, tmp_path)
     assert "uint16 pixels, but the model was trained on uint8" in table["error"][0]
     assert "no such file" in table["error"][2]
     assert "float64 pixels" in table["error"][3]
-    assert "shape (24, 4)" in table["error"][4]
+    assert "(24, 4)" in table["error"][4]
     assert table["predicted"].astype(bool).tolist() == [False, True, False, False, False, False]
     assert table.loc[table["error"] != "", "p_disc"].isna().all()
 
@@ -181,7 +181,7 @@ def test_every_page_of_a_stack_is_an_image(model, shapes, tmp_path):
     assert [path.rpartition("#")[2] for path in table["path"]] == ["p000", "p001", "p002"]
 
 
-def test_fit_keeps_raw_counts_and_prepare_scales_them(model):
+def test_resize_crop_keeps_raw_counts_and_prepare_scales_them(model):
     crop = np.random.default_rng(0).integers(0, 256, (30, 20, 3)).astype(np.uint8)
     low, high = model.config.scaling.low, model.config.scaling.high
     raw, inputs = model.resize_crop(crop), model.prepare(crop)
@@ -190,71 +190,73 @@ def test_fit_keeps_raw_counts_and_prepare_scales_them(model):
     assert np.allclose(inputs, ((raw - low) / (high - low)).clip(0, 1), atol=1e-6)
 
 
-def test_a_value_that_is_no_number_is_refused(model):
+def test_a_pixel_that_is_not_finite_is_refused(model, raises_code):
     from dataclasses import replace
 
     floating = Model(replace(model.config, scaling=replace(model.config.scaling, dtype="float32")), model.joint)
     crop = np.linspace(0, 1, 576, dtype=np.float32).reshape(24, 24)
     floating.resize_crop(crop)
     crop[3, 3] = np.nan
-    with pytest.raises(ImageError, match="NaN"):
+    with raises_code("images.not_finite"):
         floating.resize_crop(crop)
 
 
 @pytest.mark.parametrize(
-    ("keys", "words"),
+    ("keys", "part"),
     [
         ({"size": 0}, "size is 0"),
         ({"size": 10**9}, "size is 1000000000"),
         ({"size": "24"}, "size is '24'"),
         ({"channels": 2}, "channels is 2"),
-        ({"classes": ["a", "a", "b"]}, "a class is named twice"),
+        ({"classes": ["a", "a", "b"]}, "a class is listed twice"),
         ({"classes": "abc"}, "classes is 'abc'"),
         ({"tile": 0}, "tile is 0"),
         ({"scaling": {"low": 5.0, "high": 5.0, "dtype": "uint8"}}, "low is 5 and high is 5"),
         ({"scaling": {"low": float("nan"), "high": 5.0, "dtype": "uint8"}}, "low is nan"),
         ({"enhancer": {}}, "'name'"),
         ({"enhancer": {"name": "urnet", "width": 10**6}}, "option 'width' is 1000000"),
-        ({"enhancer": {"name": "urnet", "width": 2000}}, "names no network that can be built.*width"),
+        ({"enhancer": {"name": "urnet", "width": 2000}}, "width"),
         ({"classifier": {"name": "hf-hub:somebody/something"}}, "'name' is 'hf-hub:somebody/something'"),
-        ({"classifier": {"name": "nothing"}}, "names no network that can be built.*not in timm"),
+        ({"classifier": {"name": "nothing"}}, "not in timm"),
     ],
 )
-def test_impossible_values_in_a_configuration_are_refused(bundle, keys, words):
+def test_impossible_values_in_a_configuration_are_refused(bundle, keys, part, raises_code):
     change(bundle, **keys)
-    with pytest.raises(RunError, match=rf"config\.json: .*{words}"):
+    with raises_code("model.config_invalid") as caught:
         Model.load(bundle)
+    assert "config.json" in str(caught.value)
+    assert part in str(caught.value)
 
 
-def test_a_configuration_nested_without_end_is_refused(bundle):
+def test_a_deeply_nested_configuration_is_refused(bundle, raises_code):
     (bundle / "config.json").write_text("[" * 100_000, encoding="utf-8")
-    with pytest.raises(RunError, match=r"config\.json: not a model configuration"):
+    with raises_code("model.config_invalid"):
         Model.load(bundle)
 
 
-def test_weights_that_are_no_numbers_are_refused(bundle):
+def test_weights_that_are_not_finite_are_refused(bundle, raises_code):
     from safetensors.numpy import load_file, save_file
 
     path = bundle / "model.safetensors"
     state = load_file(path)
     next(values for values in state.values() if values.dtype.kind == "f").flat[0] = np.nan
     save_file(state, path)
-    with pytest.raises(RunError, match=r"model\.safetensors: some weights are NaN"):
+    with raises_code("model.weights_invalid"):
         Model.load(bundle)
 
 
-def test_a_constant_image_is_refused(model):
-    with pytest.raises(ImageError, match="every pixel is 7"):
+def test_a_constant_image_is_refused(model, raises_code):
+    with raises_code("images.constant"):
         model.resize_crop(np.full((24, 24), 7, np.uint8))
 
 
-def test_a_cross_validation_is_no_model(tmp_path, bundle):
+def test_a_cross_validation_is_not_a_model(tmp_path, bundle, raises_code):
     shutil.copytree(bundle, tmp_path / "fold0" / "model")
-    with pytest.raises(RunError, match=r"name one, such as .*fold0"):
+    with raises_code("model.several"):
         Model.load(tmp_path)
 
 
-def test_a_bundle_without_calibration_loads_and_says_less(model, bundle, shapes):
+def test_a_bundle_without_calibration_predicts_without_sets_and_rejection(model, bundle, shapes):
     for name in ("calibration.json", "calibration.safetensors"):
         (bundle / name).unlink()
     plain = Model.load(bundle)
@@ -290,26 +292,28 @@ def test_noise_is_rejected_and_cells_are_not(model, shapes):
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    "damage",
     [
-        (lambda b: (b / "calibration.json").write_text("{", encoding="utf-8"), "damaged"),
-        (lambda b: (b / "calibration.json").write_text("[]", encoding="utf-8"), "damaged"),
-        (lambda b: (b / "calibration.safetensors").unlink(), "damaged"),
-        (lambda b: (b / "calibration.safetensors").write_bytes(b"x" * 99), "damaged"),
+        lambda b: (b / "calibration.json").write_text("{", encoding="utf-8"),
+        lambda b: (b / "calibration.json").write_text("[]", encoding="utf-8"),
+        lambda b: (b / "calibration.safetensors").unlink(),
+        lambda b: (b / "calibration.safetensors").write_bytes(b"x" * 99),
     ],
 )
-def test_a_damaged_calibration_is_refused_in_one_line(bundle, damage, words):
+def test_a_damaged_calibration_is_refused_in_one_line(bundle, damage):
     damage(bundle)
-    with pytest.raises(RunError, match=rf"calibration\.(json|safetensors): .*{words}.*urnet calibrate") as error:
+    with pytest.raises(RunError) as error:
         Model.load(bundle)
+    assert error.value.code in ("model.calibration_invalid", "model.damaged")
     assert "\n" not in str(error.value)
+    assert "urnet calibrate" in str(error.value)
     assert Model.load(bundle, calibrated=False).calibration is None
 
 
-def test_a_calibration_of_other_classes_is_refused(bundle):
+def test_a_calibration_of_other_classes_is_refused(bundle, raises_code):
     path = bundle / "calibration.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"ring"', '"square"'), encoding="utf-8")
-    with pytest.raises(RunError, match=r"its classes \(bar, disc, square\) are not the model's"):
+    with raises_code("model.calibration_invalid"):
         Model.load(bundle)
 
 
@@ -390,7 +394,7 @@ def test_a_class_that_the_model_does_not_have_cannot_be_explained(model, shapes,
         model.explain(shapes / "disc", "square")
 
 
-def test_a_model_says_what_it_is(model):
+def test_a_model_has_a_text_and_an_html_table(model):
     for text in (repr(model), model._repr_html_()):
         for part in ("tiny", "bar, disc, ring", "24 x 24 px", "uint8", model.digest()):
             assert part in text

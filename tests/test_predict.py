@@ -12,9 +12,12 @@ from PIL import Image
 
 from urnet import predict
 from urnet.bundle.model import Model
-from urnet.errors import CellsError, RecipeError, RunError
+from urnet.cells.read import find_images
+from urnet.errors import CellsError
+from urnet.files.csv_tables import read_own_table
 from urnet.images.read import read_image
-from urnet.predict import predict_files
+from urnet.nets.gradcam import CAPTION_PX, MARGIN_PX, draw_beside
+from urnet.predict import predict_cells, predict_files
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def test_an_image_that_cannot_be_read_has_a_row_with_its_reason(model, draw, tmp
     assert len(list((tmp_path / "enhanced").iterdir())) == 3
 
 
-def test_a_table_may_name_files_that_are_gone(model, shapes, tmp_path):
+def test_a_table_may_name_missing_files(model, shapes, tmp_path):
     table = tmp_path / "cells.csv"
     pd.DataFrame({"path": [str(shapes / "disc" / "000.png"), "gone.png"]}).to_csv(table, index=False)
     done = predict_files(model, [table], tmp_path / "p.csv")
@@ -97,10 +100,14 @@ def test_enhanced_images_and_grad_cam_are_written_under_the_images_names(model, 
     assert enhanced.shape == (24, 24)
     assert enhanced.dtype == np.uint8  # the raw image's own depth and range
     assert abs(float(enhanced.mean()) - read_image(shapes / "bar" / "000.png").mean()) < 60
-    assert read_image(tmp_path / "cam" / "disc" / "000.png").shape == (24, 24, 3)
+    picture = read_image(tmp_path / "cam" / "disc" / "000.png")  # the raw image beside its map
+    assert picture.shape == draw_beside(np.zeros((24, 24)), np.zeros((24, 24))).shape
+    assert picture.shape[1] > 2 * 192
+    raw = picture[CAPTION_PX : CAPTION_PX + 192, MARGIN_PX : MARGIN_PX + 192]
+    assert (raw[..., 0] == raw[..., 1]).all()
 
 
-def test_names_that_would_collide_are_kept_apart(model, shapes, tmp_path):
+def test_pictures_have_distinct_names(model, shapes, tmp_path):
     image = Image.open(shapes / "bar" / "000.png")
     for name in ("a.png", "A.bmp", "a.v2.png", "a_.png"):
         image.save(tmp_path / name)
@@ -111,7 +118,7 @@ def test_names_that_would_collide_are_kept_apart(model, shapes, tmp_path):
     assert len(set(read(tmp_path / "p.csv")["enhanced"])) == 4
 
 
-def test_montages_are_cut_into_the_tiles_that_the_model_knows(model, shapes, tmp_path):
+def test_montages_are_divided_into_tiles(model, shapes, tmp_path):
     tiled = Model(replace(model.config, tile=24), model.joint)
     tiles = [read_image(sorted((shapes / name).iterdir())[0]) for name in ("bar", "disc", "ring", "ring")]
     (tmp_path / "in").mkdir()
@@ -126,25 +133,26 @@ def test_montages_are_cut_into_the_tiles_that_the_model_knows(model, shapes, tmp
 
 
 @pytest.mark.parametrize("which", ["out", "enhanced", "cam"])
-def test_nothing_that_exists_is_overwritten(model, shapes, tmp_path, which):
+def test_nothing_that_exists_is_overwritten(model, shapes, tmp_path, raises_code, which):
     places = {"out": tmp_path / "p.csv", "enhanced": tmp_path / "enhanced", "cam": tmp_path / "cam"}
     if which == "out":
         places["out"].write_text("mine", encoding="utf-8")
     else:
         places[which].mkdir()
         (places[which] / "note.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(RunError, match=f"{places[which].name}: exists already"):
+    with raises_code("run.exists") as caught:
         predict_files(model, [shapes], **places)
+    assert str(places[which]) in str(caught.value)
     assert sum(1 for path in tmp_path.rglob("*") if path.is_file()) == 1
 
 
-def test_a_folder_in_the_place_of_the_table_is_refused_at_once(model, shapes, tmp_path):
+def test_a_folder_in_the_place_of_the_table_is_refused_at_once(model, shapes, tmp_path, raises_code):
     (tmp_path / "p.csv").mkdir()
-    with pytest.raises(RunError, match=r"p\.csv: exists already"):
+    with raises_code("run.exists"):
         predict_files(model, [shapes], tmp_path / "p.csv")
 
 
-def test_paths_that_name_nothing(model, tmp_path):
+def test_missing_paths_and_empty_folders_are_refused(model, tmp_path):
     with pytest.raises(CellsError, match=r"gone: no such file or folder"):
         predict_files(model, [tmp_path / "gone"], tmp_path / "p.csv")
     (tmp_path / "empty").mkdir()
@@ -153,26 +161,26 @@ def test_paths_that_name_nothing(model, tmp_path):
     assert not (tmp_path / "p.csv").exists()
 
 
-def test_a_classifier_without_feature_maps_cannot_show_grad_cam(shapes, tmp_path):
+def test_a_classifier_without_feature_maps_cannot_show_grad_cam(shapes, tmp_path, raises_code):
     from urnet.bundle.config import ModelConfig
     from urnet.images.scale import Scaling
 
     classifier = {"name": "test_vit", "img_size": 32}
     config = ModelConfig("x", ("a", "b"), 32, 1, Scaling(0, 255, "uint8"), {"name": "none"}, classifier)
     model = Model(config, config.build())
-    with pytest.raises(RecipeError, match=r"'test_vit' makes no feature maps.*leave --cam out"):
+    with raises_code("predict.no_feature_maps"):
         predict_files(model, [shapes], tmp_path / "p.csv", cam=tmp_path / "cam")
     assert not list(tmp_path.iterdir())
     assert predict_files(model, [shapes], tmp_path / "p.csv").failed == 0
 
 
-def test_the_table_cannot_be_a_folder_of_pictures(model, shapes, tmp_path):
-    with pytest.raises(RunError, match="at once"):
+def test_the_table_cannot_be_a_folder_of_pictures(model, shapes, tmp_path, raises_code):
+    with raises_code("predict.same_output"):
         predict_files(model, [shapes], tmp_path / "same", enhanced=tmp_path / "same")
     assert not (tmp_path / "same").exists()
 
 
-def test_the_padding_of_a_montage_is_no_cell(model, shapes, tmp_path):
+def test_the_padding_of_a_montage_is_not_a_cell(model, shapes, tmp_path):
     tiles = [read_image(shapes / "disc" / f"{k:03d}.png") for k in range(4)] + [
         read_image(shapes / "ring/000.png")
     ] * 12
@@ -194,7 +202,7 @@ def test_a_folder_gives_the_files_that_the_training_named(model, shapes, tmp_pat
     assert [path.rsplit("/", 1)[1] for path in read(tmp_path / "out.csv")["path"]] == ["brightfield.png"]
 
 
-def test_what_is_no_cell_has_its_reason_and_is_not_counted(model, shapes, tmp_path):
+def test_a_rejected_crop_has_its_reason_and_is_not_counted(model, shapes, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (24, 24)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     done = predict_files(model, [tmp_path / "noise.png", shapes / "disc" / "000.png"], tmp_path / "out.csv")
@@ -204,7 +212,7 @@ def test_what_is_no_cell_has_its_reason_and_is_not_counted(model, shapes, tmp_pa
     assert result["predicted"].isin(model.classes).all()
 
 
-def test_sets_hold_more_classes_the_surer_they_are_to_be(model, shapes, tmp_path):
+def test_sets_hold_more_classes_at_a_higher_coverage(model, shapes, tmp_path, raises_code):
     sizes = []
     for coverage in (0.5, 0.9):
         predict_files(model, [shapes], tmp_path / f"{coverage}.csv", coverage=coverage)
@@ -212,7 +220,7 @@ def test_sets_hold_more_classes_the_surer_they_are_to_be(model, shapes, tmp_path
         assert all(p in s.split("|") for p, s in zip(result["predicted"], result["set"], strict=True))
         sizes.append(result["set"].str.split("|").str.len().mean())
     assert sizes[0] < sizes[1]
-    with pytest.raises(RunError, match="coverage of 90 was asked for"):
+    with raises_code("predict.coverage_invalid"):
         predict_files(model, [shapes], tmp_path / "no.csv", coverage=90)
 
 
@@ -231,7 +239,8 @@ def test_a_model_without_calibration_rejects_nothing(model, shapes, tmp_path):
     ]
 
 
-def test_the_same_rows_come_whatever_the_batch(model, shapes, tmp_path, monkeypatch):
+def test_rows_do_not_depend_on_the_batch(model, trained_graph, shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr("urnet.export.engine_graph.to_onnx", lambda model: trained_graph)
     bundle = Model.load(shutil.copytree(model.folder, tmp_path / "bundle"))
     predict_files(bundle, [shapes], tmp_path / "some.csv", engine="onnx")
     monkeypatch.setattr("urnet.export.engine.GRAPH_BATCH_SIZES", (7,))
@@ -256,7 +265,7 @@ def stopped(model, paths, out, after, **options) -> None:
         predict_files(model, paths, out, progress=stop, **options)
 
 
-def test_what_was_interrupted_goes_on_to_the_same_rows_and_pictures(model, shapes, tmp_path):
+def test_a_resumed_prediction_has_the_same_rows_and_pictures(model, shapes, tmp_path):
     (tmp_path / "bad.png").write_text("no image", encoding="utf-8")
     paths = [tmp_path / "bad.png", shapes]
     whole = predict_files(model, paths, tmp_path / "whole.csv", enhanced=tmp_path / "e1")
@@ -282,7 +291,7 @@ def test_what_was_interrupted_goes_on_to_the_same_rows_and_pictures(model, shape
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
 @pytest.mark.parametrize("pictures", ["enhanced", "cam"])
-def test_what_was_interrupted_among_its_first_pictures_goes_on(model, draw, tmp_path, monkeypatch, pictures, error):
+def test_a_prediction_interrupted_at_its_first_pictures_is_resumed(model, draw, tmp_path, monkeypatch, pictures, error):
     cells, out, options = draw(tmp_path / "cells", 20), tmp_path / "p.csv", {pictures: tmp_path / "pictures"}
     write, written = getattr(predict, f"_write_{pictures}"), []
 
@@ -302,39 +311,41 @@ def test_what_was_interrupted_among_its_first_pictures_goes_on(model, draw, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "p.csv", "pictures"]
 
 
-def test_what_was_interrupted_goes_on_with_nothing_else(model, draw, tmp_path):
+def test_an_interrupted_prediction_is_not_resumed_with_other_settings(model, draw, tmp_path, raises_code):
     cells, out = draw(tmp_path / "cells", 20), tmp_path / "p.csv"
     stopped(model, [cells], out, 0.25)
     part = (tmp_path / "p.csv.part").read_bytes()
     plain = Model(model.config, model.joint)
-    with pytest.raises(RunError, match=r"p\.csv\.part: .*other model; repeat the command"):
+    with raises_code("predict.other_rows") as caught:
         predict_files(Model(replace(model.config, epoch=77), model.joint, model.calibration), [cells], out)
-    with pytest.raises(RunError, match=r"other model"):
+    assert "p.csv.part" in str(caught.value)
+    with raises_code("predict.other_rows"):
         predict_files(plain, [cells], out)
-    with pytest.raises(RunError, match=r"other coverage"):
-        predict_files(model, [cells], out, coverage=0.5)
-    with pytest.raises(RunError, match=r"other pictures"):
-        predict_files(model, [cells], out, enhanced=tmp_path / "enhanced")
+    for changed, options in (("coverage", {"coverage": 0.5}), ("pictures", {"enhanced": tmp_path / "enhanced"})):
+        with raises_code("predict.other_rows") as caught:
+            predict_files(model, [cells], out, **options)
+        assert changed in str(caught.value)
     last = cells / "ring" / "019.png"
     last.write_bytes((cells / "ring" / "018.png").read_bytes() + b" ")
-    with pytest.raises(RunError, match=r"other images"):
+    with raises_code("predict.other_rows") as caught:
         predict_files(model, [cells], out)
+    assert "images" in str(caught.value)
     assert (tmp_path / "p.csv.part").read_bytes() == part
 
 
-def test_a_prediction_that_only_lacks_its_name_gets_it(model, shapes, tmp_path):
+def test_a_complete_part_file_is_moved_to_its_place(model, shapes, tmp_path):
     stopped(model, [shapes], tmp_path / "p.csv", 1.0)
     done = predict_files(model, [shapes], tmp_path / "p.csv")
     assert (done.resumed, done.images, sum(done.counts.values()) + done.rejected) == (60, 60, 60)
     assert len(read(tmp_path / "p.csv")) == 60
 
 
-def test_an_unknown_engine_is_refused_before_the_work(model, tmp_path):
-    with pytest.raises(RunError, match="engine 'tpu' is unknown"):
+def test_an_unknown_engine_is_refused_before_the_work(model, tmp_path, raises_code):
+    with raises_code("engine.unknown"):
         predict_files(model, [tmp_path / "gone"], tmp_path / "p.csv", engine="tpu")
 
 
-def test_why_images_failed_is_told_the_commonest_first(model, draw, tmp_path):
+def test_reasons_of_failures_are_listed_by_frequency(model, draw, tmp_path):
     cells = draw(tmp_path / "cells", 1, classes=("disc",)) / "disc"
     for number in range(4):
         (cells / f"empty{number}.png").write_bytes(b"")
@@ -359,17 +370,42 @@ def test_why_images_failed_is_told_the_commonest_first(model, draw, tmp_path):
 
 
 @pytest.mark.parametrize("which", ["enhanced", "cam"])
-def test_pictures_are_not_written_among_the_images(model, draw, tmp_path, which):
+def test_pictures_are_not_written_among_the_images(model, draw, tmp_path, raises_code, which):
     cells = draw(tmp_path / "cells", 1)
-    with pytest.raises(RunError, match=r"lies in the folder of the images .*; choose another place"):
+    with raises_code("predict.output_among_images"):
         predict_files(model, [cells / "disc", cells], tmp_path / "p.csv", **{which: cells / "disc" / "pictures"})
     assert [path.name for path in tmp_path.iterdir()] == ["cells"]
 
 
-def test_a_link_that_leads_nowhere_has_its_row(model, draw, tmp_path):
+def test_a_broken_link_has_a_row_with_its_reason(model, draw, tmp_path):
     cells = draw(tmp_path / "cells", 1, classes=("disc",)) / "disc"
     try:
         (cells / "gone.png").symlink_to("nowhere.png")
     except OSError:
         pytest.skip("links are not allowed here")
     assert predict_files(model, [cells], tmp_path / "p.csv").reasons == {"no such file": 1}
+
+
+def test_enhanced_images_that_hardly_differ_from_the_raw_ones_are_reported(model, shapes, tmp_path, monkeypatch):
+    summary = predict_files(model, [shapes / "disc"], tmp_path / "p.csv", enhanced=tmp_path / "enhanced")
+    inputs = np.stack([model.prepare(read_image(path)) for path in sorted((shapes / "disc").iterdir())])
+    enhanced = np.concatenate([images for _, images in model.forward(inputs)])
+    pairs = zip(inputs.reshape(20, -1), enhanced.reshape(20, -1), strict=True)
+    assert summary.correlation == pytest.approx(np.median([np.corrcoef(*pair)[0, 1] for pair in pairs]), abs=1e-3)
+    assert bool(summary.notes) == (summary.correlation > 0.99)
+    assert replace(summary, correlation=0.995).notes
+    assert not replace(summary, correlation=0.9).notes
+    assert predict_files(model, [shapes / "disc"], tmp_path / "none.csv").correlation is None
+
+
+def test_cells_are_classified_in_memory_as_in_a_file(model, shapes, tmp_path):
+    predict_files(model, [shapes], tmp_path / "p.csv", engine="torch")
+    seen = []
+    cells = find_images([shapes])
+    predicted = predict_cells(
+        model, cells, engine="torch", hash_crops=True, on_classified=lambda index, row, crop: seen.append(index)
+    )
+    assert predicted.table.equals(read_own_table(tmp_path / "p.csv"))
+    assert seen == list(range(60))
+    assert len(predicted.copy_keys) == 60
+    assert predicted.summary.images == 60

@@ -35,7 +35,7 @@ def test_cells_come_in_order_with_their_reasons(model, shapes, tmp_path):
             assert np.array_equal(read.crop, model.resize_crop(cells.read(read.index)))
 
 
-def test_no_more_is_read_than_may_wait(model, shapes, monkeypatch):
+def test_the_number_of_prefetched_cells_is_bounded(model, shapes, monkeypatch):
     cells, fitted = find_images([shapes]), []
     resize = model.resize_crop
     monkeypatch.setattr(model, "resize_crop", lambda crop: fitted.append(1) or resize(crop))
@@ -50,7 +50,7 @@ def test_no_more_is_read_than_may_wait(model, shapes, monkeypatch):
     assert len(fitted) == done
 
 
-def test_an_error_that_is_nobodys_fault_ends_the_reading(model, shapes, monkeypatch):
+def test_an_unexpected_error_ends_the_prefetching(model, shapes, monkeypatch):
     def broken(crop):
         raise MemoryError
 
@@ -59,7 +59,7 @@ def test_an_error_that_is_nobodys_fault_ends_the_reading(model, shapes, monkeypa
         list(prefetch_cells(model, find_images([shapes]), 0, 16))
 
 
-def test_threads_that_decode_leave_warnings_and_logs_as_they_were(model, draw, tmp_path):
+def test_prefetching_does_not_change_warnings_and_logs(model, draw, tmp_path):
     cells = draw(tmp_path, 20)
     for number in range(20):
         tifffile.imwrite(cells / f"{number}.tif", np.zeros((24, 24), np.uint8))

@@ -79,7 +79,7 @@ def test_a_changed_file_breaks_the_seal(bundle, name, raises_code):
 
 
 @pytest.mark.parametrize("file", ["calibration.json", "crop.json"])
-def test_a_file_that_is_gone_or_added_breaks_the_seal(bundle, file, raises_code):
+def test_a_missing_or_added_file_breaks_the_seal(bundle, file, raises_code):
     content = (bundle / file).read_bytes()
     (bundle / file).unlink()
     with raises_code("model.seal_broken") as caught:
@@ -93,7 +93,7 @@ def test_a_file_that_is_gone_or_added_breaks_the_seal(bundle, file, raises_code)
     assert f"{file} was added" in str(caught.value)
 
 
-def test_what_does_not_change_the_content_keeps_the_seal(bundle, sealed):
+def test_changes_of_format_keep_the_seal(bundle, sealed):
     """Line endings and indentation, as version control and editors change them; the order of tensors."""
     from safetensors.numpy import load_file, save_file
 
@@ -119,7 +119,7 @@ def test_one_digest_everywhere(bundle, trained, tmp_path, capsys):
     assert trained.load_model().digest() in capsys.readouterr().out
 
 
-def test_a_model_of_before_opens_with_a_note(bundle, caplog):
+def test_a_model_without_a_seal_opens_with_a_warning(bundle, caplog):
     (bundle / "seal.json").unlink()
     with caplog.at_level(logging.WARNING, "urnet"):
         models = [Model.load(bundle) for _ in range(2)]
@@ -127,7 +127,7 @@ def test_a_model_of_before_opens_with_a_note(bundle, caplog):
     assert caplog.text.count("this model is not sealed") == 1
 
 
-def test_calibrating_seals_anew(trained, tmp_path, capsys):
+def test_calibrating_renews_the_seal(trained, tmp_path, capsys):
     run = shutil.copytree(trained.folder, tmp_path / "run")
     cells = tmp_path / "run/cells.csv"
     text = cells.read_text(encoding="utf-8").splitlines()
@@ -178,12 +178,21 @@ def test_an_expected_model_in_python(trained, raises_code):
         urnet.load(trained.folder, expect="f" * 7)
 
 
-def test_exports_carry_the_digest(bundle, shapes, tmp_path):
+def test_exports_carry_the_digest(bundle, trained_graph, shapes, tmp_path, monkeypatch):
     import onnx
 
+    from urnet.export import onnx_format
     from urnet.export.formats import export_run
     from urnet.export.openvino_format import to_openvino
 
+    def describe_again(model, opset=None) -> bytes:
+        """The graph of the same weights, with the properties of this model."""
+        graph = onnx.load_from_string(trained_graph)
+        del graph.metadata_props[:]
+        onnx.helper.set_model_props(graph, onnx_format.graph_properties(model))
+        return graph.SerializeToString()
+
+    monkeypatch.setattr(onnx_format, "to_onnx", describe_again)
     model = Model.load(bundle)
     export_run(bundle, "hub", tmp_path / "hub", cells=shapes / "disc")
     properties = onnx.load(tmp_path / "hub/model.onnx").metadata_props
@@ -353,7 +362,7 @@ def test_names_that_are_addresses_are_refused(bundle, opened, name):
         assert not [file for file in files if file.startswith("/etc/") and "config" in file]
 
 
-def test_what_a_recipe_names_is_never_read_from_a_model(trained, shapes, tmp_path, opened):
+def test_files_named_by_a_recipe_are_never_read_from_a_model(trained, shapes, tmp_path, opened):
     """A recipe in a shared folder names weights and cells elsewhere."""
     run = tmp_path / "run"
     shutil.copytree(trained.folder, run)
@@ -429,7 +438,7 @@ def test_no_command_takes_a_bundle_for_a_run(trained, shapes, tiny, tmp_path, op
     assert not [file for file in seen if file.startswith(str(elsewhere.resolve()))]
 
 
-def test_what_a_bundle_cannot_hold_is_refused_before_training(shapes, tiny, tmp_path, raises_code):
+def test_an_option_that_a_bundle_cannot_hold_is_refused_before_training(shapes, tiny, tmp_path, raises_code):
     from urnet.training.fit import train
 
     with raises_code("model.config_invalid") as caught:

@@ -1,4 +1,4 @@
-"""Packages that only some formats and engines need: whether they are there, and what brings them."""
+"""Optional packages of formats, engines and the web application: check that they are installed."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -8,28 +8,31 @@ from urnet.errors import RunError
 EXTRAS = {"openvino": "openvino", "bioimageio.core": "bioimageio"} | dict.fromkeys(
     ("fastapi", "uvicorn", "multipart", "sqlalchemy", "nicegui"), "serve"
 )
-"""The extra of urnet that brings a package; those without one come with urnet itself."""
+"""The extra of urnet that installs a package; packages without an entry are dependencies of urnet."""
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package is there to be imported; nothing is imported to find out."""
+    """Whether a package is installed; nothing is imported."""
     try:
         return find_spec(package) is not None
-    except ModuleNotFoundError:  # of `bioimageio.core` the first part is missing
+    except ModuleNotFoundError:  # the first part of `bioimageio.core` is missing
         return False
 
 
 def require_packages(packages: Sequence[str], what: str) -> None:
-    """Find out before the work begins whether packages are there.
+    """Check that packages are installed.
 
     Args:
-        packages: the names that they are imported by.
+        packages: names of their modules.
         what: what needs them, for the message.
 
     Raises:
-        RunError: one is missing; the message says what to install.
+        RunError: one is missing (code `package.missing`); the message holds the command that installs it.
     """
     for package in packages:
         if not is_installed(package):
             source = f'"urnet[{EXTRAS[package]}]"' if package in EXTRAS else package
-            raise RunError(f"{what} needs the package {package}, which is not installed; pip install {source}")
+            raise RunError(
+                f"{what} needs the package {package}, which is not installed. Install it: pip install {source}",
+                code="package.missing",
+            )

@@ -1,22 +1,24 @@
-"""Classify image files with a trained model, a batch at a time, and write a row for each as it is done.
+"""Classify cells with a trained model: into a CSV that survives an interruption, or into a table in memory.
 
-Threads decode the next crops and write the last rows while the network looks at a batch.
+Threads decode the next crops and write the last rows while the networks run.
 """
 
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import pandas as pd
 
 from urnet.bundle.model import Model
 from urnet.calibration.conformal import COVERAGE
@@ -31,32 +33,40 @@ from urnet.images.montage import Address, resolve_address
 from urnet.images.read import SUFFIXES, is_file
 from urnet.prefetch import DecodedCell, decode_cells, prefetch_cells
 from urnet.progress import Progress
-from urnet.resumable_table import ResumableTable, is_interrupted, open_resumable_table
+from urnet.resumable_table import is_interrupted, open_resumable_table
 
 PADDING = "padding of the archive: an identical tile stands there a dozen times or more"
 MAX_REASONS = 3
-"""Reasons that are told of why images could not be used; of others it says how many."""
+"""Number of reasons that a message lists; it counts the others."""
 
 CAM_BATCH = 4
-"""Images of which Grad-CAM is computed at once."""
+"""Images per batch of Grad-CAM."""
 
 PREFETCH_BATCHES = 2
-"""Batches of the largest size that may be waiting for the network."""
+"""Number of batches of the largest size that are decoded ahead."""
+
+MAX_CORRELATION = 0.99
+"""Correlation of enhanced and raw images above which the enhancer changes hardly anything."""
+
+
+OnClassified = Callable[[int, Mapping[str, str], np.ndarray], None]
+"""Called with the number of a classified cell, its row, and its crop (C, S, S) in raw counts."""
 
 
 @dataclass(frozen=True)
 class PredictionSummary:
-    """How a prediction went.
+    """Counts of a prediction.
 
     Attributes:
-        images: number of images named.
-        counts: images of each class, without those rejected.
-        rejected: images that show no countable cell; their rows say why. 0 for a model without calibration.
-        failed: images that could not be used; their rows say why.
+        images: number of images.
+        counts: countable cells by predicted class, without rejected ones.
+        rejected: images that show no countable cell; 0 for a model without calibration.
+        failed: images that could not be used.
         left_out: tiles that are an archive's padding, not cells.
-        engines: images that each engine classified.
-        resumed: rows that were there already, of a prediction that was interrupted.
-        reasons: why images could not be used, with how many each, the commonest first.
+        engines: images by the engine that classified them.
+        resumed: rows of an interrupted prediction that were kept.
+        reasons: number of failed images by reason, the most frequent first.
+        correlation: median correlation of enhanced and raw images; none if no enhanced image was written.
     """
 
     images: int
@@ -67,36 +77,92 @@ class PredictionSummary:
     engines: dict[str, int] = field(default_factory=dict)
     resumed: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+    correlation: float | None = None
 
     @property
     def failure_message(self) -> str:
-        """How many images could not be used, and why."""
+        """Number of images that could not be used, and why."""
         usable = self.images - self.left_out
         found = f"none of the {usable}" if self.failed == usable else f"{self.failed} of {usable}"
         verb = "could" if self.failed == usable else "could not"
         return f"{found} image(s) {verb} be used: {summarize_reasons(self.reasons)}; the column 'error' says which"
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the enhanced images."""
+        if self.correlation is None or self.correlation <= MAX_CORRELATION:
+            return []
+        return [
+            f"the enhanced images hardly differ from the raw images (median correlation {self.correlation:.3f}, above "
+            f"{MAX_CORRELATION:g}): this enhancer changes what the classifier sees, not what a person sees"
+        ]
+
+
+@dataclass(frozen=True)
+class CellPredictions:
+    """Predictions of the cells of a table, in memory.
+
+    Attributes:
+        table: a row a cell, with the columns of the CSV that `predict_files` writes; all values are text.
+        summary: counts.
+        copy_keys: hashes of the crops that could be read, by which copies are found; empty unless asked for.
+    """
+
+    table: pd.DataFrame
+    summary: PredictionSummary
+    copy_keys: list[str]
+
+
+class _RowTarget(Protocol):
+    """A table that rows are written to.
+
+    Attributes:
+        done: number of rows that it has.
+    """
+
+    done: int
+
+    def write(self, rows: Sequence[Mapping[str, str]]) -> None: ...
+
+
+class _MemoryTable:
+    """Rows in memory."""
+
+    def __init__(self) -> None:
+        self.rows: list[Mapping[str, str]] = []
+
+    @property
+    def done(self) -> int:
+        return len(self.rows)
+
+    def write(self, rows: Sequence[Mapping[str, str]]) -> None:
+        self.rows += rows
+
 
 @dataclass(frozen=True)
 class _PredictionTask:
-    """What is asked for, and of what."""
+    """Cells to classify, the model, and the pictures to write."""
 
     model: Model
     cells: Cells
     padding: set[int]
     coverage: float
-    enhanced: Path | None
-    cam: Path | None
+    enhanced: Path | None = None
+    cam: Path | None = None
+    hash_crops: bool = False
+    on_classified: OnClassified | None = None
+    correlations: list[float] = field(default_factory=list)
+    copy_keys: list[str] = field(default_factory=list)
 
     @property
     def columns(self) -> list[str]:
-        """Of the CSV."""
+        """Columns of the table of predictions."""
         pictures = [name for name, folder in (("enhanced", self.enhanced), ("cam", self.cam)) if folder is not None]
         return ["path", "predicted", *self.model.prediction_columns, *pictures, "engine", "error"]
 
     @property
-    def about(self) -> dict[str, str]:
-        """All that the rows depend on, by what it is called to the user."""
+    def settings(self) -> dict[str, str]:
+        """Everything that the rows depend on, by its name in messages."""
         return {
             "model": self.model.digest(),
             "images": _digest(self.cells),
@@ -106,8 +172,36 @@ class _PredictionTask:
 
     @cached_property
     def names(self) -> list[str]:
-        """Of the pictures, one a cell."""
+        """File names of the pictures, one a cell."""
         return _file_names(self.cells.table["path"])
+
+
+class _RowCounter:
+    """Counts of the rows of a prediction."""
+
+    def __init__(self) -> None:
+        self.outcomes, self.engines, self.reasons = Counter[str](), Counter[str](), Counter[str]()
+
+    def add(self, row: Mapping[str, str]) -> None:
+        """Count one row."""
+        self.outcomes[(outcome := _outcome(row))] += 1
+        if outcome == "failed":
+            self.reasons[_reason(row)] += 1
+        self.engines.update([row["engine"]] if row.get("engine") else ())
+
+    def summarize(self, task: _PredictionTask, resumed: int = 0) -> PredictionSummary:
+        """Make the summary of a finished task."""
+        return PredictionSummary(
+            images=len(task.cells),
+            counts={name: self.outcomes[f"class {name}"] for name in task.model.classes},
+            rejected=self.outcomes["rejected"],
+            failed=self.outcomes["failed"],
+            left_out=self.outcomes["left out"],
+            engines=dict(self.engines),
+            resumed=resumed,
+            reasons=dict(self.reasons.most_common()),
+            correlation=float(np.median(task.correlations)) if task.correlations else None,
+        )
 
 
 def predict_files(
@@ -121,32 +215,38 @@ def predict_files(
     coverage: float = COVERAGE,
     progress: Progress | None = None,
 ) -> PredictionSummary:
-    """Classify files, folders or tables into a CSV: `path`, `predicted`, `p_<class>`, `engine`, `error`.
+    """Classify files, folders or tables into a CSV.
 
-    Of a calibrated model it also says, after the probabilities, why an image shows no countable cell (`rejected`, empty
-    for one that does), and which classes cannot be ruled out (`set`, joined by `|`). `predicted` is filled either way:
-    what counts as a cell of its class is a row whose `rejected` and `error` are empty.
+    Columns: `path`, `predicted`, `p_<class>`, `enhanced` and `cam` if they are written, `engine`, and `error` with the
+    reason why an image could not be used. A calibrated model adds `rejected`, the reason why a crop shows no countable
+    cell, and `set`, the classes that cannot be ruled out, joined by `|`. A cell counts as its predicted class where
+    `rejected` and `error` are empty.
 
-    An image that cannot be used gets a row with its reason, and the rest goes on. The CSV is written beside its place
-    and moved there at the end; the rows of an interrupted prediction stay in `<out>.part`, and the same call
-    goes on from there.
+    Rows are written to `<out>.part`, which is moved to `out` at the end. The same call resumes an interrupted
+    prediction.
 
     Args:
         model: a trained model.
         paths: images, folders of images, or tables with a column `path`.
-        out: the CSV.
-        engine: what runs the networks: `torch`, `onnx`, `openvino`, or `auto`, the fastest exact one at hand.
-        enhanced: folder for the enhanced images, in the raw counts' own range; named in the column `enhanced`.
-        cam: folder for Grad-CAM over the raw image, for the predicted class; named in the column `cam`.
-        coverage: of the sets: the share of each class's cells whose set holds it, between 0 and 1.
+        out: new CSV.
+        engine: engine that runs the networks: `torch`, `onnx`, `openvino`, or `auto`, the fastest exact one.
+        enhanced: new folder for the enhanced images, in the range of the raw counts.
+        cam: new folder for pictures of Grad-CAM of the predicted class, beside the raw image.
+        coverage: share of each class's cells whose prediction set holds the true class, between 0 and 1.
         progress: called with a stage and the share done.
 
     Raises:
         CellsError: a path does not exist or holds no images.
-        RunError: `out`, `enhanced` or `cam` exists already; pictures would lie among the images; rows of an interrupted
-            prediction are there that was of something else; the engine is unknown, not installed or not exact; or the
-            coverage is not between 0 and 1.
-        RecipeError: Grad-CAM is asked for, and the classifier has no feature maps.
+        RunError: `out`, `enhanced` or `cam` exists already (code `run.exists`) or lies among the images; an
+            interrupted prediction had other settings; the engine is unknown, not installed or not exact; or the
+            coverage is not between 0 and 1 (code `predict.coverage_invalid`).
+        RecipeError: the classifier has no feature maps for Grad-CAM (code `predict.no_feature_maps`).
+
+    Example:
+        >>> model = urnet.load("run")
+        >>> summary = predict_files(model, ["cells/disc"], Path("predictions.csv"))
+        >>> summary.images
+        20
     """
     refuse_existing(out, file=True, resumes=True)
     paths = list(paths)
@@ -156,9 +256,10 @@ def predict_files(
         if not is_interrupted(out):
             refuse_existing(folder)
     if out in (enhanced, cam):
-        raise RunError(f"{out}: cannot be the table and a folder of pictures at once; choose another --out")
-    if not 0 < coverage < 1:
-        raise RunError(f"a coverage of {coverage:g} was asked for; it must lie between 0 and 1, as 0.9")
+        raise RunError(
+            f"{out}: cannot be the table and a folder of pictures; choose another --out", code="predict.same_output"
+        )
+    _check_coverage(coverage)
     check_engine(engine)
     if cam is not None:
         _check_cam(model)
@@ -167,73 +268,111 @@ def predict_files(
     cells = use_cached_crops(find_images(paths, model.config.tile, model.config.image))
     progress("find images", 1.0)
     task = _PredictionTask(model, cells, find_padding_tiles(cells), coverage, enhanced, cam)
-    outcomes, engines, reasons = Counter[str](), Counter[str](), Counter[str]()
-
-    def count_row(row: Mapping[str, str]) -> None:
-        outcomes[(outcome := _outcome(row))] += 1
-        if outcome == "failed":
-            reasons[_reason(row)] += 1
-        engines.update([row["engine"]] if row.get("engine") else ())
-
-    with open_resumable_table(out, task.columns, cells.table["path"].tolist(), task.about, count_row, folders) as table:
+    counter, names = _RowCounter(), cells.table["path"].tolist()
+    with open_resumable_table(out, task.columns, names, task.settings, counter.add, folders) as table:
         resumed = table.done
-        if resumed < len(cells):
-            _classify_remaining(task, engine, table, progress)
-    return PredictionSummary(
-        images=len(cells),
-        counts={name: outcomes[f"class {name}"] for name in model.classes},
-        rejected=outcomes["rejected"],
-        failed=outcomes["failed"],
-        left_out=outcomes["left out"],
-        engines=dict(engines),
-        resumed=resumed,
-        reasons=dict(reasons.most_common()),
-    )
+        _classify_remaining(task, engine, table, progress)
+    return counter.summarize(task, resumed)
+
+
+def predict_cells(
+    model: Model,
+    cells: Cells,
+    *,
+    engine: str = "auto",
+    coverage: float = COVERAGE,
+    hash_crops: bool = False,
+    on_classified: OnClassified | None = None,
+    progress: Progress | None = None,
+) -> CellPredictions:
+    """Classify the cells of a table in memory.
+
+    Args:
+        model: a trained model.
+        cells: the table, labelled or not.
+        engine: as for `predict_files`.
+        coverage: as for `predict_files`.
+        hash_crops: whether to hash each crop as well, for a comparison with other cells.
+        on_classified: called with each classified cell, in order.
+        progress: called with a stage and the share done.
+
+    Raises:
+        RunError: as `predict_files`, of engine and coverage.
+
+    Example:
+        >>> predicted = predict_cells(urnet.load("run"), find_images(["cells/disc"]))
+        >>> len(predicted.table)
+        20
+    """
+    _check_coverage(coverage)
+    check_engine(engine)
+    padding = find_padding_tiles(cells)
+    task = _PredictionTask(model, cells, padding, coverage, hash_crops=hash_crops, on_classified=on_classified)
+    rows, counter = _MemoryTable(), _RowCounter()
+    _classify_remaining(task, engine, rows, progress or (lambda what, share: None))
+    for row in rows.rows:
+        counter.add(row)
+    table = pd.DataFrame(rows.rows, columns=task.columns, dtype=object).fillna("")
+    return CellPredictions(table, counter.summarize(task), task.copy_keys)
 
 
 def summarize_reasons(reasons: Mapping[str, int]) -> str:
-    """Why images could not be used, in words: the only reason, or the commonest with their numbers.
+    """List the reasons why images could not be used: the only one, or the most frequent with their numbers.
 
     Args:
-        reasons: with how many images each, the commonest first.
+        reasons: number of images by reason, the most frequent first.
     """
     if len(reasons) == 1:
         return next(iter(reasons))
-    told = [f"{count} x {reason}" for reason, count in islice(reasons.items(), MAX_REASONS)]
-    more = len(reasons) - len(told)
-    return " | ".join([*told, *([f"{more} more reason(s)"] if more else [])])
+    listed = [f"{count} x {reason}" for reason, count in islice(reasons.items(), MAX_REASONS)]
+    more = len(reasons) - len(listed)
+    return " | ".join([*listed, *([f"{more} more reason(s)"] if more else [])])
+
+
+def _check_coverage(coverage: float) -> None:
+    if not 0 < coverage < 1:
+        raise RunError(
+            f"coverage must lie between 0 and 1, found {coverage:g}. Use a share such as 0.9",
+            code="predict.coverage_invalid",
+        )
 
 
 def _refuse_output_among_images(folder: Path, paths: Iterable[Path | str]) -> None:
-    """Pictures are not written into a folder that is searched, where they would be images the next time."""
+    """Refuse a folder for pictures that lies among the images, where the next prediction would classify them."""
     for path in map(Path, paths):
-        searched = path.is_dir() and not is_file(path / TABLE_NAME)
-        if searched and folder.resolve().is_relative_to(path.resolve()):
+        is_searched = path.is_dir() and not is_file(path / TABLE_NAME)
+        if is_searched and folder.resolve().is_relative_to(path.resolve()):
             raise RunError(
-                f"{folder}: lies in the folder of the images {path}, and its pictures would be classified the next "
-                "time; choose another place"
+                f"{folder}: lies in the folder of the images, {path}, so the next prediction would classify the "
+                "pictures in it; choose another place",
+                code="predict.output_among_images",
             )
 
 
 def _outcome(row: Mapping[str, str]) -> str:
-    """What a row counts as."""
+    """Give what a row counts as."""
     if row.get("error"):
         return "left out" if row["error"] == PADDING else "failed"
     return "rejected" if row.get("rejected") else f"class {row['predicted']}"
 
 
 def _reason(row: Mapping[str, str]) -> str:
-    """Why an image failed, without its name."""
+    """Give the reason why an image failed, without its name."""
     error, path = row["error"], row["path"]
     names = (Path(path).name, Path(Address.parse(path).file).name)
     return next((rest for name in names if (rest := error.partition(f"{name}: ")[2])), error)
 
 
-def _classify_remaining(task: _PredictionTask, name: str, table: ResumableTable, progress: Progress) -> None:
-    """Classify what has no row yet."""
+def _classify_remaining(task: _PredictionTask, name: str, table: _RowTarget, progress: Progress) -> None:
+    """Classify the cells that have no row yet."""
     cells, start = task.cells, table.done
+    if start == len(cells):
+        return
     progress("prepare the networks", 0.0)
-    engine = choose_engine(task.model, name, _sample(task, start), len(cells))
+    first = range(start, min(start + MAX_SAMPLE, len(cells)))
+    sample = decode_cells(task.model, cells, first, task.padding, hash_crops=task.hash_crops)
+    crops = [cell.crop for cell in sample if cell.crop is not None]
+    engine = choose_engine(task.model, name, np.stack(crops) if crops else None, len(cells))
     progress("prepare the networks", 1.0)
     size = BatchSizeTuner(engine.sizes)
 
@@ -241,63 +380,77 @@ def _classify_remaining(task: _PredictionTask, name: str, table: ResumableTable,
         finish()
         table.write(rows)
 
-    def written(writing: Future[None]) -> None:
+    def wait_for(writing: Future[None]) -> None:
         writing.result()
         progress("classify", table.done / len(cells))
 
-    with (
-        closing(prefetch_cells(task.model, cells, start, PREFETCH_BATCHES * max(engine.sizes), task.padding)) as reader,
-        ThreadPoolExecutor(1, "write") as writer,
-    ):
+    ahead = PREFETCH_BATCHES * max(engine.sizes)
+    rest = prefetch_cells(task.model, cells, first.stop, ahead, task.padding, hash_crops=task.hash_crops)
+    with closing(rest), ThreadPoolExecutor(1, "write") as writer:
+        decoded = chain(sample, rest)
         last: Future[None] | None = None
-        while batch := list(islice(reader, size.current)):
-            rows = [_row(task, read) for read in batch]
+        while batch := list(islice(decoded, size.current)):
+            rows = [_row(task, cell) for cell in batch]
             finish = _classify(task, engine, batch, rows, size)
             if last is not None:
-                written(last)
+                wait_for(last)
             last = writer.submit(write, rows, finish)
         if last is not None:
-            written(last)
+            wait_for(last)
 
 
-def _row(task: _PredictionTask, read: DecodedCell) -> dict[str, str]:
-    """What is known of a cell before it is classified."""
-    error = PADDING if read.index in task.padding else read.error
-    return {"path": task.cells.table["path"].iloc[read.index]} | ({"error": error} if error else {})
+def _row(task: _PredictionTask, cell: DecodedCell) -> dict[str, str]:
+    """Begin the row of a cell: its path, and its error."""
+    if cell.copy_key:
+        task.copy_keys.append(cell.copy_key)
+    error = PADDING if cell.index in task.padding else cell.error
+    return {"path": task.cells.table["path"].iloc[cell.index]} | ({"error": error} if error else {})
 
 
 def _classify(
     task: _PredictionTask, engine: Engine, batch: list[DecodedCell], rows: list[dict[str, str]], size: BatchSizeTuner
 ) -> Callable[[], None]:
-    """Run a batch through the networks; what is left to do fills in its rows and writes its pictures."""
-    good = [(row, read) for row, read in zip(rows, batch, strict=True) if read.crop is not None]
+    """Run a batch through the networks; the function that is returned completes its rows and writes its pictures."""
+    good = [(row, cell) for row, cell in zip(rows, batch, strict=True) if cell.crop is not None]
     if not good:
         return lambda: None
-    model, crops = task.model, np.stack([read.crop for _, read in good])  # (B, C, S, S)
+    model, crops = task.model, np.stack([cell.crop for _, cell in good])  # (B, C, S, S)
     begun = time.perf_counter()
     probabilities, enhanced, features = engine.run(crops)
     size.record(len(crops), time.perf_counter() - begun)
-    maps = _cam(model, crops, probabilities) if task.cam is not None else None
+    maps = _grad_cam(model, crops, probabilities) if task.cam is not None else None
 
     def finish() -> None:
-        seen = task.cells.table.iloc[[read.index for _, read in good]]
-        told = model.prediction_rows(probabilities, features, crops, seen, task.coverage)
-        for (row, _), answers in zip(good, told, strict=True):
-            row |= {name: f"{value:.6f}" if type(value) is float else value for name, value in answers.items()}
+        cells = task.cells.table.iloc[[cell.index for _, cell in good]]
+        predicted = model.prediction_rows(probabilities, features, crops, cells, task.coverage)
+        for (row, _), values in zip(good, predicted, strict=True):
+            row |= {name: f"{value:.6f}" if type(value) is float else value for name, value in values.items()}
             row["engine"] = engine.name
+        if task.on_classified is not None:
+            for (row, cell), crop in zip(good, crops, strict=True):
+                task.on_classified(cell.index, row, crop)
+        if task.enhanced is None and maps is None:
+            return
+        inputs = model.config.scaling.apply(crops)
         if task.enhanced is not None:
-            for (row, read), image in zip(good, model.config.scaling.invert(enhanced), strict=True):
-                row["enhanced"] = _write_enhanced(task.enhanced / f"{task.names[read.index]}.tif", image)
+            task.correlations.extend(map(_correlate, inputs, enhanced))
+            for (row, cell), image in zip(good, model.config.scaling.invert(enhanced), strict=True):
+                row["enhanced"] = _write_enhanced(task.enhanced / f"{task.names[cell.index]}.tif", image)
         if maps is not None:
-            inputs = model.config.scaling.apply(crops)
-            for (row, read), image, heat in zip(good, inputs, maps, strict=True):
-                row["cam"] = _write_cam(task.cam / f"{task.names[read.index]}.png", image, heat)
+            for (row, cell), image, heat in zip(good, inputs, maps, strict=True):
+                row["cam"] = _write_cam(task.cam / f"{task.names[cell.index]}.png", image, heat)
 
     return finish
 
 
-def _cam(model: Model, crops: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Grad-CAM of the predicted classes, (B, S, S), in batches of one size: in others, the last bits are others."""
+def _correlate(one: np.ndarray, other: np.ndarray) -> float:
+    """Compute Pearson's correlation of two images; 1 where one is constant."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.nan_to_num(np.corrcoef(one.ravel(), other.ravel())[0, 1], nan=1.0))
+
+
+def _grad_cam(model: Model, crops: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Compute Grad-CAM of the predicted classes, (B, S, S), in batches of one size, which keeps the last bits equal."""
     import torch
 
     from urnet.nets.gradcam import grad_cam
@@ -310,16 +463,8 @@ def _cam(model: Model, crops: np.ndarray, probabilities: np.ndarray) -> np.ndarr
     return np.concatenate(maps)[: len(inputs)]
 
 
-def _sample(task: _PredictionTask, start: int) -> np.ndarray | None:
-    """A few usable images, on which an engine can be checked; none where the first ones are all unusable."""
-    index = (i for i in range(start, len(task.cells)) if i not in task.padding)
-    decoded = decode_cells(task.model, task.cells, islice(index, MAX_SAMPLE))
-    crops = [cell.crop for cell in decoded if cell.crop is not None]
-    return np.stack(crops) if crops else None
-
-
 def _digest(cells: Cells) -> str:
-    """What tells these images from all others: what the table says of them, and each file's size and time."""
+    """Hash the table of the images, with the size and time of each file."""
     content, last, stamp = sha256(), "", ""
     for row in cells.table.itertuples(index=False):
         file = resolve_address(cells.root, row.path).file
@@ -330,6 +475,7 @@ def _digest(cells: Cells) -> str:
 
 
 def _stamp(file: Path) -> str:
+    """Give size and time of a file; "" where it does not exist."""
     try:
         about = file.stat()
     except (OSError, ValueError):  # ValueError: a name with a zero byte
@@ -338,7 +484,7 @@ def _stamp(file: Path) -> str:
 
 
 def _check_cam(model: Model) -> None:
-    """Find out with one black image, not after the first batch."""
+    """Try Grad-CAM on a black image, so that an error comes before the first batch."""
     import torch
 
     from urnet.nets.gradcam import grad_cam
@@ -348,23 +494,24 @@ def _check_cam(model: Model) -> None:
         grad_cam(model.joint, torch.zeros(1, config.channels, config.size, config.size))
     except (RecipeError, ValueError):
         raise RecipeError(
-            f"classifier {config.classifier['name']!r} makes no feature maps that Grad-CAM could show; leave --cam out"
+            f"classifier {config.classifier['name']!r} has no feature maps, which Grad-CAM needs; leave --cam out",
+            code="predict.no_feature_maps",
         ) from None
 
 
 def _write_cam(path: Path, image: np.ndarray, heat: np.ndarray) -> str:
-    """A map (S, S) over its image (C, S, S) as PNG."""
+    """Write an image (C, S, S) and its map (S, S) side by side with a legend, as PNG."""
     from PIL import Image
 
-    from urnet.nets.gradcam import overlay
+    from urnet.nets.gradcam import draw_beside
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(overlay(np.moveaxis(image, 0, -1), heat)).save(path)
+    Image.fromarray(draw_beside(np.moveaxis(image, 0, -1), heat)).save(path)
     return path.as_posix()
 
 
 def _write_enhanced(path: Path, planes: np.ndarray) -> str:
-    """(C, S, S) as TIFF at its own depth."""
+    """Write an image (C, S, S) as TIFF, in its own data type."""
     import tifffile
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -376,7 +523,7 @@ def _write_enhanced(path: Path, planes: np.ndarray) -> str:
 
 
 def _file_names(paths: Iterable[str]) -> list[str]:
-    """Distinct file names, without the image's suffix, that keep the folders below the common one."""
+    """Make distinct file names, without suffix, that keep the folders below the common one."""
     paths = list(paths)
     try:
         common = os.path.commonpath([Path(path).parent for path in paths])

@@ -1,7 +1,7 @@
-"""A table that grows row by row: what is written survives an interruption, and the same command goes on from there.
+"""A CSV that is written row by row, and completed by the same command after an interruption.
 
-Until it is complete, `TABLE.csv` is `TABLE.csv.part`, with `TABLE.csv.part.json` beside it, which says what the rows
-belong to.
+Until it is complete, `TABLE.csv` has the name `TABLE.csv.part`. `TABLE.csv.part.json` beside it holds the settings that
+the rows depend on.
 """
 
 import csv
@@ -21,23 +21,23 @@ Row = Mapping[str, str]
 
 
 class ResumableTable:
-    """Rows of a CSV, in the order of the addresses that they are about.
+    """A CSV that is being written, with its rows in a given order.
 
     Attributes:
-        done: number of rows that are written.
+        done: number of written rows.
 
     Args:
-        file: where they go.
-        columns: their names.
-        done: rows that are there already.
-        on_row: called with each row that is written.
+        file: the open file.
+        columns: names of the columns.
+        done: number of rows that the file already has.
+        on_row: called with each written row.
     """
 
     def __init__(self, file: TextIO, columns: Sequence[str], done: int, on_row: Callable[[Row], None]):
         self.file, self.columns, self.done, self.on_row = file, columns, done, on_row
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Add rows; they are on their way to the disk when this returns."""
+        """Append rows and flush the file."""
         self.file.writelines(format_csv_line(row.get(name) for name in self.columns) for row in rows)
         self.file.flush()
         self.done += len(rows)
@@ -50,35 +50,36 @@ def open_resumable_table(
     out: Path,
     columns: Sequence[str],
     paths: Sequence[str],
-    about: Mapping[str, str],
+    settings: Mapping[str, str],
     on_row: Callable[[Row], None],
     folders: Iterable[Path] = (),
 ) -> Iterator[ResumableTable]:
-    """Open a table to be filled, or go on with one that was interrupted; it gets its name when the context ends well.
+    """Open a new table, or resume an interrupted one; it gets its name if the context ends without an error.
 
     Args:
         out: the CSV.
-        columns: their names; one is `path`.
-        paths: what each row will have in that column, in order.
-        about: what the rows depend on, by what it is called to the user; a table of anything else is not gone on with.
-        on_row: called with each row, at first with those that are there already.
-        folders: filled before the rows that name their files. An interrupted table without rows is kept where they hold
-            something, so that the same command continues; else it is removed.
+        columns: names of the columns; one is `path`.
+        paths: value of each row in that column, in order.
+        settings: what the rows depend on, by its name in messages; a table with other settings is not resumed.
+        on_row: called with each row, first with those that the file already has.
+        folders: folders of files that the rows name. An interrupted table without rows is removed, unless a folder has
+            files.
 
     Raises:
-        RunError: the table exists, another process is writing it, or what was interrupted was about something else.
+        RunError: the table exists (code `run.exists`), another process writes it, or the interrupted table has other
+            settings or rows (code `predict.other_rows`).
     """
     part, sidecar = out.with_name(f"{out.name}.part"), out.with_name(out.name + TABLE_SIDECAR)
     with lock_output(out):
         if out.exists():
             raise RunError(f"{out}: exists already; choose another --out, or remove it yourself", code="run.exists")
         if part.exists():
-            _check_same(part, sidecar, about)
+            _check_same(part, sidecar, settings)
             done = _truncate_partial_row(part, columns, paths, on_row)
         else:
             done = -1
             with attribute_errors(out), atomic_file(sidecar) as file:
-                file.write(json.dumps(dict(about), indent=2).encode())
+                file.write(json.dumps(dict(settings), indent=2).encode())
         table = None
         try:
             with part.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -97,30 +98,33 @@ def open_resumable_table(
 
 
 def is_interrupted(out: Path) -> bool:
-    """Whether rows of a table are there that was not completed."""
+    """Whether a table was begun and not completed."""
     return out.with_name(f"{out.name}.part").is_file()
 
 
-def _check_same(part: Path, sidecar: Path, about: Mapping[str, str]) -> None:
+def _check_same(part: Path, sidecar: Path, settings: Mapping[str, str]) -> None:
+    """Check that an interrupted table has the same settings."""
     try:
         before = json.loads(sidecar.read_text(encoding="utf-8"))
-        other = [name for name in about if before[name] != about[name]]
+        other = [name for name in settings if before[name] != settings[name]]
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(
-            f"{part}: rows of an interrupted prediction, but {sidecar.name} does not say of what; move or remove it, "
-            "and begin anew"
+            f"{part}: rows of an interrupted prediction, but {sidecar.name} does not hold its settings; move or remove "
+            f"{part.name}, and run the command again",
+            code="predict.other_rows",
         ) from None
     if other:
         raise RunError(
-            f"{part}: rows of an interrupted prediction with other {' and '.join(other)}; repeat the command that was "
-            "interrupted, or move or remove the file, and begin anew"
+            f"{part}: rows of an interrupted prediction with other {' and '.join(other)}; repeat the interrupted "
+            "command, or move or remove the file, and run this command again",
+            code="predict.other_rows",
         )
 
 
 def _truncate_partial_row(
     part: Path, columns: Sequence[str], paths: Sequence[str], on_row: Callable[[Row], None]
 ) -> int:
-    """Cut off what was not written to its end; the number of rows before it, -1 where not even the header is whole."""
+    """Remove an incomplete last row; return the number of rows before it, or -1 without a complete header."""
     rows, end = -1, 0
     with part.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         lines = _LineCounter(file)
@@ -130,7 +134,10 @@ def _truncate_partial_row(
             fields = [unescape_formula(field) for field in fields]
             row = dict(zip(columns, fields, strict=True))
             if fields != list(columns) if rows < 0 else rows >= len(paths) or row["path"] != paths[rows]:
-                raise RunError(f"{part}: line {lines.count} is not of this prediction; move or remove the file")
+                raise RunError(
+                    f"{part}: line {lines.count} belongs to another prediction; move or remove the file",
+                    code="predict.other_rows",
+                )
             if rows >= 0:
                 on_row(row)
             rows, end = rows + 1, lines.bytes
@@ -139,7 +146,7 @@ def _truncate_partial_row(
 
 
 class _LineCounter:
-    """Lines of a file; how many went by, in how many bytes, and whether the last one was complete."""
+    """Lines of a file, with their number, their bytes, and whether the last one is complete."""
 
     def __init__(self, lines: Iterable[str]):
         self.lines, self.count, self.bytes, self.whole = lines, 0, 0, True

@@ -137,7 +137,7 @@ def test_unfinished_runs_and_other_folders_are_refused(runs, shapes, tmp_path):
     half = shutil.copytree(runs["cv"], home / "half")
     shutil.rmtree(half / "fold1" / "model")
     for folder, words in (
-        (unfinished, "unfinished: no trained model here.*an unfinished run goes on with --resume"),
+        (unfinished, "unfinished: no trained model here.*to finish an interrupted run"),
         (half, "half: 1 of 2 folds are trained"),
         (shapes, "not a run folder"),
         (runs["one"] / "model", "not a run folder"),

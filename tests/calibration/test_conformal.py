@@ -47,6 +47,6 @@ def test_the_quantile_is_the_ranked_score():
 
 
 @pytest.mark.parametrize("coverage", [0, 1, 90])
-def test_a_coverage_that_is_no_share_is_refused(coverage):
+def test_a_coverage_outside_0_and_1_is_refused(coverage):
     with pytest.raises(ValueError, match="between 0 and 1"):
         prediction_sets(np.ones((1, 1)), [np.ones(1)], coverage)

@@ -20,20 +20,20 @@ def distance():
     return fit_mahalanobis(drawn(800, 0), SIZES)
 
 
-def test_new_cells_of_the_same_kind_lie_as_near(distance):
+def test_new_cells_of_the_same_kind_have_the_same_distances(distance):
     near, new = distance.measure(drawn(800, 0)), distance.measure(drawn(800, 1))
     assert np.median(new) == pytest.approx(np.median(near), abs=0.1)
     assert np.quantile(new, 0.95) == pytest.approx(np.quantile(near, 0.95), abs=0.3)
 
 
 @pytest.mark.parametrize("depth", [slice(0, 6), slice(6, 16)])
-def test_strangeness_at_one_depth_is_enough(distance, depth):
+def test_a_large_distance_at_one_depth_is_enough(distance, depth):
     strange = drawn(200, 2)
     strange[:, depth] = strange[:, depth].mean(axis=0) + 4 * (strange[:, depth] - strange[:, depth].mean(axis=0))
     assert (distance.measure(strange) > np.quantile(distance.measure(drawn(800, 0)), 0.95)).mean() > 0.9
 
 
-def test_constant_features_and_few_cells_do_no_harm():
+def test_constant_features_and_few_cells_give_finite_distances():
     features = drawn(20, 0)
     features[:, 3] = 5
     found = fit_mahalanobis(features, SIZES)

@@ -79,12 +79,12 @@ def test_edge_and_touching_count_where_they_are_known():
     assert unaware.reject([one[0] | {"edge": 0.4}], 0.3 * at) == [""]
 
 
-def test_differences_of_no_matter_reject_nobody(rejection):
+def test_differences_below_the_resolution_reject_no_cell(rejection):
     rows, features = good(1, 7)
     assert rejection.reject([rows[0] | {"saturation": 0.002}], 0.3 * features) == [""]
 
 
-def test_the_score_agrees_with_the_decision_and_grows_with_strangeness(rejection):
+def test_the_score_agrees_with_the_decision_and_grows_with_the_distance(rejection):
     rows, features = good(500, 3)
     decided = np.array(rejection.reject(rows, features)) != ""
     assert ((rejection.score(rows, features) >= -np.log10(rejection.level)) == decided).all()
@@ -93,7 +93,7 @@ def test_the_score_agrees_with_the_decision_and_grows_with_strangeness(rejection
     assert scores == sorted(scores)
 
 
-def test_limits_are_where_the_decision_turns(rejection):
+def test_limits_are_the_values_where_the_decision_changes(rejection):
     row, at = good(1, 7)
     limits = rejection.limits()
     assert set(limits) <= set(REASONS)

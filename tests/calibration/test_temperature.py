@@ -15,11 +15,11 @@ def drawn(count: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
-def test_the_temperature_that_made_the_labels_is_found(temperature):
+def test_a_known_temperature_is_found(temperature):
     assert fit_temperature(*drawn(4000, temperature)) == pytest.approx(temperature, rel=0.1)
 
 
-def test_a_few_cells_without_a_mistake_do_not_ask_for_certainty():
+def test_a_few_cells_without_a_mistake_do_not_lead_to_certainty():
     logits = np.array([[3.0, 0, 0], [0, 3, 0], [0, 0, 3]] * 2)
     sure = softmax(logits, fit_temperature(logits, logits.argmax(axis=1))).max()
     assert 0.8 < sure < 0.99

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import sys
+from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +15,9 @@ import pytest
 import tifffile
 
 from urnet.bundle.model import Model
-from urnet.calibration.files import JSON_NAME
+from urnet.cells.read import find_images
 from urnet.counting.differential import count_cells
-from urnet.errors import CellsError, ImageError, RunError
+from urnet.errors import CellsError, ImageError
 from urnet.fields.cropping.crop import CropSettings, crop_fields
 from urnet.images.simulation.phantom import CROP_UM, draw_field
 from urnet.predict import predict_files
@@ -64,7 +67,7 @@ def counted(run, tmp_path_factory):
     return count_cells(run.folder, fields, tmp_path_factory.mktemp("out") / "count")
 
 
-def test_a_model_keeps_how_its_cells_were_cut(run):
+def test_a_model_stores_the_crop_settings(run):
     model = Model.load(run.folder)
     assert model.cropping.size == EDGE
     assert model.cropping.pixel_um == pytest.approx(CROP_UM / EDGE, rel=1e-4)
@@ -84,7 +87,7 @@ def test_fields_are_cut_classified_and_counted_by_donor(counted):
     assert counted.report.is_file()
 
 
-def test_cells_of_the_training_are_noticed(counted):
+def test_cells_of_the_training_give_a_note(counted):
     assert any("took part in this run's training or calibration" in note for note in counted.notes)
 
 
@@ -95,7 +98,7 @@ def test_crops_are_counted_as_they_are(run, counted, tmp_path):
         assert np.array_equal(first.adjusted_interval, second.adjusted_interval)
 
 
-def test_a_sample_of_three_cells_says_how_little_that_is(run, counted, tmp_path):
+def test_three_cells_are_counted_with_wide_intervals(run, counted, tmp_path):
     table = pd.read_csv(counted.folder / "cells" / "cells.csv", dtype=str, keep_default_na=False)[:3]
     table["path"] = [(counted.folder / "cells" / path).as_posix() for path in table["path"]]
     table[["path", "donor"]].to_csv(tmp_path / "three.csv", index=False)
@@ -124,7 +127,7 @@ def test_fields_without_cells_are_a_count_of_none(run, tmp_path, raises_code):
     assert len(pd.read_csv(tmp_path / "out2" / "predictions.csv")) == 0
 
 
-def test_a_donor_without_cells_is_not_forgotten(run, tmp_path):
+def test_a_donor_without_cells_is_a_sample_of_none(run, tmp_path):
     fields = write_fields(tmp_path / "fields", [0], 1)
     blank_field(fields, "b.tif")
     table = pd.read_csv(fields / "fields.csv", dtype=str, keep_default_na=False)
@@ -134,7 +137,7 @@ def test_a_donor_without_cells_is_not_forgotten(run, tmp_path):
     assert {sample.name: sample.cells > 0 for sample in done.samples} == {"d0": True, "d9": False}
 
 
-def test_a_folder_of_fields_is_told_from_crops_wherever_one_stands(run, tmp_path, monkeypatch):
+def test_a_relative_folder_of_fields_is_counted(run, tmp_path, monkeypatch):
     pixels = draw_field(1, 0, 0, shape=(300, 300), cells=6, crop=EDGE).brightfield
     (tmp_path / "new").mkdir()
     unit = {"resolution": (1e4 / 0.625,) * 2, "resolutionunit": "CENTIMETER"}
@@ -147,7 +150,7 @@ def test_a_folder_of_fields_is_told_from_crops_wherever_one_stands(run, tmp_path
     assert all(Path(path).is_file() for path in table["path"])
 
 
-def test_nothing_half_made_is_left(run, fields, tmp_path):
+def test_an_interrupted_count_leaves_nothing(run, fields, tmp_path):
     def stop(what, share):
         if what == "classify":
             raise KeyboardInterrupt
@@ -160,12 +163,13 @@ def test_nothing_half_made_is_left(run, fields, tmp_path):
         count_cells(run.folder, tmp_path, tmp_path / "out")
 
 
-def test_fields_of_another_depth_say_so_and_leave_nothing(run, tmp_path):
+def test_fields_of_another_depth_are_refused_and_leave_nothing(run, tmp_path, raises_code):
     fields = write_fields(tmp_path / "fields", [0], 1)
     pixels = (tifffile.imread(fields / "d0.tif") >> 4).astype(np.uint8)
     tifffile.imwrite(fields / "d0.tif", pixels, photometric="minisblack")
-    with pytest.raises(CellsError, match=r"none of its .* could be used: uint8 pixels, but the model was trained on"):
+    with raises_code("counting.none_usable") as caught:
         count_cells(run.folder, fields, tmp_path / "out")
+    assert "uint8 pixels" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -181,15 +185,13 @@ def test_a_model_of_fields_with_nuclei_counts_fields_without(run, tmp_path):
     assert any("detected in brightfield alone" in note for note in done.notes)
 
 
-def test_what_cannot_be_counted_is_refused(run, trained, fields, tmp_path):
-    with pytest.raises(RunError, match="not trained on crops of `urnet crop`"):
+def test_sources_and_models_that_cannot_be_counted_are_refused(run, trained, fields, tmp_path, raises_code):
+    with raises_code("counting.cropping_unknown"):
         count_cells(trained.folder, fields, tmp_path / "a")
-    with pytest.raises(RunError, match="exists already"):
+    with raises_code("run.exists"):
         count_cells(run.folder, fields, run.folder)
-    model = Model.load(run.folder)
-    model.save(tmp_path / "bundle")
-    (tmp_path / "bundle" / JSON_NAME).unlink()
-    with pytest.raises(RunError, match="urnet calibrate"):
+    Model.load(run.folder, calibrated=False).save(tmp_path / "bundle")
+    with raises_code("counting.not_calibrated"):
         count_cells(tmp_path / "bundle", fields, tmp_path / "b")
 
 
@@ -205,7 +207,7 @@ def test_another_kind_of_cell_is_mostly_rejected(run, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
-def test_names_that_are_no_unicode_are_counted(run, counted, tmp_path):
+def test_files_with_invalid_unicode_names_are_counted(run, counted, tmp_path):
     crop = next((counted.folder / "cells" / "cells").rglob("*.tif"))
     (tmp_path / "crops").mkdir()
     try:
@@ -256,7 +258,7 @@ def test_a_field_never_counts_as_one_cell(run, counted, tmp_path, raises_code):
             count_cells(run.folder, given, tmp_path / "out")
     table = tmp_path / "cells.csv"
     table.write_text("path\nfields/a.tif\n", encoding="utf-8")
-    with pytest.raises(CellsError, match=r"300 x 300 px.*crops of 32 px.*not one cell"):
+    with raises_code("counting.none_usable"):
         count_cells(run.folder, table, tmp_path / "out")
     crop = next((counted.folder / "cells" / "cells").rglob("*.tif"))
     mixed = tmp_path / "mixed"
@@ -280,12 +282,12 @@ def test_a_field_never_counts_as_one_cell(run, counted, tmp_path, raises_code):
     assert model.resize_crop(np.pad(tifffile.imread(crop), 8)).shape[1:] == (24, 24)  # one and a half times the edge
 
 
-def test_a_model_that_no_field_was_cut_for_takes_images_of_any_size(trained):
+def test_a_model_of_other_crops_takes_images_of_any_size(trained):
     pixels = (np.arange(300 * 300).reshape(300, 300) % 251).astype(np.uint8)
     assert Model.load(trained.folder).resize_crop(pixels).shape[1:] == (24, 24)
 
 
-def test_the_scene_of_new_fields_is_chosen(run, counted, tmp_path):
+def test_the_scene_of_new_fields_is_chosen(run, counted, tmp_path, raises_code):
     scenes = [draw_field(1, donor, 0, shape=(420, 420), cells=24, crop=EDGE).brightfield for donor in (0, 1)]
     pixel = CROP_UM / EDGE
     size = {"PhysicalSizeX": pixel, "PhysicalSizeY": pixel, "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
@@ -299,8 +301,60 @@ def test_the_scene_of_new_fields_is_chosen(run, counted, tmp_path):
         done = count_cells(run.folder, tmp_path / "two.ome.tif", tmp_path / f"scene {scene}", scene=scene)
         assert done.samples[0].counts.tolist() == alone.samples[0].counts.tolist()
     for source, scene in (("two.ome.tif", None), ("two.ome.tif", "5"), ("one.ome.tif", "5")):
-        with pytest.raises(ImageError, match="scene"):
+        with pytest.raises(ImageError) as caught:
             count_cells(run.folder, tmp_path / source, tmp_path / "none", scene=scene)
-    with pytest.raises(CellsError, match="--scene"):
+        assert "scene" in str(caught.value)
+    with raises_code("counting.scene_of_crops"):
         count_cells(run.folder, counted.folder / "cells", tmp_path / "none", scene="0")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.fixture(scope="session")
+def count_opens():
+    """Count how often this process opens each file, and lists each folder: `with count_opens() as counts`."""
+    counters: list[Counter] = []
+
+    def record(event: str, arguments: tuple) -> None:
+        if counters and event in ("open", "os.scandir", "os.listdir") and isinstance(arguments[0], str):
+            place = (
+                "list" if event != "open" else "read" if "r" in str(arguments[1] or "r") else "write",
+                arguments[0],
+            )
+            for counter in counters:
+                counter[place] += 1
+
+    sys.addaudithook(record)
+
+    @contextmanager
+    def count_opens():
+        counter: Counter = Counter()
+        counters.append(counter)
+        try:
+            yield counter
+        finally:
+            counters.remove(counter)
+
+    return count_opens
+
+
+def test_images_are_read_once_and_predictions_never(run, counted, tmp_path, count_opens):
+    crops = shutil.copytree(counted.folder / "cells" / "cells", tmp_path / "crops")
+    with count_opens() as once:
+        cells = find_images([crops])
+        for index in range(len(cells)):
+            cells.read(index)
+    with count_opens() as counts:
+        count_cells(run.folder, crops, tmp_path / "out")
+    files = [str(file) for file in sorted(crops.rglob("*.tif"))]
+    more = [file for file in files if counts["read", file] > once["read", file]]
+    assert more in ([], files[:1])  # the first one also shows whether these are fields
+    assert not [path for (mode, path) in counts if mode == "read" and path.endswith("predictions.csv")]
+    assert sum(n for (mode, path), n in counts.items() if mode == "list" and path == str(crops)) <= 2
+
+
+def test_a_differential_has_a_frame_and_a_text(counted):
+    frame = counted.to_frame()
+    assert frame["sample"].unique().tolist() == ["d0", "d1"]
+    assert frame.equals(pd.read_csv(counted.folder / "differential.csv"))
+    assert "d0: " in repr(counted)
+    assert "<table" in counted._repr_html_()

@@ -7,8 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from urnet.counting.examples import PER_GROUP, ExampleCollector
 from urnet.counting.report import write_reports
 from urnet.counting.sample import count_sample
+from urnet.counting.shares import list_share_texts
+from urnet.images.scale import Scaling
 
 CLASSES = ("granulocyte", "monocyte", "lymphocyte")
 KNOWN = np.rint(1000 * np.array([[0.93, 0.04, 0.02, 0.01], [0.12, 0.84, 0.03, 0.01], [0.03, 0.01, 0.95, 0.01]]))
@@ -33,13 +36,38 @@ def test_one_sample_has_one_page_with_everything(tmp_path):
         assert part in text
     for k in range(3):
         assert f"{100 * one.adjusted[k]:.1f}" in text
-        assert f"({100 * one.adjusted_interval[k, 0]:.1f} to {100 * one.adjusted_interval[k, 1]:.1f})" in text
+        assert f"({100 * one.adjusted_interval[k, 0]:.1f}–{100 * one.adjusted_interval[k, 1]:.1f})" in text
     assert not (tmp_path / "samples").exists()
 
 
 def test_the_page_loads_nothing_from_elsewhere(tmp_path):
     text = write_reports([sample()], tmp_path, run="r", source="s").read_text(encoding="utf-8")
-    assert not re.search(r"https?://|<script|<link|src=", text)
+    assert not re.search(r"https?://|<script|<link", text)
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', text))
+
+
+def test_pages_show_example_cells_with_their_prediction(tmp_path):
+    examples = ExampleCollector(["donor 7"] * 9, Scaling(0.0, 255.0, "uint8"))
+    crop = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
+    for index in range(8):
+        examples.add(index, {"predicted": "monocyte", "p_monocyte": "0.973", "rejected": ""}, crop)
+    examples.add(8, {"predicted": "monocyte", "p_monocyte": "0.9", "rejected": "out of focus"}, crop)
+    write_reports([sample()], tmp_path, run="r", source="s", examples=[examples.groups["donor 7"]])
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count("<img") == PER_GROUP + 1
+    assert text.count("<span>97 %</span>") == PER_GROUP
+    assert "<span>out of focus</span>" in text
+
+
+def test_one_function_gives_the_texts_of_all_places():
+    texts = list_share_texts(sample())
+    assert [(one.name, one.counted, one.counted_percent) for one in texts] == [
+        ("granulocyte", "60", "60.0"),
+        ("monocyte", "8", "8.0"),
+        ("lymphocyte", "32", "32.0"),
+    ]
+    assert re.fullmatch(r"\d+\.\d \(\d+\.\d–\d+\.\d\)", texts[1].corrected)
+    assert {one.corrected_percent for one in list_share_texts(sample("empty", (0, 0, 0), ()))} == {"–"}
 
 
 def test_the_table_and_the_json_hold_the_figures(tmp_path):
@@ -79,6 +107,6 @@ def test_names_are_escaped(tmp_path):
             assert not re.search("<b>|<i>|<u>|<s>|<em>", page.read_text(encoding="utf-8"))
 
 
-def test_a_name_that_is_no_unicode_does_not_stop_the_report(tmp_path):
+def test_a_name_with_invalid_unicode_does_not_stop_the_report(tmp_path):
     write_reports([sample("d\udcff")], tmp_path, run="r", source="s")
     assert "udcff" in (tmp_path / "differential.csv").read_text(encoding="utf-8")

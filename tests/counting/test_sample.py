@@ -8,7 +8,6 @@ import pytest
 from urnet.calibration.confusion import ReferenceCells
 from urnet.counting.interval import adjusted_interval
 from urnet.counting.sample import CellsNeeded, cells_needed, count_sample
-from urnet.errors import CellsError
 
 CLASSES = ["granulocyte", "monocyte", "lymphocyte"]
 RATES = np.array([[0.93, 0.04, 0.02, 0.01], [0.12, 0.84, 0.03, 0.01], [0.03, 0.01, 0.95, 0.01]])
@@ -30,7 +29,7 @@ def count(called, rejected=(), confusion=KNOWN, **more):
     return count_sample("d1", probabilities, [""] * sum(called) + list(rejected), confusion, CLASSES, **more)
 
 
-def test_a_sample_states_counts_and_corrected_shares():
+def test_a_sample_has_counts_and_corrected_shares():
     sample = count(expected(2000), ["blurred"] * 3 + ["debris"] * 5)
     assert (sample.name, sample.classes) == ("d1", tuple(CLASSES))
     assert sample.accepted + 8 == sample.cells
@@ -52,7 +51,7 @@ def test_rejected_cells_are_counted_as_no_class():
     assert beside.adjusted.tolist() == alone.adjusted.tolist()
 
 
-def test_with_the_calibrations_cells_em_is_corrected_and_has_an_interval():
+def test_calibration_cells_correct_em_and_give_its_interval():
     rng = np.random.default_rng(0)
     truth = np.repeat([0, 1, 2], 300)
     called = np.array([rng.choice(3, p=RATES[k, :3] / RATES[k, :3].sum()) for k in truth])
@@ -64,7 +63,7 @@ def test_with_the_calibrations_cells_em_is_corrected_and_has_an_interval():
     assert sample.em_interval == pytest.approx(sample.adjusted_interval, abs=0.02)
 
 
-def test_a_sample_of_three_cells_says_how_little_it_says():
+def test_a_sample_of_three_cells_has_wide_intervals_and_a_warning():
     sample = count([2, 0, 1])
     assert (sample.adjusted_interval[:, 1] - sample.adjusted_interval[:, 0]).max() > 0.6
     assert any("too wide" in warning and "more cells" in warning for warning in sample.warnings)
@@ -81,18 +80,18 @@ def test_a_sample_without_countable_cells_has_no_figures(rejected):
     json.dumps(sample.to_json(), allow_nan=False)
 
 
-def test_cells_that_no_composition_explains_are_warned_of():
+def test_cells_that_no_composition_explains_give_a_warning():
     # A twentieth of the granulocytes would be called monocytes; here none of a thousand.
     sample = count([1000, 0, 0], confusion=np.rint(1000 * RATES) + np.array([[-60, 60, 0, 0], [0] * 4, [0] * 4]))
     assert any("called monocyte more rarely" in warning for warning in sample.warnings)
 
 
-def test_more_rejected_cells_than_in_the_calibration_are_warned_of():
+def test_many_rejected_cells_give_a_warning():
     assert not any("rejected" in warning for warning in count(expected(1000), ["debris"] * 12).warnings)
     assert any("35 % of the cells were rejected" in w for w in count(expected(650), ["debris"] * 350).warnings)
 
 
-def test_few_calibration_cells_are_warned_of():
+def test_few_calibration_cells_give_a_warning():
     few = KNOWN.copy()
     few[1] = np.rint(20 * RATES[1])
     assert any(
@@ -100,18 +99,19 @@ def test_few_calibration_cells_are_warned_of():
     )
 
 
-def test_corrections_that_disagree_are_warned_of():
+def test_estimates_that_disagree_give_a_warning():
     probabilities = cells(expected(2000))
     probabilities[probabilities.argmax(axis=1) == 0] = [0.5, 0.48, 0.02]
     sample = count_sample("d1", probabilities, [""] * len(probabilities), KNOWN, CLASSES)
     assert any("disagree" in warning for warning in sample.warnings)
 
 
-def test_a_class_that_the_calibration_lacks_is_named():
+def test_an_error_names_a_class_without_calibration_cells(raises_code):
     table = KNOWN.copy()
     table[1] = 0
-    with pytest.raises(CellsError, match="monocyte"):
+    with raises_code("counting.class_missing") as caught:
         count(expected(500), confusion=table)
+    assert "monocyte" in str(caught.value)
 
 
 def test_probabilities_that_do_not_fit_are_refused():
@@ -122,35 +122,35 @@ def test_probabilities_that_do_not_fit_are_refused():
 
 
 class TestCellsNeeded:
-    def test_that_many_more_narrow_the_intervals_to_two_points(self):
+    def test_the_estimated_number_of_cells_narrows_the_intervals(self):
         table = 50 * KNOWN
         needed = cells_needed(np.array(expected(500)), table)
         assert needed.calibration == 0
         ends = adjusted_interval(np.array(expected(500 + needed.cells)), table)
         assert (ends[:, 1] - ends[:, 0]).max() / 2 == pytest.approx(0.02, abs=0.002)
 
-    def test_none_where_the_intervals_are_narrow_already(self):
+    def test_no_cells_are_needed_if_the_intervals_are_narrow(self):
         needed = cells_needed(np.array(expected(50_000)), 50 * KNOWN)
         assert needed == CellsNeeded(0, 0)
-        assert "as narrow as" in needed.sentence
+        assert "or narrower" in needed.sentence
 
-    def test_where_the_confusion_dominates_it_names_calibration_cells_that_do(self):
+    def test_more_calibration_cells_are_needed_where_the_confusion_dominates(self):
         table = np.rint(KNOWN / 10)
         needed = cells_needed(np.array(expected(500)), table)
         assert needed.calibration > 0
-        assert "No number of further cells of this sample alone" in needed.sentence
+        assert "More cells of this sample alone would not" in needed.sentence
         more = (table.sum() + needed.calibration) / table.sum()
         ends = adjusted_interval(np.array(expected(500 + needed.cells)), table * more)
         assert (ends[:, 1] - ends[:, 0]).max() / 2 == pytest.approx(0.02, abs=0.004)
 
-    def test_a_classifier_at_chance_has_to_become_better(self):
+    def test_a_classifier_at_chance_needs_a_better_model(self):
         table = np.array([[32, 27, 31, 1], [22, 29, 39, 1], [36, 28, 26, 1]])
         needed = cells_needed(np.array([70, 65, 65]), table)
         assert needed == CellsNeeded(None, None)
-        assert "has to become better" in needed.sentence
+        assert "Train a better model" in needed.sentence
 
 
-def test_calls_that_the_calibration_never_heard_are_left_out_aloud():
+def test_a_class_that_no_calibration_cell_was_called_gives_a_warning():
     """A classifier that called no calibration cell a granulocyte, nor a monocyte."""
     never = np.array([[0, 0, 26, 46], [0, 0, 13, 23], [0, 0, 40, 6]])
     sample = count([5, 3, 0], confusion=never)

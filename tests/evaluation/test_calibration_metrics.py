@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from urnet.cells.copies import hash_any_orientation
+from urnet.cells.read import find_images
 from urnet.evaluation.calibration_metrics import calibration_metrics, mean_with_interval
 from urnet.evaluation.out_of_distribution import COLUMNS, measure_rejection
-from urnet.evaluation.predictions import score_run_part, training_overlap
+from urnet.evaluation.predictions import overlap_warnings, score_run_part, training_cell_keys
 
 
 def test_a_share_has_the_bootstrap_interval_of_a_proportion():
@@ -80,7 +82,10 @@ def test_a_run_without_calibration_has_no_rejection(trained, draw, tmp_path, mon
 
 
 def test_training_images_are_recognised(trained, shapes, draw, tmp_path):
-    assert training_overlap(trained, draw(tmp_path / "other", 3, seed=9)) == []
-    assert "of 60 cells took part" in training_overlap(trained, shapes)[0]
-    (shapes.parent / "broken.png").write_bytes(b"nothing")
-    assert training_overlap(trained, shapes.parent / "broken.png") == []
+    trained_on = training_cell_keys(trained)
+    for folder, warnings in ((draw(tmp_path / "other", 3, seed=9), 0), (shapes, 1)):
+        cells = find_images([folder])
+        keys = [hash_any_orientation(cells.read(index)) for index in range(len(cells))]
+        assert len(overlap_warnings(keys, trained_on)) == warnings
+    assert "of 60 cells took part" in overlap_warnings(keys, trained_on)[0]
+    assert overlap_warnings([], trained_on) == []

@@ -1,4 +1,4 @@
-"""What a trained model is, apart from its weights: `config.json` of a bundle, its reading and checking."""
+"""Configuration of a trained model: everything but its weights, in `config.json`."""
 
 import json
 import math
@@ -23,29 +23,29 @@ FORMAT = 1
 CONFIG_NAME = "config.json"
 MAX_CLASSES = 1000
 MAX_SIZE = 2048
-"""Edge of the largest input, in pixels; as in recipes."""
+"""Largest edge of the input, in pixels; as in recipes."""
 MAX_OPTION = 8192
-"""Largest number that an option of a network can have."""
+"""Largest number that an option of a network may have."""
 _FORBIDDEN_OPTIONS = re.compile(
     r"pretrained.*|checkpoint.*|cache.*|file.*|weights.*|feature.*|model_.*|pruned|device|dtype|name"
 )
-"""Options of timm that name files, fetch weights or make no classifier."""
+"""Options of timm that name files, download weights or do not build a classifier."""
 
 
 def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
-        raise ValueError("a class is named twice")
+        raise ValueError("a class is listed twice")
     return names
 
 
 def _check_network(options: dict[str, Any]) -> dict[str, Any]:
     """Refuse a name or an option that could be a file or an address.
 
-    Allowed values are numbers, truth values, short words and lists of these.
+    Allowed values are numbers, true and false, short words, and lists of these.
     """
     name = options.get("name")
     if type(name) is not str or not re.fullmatch(r"[A-Za-z0-9_.+-]{1,100}", name):
-        raise ValueError(f"'name' is {str(name)[:80]!r}; a network's name has letters, digits and _ . + - only")
+        raise ValueError(f"'name' is {str(name)[:80]!r}; a network's name may have letters, digits and _ . + - only")
     for key, value in options.items():
         if key == "name":
             continue
@@ -60,7 +60,7 @@ def _check_network(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_plain_value(value: object, depth: int = 0) -> bool:
-    """Whether an option is harmless: it names no file and asks for no network beyond measure."""
+    """Whether an option is safe: it names no file and asks for no oversized network."""
     if isinstance(value, list | tuple):
         return depth < 3 and len(value) <= 64 and all(_is_plain_value(one, depth + 1) for one in value)
     if isinstance(value, str):
@@ -69,10 +69,10 @@ def _is_plain_value(value: object, depth: int = 0) -> bool:
 
 
 def parse_scaling(data: Any) -> Scaling:
-    """Read a scaling: numbers that are finite, in order, and a known data type.
+    """Check a scaling: finite numbers in order, and a known data type.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: a value is missing, unknown or impossible.
     """
     if isinstance(data, Scaling):
         data = asdict(data)
@@ -104,21 +104,22 @@ Network = Annotated[dict[str, Any], AfterValidator(_check_network)]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that a trained model is, apart from its weights.
+    """Configuration of a trained model.
 
     Attributes:
-        name: the recipe's name.
+        name: name of the recipe.
         classes: class names in the order of the outputs.
         size: edge of the square input in pixels.
         channels: 1 grey, 3 colour.
-        scaling: raw counts to [0, 1].
+        scaling: how raw counts become [0, 1].
         enhancer: name and options of the enhancer.
         classifier: name, input and options of the classifier.
-        tile: edge of a montage's tiles where the training images were montages.
-        image: the file of each folder that held the cells, where the training named one.
+        tile: edge of the tiles in pixels, if the training images were montages.
+        image: name of the file that holds the cells in each folder, if the recipe gave one.
         protocol: `honest` or `paper`.
-        seed: of the training.
-        epoch: the epoch whose weights were kept, from 1.
+        seed: seed of the training.
+        epoch: epoch of the weights, from 1.
+        versions: versions of the packages at the training.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -142,7 +143,7 @@ class ModelConfig:
     versions: Annotated[dict[Text, Text], Field(max_length=100)] = field(default_factory=lambda: {"urnet": __version__})
 
     def build(self) -> "JointModel":
-        """The networks with fresh weights."""
+        """Build the networks with new weights."""
         from urnet.nets.joint import build_joint
 
         enhancer, classifier = dict(self.enhancer), dict(self.classifier)
@@ -157,17 +158,26 @@ class ModelConfig:
         )
 
     def resize_crop(self, crop: np.ndarray) -> np.ndarray:
-        """One raw crop, (H, W) or (H, W, 3), at the network's size and colour, still in raw counts (C, S, S).
+        """Bring a raw crop to the network's size and colours, still in raw counts.
+
+        Args:
+            crop: (H, W) or (H, W, 3).
+
+        Returns:
+            (C, S, S), of the crop's data type.
 
         Raises:
-            ImageError: no crop has that shape, its depth is not the one that the scale was fitted to, or not all of
-                it are numbers.
+            ImageError: another shape (code `images.shape`), another data type than the training's (code
+                `images.other_depth`), values that are not finite (code `images.not_finite`), or a constant image (code
+                `images.constant`).
         """
         from urnet.cells.pixels import fit_input
 
         if crop.ndim not in (2, 3) or crop.shape[2:] not in ((), (3,)) or min(crop.shape[:2]) < MIN_EDGE:
             raise ImageError(
-                f"an array of shape {crop.shape}; give (H, W) or (H, W, 3) of at least {MIN_EDGE} px each way"
+                f"a crop must have the shape (H, W) or (H, W, 3) and at least {MIN_EDGE} px each way, found "
+                f"{crop.shape}",
+                code="images.shape",
             )
         expected = self.scaling.dtype
         if expected not in (str(crop.dtype), ANY_DEPTH):
@@ -177,13 +187,16 @@ class ModelConfig:
                 code="images.other_depth",
             )
         if crop.dtype.kind == "f" and not np.isfinite(crop).all():
-            raise ImageError("some values are NaN or infinite; mask or fill them first")
+            raise ImageError("some pixels are NaN or infinite; replace them first", code="images.not_finite")
         if crop.min() == crop.max():
-            raise ImageError(f"every pixel is {crop.flat[0]:g}; there is nothing to classify")
+            raise ImageError(
+                f"every pixel is {crop.flat[0]:g}, so there is nothing to classify; leave the image out",
+                code="images.constant",
+            )
         return fit_input(crop, self.size, self.channels)
 
     def to_json(self) -> str:
-        """The content of `config.json`."""
+        """Encode the content of `config.json`."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -191,7 +204,8 @@ def read_config(path: Path) -> ModelConfig:
     """Read `config.json`.
 
     Raises:
-        RunError: the file is damaged, newer than this program, or holds values that no model has.
+        RunError: the file is damaged or holds impossible values (code `model.config_invalid`), or is newer than this
+            program (code `model.newer`).
     """
     try:
         return parse_config(read_canonical_json(path))
@@ -205,30 +219,31 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def check_config(config: ModelConfig) -> None:
-    """Refuse a model that could not be opened again once it is trained.
+    """Refuse a model that could not be opened after its training.
 
     Raises:
-        RunError: a value is none that a bundle may hold; the message names it (code `model.config_invalid`).
+        RunError: a bundle may not hold one of the values; the message names it (code `model.config_invalid`).
     """
     try:
         parse_config(config.to_json().encode())
     except ValueError as error:
         raise RunError(
-            f"this model could not be opened again ({describe_error(error)}); change the recipe or the labels",
+            f"this model could not be opened after its training ({describe_error(error)}); change the recipe or "
+            "the labels",
             code="model.config_invalid",
         ) from None
 
 
 def parse_config(content: bytes) -> ModelConfig:
-    """The configuration that JSON holds.
+    """Parse and check the content of `config.json`.
 
     Raises:
-        ValueError: the JSON holds none; a pydantic error with the key where one is wrong.
+        ValueError: not a configuration; a pydantic error names the key of a wrong value.
         RunError: written by a newer program (code `model.newer`).
     """
     data = json.loads(content)
     if not isinstance(data, dict):
-        raise ValueError("no table of keys")
+        raise ValueError("not an object")
     version = data.pop("format", None)
     if type(version) is not int or version < 1:
         raise ValueError(f"format is {str(version)[:40]}")

@@ -24,32 +24,36 @@ if TYPE_CHECKING:
 WEIGHTS_NAME = "model.safetensors"
 
 OPTIONAL_FILES = (TENSORS_NAME, JSON_NAME, SETTINGS_NAME)
-"""Files of a bundle that not every model has."""
+"""Files that not every bundle has."""
 SEALED_FILES = (WEIGHTS_NAME, *OPTIONAL_FILES, CONFIG_NAME)
 """Files that the seal covers."""
 
 
 def find_bundle(path: Path | str) -> Path:
-    """The bundle that a path names: itself, or `model` in a run folder.
+    """Find the bundle at a path: the folder itself, or `model` in a run folder.
 
     Raises:
-        RunError: there is none, or there are several.
+        RunError: no bundle (code `model.not_found`), or the folder of a cross-validation (code `model.several`).
     """
     folder = Path(path)
     if (folder / "model" / CONFIG_NAME).is_file():
         return folder / "model"
     if any(folder.glob(f"fold*/model/{CONFIG_NAME}")):
-        raise RunError(f"{path}: a cross-validation has a model for each fold; name one, such as {folder / 'fold0'}")
+        raise RunError(
+            f"{path}: a cross-validation has a model for each fold; name one, such as {folder / 'fold0'}",
+            code="model.several",
+        )
     if not (folder / CONFIG_NAME).is_file():
         raise RunError(
             f"{path}: no trained model here (looked for {CONFIG_NAME} and model/{CONFIG_NAME}); "
-            "give a folder written by `urnet train`; an unfinished run goes on with --resume"
+            "give the folder of a finished `urnet train`; add --resume to that command to finish an interrupted run",
+            code="model.not_found",
         )
     return folder
 
 
 def seal_bundle(folder: Path) -> Seal:
-    """Seal a bundle as its files are now.
+    """Write the seal of a bundle over its present files.
 
     Args:
         folder: the bundle.
@@ -63,7 +67,7 @@ def seal_bundle(folder: Path) -> Seal:
 
 
 def copy_bundle(model: "Model", out: Path) -> None:
-    """Copy the files of a model to another folder; the copy has the same digest, and is sealed.
+    """Copy the files of a model to another folder, with a seal; the copy has the same digest.
 
     Args:
         model: read from a bundle.
@@ -78,11 +82,11 @@ def copy_bundle(model: "Model", out: Path) -> None:
             with (model.folder / name).open("rb") as source, atomic_file(out / name) as file:
                 shutil.copyfileobj(source, file)
     if seal_bundle(out).digest != model.digest():
-        raise RunError(f"{model.folder}: the files have changed since the model was read; begin again")
+        raise RunError(f"{model.folder}: the files have changed since the model was read; run the command again")
 
 
 def check_seal(folder: Path, weights: "Mapping[str, Tensor]", ignored: tuple[str, ...]) -> Seal:
-    """The hashes of a bundle's files, once they are found to be those of its seal.
+    """Hash the files of a bundle and compare them with its seal.
 
     Raises:
         RunError: the seal is broken or damaged.
@@ -121,7 +125,7 @@ def hash_files(folder: Path, weights: "Mapping[str, Tensor]", ignored: tuple[str
                 hash_tensors(load_file(path)) if name == TENSORS_NAME else hash_json(read_canonical_json(path))
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            fix = "make it again with `urnet calibrate`" if name in (JSON_NAME, TENSORS_NAME) else "restore the file"
+            fix = "make it with `urnet calibrate`" if name in (JSON_NAME, TENSORS_NAME) else "restore the file"
             raise RunError(
                 f"{path}: the file is damaged ({describe_error(error)}); {fix}", code="model.damaged"
             ) from None
@@ -162,10 +166,11 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
 
 
 def build_networks(config: ModelConfig, weights: "Mapping[str, Tensor]", folder: Path) -> "JointModel":
-    """The networks of a configuration with the weights of a file.
+    """Build the networks of a configuration with the weights of a file.
 
     Raises:
-        RunError: there are no such networks, or the weights are not theirs.
+        RunError: the networks cannot be built (code `model.config_invalid`), or the weights belong to others (code
+            `model.weights_invalid`).
     """
     from urnet.nets.limits import build_and_load
 
@@ -178,8 +183,7 @@ def build_networks(config: ModelConfig, weights: "Mapping[str, Tensor]", folder:
         ) from None
     except (RecipeError, RuntimeError, TypeError, ValueError, MemoryError) as error:  # RuntimeError: no memory
         raise RunError(
-            f"{folder / CONFIG_NAME}: names no network that can be built here ({describe_error(error)}); "
-            "restore the file",
+            f"{folder / CONFIG_NAME}: its networks cannot be built here ({describe_error(error)}); restore the file",
             code="model.config_invalid",
         ) from None
 
@@ -188,7 +192,7 @@ def check_calibration_fits(calibration: Calibration, config: ModelConfig, joint:
     """Refuse a calibration of other classes or of a network with other features.
 
     Raises:
-        RunError: it is one.
+        RunError: it does not belong to the model (code `model.calibration_invalid`).
     """
     from urnet.nets.features import count_features
 
@@ -202,5 +206,5 @@ def check_calibration_fits(calibration: Calibration, config: ModelConfig, joint:
             problem = f"it describes features of the sizes {found}, and those of the networks are {sizes}"
     if problem:
         raise RunError(
-            f"{folder / JSON_NAME}: {problem}; make it again with `urnet calibrate`", code="model.calibration_invalid"
+            f"{folder / JSON_NAME}: {problem}; make it with `urnet calibrate`", code="model.calibration_invalid"
         )

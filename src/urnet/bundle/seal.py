@@ -1,7 +1,7 @@
-"""The seal of a bundle: one digest over the content of all its files, kept in `seal.json`.
+"""The seal of a bundle: one digest over the content of all its files, stored in `seal.json`.
 
-It finds files that do not belong together and files that were changed. It does not protect against a person who changes
-a file and writes a new seal: compare the digest with one that you noted (`--expect`).
+It detects changed files and files of different models. It does not protect against a person who changes a file and
+writes a new seal: compare the digest with one that you noted (`--expect`).
 
 The digest covers content, not bytes: JSON is hashed with sorted keys and without white space, tensors by name, type,
 shape and values. Line endings, indentation and the order of tensors do not change it.
@@ -30,7 +30,7 @@ SEAL_NAME = "seal.json"
 DIGEST_LENGTH = 32
 """Hexadecimal digits of a digest."""
 MIN_DIGEST_LENGTH = 8
-"""Hexadecimal digits that an expected digest needs."""
+"""Minimum number of digits of an expected digest."""
 
 logger = logging.getLogger(__name__)
 _warned: set[Path] = set()
@@ -42,7 +42,7 @@ class Seal:
 
     Attributes:
         files: SHA-256 of the content of each file, by file name.
-        stored: whether `seal.json` holds them; else they were computed from files without a seal.
+        stored: whether `seal.json` holds them; otherwise they were computed from files without a seal.
     """
 
     files: Mapping[str, str]
@@ -61,12 +61,12 @@ class Seal:
             file.write((json.dumps(data, indent=2) + "\n").encode())
 
     def check(self, folder: Path, found: Mapping[str, str], ignored: tuple[str, ...] = ()) -> None:
-        """Compare the seal with the files that were read.
+        """Compare the seal with the files that are there.
 
         Args:
             folder: the bundle, for the message.
             found: hashes of the files that are there.
-            ignored: files that were not read.
+            ignored: names of files that were not read.
 
         Raises:
             RunError: a file was changed, is missing, or was added (code `model.seal_broken`).
@@ -95,7 +95,7 @@ class _SealFile(BaseModel):
 
 
 def read_seal(folder: Path) -> Seal | None:
-    """Read `seal.json`; None where a bundle has none, with a warning.
+    """Read `seal.json`; warn and return None where a bundle has none.
 
     Raises:
         RunError: the file is damaged, or newer than this program.
@@ -105,7 +105,7 @@ def read_seal(folder: Path) -> Seal | None:
         if folder.resolve() not in _warned:
             _warned.add(folder.resolve())
             logger.warning(
-                "%s: this model is not sealed (no %s), so changes to its files cannot be noticed; `urnet calibrate` "
+                "%s: this model is not sealed (no %s), so changes of its files cannot be detected; `urnet calibrate` "
                 "seals the model of a run",
                 folder,
                 SEAL_NAME,
@@ -128,12 +128,12 @@ def read_seal(folder: Path) -> Seal | None:
 
 
 def hash_json(content: bytes) -> str:
-    """The hash of JSON in canonical form."""
+    """Hash JSON in canonical form."""
     return hashlib.sha256(content).hexdigest()
 
 
 def hash_tensors(tensors: "Mapping[str, np.ndarray | Tensor]") -> str:
-    """The hash of named tensors: names, types, shapes and values."""
+    """Hash named tensors: names, types, shapes and values."""
     content = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -154,18 +154,18 @@ def _tensor_bytes(tensor: "np.ndarray | Tensor") -> memoryview:
 
 
 def check_expected(expect: str | None) -> str | None:
-    """An expected digest in lower case.
+    """Check an expected digest, and return it in lower case.
 
     Raises:
-        RunError: not the first digits of a digest (code `model.expectation_invalid`).
+        RunError: it cannot be the beginning of a digest (code `model.expectation_invalid`).
     """
     if expect is None:
         return None
     digits = expect.strip().lower()
     if not re.fullmatch(rf"[0-9a-f]{{{MIN_DIGEST_LENGTH},{DIGEST_LENGTH}}}", digits):
         raise RunError(
-            f"the expected digest {expect[:80]!r} is none; give the first {MIN_DIGEST_LENGTH} to {DIGEST_LENGTH} "
-            "hexadecimal digits of the digest that `urnet about MODEL` shows",
+            f"the expected digest {expect[:80]!r} is not a digest; give the first {MIN_DIGEST_LENGTH} to "
+            f"{DIGEST_LENGTH} hexadecimal digits of the digest that `urnet about MODEL` shows",
             code="model.expectation_invalid",
         )
     return digits

@@ -1,1 +1,1 @@
-"""What a trained model's answers are worth: temperature, prediction sets, rejection, and its own confusion."""
+"""Calibration of a trained model: temperature, prediction sets, rejection and confusion."""

@@ -1,4 +1,4 @@
-"""What held-out cells say of a model: temperature, prediction sets, rejection and confusion."""
+"""Calibration of a model by held-out cells: temperature, prediction sets, rejection and confusion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from urnet.calibration.rejection import Measures, Rejection
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What held-out cells say of a model.
+    """Calibration of a model, measured on held-out cells.
 
     Attributes:
         classes: the K class names, in the order of the outputs.
-        temperature: what the logits are divided by.
-        scores: for each class the conformal scores of its held-out cells, ascending.
-        rejection: which crops are no countable cells.
-        reference: cells on which the decisions were counted.
-        reference_part: the part that they are from: `test`, or `validation` where a run has no test part.
-        parts: cells of each part that went into it (`train`: distances and limits; `validation`: temperature, scores
-            and limits; `test`: the confusion).
-        false_rejection: the share of good cells that was to be rejected.
+        temperature: number that divides the logits.
+        scores: for each class, the conformal scores of its held-out cells, ascending.
+        rejection: checks that reject crops without a countable cell.
+        reference: labelled cells on which the confusion was counted.
+        reference_part: part of the reference cells: `test`, or `validation` where a run has no test part.
+        parts: number of cells used of each part: `train` for distances and limits, `validation` for temperature, scores
+            and limits, `test` for the confusion.
+        false_rejection: intended share of rejected cells among good ones.
     """
 
     classes: tuple[str, ...]
@@ -39,11 +39,11 @@ class Calibration:
 
     @property
     def confusion(self) -> np.ndarray:
-        """(K, K + 1) cells by true class (rows) and decision (columns); the last column are those rejected."""
+        """Reference cells by true class (rows) and decision (columns), (K, K + 1); the last column: rejected."""
         return self.reference.confusion
 
     def prediction_sets(self, probabilities: np.ndarray, coverage: float = COVERAGE) -> np.ndarray:
-        """The classes that cannot be ruled out for each cell, (N, K) booleans.
+        """Find the classes that cannot be ruled out for each cell, (N, K) booleans.
 
         Args:
             probabilities: (N, K), with the temperature.
@@ -52,16 +52,18 @@ class Calibration:
         return conformal.prediction_sets(probabilities, self.scores, coverage)
 
     def set_names(self, probabilities: np.ndarray, coverage: float = COVERAGE) -> list[str]:
-        """The prediction sets as tables show them: class names joined by `|`, as `conformal.join_set` does."""
+        """Make the prediction sets as text: class names joined by `|`, as `conformal.join_set` does."""
         sets = self.prediction_sets(probabilities, coverage)
         return [conformal.join_set(compress(self.classes, row)) for row in sets]
 
     def reject(self, rows: Sequence[Measures], features: np.ndarray) -> list[str]:
-        """Why each crop is not counted; "" for those that are.
+        """Give the reason why each crop is rejected; "" for countable cells.
 
         Args:
-            rows: the measures of each crop at the network's size, from `quality`, and where known its `edge` (share of
-                the crop beyond the field's border) and `touching` (share of the outline next to another cell).
-            features: (N, F), from the model's outputs.
+            rows: measures of each crop at the network's size, from `Model.measure_crops`: quality and, where known,
+            `edge`
+                (share of the crop beyond the field's border) and `touching` (share of the outline next to another
+                cell).
+            features: (N, F), from `Model.outputs`.
         """
         return self.rejection.reject(rows, features)

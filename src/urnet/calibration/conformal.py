@@ -1,10 +1,10 @@
-"""Sets of classes that hold the true one at a chosen rate, class by class: split conformal prediction.
+"""Split conformal prediction: sets of classes that hold the true class at a chosen rate, for each class.
 
-A class is in the set of a cell unless the cell speaks against it more than most held-out cells of that class did
-against theirs. The score is 1 − p(class) (Sadinle, Lei and Wasserman, J. Am. Stat. Assoc. 114, 223, 2019), the quantile
-is taken for each class on its own (Mondrian; Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World",
-2005, section 4.5), so that the rate holds for rare classes too. It holds for cells drawn as the held-out ones were, on
-average over such draws: not for another microscope, and not for what is no cell.
+The score of a cell for a class is 1 − p(class) (Sadinle, Lei and Wasserman, J. Am. Stat. Assoc. 114, 223, 2019). A
+class is in the set of a cell if its score is at most a quantile of the scores of held-out cells of that class
+(Mondrian; Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005, section 4.5), so that the rate
+also holds for rare classes. It holds on average, for cells drawn like the held-out ones: not for another microscope,
+and not for crops without a cell.
 """
 
 import re
@@ -13,20 +13,20 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 COVERAGE = 0.9
-"""Share of each class's cells whose prediction set holds it, unless another is asked for."""
+"""Default share of each class's cells whose prediction set holds the true class."""
 
 
 def describe_coverage(coverage: float) -> str:
-    """What a prediction set promises, in words.
+    """Describe what a prediction set guarantees.
 
     Args:
-        coverage: that was asked for.
+        coverage: share of each class's cells whose set holds the true class.
     """
-    return f"the true class is among them for at least {100 * coverage:g} % of cells like those calibrated on"
+    return f"the true class is among them for at least {100 * coverage:g} % of cells like those of the calibration"
 
 
 def join_set(names: Iterable[str]) -> str:
-    r"""Join class names by `|`, as tables show a prediction set; `|` and `\` in a name become `\|` and `\\`."""
+    r"""Join class names by `|` into the text of a prediction set; `|` and `\` in a name become `\|` and `\\`."""
     return "|".join(re.sub(r"([|\\])", r"\\\1", name) for name in names)
 
 
@@ -36,34 +36,34 @@ def split_set(text: str) -> list[str]:
 
 
 def conformal_scores(probabilities: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-    """What held-out cells say against their own class.
+    """Compute the scores of held-out cells for their own class.
 
     Args:
         probabilities: (N, K).
         labels: (N,) class indices.
 
     Returns:
-        For each class the scores 1 − p(class) of its cells, (N_k,) ascending, float64.
+        For each class, the scores 1 − p(class) of its cells, (N_k,) ascending, float64.
     """
     return [np.sort(1 - probabilities[labels == k, k]) for k in range(probabilities.shape[1])]
 
 
 def conformal_quantile(scores: np.ndarray, coverage: float) -> float:
-    """The least score that at least a share `coverage` of new scores stay within, on average.
+    """Find the smallest score that at least a share `coverage` of new scores do not exceed, on average.
 
     Args:
         scores: (N,) ascending, of held-out cells.
         coverage: in (0, 1).
 
     Returns:
-        The ⌈(N + 1)·coverage⌉-th least; infinity where there are too few to tell.
+        The ⌈(N + 1)·coverage⌉-th smallest score; infinity if there are too few scores.
     """
     rank = int(np.ceil((len(scores) + 1) * coverage - 1e-9))
     return float(scores[rank - 1]) if rank <= len(scores) else np.inf
 
 
 def prediction_sets(probabilities: np.ndarray, scores: Sequence[np.ndarray], coverage: float) -> np.ndarray:
-    """The classes that cannot be ruled out.
+    """Find the classes that cannot be ruled out.
 
     Args:
         probabilities: (N, K) of new cells.
@@ -71,7 +71,7 @@ def prediction_sets(probabilities: np.ndarray, scores: Sequence[np.ndarray], cov
         coverage: share of each class's cells whose set holds it, in (0, 1).
 
     Returns:
-        (N, K) booleans. The most probable class is always in the set; a class with too few held-out cells as well.
+        (N, K) booleans. The most probable class is always in the set; so is a class with too few held-out cells.
 
     Raises:
         ValueError: the coverage is not between 0 and 1.

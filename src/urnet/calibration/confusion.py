@@ -1,4 +1,4 @@
-"""Cells of known class on which a classifier was measured: what a differential is corrected by."""
+"""Confusion of a classifier, counted on labelled cells; it corrects a differential."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ReferenceCells:
-    """Cells of known class on which the classifier was measured; none of them was trained on.
+    """Labelled cells on which the confusion of a classifier is counted; none of them was used in training.
 
     Args:
         probabilities: (N, K) predicted probabilities, calibrated.
-        truth: (N,) class indices.
+        truth: (N,) indices of the true classes.
         rejected: (N,) whether the cell was rejected.
     """
 
@@ -21,9 +21,9 @@ class ReferenceCells:
 
     @property
     def confusion(self) -> np.ndarray:
-        """(K, K + 1) cells by class and by predicted class, the last column rejected."""
+        """Number of cells by true class (rows) and decision (columns), (K, K + 1); the last column: rejected."""
         classes = self.probabilities.shape[1]
-        said = np.where(self.rejected, classes, self.probabilities.argmax(axis=1))
+        decision = np.where(self.rejected, classes, self.probabilities.argmax(axis=1))
         table = np.zeros((classes, classes + 1), dtype=np.int64)
-        np.add.at(table, (self.truth, said), 1)
+        np.add.at(table, (self.truth, decision), 1)
         return table

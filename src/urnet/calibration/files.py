@@ -23,7 +23,7 @@ PARTS = ("train", "validation", "test")
 
 
 def encode_calibration(calibration: Calibration) -> dict[str, bytes]:
-    """The content of both files, by name; the one that names the other comes last."""
+    """Encode both files, by name. The JSON, which holds the hash of the other, comes last."""
     from safetensors.numpy import save
 
     rejection, distance = calibration.rejection, calibration.rejection.distance
@@ -57,18 +57,18 @@ def encode_calibration(calibration: Calibration) -> dict[str, bytes]:
 
 
 def save_calibration(calibration: Calibration, folder: Path) -> None:
-    """Write both files; the one that names the other comes last."""
+    """Write both files to a bundle."""
     for name, content in encode_calibration(calibration).items():
         with atomic_file(folder / name) as file:
             file.write(content)
 
 
 def load_calibration(folder: Path) -> Calibration:
-    """Read both files.
+    """Read both files of a bundle.
 
     Raises:
-        RunError: one is missing, damaged, newer than this program, holds impossible values, or they do not belong
-            together.
+        RunError: a file is missing, damaged or holds impossible values, the files do not belong together (code
+            `model.calibration_invalid`), or they are newer than this program (code `model.newer`).
     """
     from safetensors.numpy import load
 
@@ -78,13 +78,13 @@ def load_calibration(folder: Path) -> Calibration:
         about = _parse_json(content)
         packed = (folder / TENSORS_NAME).read_bytes()
         if hashlib.sha256(packed).hexdigest() != about.sha256:
-            raise ValueError(f"{TENSORS_NAME} is not the file that it was written with")
+            raise ValueError(f"{TENSORS_NAME} belongs to another calibration")
         return _assemble(about, load(packed))
     except RunError as error:
         raise RunError(f"{path}: {error}", code=error.code) from None
     except Exception as error:  # of JSON, safetensors and pydantic, without a common base
         raise RunError(
-            f"{path}: the calibration is damaged ({describe_error(error)}); make it again with `urnet calibrate`",
+            f"{path}: the calibration is damaged ({describe_error(error)}); make it with `urnet calibrate`",
             code="model.calibration_invalid",
         ) from None
 
@@ -122,10 +122,10 @@ def _parse_json(content: bytes) -> _JsonContent:
 
 
 def _assemble(about: _JsonContent, tensors: dict[str, np.ndarray]) -> Calibration:
-    """The calibration that both files hold.
+    """Make the calibration that both files hold.
 
     Raises:
-        ValueError: a tensor is missing, added, of another shape or type, or holds impossible values.
+        ValueError: a tensor is missing, unknown, of another shape or type, or holds impossible values.
     """
     K = len(about.classes)
     order = [(check.measure, check.side) for check in CHECKS]
@@ -137,13 +137,13 @@ def _assemble(about: _JsonContent, tensors: dict[str, np.ndarray]) -> Calibratio
         raise ValueError(f"tensor {name[:80]} is {'missing' if name in names else 'unknown'} in {TENSORS_NAME}")
 
     def floats(name: str, *shape: int | None) -> np.ndarray:
-        """A tensor of finite numbers with a shape; None stands for any length but 0."""
+        """Get a tensor of finite numbers with a shape; None stands for any length but 0."""
         array = tensors[name]
         fits = array.ndim == len(shape) and all(
             n == want or (want is None and n) for n, want in zip(array.shape, shape, strict=True)
         )
         if array.dtype not in (np.float32, np.float64) or not fits or not np.isfinite(array).all():
-            raise ValueError(f"{name} is no array of finite numbers of shape {shape}: {array.dtype}, {array.shape}")
+            raise ValueError(f"{name} must be finite numbers of shape {shape}, found {array.dtype}, {array.shape}")
         return array
 
     def require(holds: bool, what: str) -> None:
@@ -154,7 +154,7 @@ def _assemble(about: _JsonContent, tensors: dict[str, np.ndarray]) -> Calibratio
     require(len(set(about.classes)) == K, "a class is listed twice")
     quantiles, tails = floats("rejection.quantiles", len(checks), None), floats("rejection.tails", len(checks), 3)
     slack = 1e-9 * np.abs(quantiles).max(axis=1, keepdims=True)
-    require(bool((np.diff(quantiles, axis=1) >= -slack).all()), "rejection.quantiles do not ascend")
+    require(bool((np.diff(quantiles, axis=1) >= -slack).all()), "rejection.quantiles must ascend")
     require(bool((tails[:, 1:] > 0).all() and (tails[:, 1] <= 1).all()), "rejection.tails has a share outside 0 to 1")
     whiten = tuple(floats(f"distance.whiten.{depth}", None, None) for depth in range(about.depths))
     centre, spread = floats("distance.centre", None), floats("distance.spread", about.depths, 2)
@@ -164,19 +164,19 @@ def _assemble(about: _JsonContent, tensors: dict[str, np.ndarray]) -> Calibratio
     for name in (f"scores.{k}" for k in range(K)):
         values = floats(name, None) if tensors[name].shape != (0,) else tensors[name]
         within = values.size == 0 or (values.min() >= -1e-6 and values.max() <= 1 + 1e-6)
-        require(within and bool((np.diff(values) >= 0).all()), f"{name} are no ascending scores from 0 to 1")
+        require(within and bool((np.diff(values) >= 0).all()), f"{name} must be ascending scores from 0 to 1")
         scores.append(values)
     probabilities = floats("reference.probabilities", None, K)
     truth, rejected = tensors["reference.truth"], tensors["reference.rejected"]
     require(
         bool((probabilities >= 0).all()) and bool(np.allclose(probabilities.sum(axis=1), 1, atol=1e-3)),
-        "reference.probabilities are no probabilities",
+        "reference.probabilities must be probabilities",
     )
     require(
         truth.dtype == np.int64 and truth.shape == probabilities.shape[:1] and bool(((truth >= 0) & (truth < K)).all()),
-        "reference.truth are no class numbers",
+        "reference.truth must be class numbers",
     )
-    require(rejected.dtype == bool and rejected.shape == truth.shape, "reference.rejected are no truth values")
+    require(rejected.dtype == bool and rejected.shape == truth.shape, "reference.rejected must be true or false")
     found = Calibration(
         classes=tuple(about.classes),
         temperature=about.temperature,
@@ -187,5 +187,5 @@ def _assemble(about: _JsonContent, tensors: dict[str, np.ndarray]) -> Calibratio
         parts={part: about.parts[part] for part in PARTS if part in about.parts},
         false_rejection=about.false_rejection,
     )
-    require(found.confusion.tolist() == about.confusion, "the confusion is not that of the reference's cells")
+    require(found.confusion.tolist() == about.confusion, "the confusion is not that of the reference cells")
     return found

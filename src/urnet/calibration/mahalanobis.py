@@ -1,10 +1,10 @@
-"""How far a cell lies from the training cells, in a trained network's features.
+"""Mahalanobis distance of a cell from the training cells, in a trained network's features.
 
 K. Lee, K. Lee, H. Lee, J. Shin, "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial
 Attacks", NeurIPS 2018, https://arxiv.org/abs/1807.03888: Mahalanobis distances at several depths of the network. Here
-one Gaussian describes the training cells at each depth, not one for each class, and the largest of the distances
-counts, since what the last layers have learned to overlook is often plain in the first: see `benchmarks/rejection.py`,
-which compares other choices on debris, empty spots and badly taken cells (docs/results).
+one Gaussian describes the training cells at each depth, not one for each class. The largest distance counts, because
+the last layers learn to ignore differences that the first layers show. `benchmarks/rejection.py` compares other choices
+on debris, empty spots and badly taken cells (docs/results).
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ import numpy as np
 from urnet.errors import RunError
 
 EXPLAINED_VARIANCE = 0.99
-"""Share of the features' variance that the principal components keep."""
+"""Share of the features' variance that the principal components explain."""
 
 MIN_CELLS_PER_COMPONENT = 8
-"""Training cells for each principal component, at least."""
+"""Minimum number of training cells per principal component."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class MahalanobisDistance:
 
     Attributes:
         centre: (F,) float32, mean of the training cells' features; all depths in one row.
-        whiten: for each depth (D, F_d) float32; what maps features less their centre to unit variance.
+        whiten: for each depth (D, F_d) float32; maps centred features to unit variance.
         spread: (depths, 2) mean and standard deviation of the logarithm of the training cells' distances.
     """
 
@@ -36,23 +36,23 @@ class MahalanobisDistance:
     spread: np.ndarray
 
     def measure(self, features: np.ndarray) -> np.ndarray:
-        """Distances of cells with features (N, F): in standard deviations of the log distance of training cells, (N,).
+        """Measure cells with features (N, F), in standard deviations of the log distance of training cells, (N,).
 
-        0 is a common training cell; the farthest depth counts.
+        0 is a typical training cell. The depth with the largest distance counts.
 
         Raises:
-            RunError: the features are not those of the network that was calibrated.
+            RunError: the network has another number of features (code `model.calibration_invalid`).
         """
         if features.shape[1] != len(self.centre):
             raise RunError(
                 f"the calibration describes {len(self.centre)} features, and the network has {features.shape[1]}; "
-                "make it again with `urnet calibrate`",
+                "make it with `urnet calibrate`",
                 code="model.calibration_invalid",
             )
         return ((self._log_distances(features) - self.spread[:, 0]) / self.spread[:, 1]).max(axis=1)
 
     def _log_distances(self, features: np.ndarray) -> np.ndarray:
-        """Logarithms of the distances at each depth, (N, depths)."""
+        """Compute the logarithms of the distances at each depth, (N, depths)."""
         sizes = np.cumsum([axes.shape[1] for axes in self.whiten])[:-1]
         parts = np.split(features - self.centre, sizes, axis=1)
         lengths = [np.linalg.norm(part @ axes.T, axis=1) for part, axes in zip(parts, self.whiten, strict=True)]
@@ -60,7 +60,7 @@ class MahalanobisDistance:
 
 
 def fit_mahalanobis(features: np.ndarray, sizes: Sequence[int]) -> MahalanobisDistance:
-    """Describe the training cells.
+    """Fit a Gaussian to the training cells at each depth.
 
     Args:
         features: (N, F) of the training cells, all depths in one row.
@@ -75,10 +75,10 @@ def fit_mahalanobis(features: np.ndarray, sizes: Sequence[int]) -> MahalanobisDi
 
 
 def _whitening(x: np.ndarray) -> np.ndarray:
-    """The map (D, F) that takes centred features (N, F) to uncorrelated ones of unit variance.
+    """Compute the map (D, F) from centred features (N, F) to uncorrelated ones of unit variance.
 
-    Features are standardised, reduced to their principal components, and the variances of these shrunk towards their
-    mean (Ledoit and Wolf, J. Multivar. Anal. 88, 365, 2004).
+    Standardise the features, reduce them to principal components, and shrink the variances of these towards their mean
+    (Ledoit and Wolf, J. Multivar. Anal. 88, 365, 2004).
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
 

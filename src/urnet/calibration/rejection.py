@@ -1,10 +1,10 @@
-"""Which crops are no countable cells: badly taken, or unlike all cells of the training.
+"""Rejection of crops without a countable cell: badly taken crops, and crops unlike all cells of the training.
 
 Each check compares one measure of a crop with that of the training's cells, on one side. Its p value is the share of
-those cells that are as extreme: counted in the body of their distribution, and continued beyond its last tenth by an
-exponential tail (Pickands, Ann. Stat. 3, 119, 1975, with shape 0), so that a few dozen cells give usable limits too. A
-crop is rejected when the smallest of its p values (Tippett, "The Methods of Statistics", 1931) is at or below a level.
-The level is set so that all checks together reject the stated share of the training's own cells.
+those cells that are as extreme. It is counted in the body of their distribution, and extrapolated beyond the last tenth
+by an exponential tail (Pickands, Ann. Stat. 3, 119, 1975, with shape 0), so that a few dozen cells give usable limits.
+A crop is rejected if the smallest of its p values (Tippett, "The Methods of Statistics", 1931) is at or below a level.
+The level is set so that all checks together reject the intended share of the training's cells.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,21 +16,21 @@ import numpy as np
 from urnet.calibration.mahalanobis import MahalanobisDistance, fit_mahalanobis
 
 FALSE_REJECTION = 0.02
-"""Share of good cells that may be rejected, unless another is asked for."""
+"""Default share of rejected cells among good ones."""
 
 TAIL_SHARE = 0.1
-"""Share of the cells that make up a tail."""
+"""Share of the cells in a tail."""
 
 FOLDS = 10
-"""The level is found with cells that were not described, a tenth at a time."""
+"""Number of folds of the cross-validation that finds the level."""
 
 MIN_DONORS = 5
-"""Below this, donors are too few for whole ones to be left out."""
+"""Minimum number of donors for folds of whole donors."""
 
 DISTANCE = "distance"
 
 _MIN_P_VALUE = 1e-12
-"""P values below this are all the same."""
+"""Smallest level."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Check:
     Attributes:
         measure: its name in the rows of measures.
         side: 1 where large values are bad, -1 where small ones are.
-        reason: what is said of a crop that fails.
-        resolution: differences below this are of no matter.
+        reason: reason of a rejection.
+        resolution: differences below this are ignored.
         logarithm: whether the measure is compared by its logarithm (base 10).
     """
 
@@ -65,7 +65,7 @@ CHECKS = (
     Check("focus", -1, "out of focus", 0.02),
     Check(DISTANCE, 1, "unlike the training cells", 0.05),
 )
-"""In the order in which a reason is looked for; the plainest first."""
+"""All checks, in the order in which they give the reason of a rejection."""
 
 REASONS = tuple(check.reason for check in CHECKS)
 
@@ -74,14 +74,14 @@ Measures = Mapping[str, float]
 
 @dataclass(frozen=True, eq=False)
 class Rejection:
-    """What is known of the training's cells, and from where on a crop is none of them.
+    """Distributions of the measures of the training's cells, and the level at which a crop is rejected.
 
     Attributes:
-        checks: indices into `CHECKS` of the checks that are made.
-        quantiles: (C, 101) of each check's measure over those cells, turned so that large is bad.
-        tails: (C, 3) where the tail begins, the share of cells beyond, and their mean excess.
-        level: the p value at or below which a crop is rejected.
-        distance: from the training cells, in the features.
+        checks: indices into `CHECKS` of the checks in use.
+        quantiles: (C, 101) of each check's measure over those cells, signed so that large is bad.
+        tails: (C, 3) start of the tail, share of cells beyond it, and their mean excess.
+        level: p value at or below which a crop is rejected.
+        distance: distance from the training cells, in the features.
     """
 
     checks: tuple[int, ...]
@@ -91,20 +91,20 @@ class Rejection:
     distance: MahalanobisDistance
 
     def p_values(self, rows: Sequence[Measures], features: np.ndarray) -> np.ndarray:
-        """The p value of each check, (N, C); 1 where its measure is not known.
+        """Compute the p value of each check, (N, C); 1 where its measure is not known.
 
         Args:
-            rows: the measures of each crop, from `quality`, and where known its `edge` and `touching`.
+            rows: measures of each crop, from `Model.measure_crops`.
             features: (N, F).
         """
         return self._p_values_of(_measure_values(rows, self.distance.measure(features), self.checks))
 
     def score(self, rows: Sequence[Measures], features: np.ndarray) -> np.ndarray:
-        """How little each crop is like the training's cells, (N,): −log10 of its smallest p value."""
+        """Compute how unlike the training's cells each crop is, (N,): −log10 of its smallest p value."""
         return -np.log10(np.maximum(self.p_values(rows, features).min(axis=1, initial=1.0), 1e-300))
 
     def reject(self, rows: Sequence[Measures], features: np.ndarray) -> list[str]:
-        """Why each crop is not counted; "" for those that are.
+        """Give the reason why each crop is rejected; "" for countable cells.
 
         Args:
             rows: as `p_values`.
@@ -114,14 +114,14 @@ class Rejection:
         return [CHECKS[self.checks[row.argmax()]].reason if row.any() else "" for row in failed]
 
     def limits(self) -> dict[str, float]:
-        """The value beyond which a crop is rejected, by reason; in each measure's own units."""
+        """Compute the value beyond which a crop is rejected, by reason, in the units of the measure."""
         start, share, excess = self.tails.T
         beyond = start + excess * np.log(share / np.minimum(self.level, share))
-        found = {}
+        limits = {}
         for index, value in zip(self.checks, beyond, strict=True):
             check = CHECKS[index]
-            found[check.reason] = float(10 ** (check.side * value) if check.logarithm else check.side * value)
-        return found
+            limits[check.reason] = float(10 ** (check.side * value) if check.logarithm else check.side * value)
+        return limits
 
     @cached_property
     def _bodies(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -131,7 +131,7 @@ class Rejection:
         return [(values, grid[first]) for values, first in distinct]
 
     def _p_values_of(self, values: np.ndarray) -> np.ndarray:
-        """P values of turned measures (N, C)."""
+        """Compute the p values of signed measures (N, C)."""
         p = np.ones(values.shape)
         for column, ((start, share, excess), (body, below)) in enumerate(zip(self.tails, self._bodies, strict=True)):
             value = values[:, column]
@@ -150,11 +150,12 @@ def fit_rejection(
     false_rejection: float = FALSE_REJECTION,
     donors: Sequence[str] = (),
 ) -> Rejection:
-    """Learn what the cells of a training look like.
+    """Fit the checks to the cells of a training.
 
-    The network has seen the training part, so its cells lie nearer to each other than new ones will: their distances
-    are taken with the median of the held-out cells. And each cell is judged by what the others look like, which means
-    the other donors where enough are known, since the cells of a new donor are further out than those of a known one.
+    The cells of the training part lie nearer to each other than new cells, because the network was trained on them.
+    Their distances are therefore shifted to the median of the held-out cells. The level is found by cross-validation:
+    each cell is compared with other cells, and with cells of other donors if enough donors are known, because cells of
+    a new donor are more distant.
 
     Args:
         train_rows: measures of cells of the training part.
@@ -162,14 +163,14 @@ def fit_rejection(
         held_out_rows: measures of held-out cells.
         held_out_features: their features (M, F).
         sizes: number of features at each depth.
-        false_rejection: share of such cells that may be rejected, by all checks together, in (0, 1).
-        donors: of all cells, (N + M,), "" where unknown; or nothing.
+        false_rejection: share of good cells that all checks together may reject, in (0, 1).
+        donors: donor of each cell, (N + M,), "" where unknown; empty if none is known.
     """
     rows, features = [*train_rows, *held_out_rows], np.concatenate([train_features, held_out_features])
     trained = np.arange(len(rows)) < len(train_rows)
 
-    def described(inside: np.ndarray) -> tuple[Rejection, np.ndarray]:
-        """What the cells inside look like, and the measures of all cells, (N + M, C)."""
+    def fit_inside(inside: np.ndarray) -> tuple[Rejection, np.ndarray]:
+        """Fit the distributions to the cells inside; return them and the measures of all cells, (N + M, C)."""
         distance = fit_mahalanobis(features[trained & inside], sizes)
         distances = distance.measure(features)
         if (inside & ~trained).any():
@@ -183,16 +184,16 @@ def fit_rejection(
     for fold in range(FOLDS):
         inside = folds != fold
         if (trained & inside).any():
-            others, values = described(inside)
+            others, values = fit_inside(inside)
             smallest[~inside] = others._p_values_of(values[~inside]).min(axis=1)
     rank = int(false_rejection * (len(rows) + 1))
-    # With too few cells to count so small a share, each check gets its part of it (Bonferroni).
+    # With too few cells to count so small a share, each check gets an equal part of it (Bonferroni).
     level = np.sort(smallest)[rank - 1] if rank else false_rejection / len(checks)
-    return replace(described(np.ones(len(rows), dtype=bool))[0], level=max(float(level), _MIN_P_VALUE))
+    return replace(fit_inside(np.ones(len(rows), dtype=bool))[0], level=max(float(level), _MIN_P_VALUE))
 
 
 def _folds(count: int, donors: Sequence[str]) -> np.ndarray:
-    """A fold for each cell, (count,); the same for all cells of a donor where enough donors are known."""
+    """Assign a fold to each cell, (count,); the same to all cells of a donor if enough donors are known."""
     rng = np.random.default_rng(0)
     names, codes = np.unique(donors, return_inverse=True)
     if len(names) < MIN_DONORS or "" in names:
@@ -201,7 +202,7 @@ def _folds(count: int, donors: Sequence[str]) -> np.ndarray:
 
 
 def _describe(values: np.ndarray, checks: tuple[int, ...], distance: MahalanobisDistance) -> Rejection:
-    """Body and tail of each check's turned measure (N, C), as yet without a level."""
+    """Fit body and tail of the distribution of each check's signed measure (N, C); the level is not set."""
     quantiles = np.nanquantile(values, np.linspace(0, 1, 101), axis=0).T
     known = [column[np.isfinite(column)] for column in values.T]
     tails = np.array([_tail(column, CHECKS[index].resolution) for column, index in zip(known, checks, strict=True)])
@@ -209,7 +210,7 @@ def _describe(values: np.ndarray, checks: tuple[int, ...], distance: Mahalanobis
 
 
 def _measure_values(rows: Sequence[Measures], distances: np.ndarray, checks: Sequence[int]) -> np.ndarray:
-    """The measures that the checks ask for, turned so that large is bad, (N, C); NaN where unknown."""
+    """Collect the measures of the checks, signed so that large is bad, (N, C); NaN where unknown."""
     columns = []
     for check in (CHECKS[index] for index in checks):
         if check.measure == DISTANCE:
@@ -221,7 +222,7 @@ def _measure_values(rows: Sequence[Measures], distances: np.ndarray, checks: Seq
 
 
 def _tail(values: np.ndarray, resolution: float) -> tuple[float, float, float]:
-    """Where the upper tail begins, the share of the values beyond, and their mean excess; all above 0 but the first."""
+    """Compute the start of the upper tail, the share of values beyond it, and their mean excess."""
     start = float(np.quantile(values, 1 - TAIL_SHARE)) + resolution
     excess = values[values > start] - start
     if not len(excess):

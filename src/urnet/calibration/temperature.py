@@ -1,4 +1,4 @@
-"""One number that makes stated probabilities mean what they say: temperature scaling.
+"""Temperature scaling: one number that calibrates the probabilities.
 
 C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, section 4.2,
 https://arxiv.org/abs/1706.04599. Dividing all logits by one positive number changes no decision.
@@ -7,21 +7,21 @@ https://arxiv.org/abs/1706.04599. Dividing all logits by one positive number cha
 import numpy as np
 
 _LOG_TEMPERATURE_LIMITS = (-4.0, 7.0)
-"""Of the logarithm of the temperature. Logits of hundreds do occur, where batch norm met few batches."""
+"""Limits of the logarithm of the temperature; logits reach hundreds after few batches of batch normalisation."""
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature of the lowest cross-entropy.
+    """Find the temperature with the lowest cross-entropy.
 
-    The labels are smoothed by what one cell in N + 2 is worth (after Platt, 1999, as his targets for probabilities), so
-    that a few cells without a mistake do not ask for certainty; among many cells it makes no difference.
+    The labels are smoothed by the weight of one cell in N + 2 (after Platt, 1999), so that a few cells without a
+    mistake do not lead to certainty. Among many cells this makes no difference.
 
     Args:
-        logits: (N, K), of cells that the network was not trained on.
+        logits: (N, K), of cells that were not used in training.
         labels: (N,) class indices.
 
     Returns:
-        What logits are to be divided by: above 1 for a network that is too sure of itself. 1 without cells.
+        The number that divides the logits: above 1 for an overconfident network, and 1 without cells.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
@@ -40,7 +40,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Softmax of logits (N, K) divided by a temperature, in float64, so that no two classes become equal."""
+    """Compute the softmax of logits (N, K) divided by a temperature, in float64, which keeps close classes apart."""
     from scipy import special
 
     return special.softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=1)

@@ -168,6 +168,8 @@ def predict(
     out.print(f"{classified} of {result.images} images classified: {table}")
     if result.engines:
         out.print("engine: " + ", ".join(f"{name} ({count} images)" for name, count in result.engines.items()))
+    for note in result.notes:
+        out.print(f"note: {note}")
     if result.resumed:
         out.print(f"{result.resumed} of them come from the interrupted prediction that was continued")
     if result.rejected:
@@ -316,15 +318,14 @@ def _print_sample(sample: "Sample") -> None:
     """Print the differential of one sample."""
     from rich.table import Table
 
+    from urnet.counting.shares import CORRECTED_PERCENT, COUNTED, COUNTED_PERCENT, list_share_texts
+
     title = f"{sample.name}: {sample.cells} cells, {100 * sample.rejected_share:.1f} % rejected"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("class", "counted", "counted, %", "corrected, % (95 % interval)"):
+    for column in ("class", COUNTED.lower(), COUNTED_PERCENT.lower(), CORRECTED_PERCENT.lower()):
         table.add_column(column, justify="left" if column == "class" else "right")
-    for k, name in enumerate(sample.classes):
-        low, high = 100 * sample.adjusted_interval[k]
-        corrected = f"{100 * sample.adjusted[k]:.1f} ({low:.1f}–{high:.1f})" if sample.accepted else "–"
-        raw = f"{100 * sample.raw[k]:.1f}" if sample.accepted else "–"
-        table.add_row(name, str(int(sample.counts[k])), raw, corrected)
+    for share in list_share_texts(sample):
+        table.add_row(share.name, share.counted, share.counted_percent, share.corrected)
     out.print(table)
     for warning in sample.warnings:
         out.print(f"note: {sample.name}: {warning}")

@@ -1,1 +1,1 @@
-"""From classified cells to the differential count, corrected for the classifier's own mistakes."""
+"""The differential count of classified cells, corrected for the classifier's confusion, with intervals."""

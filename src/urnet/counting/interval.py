@@ -1,27 +1,26 @@
-"""How far a corrected share can be from the truth: intervals with the counting error and the confusion's own.
+"""95 % intervals of corrected shares, with the counting error and the uncertainty of the confusion.
 
-A share t of a class is in its interval if a test at level 1 - 95 % does not refuse it (score test):
+A share t of a class is in its interval if a test at level 1 - 95 % does not reject it (score test):
 
-1. Let u solve q = C^T u, q being the shares of the predicted classes among the accepted cells. Without chance,
-   h(t) = u_k - t · sum(u) = a(t) · q is zero where t is the share of class k (Fieller's linear form, so that it stays
-   sound where the classes can hardly be told apart: J. R. Statist. Soc. B 16, 1954).
-2. Its variance has two parts, from drawing the sample's cells and from drawing the calibration's. Both are taken as
-   they would be if t were true: the confusion is refitted to calibration and sample together with that share held at t
-   (restricted maximum likelihood, a few steps of EM). With the measured confusion instead, a calibration that happened
-   to have few false monocytes would also claim to know their rate well: with 40 or 80 calibration cells a class, 95 %
-   intervals of 1 to 2 % monocytes then covered 79 to 93 %.
-3. Shares lie between 0 and 1, and a rare class's estimate often sits at 0. Which deviations are refused there follows
-   Feldman and Cousins (Phys. Rev. D 57, 1998, section IV.B): the likelihood ratio against the best share in [0, 1],
-   with the critical value that makes its coverage exact for a normal x. Clipping a plain interval would cover 97.5 %.
+1. Let u solve q = C^T u, where q are the shares of the predicted classes among the accepted cells. Without chance,
+   h(t) = u_k - t · sum(u) = a(t) · q is zero if t is the share of class k. This linear form (Fieller, J. R. Statist.
+   Soc. B 16, 1954) stays sound where the classes can hardly be distinguished.
+2. Its variance has two parts: from drawing the sample's cells, and from drawing the calibration's cells. Both are
+computed
+   as if t were true: the confusion is refitted to calibration and sample together, with that share fixed at t
+   (restricted maximum likelihood, a few steps of EM). With the measured confusion instead, and 40 or 80 calibration
+   cells a class, 95 % intervals of 1 to 2 % monocytes covered 79 to 93 %.
+3. Shares lie between 0 and 1, and the estimate of a rare class is often 0. The rejected deviations there follow Feldman
+   and Cousins (Phys. Rev. D 57, 1998, section IV.B): the likelihood ratio against the best share in [0, 1], with the
+   critical value that makes the coverage exact for a normal x. A clipped interval would cover 97.5 %.
 
-For `corrected_em` the same holds with EM's posteriors in the place of "predicted as"; the refit then lets the sample's
-cells stand in for those of a class by their posteriors at t.
+For `corrected_em` the same holds with EM's posteriors in place of the predicted classes; the refit weights the sample's
+cells by their posteriors at t.
 
-Coverage was measured with `benchmarks/differential.py`; what it found is in docs/results. Two limits were seen in
-simulation: with 40 calibration cells a class and a classifier that hardly errs, intervals are too wide (up to 99.8 %
-covered); with 80 and samples of 20,000 cells or more, where all hangs on the confusion, somewhat too narrow (91 to
-96 %). The intervals assume that the sample's cells look like the calibration's cells of their class; another stain,
-microscope or donor is not in them.
+`benchmarks/differential.py` measures the coverage (docs/results). Simulation showed two limits. With 40 calibration
+cells a class and a classifier that hardly errs, intervals are too wide (up to 99.8 % covered). With 80 cells a class
+and samples of 20,000 cells or more, they are somewhat too narrow (91 to 96 %). The intervals assume that the sample's
+cells look like the calibration's cells of their class; another stain, microscope or donor is not included.
 """
 
 from dataclasses import dataclass
@@ -41,18 +40,31 @@ from urnet.counting.estimate import (
 )
 
 CONFIDENCE_LEVEL = 0.95
-PSEUDO_COUNT = 0.5  # of a cell, spread over all answers, so that what no calibration cell did is not thought impossible
-REFIT_STEPS = 25  # steps of the restricted fit; up to 1,000 cells more move no end by over 0.2 points
+PSEUDO_COUNT = 0.5
+"""Part of a calibration cell that is spread over all decisions, so that none is thought impossible."""
+REFIT_STEPS = 25
+"""Steps of the restricted fit; with up to 1,000 cells, more steps move no end by over 0.2 points."""
 GRID_POINTS = 25
+"""Shares that are tested first."""
 REFINED_POINTS = 17
-BISECTIONS = 22  # of the critical value: to a millionth
-MAX_REFIT_CELLS = 4_000  # cells of a sample that refit EM's moments; an even selection of a larger one will do
-MIN_OTHER_SHARE = 1e-3  # share of a class that scales the others' in a restricted fit
+"""Shares that are tested between two neighbours."""
+BISECTIONS = 22
+"""Bisections of the critical value, to a millionth."""
+MAX_REFIT_CELLS = 4_000
+"""Maximum number of a sample's cells that refit EM's moments; of more, an even selection is used."""
+MIN_OTHER_SHARE = 1e-3
+"""Minimum share of the other classes in a restricted fit."""
 
 
 @dataclass(frozen=True)
 class ShareVariance:
-    """A test of shares t: where the estimate lies, and the two parts of its variance if t were true; all (T,)."""
+    """Estimate and the two parts of its variance if the shares t were true; all (T,).
+
+    Attributes:
+        estimate: the estimate.
+        counting: variance from drawing the sample's cells.
+        calibration: variance from drawing the calibration's cells.
+    """
 
     estimate: np.ndarray
     counting: np.ndarray
@@ -60,18 +72,23 @@ class ShareVariance:
 
 
 class ShareTest(Protocol):
-    """Tests whether class k of a sample can have share t."""
+    """Test whether class k of a sample can have share t.
+
+    Attributes:
+        classes: number of classes.
+        cells: number of accepted cells.
+    """
 
     classes: int
     cells: int
 
     def variance(self, share: np.ndarray, k: np.ndarray) -> ShareVariance:
-        """Of shares (T,) of classes k (T,)."""
+        """Compute estimate and variance if classes k (T,) had shares (T,)."""
         ...
 
 
 class CountTest:
-    """Tests of the adjusted count.
+    """Test of the adjusted count.
 
     Args:
         counts: (K,) accepted cells by predicted class; at least one.
@@ -89,7 +106,7 @@ class CountTest:
         self.start = adjusted_count(counts, confusion)
 
     def variance(self, share: np.ndarray, k: np.ndarray) -> ShareVariance:
-        """Of shares (T,) of classes k (T,)."""
+        """Compute estimate and variance if classes k (T,) had shares (T,)."""
         rates = np.broadcast_to(self.seen / self.seen.sum(axis=1, keepdims=True), (len(share), *self.seen.shape))
         mix = _set_share(np.broadcast_to(self.start, (len(share), self.classes)), share, k)
         for _ in range(REFIT_STEPS):
@@ -113,11 +130,11 @@ class CountTest:
 
 
 class EmTest:
-    """Tests of the corrected EM.
+    """Test of the corrected EM.
 
     Args:
         probabilities: (N, K) of the accepted cells; at least one.
-        reference: cells of known class.
+        reference: labelled cells.
         training_prior: as for `em`.
     """
 
@@ -137,7 +154,7 @@ class EmTest:
         self.likelihood = probabilities[::every].clip(min=1e-12) / prior
 
     def variance(self, share: np.ndarray, k: np.ndarray) -> ShareVariance:
-        """Of shares (T,) of classes k (T,)."""
+        """Compute estimate and variance if classes k (T,) had shares (T,)."""
         mix = _set_share(np.broadcast_to(self.start, (len(share), self.classes)), share, k)
         weights = _contrast_weights(self.solve, share, k)  # (T, K)
         # Posteriors of the sample's cells at each t: likelihood[n, l] * prior[t, l] / evidence[n, t].
@@ -167,18 +184,18 @@ class EmTest:
 
 
 def adjusted_interval(counts: np.ndarray, confusion: np.ndarray, *, level: float = CONFIDENCE_LEVEL) -> np.ndarray:
-    """Intervals of the adjusted count.
+    """Compute intervals of the adjusted count.
 
     Args:
         counts: (K,) accepted cells by predicted class.
         confusion: (K, K + 1) calibration cells by class and predicted class, the last column rejected.
-        level: their coverage.
+        level: coverage of the intervals.
 
     Returns:
-        (K, 2) lowest and highest share of each class; 0 and 1 where no cell was accepted.
+        (K, 2) lowest and highest share of each class; 0 and 1 if no cell was accepted.
 
     Raises:
-        CellsError: a class has no calibration cell, or none that was accepted.
+        CellsError: as `check_confusion`.
     """
     if not np.sum(counts):
         check_confusion(confusion)
@@ -194,19 +211,19 @@ def em_interval(
     *,
     level: float = CONFIDENCE_LEVEL,
 ) -> np.ndarray:
-    """Intervals of the corrected EM.
+    """Compute intervals of the corrected EM.
 
     Args:
         probabilities: (N, K) of the accepted cells.
-        reference: cells of known class.
+        reference: labelled cells.
         training_prior: as for `em`.
-        level: their coverage.
+        level: coverage of the intervals.
 
     Returns:
-        (K, 2) lowest and highest share of each class; 0 and 1 where there are no cells.
+        (K, 2) lowest and highest share of each class; 0 and 1 without cells.
 
     Raises:
-        CellsError: a class has no calibration cell, or none that was accepted.
+        CellsError: as `check_confusion`.
     """
     if not len(probabilities):
         return np.tile([0.0, 1.0], (len(check_confusion(reference.confusion)), 1))
@@ -215,55 +232,56 @@ def em_interval(
 
 
 def invert_test(test: ShareTest, estimate: np.ndarray, level: float = CONFIDENCE_LEVEL) -> np.ndarray:
-    """(K, 2) ends of the shares that a test does not refuse; the estimate (K,) is always between them.
+    """Compute the ends (K, 2) of the shares that a test does not reject; the estimate (K,) always lies between them.
 
-    A test can refuse all shares, the estimate too: no composition explains the sample. What it leaves would then look
-    like certainty, so the interval reaches from the estimate to the share without bounds, and by the chance of both
-    beyond.
+    A test can reject all shares, if no composition explains the sample. The interval then reaches from the estimate to
+    the unbounded share, and by their chance beyond, so that it does not look certain.
     """
     classes = test.classes
     every = np.arange(classes)
-    # Closer together near 0 and 1, as the spread of a share is smaller there.
+    # The points are closer near 0 and 1, where a share varies less.
     grid = np.tile(np.sin(np.linspace(0, np.pi / 2, GRID_POINTS)) ** 2, (classes, 1))
     grid = np.sort(np.hstack([grid, estimate[:, None].clip(0, 1)]), axis=1)  # (K, G)
-    kept = _is_accepted(test, grid, level) | (grid == estimate[:, None])
-    first, last = kept.argmax(axis=1), grid.shape[1] - 1 - kept[:, ::-1].argmax(axis=1)
-    low = np.stack([grid[every, (first - 1).clip(min=0)], grid[every, first]], axis=1)  # (K, 2) refused, kept
+    accepted = _is_accepted(test, grid, level) | (grid == estimate[:, None])
+    first, last = accepted.argmax(axis=1), grid.shape[1] - 1 - accepted[:, ::-1].argmax(axis=1)
+    low = np.stack([grid[every, (first - 1).clip(min=0)], grid[every, first]], axis=1)  # (K, 2) rejected, accepted
     high = np.stack([grid[every, (last + 1).clip(max=grid.shape[1] - 1)], grid[every, last]], axis=1)
     for _ in range(2):
         finer = np.linspace(
             np.vstack([low[:, 0], high[:, 0]]), np.vstack([low[:, 1], high[:, 1]]), REFINED_POINTS, axis=-1
         )
-        kept = _is_accepted(test, np.hstack([finer[0], finer[1]]), level).reshape(classes, 2, REFINED_POINTS)
-        kept[:, :, -1] = True
-        at = kept.argmax(axis=2)  # (K, 2) first kept, from the refused side
+        accepted = _is_accepted(test, np.hstack([finer[0], finer[1]]), level).reshape(classes, 2, REFINED_POINTS)
+        accepted[:, :, -1] = True
+        at = accepted.argmax(axis=2)  # (K, 2) first accepted, from the rejected side
         low, high = (
             np.stack([finer[side][every, (at[:, side] - 1).clip(min=0)], finer[side][every, at[:, side]]], axis=1)
             for side in (0, 1)
         )
     ends = np.stack([low[:, 1], high[:, 1]], axis=1)
-    refused = ~_is_accepted(test, estimate[:, None].clip(0, 1), level)[:, 0]
-    if refused.any():
+    rejected = ~_is_accepted(test, estimate[:, None].clip(0, 1), level)[:, 0]
+    if rejected.any():
         parts = test.variance(estimate.clip(0, 1), every)
         reach = ndtri(0.5 + level / 2) * np.sqrt(parts.counting + parts.calibration)
         least, most = (at(estimate, parts.estimate) for at in (np.minimum, np.maximum))
         wide = np.stack([np.minimum(ends[:, 0], least - reach), np.maximum(ends[:, 1], most + reach)], axis=1)
-        ends = np.where(refused[:, None], wide.clip(0, 1), ends)
+        ends = np.where(rejected[:, None], wide.clip(0, 1), ends)
     return ends
 
 
 def acceptance_region(
     share: np.ndarray, spread: np.ndarray, level: float = CONFIDENCE_LEVEL
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Between which estimates a share in [0, 1] is not refused (Feldman and Cousins 1998, section IV.B, two bounds).
+    """Compute the estimates between which a share in [0, 1] is not rejected.
+
+    The method is that of Feldman and Cousins (1998, section IV.B) with two bounds.
 
     Args:
         share: (…) hypothesised shares.
         spread: (…) standard deviations of the estimate, > 0.
-        level: coverage.
+        level: coverage of the intervals.
 
     Returns:
-        Lowest and highest (…) of a normal estimate that is not bounded itself.
+        Lowest and highest (…) estimate; the estimate is normal and unbounded.
     """
     below, above = np.zeros(np.shape(share)), np.full(np.shape(share), ndtri(0.5 + level / 2))
     for _ in range(BISECTIONS):
@@ -275,7 +293,7 @@ def acceptance_region(
 
 
 def _acceptance_bounds(share: np.ndarray, spread: np.ndarray, critical: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates at which the likelihood ratio reaches critical²; beyond 0 and 1 the best share is 0 or 1."""
+    """Compute the estimates with a likelihood ratio of critical²; beyond 0 and 1 the best share is 0 or 1."""
     reach = spread * critical
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         below = np.where(share > 0, (share**2 - reach**2) / (2 * share), -np.inf)
@@ -284,7 +302,7 @@ def _acceptance_bounds(share: np.ndarray, spread: np.ndarray, critical: np.ndarr
 
 
 def _is_accepted(test: ShareTest, share: np.ndarray, level: float) -> np.ndarray:
-    """Which of the shares (K, G) the test does not refuse."""
+    """Find the shares (K, G) that the test does not reject."""
     flat = share.ravel()
     parts = test.variance(flat, np.repeat(np.arange(len(share)), share.shape[1]))
     spread = np.sqrt(parts.counting + parts.calibration).clip(min=1e-9)
@@ -293,7 +311,7 @@ def _is_accepted(test: ShareTest, share: np.ndarray, level: float) -> np.ndarray
 
 
 def _set_share(mix: np.ndarray, share: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """Compositions (T, K) with class k at its share; the others keep their proportions."""
+    """Set class k to its share in compositions (T, K); the others keep their proportions."""
     rows = np.arange(len(share))
     mix = mix + MIN_OTHER_SHARE * mix.sum(axis=1, keepdims=True) + 1e-300
     mix[rows, k] = 0
@@ -303,7 +321,7 @@ def _set_share(mix: np.ndarray, share: np.ndarray, k: np.ndarray) -> np.ndarray:
 
 
 def _contrast_weights(solve: np.ndarray, share: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """a(t): (T, K) what each predicted class adds to h(t)."""
+    """Compute a(t), the weight of each predicted class in h(t), (T, K)."""
     contrast = np.repeat(-share[:, None], len(solve), axis=1)
     contrast[np.arange(len(share)), k] += 1
     return contrast @ solve.T
@@ -320,7 +338,7 @@ def _share_variance(
     cells: int,
     known: np.ndarray,
 ) -> ShareVariance:
-    """Estimate and variances from moments of the scores: (T, K), over all cells of a class, rejected ones as 0."""
+    """Compute estimate and variances from moments of the scores (T, K), with rejected cells as 0."""
     through = mix @ accepted  # (T,) share of all cells that is accepted
     among = mix / through[:, None]
     counting = ((among * square).sum(axis=1) - (among * mean).sum(axis=1) ** 2) / cells

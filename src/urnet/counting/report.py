@@ -1,10 +1,9 @@
-"""The differential on disk: a table, JSON, and one printable page a sample."""
+"""Files of a differential: a table, JSON, and a printable page for each sample."""
 
 import json
-import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,12 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from urnet.counting import shares
+from urnet.counting.examples import REJECTED, Example
 from urnet.counting.sample import Sample
+from urnet.counting.shares import format_percent, list_share_texts
 from urnet.files.csv_tables import write_frame
-from urnet.html_pages import NO_VALUE, create_environment
+from urnet.html_pages import create_environment
 from urnet.version import __version__
 
 SAMPLES_FOLDER = "samples"
@@ -30,21 +32,23 @@ def write_reports(
     date: str = "",
     simulated: str = "",
     notes: Sequence[str] = (),
+    examples: Sequence[Mapping[str, Sequence[Example]]] = (),
 ) -> Path:
-    """Write `differential.csv`, `differential.json` and `report.html`; with several samples a page each beside it.
+    """Write `differential.csv`, `differential.json` and `report.html`; several samples also get a page each.
 
     Args:
-        samples: what `count_sample` returned; at least one.
+        samples: from `count_sample`; at least one.
         out: folder; files of these names are replaced.
-        run: the run whose model counted.
+        run: run folder of the model.
         source: what was counted.
-        model: the model, in words.
-        date: of the count, as it shall be printed.
-        simulated: what of the images is simulated ("phantom"), or nothing.
-        notes: what holds for all samples.
+        model: name of the model.
+        date: date of the count, as printed.
+        simulated: kinds of simulation that made the images; "" for real ones.
+        notes: notes on all samples.
+        examples: example crops of each sample, by predicted class.
 
     Returns:
-        The page to open first: the sample's, or with several samples the list of them, whose pages are in `samples/`.
+        The page to open first: the sample's, or a list of several samples, whose pages are in `samples/`.
 
     Raises:
         OSError: a file cannot be written.
@@ -60,26 +64,26 @@ def write_reports(
         "notes": list(notes),
         "version": __version__,
     }
-    # A file name that is not valid Unicode, as Linux allows, must not stop the report.
+    # Linux allows file names that are not valid Unicode.
     how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
     write_frame(out / "differential.csv", differential_table(samples))
     whole = about | {"samples": [sample.to_json() for sample in samples]}
     (out / "differential.json").write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", **how)
     first = out / "report.html"
     if len(samples) == 1:
-        first.write_text(render_page(samples[0], about), **how)
+        first.write_text(render_page(samples[0], about, examples[0] if examples else {}), **how)
         return first
     (out / SAMPLES_FOLDER).mkdir(exist_ok=True)
     places = [f"{SAMPLES_FOLDER}/{number:03d}-{_slug(sample.name)}.html" for number, sample in enumerate(samples, 1)]
-    for sample, place in zip(samples, places, strict=True):
-        (out / place).write_text(render_page(sample, about), **how)
+    for number, (sample, place) in enumerate(zip(samples, places, strict=True)):
+        (out / place).write_text(render_page(sample, about, examples[number] if examples else {}), **how)
     listed = list(zip(samples, places, strict=True))
     first.write_text(_templates().get_template("samples.html.j2").render(listed=listed, about=about), **how)
     return first
 
 
 def differential_table(samples: Sequence[Sample]) -> pd.DataFrame:
-    """What `differential.csv` holds: a row a sample and class, in per cent; empty where there is no figure."""
+    """Make the table of `differential.csv`: a row for each sample and class, in per cent, empty where unknown."""
     rows = []
     for sample in samples:
         ends = np.full((len(sample.classes), 2), np.nan) if sample.em_interval is None else sample.em_interval
@@ -104,31 +108,46 @@ def differential_table(samples: Sequence[Sample]) -> pd.DataFrame:
     return pd.DataFrame(rows).round(2)
 
 
-def render_page(sample: Sample, about: dict[str, Any]) -> str:
-    """One sample's page as HTML. Names may hold any characters: everything is escaped."""
-    return _templates().get_template("sample.html.j2").render(sample=sample, about=about)
+def render_page(
+    sample: Sample, about: Mapping[str, Any], examples: Mapping[str, Sequence[Example]] | None = None
+) -> str:
+    """Render the page of one sample as HTML; names are escaped.
+
+    Args:
+        sample: the sample.
+        about: run, source, model, date, simulated, notes and version.
+        examples: example crops by predicted class.
+    """
+    groups = [(name, (examples or {}).get(name, ())) for name in (*sample.classes, REJECTED)]
+    return (
+        _templates()
+        .get_template("sample.html.j2")
+        .render(
+            sample=sample,
+            about=about,
+            shares=list_share_texts(sample),
+            columns=shares,
+            examples=[(name, crops) for name, crops in groups if crops],
+        )
+    )
 
 
 def _templates() -> jinja2.Environment:
-    made = create_environment("urnet.counting")
-    made.filters |= {"share": _share, "ends": _ends, "at": _at}
-    return made
+    templates = create_environment("urnet.counting")
+    templates.filters |= {"percent": format_percent, "ends": _format_interval, "at": _bar_position}
+    return templates
 
 
-def _share(share: float) -> str:
-    return NO_VALUE if math.isnan(share) else f"{100 * share:.1f}"
+def _format_interval(interval: np.ndarray) -> str:
+    return f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}"
 
 
-def _ends(interval: np.ndarray) -> str:
-    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
-
-
-def _at(share: float) -> str:
-    """Place on a bar that is 100 % long."""
+def _bar_position(share: float) -> str:
+    """Position on a bar of 100 % width."""
     return f"{100 * share:.2f}%"
 
 
 def _slug(name: str) -> str:
-    """A name that every file system takes; the number before it tells equal ones apart."""
+    """Make a file name that every file system accepts; the number before it distinguishes equal names."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_-]+", "-", plain).strip("-")[:40] or "sample"

@@ -1,4 +1,4 @@
-"""One sample's differential: counts, corrected percentages with intervals, and what to know before believing them."""
+"""The differential of one sample: counts, corrected shares with intervals, and warnings."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,22 +12,28 @@ from urnet.calibration.confusion import ReferenceCells
 from urnet.counting.estimate import adjusted_count, check_confusion, classify_and_count, corrected_em, em
 from urnet.counting.interval import CONFIDENCE_LEVEL, CountTest, adjusted_interval, em_interval
 
-TARGET_HALF_WIDTH = 0.02  # the intervals that `cells_needed` asks for reach this far to either side
-MAX_HALF_WIDTH = 0.05  # reach from which an interval is of little use for a differential
-MAX_CALIBRATION_FACTOR = 50  # times the calibration's cells beyond which more of them are no advice
-MISFIT_DEVIATIONS = 4.0  # standard deviations below none, or above all, that no composition explains
-MIN_CALIBRATION_CELLS = 30  # calibration cells of a class
-REJECTION_P_VALUE = 0.001  # p value of more rejections than the calibration's
+TARGET_HALF_WIDTH = 0.02
+"""Half width of the intervals that `cells_needed` aims at."""
+MAX_HALF_WIDTH = 0.05
+"""Half width above which an interval is too wide for a differential."""
+MAX_CALIBRATION_FACTOR = 50
+"""Multiple of the present calibration cells above which more of them are not advised."""
+MISFIT_DEVIATIONS = 4.0
+"""Standard deviations beyond 0 or 100 % that no composition explains."""
+MIN_CALIBRATION_CELLS = 30
+"""Advised minimum number of calibration cells of a class."""
+REJECTION_P_VALUE = 0.001
+"""P value below which a sample has too many rejected cells."""
 
 
 @dataclass(frozen=True)
 class CellsNeeded:
-    """What would narrow every interval to ± 2 points.
+    """Number of cells that would narrow every interval to ± 2 points.
 
-    Args:
-        cells: further accepted cells of the sample; None where no number would do.
-        calibration: further calibration cells, in the present proportions, that it takes beside them: 0 where the
-            present ones do, None where even `MAX_CALIBRATION_FACTOR` times as many would not.
+    Attributes:
+        cells: further accepted cells of the sample; none if no number suffices.
+        calibration: further calibration cells, in the present proportions: 0 if the present ones suffice, none if even
+            `MAX_CALIBRATION_FACTOR` times as many do not.
     """
 
     cells: int | None
@@ -35,41 +41,41 @@ class CellsNeeded:
 
     @property
     def sentence(self) -> str:
-        """In words."""
+        """A sentence for reports."""
         goal = f"±\u00a0{100 * TARGET_HALF_WIDTH:g} points"
         if self.calibration is None:
             return (
-                f"Neither more cells of this sample nor any sensible number of calibration cells would narrow every "
-                f"interval to {goal}: the classifier confuses the classes too much and has to become better."
+                f"Neither more cells of this sample nor more calibration cells would narrow every interval to {goal}: "
+                "the classifier confuses the classes too much. Train a better model."
             )
         if self.calibration:
             sample = f" and {self.cells:,} more cells of this sample" if self.cells else ""
             return (
-                f"No number of further cells of this sample alone would narrow every interval to {goal}: too little is "
+                f"More cells of this sample alone would not narrow every interval to {goal}, because too little is "
                 f"known of the classifier's confusion. About {self.calibration:,} more calibration cells{sample} would."
             )
         if self.cells:
             return f"About {self.cells:,} more cells of this sample would narrow every interval to {goal}."
-        return f"Every interval is about as narrow as {goal}."
+        return f"Every interval is {goal} or narrower, approximately."
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The differential of one sample. Shares are fractions; all arrays (K,) or, of intervals, (K, 2).
+    """The differential of one sample. Shares are fractions; arrays are (K,), intervals (K, 2).
 
-    Args:
-        name: of the donor or sample.
+    Attributes:
+        name: name of the donor or sample.
         classes: the class names.
-        cells: cells looked at, rejected ones included.
-        rejected: how many were rejected, by reason, the most frequent first.
+        cells: number of cells, with rejected ones.
+        rejected: number of rejected cells by reason, the most frequent first.
         counts: accepted cells by predicted class.
-        raw: their shares (classify and count); NaN without accepted cells, as all estimates.
-        adjusted: the stated shares: the adjusted count.
-        adjusted_interval: 95 % intervals of those.
-        em: shares by EM; corrected by the calibration's cells where those were given.
-        em_interval: 95 % intervals of those, or None where the calibration's cells were not given.
-        warnings: in plain words.
-        cells_needed: what would narrow every interval to ± 2 points; None without accepted cells.
+        raw: their shares, not corrected (classify and count); NaN without accepted cells, as all estimates.
+        adjusted: the corrected shares, by the adjusted count. Reports and pages show these.
+        adjusted_interval: 95 % intervals of the corrected shares.
+        em: shares by EM, a check; corrected by the calibration's cells if those were given.
+        em_interval: 95 % intervals of the shares by EM; none if the calibration's cells were not given.
+        warnings: sentences for reports.
+        cells_needed: number of cells for intervals of ± 2 points; none without accepted cells.
     """
 
     name: str
@@ -87,21 +93,21 @@ class Sample:
 
     @property
     def accepted(self) -> int:
-        """Cells that were counted."""
+        """Number of accepted cells."""
         return int(self.counts.sum())
 
     @property
     def rejected_share(self) -> float:
-        """Share of all cells that was rejected; 0 without cells."""
+        """Share of rejected cells; 0 without cells."""
         return 1 - self.accepted / self.cells if self.cells else 0.0
 
     @property
     def too_wide(self) -> np.ndarray:
-        """(K,) whether a class's interval is too wide to be of much use."""
+        """Whether the interval of each class is too wide to be useful, (K,)."""
         return self.adjusted_interval[:, 1] - self.adjusted_interval[:, 0] > 2 * MAX_HALF_WIDTH
 
     def to_json(self) -> dict[str, Any]:
-        """What `differential.json` holds of it, in per cent; null where there is no figure."""
+        """Make the entry of `differential.json`, in per cent; null where a figure is not known."""
         ends = np.full((len(self.classes), 2), np.nan) if self.em_interval is None else self.em_interval
         return {
             "sample": self.name,
@@ -139,19 +145,16 @@ def count_sample(
     """Count the cells of one sample.
 
     Args:
-        name: of the donor or sample.
+        name: name of the donor or sample.
         probabilities: (N, K) predicted probabilities, of rejected cells too.
-        rejected: (N,) why each cell was rejected; "" where it counts.
+        rejected: (N,) reason why each cell was rejected; "" for accepted cells.
         confusion: (K, K + 1) calibration cells by class and predicted class, the last column rejected.
         classes: the class names.
-        reference: the calibration's cells themselves, with which EM is corrected and gets an interval.
-        training_prior: (K,) shares that the probabilities assume; equal where not given, as balanced training has it.
-
-    Returns:
-        The sample.
+        reference: the calibration's cells, which correct EM and give its interval.
+        training_prior: (K,) shares that the probabilities assume; equal if not given, as after balanced training.
 
     Raises:
-        CellsError: the calibration has no (accepted) cell of a class.
+        CellsError: as `check_confusion`.
         ValueError: shapes do not fit each other, or a probability is not finite.
     """
     classes = tuple(classes)
@@ -189,16 +192,15 @@ def count_sample(
 
 
 def cells_needed(counts: np.ndarray, confusion: np.ndarray, goal: float = TARGET_HALF_WIDTH) -> CellsNeeded:
-    """How many more cells would narrow every interval of the adjusted count to ± `goal`, about.
+    """Estimate how many more cells would narrow every interval of the adjusted count to ± `goal`.
 
     Args:
         counts: (K,) accepted cells by predicted class; at least one.
         confusion: (K, K + 1) calibration cells, the last column rejected.
-        goal: half the length asked for, as a share.
+        goal: half width of the intervals, as a share.
 
     Returns:
-        Numbers of accepted cells and of calibration cells, from the two parts of the variance at the estimate, to two
-        digits.
+        Numbers of accepted cells and of calibration cells to two digits, from the two parts of the variance.
     """
     test = CountTest(counts, confusion)
     parts = test.variance(test.start, np.arange(test.classes))
@@ -207,7 +209,7 @@ def cells_needed(counts: np.ndarray, confusion: np.ndarray, goal: float = TARGET
     left = allowed - parts.calibration
     if (left > 0).all():
         return CellsNeeded(_round_up((counting / left).max() - test.cells), 0)
-    known = 2 * calibration.max() / allowed  # so that the confusion takes half of what is allowed
+    known = 2 * calibration.max() / allowed  # the confusion then takes half of the allowed variance
     if known > MAX_CALIBRATION_FACTOR * np.sum(confusion):
         return CellsNeeded(None, None)
     cells = (counting / (allowed - calibration / known)).max()
@@ -215,23 +217,24 @@ def cells_needed(counts: np.ndarray, confusion: np.ndarray, goal: float = TARGET
 
 
 def _warnings(sample: Sample, table: np.ndarray) -> list[str]:
-    """What a reader has to know before believing the figures."""
-    found = []
+    """List the warnings of a report."""
+    warnings = []
     for name, known in zip(sample.classes, table.sum(axis=1), strict=True):
         if known < MIN_CALIBRATION_CELLS:
-            found.append(
-                f"The calibration has only {known:.0f} cell(s) of class {name}; its confusion is hardly known. Its "
-                f"interval allows for that, but {MIN_CALIBRATION_CELLS} or more are advisable."
+            warnings.append(
+                f"The calibration has only {known:.0f} cell(s) of class {name}, so its confusion is hardly known. "
+                f"The interval includes this, but {MIN_CALIBRATION_CELLS} or more cells are advised."
             )
-    found += _rejection_warnings(sample, table)
+    warnings += _rejection_warnings(sample, table)
     if not sample.accepted:
-        looked = "has no cells" if not sample.cells else f"has {sample.cells} cell(s), and all were rejected"
-        return [*found, f"This sample {looked}: there is nothing to count."]
-    unheard = (sample.counts > 0) & ~table[:, :-1].any(axis=0)
-    if unheard.any():
-        found.append(
-            f"{sample.counts[unheard].sum():.0f} cell(s) were called {_join_names(sample.classes, unheard)}, which no "
-            "cell of the calibration was: nothing is known of such calls, and the percentages do without them."
+        state = "has no cells" if not sample.cells else f"has {sample.cells} cell(s), and all were rejected"
+        return [*warnings, f"This sample {state}: there is nothing to count."]
+    unknown_calls = (sample.counts > 0) & ~table[:, :-1].any(axis=0)
+    if unknown_calls.any():
+        warnings.append(
+            f"{sample.counts[unknown_calls].sum():.0f} cell(s) were called "
+            f"{_join_names(sample.classes, unknown_calls)}, which no "
+            "cell of the calibration was. Nothing is known of such calls, and the percentages ignore them."
         )
     test = CountTest(sample.counts, table)
     for k, name in enumerate(sample.classes):
@@ -239,50 +242,51 @@ def _warnings(sample: Sample, table: np.ndarray) -> list[str]:
             parts = test.variance(np.array([bound]), np.array([k]))
             spread = np.sqrt(parts.counting + parts.calibration).clip(min=1e-9)
             if sign * (parts.estimate - bound)[0] > MISFIT_DEVIATIONS * spread[0]:
-                found.append(
-                    f"Cells were called {name} {words} than any composition explains. These cells look unlike the "
-                    "calibration's (stain, focus, microscope, donor, unknown cells?), and the percentages cannot be "
-                    "trusted."
+                warnings.append(
+                    f"Cells were called {name} {words} than any composition explains. They look unlike the cells of "
+                    "the calibration (stain, focus, microscope, donor, unknown cells?). Do not use the percentages."
                 )
     if sample.em_interval is None:
-        apart = (sample.em < sample.adjusted_interval[:, 0]) | (sample.em > sample.adjusted_interval[:, 1])
+        disagree = (sample.em < sample.adjusted_interval[:, 0]) | (sample.em > sample.adjusted_interval[:, 1])
     else:
-        apart = (sample.em_interval[:, 0] > sample.adjusted_interval[:, 1]) | (
+        disagree = (sample.em_interval[:, 0] > sample.adjusted_interval[:, 1]) | (
             sample.em_interval[:, 1] < sample.adjusted_interval[:, 0]
         )
-    if apart.any():
-        found.append(
-            f"The two corrections disagree on {_join_names(sample.classes, apart)} by more than chance explains: the "
-            "probabilities are badly calibrated for these cells, or the cells look unlike the calibration's."
+    if disagree.any():
+        warnings.append(
+            f"The two estimates (adjusted count and EM) disagree on {_join_names(sample.classes, disagree)} by more "
+            f"than chance explains: "
+            "the probabilities are badly calibrated for these cells, or the cells look unlike those of the calibration."
         )
     if sample.too_wide.any():
         assert sample.cells_needed is not None
         which = _join_names(sample.classes, sample.too_wide)
         many = sample.too_wide.sum() > 1
-        found.append(
-            f"The interval{'s' if many else ''} of {which} {'are' if many else 'is'} too wide to be of much use. "
+        warnings.append(
+            f"The interval{'s' if many else ''} of {which} {'are' if many else 'is'} too wide to be useful. "
             + sample.cells_needed.sentence
         )
-    return found
+    return warnings
 
 
 def _rejection_warnings(sample: Sample, table: np.ndarray) -> list[str]:
-    """Whether more cells were rejected than the class that is rejected most would explain."""
+    """Warn if more cells were rejected than in the class of the calibration with the most rejected cells."""
     from scipy.stats import fisher_exact
 
-    lost = table[:, -1] / table.sum(axis=1)
-    most = int(lost.argmax())
+    rates = table[:, -1] / table.sum(axis=1)
+    worst = int(rates.argmax())
     out = sample.cells - sample.accepted
-    if not out or out / sample.cells <= lost[most]:
+    if not out or out / sample.cells <= rates[worst]:
         return []
-    known = np.array([table[most, -1], table[most, :-1].sum()])
-    p = fisher_exact(np.rint([[out, sample.accepted], known]).astype(int), alternative="greater").pvalue  # type: ignore[arg-type]
+    counts = np.array([[out, sample.accepted], [table[worst, -1], table[worst, :-1].sum()]])
+    p = fisher_exact(np.rint(counts).astype(int), alternative="greater").pvalue
     if p >= REJECTION_P_VALUE:
         return []
     return [
-        f"{100 * sample.rejected_share:.0f} % of the cells were rejected, in the calibration at most "
-        f"{100 * lost[most]:.0f} % of any class: look at the rejected cells. If they are debris or red cells, the "
-        "percentages stand; if they are white blood cells, the picture quality or the cells differ from the training."
+        f"{100 * sample.rejected_share:.0f} % of the cells were rejected, but at most "
+        f"{100 * rates[worst]:.0f} % of any class of the calibration. Check the rejected cells. If they are debris or "
+        "red cells, the percentages are valid. If they are white blood cells, image quality or cells differ from the "
+        "training."
     ]
 
 
@@ -296,7 +300,7 @@ def _percent(share: float) -> float | None:
 
 
 def _round_up(number: float) -> int:
-    """Two digits, upwards: more would promise a precision that is not there."""
+    """Round up to two digits, which is all that the estimate supports."""
     if number <= 0:
         return 0
     step = 10 ** max(0, int(np.floor(np.log10(number))) - 1)

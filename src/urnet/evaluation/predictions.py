@@ -1,6 +1,5 @@
 """Score cells with a trained model: the run's own parts, or other cells."""
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from urnet.calibration.temperature import softmax
 from urnet.cells.audit import audit_cells, format_counts
 from urnet.cells.cache.crops import use_cached_crops
 from urnet.cells.copies import hash_any_orientation
-from urnet.cells.read import find_images, read_recipe_cells
+from urnet.cells.read import read_recipe_cells
 from urnet.cells.table import PARTS, Cells
-from urnet.errors import CellsError, ImageError, RunError, UrnetError
+from urnet.errors import CellsError, RunError, UrnetError
 from urnet.files.outputs import refuse_existing
 from urnet.nets.pixel_range import PixelRange
 from urnet.progress import Progress
@@ -179,28 +178,6 @@ def score_other_cells(
     scored = _classify_cells(model, cells, _read_images(model, cells, progress), cells.labels, progress)
     count = None if trained_on is None else sum(key in trained_on for key in keys)
     return replace(scored, seen_in_training=count), name, warnings
-
-
-def training_overlap(run: Run, path: Path, *, calibration: bool = False) -> list[str]:
-    """Warn if images took part in a run's training, or if that is not known.
-
-    Args:
-        run: the run.
-        path: images, a folder or a table, with or without labels. Unreadable images do not count.
-        calibration: whether to include the test part, on which the confusion was counted.
-
-    Returns:
-        One warning, or none.
-
-    Raises:
-        CellsError: there are no images.
-    """
-    config = Model.load(run.folder, calibrated=False).config
-    cells, keys = use_cached_crops(find_images([path], config.tile, config.image)), []
-    for index in range(len(cells)):
-        with suppress(ImageError):
-            keys.append(hash_any_orientation(cells.read(index)))
-    return overlap_warnings(keys, training_cell_keys(run, calibration=calibration), calibration=calibration)
 
 
 def training_cell_keys(run: Run, *, calibration: bool = False) -> set[str] | None:

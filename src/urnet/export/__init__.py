@@ -1,1 +1,1 @@
-"""Models that leave Python: one graph for every format, each held to parity before it is kept."""
+"""Export of trained models to other formats, and the engines that run exported graphs."""

@@ -1,4 +1,4 @@
-"""The BioImage Model Zoo's folder: `rdf.yaml`, the graph in ONNX, test tensors and documentation."""
+"""Format bioimageio: a folder for the BioImage Model Zoo with `rdf.yaml`, the graph in ONNX and test tensors."""
 
 import re
 from pathlib import Path
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 PACKAGES = ("bioimageio.core",)
 DESCRIPTION, WEIGHTS, CARD = "rdf.yaml", "model.onnx", "README.md"
 TEST_CELLS = 2
-"""Real cells go with the folder, so no more than show that a batch is free."""
+"""Number of real cells in the folder: enough for a batch."""
 
 _USAGE = """\
 In any program that runs models of the BioImage Model Zoo, or with `bioimageio predict`. Input `counts`: raw counts as
-float32 (batch, channel, {size}, {size}), which are scaled within. Outputs: `probabilities` of the classes, the
+float32 (batch, channel, {size}, {size}), which the graph scales. Outputs: `probabilities` of the classes, the
 `enhanced` image in about 0 to 1, and `features`."""
 
 
 def write(model: "Model", run: "Run | None", onnx: bytes, counts: np.ndarray, folder: Path) -> list[str]:
-    """Fill a folder with a model description, and let `bioimageio.core` test it.
+    """Fill a folder with a model description, and test it with `bioimageio.core`.
 
     Args:
-        model: the trained model, whose own outputs the test tensors are.
+        model: the trained model, which makes the test tensors.
         run: its run folder, for the documentation.
         onnx: its graph, from `to_onnx`.
         counts: (N, C, S, S) raw counts of real cells; the first two become the test input.
-        folder: where it goes.
+        folder: the folder to fill.
 
     Returns:
-        What the user should know.
+        Notes for the user.
 
     Raises:
-        RunError: the description does not pass the test of `bioimageio.core`, with what it found.
+        RunError: the description does not pass the test of `bioimageio.core` (code `export.bioimageio`).
     """
     from bioimageio.core import test_model
     from bioimageio.spec import ValidationContext, save_bioimageio_yaml_only
@@ -54,26 +54,33 @@ def write(model: "Model", run: "Run | None", onnx: bytes, counts: np.ndarray, fo
     (folder / WEIGHTS).write_bytes(onnx)
     card = model_card(model, run, _USAGE.format(size=config.size))
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
-    with ValidationContext(root=folder):  # files are named relative to the folder, which is moved
+    with ValidationContext(root=folder):  # paths are relative to the folder, which is moved later
         try:
             description = _describe(model, onnx, tensors)
         except ValidationError as error:
             reason = " ".join(str(error).split())[:300]
-            raise RunError(f"bioimageio.spec does not take the description ({reason})") from None
+            raise RunError(
+                f"bioimageio.spec rejects the description ({reason}); report this, or use --format hub",
+                code="export.bioimageio",
+            ) from None
         save_bioimageio_yaml_only(description, folder / DESCRIPTION)
     summary = test_model(folder / DESCRIPTION, weight_format="onnx")
     if summary.status != "passed":
         found = [f"{'.'.join(map(str, e.loc))}: {e.msg}" for detail in summary.details for e in detail.errors]
         reason = " ".join("; ".join(found).split())[:400]
-        raise RunError(f"bioimageio.core's own test of the description did not pass ({summary.status}: {reason})")
+        raise RunError(
+            f"the description did not pass the test of bioimageio.core ({summary.status}: {reason}); report this, or "
+            "use --format hub",
+            code="export.bioimageio",
+        )
     return [
         f"{len(few)} real cells are in it as test tensors",
-        f"authors and licence are left open: fill them in in {DESCRIPTION} before you publish it",
+        f"authors and licence are empty: add them to {DESCRIPTION} before you publish it",
     ]
 
 
 def _describe(model: "Model", onnx: bytes, tensors: list[np.ndarray]) -> Any:
-    """The description as an object of `bioimageio.spec`."""
+    """Make the description as an object of `bioimageio.spec`."""
     from bioimageio.spec.common import FileDescr
     from bioimageio.spec.model import v0_5 as spec
 
@@ -101,7 +108,7 @@ def _describe(model: "Model", onnx: bytes, tensors: list[np.ndarray]) -> Any:
     enhanced = tensor(
         spec.OutputTensorDescr,
         OUTPUTS[1],
-        "What the classifier sees of each crop, in about 0 to 1",
+        "Enhanced crop, in about 0 to 1",
         [batch, channels, *(spec.SpaceOutputAxis(id=axis, size=config.size) for axis in (rows, columns))],
     )
     features = tensor(
@@ -142,11 +149,11 @@ def _opset(onnx: bytes) -> int:
 
 
 def _largest(values: np.ndarray) -> float:
-    """Of some values; at least so much that a tolerance can be made of it."""
+    """Return the largest absolute value, above 0 so that it can scale a tolerance."""
     return max(float(np.abs(values).max()), 1e-6)
 
 
 def _name(name: str) -> str:
-    """A name of the letters that the zoo allows, of at least five and at most 64."""
+    """Make a name of the letters that the zoo allows, at most 64."""
     allowed = re.sub(r"[^A-Za-z0-9_+\- ()]", "-", f"urnet {name}")
     return allowed[:64]

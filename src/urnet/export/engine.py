@@ -1,12 +1,12 @@
-"""Engines: what runs a model's graph, the fastest exact one at hand.
+"""Engines that run a model's graph: PyTorch, ONNX Runtime and OpenVINO.
 
-PyTorch is the reference. ONNX Runtime and OpenVINO run the same graph on the CPU, a third faster and more. The graph is
+PyTorch is the reference. ONNX Runtime and OpenVINO run the same graph on the CPU, at least a third faster. The graph is
 exported once and stored in the bundle as `engine-<digest>.onnx`. At each start its outputs for fixed images are
 compared with those of PyTorch (`parity.check_graph`).
 
-What ONNX Runtime and OpenVINO say of an image depends neither on its batch nor on the number of threads, bit for bit.
-PyTorch chooses its arithmetic by both, and by the place in the batch: its batches all get one size, and another number
-of threads may change the last of six decimals.
+Outputs of ONNX Runtime and OpenVINO for an image depend neither on its batch nor on the number of threads, bit for bit.
+PyTorch chooses its arithmetic by both, and by the position in the batch. All of its batches therefore have one size;
+another number of threads may change the last of six decimals.
 """
 
 import logging
@@ -32,28 +32,28 @@ ENGINES = ("auto", "torch", "onnx", "openvino")
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 GRAPH_ENGINES = ("onnx", "openvino")
-"""As measured by `benchmarks/inference.py`: alike on the paper-size network, and the first is ahead on small ones."""
+"""Engines on the CPU, the fastest first; equally fast on the paper's network (`benchmarks/inference.py`)."""
 
 EXPORT_PACKAGES = ("onnx", "onnxscript")
 
 MAX_SAMPLE = 4
-"""Images on which float16 is compared with float32; a graph is compared on the first of them and on fixed images."""
+"""Number of images on which float16 is compared with float32; a graph is compared on one of them and fixed images."""
 
 MIN_PIXELS_FOR_GRAPH = 4_000_000
-"""Pixels, over all images, from which on a graph is exported for them; for fewer, that takes longer than it saves."""
+"""Minimum number of pixels over all images for which a graph is exported; for fewer, the export costs more time."""
 
 MAX_CPU_BATCH = 16
 GRAPH_BATCH_SIZES = (4, 8, 16, 32, 64)
 MAX_CPU_PIXELS, MAX_GPU_PIXELS = 2**19, 2**22
-"""Pixels of the largest batches: beyond, the memory that they take grows, and on a CPU the speed does not."""
+"""Maximum number of pixels in a batch; larger batches need more memory, and are not faster on a CPU."""
 
 
 class Engine(Protocol):
     """Runs a model's graph.
 
     Attributes:
-        name: what tables say of it.
-        sizes: sizes of batches that are worth trying, ascending; what comes out does not depend on them.
+        name: name in tables.
+        sizes: useful sizes of batches, ascending; outputs do not depend on them.
     """
 
     name: str
@@ -72,12 +72,12 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """PyTorch, on the GPU where there is one.
+    """PyTorch, on the GPU if there is one.
 
     Args:
-        model: the model; its weights are put into the order that is fastest (channels last).
-        images: how many will come; all batches then get the same size, the last one filled up.
-        half: whether convolutions and matrix products are made in float16.
+        model: the model; its weights are stored with channels last, which is fastest.
+        images: number of images to come; all batches then have one size, and the last one is filled.
+        half: whether convolutions and matrix products use float16.
     """
 
     def __init__(self, model: "Model", images: int | None = None, *, half: bool = False):
@@ -94,18 +94,18 @@ class TorchEngine:
             else _max_batch(model, MAX_GPU_PIXELS)
         )
         self.fill = images is not None
-        self.size = -(-images // -(-images // most)) if images else most  # as even as can be
+        self.size = -(-images // -(-images // most)) if images else most  # as even as possible
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The one size of its batches."""
+        """The single size of the batches."""
         return (self.size,)
 
     def run(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `Engine.run`; halves its batches when the memory of the GPU is full.
+        """Classify and enhance, as `Engine.run`; halve the batches if the memory of the GPU is full.
 
         Raises:
-            RunError: the memory does not hold a single image.
+            RunError: the memory does not hold a single image (code `engine.memory`).
         """
         import torch
 
@@ -136,11 +136,15 @@ class TorchEngine:
 
         if self.size == 1:
             raise RunError(
-                f"the memory of {self.device} does not hold a single image; end what else uses it, or hide it "
-                "(CUDA_VISIBLE_DEVICES=-1) to predict on the CPU"
+                f"the memory of {self.device} does not hold a single image. Close other programs that use it, or set "
+                "CUDA_VISIBLE_DEVICES=-1 to predict on the CPU",
+                code="engine.memory",
             )
         logger.warning(
-            "the memory of %s is full at %d images a batch; going on with %d", self.device, self.size, self.size // 2
+            "the memory of %s is full at %d images per batch; continuing with %d",
+            self.device,
+            self.size,
+            self.size // 2,
         )
         self.size //= 2
         if self.device.type == "cuda":
@@ -149,7 +153,7 @@ class TorchEngine:
 
 @dataclass(frozen=True)
 class GraphEngine:
-    """A graph that left PyTorch, on the CPU."""
+    """An exported graph, on the CPU."""
 
     name: str
     run: GraphFunction
@@ -157,13 +161,14 @@ class GraphEngine:
 
 
 def check_engine(name: str) -> None:
-    """Find out before the work begins whether an engine can be had.
+    """Check that an engine is available.
 
     Raises:
-        RunError: an unknown name, or an engine that is not installed.
+        RunError: the name is unknown (code `engine.unknown`), or the engine is not installed (code
+            `package.missing`).
     """
     if name not in ENGINES:
-        raise RunError(f"engine {name!r} is unknown; choose one of: {', '.join(ENGINES)}")
+        raise RunError(f"engine {name!r} is unknown; choose one of: {', '.join(ENGINES)}", code="engine.unknown")
     if name in PACKAGES:
         require_packages((PACKAGES[name],), f"engine {name}")
 
@@ -171,20 +176,20 @@ def check_engine(name: str) -> None:
 def choose_engine(
     model: "Model", name: str = "auto", sample: np.ndarray | None = None, images: int | None = None
 ) -> Engine:
-    """The engine of a name, or the fastest exact one at hand.
+    """Choose the engine of a name, or the fastest exact one.
 
-    That is PyTorch on a GPU, in float16 where it keeps parity; else ONNX Runtime, else OpenVINO where it is installed,
-    else PyTorch. What is not exact, or cannot be exported, is passed over and said.
+    On a GPU that is PyTorch, in float16 if it keeps parity. On a CPU it is ONNX Runtime, OpenVINO or PyTorch. An engine
+    that is not exact, or a model that cannot be exported, gives a warning.
 
     Args:
         model: the model.
         name: one of `ENGINES`.
-        sample: (N, C, S, S) raw counts to compare on; float16 is judged on noise when not given.
-        images: how many will come; for a few, no graph is exported that is not there already.
+        sample: (N, C, S, S) raw counts to compare on; noise if not given.
+        images: number of images to come; for a few, no new graph is exported.
 
     Raises:
-        RunError: an unknown name; or the engine of that name is not installed, cannot run the model, or does not say
-            what PyTorch says.
+        RunError: the name is unknown, or the engine is not installed, cannot run the model, or has other outputs than
+            PyTorch.
     """
     check_engine(name)
     if name == "torch":
@@ -211,16 +216,16 @@ def choose_engine(
 
 
 class BatchSizeTuner:
-    """Finds the fastest size of a batch, on images that are to be classified anyhow.
+    """Finds the fastest size of a batch during a prediction.
 
-    Each size has its turn, beginning with the smallest, until one is less than a twentieth faster than the best before.
+    It tries each size, beginning with the smallest, until one is less than a twentieth faster than the best before.
 
     Args:
         sizes: ascending.
     """
 
     def __init__(self, sizes: tuple[int, ...]):
-        self.untested = [sizes[0], *sizes]  # the first batch of all is slow, and only warms up
+        self.untested = [sizes[0], *sizes]  # the first batch is slow and warms up
         self.fastest, self.rate = sizes[0], 0.0
 
     @property
@@ -229,7 +234,7 @@ class BatchSizeTuner:
         return self.untested[0] if self.untested else self.fastest
 
     def record(self, images: int, seconds: float) -> None:
-        """Say how long a batch took; one that was not full counts for nothing."""
+        """Record the time of a batch; a batch that was not full is ignored."""
         if not self.untested or images < self.untested[0]:
             return
         warming_up, size, rate = (
@@ -247,13 +252,13 @@ class BatchSizeTuner:
 
 
 def _max_batch(model: "Model", pixels: int) -> int:
-    """Images of a batch with so many pixels, a power of two up to 256."""
+    """Number of images in a batch of at most so many pixels, a power of two up to 256."""
     fitting = max(1, min(256, pixels // model.config.size**2))
     return 2 ** (fitting.bit_length() - 1)
 
 
 def _noise(model: "Model") -> np.ndarray:
-    """Some counts of the scale's own range, (N, C, S, S)."""
+    """Draw random counts within the scaling, (N, C, S, S)."""
     config = model.config
     low, high = config.scaling.low, config.scaling.high
     shape = (MAX_SAMPLE, config.channels, config.size, config.size)
@@ -261,23 +266,23 @@ def _noise(model: "Model") -> np.ndarray:
 
 
 def _is_worthwhile(model: "Model", graph: CachedGraph, images: int | None) -> bool:
-    """Whether a graph is there, or can be made and saves more time than that takes."""
+    """Whether a graph exists, or can be exported and saves time."""
     exportable = all(map(is_installed, EXPORT_PACKAGES)) and getattr(model.joint.enhancer, "exportable", True)
     return graph.is_valid or (exportable and (images is None or images * model.config.size**2 >= MIN_PIXELS_FOR_GRAPH))
 
 
 def _graph_engine(model: "Model", name: str, graph: CachedGraph, sample: np.ndarray | None) -> GraphEngine:
-    """An engine that runs the graph, once it is known to say what PyTorch says."""
+    """Open an engine for the graph, after a comparison with PyTorch."""
     import torch
 
-    if model.device.type != "cpu":  # convolutions on a GPU round to fewer bits, and no graph says the same
+    if model.device.type != "cpu":  # convolutions on a GPU round to fewer bits than a graph
         model.device = torch.device("cpu")
         model.joint.to(model.device)
     if graph.is_valid:
         try:
             return _open_graph(model, name, graph.path, sample)
         except RunError as error:
-            logger.warning("%s: is made anew, since it cannot be used (%s)", graph.path, error)
+            logger.warning("%s: is exported again, because it cannot be used (%s)", graph.path, error)
     return _open_graph(model, name, graph.export(), sample)
 
 

@@ -1,8 +1,8 @@
 """The graph that engines run, stored in the bundle as `engine-<digest>.onnx`.
 
-The name says of which model, version and operators it is. The user's cache records the hash of every graph that this
-program exported. A graph that came with a bundle is not used: no comparison finds edits that show on rare images only.
-`engine` compares the graph with the network each time that it starts.
+The digest covers model, version and operators. The user's cache records the hash of every graph that this program
+exported. A graph that came with a bundle is not used, because no comparison finds edits that show on rare images only.
+`engine` compares the graph with the network at each start.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class CachedGraph:
-    """A model's graph in ONNX, in its bundle's folder; in memory where the model has none, or nothing can be written.
+    """A model's graph in ONNX, in the bundle; in memory if the model has no folder or the folder is not writable.
 
     Args:
         model: the model.
@@ -39,7 +39,7 @@ class CachedGraph:
 
     @property
     def is_valid(self) -> bool:
-        """Whether this user's program exported it for this model, and its content is unchanged."""
+        """Whether this user's program exported the graph for this model, and it is unchanged."""
         if self.path is None or self.path.is_symlink():
             return False
         with suppress(OSError):
@@ -47,7 +47,10 @@ class CachedGraph:
         return False
 
     def export(self) -> Path | bytes:
-        """Export the model; the file, or its content where it cannot be kept. Graphs of older weights go.
+        """Export the model, and remove graphs of older weights.
+
+        Returns:
+            The file, or its content if it cannot be stored.
 
         Raises:
             RunError: the model cannot be exported.
@@ -56,18 +59,18 @@ class CachedGraph:
         if self.path is None:
             return content
         if self.path.exists():
-            logger.warning("%s: is made anew, since it was not exported here or has been changed", self.path)
-        mine = self.path.with_name(f"{self.path.name}.{os.getpid()}")  # another process may be making the same
+            logger.warning("%s: is exported again, because it was not exported here or was changed", self.path)
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}")  # another process may export the same graph
         try:
-            with atomic_file(mine) as file:
+            with atomic_file(temporary) as file:
                 file.write(content)
-            mine.replace(self.path)
+            temporary.replace(self.path)
             with atomic_file(_record_of(content)) as file:
                 file.write(self.path.stem.encode("ascii"))
         except OSError as error:
-            mine.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             logger.warning(
-                "%s: the graph cannot be kept (%s) and is made again each time; make room or allow writing there",
+                "%s: the graph cannot be stored (%s) and is exported each time; free space, or make it writable",
                 self.path.parent,
                 error.strerror or error,
             )
@@ -82,5 +85,5 @@ class CachedGraph:
 
 
 def _record_of(content: bytes) -> Path:
-    """The file that says of which model a graph with this content was exported."""
+    """File in the cache that records the export of a graph with this content."""
     return locate_user_cache() / "graphs" / hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""What `urnet export` does, in order: the model, the cells, the format, the gate, and only then the place asked for."""
+"""Export a model: read model and cells, write the format, check parity, and move the result to its place."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from urnet.cells.table import Cells
 
 MAX_CELLS = 64
-"""As many cells are compared, where there are as many."""
+"""Maximum number of cells on which graph and model are compared."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was exported.
+    """Result of an export.
 
     Attributes:
         path: the file or folder.
-        parity: how far the graph is from the model.
+        parity: differences of the graph from the model.
         notes: what the user should know.
     """
 
@@ -42,14 +42,14 @@ class Exported:
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported.
+    """Model, run and cells of an export.
 
     Attributes:
         model: the trained model, on the CPU.
         run: its run folder; none for a bundle by itself.
-        counts: (N, C, S, S) raw counts of the cells that the graph is checked on.
-        origin: which cells these are.
-        opset: version of ONNX's operators; the usual one when not given.
+        counts: (N, C, S, S) raw counts of the cells of the parity check.
+        origin: name of these cells.
+        opset: version of ONNX's operators; the default if not given.
     """
 
     model: "Model"
@@ -61,14 +61,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Format:
-    """A way to leave Python.
+    """Functions and packages of an export format.
 
     Attributes:
-        write: makes the file's content, or fills a folder and gives notes.
-        read: opens what was written.
-        file: whether it is one file.
-        packages: what it needs to be written and read.
-        opset: whether it holds a graph in ONNX.
+        write: make the content of the file, or fill a folder and return notes.
+        read: open the written graph.
+        file: whether the format is one file.
+        packages: packages that writing and reading need.
+        opset: whether the format holds a graph in ONNX.
     """
 
     write: Callable[[Source], bytes] | Callable[[Source, Path], list[str]]
@@ -121,22 +121,22 @@ def export_run(
     expect: str | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Export a trained run. Nothing stands at `out` before what is written there is read back and held to parity.
+    """Export a trained run. The result appears at `out` only after it was read back and passed the parity check.
 
     Args:
         run: a run folder, or a bundle.
         format: `onnx` and `torch` are one file, `openvino`, `bioimageio` and `hub` a folder.
-        out: where it goes; must not exist.
-        cells: images to compare graph and model on, up to 64 of them: a folder, a table or a file. The run's own test
-            part when not given, or its validation part where it has none.
+        out: new file or folder.
+        cells: images of the parity check, up to 64 of them: a folder, a table or a file. If not given, the run's test
+            part, or its validation part.
         opset: version of ONNX's operators, for the formats that hold ONNX.
         expect: the first digits of the model's digest; another model is refused.
         progress: called with what is done and the share of it.
 
     Raises:
-        RunError: an unknown format or opset, a package that is not installed, something at `out`, no trained model at
-            `run`, no cells to compare on, networks that cannot be exported, or a graph that does not say what the model
-            says.
+        RunError: the format (code `export.format_unknown`) or the opset (code `export.opset_invalid`) is unknown, a
+            package is not installed, `out` exists, `run` has no trained model or no cells, the networks cannot be
+            exported, or the graph has other outputs than the model.
         CellsError: no images at `cells`.
         ImageError: an image cannot be used.
     """
@@ -145,9 +145,11 @@ def export_run(
     run, out = Path(run), Path(out)
     chosen = FORMATS.get(format)
     if chosen is None:
-        raise RunError(f"format {format!r} is unknown; choose one of: {', '.join(FORMATS)}")
+        raise RunError(
+            f"format {format!r} is unknown; choose one of: {', '.join(FORMATS)}", code="export.format_unknown"
+        )
     if opset is not None and not chosen.opset:
-        raise RunError(f"an opset was given, and format {format} has none; leave it out")
+        raise RunError(f"format {format} has no opset; leave --opset out", code="export.opset_invalid")
     onnx_format.check_opset(opset)
     require_packages(chosen.packages, f"format {format}")
     refuse_existing(out, file=chosen.file)
@@ -171,7 +173,7 @@ def export_run(
 
 
 def _on_cpu(model: "Model") -> "Model":
-    """Graphs are captured and compared where float32 is float32; convolutions on a GPU round to fewer bits."""
+    """Move a model to the CPU: convolutions on a GPU round to fewer bits than float32."""
     import torch
 
     model.device = torch.device("cpu")
@@ -180,7 +182,7 @@ def _on_cpu(model: "Model") -> "Model":
 
 
 def _read(run: Path, model: "Model", path: Path | None, progress: Progress | None) -> tuple[np.ndarray, str]:
-    """Raw counts of the cells to compare on, (N, C, S, S), and which they are."""
+    """Read the raw counts of the cells to compare on, (N, C, S, S), and name these cells."""
     from urnet.cells.read import find_images
 
     if path is not None:
@@ -194,20 +196,23 @@ def _read(run: Path, model: "Model", path: Path | None, progress: Progress | Non
 
 
 def _own_cells(run: Path) -> tuple["Cells", str]:
-    """The test part of a run, or its validation part where it has none; and the part's name."""
+    """Read the test part of a run, or its validation part; return it with its name."""
     try:
         cells = Run.open(run).cells()
     except UrnetError as error:
-        raise RunError(f"{error}; or name cells to check the export on with --cells", code=error.code) from None
+        raise RunError(f"{error}; or give cells for the parity check: --cells CELLS", code=error.code) from None
     for part in ("test", "validation"):
         own = cells.part(part)
         if len(own):
             return own, part
-    raise RunError(f"{run}: no cells in its test and validation parts; name cells to check the export on with --cells")
+    raise RunError(
+        f"{run}: no cells in its test and validation parts; give cells for the parity check: --cells CELLS",
+        code="export.no_cells",
+    )
 
 
 def _choose_cells(cells: "Cells") -> "Cells":
-    """Up to 64 cells, over all classes where labels are known."""
+    """Choose up to 64 cells, evenly over the classes if labels are known."""
     order = cells.table["label"].argsort(kind="stable") if "label" in cells.table else np.arange(len(cells))
     wanted = np.linspace(0, len(cells) - 1, min(MAX_CELLS, len(cells))).round().astype(int)
     kept = np.zeros(len(cells), bool)

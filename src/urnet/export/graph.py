@@ -1,4 +1,4 @@
-"""The one graph that all exports and engines run: raw counts in; probabilities, enhanced images and features out."""
+"""The graph of all exports and engines: raw counts in; probabilities, enhanced images and features out."""
 
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ OUTPUTS = ("probabilities", "enhanced", "features")
 class Graph(nn.Module):
     """Scaling, enhancer, normalisation, classifier and temperature as one network.
 
-    It shares the model's networks, on the device where they are.
+    It shares the networks of the model, on their device.
 
     Args:
         model: the trained model.
@@ -40,7 +40,7 @@ class Graph(nn.Module):
 
         Returns:
             Probabilities (B, K) with the temperature of a calibrated model, enhanced images (B, C, S, S) in about
-            [0, 1], and the features that rejection goes by, (B, F).
+            [0, 1], and the features for rejection, (B, F).
         """
         images = ((counts - self.low) * self.scale).clamp(0, 1)  # (B, C, S, S)
         logits, enhanced, features = extract_features(self.joint, images)
@@ -48,16 +48,18 @@ class Graph(nn.Module):
 
 
 def capture(model: "Model") -> torch.export.ExportedProgram:
-    """Follow the graph of a model once, with a free batch size; height and width stay as trained.
+    """Capture the graph of a model with a free batch size; height and width are those of the training.
 
     Raises:
-        RunError: a part of the model cannot be followed.
+        RunError: a part of the model cannot be captured (code `export.not_exportable`).
     """
     enhancer = model.config.enhancer["name"]
     if not getattr(model.joint.enhancer, "exportable", True):
         raise RunError(
-            f"enhancer {enhancer!r} is computed outside torch and fits into no graph; predict with the run itself, or "
-            "train with another enhancer"
+            f"enhancer {enhancer!r} is computed outside torch and cannot be exported; predict with the run, or train "
+            f"with "
+            "another enhancer",
+            code="export.not_exportable",
         )
     config = model.config
     counts = torch.zeros(2, config.channels, config.size, config.size, device=model.device)
@@ -68,9 +70,10 @@ def capture(model: "Model") -> torch.export.ExportedProgram:
     except Exception as error:  # torch.export raises errors of many kinds, without a common base
         reason = " ".join(str(error).split())[:300]
         raise RunError(
-            f"the networks (enhancer {enhancer!r}, classifier {config.classifier['name']!r}) cannot be followed by "
-            f"torch.export ({type(error).__name__}: {reason}); predict with the run itself, or train with others"
+            f"the networks (enhancer {enhancer!r}, classifier {config.classifier['name']!r}) cannot be captured "
+            f"by torch.export ({type(error).__name__}: {reason}); predict with the run, or train with other networks",
+            code="export.not_exportable",
         ) from error
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it names files of this machine
+        node.meta.pop("stack_trace", None)  # it names files of this computer
     return program

@@ -1,4 +1,4 @@
-"""The hub's folder: the bundle, its graph in ONNX and a model card. Nothing is pushed."""
+"""Format hub: a folder for the Hugging Face Hub with the bundle, its graph in ONNX and a model card."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +35,10 @@ def write(model: "Model", run: "Run | None", onnx: bytes, folder: Path) -> list[
         model: the trained model.
         run: its run folder, for the card.
         onnx: its graph, from `to_onnx`.
-        folder: where it goes.
+        folder: the folder to fill.
 
     Returns:
-        What the user should know.
+        Notes for the user.
     """
     from urnet.bundle.files import copy_bundle
 
@@ -52,14 +52,14 @@ def write(model: "Model", run: "Run | None", onnx: bytes, folder: Path) -> list[
     metrics = read_test_metrics(model, run)
     card = f"---\n{_metadata(model, metrics)}\n---\n\n{model_card(model, run, usage)}"
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
-    notes = ["the card names no licence: add one to README.md before you publish it"]
+    notes = ["the card names no licence; add one to README.md before you publish it"]
     if metrics is None:
-        notes.insert(0, "the card states no figures: `urnet evaluate` the run, then export it again")
+        notes.insert(0, "the card states no figures; run `urnet evaluate`, then export again")
     return notes
 
 
 def open_bundle(folder: Path) -> GraphFunction:
-    """Read the bundle back as a user will, to be run on the CPU."""
+    """Open the written bundle on the CPU, as a user will."""
     import torch
 
     from urnet.bundle.model import Model
@@ -76,7 +76,7 @@ def open_bundle(folder: Path) -> GraphFunction:
 
 
 def _metadata(model: "Model", metrics: dict[str, Any] | None) -> str:
-    """The card's YAML: what the hub filters by, and the figures of the test part."""
+    """Make the card's YAML: tags of the hub, and the figures of the test part."""
     from huggingface_hub import EvalResult, ModelCardData
 
     config = model.config

@@ -1,4 +1,4 @@
-"""The model card: what a run is, what it was measured to do, and what it cannot do, in Markdown."""
+"""Model card in Markdown: model, data, protocol, measured figures and limits."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -27,12 +27,12 @@ _SIMULATED = "The cells are **simulated** ({kinds}); nothing here was measured o
 
 
 def model_card(model: "Model", run: "Run | None", usage: str) -> str:
-    """Write the card's text, without metadata.
+    """Make the text of the card, without metadata.
 
     Args:
         model: the trained model.
-        run: its run folder; none where only the bundle is there, and the card then says what it does not know.
-        usage: how the files beside the card are used, in Markdown.
+        run: its run folder; none for a bundle, whose card then names what is not known.
+        usage: use of the files beside the card, in Markdown.
     """
     parts = [
         f"# {escape(model.config.name)}",
@@ -49,7 +49,7 @@ def model_card(model: "Model", run: "Run | None", usage: str) -> str:
 
 
 def read_test_metrics(model: "Model", run: "Run | None") -> dict[str, Any] | None:
-    """The figures of a run's own test part; none where it was not evaluated with these weights."""
+    """Read the figures of a run's test part; none if it was not evaluated with these weights."""
     path = None if run is None else run.folder / "evaluation" / "test" / "metrics.json"
     if path is None or not path.is_file():
         return None
@@ -63,7 +63,7 @@ def read_test_metrics(model: "Model", run: "Run | None") -> dict[str, Any] | Non
 
 
 def escape(text: str) -> str:
-    """A name as Markdown shows it, in a table too."""
+    """Escape a name for Markdown, also in tables."""
     for sign in "\\`*_|<>[]#":
         text = text.replace(sign, "\\" + sign)
     return " ".join(text.split())
@@ -80,20 +80,20 @@ def _about(model: "Model") -> str:
         f"(`{config.classifier['name']}`), as one network of {count_parameters(model.joint):,} parameters.\n\n"
         f"- **Classes:** {classes}\n"
         f"- **Input:** {colour} crops of one cell, brought to {config.size} × {config.size} px; {scaling.dtype} "
-        f"counts, of which {scaling.low:g} to {scaling.high:g} become 0 to 1 within the network\n"
+        f"counts, of which {scaling.low:g} to {scaling.high:g} become 0 to 1 inside the network\n"
         f"- **Digest:** `{model.digest()}`"
     )
 
 
 def _data(run: "Run | None") -> str:
     if run is None:
-        return "Exported from a bundle without its run: the data it was trained on are not stated here."
+        return "Exported from a bundle without its run: its training data are not known here."
     try:
         counts = run.counts()
         donors = {part: run.donors(part) for part in PARTS}
         left_out, simulated = len(run.excluded_reasons()), run.cells().simulated
     except (UrnetError, OSError, ValueError, KeyError):
-        return "The run's table of cells could not be read, so its data are not stated here."
+        return "The cells table of the run could not be read: its training data are not known here."
     rows = [
         "| class | " + " | ".join(counts.columns) + " |",
         "|---|" + "---:|" * counts.shape[1],
@@ -105,7 +105,7 @@ def _data(run: "Run | None") -> str:
     if both := donors["train"] & donors["test"]:
         text += f" {len(both)} of them gave cells to training and to test."
     if left_out:
-        text += f" {left_out} images are copies, padding or constant and are left out."
+        text += f" {left_out} images are excluded: copies, padding or constant images."
     return f"{text}\n\n{_SIMULATED.format(kinds=simulated)}" if simulated else text
 
 
@@ -117,7 +117,7 @@ def _protocol(model: "Model") -> str:
 
 def _validation(model: "Model", metrics: dict[str, Any] | None) -> str:
     if metrics is None:
-        return "This run was not evaluated, so no figure is stated. `urnet evaluate RUN`, then export it again."
+        return "This run was not evaluated, so there are no figures. Run `urnet evaluate RUN`, then export again."
     rows = ["| | recall, % | precision, % | F1, % | cells |", "|---|---:|---:|---:|---:|"]
     for name, figures in metrics["per_class"].items():
         shares = " | ".join(format_interval(figures[key]) for key in ("recall", "precision", "f1"))
@@ -141,15 +141,14 @@ def _limits(model: "Model") -> str:
     lines = [
         "The figures hold for cells like those above. Another microscope, objective, camera, preparation or laboratory "
         "was not tested unless the table says so.",
-        f"A graph scales whatever counts it gets by {scaling.low:g} and {scaling.high:g}; another exposure, or another "
-        f"depth than {scaling.dtype}, gives other answers without a warning.",
-        "Every crop is given one of the classes above, whatever it shows.",
-        "A classifier trained on balanced classes miscounts blood. Correct counts for its confusion "
-        "(`urnet differential`).",
-        "The enhanced image serves the decision, not the eye: it can show what is not there.",
+        f"A graph scales whatever counts it gets by {scaling.low:g} and {scaling.high:g}; another exposure, or "
+        f"another depth than {scaling.dtype}, gives other results without a warning.",
+        "Every crop gets one of the classes above, whatever it shows.",
+        "A classifier trained on balanced classes miscounts blood. `urnet differential` corrects the counts.",
+        "The enhanced image serves the classification, not the eye: it can show structures that do not exist.",
     ]
     if calibration is None:
-        lines.append("The model is not calibrated: its probabilities are not to be read as shares of right answers.")
+        lines.append("The model is not calibrated: its probabilities are not shares of correct predictions.")
     else:
         lines += [
             f"Probabilities are calibrated (temperature {calibration.temperature:.3f}). Read by urnet, crops that are "

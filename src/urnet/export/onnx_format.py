@@ -1,4 +1,4 @@
-"""ONNX: the graph as one file, weights inside, run by ONNX Runtime."""
+"""Format ONNX: the graph with its weights in one file, run by ONNX Runtime."""
 
 import json
 import logging
@@ -24,39 +24,41 @@ if TYPE_CHECKING:
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = range(18, 24)
-"""Versions of ONNX's operators that torch writes; older ones would need a conversion, which fails."""
+"""Versions of ONNX's operators that torch writes; a conversion to older ones fails."""
 OPSET = 20
-"""Written unless another is asked for."""
+"""Default version of ONNX's operators."""
 _MAX_WEIGHT_BYTES = 2**31 - 2**24
-"""Of weights: one protobuf file holds 2 GiB, the graph included."""
+"""Maximum size of the weights: one protobuf file holds 2 GiB with the graph."""
 
 
 def check_opset(opset: int | None) -> int:
-    """The version of ONNX's operators to write.
+    """Check a version of ONNX's operators; return the default if none is given.
 
     Raises:
-        RunError: torch does not write that one.
+        RunError: torch does not write this version (code `export.opset_invalid`).
     """
     if opset is not None and opset not in OPSETS:
         raise RunError(
-            f"opset {opset} cannot be written; choose one from {OPSETS[0]} to {OPSETS[-1]}, or leave it out for {OPSET}"
+            f"opset {opset} cannot be written; choose one from {OPSETS[0]} to {OPSETS[-1]}, or leave it out for "
+            f"{OPSET}",
+            code="export.opset_invalid",
         )
     return opset or OPSET
 
 
 def to_onnx(model: "Model", opset: int | None = None, program: "ExportedProgram | None" = None) -> bytes:
-    """A model's graph as the content of an ONNX file.
+    """Encode the graph of a model as an ONNX file.
 
-    Input `counts`, outputs `probabilities`, `enhanced` and `features`; its properties name the classes and what the
-    counts are expected to be.
+    Input: `counts`. Outputs: `probabilities`, `enhanced` and `features`. The properties of the graph name the classes
+    and the expected counts.
 
     Args:
         model: the trained model.
-        opset: version of ONNX's operators; 20 when not given.
-        program: the model's captured graph, where it is there already.
+        opset: version of ONNX's operators; 20 if not given.
+        program: the captured graph of the model, if it exists.
 
     Raises:
-        RunError: an unknown opset, networks that cannot be followed or are too large for one file, or packages that
+        RunError: an unknown opset, networks that cannot be captured or are too large for one file, or packages that
             are not installed.
     """
     from urnet.export.graph import INPUT, OUTPUTS, capture
@@ -66,7 +68,10 @@ def to_onnx(model: "Model", opset: int | None = None, program: "ExportedProgram 
     version = check_opset(opset)
     size = sum(tensor.nbytes for tensor in model.joint.state_dict().values())
     if size > _MAX_WEIGHT_BYTES:
-        raise RunError(f"the weights take {size / 2**30:.1f} GiB, and one ONNX file holds 2; use format torch")
+        raise RunError(
+            f"the weights take {size / 2**30:.1f} GiB, and one ONNX file holds 2; use --format torch",
+            code="export.too_large",
+        )
     import torch
     from onnx.helper import set_model_props
 
@@ -83,7 +88,9 @@ def to_onnx(model: "Model", opset: int | None = None, program: "ExportedProgram 
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reason = " ".join(str(error).split())[:300]
-            raise RunError(f"the networks have no form in ONNX ({reason}); use format torch or hub") from error
+            raise RunError(
+                f"the networks have no form in ONNX ({reason}); use --format torch or hub", code="export.not_exportable"
+            ) from error
     proto = written.model_proto
     _anonymise(proto)
     _name_batch(proto)
@@ -92,14 +99,15 @@ def to_onnx(model: "Model", opset: int | None = None, program: "ExportedProgram 
 
 
 def open_onnx(source: Path | bytes, threads: int | None = None) -> GraphFunction:
-    """Read a graph that `to_onnx` made, to be run on the CPU.
+    """Open a graph of `to_onnx` on the CPU.
 
     Args:
         source: the file, or its content.
-        threads: that ONNX Runtime may use; as many as there are usable CPUs when not given.
+        threads: number of threads; that of the usable CPUs if not given.
 
     Raises:
-        RunError: the file is damaged, is no graph of this package, or ONNX Runtime is not installed.
+        RunError: the file is damaged or not a graph of urnet (code `model.graph_unusable`), or ONNX Runtime is not
+            installed.
     """
     from urnet.export.graph import INPUT, OUTPUTS
     from urnet.optional_packages import require_packages
@@ -110,21 +118,22 @@ def open_onnx(source: Path | bytes, threads: int | None = None) -> GraphFunction
     content = read_graph(source)
     name = source if isinstance(source, Path) else "the graph in memory"
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is said by the error below
+    options.log_severity_level = 4  # the error below reports problems
     options.intra_op_num_threads = threads or usable_cpus()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # on CPUs that others use as well
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs use the CPUs, too
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common base
+    except Exception as error:  # its errors have no common base class
         reason = " ".join(str(error).split())[:200]
         raise RunError(
-            f"{name}: no ONNX graph that can be run here ({reason}); export the run again", code="model.graph_unusable"
+            f"{name}: this ONNX graph cannot be run ({reason}); export the run again", code="model.graph_unusable"
         ) from None
     ends = ([node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()])
     if ends != ([INPUT], list(OUTPUTS)):
         raise RunError(
             f"{name}: its inputs and outputs are {', '.join(ends[0])} and {', '.join(ends[1])}, those of urnet's "
-            f"graphs {INPUT} and {', '.join(OUTPUTS)}; give a file written by `urnet export`"
+            f"graphs {INPUT} and {', '.join(OUTPUTS)}; give a file of `urnet export`",
+            code="model.graph_unusable",
         )
     return lambda counts: tuple(session.run(list(OUTPUTS), {INPUT: np.ascontiguousarray(counts, np.float32)}))
 
@@ -132,8 +141,7 @@ def open_onnx(source: Path | bytes, threads: int | None = None) -> GraphFunction
 def read_graph(source: Path | bytes) -> bytes:
     """Read an ONNX file, and refuse one that names other files.
 
-    A graph can keep its weights in external files, by any path. Those that urnet writes never do, so that a runtime has
-    no reason to open another file.
+    An ONNX graph can store its weights in external files at any path. Graphs of urnet never do.
 
     Args:
         source: the file, or its content.
@@ -150,11 +158,14 @@ def read_graph(source: Path | bytes) -> bytes:
         proto = onnx.load_from_string(content)
     except (OSError, DecodeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{name}: no ONNX graph ({reason}); export the run again", code="model.graph_unusable") from None
+        raise RunError(
+            f"{name}: not an ONNX graph ({reason}); export the run again", code="model.graph_unusable"
+        ) from None
     for tensor in _tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise RunError(
-                f"{name}: tensor {tensor.name[:80]!r} lies in another file; graphs of urnet hold all of their weights. "
+                f"{name}: tensor {tensor.name[:80]!r} is in another file, and graphs of urnet hold all of their "
+                f"weights. "
                 "Export the run again",
                 code="model.external_data",
             )
@@ -162,22 +173,22 @@ def read_graph(source: Path | bytes) -> bytes:
 
 
 def _tensors(part: Any) -> "Iterator[TensorProto]":
-    """All tensors within a message of ONNX, however deep."""
+    """Find all tensors within a message of ONNX, at any depth."""
     from onnx import TensorProto
 
-    waiting = [part]
-    while waiting:
-        message = waiting.pop()
+    remaining = [part]
+    while remaining:
+        message = remaining.pop()
         if isinstance(message, TensorProto):
             yield message
             continue
         for field, value in message.ListFields():
             if field.message_type is not None:
-                waiting += [value] if hasattr(value, "ListFields") else list(value)
+                remaining += [value] if hasattr(value, "ListFields") else list(value)
 
 
 def graph_properties(model: "Model") -> dict[str, str]:
-    """What a graph says of itself, so that it can be used without its run."""
+    """Describe a graph, so that it can be used without its run."""
     config = model.config
     return {
         "urnet": __version__,
@@ -192,7 +203,7 @@ def graph_properties(model: "Model") -> dict[str, str]:
 
 @contextmanager
 def _silence_exporter() -> Iterator[None]:
-    """What the exporter remarks on its own steps is not for the user; what fails raises."""
+    """Silence the messages of torch's ONNX exporter; failures raise errors."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -207,9 +218,9 @@ def _silence_exporter() -> Iterator[None]:
 
 
 def _anonymise(proto: "ModelProto") -> None:
-    """Take out where each node comes from: it names files of this machine."""
+    """Remove the origin of each node, which names files of this computer."""
     graphs = [proto.graph]
-    for graph in graphs:  # grows by what is nested
+    for graph in graphs:  # nested graphs are appended
         for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
             part.ClearField("metadata_props")
             part.ClearField("doc_string")
@@ -221,7 +232,7 @@ def _anonymise(proto: "ModelProto") -> None:
 
 
 def _name_batch(proto: "ModelProto") -> None:
-    """Call the free dimension `batch`, which torch gives a running number."""
+    """Name the free dimension `batch`; torch gives it a number."""
     graph = proto.graph
     free = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*graph.input, *graph.output, *graph.value_info):

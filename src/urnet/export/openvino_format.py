@@ -1,4 +1,4 @@
-"""OpenVINO: the graph as `model.xml` and `model.bin`, in float32."""
+"""Format OpenVINO: the graph as `model.xml` and `model.bin`, in float32."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ NAME = "model.xml"
 
 
 def to_openvino(onnx: bytes, folder: Path) -> None:
-    """Write a graph that is there in ONNX as OpenVINO's two files.
+    """Convert a graph in ONNX to the two files of OpenVINO.
 
     Args:
         onnx: the content of an ONNX file.
-        folder: where they go.
+        folder: folder for the files.
 
     Raises:
         RunError: OpenVINO is not installed, or cannot read the graph.
@@ -33,18 +33,20 @@ def to_openvino(onnx: bytes, folder: Path) -> None:
         network = openvino.Core().read_model(model=onnx)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise RunError(f"OpenVINO cannot read the graph ({reason}); use format onnx") from None
+        raise RunError(
+            f"OpenVINO cannot read the graph ({reason}); use --format onnx", code="export.not_exportable"
+        ) from None
     for one in load_from_string(onnx).metadata_props:
         network.set_rt_info(one.value, ["urnet", one.key])
     openvino.save_model(network, folder / NAME, compress_to_fp16=False)
 
 
 def open_openvino(source: Path | bytes, threads: int | None = None) -> GraphFunction:
-    """Read a graph, to be run on the CPU in float32 whatever the processor would do faster.
+    """Open a graph on the CPU, always in float32.
 
     Args:
         source: `model.xml`, or an ONNX file or its content.
-        threads: that OpenVINO may use; as many as there are usable CPUs when not given.
+        threads: number of threads; that of the usable CPUs if not given.
 
     Raises:
         RunError: OpenVINO is not installed, or the files are damaged.
@@ -62,12 +64,14 @@ def open_openvino(source: Path | bytes, threads: int | None = None) -> GraphFunc
     name = source if isinstance(source, Path) else "the graph in memory"
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or usable_cpus()}
     core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # Windows lets no mapped file be moved to its place
+    core.set_property({"ENABLE_MMAP": False})  # Windows cannot move a mapped file
     try:
         network = core.compile_model(core.read_model(model=content), "CPU", settings)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{name}: no OpenVINO graph that can be run here ({reason}); export the run again") from None
+        raise RunError(
+            f"{name}: this OpenVINO graph cannot be run ({reason}); export the run again", code="model.graph_unusable"
+        ) from None
 
     def run(counts: np.ndarray) -> tuple[np.ndarray, ...]:
         found = network([np.ascontiguousarray(counts, np.float32)])

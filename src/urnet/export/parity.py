@@ -1,4 +1,4 @@
-"""Whether a graph that left Python still says what the model says: the gate before an export or an engine is used."""
+"""Parity: compare the outputs of an exported graph with those of its model, before it is used."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from urnet.bundle.model import Model, Outputs
 
 PROBABILITY_LIMIT = 1e-4
-"""Largest difference of a probability."""
+"""Largest allowed difference of a probability."""
 ENHANCED_LIMIT = 1e-3
-"""Largest root mean square difference of an enhanced image, of its range of 1: a quarter of a grey level in 256."""
+"""Largest allowed root mean square difference of an enhanced image with range 1: a quarter of a grey level in 256."""
 
 FEATURES_LIMIT = 1e-3
-"""Largest difference of a feature, of the largest feature of its cell."""
+"""Largest allowed difference of a feature, relative to the largest feature of its cell."""
 
 BATCH_SIZE = 16
 
@@ -28,7 +28,7 @@ Measured over 15 enhancers and eight classifiers: at most 2e-7 for outputs, 5e-7
 """
 
 _MIN_PROBABILITY = 1e-30
-"""Probabilities below this are not compared by their logarithm: float32 ends soon after."""
+"""Smallest probability that is compared by its logarithm, near the limit of float32."""
 
 GraphFunction = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Raw counts (B, C, S, S) float32 → probabilities (B, K), enhanced images (B, C, S, S) and features (B, F)."""
@@ -36,14 +36,14 @@ GraphFunction = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a graph is from its model.
+    """Differences of a graph from its model.
 
     Attributes:
         cells: number of cells compared.
-        difference: the largest of a probability.
-        changed: cells whose class, or whose rejection, is another one.
-        enhanced: the largest of an enhanced image, root mean square.
-        features: the largest of a feature, of the largest feature of its cell.
+        difference: largest difference of a probability.
+        changed: number of cells with another class or another rejection.
+        enhanced: largest difference of an enhanced image, root mean square.
+        features: largest difference of a feature, relative to the largest feature of its cell.
     """
 
     cells: int
@@ -60,14 +60,14 @@ class Parity:
 
     @property
     def within_limits(self) -> bool:
-        """Whether all differences are within the limits; one that is no number is not."""
+        """Whether all differences are within the limits; NaN is not."""
         limits = (PROBABILITY_LIMIT, ENHANCED_LIMIT, FEATURES_LIMIT)
         figures = (self.difference, self.enhanced, self.features)
         return all(figure <= limit for figure, limit in zip(figures, limits, strict=True)) and not self.changed
 
 
 def compare_outputs(model: "Model", run: GraphFunction, counts: np.ndarray) -> Parity:
-    """Run crops through a model and a graph, the first by itself and the rest in batches.
+    """Compare a model and a graph on crops: the first crop alone, the others in batches.
 
     Args:
         model: the reference.
@@ -75,10 +75,11 @@ def compare_outputs(model: "Model", run: GraphFunction, counts: np.ndarray) -> P
         counts: (N, C, S, S) raw counts, from `Model.resize_crop` or `Model.read`.
 
     Raises:
-        RunError: the graph gives arrays of other shapes, or there are no crops.
+        RunError: the graph gives arrays of other shapes (code `model.graph_differs`), or there are no crops (code
+            `export.no_cells`).
     """
     if not len(counts):
-        raise RunError("no cells to compare the export with the model on; give at least one")
+        raise RunError("no cells to compare the export and the model; give at least one", code="export.no_cells")
     difference = enhanced = relative = 0.0
     changed = 0
     for start, stop in [(0, 1), *((n, min(n + BATCH_SIZE, len(counts))) for n in range(1, len(counts), BATCH_SIZE))]:
@@ -101,23 +102,24 @@ def compare_outputs(model: "Model", run: GraphFunction, counts: np.ndarray) -> P
 
 
 def check_parity(model: "Model", run: GraphFunction, counts: np.ndarray) -> Parity:
-    """As `compare_outputs`, but a graph that is not its model's is refused.
+    """Compare as `compare_outputs`, and refuse a graph with other outputs.
 
     Raises:
         RunError: a probability differs by more than 1e-4, an enhanced image by more than 1e-3 (root mean square), a
-            feature by more than 1e-3 (relative), or a decision changes; the message gives the figures.
+            feature by more than 1e-3 (relative), or a decision changes (code `model.graph_differs`).
     """
     parity = compare_outputs(model, run, counts)
     if not parity.within_limits:
         raise RunError(
-            f"the graph does not say what the model says: {parity} (allowed: {PROBABILITY_LIMIT:g}, "
-            f"{ENHANCED_LIMIT:g}, {FEATURES_LIMIT:g} and 0)"
+            f"the graph and the model have different outputs: {parity} (allowed: {PROBABILITY_LIMIT:g}, "
+            f"{ENHANCED_LIMIT:g}, {FEATURES_LIMIT:g} and 0)",
+            code="model.graph_differs",
         )
     return parity
 
 
 def _largest(values: np.ndarray) -> float:
-    """The largest of some values, infinity where one is no number."""
+    """Return the largest value, infinity if one is NaN."""
     return float(values.max()) if np.isfinite(values).all() else float("inf")
 
 
@@ -130,7 +132,7 @@ def _check_shapes(expected: "Outputs", found: tuple[np.ndarray, ...]) -> None:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a graph is from its network on fixed inputs.
+    """Differences of a graph from its network on fixed inputs.
 
     Attributes:
         images: number of images compared.
@@ -156,16 +158,16 @@ class Agreement:
 
     @property
     def within_limits(self) -> bool:
-        """Whether all differences are within the limits; one that is not a number is not."""
+        """Whether all differences are within the limits; NaN is not."""
         figures = (self.probabilities, self.logarithms, self.enhanced, self.features)
         limits = (OUTPUT_TOLERANCE, LOGARITHM_TOLERANCE, OUTPUT_TOLERANCE, FEATURE_TOLERANCE)
         return all(figure <= limit for figure, limit in zip(figures, limits, strict=True))
 
 
 def fixed_counts(model: "Model") -> np.ndarray:
-    """Two images that are the same for every start of an engine: a drawn cell with gradients and stripes, and noise.
+    """Draw two fixed images for the start of an engine: a cell with gradients and stripes, and noise.
 
-    Both use the whole range of the model's scaling, so that as many units of the network as possible are active.
+    Both use the whole range of the scaling, so that many units of the network are active.
 
     Returns:
         (2, C, S, S) raw counts, float32.
@@ -187,15 +189,15 @@ def fixed_counts(model: "Model") -> np.ndarray:
 
 
 def check_graph(model: "Model", run: GraphFunction, sample: np.ndarray | None = None) -> Agreement:
-    """Compare a float32 graph with the network that it was made of, on fixed inputs.
+    """Compare a float32 graph with its network, on fixed inputs.
 
     Args:
         model: the reference, on the CPU.
         run: the graph.
-        sample: (N, C, S, S) raw counts to compare on as well.
+        sample: (N, C, S, S) further raw counts to compare on.
 
     Raises:
-        RunError: a difference is beyond its limit, or the shapes differ (code `model.graph_differs`).
+        RunError: a difference exceeds its limit, or the shapes differ (code `model.graph_differs`).
     """
     counts = fixed_counts(model)
     if sample is not None:
@@ -224,5 +226,5 @@ def check_graph(model: "Model", run: GraphFunction, sample: np.ndarray | None = 
         max(map(_largest, relative)),
     )
     if not agreement.within_limits:
-        raise RunError(f"the graph does not compute what the network does: {agreement}", code="model.graph_differs")
+        raise RunError(f"the graph and the network have different outputs: {agreement}", code="model.graph_differs")
     return agreement

@@ -1,4 +1,4 @@
-"""torch.export: the graph as a `.pt2` file, to be run by torch without this package."""
+"""Format torch: the graph as a `.pt2` file of torch.export, which runs without urnet."""
 
 import io
 import json
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from urnet.bundle.model import Model
 
 ABOUT = "urnet.json"
-"""Name of the file within that says what the graph is."""
+"""Name of the file inside that describes the graph."""
 
 
 def to_torch(model: "Model", program: "ExportedProgram | None" = None) -> bytes:
-    """A model's graph as the content of a `.pt2` file: JSON and plain tensors, nothing pickled.
+    """Encode the graph of a model as a `.pt2` file: JSON and plain tensors, nothing pickled.
 
     Args:
         model: the trained model.
-        program: its captured graph, where it is there already.
+        program: the captured graph of the model, if it exists.
 
     Raises:
-        RunError: networks that cannot be followed.
+        RunError: the networks cannot be captured.
     """
     import torch
 
     from urnet.export.graph import capture
 
     program = capture(model) if program is None else program
-    program.example_inputs = None  # the one thing that would be pickled
+    program.example_inputs = None  # the only part that would be pickled
     buffer = io.BytesIO()
     about = json.dumps(graph_properties(model), ensure_ascii=False)
     torch.export.save(program, buffer, extra_files={ABOUT: about})
@@ -42,7 +42,7 @@ def to_torch(model: "Model", program: "ExportedProgram | None" = None) -> bytes:
 
 
 def open_torch(path: Path) -> GraphFunction:
-    """Read a graph that `to_torch` made."""
+    """Open a graph of `to_torch`."""
     import torch
 
     with path.open("rb") as file:

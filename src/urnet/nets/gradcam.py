@@ -20,6 +20,8 @@ from urnet.nets.classifiers import find_cam_layer
 OPACITY = 0.45
 COLOUR_MAP = "jet"
 """Blue to red, as in the paper's Fig. 3b."""
+MIN_PICTURE_PX, MARGIN_PX, CAPTION_PX = 192, 8, 22
+"""Edge of a small image that is drawn beside its map; space around it, and for a line of text."""
 
 
 def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None, batch_size: int = 32) -> np.ndarray:
@@ -101,6 +103,38 @@ def overlay(image: np.ndarray, cam: np.ndarray, colours: str | None = None) -> n
     pixels = np.clip(np.repeat(image.reshape(*cam.shape, 1), 3, axis=2) if grey else image, 0, 1)  # (H, W, 3)
     painted = matplotlib.colormaps[colours or COLOUR_MAP](np.clip(cam, 0, 1))[..., :3]
     return np.rint(255 * ((1 - OPACITY) * pixels + OPACITY * painted)).astype(np.uint8)
+
+
+def draw_beside(image: np.ndarray, cam: np.ndarray, colours: str | None = None) -> np.ndarray:
+    """Draw an image and its map side by side, with captions and a legend of the colours.
+
+    Args:
+        image: (H, W), (H, W, 1) or (H, W, 3), in [0, 1].
+        cam: (H, W), in [0, 1].
+        colours: as for `overlay`.
+
+    Returns:
+        (H', W', 3) uint8; small images are enlarged to at least `MIN_PICTURE_PX`.
+    """
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    pixels = np.clip(image.reshape(*cam.shape, -1), 0, 1)
+    raw = np.rint(255 * np.broadcast_to(pixels, (*cam.shape, 3))).astype(np.uint8)
+    zoom = max(1, -(-MIN_PICTURE_PX // cam.shape[0]))
+    height, width = zoom * cam.shape[0], zoom * cam.shape[1]
+    picture = Image.new("RGB", (2 * width + 3 * MARGIN_PX, height + 2 * CAPTION_PX + MARGIN_PX), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    for place, (panel, caption) in enumerate(((raw, "raw image"), (overlay(pixels, cam, colours), "Grad-CAM"))):
+        left = MARGIN_PX + place * (width + MARGIN_PX)
+        draw.text((left, 4), caption, "black", font)
+        picture.paste(Image.fromarray(panel).resize((width, height), Image.Resampling.NEAREST), (left, CAPTION_PX))
+    bar = matplotlib.colormaps[colours or COLOUR_MAP](np.linspace(0, 1, width // 3))[None, :, :3].repeat(10, axis=0)
+    top, left = height + CAPTION_PX + MARGIN_PX, width + 2 * MARGIN_PX
+    picture.paste(Image.fromarray(np.rint(255 * bar).astype(np.uint8)), (left + width // 3, top + 3))
+    draw.text((left + width // 3 - 6, top), "no weight", "black", font, anchor="ra")
+    draw.text((left + width // 3 + bar.shape[1] + 6, top), "most", "black", font)
+    return np.asarray(picture)
 
 
 @contextmanager
