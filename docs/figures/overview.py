@@ -101,13 +101,13 @@ def draw(work: Path) -> None:
     inside = cells[
         (cells["field"] == name) & (cells["x"] < REGION[1]) & (cells["y"] < REGION[0]) & cells["rejected"].isna()
     ]
-    edge = inside[(inside["edge"] == 0) & (inside["touching"] == 0)]
-    chosen = edge.loc[edge[[f"p_{name}" for name in CLASSES]].max(axis=1).idxmax()]
+    alone = inside[(inside["edge"] == 0) & (inside["touching"] == 0) & (inside["predicted"] != OTHER)]
+    chosen = alone.loc[alone[[f"p_{name}" for name in CLASSES]].max(axis=1).idxmax()]
     number = cells.index.get_loc(chosen.name)
 
-    figure = Figure(figsize=(11, 3.6), facecolor="white")
+    figure = Figure(figsize=(12, 3.7), facecolor="white")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, 4, width_ratios=(2.0, 0.9, 1.5, 2.0), wspace=0.32, hspace=0.18)
+    grid = figure.add_gridspec(2, 4, width_ratios=(2.3, 0.95, 1.3, 1.9), wspace=0.2, hspace=0.2)
     axes = figure.add_subplot(grid[:, 0])
     axes.imshow(stretch(field), cmap="gray")
     for _, cell in inside.iterrows():
@@ -134,14 +134,15 @@ def draw(work: Path) -> None:
         axes.set_axis_off()
 
     axes = figure.add_subplot(grid[:, 2])
-    values = [100 * chosen[f"p_{name}"] for name in CLASSES]
-    axes.barh(CLASSES[::-1], values[::-1], color=[COLOURS[name] for name in CLASSES[::-1]])
-    for row, value in enumerate(values[::-1]):
-        axes.text(
-            min(value + 2, 78), row, f"{value:.0f} %", va="center", fontsize=9, color="white" if value > 78 else "black"
-        )
+    values = [100 * chosen[f"p_{name}"] for name in CLASSES][::-1]
+    axes.barh(range(len(CLASSES)), values, height=0.45, color=[COLOURS[name] for name in CLASSES[::-1]])
+    for row, (name, value) in enumerate(zip(CLASSES[::-1], values, strict=True)):
+        axes.text(2, row + 0.3, f"{name} {value:.0f} %", va="bottom", fontsize=9)
     axes.set_xlim(0, 100)
-    axes.set_title("Its class, calibrated probability", fontsize=9, loc="left")
+    axes.set_ylim(-0.4, len(CLASSES) - 0.3)
+    axes.set_yticks([])
+    axes.set_xlabel("calibrated probability, %", fontsize=9)
+    axes.set_title("Its class", fontsize=9, loc="left")
 
     axes = figure.add_subplot(grid[:, 3])
     count = pd.read_csv(work / "count" / "differential.csv").set_index("class").loc[list(CLASSES)]
@@ -150,9 +151,10 @@ def draw(work: Path) -> None:
         value, low, high = (count.loc[name, key] for key in ("percent", "low", "high"))
         axes.plot([low, high], [row, row], color=COLOURS[name], lw=3, solid_capstyle="round")
         axes.plot(value, row, "o", color=COLOURS[name], ms=8)
-        axes.plot(truth[name], row, "|", color="black", ms=16, mew=2)
-    axes.set_yticks(range(len(CLASSES)), CLASSES[::-1])
-    axes.set_ylim(-0.6, len(CLASSES) - 0.4)
+        axes.plot(truth[name], row, "|", color="black", ms=14, mew=2)
+        axes.text(2, row + 0.3, f"{name} {value:.0f} ({low:.0f} to {high:.0f}) %", va="bottom", fontsize=9)
+    axes.set_yticks([])
+    axes.set_ylim(-0.4, len(CLASSES) - 0.3)
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of the objects found   (black: truth)", fontsize=9)
     axes.set_title("Differential with 95 % intervals", fontsize=9, loc="left")
