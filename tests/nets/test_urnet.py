@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from urnet.nets import count_macs, count_parameters, create_classifier, create_enhancer
-from urnet.nets.enhancers.blocks import SqueezeExcitation
-from urnet.nets.enhancers.urnet import overlap_tile
+from urnet.nets.enhancers.urnet import SqueezeExcitation, overlap_tile
 
 SWITCHES = ["padded", "strided", "leaky", "skip_conv", "attention"]
 ALL_OFF = dict.fromkeys(SWITCHES, False)

@@ -138,32 +138,6 @@ class PointwiseConv(nn.Conv2d):
         super().__init__(channels, channels, 1)
 
 
-class SqueezeExcitation(nn.Module):
-    """Channel attention, the paper's Eqs. 1 and 2 (arXiv 1709.01507).
-
-    Squeeze, Eq. 1: s_c is the mean of channel c over the map. Excitation, Eq. 2: E = σ(L2 δ(L1 s)), where δ is the ReLU
-    and σ the sigmoid. The output is E·X. The paper gives no reduction; 16 is that of the article it cites. The hidden
-    layer has at least 4 units, because a single unit starts dead half of the time.
-
-    Args:
-        channels: C of (B, C, H, W) → (B, C, H, W).
-        reduction: Channels for each hidden unit.
-    """
-
-    def __init__(self, channels: int, *, reduction: int = 16) -> None:
-        super().__init__()
-        hidden = max(4, channels // reduction)
-        self.excite = nn.Sequential(
-            nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels), nn.Sigmoid()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Weight each channel of (B, C, H, W)."""
-        s = x.mean(dim=(2, 3))  # Eq. 1, (B, C)
-        e = self.excite(s)  # Eq. 2, (B, C)
-        return x * e[:, :, None, None]  # (B, C, H, W)
-
-
 def centre_crop(x: Tensor, size: torch.Size) -> Tensor:
     """Crop (B, C, H, W) to the height and width `size` around its centre; an odd pixel is cut at the end."""
     top, left = ((have - want) // 2 for have, want in zip(x.shape[-2:], size, strict=True))

@@ -6,7 +6,7 @@ It is a ResUNet with five changes. Each change is a switch, so that each can be 
 2. `strided`: a convolution with stride 2 in place of the pooling layer;
 3. `leaky`: LeakyReLU in place of ReLU;
 4. `skip_conv`: a 1×1 convolution on every skip ("cross-layer") connection;
-5. `attention`: channel attention, Eqs. 1 and 2, before every transposed convolution ("deconvolution").
+5. `attention`: channel attention, Eqs. 1 and 2 (class `SqueezeExcitation`), before every transposed convolution.
 
 Where the paper is silent: convolutions have biases. Batch norm follows each 3×3 convolution. The stride-2 convolution
 keeps its channels and has no activation, as the pooling that it replaces. LeakyReLU has PyTorch's slope of 0.01. The
@@ -18,14 +18,13 @@ Not in the paper, and off in its recipes: an output that stays in [0, 1] (`bound
 
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from urnet.nets.enhancers.blocks import (
     MaxPool,
     PaddingMode,
     PointwiseConv,
     ResidualBlock,
-    SqueezeExcitation,
     StridedConv,
 )
 from urnet.nets.enhancers.unet import UNet, register_u_shaped
@@ -83,3 +82,29 @@ def overlap_tile(size: int, *, strided: bool) -> tuple[int, int]:
     for _ in range(4):
         side = 2 * side + int(strided) + 4
     return side, 16 * deepest - 60
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel attention, the paper's Eqs. 1 and 2 (arXiv 1709.01507).
+
+    Squeeze, Eq. 1: s_c is the mean of channel c over the map. Excitation, Eq. 2: E = σ(L2 δ(L1 s)), where δ is the ReLU
+    and σ the sigmoid. The output is E·X. The paper gives no reduction; 16 is that of the article it cites. The hidden
+    layer has at least 4 units, because a single unit starts dead half of the time.
+
+    Args:
+        channels: C of (B, C, H, W) → (B, C, H, W).
+        reduction: Channels for each hidden unit.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(4, channels // reduction)
+        self.excite = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weight each channel of (B, C, H, W)."""
+        s = x.mean(dim=(2, 3))  # Eq. 1, (B, C)
+        e = self.excite(s)  # Eq. 2, (B, C)
+        return x * e[:, :, None, None]  # (B, C, H, W)
