@@ -194,7 +194,7 @@ def test_failed_runs_of_a_benchmark_are_named_and_the_exit_code_is_1(urnet, shap
 
 def test_an_interrupted_benchmark_names_the_command_that_continues(urnet, shapes, tmp_path, monkeypatch):
     def interrupt(*_, **__):
-        raise KeyboardInterrupt("interrupted; the same command with --resume goes on from there")
+        raise KeyboardInterrupt("interrupted; the same command continues from there")
 
     monkeypatch.setattr("urnet.training.fit.train", interrupt)
     code, _, err = urnet("benchmark", "table3", shapes, "--out", tmp_path / "out", *GRID)

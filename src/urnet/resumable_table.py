@@ -72,7 +72,7 @@ def open_resumable_table(
     part, sidecar = out.with_name(f"{out.name}.part"), out.with_name(out.name + TABLE_SIDECAR)
     with lock_output(out):
         if out.exists():
-            raise RunError(f"{out}: exists already; choose another --out, or remove it yourself", code="run.exists")
+            raise RunError(f"{out}: exists already; choose another --out, or remove it", code="run.exists")
         if part.exists():
             _check_same(part, sidecar, settings)
             done = _truncate_partial_row(part, columns, paths, on_row)

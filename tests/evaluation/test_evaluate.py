@@ -197,9 +197,9 @@ def test_bad_requests(trained, tmp_path, raises_code):
         evaluate(trained, tmp_path / "nothing")
 
 
-def test_an_unfinished_run_has_nothing_to_evaluate(run):
+def test_an_unfinished_run_has_nothing_to_evaluate(run, raises_code):
     (run / "model" / "config.json").unlink()
-    with pytest.raises(RunError, match=r"no trained model here.*--resume"):
+    with raises_code("model.not_found"):
         evaluate(run)
 
 
@@ -232,7 +232,9 @@ def test_training_cells_are_recognised_in_any_orientation(trained, draw, tmp_pat
         path = trained.folder / table.loc[table["split"] == part, "path"].iloc[number]
         Image.open(path).rotate(90).save(other / path.parent.name / f"turned{number}.png")
     result = evaluate(trained, other, out=tmp_path / "out")
-    assert "3 of 31 cells took part in this run's training; the figures are too good." in result.metrics["warnings"]
+    assert (
+        "3 of 31 cells took part in this run's training; the figures are too optimistic." in result.metrics["warnings"]
+    )
     assert "took part" in result.report.read_text(encoding="utf-8")
 
 

@@ -80,7 +80,7 @@ class FieldImage:
 
     def __repr__(self) -> str:
         _, height, width = self.data.shape
-        size = "" if self.pixel_size_um is None else f", {self.pixel_size_um:.4g} µm a pixel"
+        size = "" if self.pixel_size_um is None else f", {self.pixel_size_um:.4g} µm per pixel"
         return (
             f"<FieldImage {self.path.name}: {width} x {height} px, {self.data.dtype}, "
             f"channels {', '.join(self.channels)}{size}>"
@@ -345,8 +345,8 @@ def crop(
         roundness: minimum roundness of a cell, 0 to 1.
         border: keep cells that the border of the field cuts.
         light: even out the illumination, as estimated from the fields, or leave it.
-        flat: image of an empty spot, in place of an estimate.
-        dark: image without light.
+        flat: flat-field image of an empty spot, in place of an estimate.
+        dark: dark image, taken without light.
         progress: show progress.
 
     Returns:

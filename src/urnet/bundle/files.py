@@ -46,7 +46,7 @@ def find_bundle(path: Path | str) -> Path:
     if not (folder / CONFIG_NAME).is_file():
         raise RunError(
             f"{path}: no trained model here (looked for {CONFIG_NAME} and model/{CONFIG_NAME}); "
-            "give the folder of a finished `urnet train`; add --resume to that command to finish an interrupted run",
+            "give the folder of a finished `urnet train`; the same command finishes an interrupted one",
             code="model.not_found",
         )
     return folder

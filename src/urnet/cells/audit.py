@@ -106,8 +106,8 @@ class Audit:
         leaks = [finding for finding in self.findings if finding.kind in BLOCKING_KINDS]
         if leaks and not allow_leaks:
             raise LeakError(
-                f"{len(leaks)} leak(s) between parts of the given split; they make the results too good. Correct the "
-                f"column 'split', or pass --allow-leaks:\n{_format_findings(leaks)}"
+                f"{len(leaks)} leak(s) between parts of the given split; they make the test results too "
+                f"optimistic. Correct the column 'split', or pass --allow-leaks:\n{_format_findings(leaks)}"
             )
 
 

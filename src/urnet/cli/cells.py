@@ -39,8 +39,10 @@ def crop(
         Literal["estimated", "none"],
         typer.Option(help="Correct the illumination, as estimated from the fields, or leave it."),
     ] = "estimated",
-    flat: Annotated[Path | None, typer.Option(help="Image of an empty spot, in place of an estimate.")] = None,
-    dark: Annotated[Path | None, typer.Option(help="Image without light; needs --flat.")] = None,
+    flat: Annotated[
+        Path | None, typer.Option(help="Flat-field image of an empty spot, in place of an estimate.")
+    ] = None,
+    dark: Annotated[Path | None, typer.Option(help="Dark image, taken without light; needs --flat.")] = None,
     diameter: Annotated[
         tuple[float, float] | None, typer.Option(metavar="MIN MAX", help="Diameter of a cell, µm.")
     ] = None,

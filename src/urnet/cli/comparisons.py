@@ -21,7 +21,8 @@ def benchmark(
         Literal["paper", "laptop"], typer.Option(help="Size of networks and images; laptop trains on two cores.")
     ] = "paper",
     protocol: Annotated[
-        Literal["honest", "paper"], typer.Option(help="Choice of epochs and test cells; paper is optimistic.")
+        Literal["honest", "paper"],
+        typer.Option(help="Choice of epochs and test cells; paper gives optimistic results."),
     ] = "honest",
     overrides: SetOption = None,
     only: Annotated[str, typer.Option(help="Rows to train and show, separated by commas; all when not given.")] = "",

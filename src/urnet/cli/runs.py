@@ -28,7 +28,7 @@ SeedOption = Annotated[
     int | None, typer.Option(help="Seed of the training; the recipe's when not given.", min=0, max=SEED_MAX)
 ]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Continue an interrupted run. A finished run is accepted as it is.")
+    bool, typer.Option("--resume", help="Accept a finished run as it is, too; an interrupted run continues anyway.")
 ]
 RunArgument = Annotated[Path, typer.Argument(help="Run folder or bundle.")]
 

@@ -216,7 +216,7 @@ def overlap_warnings(keys: list[str], trained_on: set[str] | None, *, calibratio
     if not count:
         return []
     what = "training or calibration" if calibration else "training"
-    return [f"{count} of {len(keys)} cells took part in this run's {what}; the figures are too good."]
+    return [f"{count} of {len(keys)} cells took part in this run's {what}; the figures are too optimistic."]
 
 
 def _classify_cells(

@@ -55,7 +55,7 @@ def open_runs(folder: Path, split: str = "test") -> list[Run]:
     finished = sum(run.finished for run in folds.values())
     if finished != expected:
         raise RunError(
-            f"{folder}: {finished} of {expected} folds are trained. Train the others with `urnet train … --resume`",
+            f"{folder}: {finished} of {expected} folds are trained. Repeat its `urnet train` to train the others",
             code="evaluation.folds_unfinished",
         )
     return [folds[number] for number in sorted(folds)]

@@ -184,8 +184,8 @@ def check_options_agree(source: FieldSource, **options: str | None) -> None:
         if not same:
             option = f"--{name.replace('_', '-')} {given}"
             raise CellsError(
-                f"{source.table}: the column {name!r} names another value than {option} for every field. Leave the "
-                "option out, or empty the column where the option is to apply",
+                f"{source.table}: the column {name!r} has a value for every field, and not always that of {option}. "
+                "Leave the option out, or empty the column where the option is to apply",
                 code="fields.option_contradicts_table",
             )
 

@@ -57,7 +57,7 @@ def read_cells_of(run: Run, cells: Cells, recipe: Recipe, progress: Callable[[fl
         )
     if not run.has_cells(cells):
         raise RunError(
-            f"{run.folder}: the run was started with other cells. Resume with the same, or train into a new --out",
+            f"{run.folder}: the run was started with other cells. Resume with those, or train into a new --out",
             code="run.cells_changed",
         )
     changed = run.changed_images(progress)

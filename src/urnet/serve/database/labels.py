@@ -189,8 +189,8 @@ class LabelStore:
             removed = (set(_read_classes(session, queue)) - set(cleaned)) & set(used)
             if removed:
                 raise StoreError(
-                    f"{', '.join(sorted(removed))}: cells are labelled so, so the class cannot be removed; keep it, or "
-                    "undo its labels first",
+                    f"{', '.join(sorted(removed))}: some cells have this label, so the class cannot be "
+                    "removed; keep it, or undo its labels first",
                     code="labels.class_in_use",
                 )
             session.execute(delete(QueueClass).where(QueueClass.queue == queue))

@@ -365,7 +365,7 @@ class _Process:
         except (EOFError, OSError):
             self.end()
             at = reply.get("at")
-            error = f"{at or name}: decoding it ended the process that did so; the file is damaged or too large"
+            error = f"{at or name}: the decoding process ended unexpectedly; the file is damaged or too large"
             return {"error": error, "code": CRASH_CODE, "died_at": at}, []
 
     def _has_reply(self, until: float, abandoned: threading.Event) -> bool:

@@ -23,7 +23,7 @@ from urnet.files.locks import lock_file
 PREFIX = "urnet-serve-"
 """Start of the names of the temporary folders."""
 
-DISK_FULL = "the server's disk is full, so this was not done; tell who operates the server, and try again later"
+DISK_FULL = "the server's disk is full, so this was not done; inform the operator of the server, and try again later"
 
 _FULL_NUMBERS = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """Numbers of the errors that the disk, a file or a user's quota is full."""
