@@ -1,4 +1,4 @@
-"""Do the corrected percentages and their intervals hold? Measured on cells whose truth is known.
+"""Measure the error of corrected percentages and the coverage of their intervals, on cells of known classes.
 
     python benchmarks/differential.py PREDICTIONS.csv… --out differential.csv [--replicates 2000] [--known 200 80 80]
 
@@ -30,7 +30,7 @@ SIZES = (200, 1000)
 
 
 def read(paths: list[Path]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-    """Classes, probabilities (N, K), truth (N,) and rejection (N,) of held-out cells."""
+    """Read classes, probabilities (N, K), true classes (N,) and rejection (N,) of held-out cells."""
     table = pd.concat([pd.read_csv(path, keep_default_na=False) for path in paths], ignore_index=True)
     classes = [column[2:] for column in table.columns if column.startswith("p_")]
     if "label" not in table:
@@ -46,7 +46,7 @@ def read(paths: list[Path]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarr
 
 
 def one_setting(job: tuple) -> list[dict]:
-    """Replicates of one composition and size."""
+    """Draw and estimate the replicates of one composition and size."""
     from urnet.calibration.confusion import ReferenceCells
     from urnet.counting.estimate import adjusted_count, classify_and_count, em
     from urnet.counting.interval import EmTest, adjusted_interval, invert_test
@@ -92,7 +92,7 @@ def one_setting(job: tuple) -> list[dict]:
 
 
 def main() -> None:
-    """Run the settings side by side, and print what the issue asks for."""
+    """Run all settings in parallel, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("predictions", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
@@ -127,7 +127,7 @@ def main() -> None:
 
 
 def summarise(table: pd.DataFrame) -> None:
-    """Means over the classes, and the ends of the coverage."""
+    """Compute the means over the classes, and the lowest and highest coverage."""
     by = ["size", "rare", "method"]
     table = table.assign(bias=table["bias"].abs())
     print(table.groupby(by)[["bias", "mae", "length"]].mean().unstack().round(2).to_string())

@@ -1,4 +1,4 @@
-"""Every enhancer and the usual classifiers in every format: parity with torch, time to export, size.
+"""Measure every export format: parity with torch, time and size, for every enhancer and the usual classifiers.
 
     python benchmarks/exports.py [--out FILE.json] [--only NAME …]
 
@@ -34,7 +34,7 @@ PACKAGES = ("timm", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 
 def rows() -> list[tuple[str, int, dict, dict]]:
-    """Name, channels, enhancer and classifier of each model."""
+    """List name, channels, enhancer and classifier of each model."""
     small = {"name": "test_byobnet"}
     found = [
         (f"{name}, {'grey' if channels == 1 else 'colour'}", channels, {"name": name, **NARROW.get(name, {})}, small)
@@ -51,7 +51,7 @@ def rows() -> list[tuple[str, int, dict, dict]]:
 
 
 def measure(channels: int, enhancer: dict, classifier: dict) -> dict[str, dict]:
-    """Parity, seconds and megabytes of one model in each format."""
+    """Measure parity, seconds and megabytes of one model in each format."""
     torch.manual_seed(0)
     size = 160 if classifier["name"] == "test_vit" else 32
     size = 160 if "test_vit" in classifier.get("backbones", ()) else size
@@ -89,7 +89,7 @@ def _told(parity: "object", seconds: float, size: int) -> dict:
 
 
 def main() -> int:
-    """Go through all rows."""
+    """Measure all models, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", nargs="*", default=[])

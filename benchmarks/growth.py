@@ -113,7 +113,7 @@ def mixtures(phantoms: np.ndarray, count: int, rng: np.random.Generator) -> np.n
 
 
 def turned(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Turn each image into one of its eight orientations."""
+    """Turn each image to a random one of its eight orientations."""
     which = rng.integers(0, 8, len(images))
     result = images.copy()
     for kind in range(1, 8):

@@ -1,4 +1,4 @@
-"""Seconds an image from files on disk to the table: `urnet predict` against a plain PyTorch script.
+"""Measure the seconds per image, from files to the table: `urnet predict` against a plain PyTorch script.
 
     python benchmarks/inference.py net4 --images 12 --repeats 3 --out inference-net4.json
     python benchmarks/inference.py quick --images 2000 --repeats 3 --out inference-quick.json
@@ -55,7 +55,7 @@ PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "ch
 
 
 def main() -> None:
-    """Print a table of medians and ratios, and write all figures if asked to."""
+    """Print a table of medians and ratios, and write all figures to a file if asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--images", type=int, default=12)
@@ -107,13 +107,13 @@ def main() -> None:
 
 
 def keep(figures: dict[str, Any], out: Path | None) -> None:
-    """Write the figures, if asked to."""
+    """Write the figures to a file, if asked for."""
     if out is not None:
         out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def memory(name: str, images: int) -> dict[str, Any]:
-    """Peak memory in the course of a folder, in the process that dies after a tenth and in the one that goes on."""
+    """Measure the peak memory over a folder, in a process that is killed after a tenth and in the one that resumes."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make(name, images, folder)
@@ -135,7 +135,7 @@ def memory(name: str, images: int) -> dict[str, Any]:
 
 
 def make(name: str, images: int, folder: Path) -> int:
-    """Write phantom crops and a bundle; multiply-accumulates an image."""
+    """Write phantom crops and a bundle; return the multiply-accumulates per image."""
     size, channels, enhancer, classifier, edge = MODELS[name]
     write_phantom(folder / "phantom", min(max(images, 12), DRAWN), size=edge, donors=4)
     (folder / "crops").mkdir()
@@ -150,7 +150,7 @@ def make(name: str, images: int, folder: Path) -> int:
 
 
 def run(kind: str, folder: Path, turn: str, stop: int = 0) -> dict[str, Any]:
-    """One process, which may stop itself; what it says, and how long it took as a whole."""
+    """Run one process, which may stop itself; return its result and its total time."""
     places = [str(folder / place) for place in ("bundle", "crops", f"{kind}-{turn}.csv")]
     ours = [sys.executable, __file__, "net4", "--run", kind, *places, str(stop)]
     begun = time.perf_counter()
@@ -161,7 +161,7 @@ def run(kind: str, folder: Path, turn: str, stop: int = 0) -> dict[str, Any]:
 
 
 def predict(engine: str, bundle: str, crops: str, out: str, stop: str) -> None:
-    """Our side, in its process."""
+    """Measure `urnet predict` in this process."""
     model = Model.load(bundle)
     begun, worked = time.perf_counter(), sum(os.times()[:4])
     course = Course(begun, sum(1 for _ in Path(crops).iterdir()), int(stop))
@@ -171,7 +171,7 @@ def predict(engine: str, bundle: str, crops: str, out: str, stop: str) -> None:
 
 
 class Course:
-    """What is seen of a prediction while it goes on: peak memory, the longest silence; and its sudden end."""
+    """Recorder of a prediction: peak memory and longest time without progress. It can kill the process at an image."""
 
     def __init__(self, begun: float, images: int, stop: int):
         self.begun, self.last, self.images, self.stop, self.silence = begun, begun, images, stop, 0.0
@@ -179,7 +179,7 @@ class Course:
         self.marks = [self._mark(0, begun)]
 
     def __call__(self, what: str, share: float) -> None:
-        """The progress of `predict_files`."""
+        """Record the progress of `predict_files`."""
         now = time.perf_counter()
         self.silence, self.last = max(self.silence, now - self.last), now
         done = round(share * self.images) if what == "classify" else 0
@@ -196,24 +196,24 @@ class Course:
         return {"images": done, "peak_mb": peak(), "seconds": now - self.begun}
 
     def told(self) -> dict[str, Any]:
-        """For the parent."""
+        """Return the record for the parent process."""
         return {"seconds": time.perf_counter() - self.begun, "silence": self.silence, "marks": self.marks}
 
 
 def peak() -> float | None:
-    """The most that this process had in memory so far, in megabytes."""
+    """Read the peak memory of this process, in megabytes."""
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="ascii").splitlines() if status.is_file() else []
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def median(turns: list[dict[str, dict[str, float]]], kind: str, key: str) -> float:
-    """Of one kind's runs."""
+    """Compute the median over the runs of one kind."""
     return statistics.median(turn[kind][key] for turn in turns)
 
 
 def agree(folder: Path, kinds: tuple[str, ...]) -> None:
-    """See to it that all kinds gave the same table."""
+    """Check that all kinds gave the same table."""
     plain = pd.read_csv(folder / "plain-0.csv")
     for kind in kinds[1:]:
         table = pd.read_csv(folder / f"{kind}-0.csv")
@@ -224,7 +224,7 @@ def agree(folder: Path, kinds: tuple[str, ...]) -> None:
 
 
 def product_rate() -> float:
-    """GFLOP/s of float32 matrix products, the best of ten."""
+    """Measure the GFLOP/s of float32 matrix products, the best of ten."""
     a = torch.rand(2048, 2048)
     times = []
     for _ in range(10):

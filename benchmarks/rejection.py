@@ -1,4 +1,4 @@
-"""What a calibrated run rejects: its own test part, cells of classes that it never had, things that are no cells.
+"""Measure what a calibrated run rejects: its test part, cells of unknown classes, and objects that are not cells.
 
     python benchmarks/rejection.py RUN --unknown CELLS --out rejection.csv
 
@@ -41,7 +41,7 @@ NEIGHBOUR = 10
 
 
 def main() -> None:
-    """Print a table, and write it if asked to."""
+    """Print a table, and write it to a file if asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--unknown", type=Path)
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def unknown_cells(model: Model, cells: Cells) -> dict[str, np.ndarray]:
-    """Some cells of each label that is no class of the model, (N, C, S, S) raw counts each."""
+    """Sample cells of each label that is no class of the model, (N, C, S, S) raw counts each."""
     found = {}
     for label in sorted(set(cells.table["label"]) - set(model.classes)):
         index = np.random.default_rng(0).permutation(np.flatnonzero(cells.table["label"] == label))[: 2 * COUNT]
@@ -76,7 +76,7 @@ def unknown_cells(model: Model, cells: Cells) -> dict[str, np.ndarray]:
 
 
 def drawn(model: Model) -> dict[str, np.ndarray]:
-    """Grey phantoms of what is no cell, and of cells, under all imaging conditions of the simulation."""
+    """Draw grey phantoms of cells and other objects, under all imaging conditions of the simulation."""
     rng, edge = np.random.default_rng(0), 128
 
     def scene(paint: Callable[[Scene], None]) -> np.ndarray:
@@ -102,7 +102,7 @@ def drawn(model: Model) -> dict[str, np.ndarray]:
 
 
 def spoiled(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Test cells (N, C, S, S), made worse in one way each; 8 bits are assumed to go from 0 to 255."""
+    """Degrade test cells (N, C, S, S) in several ways; 8-bit counts are assumed to use the range 0 to 255."""
     rng = np.random.default_rng(0)
     top = 255.0 if images.dtype == np.uint8 else float(images.max())
     shares = images[rng.permutation(len(images))[:COUNT]] / top
@@ -128,13 +128,13 @@ def _bytes(image: np.ndarray) -> np.ndarray:
 
 
 def look(model: Model, images: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Features (N, F) of all depths, and how many there are at each."""
+    """Compute the features (N, F) of all depths, and their number at each depth."""
     batches = list(model.outputs(model.config.scaling.apply(images)))
     return np.concatenate([outputs.features for outputs in batches]), batches[0].sizes
 
 
 def rejections(model: Model, known: np.ndarray, things: dict[str, np.ndarray]) -> pd.DataFrame:
-    """A row a thing: AUROC against the test part, share rejected, commonest reason."""
+    """Build one row per kind of image: AUROC against the test part, rejected share, most common reason."""
     rejection, rng = model.calibration.rejection, np.random.default_rng(0)
 
     def judged(images: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -162,7 +162,7 @@ def _auroc(known: np.ndarray, unknown: np.ndarray) -> float:
 
 
 def print_trust(run: Run) -> None:
-    """What the evaluation of the test part says of temperature, sets and rejection."""
+    """Print temperature, prediction sets and rejection on the test part."""
     trust = evaluate(run).metrics["calibration"]
     for name, figure in (
         ("calibration error before", trust["expected_calibration_error"]["before"]),
@@ -179,7 +179,7 @@ def print_trust(run: Run) -> None:
 
 
 def distances(run: Run, model: Model, known: np.ndarray, things: dict[str, np.ndarray]) -> pd.DataFrame:
-    """AUROC of each thing (columns) for each way to measure the distance (rows)."""
+    """Compute the AUROC of each kind of image (columns) for each measure of distance (rows)."""
     train = run.cells().part("train")
     images, labels = model.read(train), train.labels
     all_depths, last = {}, {}
@@ -212,7 +212,7 @@ def _gaussian(features: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, 
 
 
 def _gaussians(features: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
-    """The nearest class's, with one covariance for all of them."""
+    """Compute the Mahalanobis distance to the nearest class, with one covariance for all classes."""
     train = features["train"]
     means = [train[labels == k].mean(axis=0) for k in np.unique(labels)]
     within = fit_mahalanobis(train - np.stack(means)[np.unique(labels, return_inverse=True)[1]], [train.shape[1]])
@@ -220,7 +220,7 @@ def _gaussians(features: dict[str, np.ndarray], labels: np.ndarray) -> dict[str,
 
 
 def _neighbour(features: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Logarithm of the distance to the tenth nearest training cell, of features of length 1."""
+    """Compute the log distance to the tenth nearest training cell, for features scaled to length 1."""
     unit = {name: x / np.linalg.norm(x, axis=1, keepdims=True) for name, x in features.items()}
     found = {}
     for name, x in unit.items():

@@ -89,7 +89,7 @@ class Clock(Callback):
 
 
 class Listener:
-    """Urnet's reporter, who brings the clock."""
+    """Reporter for `urnet.train` that returns the clock."""
 
     def __init__(self, clock: Clock):
         self.clock = clock

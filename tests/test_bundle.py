@@ -21,7 +21,7 @@ from urnet.nets.gradcam import grad_cam
 
 @pytest.fixture
 def bundle(trained, tmp_path):
-    """A copy that may be damaged, without its seal, so that each file has to be checked by itself."""
+    """A copy that tests may damage. It has no seal, so that the check of each file is tested."""
     folder = shutil.copytree(trained.model, tmp_path / "bündel")
     (folder / "seal.json").unlink()
     return folder

@@ -1,4 +1,4 @@
-"""What earlier versions wrote is opened by this one, with the same answers."""
+"""Files of earlier versions open, with the same results."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ INTERRUPTED = (
 
 @pytest.fixture(params=sorted(folder.name for folder in FROZEN.iterdir() if folder.is_dir()))
 def frozen(request, tmp_path) -> Path:
-    """A copy of what one version wrote."""
+    """A copy of the files of one version."""
     return Path(shutil.copytree(FROZEN / request.param, tmp_path / request.param))
 
 

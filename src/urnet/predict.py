@@ -350,7 +350,7 @@ def _refuse_output_among_images(folder: Path, paths: Iterable[Path | str]) -> No
 
 
 def _outcome(row: Mapping[str, str]) -> str:
-    """Give what a row counts as."""
+    """Return the outcome that a row of the table counts as."""
     if row.get("error"):
         return "left out" if row["error"] == PADDING else "failed"
     return "rejected" if row.get("rejected") else f"class {row['predicted']}"

@@ -21,7 +21,7 @@ def phantoms(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def small() -> tuple[str, ...]:
-    """Overrides that make every row of tables 3 and of the ablation train in a moment."""
+    """Overrides with which every row of Table 3 and of the ablation trains in a moment."""
     return SMALL
 
 

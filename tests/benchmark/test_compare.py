@@ -1,4 +1,4 @@
-"""Trained runs side by side."""
+"""Comparison of trained runs."""
 
 import shutil
 
@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 
 from urnet.benchmark.compare import compare
-from urnet.errors import RunError
 from urnet.evaluation.evaluate import evaluate
 from urnet.training.fit import train
 
@@ -129,21 +128,21 @@ def test_cells_in_another_folder_are_other_cells_despite_equal_names(runs, shape
         compare([runs["one"], run.folder], tmp_path / "out")
 
 
-def test_unfinished_runs_and_other_folders_are_refused(runs, shapes, tmp_path):
+def test_unfinished_runs_and_other_folders_are_refused(runs, shapes, tmp_path, raises_code):
     home = runs["one"].parent
     unfinished = shutil.copytree(runs["one"], home / "unfinished")
     shutil.rmtree(unfinished / "model")
     shutil.rmtree(unfinished / "benchmark", ignore_errors=True)
     half = shutil.copytree(runs["cv"], home / "half")
     shutil.rmtree(half / "fold1" / "model")
-    for folder, words in (
-        (unfinished, "unfinished: no trained model here.*to finish an interrupted run"),
-        (half, "half: 1 of 2 folds are trained"),
-        (shapes, "not a run folder"),
-        (runs["one"] / "model", "not a run folder"),
-        (tmp_path / "nothing", "nothing: not a run folder"),
+    for folder, code in (
+        (unfinished, "model.not_found"),
+        (half, "evaluation.folds_unfinished"),
+        (shapes, "run.not_a_run"),
+        (runs["one"] / "model", "run.is_bundle"),
+        (tmp_path / "nothing", "run.not_a_run"),
     ):
-        with pytest.raises(RunError, match=words):
+        with raises_code(code):
             compare([runs["one"], folder], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""What the figures of a comparison show, from one to twenty-five entries."""
+"""Figures of a comparison, for one to twenty-five entries."""
 
 import io
 from dataclasses import replace
@@ -81,7 +81,7 @@ def images(count: int, channels: tuple[int, ...] = ()) -> list[np.ndarray]:
 
 
 def legible(figure: matplotlib.figure.Figure) -> bool:
-    """Whether it can be drawn at the width of a page, without text beyond its edges."""
+    """Check that the figure fits the width of a page, without text beyond its edges."""
     picture = np.asarray(Image.open(io.BytesIO(to_png(figure, dpi=100))).convert("L"))
     edges = [picture[:, 0], picture[:, -1], picture[0], picture[-1]]
     return 300 < picture.shape[1] <= 730 and all((edge > 240).mean() > 0.97 for edge in edges)

@@ -1,4 +1,4 @@
-"""The folder of a benchmark: whose it is, who may have it, and what is done, missing or failed in it."""
+"""The folder of a benchmark: its cells, its lock, and the state of its jobs."""
 
 import json
 import os
@@ -22,11 +22,11 @@ from urnet.run_folder import Run
 
 
 def silent(what: str, share: float) -> None:
-    """Progress that nobody sees."""
+    """Progress that shows nothing."""
 
 
 class Notes:
-    """A reporter that remembers what it was messages."""
+    """A reporter that records its messages."""
 
     def __init__(self):
         self.messages = []
@@ -50,7 +50,7 @@ def cells(phantoms):
 
 @pytest.fixture
 def opened(tmp_path, cells, rows):
-    """Opens a folder for cells, and closes it again."""
+    """Open the folder of a benchmark for some cells, and release it."""
 
     def call(given=cells, folder=tmp_path / "out", recipe=rows[0].recipe):
         with open_grid(folder, given, recipe, silent) as grid:
@@ -97,7 +97,7 @@ def test_other_cells_are_refused(opened, cells, phantoms, tmp_path, what, raises
 
 @pytest.mark.parametrize("what", ["order", "source", "fold"])
 def test_cells_with_another_split_are_refused(opened, cells, what, raises_code):
-    """Else some of a row's cells would be tested twice and others never."""
+    """Otherwise some cells would be tested twice and others never."""
     opened()
     if what == "order":
         other = replace(cells, table=cells.table[::-1].reset_index(drop=True))
@@ -261,7 +261,7 @@ def test_training_seconds_add_up_over_attempts_and_are_unknown_after_a_kill(open
 
 
 def fake(errors: dict[str, BaseException]):
-    """A stand-in for `run_job` that raises what is named for a cell, and else leaves an outcome."""
+    """Replacement of `run_job`: raise the error given for a job, or else store an outcome."""
 
     def run_job(cell, cells, audit, reporter=None):
         if error := errors.get(cell.title):

@@ -1,4 +1,4 @@
-"""A benchmark from cells to tables: what it leaves, how it goes on, what it refuses."""
+"""A benchmark from cells to tables: its files, how it resumes, and its errors."""
 
 import shutil
 import signal
@@ -27,19 +27,19 @@ TWO_ROWS = {"only": ["net1", "net4"], "folds": 2, "scale": "laptop"}
 
 
 def outcomes(out: Path) -> dict[str, int]:
-    """When each cell was concluded."""
+    """Read the time at which each job was finished."""
     found = out.glob("runs/*/*/benchmark/outcome.json")
     return {path.relative_to(out).as_posix(): path.stat().st_mtime_ns for path in found}
 
 
 def predictions(out: Path) -> dict[str, pd.DataFrame]:
-    """What each cell said, by row and fold."""
+    """Read the predictions of each job, by row and fold."""
     found = sorted(out.glob("runs/*/*/benchmark/predictions.csv.gz"))
     return {f"{path.parts[-4].rsplit('-', 1)[0]}/{path.parts[-3]}": pd.read_csv(path) for path in found}
 
 
 def same_answers(some: dict[str, pd.DataFrame], others: dict[str, pd.DataFrame]) -> None:
-    """The same probabilities for the same cells; their paths depend on where the run folder is."""
+    """Check for the same probabilities of the same cells; their paths depend on the place of the run folder."""
     assert some.keys() == others.keys()
     for name, table in some.items():
         pd.testing.assert_frame_equal(table.drop(columns="path"), others[name].drop(columns="path"), rtol=0, atol=1e-4)
@@ -54,13 +54,13 @@ def begun(phantoms, small, tmp_path_factory):
 
 @pytest.fixture
 def copied(begun, tmp_path) -> Path:
-    """The same, to be changed."""
+    """A copy of `begun` that a test may change."""
     return shutil.copytree(begun[0], tmp_path / "nowhere" / "copied")
 
 
 @pytest.fixture
 def partial(copied) -> Path:
-    """The same without the runs of Net4, of which fold 0 comes next."""
+    """A copy of `begun` without the runs of Net4; its fold 0 comes next."""
     for folder in copied.glob("runs/net4-*"):
         shutil.rmtree(folder)
     shutil.rmtree(copied / "table3")
@@ -69,7 +69,7 @@ def partial(copied) -> Path:
 
 @pytest.fixture
 def go_on(phantoms, small, undrawn):
-    """Calls the command of `begun` again, changed a little."""
+    """Repeat the command of `begun` with a few changes."""
 
     def call(out, overrides=(), **changes):
         settings = {"table": "table3", "cells": phantoms, **TWO_ROWS} | changes
@@ -179,7 +179,7 @@ def test_a_changed_recipe_is_trained_anew_beside_the_old_one(copied, go_on):
 
 
 class Interrupting(NoProgress):
-    """Ctrl-C as the given stage of training begins, counted over all cells."""
+    """Reporter that raises Ctrl-C when a given stage of training begins, counted over all jobs."""
 
     def __init__(self, stage: int):
         self.left = stage

@@ -1,4 +1,4 @@
-"""Which rows each table has, and what each of them trains."""
+"""Rows of each table, and their recipes."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ ROWS = {
 
 
 def flat(recipe: Recipe) -> dict[str, object]:
-    """Dotted keys, without what only names a recipe."""
+    """Flatten a recipe to dotted keys, without its name."""
 
     def walk(data: dict, prefix: str):
         for key, value in data.items():
@@ -40,7 +40,7 @@ def flat(recipe: Recipe) -> dict[str, object]:
 
 
 def changed(one: Recipe, other: Recipe) -> set[str]:
-    """The keys in which two recipes differ."""
+    """List the keys in which two recipes differ."""
     a, b = flat(one), flat(other)
     return {key for key in a.keys() | b.keys() if a.get(key, "absent") != b.get(key, "absent")}
 
@@ -50,7 +50,7 @@ def rows(table: str, **settings) -> dict[str, PlannedRow]:
 
 
 def joint(recipe: Recipe):
-    """The networks without memory."""
+    """Build the networks without memory for weights (meta device)."""
     with torch.device("meta"):
         return build_from_recipe(recipe, 3, recipe.input.channels)
 

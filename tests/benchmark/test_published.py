@@ -1,4 +1,4 @@
-"""The paper's tables agree with themselves and with what our rows are called."""
+"""The paper's values are consistent, and fit the names of the rows."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A grid through Ray: the same figures as alone, and what goes wrong with it."""
+"""A grid through Ray: the same results as without Ray, and its errors."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 class Notes:
-    """A reporter that remembers what it was told."""
+    """A reporter that records its messages."""
 
     def __init__(self):
         self.messages, self.shares = [], []
@@ -37,7 +37,7 @@ def answers(out) -> list[pd.DataFrame]:
 
 @pytest.fixture(autouse=True)
 def no_niceness(monkeypatch):
-    """Ray gives its workers a low priority, with which they starve beside other tests."""
+    """Give Ray workers the normal priority; with their low one they hardly run during other tests."""
     monkeypatch.setenv("RAY_worker_niceness", "0")
 
 

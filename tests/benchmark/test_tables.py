@@ -1,4 +1,4 @@
-"""Tables of a comparison: their figures, what failed, pairs to compare, and that every format survives odd names."""
+"""Tables of a comparison: values, failed runs, compared pairs, and unusual names in every format."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A calibration on disk: it comes back exactly, and what does not belong together is refused."""
+"""A calibration on disk is read back exactly; files that do not fit together are refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Prediction sets: the coverage asked for, class by class, whatever the classifier."""
+"""Prediction sets have the intended coverage for each class, with any classifier."""
 
 import numpy as np
 import pytest

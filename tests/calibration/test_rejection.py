@@ -1,4 +1,4 @@
-"""Rejection: the stated share of good cells, and what is no cell with its reason."""
+"""Rejection: the stated share of good cells, and other objects with a reason."""
 
 import numpy as np
 import pytest
@@ -104,7 +104,7 @@ def test_limits_are_the_values_where_the_decision_changes(rejection):
 
 
 def test_optimistic_training_features_do_not_reject_new_cells():
-    """The network pulls the cells that it was trained on together."""
+    """Features of training cells lie closer together than those of new cells."""
     rows, features = good(1000, 0)
     features[:800] *= 0.6
     rejection = fit_rejection(rows[:800], features[:800], rows[800:], features[800:], SIZES)
@@ -120,7 +120,7 @@ def test_three_cells_are_enough_to_fit():
 
 
 def test_a_new_donor_is_rejected_about_as_often_as_stated_where_donors_are_known():
-    """Donors differ by more than their cells do, and nine of them do not show how far."""
+    """Donors differ more than the cells of one donor, and nine donors do not show by how much."""
 
     def slides(seed: int, count: int) -> tuple[list[dict[str, float]], np.ndarray, list[str]]:
         rows, features = good(60 * count, seed)

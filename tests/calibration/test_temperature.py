@@ -1,4 +1,4 @@
-"""The temperature: found where it is known, and never one that changes a decision."""
+"""The temperature: a known one is recovered, and none changes a decision."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from urnet.calibration.temperature import fit_temperature, softmax
 
 
 def drawn(count: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """Logits that are `temperature` times what the labels are drawn by."""
+    """Draw labels, and logits that are `temperature` times the true ones."""
     rng = np.random.default_rng(0)
     honest = rng.normal(0, 2, (count, 3))
     labels = np.array([rng.choice(3, p=p) for p in softmax(honest)])

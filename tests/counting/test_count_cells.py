@@ -27,7 +27,7 @@ EDGE = 32
 
 
 def write_fields(folder, donors, seed):
-    """A field a donor, with a field table and its truth."""
+    """Write one field per donor, with a field table and the true cells."""
     folder.mkdir(parents=True)
     rows, truth = [], []
     for donor in donors:
@@ -251,7 +251,7 @@ def mislabelled_field(path):
 
 
 def test_a_field_never_counts_as_one_cell(run, counted, tmp_path, raises_code):
-    """Whatever it is given as, and whether or not it opens as a field."""
+    """The result is the same for a file, a folder and a table, even if it does not open as a field."""
     field = mislabelled_field(tmp_path / "fields" / "a.tif")
     for given in (field, field.parent):
         with pytest.raises(ImageError, match=r"mislabelled OME-TIFF.*999 x 999"):

@@ -1,4 +1,4 @@
-"""The differential on disk: what the files hold, for any names, and that the pages are complete."""
+"""The differential on disk: content of the files for any names, and complete pages."""
 
 import json
 import re

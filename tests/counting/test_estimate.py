@@ -1,4 +1,4 @@
-"""Corrected shares: right where the truth is known, the same as QuaPy's, and clear about what cannot be corrected."""
+"""Corrected shares: equal to known ones and to QuaPy's, with errors for what cannot be corrected."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def confusion(rates: np.ndarray, known: int = 1000, rejected: float | np.ndarray
 
 
 def gaussian_cells(rng, shares, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Classes, and exact posteriors at equal shares, of cells whose one measurement overlaps between classes."""
+    """Draw cells with one overlapping measurement: classes, and exact posteriors at equal shares."""
     truth = rng.choice(len(shares), cells, p=shares)
     measured = rng.normal(1.5 * truth, 1)
     likelihood = np.exp(-0.5 * (measured[:, None] - 1.5 * np.arange(len(shares))) ** 2)

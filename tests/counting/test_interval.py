@@ -1,4 +1,4 @@
-"""Intervals: their coverage, and that they are wide where nothing is known."""
+"""Intervals: their coverage, and their width without information."""
 
 import time
 
@@ -13,7 +13,7 @@ RATES = np.array([[0.65, 0.25, 0.08, 0.02], [0.22, 0.74, 0.02, 0.02], [0.09, 0.0
 
 
 def draw(rng, rates, shares, cells, known):
-    """Counts of a sample of `cells` cells, rejected ones lost, and a confusion of `known` cells a class."""
+    """Draw the counts of `cells` cells, without rejected ones, and a confusion of `known` cells per class."""
     classes = len(rates)
     drawn = rng.multinomial(cells, shares)
     counts = sum(rng.multinomial(n, row) for n, row in zip(drawn, rates, strict=True))[:classes]

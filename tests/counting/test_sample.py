@@ -1,4 +1,4 @@
-"""A sample's differential: what it states, and what it warns of."""
+"""The differential of a sample: its values and its warnings."""
 
 import json
 
@@ -16,7 +16,7 @@ SHARES = np.array([0.65, 0.05, 0.3])
 
 
 def cells(called: list[int]) -> np.ndarray:
-    """Probabilities of so many cells called each class."""
+    """Build probabilities of given numbers of cells called each class."""
     return 0.02 + 0.94 * np.eye(3)[np.repeat([0, 1, 2], called)]
 
 
@@ -151,7 +151,7 @@ class TestCellsNeeded:
 
 
 def test_a_class_that_no_calibration_cell_was_called_gives_a_warning():
-    """A classifier that called no calibration cell a granulocyte, nor a monocyte."""
+    """No calibration cell was called a granulocyte or a monocyte."""
     never = np.array([[0, 0, 26, 46], [0, 0, 13, 23], [0, 0, 40, 6]])
     sample = count([5, 3, 0], confusion=never)
     assert sample.adjusted.sum() == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Figures of trust, and how unknown cells are told from known ones."""
+"""Metrics of calibration, and the separation of unknown cells from known ones."""
 
 import numpy as np
 import pytest

@@ -25,7 +25,7 @@ def evaluation(trained):
 
 @pytest.fixture
 def run(trained, tmp_path):
-    """A copy beside the cells' folder, so that its relative paths hold."""
+    """A copy next to the cells folder, so that its relative paths stay valid."""
     copy = trained.folder.parent / f"copy-{tmp_path.name}"
     yield shutil.copytree(trained.folder, copy, ignore=shutil.ignore_patterns("evaluation"))
     shutil.rmtree(copy)
@@ -109,7 +109,7 @@ def test_a_run_without_calibration_is_evaluated(run):
 
 
 def test_the_differential_says_why_it_is_not_corrected(evaluation, trained):
-    """The correction that these cells gave would give back what they are."""
+    """A correction that was measured on these cells would return their true shares."""
     note = evaluation.metrics["differential_note"]
     assert note.startswith("Counted, not corrected: the correction was measured on these very cells")
     assert note in evaluation.report.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the figures show, and what they say about it."""
+"""Figures of the report, and their captions."""
 
 import io
 import warnings

@@ -1,4 +1,4 @@
-"""The judgement: right how often, against chance, and why it can or cannot be relied on."""
+"""The judgement: accuracy, chance level, and the reasons why it is reliable or not."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ CLASSES = ["granulocyte", "lymphocyte", "monocyte"]
 
 
 def judged(matrix: list[list[int]], donors: int | None = 12, **circumstances):
-    """The judgement of a confusion matrix, with so many donors in turn."""
+    """Judge a confusion matrix whose cells belong to a number of donors in turn."""
     truth, predicted = np.nonzero(matrix)
     counts = np.array(matrix)[truth, predicted]
     truth, predicted = truth.repeat(counts), predicted.repeat(counts)

@@ -1,4 +1,4 @@
-"""Figures of merit against scikit-learn, what is undefined, and whether intervals cover."""
+"""Metrics compared with scikit-learn, undefined metrics, and the coverage of intervals."""
 
 import json
 

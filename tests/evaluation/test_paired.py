@@ -1,4 +1,4 @@
-"""Differences of two runs: by hand, refused where the cells differ, corrected for their number, and covering."""
+"""Paired differences: values by hand, errors for different cells, correction for their number, coverage."""
 
 import time
 
@@ -12,7 +12,7 @@ CLASSES = ["granulocyte", "lymphocyte", "monocyte"]
 
 
 def run(right: np.ndarray, truth: np.ndarray, *, folds: int = 5, seed: int = 0, donors: int = 0) -> pd.DataFrame:
-    """Predictions of a run that is right where `right` says so."""
+    """Build the predictions of a run that is right for the cells in `right`."""
     n = np.arange(len(truth))
     frame = pd.DataFrame(
         {
@@ -217,7 +217,7 @@ def test_other_cells_are_refused(raises_code):
 
 
 def coverage(noise: float, runs: int = 60) -> float:
-    """How often the 95 % interval of accuracy holds zero where no run is better, only each fold's training luckier."""
+    """Measure how often the 95 % interval contains zero if runs differ only by chance in the training of each fold."""
     rng, held = np.random.default_rng(1), 0
     for _ in range(runs):
         truth = rng.choice(3, 400, p=[0.6, 0.3, 0.1])

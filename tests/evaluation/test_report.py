@@ -1,4 +1,4 @@
-"""The report: complete, escaped, one file that asks for nothing else."""
+"""The report: complete, escaped, and one file without external resources."""
 
 import base64
 import itertools
@@ -42,7 +42,7 @@ def facts() -> dict:
 
 
 class Tags(HTMLParser):
-    """Open tags must be closed in order; all attributes are kept."""
+    """Parser that checks that tags are closed in order, and records all attributes."""
 
     VOID = frozenset(("meta", "img", "br", "link"))
 

@@ -1,4 +1,4 @@
-"""Recall against worse imaging: what is done to the images, and what is left on disk."""
+"""Stress test: the perturbations of the images, and the written files."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Engines: that they say what PyTorch says, whatever the batch, and what happens where one cannot be had."""
+"""Engines: the same results as PyTorch for any batch, and what happens without an engine."""
 
 import hashlib
 import json
@@ -182,7 +182,7 @@ def test_graphs_of_older_weights_are_removed(model, crops, content):
 
 
 def changed(content: bytes, number: int, amount: float) -> bytes:
-    """A graph with one value of one of its float tensors changed."""
+    """Change one value of a float tensor of a graph."""
     import onnx
 
     graph = onnx.load_from_string(content)
@@ -194,7 +194,7 @@ def changed(content: bytes, number: int, amount: float) -> bytes:
 
 
 def vectors(content: bytes) -> list[int]:
-    """Numbers of the tensors that are biases, or scales and shifts of a normalisation."""
+    """List the numbers of the tensors that are biases, or scales and shifts of a normalisation."""
     import onnx
 
     found = enumerate(onnx.load_from_string(content).graph.initializer)
@@ -203,7 +203,7 @@ def vectors(content: bytes) -> list[int]:
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_one_changed_bias_of_any_layer_is_found(model, crops, content, name):
-    """A change that no fixed image shows must not change the real cells beyond the limits either."""
+    """A change that the fixed images do not show must not change real cells beyond the limits."""
     numbers, missed = vectors(content)[:: 1 if name == "onnx" else 4], []
     assert len(numbers) > 10
     for number in numbers:
@@ -239,7 +239,7 @@ def test_a_changed_graph_is_replaced_despite_its_record(model, crops, content, c
 
 
 def with_external_data(content: bytes, target: str, nested: bool) -> bytes:
-    """A graph with one tensor that lies in another file."""
+    """Move one tensor of a graph to another file."""
     import onnx
 
     graph = onnx.load_from_string(content)
@@ -316,7 +316,7 @@ def test_engines_that_are_unknown_or_not_installed(model, monkeypatch, raises_co
 
 
 def short_of_memory(engine: TorchEngine, most: int) -> list[int]:
-    """Let an engine's memory hold so many images; the sizes of the batches that it tries."""
+    """Limit an engine's memory to a number of images; return the batch sizes that it tries."""
     graph, tried = engine.graph, []
 
     def run(images):

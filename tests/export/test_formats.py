@@ -1,4 +1,4 @@
-"""From a run to each format and back, and what stops it before anything stands at the place asked for."""
+"""Export of a run to each format and back, and errors before anything is written."""
 
 import json
 import shutil
@@ -191,7 +191,7 @@ def test_a_graph_with_other_outputs_is_not_written(format, run, tmp_path, monkey
 
 
 def write(source, folder=None):
-    """Something that is written without having looked at the model."""
+    """Write a file without reading the model."""
     return b"content" if folder is None else (folder / "file").write_bytes(b"content") and []
 
 

@@ -1,4 +1,4 @@
-"""The graph says what the model says, for every enhancer, in torch's form and in ONNX."""
+"""The graph gives the results of the model for every enhancer, in the formats torch and ONNX."""
 
 import io
 import zipfile
@@ -30,7 +30,7 @@ SLOW = ("clahe", "resunet", "rsgunet", "unetpp", "urnet", "wavelet")
 
 
 class Small(torch.nn.Module):
-    """A classifier that costs nothing to follow, so that the enhancers' tests are about enhancers."""
+    """A small classifier that is captured in no time, so that tests measure enhancers."""
 
     feature_info = ()
 
@@ -65,7 +65,7 @@ def build(enhancer="none", channels=1, *, options=None, classifier="test_byobnet
 
 
 def crops(model: Model, count: int = 5) -> np.ndarray:
-    """Raw counts, (N, C, S, S): some beyond the scale's ends."""
+    """Draw raw counts, (N, C, S, S), some of them beyond the limits of the scaling."""
     rng = np.random.default_rng(1)
     config = model.config
     return rng.integers(0, 5000, (count, config.channels, config.size, config.size)).astype(np.uint16)

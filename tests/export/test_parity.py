@@ -1,4 +1,4 @@
-"""The gate: what it lets through, what it refuses, and with which figures."""
+"""The parity check: what it accepts and refuses, and its figures."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ COUNTS = np.arange(20 * 4, dtype=np.uint8).reshape(20, 1, 2, 2)
 
 
 class Calm:
-    """A calibration that rejects what has a first feature above 1."""
+    """A calibration that rejects images with a first feature above 1."""
 
     temperature = 1.0
 
@@ -34,7 +34,7 @@ class Fake(Model):
 
 
 def graph(counts):
-    """What the model says, by another way."""
+    """Compute the outputs of the model in another way."""
     scaled = (counts / 255).astype(np.float32)
     mean = scaled.mean(axis=(1, 2, 3))
     features = np.stack([mean, mean + 1], axis=1)
@@ -42,7 +42,7 @@ def graph(counts):
 
 
 def changed(**change):
-    """The graph with one of its outputs changed."""
+    """Change one output of the graph."""
 
     def run(counts):
         found = dict(zip(("probabilities", "enhanced", "features"), graph(counts), strict=True))

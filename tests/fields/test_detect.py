@@ -68,7 +68,7 @@ def field():
 
 @pytest.fixture(scope="module")
 def full():
-    """A field with enough red cells to know them by."""
+    """A field with enough red cells to measure their size."""
     return draw_field(1, 1, 0)
 
 
@@ -295,7 +295,7 @@ def test_clumps_fit_the_overlap_of_tiles():
 
 @pytest.mark.parametrize(("level", "noise"), [(30000, 0.0), (65535, 0.0), (30000, 0.001)])
 def test_residuals_of_the_illumination_correction_are_not_cells(level, noise):
-    """A covered lamp or a saturated camera under light that was estimated on other fields."""
+    """A covered lamp or a saturated camera, with an illumination that was estimated on other fields."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[-1 : 1 : GRID_BLOCKS * 1j, -1 : 1 : GRID_BLOCKS * 1j]
     light = Illumination("estimated", (1.05 - 0.1 * (rows**2 + columns**2)).astype(np.float32))

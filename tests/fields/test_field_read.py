@@ -238,7 +238,7 @@ def test_channels_side_by_side_in_one_page(tmp_path, planarconfig, tile):
 @pytest.mark.parametrize(("axes", "order"), [("ZYX", (0, 1, 2)), ("TYX", (0, 1, 2)), ("YXZ", (1, 2, 0))])
 @pytest.mark.parametrize("layout", [{}, {"tile": (32, 32), "compression": "zlib"}])
 def test_a_named_axis_of_three_or_four_planes_is_not_colour(tmp_path, planes, axes, order, layout):
-    """Python's tifffile takes such an array for the colours of one image unless it is told otherwise."""
+    """Python's tifffile stores such an array as the colours of one image, unless `photometric` is given."""
     stack = image(np.uint16, planes, H, W)
     config = {"photometric": "rgb", "planarconfig": "contig"} if axes == "YXZ" else {}
     path = tmp_path / "f.tif"
@@ -529,7 +529,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path, raises_code):
 
 
 def claim(path: Path, height: int, width: int, compression: int = 8) -> None:
-    """A TIFF of a few bytes that says it has height x width px in one strip."""
+    """Write a TIFF of a few bytes that claims height x width px in one strip."""
     tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, compression), (262, 3, 1)]
     tags += [(273, 4, 200), (277, 3, 1), (278, 4, height), (279, 4, 50)]
     ifd = len(tags).to_bytes(2, "little")
@@ -604,7 +604,7 @@ print(json.dumps({"before": before / 1024, "peak": peak / 1024, "total": total})
     ("layout", "compression"), [({"tile": (512, 512)}, "lzw"), ({"rowsperstrip": 64}, "lzw"), ({}, None)]
 )
 def test_memory_stays_small(tmp_path, layout, compression):
-    """Read in regions, a field costs what is kept of its tiles or strips and never itself; here 128 MB."""
+    """Reading regions needs memory for cached tiles or strips only, not for the whole field; here 128 MB."""
     edge = 8000
     band = image(np.uint16, 64, edge) // 16
 

@@ -11,7 +11,7 @@ from urnet.fields.table import FieldRow, check_options_agree, find_fields, list_
 
 @pytest.fixture
 def touch(tmp_path):
-    """Makes empty files: finding fields opens no image."""
+    """Create empty files; listing fields opens no image."""
 
     def make(*names: str) -> Path:
         for name in names:

@@ -19,7 +19,7 @@ STACK = np.arange(3 * H * W, dtype=np.uint16).reshape(3, H, W)
 
 
 def read_all(path):
-    """Every way in which a file is read; what each gives, or the error's code."""
+    """Read a file in every way; return each result or the code of the error."""
     results, messages = [], []
     for read in (
         describe_field,
@@ -127,7 +127,7 @@ def test_hostile_metadata(tmp_path, kind, raises_code):
 
 
 def page(tags: dict[int, tuple[int, int, int]], next_at: int = 0) -> bytes:
-    """A directory; of each tag its type, count and value."""
+    """Build a directory from the type, count and value of each tag."""
     entries = [struct.pack("<HHII", code, *tags[code]) for code in sorted(tags)]
     return struct.pack("<H", len(entries)) + b"".join(entries) + struct.pack("<I", next_at)
 
@@ -178,7 +178,7 @@ def test_hostile_directories(tmp_path, kind):
 
 
 def test_a_thicket_of_directories_within_directories(tmp_path):
-    """Each level has two links to the next: a reader that follows them all never ends."""
+    """Each level has two links to the next, so a reader that follows all links never ends."""
     data = bytearray(struct.pack("<4sI", b"II*\0", START) + bytes(W * H))
     text = b'{"shape": [24, 32]}\0'
     for level in range(40):

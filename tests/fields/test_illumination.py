@@ -22,7 +22,7 @@ EDGE = 512
 
 
 def vignette(edge: int = EDGE, strength: float = 0.3) -> np.ndarray:
-    """Light that falls off from a point beside the middle, (edge, edge): 0.45 at the darkest corner."""
+    """Draw illumination that falls off from a point near the middle, (edge, edge): 0.45 at the darkest corner."""
     rows, columns = np.linspace(-1.05, 0.95, edge)[:, None], np.linspace(-0.9, 1.1, edge)
     return 1 / (1 + strength * (rows**2 + columns**2)) ** 2
 
@@ -48,7 +48,7 @@ def estimated(paths) -> Illumination:
 
 
 def unevenness(image: np.ndarray) -> float:
-    """Standard deviation over mean of the background: medians of 32 px blocks, without those that hold cells."""
+    """Compute the relative standard deviation of the background: medians of 32 px blocks without cells."""
     blocks = image[: EDGE // 32 * 32].reshape(EDGE // 32, 32, EDGE // 32, 32).swapaxes(1, 2).reshape(-1, 1024)
     noise = np.median(np.abs(blocks - np.median(blocks, axis=1, keepdims=True)), axis=1) / blocks.mean(axis=1)
     level = np.median(blocks, axis=1)[noise < np.quantile(noise, 0.5)]
@@ -57,7 +57,7 @@ def unevenness(image: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("count", "most"), [(1, 0.03), (3, 0.03), (10, 0.02)])
 def test_the_background_is_even_after_correction(batch, count, most):
-    """Of 0.13 to 0.02 and less; fields keep their own ramps, since what is estimated is what they share."""
+    """The unevenness falls from 0.13 to 0.02. Fields keep their own ramps; only the common part is estimated."""
     light = estimated(batch[:count])
     assert light.method == "estimated"
     assert light.flat.mean() == pytest.approx(1, abs=1e-3)

@@ -64,7 +64,7 @@ def write_czi(
     names: tuple[str, ...] = (),
     compression: str = "uncompressed:",
 ) -> Path:
-    """Planes with `data` and what `CziWriter.write` takes besides."""
+    """Write planes, each with `data` and other arguments of `CziWriter.write`."""
     czi = pytest.importorskip("pylibCZIrw.czi")
     with czi.create_czi(str(path), compression_options=compression) as out:
         for one in planes:
@@ -129,7 +129,7 @@ def test_a_compressed_czi_has_the_same_values_or_is_refused(tmp_path, raises_cod
 
 
 def _bgr(pixels: np.ndarray) -> np.ndarray:
-    """As CZI stores it."""
+    """Reorder colours to those of CZI."""
     return np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels
 
 
@@ -150,7 +150,7 @@ def test_times_and_scenes_of_a_czi(tmp_path):
 
 @pytest.mark.parametrize("first", [{"C": 1}, {"T": 3}, {"Z": 2}, {"C": 2, "T": 1, "Z": 4}])
 def test_planes_of_a_czi_need_not_begin_at_zero(tmp_path, first):
-    """As of a file that was cut out of a larger one."""
+    """A file that was cut out of a larger one has such planes."""
     for dtype in (np.uint8, np.uint16):
         path = write_czi(
             tmp_path / f"{np.dtype(dtype)}.czi", [{"data": stack(dtype=dtype), "plane": first, "scene": 2}]

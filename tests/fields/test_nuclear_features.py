@@ -21,13 +21,13 @@ def disc(size: int, row: float, column: float, radius: float) -> np.ndarray:
 def lit(
     shape: np.ndarray, *, bright: float = 800, back: float = 300, noise: float = 10, blur: float = 0.8
 ) -> np.ndarray:
-    """A shape as a camera of 12 bits sees it."""
+    """Draw a shape as a 12-bit camera records it."""
     rng = np.random.default_rng(0)
     return back + bright * gaussian_filter(shape.astype(float), blur) + rng.normal(0, noise, shape.shape)
 
 
 def chain(size: int, lobes: int, bridge: bool = True) -> np.ndarray:
-    """Discs in a row, on an arc, bridged by a thin line or not."""
+    """Draw discs on a line or an arc, with or without thin bridges."""
     centre, radius = size / 2, size / 12
     angles = np.linspace(-1, 1, lobes) * 0.55 * (lobes - 1)
     places = np.stack([centre + 0.19 * size * np.sin(angles), centre + 0.19 * size * np.cos(angles) - size / 10], 1)

@@ -39,7 +39,7 @@ def fields(tmp_path_factory):
 
 
 class Counts:
-    """How often a command opened, decoded, detected and listed what."""
+    """Numbers of times that a command opened, decoded, searched and listed each file."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path):
         self.opened, self.decoded, self.detected, self.listed = (Counter() for _ in range(4))

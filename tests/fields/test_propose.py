@@ -26,7 +26,7 @@ def cells() -> pd.DataFrame:
 
 
 def described(**known: float) -> pd.DataFrame:
-    """One cell of which only this is known."""
+    """Build one cell of which only these features are known."""
     return feature_table([{"area": 200.0, "lobes": 1.0, **known}])
 
 

@@ -37,7 +37,7 @@ def test_known_shifts_are_found_to_less_than_a_pixel(donor):
 
 
 def test_shifts_differ_by_parts_of_a_pixel():
-    """Where nuclei lie in their cells shifts all results alike; what remains is the arithmetic."""
+    """The position of nuclei in their cells shifts all results equally; the rest is the error of the method."""
     field = phantom(0)
     base = register(*pair(field, 0, 0), limit=20)
     for down, right in [(0.5, 0), (0.25, -0.75), (4.4, 9.1)]:

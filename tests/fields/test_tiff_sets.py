@@ -61,7 +61,7 @@ def read(path: Path, **choice: str) -> np.ndarray:
 
 
 def positions(folder: Path, number: int = 3, size=(H, W), draw=pixels) -> list[np.ndarray]:
-    """A set of one file a position, each of which names all others."""
+    """Write a set with one file per position; each file names all others."""
     planes = [draw(seed) for seed in range(number)]
     names = [f"pos_{k}.ome.tif" for k in range(number)]
     images = [(f"Pos{k}", tiff_data(names[k], f"urn:uuid:{k}")) for k in range(number)]
@@ -82,7 +82,7 @@ def test_every_file_of_a_set_exposes_all_scenes(tmp_path):
 
 
 def test_a_renamed_set_is_found_by_its_uuids(tmp_path):
-    """As uploads are: under names of the server's own, in one folder."""
+    """Uploads are stored so: in one folder, under names that the server chooses."""
     planes = positions(tmp_path)
     for k in range(3):
         (tmp_path / f"pos_{k}.ome.tif").rename(tmp_path / f"{k:06d}.tif")
@@ -177,14 +177,14 @@ def test_metadata_in_a_companion_must_say_which_file_has_the_pages(tmp_path, rai
 
 @pytest.fixture
 def secret(tmp_path):
-    """A folder of one request, and beside it a file of somebody else."""
+    """The folder of one request, and next to it a file of another user."""
     (tmp_path / "request").mkdir()
     write(tmp_path / "secret.tif", pixels(99), None)
     return tmp_path / "secret.tif"
 
 
 def hostile(kind: str, name: str, given: Path) -> None:
-    """A file that names another by `name`."""
+    """Write a file that names another file by `name`."""
     if kind == "plane":
         data = tiff_data(given.name, "urn:uuid:0", c=0) + tiff_data(name, "urn:uuid:1", c=1)
         write(given, pixels(0), ome([("f", data)], "urn:uuid:0", c=2))
@@ -282,7 +282,7 @@ for event, what in opened:
 
 @pytest.mark.slow
 def test_no_reader_opens_another_file_whatever_a_file_names(secret):
-    """Every reader on every kind of file that names others, with all files watched that the process opens."""
+    """Test every reader with every kind of file that names others, and record the files that the process opens."""
     folder = secret.parent / "request"
     (folder / "link.tif").symlink_to(secret)
     files = []
@@ -365,7 +365,7 @@ def test_a_folder_with_a_set_is_one_field_for_each_scene_asked(tmp_path, drawn):
 
 
 def once(path: Path, choices: list[dict[str, str | None]]) -> list[str]:
-    """Names of the rows that are left of rows of one file."""
+    """List the names of the rows that remain of several rows of one file."""
     rows = [FieldRow(str(number), path, **choice) for number, choice in enumerate(choices)]
     return [row.field for row in drop_duplicate_planes({row: describe_field(path) for row in rows})[0]]
 

@@ -1,4 +1,4 @@
-"""Selected features, and the machine folded into the network's last layer."""
+"""Feature selection, and the support vector machine as the last layer of the network."""
 
 import json
 from types import SimpleNamespace
@@ -40,7 +40,7 @@ def model(**arguments) -> JointModel:
 
 
 def cells(seed: int, count: int = 150, classes: int = CLASSES) -> CellDataset:
-    """Images of 5 × 8 px: the first pixels tell the class, the others are noise, the last one is constant."""
+    """Draw images of 5 × 8 px: the first pixels depend on the class, the others are noise, the last one is constant."""
     rng = np.random.default_rng(seed)
     labels = np.r_[
         np.arange(classes), rng.choice(classes, count - classes, p=[0.6, *[0.4 / (classes - 1)] * (classes - 1)])

@@ -1,4 +1,4 @@
-"""Enhanced images are pictures: in [0, 1], without a checkerboard, and without an edge of their own.
+"""Enhanced images lie in [0, 1], without a checkerboard and without edge artefacts.
 
 Measured are networks with random weights after a few steps, relative to the contrast of what they make of textured
 images. The paper's forms fail each measure, ours pass all.
@@ -59,7 +59,7 @@ def ours(name: str, options: dict) -> Enhancer:
 
 
 def checkerboard(y: Tensor) -> float:
-    """Root mean square of what alternates from pixel to pixel, in rows, columns or both: power at Nyquist frequency."""
+    """Compute the root mean square of the part that alternates from pixel to pixel (Nyquist frequency)."""
     height, width = y.shape[-2:]
     power = torch.fft.fft2(y).abs().square() / (height * width) ** 2
     rows, columns = power[..., height // 2, :].sum(dim=-1), power[..., :, width // 2].sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same numbers from less that is kept."""
+"""Activation checkpointing: the same results with less memory."""
 
 import copy
 from contextlib import nullcontext
@@ -22,7 +22,7 @@ FUSED = {"backbones": ["resnet10t", "test_byobnet"], "width": 4}
 
 
 class Convolutions(TorchDispatchMode):
-    """Counts the convolutions that are computed."""
+    """Counter of the computed convolutions."""
 
     count = 0
 
@@ -52,7 +52,7 @@ def trained(
 
 
 def differing(network: nn.Module, images: torch.Tensor) -> list[str]:
-    """What checkpointing changes."""
+    """List the results that checkpointing changes."""
     kept, again = (trained(network, images, checkpointing) for checkpointing in (False, True))
     assert kept.keys() == again.keys()
     return [name for name, tensor in kept.items() if not torch.equal(tensor, again[name])]
@@ -159,7 +159,7 @@ def test_the_parts_are_computed_twice_with_gradients_and_once_without(name, head
 
 
 def kept_bytes(network: nn.Module, images: torch.Tensor) -> int:
-    """What a forward pass keeps for the gradients."""
+    """Measure the bytes that a forward pass stores for the gradients."""
     sizes: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:

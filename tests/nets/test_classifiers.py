@@ -153,7 +153,7 @@ def test_missing_file_and_other_suffix_are_errors(tmp_path, raises_code):
 
 
 class Malice:
-    """Creates the file `proof` where it is unpickled."""
+    """Object that creates the file `proof` when it is unpickled."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof

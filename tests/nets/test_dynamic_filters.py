@@ -1,4 +1,4 @@
-"""Dynamic filters: what they change and what not, and the three variants."""
+"""Dynamic filters: they change the luminance only; the three variants."""
 
 import pytest
 import torch

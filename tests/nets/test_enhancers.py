@@ -1,4 +1,4 @@
-"""What holds for every enhancer that is registered, and for those that have a given option."""
+"""Tests of every registered enhancer, and of all enhancers with a given option."""
 
 import inspect
 
@@ -14,7 +14,7 @@ from urnet.nets.enhancers.registry import artefact_free_options
 
 
 def options(name: str) -> list[str]:
-    """The options of an enhancer, by its constructor's signature."""
+    """List the options of an enhancer from the signature of its constructor."""
     return list(inspect.signature(registry._constructors[name]).parameters)[1:]
 
 

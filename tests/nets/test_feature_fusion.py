@@ -1,4 +1,4 @@
-"""The fused classifier looks like a network of timm, and its features say where they come from."""
+"""The fused classifier has the interface of a timm network, and names the origin of its features."""
 
 import pytest
 import timm

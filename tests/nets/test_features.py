@@ -1,4 +1,4 @@
-"""Features are caught in the pass that classifies, for every kind of classifier and enhancer."""
+"""Features are recorded in the pass that classifies, for every kind of classifier and enhancer."""
 
 import pytest
 import torch

@@ -49,7 +49,7 @@ def test_equals_the_papers_equations(model, images):
 
 def test_points_at_what_decides():
     class Bright(nn.Module):
-        """Class 1 is whatever is bright."""
+        """Classifier that calls bright images class 1."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""What the joint model does beyond enhancer after classifier: raw image beside, several views."""
+"""The joint model with the raw image as a second input, and with several views."""
 
 import itertools
 
@@ -13,7 +13,7 @@ X = torch.rand(3, 1, 40, 40, generator=torch.Generator().manual_seed(0))
 
 
 class Views(nn.Module):
-    """The image, and the image upside down."""
+    """Enhancer with two views: the image, and the image upside down."""
 
     def views(self, x):
         return torch.stack([x, x.flip(-2)], dim=1)

@@ -1,4 +1,4 @@
-"""The range of enhanced images, and when it is worth a warning."""
+"""The range of enhanced images, and its warning."""
 
 import numpy as np
 import pytest

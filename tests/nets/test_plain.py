@@ -1,4 +1,4 @@
-"""The control without structure: as many parameters as another enhancer."""
+"""The plain stack of convolutions has as many parameters as another enhancer."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""RSGUNet: its size, its range, and the two things that set it apart from U-Net."""
+"""RSGUNet: its size, its range, and its two differences from U-Net."""
 
 import pytest
 import torch

@@ -72,7 +72,7 @@ def test_two_servers_in_one_browser(context, start_server, served_run, shapes, t
 
 
 def use_all_pages(context, address, shapes) -> list[str]:
-    """Do on each page what it is for; addresses outside `address`, errors and links that lead out of it."""
+    """Use every page; return requests outside `address`, errors, and links that leave it."""
     wrong = []
     page = context.new_page()
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)

@@ -1,4 +1,4 @@
-"""Runs beside the served one: live, finished, two compared; and nothing but runs is ever shown."""
+"""The page Runs in a browser: running and finished runs, and comparisons; other folders are not shown."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from urnet.serve.settings import Settings
 
 @pytest.fixture(scope="module")
 def beside(served_run):
-    """Runs beside the served one: `twin`, evaluated as the served one is; `going`, whose third epoch is not written."""
+    """Runs next to the served one: `twin`, evaluated as well; `going`, whose third epoch is not written."""
     twin, going, strange = (served_run.parent / name for name in ("twin", "going", ".hidden"))
     evaluate(served_run)
     shutil.copytree(served_run, twin)
@@ -145,7 +145,7 @@ def test_comparisons_use_their_own_threads(monkeypatch, beside):
 
 @pytest.fixture
 def slowly(monkeypatch, served_run, beside, pages):
-    """Address of a server in this process whose comparisons end when they are let go, and what lets them."""
+    """A server in this process whose comparisons wait for an event: its address, and the event."""
     from urnet.serve.pages.components import run_comparison
 
     go = threading.Event()

@@ -15,7 +15,7 @@ from urnet.training.fit import train
 
 @pytest.fixture
 def note(tmp_path, caplog):
-    """What is said of a macro recall in epoch 2 on so many cells of each class."""
+    """Return the warning about a macro recall in epoch 2 on a number of cells of each class."""
 
     def call(recall: float, counts: tuple[int, ...], *overrides: str) -> str:
         run = Run(tmp_path / "run")

@@ -21,7 +21,7 @@ from urnet.training.losses import compute_class_weights
 
 
 class Trainer:
-    """What the modules ask of Lightning's trainer."""
+    """The part of Lightning's trainer that the modules use."""
 
     global_rank = 0
 

@@ -1,4 +1,4 @@
-"""What is decoded is shared by all folds and runs, and changes no result."""
+"""All folds and runs share the decoded cells, with the same results."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def built(monkeypatch):
-    """How many cells each building of an entry decoded."""
+    """Record how many cells were decoded for each new cache entry."""
     counts = []
     build = arrays._write_entry
 

@@ -1,4 +1,4 @@
-"""What enhancers learn to paint: paired images from the table, or what a fixed enhancer makes of the input."""
+"""Targets of pre-training: paired images from the table, or the output of a fixed enhancer."""
 
 import json
 import logging
@@ -56,7 +56,7 @@ def prepared(paired, tiny):
 
 
 def targets(data) -> np.ndarray:
-    """What is painted towards, (N, C, S, S) in [0, 1]."""
+    """Read the target images, (N, C, S, S) in [0, 1]."""
     return data.__getitems__(list(range(len(data))))[2].numpy()
 
 

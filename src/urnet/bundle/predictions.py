@@ -70,7 +70,7 @@ class Predictions:
         return {name: int((counted == name).sum()) for name in self.classes}
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a table with a row an image.
+        """Return a table with one row per image.
 
         Returns:
             Columns `path` ("" for arrays), `predicted`, `p_<class>` and `error`. A calibrated model adds `rejected`,

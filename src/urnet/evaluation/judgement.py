@@ -14,7 +14,7 @@ MIN_CLASS_CELLS = 20
 
 @dataclass(frozen=True)
 class Judgement:
-    """What an evaluation says in a few sentences.
+    """Judgement of an evaluation in a few sentences.
 
     Attributes:
         accuracy: how many cells are right, and the accuracy of always naming the most common class.

@@ -48,7 +48,7 @@ class LimitedProtocol(H11Protocol):
     _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for headers, and close another connection where there are too many."""
+        """Wait for headers. Above the limit, close the oldest idle connection, else the oldest that still sends."""
         super().connection_made(transport)
         self._wait(self.settings.header_seconds)
         if len(self.connections) > self.settings.max_connections:
