@@ -171,14 +171,14 @@ def drawn(rows: pd.DataFrame) -> Figure:
     upper, lower = figure.subplots(2, sharex=True)
     for number, name in enumerate(STAGES):
         measured = rows[rows["stage"] == name].sort_values("cells")
-        look = {
+        style = {
             "color": LINE_COLORS[number],
             "linestyle": LINE_DASHES[number],
             "marker": LINE_MARKERS[number],
             "markersize": 4,
         }
-        upper.plot(measured["cells"], measured["processor"], label=name, **look)
-        lower.plot(measured["cells"], measured["megabytes"].clip(lower=1), **look)
+        upper.plot(measured["cells"], measured["processor"], label=name, **style)
+        lower.plot(measured["cells"], measured["megabytes"].clip(lower=1), **style)
     sizes = np.sort(rows["cells"].unique()).astype(float)
     first = rows[(rows["stage"] == "audit") & (rows["cells"] == sizes[0])]["processor"].iloc[0]
     growth = sizes * np.log(sizes)

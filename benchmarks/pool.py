@@ -73,14 +73,14 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(arguments.processes, mp_context=context)
-    waiting = set()
+    pending = set()
     for plan in json.loads(arguments.plans.read_text(encoding="utf-8")):
-        waiting |= {pool.submit(run, *job, deadline) for job in list_jobs(plan)}
-    while waiting and time.time() < deadline:
-        done, waiting = wait(waiting, timeout=2, return_when="FIRST_COMPLETED")
+        pending |= {pool.submit(run, *job, deadline) for job in list_jobs(plan)}
+    while pending and time.time() < deadline:
+        done, pending = wait(pending, timeout=2, return_when="FIRST_COMPLETED")
         for future in done:
             print(f"{time.time() - started:6.0f} s  {future.result()}", flush=True)
-    print(f"{len(waiting)} runs left", flush=True)
+    print(f"{len(pending)} runs left", flush=True)
     for process in pool._processes.values():
         process.kill()
     os._exit(0)  # the pool would wait for the killed processes

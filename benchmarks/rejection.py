@@ -127,7 +127,7 @@ def _bytes(image: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
-def look(model: Model, images: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+def compute_features(model: Model, images: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
     """Compute the features (N, F) of all depths, and their number at each depth."""
     batches = list(model.outputs(model.config.scaling.apply(images)))
     return np.concatenate([outputs.features for outputs in batches]), batches[0].sizes
@@ -138,7 +138,7 @@ def rejections(model: Model, known: np.ndarray, things: dict[str, np.ndarray]) -
     rejection, rng = model.calibration.rejection, np.random.default_rng(0)
 
     def judged(images: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        rows, features = model.measure_crops(images), look(model, images)[0]
+        rows, features = model.measure_crops(images), compute_features(model, images)[0]
         return rejection.score(rows, features), rejection.reject(rows, features)
 
     ours, reasons = judged(known)
@@ -185,7 +185,7 @@ def distances(run: Run, model: Model, known: np.ndarray, things: dict[str, np.nd
     all_depths, last = {}, {}
     for name, part in {"train": images, "known": known, **things}.items():
         with record_inputs(find_last_layer(model.joint.classifier)) as caught:
-            all_depths[name], sizes = look(model, part)
+            all_depths[name], sizes = compute_features(model, part)
         last[name] = torch.cat([x.flatten(1) for x in caught]).cpu().numpy()
     ends = np.cumsum(sizes)[:-1]
     depths = [{name: np.split(x, ends, axis=1)[d] for name, x in all_depths.items()} for d in range(len(sizes))]

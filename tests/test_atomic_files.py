@@ -216,14 +216,14 @@ def test_two_processes_do_not_write_one_output(tmp_path, raises_code):
 
 
 def test_a_folder_of_the_user_with_the_name_of_the_staging_folder_stays(tmp_path, raises_code):
-    mine = tmp_path / ".out.unfinished"
-    mine.mkdir()
-    (mine / "notes.txt").write_text("mine")
+    staging = tmp_path / ".out.unfinished"
+    staging.mkdir()
+    (staging / "notes.txt").write_text("mine")
     with raises_code("run.staging"), atomic_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == [".out.unfinished"]
-    assert names(mine) == ["notes.txt"]
-    (mine / "notes.txt").unlink()
+    assert names(staging) == ["notes.txt"]
+    (staging / "notes.txt").unlink()
     with atomic_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == ["out"]
@@ -343,10 +343,10 @@ def test_a_lock_file_that_was_removed_meanwhile_is_not_locked(tmp_path):
     """A process that waits for a lock has its file open while the holder removes it."""
     first = lock_file(tmp_path / "a.lock")
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(lock_file, tmp_path / "a.lock", wait=20)
+        task = pool.submit(lock_file, tmp_path / "a.lock", wait=20)
         time.sleep(0.2)
         unlock(first)
-        second = waiting.result()
+        second = task.result()
     with pytest.raises(Timeout):
         lock_file(tmp_path / "a.lock")
     unlock(second)

@@ -523,28 +523,28 @@ def test_leaks_of_a_given_split_stop_training_unless_allowed(urnet, draw, tiny, 
 
 
 def test_existing_outputs_are_refused_by_every_command(urnet, trained, shapes, tiny, tmp_path):
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "notes.txt").write_text("mine", encoding="utf-8")
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "notes.txt").write_text("mine", encoding="utf-8")
     image = shapes / "bar" / "000.png"
     for arguments in (
-        ["train", shapes, "--recipe", tiny, "--out", mine],
-        ["train", shapes, "--recipe", tiny, "--out", mine, "--set", "split.folds=2"],
-        ["train", shapes, "--recipe", tiny, "--out", mine, "--resume"],
-        ["evaluate", trained.folder, "--out", mine],
-        ["predict", trained.folder, image, "--out", mine],
-        ["predict", trained.folder, image, "--out", tmp_path / "p.csv", "--enhanced", mine],
-        ["predict", trained.folder, image, "--out", tmp_path / "p.csv", "--cam", mine],
-        ["audit", shapes, "--out", mine],
-        ["split", shapes, "--out", mine],
-        ["destain", shapes, "--out", mine],
-        ["phantom", "--out", mine],
-        ["demo", "--out", mine],
-        ["compare", trained.folder, trained.folder / ".." / "other", "--out", mine],
-        ["stress", trained.folder, shapes, "--out", mine],
+        ["train", shapes, "--recipe", tiny, "--out", occupied],
+        ["train", shapes, "--recipe", tiny, "--out", occupied, "--set", "split.folds=2"],
+        ["train", shapes, "--recipe", tiny, "--out", occupied, "--resume"],
+        ["evaluate", trained.folder, "--out", occupied],
+        ["predict", trained.folder, image, "--out", occupied],
+        ["predict", trained.folder, image, "--out", tmp_path / "p.csv", "--enhanced", occupied],
+        ["predict", trained.folder, image, "--out", tmp_path / "p.csv", "--cam", occupied],
+        ["audit", shapes, "--out", occupied],
+        ["split", shapes, "--out", occupied],
+        ["destain", shapes, "--out", occupied],
+        ["phantom", "--out", occupied],
+        ["demo", "--out", occupied],
+        ["compare", trained.folder, trained.folder / ".." / "other", "--out", occupied],
+        ["stress", trained.folder, shapes, "--out", occupied],
     ):
-        mistake(urnet(*arguments), "mine: exists already")
-    assert digest(tmp_path) == {"mine/notes.txt": hashlib.sha256(b"mine").hexdigest()}
+        mistake(urnet(*arguments), "occupied: exists already")
+    assert digest(tmp_path) == {"occupied/notes.txt": hashlib.sha256(b"mine").hexdigest()}
 
 
 def test_a_run_of_another_task_is_refused(urnet, trained, draw, tmp_path):

@@ -112,19 +112,19 @@ def test_a_table_that_exists_is_not_changed(tmp_path, raises_code):
 
 @pytest.mark.parametrize("name", ["x" * 244 + ".csv", "x" * 240 + ".csv"])
 def test_errors_name_the_table_and_no_file_beside_it(tmp_path, name):
-    with pytest.raises(OSError, match="too long") as told:
+    with pytest.raises(OSError, match="too long") as failed:
         fill(tmp_path / name, ROWS)
-    assert told.value.filename == str(tmp_path / name)
+    assert failed.value.filename == str(tmp_path / name)
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError) as told:
+    with pytest.raises(NotADirectoryError) as failed:
         fill(tmp_path / "file" / "t.csv", ROWS)
-    assert told.value.filename == str(tmp_path / "file")
+    assert failed.value.filename == str(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not hold the superuser")
 def test_the_error_of_a_write_protected_folder_names_the_table(tmp_path):
     (tmp_path / "kept").mkdir(mode=0o500)
-    with pytest.raises(PermissionError) as told:
+    with pytest.raises(PermissionError) as failed:
         fill(tmp_path / "kept" / "t.csv", ROWS)
-    assert told.value.filename == str(tmp_path / "kept" / "t.csv")
+    assert failed.value.filename == str(tmp_path / "kept" / "t.csv")

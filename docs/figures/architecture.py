@@ -59,12 +59,12 @@ def find_arrows() -> dict[str, set[str]]:
 def reachable(room: str, arrows: dict[str, set[str]]) -> set[str]:
     """Return all rooms below a room."""
     found: set[str] = set()
-    waiting = list(arrows.get(room, ()))
-    while waiting:
-        target = waiting.pop()
+    pending = list(arrows.get(room, ()))
+    while pending:
+        target = pending.pop()
         if target not in found:
             found.add(target)
-            waiting.extend(arrows.get(target, ()))
+            pending.extend(arrows.get(target, ()))
     return found
 
 

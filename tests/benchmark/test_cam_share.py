@@ -13,9 +13,9 @@ def masks() -> np.ndarray:
 
 
 def test_shares_of_maps_on_the_cell_beside_it_and_everywhere():
-    on, beside, everywhere = np.zeros((3, 8, 8))
-    on[3:5, 3:5], beside[0, 0], everywhere[:] = 1, 1, 0.3
-    shares = cam_share(np.stack([on, beside, everywhere]), masks())
+    on, outside, everywhere = np.zeros((3, 8, 8))
+    on[3:5, 3:5], outside[0, 0], everywhere[:] = 1, 1, 0.3
+    shares = cam_share(np.stack([on, outside, everywhere]), masks())
     assert shares == pytest.approx([1, 0, 0.25])
     assert shares[2] == pytest.approx(chance_share(masks())[2])
 

@@ -121,12 +121,12 @@ def test_a_folder_with_other_content_is_refused_and_unchanged(opened, tmp_path, 
     out = tmp_path / "out"
     out.mkdir()
     opened()  # an empty folder can be filled
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "cells.csv").write_text("path,label\n", encoding="utf-8")
+    cells_folder = tmp_path / "mine"
+    cells_folder.mkdir()
+    (cells_folder / "cells.csv").write_text("path,label\n", encoding="utf-8")
     with raises_code("benchmark.folder_other"):
-        opened(folder=mine)
-    assert [path.name for path in mine.iterdir()] == ["cells.csv"]
+        opened(folder=cells_folder)
+    assert [path.name for path in cells_folder.iterdir()] == ["cells.csv"]
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with raises_code("benchmark.folder_other"):
         opened(folder=tmp_path / "file")

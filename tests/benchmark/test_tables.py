@@ -99,9 +99,9 @@ def test_failed_and_missing_runs_are_marked(nets):
     assert rows["Net3"] == ["Net3", "failed: out of memory"]
     notes = build_tables("table3", nets)["table3"].notes
     assert "Net2, seed 0, fold 1 failed: out of memory." in notes
-    waiting = build_tables("table3", [entry("net1", 0.6, statuses=("missing", "missing"))])
-    assert waiting["table3"].rows == [["net1", "not run yet"]]
-    assert all(to_html(data) and to_markdown(data) and to_latex(data) for data in waiting.values())
+    unfinished = build_tables("table3", [entry("net1", 0.6, statuses=("missing", "missing"))])
+    assert unfinished["table3"].rows == [["net1", "not run yet"]]
+    assert all(to_html(data) and to_markdown(data) and to_latex(data) for data in unfinished.values())
 
 
 def test_the_class_table_has_the_papers_values_for_its_classes_only(nets):

@@ -14,9 +14,9 @@ from urnet.calibration.files import load_calibration, save_calibration
 def reference(confusion: list[list[int]]) -> ReferenceCells:
     """Cells that give this confusion."""
     table = np.array(confusion)
-    truth, said = (np.repeat(index.ravel(), table.ravel()) for index in np.indices(table.shape))
-    probabilities = 0.1 + 0.8 * np.eye(len(table) + 1)[said][:, :-1]
-    return ReferenceCells(probabilities / probabilities.sum(axis=1, keepdims=True), truth, said == len(table))
+    truth, decisions = (np.repeat(index.ravel(), table.ravel()) for index in np.indices(table.shape))
+    probabilities = 0.1 + 0.8 * np.eye(len(table) + 1)[decisions][:, :-1]
+    return ReferenceCells(probabilities / probabilities.sum(axis=1, keepdims=True), truth, decisions == len(table))
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ RATES = np.array([[0.66, 0.25, 0.09], [0.22, 0.765, 0.015], [0.087, 0.012, 0.901
 
 
 def confusion(rates: np.ndarray, known: int = 1000, rejected: float | np.ndarray = 0.0) -> np.ndarray:
-    lost = np.broadcast_to(rejected, len(rates))
-    return known * np.c_[rates * (1 - lost)[:, None], lost]
+    rejection = np.broadcast_to(rejected, len(rates))
+    return known * np.c_[rates * (1 - rejection)[:, None], rejection]
 
 
 def gaussian_cells(rng, shares, cells: int) -> tuple[np.ndarray, np.ndarray]:

@@ -46,9 +46,9 @@ def test_a_sample_has_counts_and_corrected_shares():
 
 
 def test_rejected_cells_are_counted_as_no_class():
-    alone, beside = count(expected(2000)), count(expected(2000), ["debris"] * 10)
-    assert beside.counts.tolist() == alone.counts.tolist()
-    assert beside.adjusted.tolist() == alone.adjusted.tolist()
+    alone, with_debris = count(expected(2000)), count(expected(2000), ["debris"] * 10)
+    assert with_debris.counts.tolist() == alone.counts.tolist()
+    assert with_debris.adjusted.tolist() == alone.adjusted.tolist()
 
 
 def test_calibration_cells_correct_em_and_give_its_interval():

@@ -117,7 +117,7 @@ def test_hub_is_read_back_and_described(evaluated, shapes, tmp_path, quick):
         "Macro recall": 0.8765,
     }
     text = " ".join(card.text.split())
-    for said in (
+    for phrase in (
         "research use only",
         "| ring | 14 | 2 | 4 |",
         "| ring | 87.6 (80.0–95.0) | 87.6 (80.0–95.0) | – | 4 |",
@@ -127,7 +127,7 @@ def test_hub_is_read_back_and_described(evaluated, shapes, tmp_path, quick):
         "Protocol `honest`",
         "temperature",
     ):
-        assert said in text, said
+        assert phrase in text, phrase
     assert tmp_path.as_posix() not in (out / "README.md").read_text(encoding="utf-8")
 
 
@@ -147,8 +147,8 @@ def test_the_card_says_what_is_optimistic_simulated_or_unknown(evaluated):
     table["simulated"], table["donor"] = "destain", "d1"
     table.to_csv(evaluated / "cells.csv", index=False)
     card = model_card(model, Run(evaluated), "")
-    for said in ("**optimistic**", "**simulated** (destain)", "a\\|b", "not calibrated", "gave cells to training"):
-        assert said in card, said
+    for phrase in ("**optimistic**", "**simulated** (destain)", "a\\|b", "not calibrated", "gave cells to training"):
+        assert phrase in card, phrase
     assert "are not known here" in model_card(model, None, "")
 
 

@@ -221,15 +221,15 @@ NAMES = [
 def test_other_files_are_refused_whether_or_not_they_exist(secret, kind):
     given = secret.parent / "request" / "given.ome.tif"
     (given.parent / "link.tif").symlink_to(secret)
-    said = set()
+    messages = set()
     for name in NAMES:
         hostile(kind, name.format(secret=secret, absent=secret.with_name("absent.tif")), given)
         for attempt in (lambda: describe_field(given), lambda: open_field(given, channel="1")):
             with pytest.raises(ImageError) as refused:
                 attempt()
-            said.add((refused.value.code, str(refused.value)))
-    assert len(said) == 1
-    assert said.pop()[0] == "images.companion_refused"
+            messages.add((refused.value.code, str(refused.value)))
+    assert len(messages) == 1
+    assert messages.pop()[0] == "images.companion_refused"
 
 
 WATCH = """

@@ -42,11 +42,11 @@ def test_the_first_loss_is_that_of_guessing(name):
 
 @pytest.mark.parametrize("enhancer", ["none", "urnet", "rsgunet", "clahe"])
 @pytest.mark.parametrize("classifier", ["tf_efficientnet_lite0", "mobilenetv2_100", "efficientnet_b0", "resnet10t"])
-@pytest.mark.parametrize("beside", [False, True])
-def test_the_first_loss_of_a_joint_model_is_that_of_guessing(enhancer, classifier, beside):
+@pytest.mark.parametrize("raw", [False, True])
+def test_the_first_loss_of_a_joint_model_is_that_of_guessing(enhancer, classifier, raw):
     torch.manual_seed(0)
     options = {"width": 4} if enhancer == "urnet" else {}
-    model = build_joint(enhancer, classifier, 3, 1, enhancer_options=options, concat_raw=beside)
+    model = build_joint(enhancer, classifier, 3, 1, enhancer_options=options, concat_raw=raw)
     assert first_loss(model, 3, 1, 64) == pytest.approx(math.log(3), rel=0.1)
 
 

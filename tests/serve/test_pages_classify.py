@@ -104,9 +104,9 @@ def test_cell_dialog_by_keyboard(classify_files):
     page.keyboard.press("Enter")
     page.wait_for_selector(".cell-dialog[open] .pictures img")
     assert page.inner_text("#cell-title") == "000.png"
-    said = "The true class is among them for at least 90 % of cells like those of the calibration."
+    guarantee = "The true class is among them for at least 90 % of cells like those of the calibration."
     assert "Prediction set (classes that cannot be ruled out): " in page.inner_text(".cell-dialog")
-    assert said in page.inner_text(".cell-dialog")
+    assert guarantee in page.inner_text(".cell-dialog")
     assert len(re.findall(r"\d+\.\d %", page.inner_text("#cell-probabilities + table"))) == 3
     page.wait_for_function(
         "[...document.querySelectorAll('.cell-dialog img')].every(i => i.complete && i.naturalWidth)"

@@ -219,11 +219,11 @@ def test_picture_of_a_replaced_sample_is_gone(page, shapes, monkeypatch):
             return await read(upload, *span, **how)
 
         monkeypatch.setattr(services.decoders, "read", late)
-        waiting = threads.submit(browser.get, f"{at}/0/enhanced.png")
+        request = threads.submit(browser.get, f"{at}/0/enhanced.png")
         assert asked.wait(20)
         begin(browser)
         replaced.set()
-        answer = waiting.result()
+        answer = request.result()
         assert answer.status_code == 410
         assert "replaced by a newer one" in answer.json()["detail"]
         assert browser.get(f"{at}/0/enhanced.png").status_code == 404

@@ -60,14 +60,14 @@ def test_label_is_accessible_at_every_width(open_page, axe, width, scheme):
 
 def test_labels_by_keys_undo_and_export(open_page, server_url):
     page = begin(open_page, "Ada")
-    said = page.get_by_role("status")
+    message = page.get_by_role("status")
     first = at(page)
     press(page, "2")
-    assert said.inner_text() == "Labelled disc. Next cell."
+    assert message.inner_text() == "Labelled disc. Next cell."
     second = at(page)
     press(page, "s")
     press(page, "n")
-    assert said.inner_text() == "Labelled not a cell. Next cell."
+    assert message.inner_text() == "Labelled not a cell. Next cell."
     assert list(exported(page, server_url).values()) == ["disc"]
     press(page, "u")
     press(page, "u")
@@ -111,16 +111,16 @@ def test_lost_connection_is_restored_at_the_same_cell(open_page):
 
 def test_two_labellers_get_different_cells_and_see_their_agreement(open_page, browser):
     one, two = begin(open_page, "Ida"), begin(open_page, "Ben")
-    mine = set()
+    open_cells = set()
     for key in ("1", "2", "1", "2"):
         assert at(one) != at(two)
-        mine |= {at(one)}
+        open_cells |= {at(one)}
         press(one, key)
     new = at(two)
     two.get_by_label("Second reader").check()
     two.wait_for_function("was => document.querySelector('[data-keys]').dataset.cell !== was", arg=new)
-    while mine:  # others may have labelled cells that come before
-        mine -= {at(two)}
+    while open_cells:  # others may have labelled cells that come before
+        open_cells -= {at(two)}
         press(two, "1")
     two.wait_for_function("document.querySelector('.side').innerText.includes('Ben, Ida')")
     row = two.locator(".side tbody tr", has_text="Ben, Ida")
@@ -154,8 +154,8 @@ def test_replaced_label_is_reported(open_page):
     assert at(two) == cell  # tabs of one browser share their cells
     press(one, "1")
     press(two, "2")
-    said = two.get_by_role("status").inner_text()
-    assert re.fullmatch(r"Labelled disc\. This replaces your label bar of .. ... 20.. ..:.. UTC\. Next cell\.", said)
+    message = two.get_by_role("status").inner_text()
+    assert re.fullmatch(r"Labelled disc\. This replaces your label bar of .. ... 20.. ..:.. UTC\. Next cell\.", message)
     press(two, "u")
     assert at(two) == cell
 

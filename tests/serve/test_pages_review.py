@@ -40,7 +40,7 @@ def name(page, who) -> None:
     page.keyboard.press("Enter")
 
 
-def said(page, words) -> None:
+def check_status(page, words) -> None:
     page.wait_for_function("w => document.querySelector('[role=status]').innerText.startsWith(w)", arg=words)
 
 
@@ -61,14 +61,14 @@ def test_corrections_by_keys(open_page, samples):
             break
     page.keyboard.press("3")
     name(page, "Ada")
-    said(page, "Saved: ring")
+    check_status(page, "Saved: ring")
     assert page.evaluate("document.activeElement.className").startswith("tile")
     page.keyboard.press("c")
-    said(page, "Saved: disc")
+    check_status(page, "Saved: disc")
     page.keyboard.press("ArrowRight")
     page.wait_for_function("document.querySelectorAll('.tile')[3].ariaPressed === 'true'")
     page.keyboard.press("n")
-    said(page, "Saved: not a cell")
+    check_status(page, "Saved: not a cell")
     seen = {row.path: (row.corrected, row.reviewer) for row in samples.reviews.read_reviewed("S1")}
     assert seen["000.png"] == ("ring", "Ada")
     assert seen["001.png"] == ("disc", "Ada")
@@ -79,7 +79,7 @@ def test_corrections_by_keys(open_page, samples):
     page.keyboard.press("ArrowLeft")
     page.wait_for_function("document.querySelectorAll('.tile')[3].ariaPressed === 'true'")
     page.keyboard.press("u")
-    said(page, "Undone. The prediction is bar.")
+    check_status(page, "Undone. The prediction is bar.")
     assert samples.reviews.read_reviewed("S1")[3].corrected is None
 
 
@@ -93,7 +93,7 @@ def test_corrections_with_the_mouse_and_selection_after_a_reload(open_page, samp
     page.wait_for_function("document.querySelectorAll('.tile')[4].ariaPressed === 'true'")
     page.get_by_role("button", name="bar", exact=True).click()
     name(page, "Ben")
-    said(page, "Saved: bar")
+    check_status(page, "Saved: bar")
     page.get_by_label("Show").select_option("Reviewed")
     page.wait_for_function("document.querySelectorAll('.tile').length === 1")
     assert page.locator(".current").inner_text().count("by Ben") == 1
@@ -166,14 +166,14 @@ def test_replaced_correction_is_reported(open_page, samples):
     samples.reviews.correct(at, "Ben", "ring")  # after the page was read
     page.keyboard.press("1")
     name(page, "Ada")
-    said(page, "Saved: bar. This replaces the label ring by Ben, ")
+    check_status(page, "Saved: bar. This replaces the label ring by Ben, ")
     choose_first(page, at)
     page.keyboard.press("2")
-    said(page, "Saved: disc. This replaces your label bar of ")
+    check_status(page, "Saved: disc. This replaces your label bar of ")
     choose_first(page, at)
     samples.reviews.correct(at, "Ben", "ring")
     page.keyboard.press("u")
-    said(page, "Undone.")
+    check_status(page, "Undone.")
     assert "The label ring was by Ben" in page.get_by_role("status").inner_text()
 
 
@@ -181,18 +181,18 @@ def test_full_disk_is_reported_and_nothing_is_shown_as_saved(open_page, samples,
     page = open_sample(open_page, "S1")
     page.keyboard.press("c")
     name(page, "Eve")
-    said(page, "Saved: ")
+    check_status(page, "Saved: ")
     at = page.locator("[data-keys]").get_attribute("data-cell")
     before = samples.reviews.read_reviewed("S1")
     with disk_full():
         for key, words in (("2", "Not saved: "), ("u", "Not undone: ")):
             page.keyboard.press(key)
-            said(page, words)
+            check_status(page, words)
             assert "make room" in page.get_by_role("status").inner_text()
             assert page.locator("[data-keys]").get_attribute("data-cell") == at
     assert samples.reviews.read_reviewed("S1") == before
     page.keyboard.press("2")
-    said(page, "Saved: disc")
+    check_status(page, "Saved: disc")
 
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202egnp.\x00\x1b[31m" + "x" * 20_000

@@ -22,7 +22,7 @@ from urnet.serve.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def beside(served_run):
+def run_folders(served_run):
     """Runs next to the served one: `twin`, evaluated as well; `going`, whose third epoch is not written."""
     twin, going, strange = (served_run.parent / name for name in ("twin", "going", ".hidden"))
     evaluate(served_run)
@@ -40,26 +40,26 @@ def beside(served_run):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280, 2560])
-def test_runs_are_accessible_at_every_width(open_page, axe, beside, width, scheme):
-    for address in ("/runs?run=twin", "/runs?run=run&beside=twin"):
+def test_runs_are_accessible_at_every_width(open_page, axe, run_folders, width, scheme):
+    for address in ("/runs?run=twin", "/runs?run=run&compare=twin"):
         page = open_page(address, width=width, scheme=scheme)
         page.wait_for_selector("svg.chart")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert axe(page) == []
 
 
-def test_curves_follow_a_training(open_page, beside):
+def test_curves_follow_a_training(open_page, run_folders):
     page = open_page("/runs?run=going")
     page.wait_for_selector("svg.chart")
     assert "in epoch 2" in page.locator("svg.chart").first.get_attribute("aria-label")
     assert "unfinished" in page.locator("[role=status]").inner_text()
-    history = (beside / "run" / "history.csv").read_text(encoding="utf-8").splitlines()
-    with (beside / "going" / "history.csv").open("a", encoding="utf-8") as file:
+    history = (run_folders / "run" / "history.csv").read_text(encoding="utf-8").splitlines()
+    with (run_folders / "going" / "history.csv").open("a", encoding="utf-8") as file:
         file.write(history[3] + "\n")
     page.wait_for_function("document.querySelector('svg.chart').ariaLabel.includes('in epoch 3')")
 
 
-def test_report_and_comparison_by_keyboard(open_page, beside):
+def test_report_and_comparison_by_keyboard(open_page, run_folders):
     page = open_page("/runs")
     assert page.locator("[aria-current=true]").inner_text().startswith("run")
     assert "served" in page.locator("[aria-current=true]").inner_text()
@@ -72,7 +72,7 @@ def test_report_and_comparison_by_keyboard(open_page, beside):
     page.get_by_label("Compare run with").select_option("twin")
     page.get_by_role("button", name="Compare").focus()
     page.keyboard.press("Enter")
-    page.wait_for_url("**/runs?run=run&beside=twin")
+    page.wait_for_url("**/runs?run=run&compare=twin")
     page.wait_for_selector("td:has-text('could be chance')")
     assert "train.epochs" in page.locator("main").inner_text()
 
@@ -83,17 +83,17 @@ def in_view(page, cell) -> bool:
 
 
 @pytest.mark.parametrize("width", [400, 1280])
-def test_one_source_has_neither_interval_nor_verdict(open_page, beside, width):
+def test_one_source_has_neither_interval_nor_verdict(open_page, run_folders, width):
     for name in ("slide", "slide-b"):
-        shutil.copytree(beside / "run", beside / name)
-        part = beside / name / "evaluation" / "test"
+        shutil.copytree(run_folders / "run", run_folders / name)
+        part = run_folders / name / "evaluation" / "test"
         rows = pd.read_csv(part / "predictions.csv", dtype=str, keep_default_na=False)
         rows.assign(source="slide").to_csv(part / "predictions.csv", index=False)
         metrics = json.loads((part / "metrics.json").read_text(encoding="utf-8"))
         metrics["intervals"] |= {"unit": "source image", "groups": 1}
         (part / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     try:
-        page = open_page("/runs?run=slide&beside=slide-b", width=width)
+        page = open_page("/runs?run=slide&compare=slide-b", width=width)
         page.wait_for_selector("text=No interval (one group)")
         shown = page.get_by_role("region", name="Differences on the test split")
         rows = [row.locator("td").all() for row in shown.locator("tbody tr").all()]
@@ -105,13 +105,13 @@ def test_one_source_has_neither_interval_nor_verdict(open_page, beside, width):
         page.wait_for_selector("text=12 cells, no intervals: all cells come from one source image.")
     finally:
         for name in ("slide", "slide-b"):
-            shutil.rmtree(beside / name)
+            shutil.rmtree(run_folders / name)
 
 
-def test_metrics_without_described_intervals_are_left_out(beside):
-    part = beside / "run" / "evaluation" / "test" / "metrics.json"
+def test_metrics_without_described_intervals_are_left_out(run_folders):
+    part = run_folders / "run" / "evaluation" / "test" / "metrics.json"
     whole = part.read_text(encoding="utf-8")
-    run = list_runs(beside / "run")["run"]
+    run = list_runs(run_folders / "run")["run"]
     assert [one.split for one in run.figures()] == ["test"]
     try:
         part.write_text(json.dumps(json.loads(whole) | {"intervals": None}), encoding="utf-8")
@@ -120,10 +120,10 @@ def test_metrics_without_described_intervals_are_left_out(beside):
         part.write_text(whole, encoding="utf-8")
 
 
-def test_comparisons_use_their_own_threads(monkeypatch, beside):
+def test_comparisons_use_their_own_threads(monkeypatch, run_folders):
     from urnet.serve.pages.components import run_comparison
 
-    go, found = threading.Event(), list_runs(beside / "run")
+    go, found = threading.Event(), list_runs(run_folders / "run")
     monkeypatch.setattr(run_comparison, "compare_test_results", lambda *runs: go.wait(60))
 
     async def many() -> str:
@@ -144,7 +144,7 @@ def test_comparisons_use_their_own_threads(monkeypatch, beside):
 
 
 @pytest.fixture
-def slowly(monkeypatch, served_run, beside, pages):
+def slowly(monkeypatch, served_run, run_folders, pages):
     """A server in this process whose comparisons wait for an event: its address, and the event."""
     from urnet.serve.pages.components import run_comparison
 
@@ -169,7 +169,7 @@ def slowly(monkeypatch, served_run, beside, pages):
 def test_comparison_shows_progress_can_be_cancelled_and_continues_without_its_page(slowly, browser, axe):
     address, go = slowly
     page = browser.new_page()
-    page.goto(f"{address}/runs?run=run&beside=twin")
+    page.goto(f"{address}/runs?run=run&compare=twin")
     page.wait_for_selector("svg.chart")
     page.wait_for_selector("[role=status] >> text=Comparing the runs on their test split.")
     page.wait_for_function("window.did_handshake")
@@ -187,15 +187,15 @@ def test_comparison_shows_progress_can_be_cancelled_and_continues_without_its_pa
     go.set()
     page.wait_for_selector("[role=status] >> text=The comparison is finished.")
     page.wait_for_selector("td:has-text('could be chance')")
-    page.goto(f"{address}/runs?run=run&beside=going")
+    page.goto(f"{address}/runs?run=run&compare=going")
     page.wait_for_selector("text=going: the test split is not evaluated")
     page.close()
 
 
-def test_requests_name_runs_and_not_paths(open_page, beside, server_url, tmp_path):
-    page = open_page("/runs?run=..%2F..%2F..&beside=%2Fetc")
+def test_requests_name_runs_and_not_paths(open_page, run_folders, server_url, tmp_path):
+    page = open_page("/runs?run=..%2F..%2F..&compare=%2Fetc")
     assert page.locator("[aria-current=true]").inner_text().startswith("run")
-    shutil.copytree(beside / "run", tmp_path / "elsewhere")
+    shutil.copytree(run_folders / "run", tmp_path / "elsewhere")
     for run in ("../../etc", str(tmp_path / "elsewhere"), "../run", ".hidden", "run/evaluation"):
         for part in ("test", "../evaluation/test"):
             answer = page.request.get(f"{server_url}/runs/report", params={"run": run, "part": part})
@@ -205,20 +205,20 @@ def test_requests_name_runs_and_not_paths(open_page, beside, server_url, tmp_pat
     assert answer.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
 
 
-def test_runs_and_folds_are_listed(beside, tmp_path):
+def test_runs_and_folds_are_listed(run_folders, tmp_path):
     names = {"run", "twin", "going"}
-    assert set(list_runs(beside / "run")) == names
-    assert set(list_runs(beside / "run" / "model")) == names
+    assert set(list_runs(run_folders / "run")) == names
+    assert set(list_runs(run_folders / "run" / "model")) == names
     for fold in ("fold0", "fold1"):
-        shutil.copytree(beside / "going", tmp_path / "runs" / "cv" / fold)
+        shutil.copytree(run_folders / "going", tmp_path / "runs" / "cv" / fold)
     (tmp_path / "runs" / "no run").mkdir()
     assert set(list_runs(tmp_path / "runs" / "cv" / "fold0")) == {"cv/fold0", "cv/fold1"}
     assert list_runs(tmp_path / "gone" / "run") == {}
-    assert not list_runs(beside / "run")["going"].finished
+    assert not list_runs(run_folders / "run")["going"].finished
 
 
-def test_incomplete_history_is_read(beside, raises_code, tmp_path):
-    shutil.copytree(beside / "going", tmp_path / "run")
+def test_incomplete_history_is_read(run_folders, raises_code, tmp_path):
+    shutil.copytree(run_folders / "going", tmp_path / "run")
     run = Run(tmp_path / "run")
     whole = len(run.history())
     with run.history_path.open("a", encoding="utf-8") as file:
@@ -232,8 +232,8 @@ def test_incomplete_history_is_read(beside, raises_code, tmp_path):
         read_history(run)
 
 
-def test_comparison_of_test_results(beside, raises_code):
-    found = list_runs(beside / "run")
+def test_comparison_of_test_results(run_folders, raises_code):
+    found = list_runs(run_folders / "run")
     table = compare_test_results(found["run"], found["twin"])
     assert table["difference"].tolist()[:2] == [0, 0]
     assert recipe_differences(found["run"].run, found["twin"].run) == [("train.epochs", "4", "5")]

@@ -28,13 +28,13 @@ def assert_problem(answer, status: int, *words: str) -> dict:
     """Check that an answer has problem details with these words."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
-    told = answer.json()
-    assert (told["status"], told["type"]) == (status, "about:blank")
-    assert told["request_id"] == answer.headers["x-request-id"]
-    assert re.fullmatch(r"[a-z]+\.[a-z_]+", told["code"])
+    body = answer.json()
+    assert (body["status"], body["type"]) == (status, "about:blank")
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert re.fullmatch(r"[a-z]+\.[a-z_]+", body["code"])
     for word in words:
-        assert word in told["detail"]
-    return told
+        assert word in body["detail"]
+    return body
 
 
 def test_predictions_equal_those_of_the_command_line(client, send_files, shapes, tmp_path):
@@ -42,11 +42,11 @@ def test_predictions_equal_those_of_the_command_line(client, send_files, shapes,
     predict_files(client.services.model, files, tmp_path / "p.csv", engine="onnx")
     table = pd.read_csv(tmp_path / "p.csv", dtype=str, keep_default_na=False)
     alone = [send_files(client, file).json()["results"][0] for file in files[::7]]
-    told = send_files(client, *files).json()
-    assert told["engine"] == "onnx"
-    assert told["model"] == client.services.model.digest()
-    assert told["results"][::7] == alone
-    for row, result in zip(table.to_dict("records"), told["results"], strict=True):
+    body = send_files(client, *files).json()
+    assert body["engine"] == "onnx"
+    assert body["model"] == client.services.model.digest()
+    assert body["results"][::7] == alone
+    for row, result in zip(table.to_dict("records"), body["results"], strict=True):
         assert result["predicted"] == row["predicted"]
         assert {f"p_{name}": f"{p:.6f}" for name, p in result["probabilities"].items()}.items() <= row.items()
         assert (result["rejected"], "|".join(result["set"])) == (row["rejected"], row["set"])
@@ -62,16 +62,16 @@ def test_the_differential_equals_that_of_the_command_line(client, served_run, se
     written = json.loads((counted.folder / "differential.json").read_text(encoding="utf-8"))
     answer = send_files(client, *files, to="/v1/differential", data={"sample": "S1"})
     assert answer.status_code == 200, answer.text
-    told = answer.json()
-    assert {key: told[key] for key in written["samples"][0]} == written["samples"][0]
-    assert told["notes"] == written["notes"]
-    assert not told["fields"]
+    body = answer.json()
+    assert {key: body[key] for key in written["samples"][0]} == written["samples"][0]
+    assert body["notes"] == written["notes"]
+    assert not body["fields"]
 
 
 def test_an_unused_pixel_size_is_noted(client, send_files, shapes):
-    told = send_files(client, shapes / "disc" / "000.png", to="/v1/differential", data={"pixel_size_um": "0.3"})
-    assert told.status_code == 200, told.text
-    assert any(note.startswith("pixel_size_um was not used") for note in told.json()["notes"])
+    answer = send_files(client, shapes / "disc" / "000.png", to="/v1/differential", data={"pixel_size_um": "0.3"})
+    assert answer.status_code == 200, answer.text
+    assert any(note.startswith("pixel_size_um was not used") for note in answer.json()["notes"])
 
 
 def test_an_unusable_file_has_an_error_among_the_results(client, send_files, shapes):
@@ -86,10 +86,10 @@ def test_an_unusable_file_has_an_error_among_the_results(client, send_files, sha
 
 
 def test_only_unusable_files_are_answered_422_with_all_reasons(client, send_files):
-    told = assert_problem(send_files(client, ("a.png", b""), ("b.svg", b"<svg/>")), 422, "a.png: the file is empty")
-    assert told["code"] == "images.none_usable"
-    assert [one["file"] for one in told["files"]] == ["a.png", "b.svg"]
-    assert all(one["code"].startswith("images.") for one in told["files"])
+    body = assert_problem(send_files(client, ("a.png", b""), ("b.svg", b"<svg/>")), 422, "a.png: the file is empty")
+    assert body["code"] == "images.none_usable"
+    assert [one["file"] for one in body["files"]] == ["a.png", "b.svg"]
+    assert all(one["code"].startswith("images.") for one in body["files"])
     assert_problem(send_files(client, ("a.png", b""), to="/v1/differential"), 422, "the file is empty")
 
 
@@ -120,10 +120,10 @@ def test_padding_tiles_of_a_montage_are_left_out(open_client, send_files, shapes
 
 
 def test_the_model_route_describes_the_model(client):
-    told = client.get("/v1/model").json()
-    assert told["classes"] == ["bar", "disc", "ring"]
-    assert told["use"] == "research use only"
-    assert told["limits"]["max_files"] == client.services.settings.max_files
+    body = client.get("/v1/model").json()
+    assert body["classes"] == ["bar", "disc", "ring"]
+    assert body["use"] == "research use only"
+    assert body["limits"]["max_files"] == client.services.settings.max_files
     assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
 
 
@@ -163,10 +163,10 @@ def test_invalid_requests_are_answered_with_problem_details(client, send_files):
     ],
 )
 def test_parts_without_files_are_answered_with_an_example(client, to, parts, code, words):
-    told = assert_problem(
+    body = assert_problem(
         client.post(to, files=parts), 422, words, f"curl -F files=@cell1.png -F files=@cell2.png {to}"
     )
-    assert told["code"] == code
+    assert body["code"] == code
 
 
 def test_limits_on_bytes_and_files(open_client, send_files, shapes):
@@ -235,8 +235,8 @@ def test_batches_form_across_requests_and_too_many_requests_are_refused(open_cli
 def test_an_internal_error_is_answered_500_without_details(open_client, send_files, shapes):
     with open_client() as client:
         hold(client, lambda crops: 1 / 0)
-        told = assert_problem(send_files(client, shapes / "disc" / "000.png"), 500, "see its log")
-        assert "division" not in json.dumps(told)
+        body = assert_problem(send_files(client, shapes / "disc" / "000.png"), 500, "see its log")
+        assert "division" not in json.dumps(body)
         assert client.get("/readyz").status_code == 200
 
 
@@ -259,8 +259,8 @@ def test_a_full_disk_is_answered_507_wherever_it_occurs(open_client, send_files,
     with open_client() as client:
         with monkeypatch.context() as patch:
             patch.setattr(writes, full)
-            told = assert_problem(send_files(client, large), 507, "disk is full")
-        assert told["code"] == "server.disk_full"
+            body = assert_problem(send_files(client, large), 507, "disk is full")
+        assert body["code"] == "server.disk_full"
         assert client.services.storage.used_bytes == 0
         assert send_files(client, large).status_code == 200
 

@@ -99,11 +99,11 @@ def test_stopping_finishes_waiting_tasks():
     async def stop_at_once():
         network = BatchedNetwork(GraphEngine("test", run, (4,)))
         network.start()
-        waiting = [asyncio.ensure_future(network.run(crops(k))) for k in range(6)]
+        tasks = [asyncio.ensure_future(network.run(crops(k))) for k in range(6)]
         await asyncio.sleep(0)
         run.cue.set()
         await asyncio.to_thread(network.stop)
-        return await asyncio.gather(*waiting)
+        return await asyncio.gather(*tasks)
 
     assert len(asyncio.run(stop_at_once())) == 6
 

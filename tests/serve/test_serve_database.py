@@ -54,12 +54,12 @@ def test_two_labellers_never_get_the_same_cell(label_store, store):
     other = Store(store.path)  # as another process has it
 
     def label_all(task) -> list[str]:
-        who, mine = task
+        who, queue = task
         both.wait()
         got = []
-        while cells := mine.claim(QUEUE, by(who), 3):
+        while cells := queue.claim(QUEUE, by(who), 3):
             for cell in cells:
-                mine.label(cell.id, by(who), "disc")
+                queue.label(cell.id, by(who), "disc")
                 got.append(cell.path)
         return got
 

@@ -103,8 +103,8 @@ def test_ranking_orders_the_queue_and_can_be_stopped(served_run, shapes, tmp_pat
         assert 0 < ranking.done < 60
     else:
         assert (ranking.state, ranking.done, len(ranking.proposals)) == ("done", 60, 60)
-        told, _, _ = services.network.engine.run(services.model.read(ranking.images.cells))
-        assert list(ranking.images.rows)[int(compute_uncertainty(told).argmax())] == after[0]
+        probabilities, _, _ = services.network.engine.run(services.model.read(ranking.images.cells))
+        assert list(ranking.images.rows)[int(compute_uncertainty(probabilities).argmax())] == after[0]
     store.close()
 
 

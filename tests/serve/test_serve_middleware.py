@@ -28,10 +28,10 @@ def ask(client, method, path, body, headers):
     """Send a request with the given body, and return the status."""
 
     async def ask() -> int:
-        told = []
+        messages = []
 
         async def send(message):
-            told.append(message)
+            messages.append(message)
 
         given = [(b"host", b"bench.lab")] + [(k.lower().encode(), v.encode()) for k, v in headers.items()]
         scope = {
@@ -44,7 +44,7 @@ def ask(client, method, path, body, headers):
         }
         scope |= {"server": ("bench.lab", 80), "client": ("10.0.0.9", 1), "root_path": "", "http_version": "1.1"}
         await client.app(scope, body.receive, send)
-        return told[0]["status"]
+        return messages[0]["status"]
 
     return client.portal.call(ask)
 

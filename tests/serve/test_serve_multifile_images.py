@@ -67,7 +67,7 @@ def test_two_uploads_of_one_request_are_one_field(requests, tmp_path):
 @pytest.mark.parametrize("name", ["../../request1/files/000001.tif", "..\\..\\request1\\files\\000001.tif", "{path}"])
 def test_an_upload_cannot_reach_the_files_of_another_request(requests, tmp_path, name):
     first, second = requests
-    said = set()
+    reasons = set()
     for there in (True, False):
         if not there:
             second.unlink()
@@ -75,7 +75,7 @@ def test_an_upload_cannot_reach_the_files_of_another_request(requests, tmp_path,
             pixels = tif.pages[0].asarray()
         xml = part(0, ["bf.ome.tif", name.format(path=second)], pixels.shape, str(pixels.dtype))
         tifffile.imwrite(first, pixels, description=xml, metadata=None, photometric="minisblack")
-        told = extract(first.parent, tmp_path / f"out {there}")
-        said.add(told["unreadable"][first.name])
-    assert len(said) == 1
-    assert said.pop()[1] == "images.companion_refused"
+        result = extract(first.parent, tmp_path / f"out {there}")
+        reasons.add(result["unreadable"][first.name])
+    assert len(reasons) == 1
+    assert reasons.pop()[1] == "images.companion_refused"

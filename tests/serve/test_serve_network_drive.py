@@ -72,9 +72,11 @@ def test_a_database_on_a_network_drive_is_refused_and_not_created(tmp_path, monk
     drive = tmp_path / "drive"
     drive.mkdir()
     (tmp_path / "link").symlink_to(drive)
-    told = tmp_path / "mountinfo"
-    told.write_text(f"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n23 22 0:5 / {drive} rw - nfs4 s:/ rw\n", encoding="utf-8")
-    monkeypatch.setattr(module, "MOUNTINFO", told)
+    mount_info = tmp_path / "mountinfo"
+    mount_info.write_text(
+        f"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n23 22 0:5 / {drive} rw - nfs4 s:/ rw\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(module, "MOUNTINFO", mount_info)
     for path in (drive / "bench.db", tmp_path / "link" / "bench.db"):
         with raises_code("store.network_drive") as caught:
             Store(path)

@@ -105,8 +105,8 @@ def test_names_of_hosts_are_allowed_one_by_one(behind, open_client):
         assert client.get("/healthz", headers={"Host": host}).status_code == status, host
     with open_client(proxy=ProxySettings.parse(allowed_hosts=["Bench.Lab"]), decode=False) as plain:
         assert plain.get("/healthz", headers={"Host": "bench.lab:80"}).status_code == 200
-        told = plain.get("/healthz", headers={"Host": "evil.example"}).json()["detail"]
-        assert "localhost, bench.lab" in told
+        detail = plain.get("/healthz", headers={"Host": "evil.example"}).json()["detail"]
+        assert "localhost, bench.lab" in detail
 
 
 @given(

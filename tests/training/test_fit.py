@@ -282,12 +282,12 @@ def test_a_full_disk_leaves_the_old_checkpoint(shapes, tiny, tmp_path, monkeypat
 def test_out_of_memory_is_an_error(shapes, tiny, tmp_path, monkeypatch, raises_code):
     look_at_one = JointModel.enhance_and_classify
 
-    def look(self, x):
+    def explain(self, x):
         if len(x) == 1:
             return look_at_one(self, x)
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("urnet.nets.joint.JointModel.enhance_and_classify", look)
+    monkeypatch.setattr("urnet.nets.joint.JointModel.enhance_and_classify", explain)
     with raises_code("training.memory"):
         train(shapes, tiny, tmp_path / "run", overrides=SHORT)
 

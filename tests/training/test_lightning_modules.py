@@ -77,8 +77,8 @@ def test_the_error_of_the_identity_is_a_share_of_the_variance_within_images(targ
     assert module.identity_sums == {}
 
 
-@pytest.mark.parametrize(("scale", "said"), [(1.0, 0), (100.0, 1)])
-def test_an_enhanced_image_that_leaves_0_to_1_is_warned_of_once(scale, said, caplog):
+@pytest.mark.parametrize(("scale", "warnings"), [(1.0, 0), (100.0, 1)])
+def test_an_enhanced_image_that_leaves_0_to_1_is_warned_of_once(scale, warnings, caplog):
     module = joint()
     module.model.enhancer.body = Scaled(scale)
     module._trainer = SimpleNamespace(global_rank=0, current_epoch=4)
@@ -87,8 +87,8 @@ def test_an_enhanced_image_that_leaves_0_to_1_is_warned_of_once(scale, said, cap
         for _ in range(2):
             module.validation_step((images, torch.tensor([0, 1, 2, 0]), torch.empty(4, 0)), 0)
             module.on_validation_epoch_end()
-    assert caplog.text.count("epoch 5: the enhanced image leaves [0, 1]: ") == said
-    assert caplog.text.count("enhancer.bounded=true") == said
+    assert caplog.text.count("epoch 5: the enhanced image leaves [0, 1]: ") == warnings
+    assert caplog.text.count("enhancer.bounded=true") == warnings
 
 
 class Scaled(nn.Module):

@@ -70,9 +70,9 @@ def test_a_run_killed_twice_and_interrupted_equals_an_uninterrupted_one(whole, s
     assert 2 <= stops[0].rows < 4 < stops[1].rows < 10
     run = train(shapes, tiny, folder, overrides=LONG, resume=True)[0]
     assert run.history_path.read_text(encoding="utf-8") == whole.history_path.read_text(encoding="utf-8")
-    mine, other = run.load_model(), whole.load_model()
-    assert mine.config == other.config
-    assert all(torch.equal(t, other.joint.state_dict()[name]) for name, t in mine.joint.state_dict().items())
+    resumed, other = run.load_model(), whole.load_model()
+    assert resumed.config == other.config
+    assert all(torch.equal(t, other.joint.state_dict()[name]) for name, t in resumed.joint.state_dict().items())
     metrics, expected = evaluate(run).metrics, evaluate(whole).metrics
     assert metrics == expected
 

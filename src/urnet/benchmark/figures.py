@@ -94,15 +94,20 @@ def draw_training_curves(entries: Sequence[ResultRow]) -> Figure:
         axes.grid(True)
         axes.set_title(title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-        for entry, look in zip(entries, line_styles(len(entries)), strict=True):
+        for entry, style in zip(entries, line_styles(len(entries)), strict=True):
             training = entry.history[entry.history["stage"] == "train"]
             by_epoch = training.groupby("epoch")[column].agg(["mean", "min", "max"]).dropna()
             if len(entries) <= MAX_BANDS:
-                axes.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], color=look["color"], alpha=0.12,
+                axes.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], color=style["color"], alpha=0.12,
                                   linewidth=0)  # fmt: skip
             every = max(1, len(by_epoch) // 8)
             axes.plot(
-                by_epoch.index, by_epoch["mean"], markersize=4, markevery=every, label=truncate(entry.title, 30), **look
+                by_epoch.index,
+                by_epoch["mean"],
+                markersize=4,
+                markevery=every,
+                label=truncate(entry.title, 30),
+                **style,
             )
     for axes in grid[1]:
         axes.set_xlabel("epoch")

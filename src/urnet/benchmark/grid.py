@@ -211,12 +211,12 @@ def run_with_ray(grid: Grid, todo: Sequence[Job], jobs: int | None, address: str
         there = replace(grid.cells, root=grid.cells.root.resolve())  # a worker's working folder may be another
         shared = ray.put((there, grid.audit))
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1)(_run_ray_job)
-        waiting = {task.remote(job, shared, int(cpus)): job for job in todo}
-        started, total = time.monotonic(), len(waiting)
-        while waiting:
-            ready, _ = ray.wait(list(waiting), timeout=2.0)
+        pending = {task.remote(job, shared, int(cpus)): job for job in todo}
+        started, total = time.monotonic(), len(pending)
+        while pending:
+            ready, _ = ray.wait(list(pending), timeout=2.0)
             for future in ready:
-                job = waiting.pop(future)
+                job = pending.pop(future)
                 try:
                     if error := ray.get(future):
                         _record_failure(job, error, reporter)
@@ -226,10 +226,10 @@ def run_with_ray(grid: Grid, todo: Sequence[Job], jobs: int | None, address: str
                         f"its process died ({' '.join(str(error).split())[:200]}); memory may have run out",
                         reporter,
                     )
-                done = total - len(waiting)
-                left = _describe_time_left(started, done, total) + _describe_running(waiting.values())
+                done = total - len(pending)
+                left = _describe_time_left(started, done, total) + _describe_running(pending.values())
                 reporter.notify(f"[{done}/{total}] {job.title}: {job.outcome()['status']}{left}")
-            reporter.update("cells", 1 - len(waiting) / total)
+            reporter.update("cells", 1 - len(pending) / total)
     finally:
         ray.shutdown()
 

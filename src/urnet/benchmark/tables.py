@@ -181,17 +181,17 @@ def _class_metrics(cells: pd.DataFrame, name: str) -> dict[str, float]:
 def _build_overview(table: Kind, entries: Sequence[ResultRow]) -> TableData:
     """Build the table of accuracy, macro recall and cost."""
     paper = published_accuracies(table)
-    beside = any(entry.name in paper for entry in entries)
-    header = [*_first_columns(entries), "Accuracy, %", *["Paper, %"] * beside, "Macro recall, %", *COSTS]
+    has_paper = any(entry.name in paper for entry in entries)
+    header = [*_first_columns(entries), "Accuracy, %", *["Paper, %"] * has_paper, "Macro recall, %", *COSTS]
     rows = []
     for entry, first in _list_rows(entries):
         if entry.metrics is None:
             rows.append(first)
             continue
-        published = [_format_percent(paper.get(entry.name))] * beside
+        published = [_format_percent(paper.get(entry.name))] * has_paper
         measured = [format_interval(entry.metrics[metric]) for metric in ("accuracy", "macro_recall")]
         rows.append([*first, measured[0], *published, measured[1], *_format_costs(entry)])
-    notes = _list_notes(entries) + _list_cost_notes(entries) + (_list_paper_notes(table, entries) if beside else [])
+    notes = _list_notes(entries) + _list_cost_notes(entries) + (_list_paper_notes(table, entries) if has_paper else [])
     return TableData(TITLES[table], [header], rows, notes)
 
 
@@ -200,9 +200,9 @@ def _build_class_table(table: Kind, entries: Sequence[ResultRow]) -> TableData:
     done = [entry for entry in entries if entry.metrics is not None]
     classes = done[0].metrics["classes"] if done and done[0].metrics else []
     paper = {entry.name: find_published(table, entry.name, tuple(classes)) for entry in entries}
-    beside = any(paper.values())
+    has_paper = any(paper.values())
     first, names = _first_columns(entries), (*classes, "Average")
-    if beside:
+    if has_paper:
         upper = [*[""] * len(first), *(text for name in names for text in (name, ""))]
         header = [upper, [*first, *["ours, %", "paper, %"] * len(names)]]
     else:
@@ -218,10 +218,11 @@ def _build_class_table(table: Kind, entries: Sequence[ResultRow]) -> TableData:
             measured = [metrics["per_class"][name][figure] for name in classes] + [metrics[f"macro_{figure}"]]
             known = [_published_value(published, figure, name) for name in (*classes, None)]
             for value, paper_value in zip(measured, known, strict=True):
-                cells += [format_interval(value), *[_format_percent(paper_value)] * beside]
+                cells += [format_interval(value), *[_format_percent(paper_value)] * has_paper]
             rows.append(cells)
     title = f"{TITLES[table]} (by class)"
-    return TableData(title, header, rows, _list_notes(entries) + (_list_paper_notes(table, entries) if beside else []))
+    notes = _list_notes(entries) + (_list_paper_notes(table, entries) if has_paper else [])
+    return TableData(title, header, rows, notes)
 
 
 def _published_value(published: Published | None, figure: str, name: str | None) -> float | None:

@@ -177,13 +177,13 @@ def draw_stress_curves(table: pd.DataFrame, metric: str, panels: Mapping[str, tu
         axes.set_xticks(range(len(severities)), [f"{severity:g}" for severity in severities])
         if min(severities) < 0:
             axes.axvline(list(severities).index(0), color=FAINT, linewidth=1)
-        for run, look in zip(runs, line_styles(len(runs)), strict=True):
+        for run, style in zip(runs, line_styles(len(runs)), strict=True):
             rows = table[(table["run"] == run) & (table["perturbation"] == name)].set_index("severity")
             keys = [metric, f"{metric}_low", f"{metric}_high"]
             x, (y, low, high) = np.arange(len(severities)), rows.loc[list(severities), keys].to_numpy(float).T
             if len(runs) <= MAX_BANDS:
-                axes.fill_between(x, low, high, color=look["color"], alpha=0.13, linewidth=0)
-            axes.plot(x, y, markersize=4, label=truncate(run, 44), **look)
+                axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
+            axes.plot(x, y, markersize=4, label=truncate(run, 44), **style)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", handlelength=3.5)
     return figure
 

@@ -215,9 +215,9 @@ def _choose_cells(cells: "Cells") -> "Cells":
     """Choose up to 64 cells, evenly over the classes if labels are known."""
     order = cells.table["label"].argsort(kind="stable") if "label" in cells.table else np.arange(len(cells))
     wanted = np.linspace(0, len(cells) - 1, min(MAX_CELLS, len(cells))).round().astype(int)
-    kept = np.zeros(len(cells), bool)
-    kept[np.asarray(order)[wanted]] = True
-    return cells.where(kept)
+    is_used = np.zeros(len(cells), bool)
+    is_used[np.asarray(order)[wanted]] = True
+    return cells.where(is_used)
 
 
 def _report_progress(progress: Progress | None, what: str, share: float) -> None:

@@ -363,8 +363,8 @@ class ClassificationJob:
                 else:
                     self.cropped = UploadedCells(self.uploads)
                 self.notes = [*self.cropped.notes, INCOMPLETE]
-                for lost in self.cropped.unreadable:
-                    self._collect(Upload(lost.path, None, lost.error), 0, [lost])
+                for failed in self.cropped.unreadable:
+                    self._collect(Upload(failed.path, None, failed.error), 0, [failed])
                 self._enter("classifying")
                 await self._classify(self.cropped.sources)
                 await self._count()

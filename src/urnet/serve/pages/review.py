@@ -153,8 +153,8 @@ class ReviewPage:
     def __init__(self, services: Services, store: Store, samples: list[str], sample: str):
         self.services, self.reviews, self.samples = services, store.reviews, samples
         self.session = current_session()
-        kept = self.session.data.get("review")
-        selection = replace(kept) if isinstance(kept, ReviewSelection) else ReviewSelection()  # one for each window
+        stored = self.session.data.get("review")
+        selection = replace(stored) if isinstance(stored, ReviewSelection) else ReviewSelection()  # one for each window
         wanted = next((name for name in (sample, selection.sample) if name in samples), samples[0])
         if wanted != selection.sample:
             selection.sample, selection.page, selection.prediction = wanted, 0, None

@@ -1,4 +1,4 @@
-"""The page Runs: training curves, metrics and reports of the runs beside the served one, and two runs compared."""
+"""The page Runs: training curves, metrics and reports of the runs in the folder of the served one, and comparisons of two runs."""
 
 import asyncio
 from collections.abc import Mapping
@@ -51,13 +51,13 @@ def add(app: FastAPI, services: Services) -> None:
         evaluations = [] if listed is None else await asyncio.to_thread(listed.read_evaluations)
         path = next((evaluation.report for evaluation in evaluations if evaluation.split == part), None)
         if path is None:
-            raise RequestError(HTTPStatus.NOT_FOUND, "there is no such report beside the served run")
+            raise RequestError(HTTPStatus.NOT_FOUND, "there is no such report in the folder of the served run")
         content = await asyncio.to_thread(path.read_bytes)
         headers = {"Content-Security-Policy": REPORT_POLICY, "Cache-Control": "no-store"}
         return Response(content, media_type="text/html; charset=utf-8", headers=headers)
 
     @ui.page("/runs")
-    async def runs(run: str = "", beside: str = "") -> None:
+    async def runs(run: str = "", compare: str = "") -> None:
         listed = await asyncio.to_thread(list_runs, services.run) if services.has_model else {}
         with page_frame("Runs", "/runs", styles="runs.css"):
             if not services.has_model:
@@ -68,7 +68,7 @@ def add(app: FastAPI, services: Services) -> None:
                 return
             selected = listed.get(run) or next((one for one in listed.values() if _is_served(one, services.run)), None)
             selected = selected or next(iter(listed.values()))
-            other = listed.get(beside) if beside != selected.name else None
+            other = listed.get(compare) if compare != selected.name else None
             with ui.element("div").classes("runs"):
                 _add_list(listed, selected, services.run)
                 with ui.element("div"):
@@ -143,7 +143,7 @@ def _add_comparison_form(run: ListedRun, others: list[str]) -> None:
         first.props["value"] = run.name
         with ui.element("label"):
             text("span", f"Compare {run.name} with")
-            with ui.element("select").props("name=beside"):
+            with ui.element("select").props("name=compare"):
                 for name in others:
                     text("option", name).props["value"] = name
         text("button", "Compare").props("type=submit").classes("button")

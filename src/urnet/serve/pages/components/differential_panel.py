@@ -85,17 +85,17 @@ def _add_counts(job: ClassificationJob) -> None:
 
 def _ask_for_partial_count(job: ClassificationJob) -> None:
     """List the unreadable files, and offer to count without them."""
-    lost, files = job.cropped.unreadable, len(job.uploads)
+    failed, files = job.cropped.unreadable, len(job.uploads)
     with ui.element("div").classes("notice warn").props("role=note"):
-        text("p", f"{len(lost):,} of {counted(files, 'file')} cannot be read:")
+        text("p", f"{len(failed):,} of {counted(files, 'file')} cannot be read:")
         with ui.element("ul"):
-            for answer in lost[:MAX_NAMED_FILES]:
+            for answer in failed[:MAX_NAMED_FILES]:
                 text("li", answer.reason)
-            if len(lost) > MAX_NAMED_FILES:
-                text("li", f"{len(lost) - MAX_NAMED_FILES:,} more, listed among the unusable cells")
+            if len(failed) > MAX_NAMED_FILES:
+                text("li", f"{len(failed) - MAX_NAMED_FILES:,} more, listed among the unusable cells")
         text("p", "A count of the other files is not a count of the whole sample.")
         text("p", "Repair the files and upload the sample again, or count without them.")
-        button(f"Count the other {counted(files - len(lost), 'file')}", job.count_partial)
+        button(f"Count the other {counted(files - len(failed), 'file')}", job.count_partial)
 
 
 def _add_head(first: str, *others: str) -> None:
