@@ -3,13 +3,13 @@
     python benchmarks/rejection.py RUN --unknown CELLS --out rejection.csv
 
 RUN is a finished run (`urnet train`, or `urnet calibrate`). CELLS is a table or folder; labels that are no classes of
-the run are unknown cells. Beside them stand, drawn here with a fixed seed: phantom red cells, platelets and fragments;
-empty spots; phantom white cells; noise; and the run's own test cells, spoiled. Each line gives the area under the ROC
-curve of the rejection score against the test part, with a 95 % interval, the share rejected, and the commonest reason.
+the run are unknown cells. Other images are drawn with a fixed seed: phantom red cells, platelets and fragments; empty
+spots; phantom white cells; noise; and degraded test cells of the run. Each line gives the area under the ROC curve of
+the rejection score against the test part, with a 95 % interval, the rejected share, and the most common reason.
 
     python benchmarks/rejection.py RUN --unknown CELLS --distances
 
-compares ways to measure the distance from the training cells on the same things: the Mahalanobis distance (one
+compares measures of the distance from the training cells on the same images: the Mahalanobis distance (one
 Gaussian, or one for each class) and the distance to the tenth nearest training cell (Sun et al., ICML 2022), in the
 features of each depth, in the last layer's, and as the largest over all depths.
 """

@@ -1,4 +1,4 @@
-"""The page Runs: training curves, metrics and reports of the runs in the folder of the served one, and comparisons of two runs."""
+"""The page Runs: curves, metrics and reports of all runs in the folder of the served one; comparison of two runs."""
 
 import asyncio
 from collections.abc import Mapping
