@@ -2,17 +2,18 @@
 
     python benchmarks/differential.py PREDICTIONS.csv… --out differential.csv [--replicates 2000] [--known 200 80 80]
 
-PREDICTIONS are held-out predictions with the columns `label, p_<class>…` and, if there is one, `rejected` (a reason,
-empty where the cell counts), as `urnet evaluate` and `urnet benchmark` write them; where `label` is missing, as `urnet
-predict` leaves it, the cell's folder is its label. Several files are read as one, such as the folds of a
-cross-validation. Every replicate draws calibration cells (--known: of each class in the order of the
-columns p_) and, from the other cells, a sample whose classes are drawn from a composition: --rare of it from 1 to 20 %,
-the other classes in the proportions of --rest. So no cell is in both, and the truth is the composition, not what
-happened to be drawn: counting error is part of what an interval has to cover. Both are drawn without replacement; the
-difference of two disjoint draws varies as if the cells there are were endless, so that the pool's size does not matter.
+PREDICTIONS are held-out predictions of `urnet evaluate` or `urnet benchmark`, with the columns `label, p_<class>…` and,
+optionally, `rejected` (a reason, or empty). Without a column `label`, as in the table of `urnet predict`, the folder of
+the cell is its label. Several files, such as the folds of a cross-validation, are read as one.
 
-Three rows a setting and class: classify and count, the adjusted count, EM corrected by the calibration's cells (and
-`em_plain`, without). Per cent and points.
+Each replicate draws calibration cells (--known: the number of each class, in the order of the columns p_). From the
+other cells it draws a sample whose classes follow a composition: 1 to 20 % of --rare, and the other classes in the
+proportions of --rest. The true value is the composition, not the drawn classes, so an interval has to include the
+counting error. Both sets are drawn without replacement and share no cell. The difference of two disjoint draws varies
+as for an infinite number of cells, so the number of available cells does not matter.
+
+The table has four rows per setting and class: classify and count, the adjusted count, EM corrected by the calibration
+cells, and `em_plain` without the correction. The values are in per cent and points.
 """
 
 import argparse
@@ -39,13 +40,13 @@ def read(paths: list[Path]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarr
     if unknown:
         raise SystemExit(f"label {unknown[0]!r} is none of the classes {', '.join(classes)}")
     if "path" in table and table["path"].duplicated().any():
-        raise SystemExit("some cells stand there twice, so calibration and sample would share cells")
+        raise SystemExit("some cells are listed twice, so calibration and sample would share cells; remove the copies")
     rejected = table["rejected"] != "" if "rejected" in table else pd.Series(False, index=table.index)
     truth = table["label"].map({name: k for k, name in enumerate(classes)}).to_numpy()
     return classes, table[[f"p_{name}" for name in classes]].to_numpy(float), truth, rejected.to_numpy(bool)
 
 
-def one_setting(job: tuple) -> list[dict]:
+def measure_setting(job: tuple) -> list[dict]:
     """Draw and estimate the replicates of one composition and size."""
     from urnet.calibration.confusion import ReferenceCells
     from urnet.counting.estimate import adjusted_count, classify_and_count, em
@@ -67,14 +68,14 @@ def one_setting(job: tuple) -> list[dict]:
         calibration = np.concatenate([order[drawn[k] : drawn[k] + known[k]] for k, order in enumerate(orders)])
         reference = ReferenceCells(probabilities[calibration], truth[calibration], rejected[calibration])
         table = reference.confusion
-        seen = probabilities[sample[~rejected[sample]]]
-        counts = np.bincount(seen.argmax(axis=1), minlength=classes)
+        accepted = probabilities[sample[~rejected[sample]]]
+        counts = np.bincount(accepted.argmax(axis=1), minlength=classes)
         estimates["raw"][replicate] = classify_and_count(counts)
         estimates["adjusted"][replicate] = adjusted_count(counts, table)
         acceptance = table[:, :-1].sum(axis=1) / table.sum(axis=1)
-        estimates["em_plain"][replicate] = em(seen, acceptance=acceptance)
+        estimates["em_plain"][replicate] = em(accepted, acceptance=acceptance)
         ends["adjusted"][replicate] = adjusted_interval(counts, table)
-        test = EmTest(seen, reference)
+        test = EmTest(accepted, reference)
         estimates["em"][replicate], ends["em"][replicate] = test.start, invert_test(test, test.start)
     rows = []
     for method, found in estimates.items():
@@ -118,7 +119,7 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.processes) as pool:
         rows = [
             {"rare": 100 * job[3][rare], **row, "class": classes[row["class"]]}
-            for job, found in zip(jobs, pool.map(one_setting, jobs), strict=True)
+            for job, found in zip(jobs, pool.map(measure_setting, jobs), strict=True)
             for row in found
         ]
     table = pd.DataFrame(rows)

@@ -45,7 +45,7 @@ def rows() -> list[tuple[str, int, dict, dict]]:
         (f"dynamic, {variant}", 1, {"name": "dynamic", "variant": variant}, small) for variant in ("static", "streams")
     ]
     both = {"name": "resnet10t", "input": "both"}
-    found.append(("raw image beside", 1, {"name": "urnet", "width": 8}, both))
+    found.append(("raw image as input", 1, {"name": "urnet", "width": 8}, both))
     found.append(("shahzad2022", 3, {"name": "none"}, {"name": "shahzad2022", "backbones": ["resnet10t", "test_vit"]}))
     return found + [(name, 1, {"name": "none"}, {"name": name}) for name in CLASSIFIERS]
 
@@ -63,23 +63,25 @@ def measure(channels: int, enhancer: dict, classifier: dict) -> dict[str, dict]:
     captured = time.perf_counter() - begin
     onnx = to_onnx(model, program=program)
     in_onnx = time.perf_counter() - begin
-    found = {"onnx": _told(compare_outputs(model, open_onnx(onnx), counts), in_onnx, len(onnx))}
+    found = {"onnx": _make_row(compare_outputs(model, open_onnx(onnx), counts), in_onnx, len(onnx))}
     with tempfile.TemporaryDirectory() as folder:
         if is_installed("openvino"):
             begin = time.perf_counter()
             to_openvino(onnx, Path(folder))
             seconds = in_onnx + time.perf_counter() - begin
             size = sum(file.stat().st_size for file in Path(folder).iterdir())
-            found["openvino"] = _told(compare_outputs(model, open_openvino(Path(folder) / NAME), counts), seconds, size)
+            found["openvino"] = _make_row(
+                compare_outputs(model, open_openvino(Path(folder) / NAME), counts), seconds, size
+            )
         begin = time.perf_counter()
         path = Path(folder) / "model.pt2"
         path.write_bytes(to_torch(model, program))
         seconds = captured + time.perf_counter() - begin
-        found["torch"] = _told(compare_outputs(model, open_torch(path), counts), seconds, path.stat().st_size)
+        found["torch"] = _make_row(compare_outputs(model, open_torch(path), counts), seconds, path.stat().st_size)
     return found
 
 
-def _told(parity: "object", seconds: float, size: int) -> dict:
+def _make_row(parity: "object", seconds: float, size: int) -> dict:
     return {
         **vars(parity),
         "held": parity.within_limits,

@@ -4,16 +4,16 @@
     python benchmarks/inference.py quick --images 2000 --repeats 3 --out inference-quick.json
     python benchmarks/inference.py quick --images 100000 --memory --out inference-memory.json
 
-Both read the same phantom crops (beyond 2,000, copies of them) and the same network (random weights, no calibration)
-and write the same table; ours also has the enhanced images and the features. Each run is a process of its own, the
-kinds take turns, and what counts are medians: of the time from the loaded network to the written table, by the clock
-and of processor time (which others on the machine disturb less), and of the whole process. The graph is exported, and
-compared with PyTorch, once before; that is timed by itself. In the end, the rate of float32 matrix products
-(2048 × 2048) on the same threads, and what part of it each kind reaches in useful operations (2 × MAC).
+Both read the same phantom crops (beyond 2,000, copies of them) and the same network (random weights, no calibration),
+and write the same table. urnet also computes the enhanced images and the features. Each run is a separate process, and
+the kinds take turns. The figures are medians of the time from the loaded network to the table, in wall-clock time and
+in processor time, which other processes disturb less, and of the time of the whole process. The export of the graph and
+its comparison with PyTorch are timed separately, once. The rate of float32 matrix products (2048 × 2048) on the same
+threads is measured as well, and the share of it that each kind reaches in useful operations (2 × MAC).
 
-With `--memory`, `urnet predict` alone, by the engine that it chooses: the peak of its memory after 1,000, 10,000, …
-images of one large folder. A first process dies after a tenth, without a word to anybody; a second one goes on from
-its rows. Memory is only known on Linux.
+With `--memory`, only `urnet predict` is measured, with the engine that it chooses: its peak memory after 1,000, 10,000,
+… images of one large folder. A first process is killed after a tenth of the images; a second one resumes after its
+rows. Memory is known on Linux only.
 """
 
 import argparse
@@ -75,14 +75,14 @@ def main() -> None:
     if arguments.memory:
         figures = {"model": arguments.model, "images": arguments.images, **memory(arguments.model, arguments.images)}
         about["load"].append(load())
-        return keep(about | figures, arguments.out)
+        return write_figures(about | figures, arguments.out)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         macs = make(arguments.model, arguments.images, folder)
         first = {engine: run(engine, folder, "first") for engine in arguments.engines}
         kinds = ("plain", *arguments.engines)
         turns = [{kind: run(kind, folder, str(turn)) for kind in kinds} for turn in range(arguments.repeats)]
-        agree(folder, kinds)
+        check_equal_tables(folder, kinds)
     about["load"].append(load())
     rate = product_rate()
     rows = []
@@ -103,10 +103,10 @@ def main() -> None:
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format))
     print(f"matrix products: {rate:.0f} GFLOP/s; load {about['load']} on {about['cores']} cores")
     figures = {"model": arguments.model, "images": arguments.images, "gmac": macs / 1e9, "products_gflops": rate}
-    keep(about | figures | {"medians": rows, "turns": turns}, arguments.out)
+    write_figures(about | figures | {"medians": rows, "turns": turns}, arguments.out)
 
 
-def keep(figures: dict[str, Any], out: Path | None) -> None:
+def write_figures(figures: dict[str, Any], out: Path | None) -> None:
     """Write the figures to a file, if asked for."""
     if out is not None:
         out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -117,21 +117,21 @@ def memory(name: str, images: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make(name, images, folder)
-        told = [run("auto", folder, "memory", stop) for stop in (images // 10, 0)]
+        results = [run("auto", folder, "memory", stop) for stop in (images // 10, 0)]
         table = pd.read_csv(folder / "auto-memory.csv", usecols=["path", "error"], keep_default_na=False)
     assert len(table) == table["path"].nunique() == images
     assert not table["error"].any()
     rows = [
         {"process": which, **mark}
-        for which, one in zip(("first", "second"), told, strict=True)
+        for which, one in zip(("first", "second"), results, strict=True)
         for mark in one["marks"]
     ]
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.1f}".format))
-    seconds = sum(one["seconds"] for one in told)
-    rate, by = images / seconds, ", ".join(told[1]["engines"])
-    print(f"{told[1]['resumed']:,} rows were there already; {rate:.0f} images a second by {by}")
-    print(f"longest silence of the progress bar: {max(one['silence'] for one in told):.1f} s")
-    return {"processes": told}
+    seconds = sum(one["seconds"] for one in results)
+    rate, by = images / seconds, ", ".join(results[1]["engines"])
+    print(f"{results[1]['resumed']:,} rows were there already; {rate:.0f} images a second by {by}")
+    print(f"longest time without progress: {max(one['silence'] for one in results):.1f} s")
+    return {"processes": results}
 
 
 def make(name: str, images: int, folder: Path) -> int:
@@ -154,34 +154,34 @@ def run(kind: str, folder: Path, turn: str, stop: int = 0) -> dict[str, Any]:
     places = [str(folder / place) for place in ("bundle", "crops", f"{kind}-{turn}.csv")]
     ours = [sys.executable, __file__, "net4", "--run", kind, *places, str(stop)]
     begun = time.perf_counter()
-    told = subprocess.run([sys.executable, str(PLAIN), *places] if kind == "plain" else ours, **PIPES)
-    if told.returncode != (DIED if stop else 0):
-        raise RuntimeError(told.stderr)
-    return json.loads(told.stdout.splitlines()[-1]) | {"process": time.perf_counter() - begun, "load": load()}
+    process = subprocess.run([sys.executable, str(PLAIN), *places] if kind == "plain" else ours, **PIPES)
+    if process.returncode != (DIED if stop else 0):
+        raise RuntimeError(process.stderr)
+    return json.loads(process.stdout.splitlines()[-1]) | {"process": time.perf_counter() - begun, "load": load()}
 
 
 def predict(engine: str, bundle: str, crops: str, out: str, stop: str) -> None:
     """Measure `urnet predict` in this process."""
     model = Model.load(bundle)
     begun, worked = time.perf_counter(), sum(os.times()[:4])
-    course = Course(begun, sum(1 for _ in Path(crops).iterdir()), int(stop))
-    done = predict_files(model, [crops], Path(out), engine=engine, progress=course)
+    recorder = Recorder(begun, sum(1 for _ in Path(crops).iterdir()), int(stop))
+    done = predict_files(model, [crops], Path(out), engine=engine, progress=recorder)
     worked = sum(os.times()[:4]) - worked
-    print(json.dumps(course.told() | {"processor": worked, "engines": done.engines, "resumed": done.resumed}))
+    print(json.dumps(recorder.summary() | {"processor": worked, "engines": done.engines, "resumed": done.resumed}))
 
 
-class Course:
+class Recorder:
     """Recorder of a prediction: peak memory and longest time without progress. It can kill the process at an image."""
 
     def __init__(self, begun: float, images: int, stop: int):
-        self.begun, self.last, self.images, self.stop, self.silence = begun, begun, images, stop, 0.0
+        self.begun, self.last, self.images, self.stop, self.longest_gap = begun, begun, images, stop, 0.0
         self.next = 1000
         self.marks = [self._mark(0, begun)]
 
     def __call__(self, what: str, share: float) -> None:
         """Record the progress of `predict_files`."""
         now = time.perf_counter()
-        self.silence, self.last = max(self.silence, now - self.last), now
+        self.longest_gap, self.last = max(self.longest_gap, now - self.last), now
         done = round(share * self.images) if what == "classify" else 0
         stops = 0 < self.stop <= done
         if done >= self.next or done == self.images or stops:
@@ -189,15 +189,15 @@ class Course:
         while done >= self.next:
             self.next *= 10
         if stops:
-            print(json.dumps(self.told()), flush=True)
+            print(json.dumps(self.summary()), flush=True)
             os._exit(DIED)
 
     def _mark(self, done: int, now: float) -> dict[str, float | None]:
         return {"images": done, "peak_mb": peak(), "seconds": now - self.begun}
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return the record for the parent process."""
-        return {"seconds": time.perf_counter() - self.begun, "silence": self.silence, "marks": self.marks}
+        return {"seconds": time.perf_counter() - self.begun, "silence": self.longest_gap, "marks": self.marks}
 
 
 def peak() -> float | None:
@@ -212,7 +212,7 @@ def median(turns: list[dict[str, dict[str, float]]], kind: str, key: str) -> flo
     return statistics.median(turn[kind][key] for turn in turns)
 
 
-def agree(folder: Path, kinds: tuple[str, ...]) -> None:
+def check_equal_tables(folder: Path, kinds: tuple[str, ...]) -> None:
     """Check that all kinds gave the same table."""
     plain = pd.read_csv(folder / "plain-0.csv")
     for kind in kinds[1:]:

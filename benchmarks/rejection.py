@@ -51,22 +51,22 @@ def main() -> None:
     run = Run.open(arguments.run)
     model = run.load_model()
     known = model.read(run.cells().part("test"))
-    things = {name: images for name, images in spoiled(known).items() if len(images)}
+    others = {name: images for name, images in degrade(known).items() if len(images)}
     if model.config.channels == 1 and model.config.scaling.dtype == "uint8":
-        things = drawn(model) | things
+        others = draw_images(model) | others
     if arguments.unknown is not None:
-        things = unknown_cells(model, read_cells(arguments.unknown)) | things
+        others = sample_unknown_cells(model, read_cells(arguments.unknown)) | others
     if arguments.distances:
-        table = distances(run, model, known, things)
+        table = distances(run, model, known, others)
     else:
-        table = rejections(model, known, things)
+        table = rejections(model, known, others)
         print_trust(run)
     print(table.to_string(index=False, float_format="{:.3f}".format))
     if arguments.out is not None:
         table.to_csv(arguments.out, index=False, lineterminator="\n")
 
 
-def unknown_cells(model: Model, cells: Cells) -> dict[str, np.ndarray]:
+def sample_unknown_cells(model: Model, cells: Cells) -> dict[str, np.ndarray]:
     """Sample cells of each label that is no class of the model, (N, C, S, S) raw counts each."""
     found = {}
     for label in sorted(set(cells.table["label"]) - set(model.classes)):
@@ -75,7 +75,7 @@ def unknown_cells(model: Model, cells: Cells) -> dict[str, np.ndarray]:
     return found
 
 
-def drawn(model: Model) -> dict[str, np.ndarray]:
+def draw_images(model: Model) -> dict[str, np.ndarray]:
     """Draw grey phantoms of cells and other objects, under all imaging conditions of the simulation."""
     rng, edge = np.random.default_rng(0), 128
 
@@ -101,7 +101,7 @@ def drawn(model: Model) -> dict[str, np.ndarray]:
     }
 
 
-def spoiled(images: np.ndarray) -> dict[str, np.ndarray]:
+def degrade(images: np.ndarray) -> dict[str, np.ndarray]:
     """Degrade test cells (N, C, S, S) in several ways; 8-bit counts are assumed to use the range 0 to 255."""
     rng = np.random.default_rng(0)
     top = 255.0 if images.dtype == np.uint8 else float(images.max())
@@ -133,7 +133,7 @@ def compute_features(model: Model, images: np.ndarray) -> tuple[np.ndarray, tupl
     return np.concatenate([outputs.features for outputs in batches]), batches[0].sizes
 
 
-def rejections(model: Model, known: np.ndarray, things: dict[str, np.ndarray]) -> pd.DataFrame:
+def rejections(model: Model, known: np.ndarray, others: dict[str, np.ndarray]) -> pd.DataFrame:
     """Build one row per kind of image: AUROC against the test part, rejected share, most common reason."""
     rejection, rng = model.calibration.rejection, np.random.default_rng(0)
 
@@ -143,7 +143,7 @@ def rejections(model: Model, known: np.ndarray, things: dict[str, np.ndarray]) -
 
     ours, reasons = judged(known)
     rows = [("the run's own test part", len(known), np.nan, np.nan, np.nan, *_told(reasons))]
-    for name, images in things.items():
+    for name, images in others.items():
         theirs, reasons = judged(images)
         value, replicates = _auroc(ours, theirs), []
         for _ in range(500):
@@ -178,12 +178,12 @@ def print_trust(run: Run) -> None:
     print(f"temperature {trust['temperature'][0]:.2f}\n")
 
 
-def distances(run: Run, model: Model, known: np.ndarray, things: dict[str, np.ndarray]) -> pd.DataFrame:
+def distances(run: Run, model: Model, known: np.ndarray, others: dict[str, np.ndarray]) -> pd.DataFrame:
     """Compute the AUROC of each kind of image (columns) for each measure of distance (rows)."""
     train = run.cells().part("train")
     images, labels = model.read(train), train.labels
     all_depths, last = {}, {}
-    for name, part in {"train": images, "known": known, **things}.items():
+    for name, part in {"train": images, "known": known, **others}.items():
         with record_inputs(find_last_layer(model.joint.classifier)) as caught:
             all_depths[name], sizes = compute_features(model, part)
         last[name] = torch.cat([x.flatten(1) for x in caught]).cpu().numpy()
@@ -194,12 +194,12 @@ def distances(run: Run, model: Model, known: np.ndarray, things: dict[str, np.nd
     for kind, measure in (("one Gaussian", _gaussian), ("Gaussian a class", _gaussians), ("neighbour", _neighbour)):
         logs = {space: measure(features, labels) for space, features in spaces.items()}
         for space, found in logs.items():
-            rows.append((kind, space, *(_auroc(found["known"], found[name]) for name in things)))
+            rows.append((kind, space, *(_auroc(found["known"], found[name]) for name in others)))
         maps = [found for space, found in logs.items() if space != "last layer"]
         for space, found in (("largest of the maps", maps), ("largest of all", list(logs.values()))):
-            largest = {name: np.max([_standard(one)[name] for one in found], axis=0) for name in ("known", *things)}
-            rows.append((kind, space, *(_auroc(largest["known"], largest[name]) for name in things)))
-    return pd.DataFrame(rows, columns=["distance", "features", *things])
+            largest = {name: np.max([_standard(one)[name] for one in found], axis=0) for name in ("known", *others)}
+            rows.append((kind, space, *(_auroc(largest["known"], largest[name]) for name in others)))
+    return pd.DataFrame(rows, columns=["distance", "features", *others])
 
 
 def _standard(logs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
