@@ -186,24 +186,24 @@ class Busy:
         return sum(seconds - self.start.get(child, 0.0) for child, seconds in self.latest.items())
 
     def _now(self) -> dict[str, float]:
-        found, tick = {}, os.sysconf("SC_CLK_TCK")
+        seconds, tick = {}, os.sysconf("SC_CLK_TCK")
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             with suppress(OSError):
                 for child in (task / "children").read_text().split():
                     fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-                    found[child] = (int(fields[11]) + int(fields[12])) / tick
-        return found
+                    seconds[child] = (int(fields[11]) + int(fields[12])) / tick
+        return seconds
 
 
 def attacks(to: str) -> list[tuple[str, Callable[[Server, float], Counter]]]:
     """List all attacks with their titles."""
-    found = [(f"{PARALLEL} x {name}", _uploads(name, content, to)) for name, content in slow_and_large().items()]
+    uploads = [(f"{PARALLEL} x {name}", _uploads(name, content, to)) for name, content in slow_and_large().items()]
     slow = slow_and_large()["many_scans.jpg"]
     head = b"GET /v1/model HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     upgrade = head + b"Upgrade: websocket\r\nConnection: Upgrade\r\n"
     body = b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4000\r\n" + CRLF
     return [
-        *found,
+        *uploads,
         (f"{PARALLEL} x 25 many_scans.jpg in a request", _uploads("a.jpg", slow, to, 25)),
         (f"{PARALLEL} x many_scans.jpg, the client disconnects after 1 s", _disconnecting("a.jpg", slow, to)),
         ("12 x 64 MB to /login, without token", _bodies("/login", chunked=False)),
@@ -307,10 +307,10 @@ def _held(content: bytes) -> Callable[[Server, float], Counter]:
 def _address(process: subprocess.Popen, log: Path) -> str:
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
-        found = re.search(r"http://\S+:\d+", log.read_text())
+        match = re.search(r"http://\S+:\d+", log.read_text())
         with suppress(httpx.TransportError):
-            if found and httpx.get(f"{found[0]}/readyz").status_code == 200:
-                return found[0]
+            if match and httpx.get(f"{match[0]}/readyz").status_code == 200:
+                return match[0]
         time.sleep(0.1)
     raise SystemExit(f"the server does not start: {log.read_text()}")
 

@@ -122,12 +122,12 @@ def main() -> None:
     cases: dict[str, dict] = {}
 
     def case(name: str, **how) -> None:
-        found = cases[name] = measure(arguments.epochs, arguments.limit, **how)
+        result = cases[name] = measure(arguments.epochs, arguments.limit, **how)
         free = cases["free"]["wall_s"]
-        wall = found["wall_s"]
+        wall = result["wall_s"]
         ratio = f"{wall / free:.2f} x free" if wall and free else "over the limit"
-        cpu = found.get("cpu_s", "-")
-        print(f"{name:<32}{wall or '-':>8} s wall{cpu:>8} s CPU   {ratio}   load {found['load_before']}", flush=True)
+        cpu = result.get("cpu_s", "-")
+        print(f"{name:<32}{wall or '-':>8} s wall{cpu:>8} s CPU   {ratio}   load {result['load_before']}", flush=True)
 
     case("free")
     case("one core", core=min(os.sched_getaffinity(0)))

@@ -68,7 +68,7 @@ def measure_phantoms(fields: list[tuple[int, PhantomField]], nuclear: bool) -> N
     """Print precision and recall on phantom fields: in total, by donor, and recall by contact with a neighbour."""
     channel = "brightfield and nuclei" if nuclear else "brightfield"
     donors: dict[int, Agreement] = {}
-    found_of, all_of = dict.fromkeys(CONTACTS, 0), dict.fromkeys(CONTACTS, 0)
+    detected_of, all_of = dict.fromkeys(CONTACTS, 0), dict.fromkeys(CONTACTS, 0)
     overlaps = []
     for donor, field in fields:
         nuclei = reader_of(field.nuclei) if nuclear else None
@@ -78,16 +78,16 @@ def measure_phantoms(fields: list[tuple[int, PhantomField]], nuclear: bool) -> N
         donors[donor] = donors.get(donor, Agreement(0, 0, 0)) + agreement
         for cell in field.cells:
             all_of[cell.contact] += 1
-        for found, true in pairs:
-            found_of[field.cells[true].contact] += 1
-            overlaps.append(intersection_over_union(cells[found], field.cells[true]))
+        for detected, true in pairs:
+            detected_of[field.cells[true].contact] += 1
+            overlaps.append(intersection_over_union(cells[detected], field.cells[true]))
     for donor, agreement in donors.items():
         print_row(f"phantom donor {donor}, {channel}", agreement)
     spread = "IoU median {:.2f}, tenth {:.2f}".format(*np.percentile(overlaps, [50, 10]))
     print_row(f"phantom, {channel}", sum(donors.values(), Agreement(0, 0, 0)), spread)
     for contact in CONTACTS:
-        low, high = wilson(found_of[contact], all_of[contact])
-        recall = found_of[contact] / max(1, all_of[contact])
+        low, high = wilson(detected_of[contact], all_of[contact])
+        recall = detected_of[contact] / max(1, all_of[contact])
         print(f"  {contact:<32} {all_of[contact]:>6} {'':>35}   {recall:.3f} [{low:.3f}, {high:.3f}]", flush=True)
 
 

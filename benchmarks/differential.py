@@ -78,8 +78,8 @@ def measure_setting(job: tuple) -> list[dict]:
         test = EmTest(accepted, reference)
         estimates["em"][replicate], ends["em"][replicate] = test.start, invert_test(test, test.start)
     rows = []
-    for method, found in estimates.items():
-        error = 100 * (found - composition)
+    for method, estimate in estimates.items():
+        error = 100 * (estimate - composition)
         for k in range(classes):
             row = {"size": size, "class": k, "truth": 100 * composition[k], "method": method}
             row |= {"bias": error[:, k].mean(), "mae": np.abs(error[:, k]).mean()}
@@ -119,8 +119,8 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.processes) as pool:
         rows = [
             {"rare": 100 * job[3][rare], **row, "class": classes[row["class"]]}
-            for job, found in zip(jobs, pool.map(measure_setting, jobs), strict=True)
-            for row in found
+            for job, rows_of_setting in zip(jobs, pool.map(measure_setting, jobs), strict=True)
+            for row in rows_of_setting
         ]
     table = pd.DataFrame(rows)
     table.to_csv(arguments.out, index=False, float_format="%.3f", lineterminator="\n")

@@ -36,18 +36,18 @@ PACKAGES = ("timm", "onnx", "onnxscript", "onnxruntime", "openvino")
 def rows() -> list[tuple[str, int, dict, dict]]:
     """List name, channels, enhancer and classifier of each model."""
     small = {"name": "test_byobnet"}
-    found = [
+    models = [
         (f"{name}, {'grey' if channels == 1 else 'colour'}", channels, {"name": name, **NARROW.get(name, {})}, small)
         for name in list_enhancers()
         for channels in (1, 3)
     ]
-    found += [
+    models += [
         (f"dynamic, {variant}", 1, {"name": "dynamic", "variant": variant}, small) for variant in ("static", "streams")
     ]
     both = {"name": "resnet10t", "input": "both"}
-    found.append(("raw image as input", 1, {"name": "urnet", "width": 8}, both))
-    found.append(("shahzad2022", 3, {"name": "none"}, {"name": "shahzad2022", "backbones": ["resnet10t", "test_vit"]}))
-    return found + [(name, 1, {"name": "none"}, {"name": name}) for name in CLASSIFIERS]
+    models.append(("raw image as input", 1, {"name": "urnet", "width": 8}, both))
+    models.append(("shahzad2022", 3, {"name": "none"}, {"name": "shahzad2022", "backbones": ["resnet10t", "test_vit"]}))
+    return models + [(name, 1, {"name": "none"}, {"name": name}) for name in CLASSIFIERS]
 
 
 def measure(channels: int, enhancer: dict, classifier: dict) -> dict[str, dict]:
@@ -63,22 +63,22 @@ def measure(channels: int, enhancer: dict, classifier: dict) -> dict[str, dict]:
     captured = time.perf_counter() - begin
     onnx = to_onnx(model, program=program)
     in_onnx = time.perf_counter() - begin
-    found = {"onnx": _make_row(compare_outputs(model, open_onnx(onnx), counts), in_onnx, len(onnx))}
+    formats = {"onnx": _make_row(compare_outputs(model, open_onnx(onnx), counts), in_onnx, len(onnx))}
     with tempfile.TemporaryDirectory() as folder:
         if is_installed("openvino"):
             begin = time.perf_counter()
             to_openvino(onnx, Path(folder))
             seconds = in_onnx + time.perf_counter() - begin
             size = sum(file.stat().st_size for file in Path(folder).iterdir())
-            found["openvino"] = _make_row(
+            formats["openvino"] = _make_row(
                 compare_outputs(model, open_openvino(Path(folder) / NAME), counts), seconds, size
             )
         begin = time.perf_counter()
         path = Path(folder) / "model.pt2"
         path.write_bytes(to_torch(model, program))
         seconds = captured + time.perf_counter() - begin
-        found["torch"] = _make_row(compare_outputs(model, open_torch(path), counts), seconds, path.stat().st_size)
-    return found
+        formats["torch"] = _make_row(compare_outputs(model, open_torch(path), counts), seconds, path.stat().st_size)
+    return formats
 
 
 def _make_row(parity: "object", seconds: float, size: int) -> dict:

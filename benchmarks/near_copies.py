@@ -69,13 +69,13 @@ def main() -> None:
     print(f"altered copies found with {bits} bits and {same} (of {len(chosen)})")
     kinds = ("2 % noise", "gain 0.85", "JPEG 75", "JPEG 75, turned", "resized to 70 %", "shifted 1 px", "shifted 2 px")
     for kind in kinds:
-        found = [
+        is_detected = [
             len(
                 near_copies.find_near_copies(np.stack([small[index], make_thumbnail(altered(crops[index], kind, rng))]))
             )
             for index in chosen
         ]
-        print(f"  {kind}: {np.mean(found):.1%}")
+        print(f"  {kind}: {np.mean(is_detected):.1%}")
 
 
 if __name__ == "__main__":

@@ -68,11 +68,11 @@ def main() -> None:
 
 def sample_unknown_cells(model: Model, cells: Cells) -> dict[str, np.ndarray]:
     """Sample cells of each label that is no class of the model, (N, C, S, S) raw counts each."""
-    found = {}
+    unknown = {}
     for label in sorted(set(cells.table["label"]) - set(model.classes)):
         index = np.random.default_rng(0).permutation(np.flatnonzero(cells.table["label"] == label))[: 2 * COUNT]
-        found[f"unknown: {label}"] = model.read(cells.where(np.isin(np.arange(len(cells)), index)))
-    return found
+        unknown[f"unknown: {label}"] = model.read(cells.where(np.isin(np.arange(len(cells)), index)))
+    return unknown
 
 
 def draw_images(model: Model) -> dict[str, np.ndarray]:
@@ -153,8 +153,8 @@ def rejections(model: Model, known: np.ndarray, others: dict[str, np.ndarray]) -
 
 
 def _told(reasons: list[str]) -> tuple[float, str]:
-    found = Counter(reason for reason in reasons if reason)
-    return sum(found.values()) / len(reasons), found.most_common(1)[0][0] if found else ""
+    counts = Counter(reason for reason in reasons if reason)
+    return sum(counts.values()) / len(reasons), counts.most_common(1)[0][0] if counts else ""
 
 
 def _auroc(known: np.ndarray, unknown: np.ndarray) -> float:
@@ -193,11 +193,11 @@ def distances(run: Run, model: Model, known: np.ndarray, others: dict[str, np.nd
     rows = []
     for kind, measure in (("one Gaussian", _gaussian), ("Gaussian a class", _gaussians), ("neighbour", _neighbour)):
         logs = {space: measure(features, labels) for space, features in spaces.items()}
-        for space, found in logs.items():
-            rows.append((kind, space, *(_auroc(found["known"], found[name]) for name in others)))
-        maps = [found for space, found in logs.items() if space != "last layer"]
-        for space, found in (("largest of the maps", maps), ("largest of all", list(logs.values()))):
-            largest = {name: np.max([_standard(one)[name] for one in found], axis=0) for name in ("known", *others)}
+        for space, values in logs.items():
+            rows.append((kind, space, *(_auroc(values["known"], values[name]) for name in others)))
+        maps = [values for space, values in logs.items() if space != "last layer"]
+        for space, chosen in (("largest of the maps", maps), ("largest of all", list(logs.values()))):
+            largest = {name: np.max([_standard(one)[name] for one in chosen], axis=0) for name in ("known", *others)}
             rows.append((kind, space, *(_auroc(largest["known"], largest[name]) for name in others)))
     return pd.DataFrame(rows, columns=["distance", "features", *others])
 
@@ -222,12 +222,12 @@ def _gaussians(features: dict[str, np.ndarray], labels: np.ndarray) -> dict[str,
 def _neighbour(features: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
     """Compute the log distance to the tenth nearest training cell, for features scaled to length 1."""
     unit = {name: x / np.linalg.norm(x, axis=1, keepdims=True) for name, x in features.items()}
-    found = {}
+    log_distances = {}
     for name, x in unit.items():
         near = np.sqrt(np.maximum(2 - 2 * x @ unit["train"].T, 1e-12))
         near.partition(NEIGHBOUR, axis=1)
-        found[name] = np.log(near[:, : NEIGHBOUR + (name == "train")].max(axis=1))
-    return found
+        log_distances[name] = np.log(near[:, : NEIGHBOUR + (name == "train")].max(axis=1))
+    return log_distances
 
 
 if __name__ == "__main__":

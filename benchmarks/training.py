@@ -382,7 +382,7 @@ def run_loop(options: dict[str, Any]) -> None:
     )  # as training does
     cells = torch.randint(0, 256, (4 * batch, 3, size, size), dtype=torch.uint8, device=device)
     labels = torch.randint(0, 3, (4 * batch,), device=device)
-    ends, found = [], []
+    ends, losses = [], []
     started = time.perf_counter()
     for step in range(options["steps"]):
         rows = slice(step % 4 * batch, (step % 4 + 1) * batch)
@@ -392,10 +392,10 @@ def run_loop(options: dict[str, Any]) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        found.append(loss.detach())
-        wait(device, len(found), options["warm"], options["steps"])
+        losses.append(loss.detach())
+        wait(device, len(losses), options["warm"], options["steps"])
         ends.append((time.perf_counter(), time.process_time()))
-    result = figures(ends, [float(loss) for loss in found], device, options["warm"])
+    result = figures(ends, [float(loss) for loss in losses], device, options["warm"])
     print(json.dumps(result | {"first_seconds": ends[0][0] - started}))
 
 
@@ -426,7 +426,7 @@ def wait(device: str, step: int, warm: int, last: int) -> None:
         torch.cuda.synchronize()
 
 
-def figures(ends: list[tuple[float, float]], found: list[float], device: str, warm: int) -> dict[str, Any]:
+def figures(ends: list[tuple[float, float]], losses: list[float], device: str, warm: int) -> dict[str, Any]:
     """Return the result of a process: seconds of the counted steps, losses, peak memory."""
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated()
@@ -434,7 +434,7 @@ def figures(ends: list[tuple[float, float]], found: list[float], device: str, wa
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     steps = list(pairwise(ends))[max(0, warm - 1) :]
     seconds, processor = ([after[kind] - before[kind] for before, after in steps] for kind in (0, 1))
-    return {"seconds": seconds, "processor": processor, "losses": found, "peak_mib": peak / 2**20}
+    return {"seconds": seconds, "processor": processor, "losses": losses, "peak_mib": peak / 2**20}
 
 
 def paths(cells: Any) -> list[Path]:

@@ -42,13 +42,13 @@ def write_command_line() -> None:
 
 def bounds(field: FieldInfo) -> str:
     """Return the range of a number, or an empty text."""
-    found = [
+    options = [
         f"{sign} {getattr(part, name)}"
         for part in metadata(field)
         for kind, (name, sign) in LIMITS.items()
         if isinstance(part, kind)
     ]
-    return ", ".join(found)
+    return ", ".join(options)
 
 
 def metadata(field: FieldInfo) -> Iterator[Any]:
@@ -87,7 +87,7 @@ def table(model: type[BaseModel]) -> str:
 
 def codes() -> dict[str, str]:
     """Return every error code in the source with the message, or class, that it belongs to."""
-    found: dict[str, str] = {}
+    messages: dict[str, str] = {}
     for file in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
@@ -97,12 +97,12 @@ def codes() -> dict[str, str]:
                         and getattr(line.targets[0], "id", "") == "code"
                         and isinstance(line.value, ast.Constant)
                     ):
-                        found[line.value.value] = (ast.get_docstring(node) or "").split("\n")[0]
+                        messages[line.value.value] = (ast.get_docstring(node) or "").split("\n")[0]
             elif isinstance(node, ast.Call):
                 code = next((word.value for word in node.keywords if word.arg == "code"), None)
                 if isinstance(code, ast.Constant) and isinstance(code.value, str) and node.args:
-                    found.setdefault(code.value, message(node.args[0]))
-    return found
+                    messages.setdefault(code.value, message(node.args[0]))
+    return messages
 
 
 def message(node: ast.expr) -> str:

@@ -58,14 +58,14 @@ def find_arrows() -> dict[str, set[str]]:
 
 def reachable(room: str, arrows: dict[str, set[str]]) -> set[str]:
     """Return all rooms below a room."""
-    found: set[str] = set()
+    reached: set[str] = set()
     pending = list(arrows.get(room, ()))
     while pending:
         target = pending.pop()
-        if target not in found:
-            found.add(target)
+        if target not in reached:
+            reached.add(target)
             pending.extend(arrows.get(target, ()))
-    return found
+    return reached
 
 
 def reduce_arrows(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
@@ -82,16 +82,16 @@ def reduce_arrows(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
 
 def levels(arrows: dict[str, set[str]]) -> dict[str, int]:
     """Return the level of each room: 0 for rooms without imports, else one above its highest import."""
-    found: dict[str, int] = {}
+    level_of: dict[str, int] = {}
 
     def level(room: str) -> int:
-        if room not in found:
-            found[room] = 1 + max((level(target) for target in arrows.get(room, ())), default=-1)
-        return found[room]
+        if room not in level_of:
+            level_of[room] = 1 + max((level(target) for target in arrows.get(room, ())), default=-1)
+        return level_of[room]
 
     for room in arrows:
         level(room)
-    return found
+    return level_of
 
 
 def draw() -> None:

@@ -83,9 +83,9 @@ class PredictionSummary:
     def failure_message(self) -> str:
         """Number of images that could not be used, and why."""
         usable = self.images - self.left_out
-        found = f"none of the {usable}" if self.failed == usable else f"{self.failed} of {usable}"
+        share = f"none of the {usable}" if self.failed == usable else f"{self.failed} of {usable}"
         verb = "could" if self.failed == usable else "could not"
-        return f"{found} image(s) {verb} be used: {summarize_reasons(self.reasons)}; the column 'error' says which"
+        return f"{share} image(s) {verb} be used: {summarize_reasons(self.reasons)}; the column 'error' says which"
 
     @property
     def notes(self) -> list[str]:

@@ -84,10 +84,10 @@ class EpochBar(Callback):
 
 def _format_metrics(metrics: dict[str, Any]) -> str:
     shown = {"train_loss": "loss", "validation_loss": "validation loss", "validation_macro_recall": "macro recall"}
-    found = {name: float(metrics[key]) for key, name in shown.items() if key in metrics}
-    if "macro recall" in found:
-        found.pop("validation loss", None)
-    figures = [f"{name} {value:.4f}" if "loss" in name else f"{name} {value:.3f}" for name, value in found.items()]
+    values = {name: float(metrics[key]) for key, name in shown.items() if key in metrics}
+    if "macro recall" in values:
+        values.pop("validation loss", None)
+    figures = [f"{name} {value:.4f}" if "loss" in name else f"{name} {value:.3f}" for name, value in values.items()]
     if "identity_error" in metrics:
         figures.append(f"identity error {100 * float(metrics['identity_error']):.1f} % of the image variance")
     return "  ".join(figures)

@@ -301,8 +301,8 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     source, text = _find(str(name))
     data = _parse(text, source)
     if not isinstance(data, dict):
-        found = "an empty file" if data is None else type(data).__name__
-        raise RecipeError(f"{source}: a recipe must map keys to values, found {found}", code="recipe.no_mapping")
+        kind = "an empty file" if data is None else type(data).__name__
+        raise RecipeError(f"{source}: a recipe must map keys to values, found {kind}", code="recipe.no_mapping")
     return _validate(_overridden(data, overrides), source)
 
 
@@ -416,8 +416,8 @@ def _explain(source: str, problem: Mapping[str, Any]) -> str:
         return f"{source}: unknown key {key}; {hint}allowed keys: {', '.join(known)}"
     rule = problem["msg"].removeprefix("Value error, ")
     value = repr(problem["input"])
-    found = "" if problem["type"] == "value_error" else f" is {value if len(value) <= 80 else value[:79] + '…'}"
-    return ": ".join(filter(None, (source, key + found, rule[:1].lower() + rule[1:])))
+    stated = "" if problem["type"] == "value_error" else f" is {value if len(value) <= 80 else value[:79] + '…'}"
+    return ": ".join(filter(None, (source, key + stated, rule[:1].lower() + rule[1:])))
 
 
 def _known_keys(keys: list[str]) -> list[str]:

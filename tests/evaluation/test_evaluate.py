@@ -273,13 +273,13 @@ def test_results_of_other_cells_with_the_same_name_are_not_overwritten(run, draw
         evaluate(run, draw(tmp_path / "b" / "cells", 3, seed=8))
 
 
-def test_a_run_without_its_images_can_evaluate_other_cells(draw, tiny, tmp_path):
+def test_a_run_without_its_images_can_evaluate_other_cells(draw, tiny, tmp_path, raises_code):
     cells = draw(tmp_path / "cells", 8)
     run = train(cells, tiny, tmp_path / "run", overrides=SHORT)[0]
     shutil.rmtree(cells)
     result = evaluate(run, draw(tmp_path / "other", 4, seed=7))
     assert any("not known whether these are among them" in warning for warning in result.metrics["warnings"])
-    with pytest.raises(CellsError, match="do not exist"):
+    with raises_code("cells.missing_files"):
         evaluate(run)
 
 
@@ -347,10 +347,10 @@ def test_changed_labels_in_the_runs_table_are_refused(run, raises_code):
         evaluate(run)
 
 
-def test_a_runs_table_without_split_is_refused(run):
+def test_a_runs_table_without_split_is_refused(run, raises_code):
     table = pd.read_csv(run / "cells.csv", dtype=str).drop(columns="split")
     table.to_csv(run / "cells.csv", index=False)
-    with pytest.raises(RunError, match=r"cells\.csv: names no parts"):
+    with raises_code("run.no_split"):
         evaluate(run)
 
 

@@ -286,8 +286,8 @@ def _create_row_axes(names: Sequence[str]) -> tuple[Figure, Axes]:
 
 def _add_legend(figure: Figure, *panels: Axes) -> None:
     """Add a legend above the figure, with each mark once."""
-    found = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    marks = {label: handle for handle, label in reversed(found)}
+    handles = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    marks = {label: handle for handle, label in reversed(handles)}
     if marks:
         figure.legend(
             marks.values(),
@@ -335,8 +335,8 @@ def _draw_grid(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str], 
     """Draw a row of images for each title, titles on the left, with space `below`; sizes in inches."""
     M = len(labels)
     if not M or any(len(images) != M for images in rows.values()):
-        found = ", ".join(f"{len(images)} {name}" for name, images in rows.items())
-        raise ValueError(f"{found} images for {M} labels: expected the same number, and at least one")
+        counts = ", ".join(f"{len(images)} {name}" for name, images in rows.items())
+        raise ValueError(f"{counts} images for {M} labels: expected the same number, and at least one")
     left, gap = 1.45, 0.04
     wide = min(1.1 if len(rows) <= 8 else 0.8, (WIDTH - left) / M - gap)
     tall = wide * max(image.shape[0] / image.shape[1] for images in rows.values() for image in images)

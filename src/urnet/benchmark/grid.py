@@ -91,7 +91,7 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
     divided = split_cells(cells, recipe, audit)
     for fold in range(recipe.split.folds or 0):  # fails now, not after hours of training
         split_cells(cells, recipe.with_changes(split={"fold": fold}), audit)
-    found = {
+    content = {
         "format": FORMAT,
         "fingerprint": fingerprint_cells(cells, audit),
         "division": fingerprint_split(cells, audit),
@@ -99,10 +99,10 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
     }
     with lock_output(folder, in_place=True):
         if manifest.is_file():
-            _check_same_cells(manifest, found)
+            _check_same_cells(manifest, content)
         else:  # first, since a table without it would be the user's
             with atomic_file(manifest) as file:
-                file.write((json.dumps(found, indent=2) + "\n").encode())
+                file.write((json.dumps(content, indent=2) + "\n").encode())
             for left in begun:
                 left.unlink(missing_ok=True)
         if not (folder / TABLE_NAME).is_file():
@@ -116,11 +116,11 @@ def _list_folder(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
 
-def _check_same_cells(manifest: Path, found: dict[str, Any]) -> None:
+def _check_same_cells(manifest: Path, content: dict[str, Any]) -> None:
     try:
         known = json.loads(manifest.read_text(encoding="utf-8"))
-        newer, other = known["format"] > FORMAT, known["fingerprint"] != found["fingerprint"]
-        otherwise = known.get("division", found["division"]) != found["division"]
+        newer, other = known["format"] > FORMAT, known["fingerprint"] != content["fingerprint"]
+        otherwise = known.get("division", content["division"]) != content["division"]
     except (ValueError, KeyError, TypeError):
         raise RunError(
             f"{manifest} is damaged: it is not the manifest of a benchmark. Restore it, or choose another --out",
@@ -133,8 +133,8 @@ def _check_same_cells(manifest: Path, found: dict[str, Any]) -> None:
         )
     if other:
         raise RunError(
-            f"{manifest.parent} has the results of other cells: {known.get('cells')} cells, here {found['cells']}, or "
-            "other images, labels or donors. Choose another --out",
+            f"{manifest.parent} has the results of other cells: {known.get('cells')} cells, here {content['cells']}, "
+            "or other images, labels or donors. Choose another --out",
             code="benchmark.cells_changed",
         )
     if otherwise:
@@ -240,8 +240,8 @@ def _check_address(address: str | None) -> None:
     Raises:
         OSError: nothing listens there.
     """
-    if found := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address or ""):
-        socket.create_connection((found[1], int(found[2])), timeout=10).close()
+    if match := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address or ""):
+        socket.create_connection((match[1], int(match[2])), timeout=10).close()
 
 
 def _resources_per_job(nodes: Sequence[dict[str, float]], jobs: int | None) -> tuple[float, float]:

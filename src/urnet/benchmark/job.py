@@ -67,9 +67,9 @@ class Job:
     def outcome(self) -> dict[str, Any]:
         """Read `status` (`done`, `failed` or `missing`), `error`, and the metrics of a finished job."""
         try:
-            found = json.loads(self.outcome_path.read_text(encoding="utf-8"))
-            if found["status"] != "done" or self.predictions_path.is_file():
-                return found
+            outcome = json.loads(self.outcome_path.read_text(encoding="utf-8"))
+            if outcome["status"] != "done" or self.predictions_path.is_file():
+                return outcome
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or damaged
             pass
         return {"status": "missing", "error": ""}
@@ -213,8 +213,8 @@ def _compute_cam_shares(scored: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
     maps = grad_cam(scored.model.joint, torch.from_numpy(scored.inputs(slice(None))))
     crops = map(channels_last, scored.images)
-    masks, found = (np.stack(part) for part in zip(*map(segment_cell, crops), strict=True))
-    shares, chance = (np.where(found, share, np.nan) for share in (cam_share(maps, masks), chance_share(masks)))
+    masks, has_mask = (np.stack(part) for part in zip(*map(segment_cell, crops), strict=True))
+    shares, chance = (np.where(has_mask, share, np.nan) for share in (cam_share(maps, masks), chance_share(masks)))
     return shares, chance, maps
 
 

@@ -236,14 +236,14 @@ def _build_baseline_table(table: Kind, entries: Sequence[ResultRow], differences
     """Build the table of accuracy, macro recall and recall of the rarest class, with differences to the baseline."""
     baseline = next((entry for entry in entries if table == "ablation" and entry.name == "net4"), entries[0])
     known = [] if differences is None else differences[differences["first"] == baseline.name].to_dict("records")
-    found = {(row["second"], row["metric"]): row for row in known}
+    by_row = {(row["second"], row["metric"]): row for row in known}
     done = [entry.metrics for entry in entries if entry.metrics]
     support = {name: row["support"] for name, row in done[0]["per_class"].items() if row["support"]} if done else {}
     rarest = min(support, key=lambda name: support[name], default=None)
     metrics = ["accuracy", "macro_recall", *([f"recall_{rarest}"] if rarest else [])]
 
     first = _first_columns(entries)
-    if found:
+    if by_row:
         upper = [*[""] * len(first), *(text for metric in metrics for text in (metric_title(metric), ""))]
         header = [upper, [*first, *["%", f"to {baseline.title}, points"] * len(metrics)]]
     else:
@@ -253,12 +253,12 @@ def _build_baseline_table(table: Kind, entries: Sequence[ResultRow], differences
         if entry.metrics is not None:
             for metric in metrics:
                 measured = entry.metrics.get(metric) or entry.metrics["per_class"][rarest]["recall"]
-                difference = _format_difference(found.get((entry.name, metric)))
-                cells += [format_interval(measured), difference] if found else [format_interval(measured)]
+                difference = _format_difference(by_row.get((entry.name, metric)))
+                cells += [format_interval(measured), difference] if by_row else [format_interval(measured)]
         rows.append(cells)
     notes = _list_notes(entries)
-    if found:
-        shown = [row for (name, metric), row in found.items() if metric in metrics and name != baseline.name]
+    if by_row:
+        shown = [row for (name, metric), row in by_row.items() if metric in metrics and name != baseline.name]
         if any(not row["note"] for row in shown):
             notes.append(
                 f"Differences to {baseline.title} with intervals that hold for all comparisons at once; {CHANCE} could "

@@ -92,10 +92,10 @@ def check_seal(folder: Path, weights: "Mapping[str, Tensor]", ignored: tuple[str
         RunError: the seal is broken or damaged.
     """
     stored = read_seal(folder)
-    found = hash_files(folder, weights, ignored)
+    hashes = hash_files(folder, weights, ignored)
     if stored is not None:
-        stored.check(folder, found, ignored)
-    return Seal(found, stored=stored is not None)
+        stored.check(folder, hashes, ignored)
+    return Seal(hashes, stored=stored is not None)
 
 
 def hash_files(folder: Path, weights: "Mapping[str, Tensor]", ignored: tuple[str, ...] = ()) -> dict[str, str]:
@@ -201,9 +201,9 @@ def check_calibration_fits(calibration: Calibration, config: ModelConfig, joint:
         problem = f"its classes ({', '.join(calibration.classes)}) are not the model's ({', '.join(config.classes)})"
     else:
         sizes = count_features(joint, config.channels, config.size)
-        found = tuple(axes.shape[1] for axes in calibration.rejection.distance.whiten)
-        if sizes is not None and sizes != found:
-            problem = f"it describes features of the sizes {found}, and those of the networks are {sizes}"
+        calibrated = tuple(axes.shape[1] for axes in calibration.rejection.distance.whiten)
+        if sizes is not None and sizes != calibrated:
+            problem = f"it describes features of the sizes {calibrated}, and those of the networks are {sizes}"
     if problem:
         raise RunError(
             f"{folder / JSON_NAME}: {problem}; make it with `urnet calibrate`", code="model.calibration_invalid"

@@ -60,21 +60,21 @@ class Seal:
         with atomic_file(folder / SEAL_NAME) as file:
             file.write((json.dumps(data, indent=2) + "\n").encode())
 
-    def check(self, folder: Path, found: Mapping[str, str], ignored: tuple[str, ...] = ()) -> None:
+    def check(self, folder: Path, hashes: Mapping[str, str], ignored: tuple[str, ...] = ()) -> None:
         """Compare the seal with the files that are there.
 
         Args:
             folder: the bundle, for the message.
-            found: hashes of the files that are there.
+            hashes: hashes of the files that are there.
             ignored: names of files that were not read.
 
         Raises:
             RunError: a file was changed, is missing, or was added (code `model.seal_broken`).
         """
         sealed = {name: value for name, value in self.files.items() if name not in ignored}
-        problems = [f"{name} is missing" for name in sealed if name not in found]
-        problems += [f"{name} was added" for name in found if name not in sealed]
-        problems += [f"{name} was changed" for name in sealed if name in found and found[name] != sealed[name]]
+        problems = [f"{name} is missing" for name in sealed if name not in hashes]
+        problems += [f"{name} was added" for name in hashes if name not in sealed]
+        problems += [f"{name} was changed" for name in sealed if name in hashes and hashes[name] != sealed[name]]
         if problems:
             raise RunError(
                 f"{folder}: the seal of this model is broken: {', '.join(sorted(problems))}. All files of a model "

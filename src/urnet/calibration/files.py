@@ -177,7 +177,7 @@ def _assemble(about: _JsonContent, tensors: dict[str, np.ndarray]) -> Calibratio
         "reference.truth must be class numbers",
     )
     require(rejected.dtype == bool and rejected.shape == truth.shape, "reference.rejected must be true or false")
-    found = Calibration(
+    calibration = Calibration(
         classes=tuple(about.classes),
         temperature=about.temperature,
         scores=tuple(scores),
@@ -187,5 +187,5 @@ def _assemble(about: _JsonContent, tensors: dict[str, np.ndarray]) -> Calibratio
         parts={part: about.parts[part] for part in PARTS if part in about.parts},
         false_rejection=about.false_rejection,
     )
-    require(found.confusion.tolist() == about.confusion, "the confusion is not that of the reference cells")
-    return found
+    require(calibration.confusion.tolist() == about.confusion, "the confusion is not that of the reference cells")
+    return calibration

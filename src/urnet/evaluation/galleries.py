@@ -119,8 +119,8 @@ def _draw_grid(
     """Draw rows of images in blocks of `columns` cells, with space `below`; sizes in inches."""
     N = len(titles)
     if not N or any(len(images) != N for images in rows.values()):
-        found = ", ".join(f"{len(images)} {name}" for name, images in rows.items())
-        raise ValueError(f"{found} images for {N} titles: expected the same number, and at least one")
+        counts = ", ".join(f"{len(images)} {name}" for name, images in rows.items())
+        raise ValueError(f"{counts} images for {N} titles: expected the same number, and at least one")
     columns = min(columns, N)
     blocks = -(-N // columns)
     limits, feet = {}, []

@@ -105,8 +105,8 @@ def _choose_groups(cells: Cells) -> np.ndarray:
 
 
 def _rejected_share(hits: np.ndarray, groups: np.ndarray, replicates: int, level: float) -> tuple[float, float, float]:
-    found = mean_with_interval(hits, np.ones(len(hits), dtype=bool), groups, replicates, level)
-    return (found["value"], *(found["interval"] or (np.nan, np.nan)))
+    auroc = mean_with_interval(hits, np.ones(len(hits), dtype=bool), groups, replicates, level)
+    return (auroc["value"], *(auroc["interval"] or (np.nan, np.nan)))
 
 
 def _compute_auroc(

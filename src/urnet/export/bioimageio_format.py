@@ -66,8 +66,8 @@ def write(model: "Model", run: "Run | None", onnx: bytes, counts: np.ndarray, fo
         save_bioimageio_yaml_only(description, folder / DESCRIPTION)
     summary = test_model(folder / DESCRIPTION, weight_format="onnx")
     if summary.status != "passed":
-        found = [f"{'.'.join(map(str, e.loc))}: {e.msg}" for detail in summary.details for e in detail.errors]
-        reason = " ".join("; ".join(found).split())[:400]
+        errors = [f"{'.'.join(map(str, e.loc))}: {e.msg}" for detail in summary.details for e in detail.errors]
+        reason = " ".join("; ".join(errors).split())[:400]
         raise RunError(
             f"the description did not pass the test of bioimageio.core ({summary.status}: {reason}); report this, or "
             "use --format hub",

@@ -74,7 +74,7 @@ def open_openvino(source: Path | bytes, threads: int | None = None) -> GraphFunc
         ) from None
 
     def run(counts: np.ndarray) -> tuple[np.ndarray, ...]:
-        found = network([np.ascontiguousarray(counts, np.float32)])
-        return tuple(np.array(found[end]) for end in network.outputs)
+        outputs = network([np.ascontiguousarray(counts, np.float32)])
+        return tuple(np.array(outputs[end]) for end in network.outputs)
 
     return run

@@ -85,9 +85,9 @@ def compare_outputs(model: "Model", run: GraphFunction, counts: np.ndarray) -> P
     for start, stop in [(0, 1), *((n, min(n + BATCH_SIZE, len(counts))) for n in range(1, len(counts), BATCH_SIZE))]:
         images = counts[start:stop]
         expected = next(model.outputs(model.config.scaling.apply(images), len(images)))
-        found = run(images.astype(np.float32))
-        _check_shapes(expected, found)
-        probabilities, picture, features = found
+        outputs = run(images.astype(np.float32))
+        _check_shapes(expected, outputs)
+        probabilities, picture, features = outputs
         squares = np.square(picture - expected.enhanced).mean(axis=(1, 2, 3))
         largest = np.abs(expected.features).max(axis=1, keepdims=True)
         difference = max(difference, _largest(np.abs(probabilities - expected.probabilities)))
@@ -123,9 +123,9 @@ def _largest(values: np.ndarray) -> float:
     return float(values.max()) if np.isfinite(values).all() else float("inf")
 
 
-def _check_shapes(expected: "Outputs", found: tuple[np.ndarray, ...]) -> None:
+def _check_shapes(expected: "Outputs", outputs: tuple[np.ndarray, ...]) -> None:
     wanted = [array.shape for array in (expected.probabilities, expected.enhanced, expected.features)]
-    shapes = [array.shape for array in found]
+    shapes = [array.shape for array in outputs]
     if shapes != wanted:
         raise RunError(f"the graph gives arrays of the shapes {shapes}, the model {wanted}", code="model.graph_differs")
 
@@ -203,9 +203,9 @@ def check_graph(model: "Model", run: GraphFunction, sample: np.ndarray | None = 
     if sample is not None:
         counts = np.concatenate([counts, sample.astype(np.float32)])
     expected = next(model.outputs(model.config.scaling.apply(counts), len(counts)))
-    found = run(counts)
-    _check_shapes(expected, found)
-    probabilities, enhanced, features = (array.astype(np.float64) for array in found)
+    outputs = run(counts)
+    _check_shapes(expected, outputs)
+    probabilities, enhanced, features = (array.astype(np.float64) for array in outputs)
     known = (expected.probabilities > _MIN_PROBABILITY) & (probabilities > _MIN_PROBABILITY)
     with np.errstate(all="ignore"):
         logarithms = np.where(known, np.log(expected.probabilities), 0.0)

@@ -58,8 +58,8 @@ def describe_error(error: Exception) -> str:
         return f"unknown key {key[:80]!r}"
     if problem["type"] in ("missing", "missing_argument"):
         return f"{key[:80]!r} is missing"
-    found = repr(problem["input"])
+    value = repr(problem["input"])
     rule = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{key}: {rule}"[:200] if key else rule[:200]
-    return f"{key} is {found if len(found) <= 60 else found[:59] + '…'}: {rule[:1].lower()}{rule[1:]}"[:240]
+    return f"{key} is {value if len(value) <= 60 else value[:59] + '…'}: {rule[:1].lower()}{rule[1:]}"[:240]

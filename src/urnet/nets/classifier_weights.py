@@ -153,9 +153,9 @@ def _check_and_load(model: nn.Module, state: dict[str, Tensor], path: Path) -> N
         if name in state and name not in head and state[name].shape != own[name].shape
     ]
     problems = [
-        f"{len(found)} {kind} ({', '.join(found[:3])}{', …' if len(found) > 3 else ''})"
-        for kind, found in (("missing", missing), ("unknown", unexpected), ("of another shape", shapes))
-        if found
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for kind, names in (("missing", missing), ("unknown", unexpected), ("of another shape", shapes))
+        if names
     ]
     if problems:
         raise WeightsError(
@@ -164,9 +164,9 @@ def _check_and_load(model: nn.Module, state: dict[str, Tensor], path: Path) -> N
             code="weights.other_network",
         )
     if head:
-        found, wanted = state[head[0]].shape[0], own[head[0]].shape[0]
+        stored, wanted = state[head[0]].shape[0], own[head[0]].shape[0]
         logger.warning(
-            "%s: its last layer (%s) is for %d classes, not %d; it is not loaded", path, ", ".join(head), found, wanted
+            "%s: its last layer (%s) is for %d classes, not %d; it is not loaded", path, ", ".join(head), stored, wanted
         )
     model.load_state_dict({name: x for name, x in state.items() if name not in head}, strict=False)
 

@@ -131,15 +131,15 @@ def find_head_layers(model: nn.Module) -> list[nn.Module]:
     """
     heads = model.get_classifier()
     heads = list(heads) if isinstance(heads, tuple | list | nn.ModuleList) else [heads]
-    found = [layer for head in heads if isinstance(head, nn.Module) and (layer := _last_layer(head)) is not None]
-    return found or [layer for layer in [_last_layer(model)] if layer is not None]
+    last_layers = [layer for head in heads if isinstance(head, nn.Module) and (layer := _last_layer(head)) is not None]
+    return last_layers or [layer for layer in [_last_layer(model)] if layer is not None]
 
 
 def _last_layer(module: nn.Module) -> nn.Module | None:
     layers = list(module.modules())
     for kind in (nn.Linear, nn.Conv2d):
-        if found := [layer for layer in layers if isinstance(layer, kind)]:
-            return found[-1]
+        if matching := [layer for layer in layers if isinstance(layer, kind)]:
+            return matching[-1]
     return None
 
 

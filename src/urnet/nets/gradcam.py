@@ -43,8 +43,8 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None, ba
         RecipeError: The classifier has no feature maps (B, C, h, w) to look at, as some transformers.
     """
     if images.ndim != 4 or (targets is not None and targets.shape != images.shape[:1]):
-        found = f"images {tuple(images.shape)}" + ("" if targets is None else f" and targets {tuple(targets.shape)}")
-        raise ValueError(f"{found}: expected (B, C, H, W) and (B,)")
+        shapes = f"images {tuple(images.shape)}" + ("" if targets is None else f" and targets {tuple(targets.shape)}")
+        raise ValueError(f"{shapes}: expected (B, C, H, W) and (B,)")
     device = next(model.classifier.parameters()).device
     # The largest logit of an image has the gradient of the predicted class's logit, without a second forward pass.
     forward = model if targets is not None else lambda batch: model(batch).max(dim=1).values

@@ -98,10 +98,10 @@ def _compare(joint: "JointModel", weights: Mapping[str, Tensor]) -> None:
             f"tensor {name[:80]} is {'missing' if name in own else 'unknown'}", code="model.weights_mismatch"
         )
     for name, tensor in own.items():
-        found = weights[name]
-        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+        given = weights[name]
+        if given.shape != tensor.shape or given.dtype != tensor.dtype:
             raise RunError(
-                f"tensor {name[:80]} is {_describe(found)}, and the network needs {_describe(tensor)}",
+                f"tensor {name[:80]} is {_describe(given)}, and the network needs {_describe(tensor)}",
                 code="model.weights_mismatch",
             )
 

@@ -277,7 +277,7 @@ def _with_client_names(text: str, *uploads: Upload) -> str:
     names = {upload.path.name: upload.name for upload in uploads if upload.path is not None}
     folder = next(upload.path.parent for upload in uploads if upload.path is not None)
     above = "|".join(map(re.escape, (str(folder), folder.as_posix())))
-    return re.sub(rf"(?:(?:{above})[\\/])?(\w+(?:\.\w+)*)", lambda found: names.get(found[1], found[0]), text)
+    return re.sub(rf"(?:(?:{above})[\\/])?(\w+(?:\.\w+)*)", lambda match: names.get(match[1], match[0]), text)
 
 
 def _timeout_message(order: dict[str, Any], name: str) -> str:

@@ -309,8 +309,8 @@ class _Files:
             for entry in entries if len(entries) <= _MAX_SEARCHED else []:
                 if entry.suffix.lower() in (".tif", ".tiff") and entry != self.given:
                     self._by_uuid[_uuid_of(self.given, entry.name)].append(entry)
-        found = self._by_uuid.get(uuid, []) if uuid else []
-        return found[0] if len(found) == 1 else None
+        files = self._by_uuid.get(uuid, []) if uuid else []
+        return files[0] if len(files) == 1 else None
 
 
 def _uuid_of(given: Path, name: str) -> str:
@@ -329,8 +329,8 @@ def _own_uuid(file: Path) -> str:
     else:
         with file.open("rb") as opened:
             text = opened.read(_UUID_WITHIN).decode("utf-8", "replace")
-    found = _UUID.search(text)
-    return _plain(found[1]) if found else ""
+    match = _UUID.search(text)
+    return _plain(match[1]) if match else ""
 
 
 def _check_uuid(given: Path, file: Path, uuid: str) -> None:
