@@ -279,7 +279,7 @@ def test_a_run_without_its_images_can_evaluate_other_cells(draw, tiny, tmp_path,
     shutil.rmtree(cells)
     result = evaluate(run, draw(tmp_path / "other", 4, seed=7))
     assert any("not known whether these are among them" in warning for warning in result.metrics["warnings"])
-    with raises_code("cells.missing_files"):
+    with raises_code("cells.files_missing"):
         evaluate(run)
 
 
