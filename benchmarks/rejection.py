@@ -142,17 +142,17 @@ def rejections(model: Model, known: np.ndarray, others: dict[str, np.ndarray]) -
         return rejection.score(rows, features), rejection.reject(rows, features)
 
     ours, reasons = judged(known)
-    rows = [("the run's own test part", len(known), np.nan, np.nan, np.nan, *_told(reasons))]
+    rows = [("the run's own test part", len(known), np.nan, np.nan, np.nan, *_summarise_reasons(reasons))]
     for name, images in others.items():
         theirs, reasons = judged(images)
         value, replicates = _auroc(ours, theirs), []
         for _ in range(500):
             replicates.append(_auroc(rng.choice(ours, len(ours)), rng.choice(theirs, len(theirs))))
-        rows.append((name, len(images), value, *np.quantile(replicates, [0.025, 0.975]), *_told(reasons)))
-    return pd.DataFrame(rows, columns=["what", "images", "auroc", "low", "high", "rejected", "commonest reason"])
+        rows.append((name, len(images), value, *np.quantile(replicates, [0.025, 0.975]), *_summarise_reasons(reasons)))
+    return pd.DataFrame(rows, columns=["what", "images", "auroc", "low", "high", "rejected", "most common reason"])
 
 
-def _told(reasons: list[str]) -> tuple[float, str]:
+def _summarise_reasons(reasons: list[str]) -> tuple[float, str]:
     counts = Counter(reason for reason in reasons if reason)
     return sum(counts.values()) / len(reasons), counts.most_common(1)[0][0] if counts else ""
 

@@ -28,7 +28,7 @@ SHORT = ("train.epochs=1", "augment.per_class=8")
 
 @pytest.fixture
 def urnet(capfd):
-    """Runs a command line; gives exit code, stdout and stderr."""
+    """Run a command line; return exit code, stdout and stderr."""
 
     def call(*arguments) -> tuple[int, str, str]:
         capfd.readouterr()
@@ -268,7 +268,7 @@ def test_models_lists_what_there_is(urnet):
 
 @pytest.mark.slow
 def test_the_demo_ends_with_table_differential_and_report(urnet, tmp_path, monkeypatch):
-    """On fewer cells and with a smaller classifier than the real one."""
+    """The demo of this test has fewer cells and a smaller classifier."""
     from urnet.cells import simulate
     from urnet.recipe import load_recipe
     from urnet.training import fit

@@ -1,4 +1,4 @@
-"""The number of threads follows what the process may use, not what the machine has."""
+"""The number of threads is the number of CPUs that the process may use."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from urnet.cpus import limit_torch, set_environment, usable_cpus
 
 @pytest.fixture
 def system(tmp_path, monkeypatch):
-    """A system with files of cgroups and an affinity: `system({path: content}, CPUs)`."""
+    """Simulate a system with files of cgroups and an affinity: `system({path: content}, CPUs)`."""
 
     def system(files: dict[str, str], allowed: int = 16) -> None:
         for name, content in files.items():
@@ -137,7 +137,7 @@ def test_the_command_refuses_an_invalid_number_of_threads():
 
 
 def test_no_other_module_counts_cpus():
-    """One function decides: `usable_cpus`."""
+    """Only `usable_cpus` counts CPUs."""
     source = Path(cpus.__file__).parent
     counting = [
         path.relative_to(source).as_posix()

@@ -1,4 +1,4 @@
-"""The documentation: its links lead somewhere, its pages are short, its tutorial runs, its codes exist."""
+"""The documentation: valid links, short pages, a tutorial that runs, and existing error codes."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Classifying files: which images are found, what is written, what happens to those that cannot be used."""
+"""Classification of files: the images found, the written files, and unusable images."""
 
 import errno
 import shutil
@@ -255,7 +255,7 @@ def test_rows_do_not_depend_on_the_batch(model, trained_graph, shapes, tmp_path,
 
 
 def stopped(model, paths, out, after, **options) -> None:
-    """A prediction that is killed once such a share of the rows is written."""
+    """Run a prediction that is killed when a share of the rows is written."""
 
     def stop(what, share):
         if what == "classify" and share >= after:

@@ -1,4 +1,4 @@
-"""Tables of users: files of other kinds, synonyms of columns, columns that are not read."""
+"""Tables of users: errors for other kinds of files, synonyms of columns, and unused columns."""
 
 import logging
 
@@ -11,7 +11,7 @@ COLUMNS = ("path", "label", "donor", "split")
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads a table of some text: `read(text, name of the file, **options)`."""
+    """Read a table from text: `read(text, name of the file, **options)`."""
 
     def call(text, name="t.csv", **options):
         path = tmp_path / name

@@ -1,4 +1,4 @@
-"""A recipe is complete, checked, and the same after a trip through its file; what is wrong with it names the key."""
+"""A recipe is complete, validated, and read back unchanged; errors name the key."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Tables that grow row by row, and what becomes of them when they are interrupted."""
+"""Tables that are written row by row, and their interruption."""
 
 import csv
 import os
@@ -16,7 +16,7 @@ SETTINGS = {"model": "m", "images": "i"}
 
 
 def fill(out, rows, *, settings=SETTINGS, paths=PATHS, stop=False) -> list[str]:
-    """Write rows; the notes of those that were passed on, the ones found there first."""
+    """Write rows; return the notes of the rows given to `on_row`, earlier rows first."""
     seen = []
     try:
         with open_resumable_table(out, COLUMNS, paths, settings, lambda row: seen.append(row["note"])) as table:

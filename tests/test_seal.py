@@ -1,4 +1,4 @@
-"""The seal of a model: what it finds, what it passes over, and that no damage to a bundle ends in a traceback."""
+"""The seal of a model: changes that it detects or ignores, and no traceback for any damage to a bundle."""
 
 import json
 import logging
@@ -186,7 +186,7 @@ def test_exports_carry_the_digest(bundle, trained_graph, shapes, tmp_path, monke
     from urnet.export.openvino_format import to_openvino
 
     def describe_again(model, opset=None) -> bytes:
-        """The graph of the same weights, with the properties of this model."""
+        """Write the properties of this model into the graph of the same weights."""
         graph = onnx.load_from_string(trained_graph)
         del graph.metadata_props[:]
         onnx.helper.set_model_props(graph, onnx_format.graph_properties(model))
@@ -221,7 +221,7 @@ WRONG = st.one_of(
 
 
 def places(data, at=()):
-    """The keys that lead to each value."""
+    """List the keys that lead to each value."""
     if at:
         yield at
     items = data.items() if isinstance(data, dict) else enumerate(data[:3]) if isinstance(data, list) else ()
@@ -241,11 +241,11 @@ def mutated(data, at, value, action):
 
 
 class HangError(Exception):
-    """Opening took too long."""
+    """Opening a bundle took too long."""
 
 
 def opened_or_refused(folder, images) -> np.ndarray | None:
-    """Probabilities and reasons of a bundle, or none where it is refused; any other end fails the test."""
+    """Return probabilities and reasons of a bundle; none if it is refused. Any other error fails the test."""
     ended: list = []
 
     def work() -> None:

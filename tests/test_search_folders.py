@@ -1,4 +1,4 @@
-"""Folders are searched with their links, without loops, and what is not searched is named."""
+"""Search of folders: links, loops, and warnings about folders that are not searched."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from urnet.files.search import find_files, find_folders
 
 @pytest.fixture
 def tree(tmp_path):
-    """Files in folders, and links between them."""
+    """Create files in folders, and links between them."""
     for name in ("in/a/1.png", "in/a/deep/2.png", "in/b/3.png", "out/4.png", "out/deep/5.png", "gone/6.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

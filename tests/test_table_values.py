@@ -1,4 +1,4 @@
-"""Numbers and paths of every table: text is refused with its row, files outside the folder are not opened."""
+"""Numbers and paths in every table: invalid numbers are refused with their row, files outside the folder not opened."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Tables that urnet writes: no cell runs as a formula in a spreadsheet, and reading gives back what was written."""
+"""Tables that urnet writes: no formulas in a spreadsheet, and the same values when read."""
 
 import csv
 import io

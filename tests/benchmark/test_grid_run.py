@@ -147,7 +147,7 @@ def test_the_pictured_cells_are_the_same_for_every_row(begun):
     assert not (kept[1]["raw"] == kept[1]["enhanced"]).all()
 
 
-# How it goes on.
+# Resuming.
 
 
 def test_finished_jobs_are_not_repeated(begun, go_on, monkeypatch):

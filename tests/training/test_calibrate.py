@@ -1,4 +1,4 @@
-"""Calibration of a run: from which parts, how it is made anew, and what it cannot be made from."""
+"""Calibration of a run: its cells, its repetition, and its errors."""
 
 import shutil
 
@@ -16,7 +16,7 @@ SHORT = ("train.epochs=1", "augment.per_class=8")
 
 @pytest.fixture
 def run(trained):
-    """A copy beside the cells' folder, so that its relative paths hold."""
+    """A copy next to the cells folder, so that its relative paths stay valid."""
     copy = trained.folder.with_name("calibrated-copy")
     yield Run(shutil.copytree(trained.folder, copy, ignore=shutil.ignore_patterns("evaluation")))
     shutil.rmtree(copy)

@@ -1,4 +1,4 @@
-"""The history and the checkpoints: whole at any moment."""
+"""The history and the checkpoints are complete at any moment."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A training that tells the classes apart no better than guessing is not left without a word."""
+"""Checks of a training: warnings about results no better than guessing, and about an identity that was not learned."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""From the audit to the last evaluation each cell of a table is decoded once; a folder of images leaves nothing."""
+"""From audit to evaluation, each cell of a table is decoded once. Prediction of a folder caches nothing."""
 
 import shutil
 from collections import Counter
@@ -22,7 +22,7 @@ SHORT = ["train.epochs=1", "augment.per_class=16"]
 
 @pytest.fixture(scope="module")
 def used(tiny, tmp_path_factory):
-    """A phantom whose crops the network sees smaller, a run over it, and how often each file was decoded for that."""
+    """Phantom cells larger than the input of the network, a run over them, and the number of decodings of each file."""
     folder = tmp_path_factory.mktemp("once")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("URNET_CACHE", str(folder / "cache"))

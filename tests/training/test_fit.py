@@ -1,4 +1,4 @@
-"""Training: what it leaves, what it learns, what fixes its numbers, and how it stops."""
+"""Training: its files, its results, its repeatability, and its errors."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ SHORT = ("train.epochs=2", "augment.per_class=8")
 
 
 class Listener:
-    """A reporter that remembers what it was told."""
+    """A reporter that records its messages."""
 
     def __init__(self):
         self.messages, self.done, self.stages = [], [], []
@@ -210,7 +210,7 @@ def test_constant_and_one_cycle_rates(shapes, tiny, tmp_path):
 
 @pytest.mark.parametrize("epochs", [1, 2, 5, 10])
 def test_one_cycle_over_a_handful_of_steps(shapes, tiny, tmp_path, epochs):
-    """Five steps in all: torch's own schedule divides by zero there."""
+    """Five steps in all, for which torch's own schedule divides by zero."""
     overrides = [f"train.epochs={epochs}", "augment.per_class=4", "train.batch_size=64"]
     history = train(shapes, tiny, tmp_path / "run", overrides=overrides)[0].history()
     assert len(history) == epochs
@@ -251,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(shapes, tiny, tmp_path, ra
 
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_full_disk_leaves_the_old_checkpoint(shapes, tiny, tmp_path, monkeypatch, hidden, raises_code):
-    """Hidden: as torch.save reports a disk that is really full, behind an error about its own archive."""
+    """With `hidden`, the error of the full disk is the cause of another error, as in torch.save."""
     save, calls = torch.save, []
 
     def full(checkpoint, file):
@@ -438,7 +438,7 @@ def test_an_image_that_cannot_be_read_is_named_before_training(draw, tiny, tmp_p
 
 
 def test_two_processes_train_together_and_in_silence(shapes, tiny, tmp_path, capfd):
-    """The slow one: two processes have to start."""
+    """The test is slow, because two processes start."""
     overrides = ["train.epochs=2", "augment.per_class=16"]
     run = train(shapes, tiny, tmp_path / "run", overrides=overrides, devices=2, reporter=Listener())[0]
     assert run.history()["epoch"].tolist() == [1, 2]

@@ -1,4 +1,4 @@
-"""The two trainings as modules: losses, augmentation, rates, and the watch for NaN."""
+"""Modules of pre-training and joint training: losses, augmentation, learning rates, and the check for NaN."""
 
 import logging
 import math
@@ -92,7 +92,7 @@ def test_an_enhanced_image_that_leaves_0_to_1_is_warned_of_once(scale, warnings,
 
 
 class Scaled(nn.Module):
-    """An enhancer that multiplies pixels, and so leaves [0, 1]."""
+    """An enhancer that multiplies pixels, so that its output leaves [0, 1]."""
 
     def __init__(self, scale: float):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A run that was stopped at any moment goes on as if nothing had happened, or says why it cannot."""
+"""A run that was stopped at any moment resumes with the same results, or gives the reason why it cannot."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def rows(folder) -> int:
 
 
 def start_and_stop(arguments: list[str], folder, epochs: int, number: signal.Signals) -> subprocess.CompletedProcess:
-    """Run the command until the history has rows of so many epochs, and send it a signal."""
+    """Run the command until the history has a number of epochs, then send a signal."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -53,7 +53,7 @@ def whole(shapes, tiny, tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def stopped(shapes, tiny, tmp_path_factory):
-    """A run killed in pre-training, killed in joint training and interrupted there, and what the processes said."""
+    """A run killed in pre-training and in joint training, and interrupted there; and the output of the processes."""
     folder = tmp_path_factory.mktemp("stöpped") / "run"
     arguments = ["train", str(shapes), "--recipe", tiny, "--out", str(folder), "--set", *LONG]
     stops = []
@@ -214,7 +214,7 @@ def test_a_damaged_checkpoint_is_named(short, shapes, tiny, raises_code):
 
 @pytest.fixture
 def begun(draw, tiny, tmp_path):
-    """A run over cells of its own, with paired images, that has still to write its bundle; its cells."""
+    """A run without its bundle, and its cells with paired images."""
     import pandas as pd
 
     folder = draw(tmp_path / "cells", 20)

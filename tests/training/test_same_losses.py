@@ -1,4 +1,4 @@
-"""`urnet.train` does the mathematics of a plain PyTorch loop; in double precision, where rounding hides nothing."""
+"""`urnet.train` gives the losses of a plain PyTorch loop, compared in double precision."""
 
 import copy
 
@@ -24,7 +24,7 @@ STILL = (
 
 
 class Losses(Callback):
-    """Of every step."""
+    """Recorder of the loss of every step."""
 
     def __init__(self):
         self.steps = []
@@ -54,7 +54,7 @@ def double(monkeypatch):
 
 
 def plain(run, processes: int = 1) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The same training as one writes it by hand: losses of the steps, last weights.
+    """Run the same training as a plain loop; return the losses of the steps and the last weights.
 
     The gradients of as many part-batches as there are processes are averaged; batch norm sees each part by itself, and
     its statistics follow the first.

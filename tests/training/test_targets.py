@@ -19,7 +19,7 @@ from urnet.training.data import prepare_data
 from urnet.training.fit import train
 
 KINDS = {"target": 40, "target_nuclei": 80, "target_stain": 120, "target_clean": 200}
-"""What each paired image of the fixture adds to its cell, modulo 256."""
+"""Value that each paired image of the fixture adds to its cell, modulo 256."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def paired(draw, tmp_path_factory):
 
 @pytest.fixture
 def prepared(paired, tiny):
-    """Prepares the cells with some columns only."""
+    """Prepare the cells with some columns only."""
 
     def call(*overrides, columns=tuple(KINDS), table=None):
         cells = read_cells(paired)

@@ -29,7 +29,7 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None, ba
 
     Args:
         model: A joint model: `model(images)` gives logits, `model.classifier` is what `find_cam_layer` looks into. Its
-            mode (train or eval), its gradients and what of it requires gradients are left as found.
+            mode (train or eval), its gradients and its `requires_grad` flags do not change.
         images: (B, C, H, W), in [0, 1], on any device.
         targets: (B,) the class asked about, or None for the predicted one.
         batch_size: Images at a time.

@@ -1,6 +1,6 @@
 """Open a field of view: what its file holds, and any region of one channel in the file's own counts.
 
-The first bytes of a file tell TIFF, OME-TIFF, PNG, JPEG and BMP. The suffix tells CZI, ND2 and LIF. Regions are read
+The first bytes of a file identify TIFF, PNG, JPEG and BMP; the suffix identifies CZI, ND2 and LIF. Regions are read
 from the tiles or strips that hold them, so a field of 20,000 x 20,000 px need not fit into memory.
 """
 
