@@ -252,7 +252,7 @@ class BatchSizeTuner:
 
 
 def _max_batch(model: "Model", pixels: int) -> int:
-    """Number of images in a batch of at most so many pixels, a power of two up to 256."""
+    """Compute the largest power of two, at most 256, of images that together have at most `pixels` pixels."""
     fitting = max(1, min(256, pixels // model.config.size**2))
     return 2 ** (fitting.bit_length() - 1)
 
@@ -266,7 +266,7 @@ def _noise(model: "Model") -> np.ndarray:
 
 
 def _is_worthwhile(model: "Model", graph: CachedGraph, images: int | None) -> bool:
-    """Whether a graph exists, or can be exported and saves time."""
+    """Return whether a graph exists, or can be exported and saves time."""
     exportable = all(map(is_installed, EXPORT_PACKAGES)) and getattr(model.joint.enhancer, "exportable", True)
     return graph.is_valid or (exportable and (images is None or images * model.config.size**2 >= MIN_PIXELS_FOR_GRAPH))
 

@@ -73,9 +73,9 @@ def format_csv(columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]) -> None:
-    """Write a CSV file, complete or not at all. A file that ends in `.gz` is compressed.
+    r"""Write a CSV file, complete or not at all. A file that ends in `.gz` is compressed.
 
-    Bytes of Linux file names that are not Unicode are written as `\\udc..`.
+    Bytes of Linux file names that are not Unicode are written as `\udc..`.
 
     Args:
         path: the file; an existing one is replaced.

@@ -139,7 +139,10 @@ def draw_beside(image: np.ndarray, cam: np.ndarray, colours: str | None = None) 
 
 @contextmanager
 def _without_parameter_gradients(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode without a graph up to the layer, where captum starts one; all is put back afterwards."""
+    """Set evaluation mode and freeze the parameters; restore both afterwards.
+
+    Without gradients of parameters, PyTorch builds a graph only from the layer on, where captum starts one.
+    """
     modes = [(module, module.training) for module in model.modules()]
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:

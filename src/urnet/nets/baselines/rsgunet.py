@@ -1,9 +1,11 @@
-"""RSGUNet (Huang et al., "Range scaling global U-Net for perceptual image enhancement on mobile devices", ECCV
-Workshops 2018), a winner of the PIRM 2018 challenge. It follows the article and the authors' published network,
+"""RSGUNet, a winner of the PIRM 2018 challenge on perceptual image enhancement.
+
+The network follows the article by Huang et al., "Range scaling global U-Net for perceptual image enhancement on mobile
+devices" (ECCV Workshops 2018). It also follows the network that the authors published,
 https://github.com/MTLab/rsgunet_image_enhance.
 
-It differs from U-Net in two points: a feature vector of the whole image is tiled beside the deepest map, and the last
-map is multiplied by that of the stem instead of being added to it (range scaling). It has no norm layers.
+It differs from U-Net in two points. It tiles a feature vector of the whole image beside the deepest map. It multiplies
+the last map by that of the stem instead of adding the two (range scaling). It has no norm layers.
 
 Not from the article: any size (mirrored outwards to a multiple of 16 px), grey images, and He's initial weights.
 Without norm layers, other initial weights lose the range of the image in the twenty layers.
