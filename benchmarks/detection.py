@@ -143,7 +143,7 @@ def repeat_field(pixels: np.ndarray) -> Callable[[int, int, int, int], np.ndarra
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure the detection, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jurkat", type=Path, help="folder with a folder per phase")
     parser.add_argument("--phases", nargs="*", default=PHASES)

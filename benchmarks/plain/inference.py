@@ -40,7 +40,7 @@ class Crops(Dataset):
 
 
 def main() -> None:
-    """Load, classify, write."""
+    """Load the crops, classify them and write the table."""
     bundle, folder, out = map(Path, sys.argv[1:])
     model = urnet.load(bundle)
     network, classes = model.joint, model.classes

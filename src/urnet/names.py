@@ -37,7 +37,7 @@ def donor_key(donor: str) -> str:
 
 
 def is_missing(name: str) -> bool:
-    """Whether a name is missing: `NA`, `None`, `null`, `nan`, `-`, `?`, or without visible letters."""
+    """Return whether a name is missing: `NA`, `None`, `null`, `nan`, `-`, `?`, or without visible letters."""
     return name_key(name) in {*MISSING, ""}
 
 

@@ -12,7 +12,7 @@ EXTRAS = {"openvino": "openvino", "bioimageio.core": "bioimageio"} | dict.fromke
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package is installed; nothing is imported."""
+    """Return whether a package is installed; nothing is imported."""
     try:
         return find_spec(package) is not None
     except ModuleNotFoundError:  # the first part of `bioimageio.core` is missing

@@ -98,7 +98,7 @@ def open_resumable_table(
 
 
 def is_interrupted(out: Path) -> bool:
-    """Whether a table was begun and not completed."""
+    """Return whether a table was begun and not completed."""
     return out.with_name(f"{out.name}.part").is_file()
 
 

@@ -60,7 +60,7 @@ def _check_network(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_plain_value(value: object, depth: int = 0) -> bool:
-    """Whether an option is safe: it names no file and asks for no oversized network."""
+    """Return whether an option is safe: it names no file and asks for no oversized network."""
     if isinstance(value, list | tuple):
         return depth < 3 and len(value) <= 64 and all(_is_plain_value(one, depth + 1) for one in value)
     if isinstance(value, str):

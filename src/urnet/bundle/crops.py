@@ -76,7 +76,7 @@ def find_crops(images: Images, config: ModelConfig) -> Iterator[CropSource]:
 
 
 def _is_image(pixels: np.ndarray) -> bool:
-    """Whether an array is one image, (H, W) or (H, W, 3), and not a stack of images."""
+    """Return whether an array is one image, (H, W) or (H, W, 3), and not a stack of images."""
     return pixels.ndim == 2 or pixels.shape[2:] == (3,)
 
 

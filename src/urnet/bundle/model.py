@@ -112,7 +112,7 @@ class Model:
         self.joint = joint.to(self.device).eval()
 
     def __repr__(self) -> str:
-        """Name, networks, classes, input, calibration and digest in one line."""
+        """Describe name, networks, classes, input, calibration and digest in one line."""
         config = self.config
         colour = "grey" if config.channels == 1 else "colour"
         calibrated = "not calibrated" if self.calibration is None else "calibrated"
@@ -446,7 +446,7 @@ class Model:
     def _classify(
         self, crops: list[CropSource], first: int, coverage: float, raise_errors: bool
     ) -> list[dict[str, Any]]:
-        """Make a row for each of a few images, of which the first has this number."""
+        """Make a row for each image of a batch; errors name images without a path by number, from `first`."""
         import pandas as pd
 
         rows, usable, pixels, measures = [], [], [], []

@@ -298,7 +298,7 @@ def _write_csv(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 
 def is_phantom(folder: Path, seed: int) -> bool:
-    """Whether a folder holds phantom cells that were drawn with a seed."""
+    """Return whether a folder holds phantom cells that were drawn with a seed."""
     try:
         text = (folder / README_NAME).read_text(encoding="utf-8")
     except (OSError, ValueError):

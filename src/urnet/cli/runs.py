@@ -65,7 +65,7 @@ def demo(
 
 
 def _is_demo(folder: Path, seed: int) -> bool:
-    """Whether a folder holds a demo with this seed, and nothing else."""
+    """Return whether a folder holds a demo with this seed, and nothing else."""
     from urnet.cells.simulate import is_phantom
 
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()

@@ -143,7 +143,7 @@ def _format_interval(interval: np.ndarray) -> str:
 
 
 def _bar_position(share: float) -> str:
-    """Position on a bar of 100 % width."""
+    """Format the position of a share on a bar of 100 % width."""
     return f"{100 * share:.2f}%"
 
 

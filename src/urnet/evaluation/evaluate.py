@@ -190,7 +190,7 @@ def _write_results(
 
 
 def _describe_differential(model: Model, part: str) -> str:
-    """Say why the differential differs from that of `urnet differential`; `part` is one of the run's own, or ""."""
+    """Explain why the differential differs from that of `urnet differential`; `part` is one of the run's own, or ""."""
     if model.calibration is None:
         return "Counted, not corrected: the model is not calibrated."
     if part == model.calibration.reference_part:
@@ -208,7 +208,7 @@ def _count_classes(runs: list[Run], scored: list[ScoredCells]) -> pd.DataFrame:
 
 
 def _describe_excluded(run: Run) -> list[str]:
-    """Say how many images of the run's table are not evaluated, and why."""
+    """State how many images of the run's table are not evaluated, and why."""
     reasons = run.excluded_reasons()
     if not reasons:
         return []
@@ -216,7 +216,7 @@ def _describe_excluded(run: Run) -> list[str]:
 
 
 def _describe_enhanced(scored: list[ScoredCells]) -> dict[str, float | None]:
-    """Range of the enhanced pixels, the share outside [0, 1], and the mean correlation with the raw images."""
+    """Summarise the enhanced pixels: range, share outside [0, 1], and mean correlation with the raw images."""
     pixels = reduce(add, (part.pixels for part in scored))
     correlation = np.concatenate([part.correlation for part in scored])
     return {

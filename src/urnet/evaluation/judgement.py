@@ -43,7 +43,7 @@ class Judgement:
         return " ".join((self.accuracy, self.confusion, self.data, self.verdict))
 
     def to_json(self) -> dict[str, Any]:
-        """Content of `metrics.json` under `judgement`."""
+        """Return the content of `metrics.json` under `judgement`."""
         return asdict(self) | {"verdict": self.verdict}
 
 

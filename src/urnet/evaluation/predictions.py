@@ -238,7 +238,7 @@ def _classify_cells(
 
 
 def _correlate(raw: np.ndarray, enhanced: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each pair of images (N, C, S, S), as (N,); NaN if one of the two is constant."""
+    """Compute the Pearson correlation of each pair of images (N, C, S, S), as (N,); NaN if one of them is constant."""
     a, b = (images.reshape(len(images), -1).astype(np.float64) for images in (raw, enhanced))
     a, b = (rows - rows.mean(axis=1, keepdims=True) for rows in (a, b))
     norm = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))

@@ -85,5 +85,5 @@ class CachedGraph:
 
 
 def _record_of(content: bytes) -> Path:
-    """File in the cache that records the export of a graph with this content."""
+    """Return the file in the cache that records the export of a graph with this content."""
     return locate_user_cache() / "graphs" / hashlib.sha256(content).hexdigest()

@@ -60,7 +60,7 @@ def list_fields(source: Path, tile: int | None, settings: CropSettings | None, p
 
 
 def are_larger_than_crops(files: Iterable[Path], settings: CropSettings, pool: FieldPool) -> bool:
-    """Tell whether images are too large to be crops, by the first of them that can be read.
+    """Return whether images are too large to be crops, by the first of them that can be read.
 
     Args:
         files: the images.
@@ -74,7 +74,7 @@ def are_larger_than_crops(files: Iterable[Path], settings: CropSettings, pool: F
 
 
 def is_larger_than_crops(file: Path, settings: CropSettings, pool: FieldPool) -> bool:
-    """Tell whether an image is too large to be a crop.
+    """Return whether an image is too large to be a crop.
 
     An image that cannot be opened as a field, but opens as an image, is judged by its size as an image. If it is a
     field, opening it as one reports the error later. Otherwise a whole field would count as one cell.

@@ -306,7 +306,7 @@ def partner_path(brightfield: Path, nuclei: str) -> Path:
 
 
 def _matches_pattern(file: Path, nuclei: str) -> bool:
-    """Tell whether a file matches a pattern of nuclei, by its name and its folder."""
+    """Return whether a file matches a pattern of nuclei, by its name and its folder."""
     pattern = Path(nuclei)
     names = re.compile(re.escape(pattern.name).replace(r"\*", "(.+)"), re.IGNORECASE)
     folder = pattern.parent.name

@@ -158,23 +158,23 @@ def refuse_existing(path: Path, *, file: bool = False, resumes: bool = False) ->
 
 
 def staging_folder(out: Path) -> Path:
-    """Path of the folder that `atomic_folder` fills before it is renamed."""
+    """Return the path of the folder that `atomic_folder` fills before it is renamed."""
     full = out.resolve()
     return full.with_name(f".{full.name}.unfinished")
 
 
 def staging_file(out: Path) -> Path:
-    """Path of the file that `atomic_file` writes before it is renamed."""
+    """Return the path of the file that `atomic_file` writes before it is renamed."""
     return out.with_name(f".{out.name}.unfinished.part")
 
 
 def unfinished_files(out: Path) -> list[Path]:
-    """Paths of the staging files that a killed process may have left, also of version 0.1.0."""
+    """List the staging files that a killed process may have left, including that of version 0.1.0."""
     return [staging_file(out), out.with_name(f"{out.name}.part")]
 
 
 def _is_locked_here(full: Path) -> bool:
-    """Whether a path lies in an output that this process has locked."""
+    """Return whether a path lies in an output that this process has locked."""
     command = _COMMAND.get()
     outputs = (*_LOCKED.get(), *(command.outputs if command is not None else ()))
     return any(full.is_relative_to(output) for output in outputs)
@@ -217,7 +217,7 @@ def _remove_staging(full: Path, *, abandoned: bool) -> None:
 
 
 def _completed_before(path: Path) -> bool:
-    """Whether the same command had completed an output before it was killed. Its temporary files are removed."""
+    """Return whether the same command had completed an output before it was killed. Its temporary files are removed."""
     full = path.resolve()
     record = full.with_name(f".{full.name}.unfinished.json")
     if _is_locked_here(full) or not (record.exists() or full.with_name(f".{full.name}.unfinished.lock").exists()):
@@ -243,7 +243,7 @@ def _output_complete(out: Path) -> OutputCompleteError:
 
 
 def _is_free(path: Path) -> bool:
-    """Whether a path does not exist, or is an empty folder."""
+    """Return whether a path does not exist, or is an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 

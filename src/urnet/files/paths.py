@@ -40,7 +40,7 @@ class DiskNames:
 
 
 def is_outside(root: Path, path: str) -> bool:
-    """Whether a path leaves a folder: it is absolute on any system, has `..`, or goes through a link."""
+    """Return whether a path leaves a folder: it is absolute on any system, has `..`, or goes through a link."""
     if PureWindowsPath(path).drive or PureWindowsPath(path).root or ".." in PureWindowsPath(path).parts:
         return True
     try:

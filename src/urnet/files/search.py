@@ -102,7 +102,7 @@ class _Search:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a file or folder is not searched: it is hidden, or macOS added it to a ZIP archive."""
+    """Return whether a file or folder is not searched: it is hidden, or macOS added it to a ZIP archive."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -158,7 +158,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """Whether an entry is a folder or a link to one; a link to itself is neither."""
+    """Return whether an entry is a folder or a link to one; a link to itself is neither."""
     try:
         return entry.is_dir()
     except OSError:
@@ -166,5 +166,5 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _is_broken_link(file: Path) -> bool:
-    """Whether a file is a link to nothing or to itself."""
+    """Return whether a file is a link to nothing or to itself."""
     return file.is_symlink() and not file.exists()

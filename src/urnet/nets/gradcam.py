@@ -25,22 +25,22 @@ MIN_PICTURE_PX, MARGIN_PX, CAPTION_PX = 192, 8, 22
 
 
 def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None, batch_size: int = 32) -> np.ndarray:
-    """Grad-CAM of each image, through the enhancer and the classifier.
+    """Compute Grad-CAM of each image, through the enhancer and the classifier.
 
     Args:
-        model: A joint model: `model(images)` gives logits, `model.classifier` is what `find_cam_layer` looks into. Its
-            mode (train or eval), its gradients and its `requires_grad` flags do not change.
+        model: A joint model: `model(images)` gives logits, and `find_cam_layer` searches `model.classifier`. Its mode
+            (train or eval), its gradients and its `requires_grad` flags do not change.
         images: (B, C, H, W), in [0, 1], on any device.
-        targets: (B,) the class asked about, or None for the predicted one.
+        targets: (B,) the class to explain, or None for the predicted one.
         batch_size: Images at a time.
 
     Returns:
-        (B, H, W) float32 in [0, 1]; the largest value of each map is 1, or the map is 0 where nothing spoke for the
+        (B, H, W) float32 in [0, 1]. The largest value of each map is 1, unless no pixel has a positive weight for the
         class.
 
     Raises:
         ValueError: Images or targets do not have the shapes above.
-        RecipeError: The classifier has no feature maps (B, C, h, w) to look at, as some transformers.
+        RecipeError: The classifier has no feature maps (B, C, h, w); some transformers have none.
     """
     if images.ndim != 4 or (targets is not None and targets.shape != images.shape[:1]):
         shapes = f"images {tuple(images.shape)}" + ("" if targets is None else f" and targets {tuple(targets.shape)}")
@@ -65,7 +65,10 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None, ba
 
 
 def _check_layout(model: nn.Module, layer: nn.Module, image: Tensor) -> None:
-    """Channels last, or a row of tokens, would give a map of the wrong things without an error."""
+    """Refuse a layer that does not give (B, C, h, w).
+
+    From channels last, or a row of tokens, captum would compute a wrong map without an error.
+    """
     shapes: list[torch.Size] = []
     handle = layer.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
     try:
@@ -85,7 +88,7 @@ def overlay(image: np.ndarray, cam: np.ndarray, colours: str | None = None) -> n
     """Lay a map over its image, blue (0) to red (1) as in the paper's Fig. 3b, or in other colours.
 
     Args:
-        image: (H, W) or (H, W, 3), in [0, 1]; what lies outside is clipped.
+        image: (H, W) or (H, W, 3), in [0, 1]; values outside are clipped.
         cam: (H, W), in [0, 1].
         colours: one of matplotlib's colour maps; the paper's where not given.
 

@@ -46,7 +46,7 @@ class ReviewedShare:
 
 
 def is_counted(row: ReviewedPrediction) -> bool:
-    """Whether a cell counts: by the reviewer's label, else by the prediction."""
+    """Return whether a cell counts: by the reviewer's label, else by the prediction."""
     if row.corrected is not None:
         return row.corrected not in (NOT_A_CELL, SKIPPED)
     return not row.details.get("rejected")

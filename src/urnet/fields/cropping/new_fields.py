@@ -59,7 +59,7 @@ def drop_absent_nuclei(settings: CropSettings, source: FieldSource) -> tuple[Cro
 
 
 def _is_outside(root: Path, row: FieldRow, partner: Path) -> bool:
-    """Tell whether the nuclei of a field lie neither in the folder of the fields nor in that of the field."""
+    """Return whether the nuclei of a field lie neither in the folder of the fields nor in that of the field."""
     folders = (root, row.brightfield.parent)
     return all(is_outside(folder, os.path.relpath(partner, folder)) for folder in folders)
 

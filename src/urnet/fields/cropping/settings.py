@@ -89,7 +89,7 @@ class CropSettings:
         return json.dumps(data | {"illumination": light}, indent=1, ensure_ascii=False) + "\n"
 
     def is_too_large(self, height: int, width: int) -> bool:
-        """Tell whether an image of this height and width, px, is a field rather than one of these crops."""
+        """Return whether an image of this height and width, px, is a field rather than one of these crops."""
         return max(height, width) > MAX_CROP_RATIO * self.size
 
     def check_crop(self, height: int, width: int) -> None:

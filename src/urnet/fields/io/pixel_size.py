@@ -13,7 +13,7 @@ UNCALIBRATED_UM = 1.0
 
 
 def is_plausible(pixel_um: float) -> bool:
-    """Tell whether an edge of a pixel, µm, can come from a calibrated microscope.
+    """Return whether an edge of a pixel, µm, can come from a calibrated microscope.
 
     Programs write exactly 1 µm without a calibration (Micro-Manager, ImageJ, OME writers). Sizes outside `MIN_PIXEL_UM`
     to `MAX_PIXEL_UM` are in a wrong unit.

@@ -86,7 +86,7 @@ def clahe(
     clip: Annotated[float, Field(ge=1, le=256)] = 2.0,
     tiles: Annotated[int, Field(ge=1, le=64)] = 8,
 ) -> Enhancer:
-    """Contrast-limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994).
+    """Build contrast-limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994).
 
     `clip` limits a bin to that many times the mean of all bins. An image has `tiles` × `tiles` histograms, or fewer
     where the side of a tile would be below 8 px.
@@ -104,7 +104,7 @@ def _clahe(y: Tensor, clip: float, tiles: int) -> Tensor:
 
 @register_traditional
 def equalise(channels: int) -> Enhancer:
-    """Histogram equalisation over the whole image, in 256 levels. Images of less than 256 px do not change."""
+    """Build histogram equalisation over the whole image, in 256 levels. Images of less than 256 px do not change."""
     return TraditionalEnhancer(_equalise)
 
 
@@ -116,7 +116,7 @@ def _equalise(y: Tensor) -> Tensor:
 
 @register_traditional
 def unsharp(channels: int, *, sigma: Sigma = 2.0, amount: Annotated[float, Field(gt=0, le=100)] = 1.0) -> Enhancer:
-    """Unsharp masking: add `amount` times the difference between the image and its blur by `sigma`."""
+    """Build unsharp masking: it adds `amount` times the difference between the image and its blur by `sigma`."""
     return TraditionalEnhancer(_unsharp, sigma=sigma, amount=amount)
 
 
@@ -133,10 +133,10 @@ def retinex(
     large: Sigma = 250.0,
     gain: Annotated[float, Field(gt=0, le=10)] = 0.5,
 ) -> Enhancer:
-    """Multi-scale retinex (Jobson, Rahman & Woodell, IEEE Trans. Image Process. 6, 965, 1997; its three scales).
+    """Build a multi-scale retinex (Jobson, Rahman & Woodell, IEEE Trans. Image Process. 6, 965, 1997).
 
-    The result is the mean over the scales of the log ratio of a pixel to its blurred surroundings, times `gain`, around
-    mid-grey. The article gives no such display range.
+    The three scales are those of the article. The result is the mean over the scales of the log ratio of a pixel to its
+    blurred surroundings, times `gain`, around mid-grey. The article gives no such display range.
     """
     return TraditionalEnhancer(_retinex, scales=(small, medium, large), gain=gain)
 
@@ -155,10 +155,10 @@ def homomorphic(
     low: Annotated[float, Field(ge=0, le=1)] = 0.5,
     high: Annotated[float, Field(ge=1, le=10)] = 1.5,
 ) -> Enhancer:
-    """Homomorphic filtering (Oppenheim et al., Proc. IEEE 56, 1264, 1968): less illumination, more reflectance.
+    """Build homomorphic filtering (Oppenheim et al., Proc. IEEE 56, 1264, 1968).
 
-    In the logarithm, low frequencies (a Gaussian of `sigma`) are multiplied by `low` and high ones by `high`. The mean
-    does not change.
+    It reduces illumination and raises reflectance. In the logarithm, low frequencies (a Gaussian of `sigma`) are
+    multiplied by `low` and high ones by `high`. The mean does not change.
     """
     return TraditionalEnhancer(_homomorphic, sigma=sigma, low=low, high=high)
 
@@ -172,9 +172,9 @@ def _homomorphic(y: Tensor, sigma: float, low: float, high: float) -> Tensor:
 
 @register_traditional
 def guided(channels: int, *, radius: Radius = 4, epsilon: Annotated[float, Field(gt=0, le=1)] = 0.001) -> Enhancer:
-    """Guided filter as smoothing, the image its own guide (He et al., IEEE Trans. PAMI 35, 1397, 2013).
+    """Build a guided filter for smoothing (He et al., IEEE Trans. PAMI 35, 1397, 2013).
 
-    Windows with a variance below `epsilon` are smoothed; those above it hardly change.
+    The image is its own guide. Windows with a variance below `epsilon` are smoothed; those above it hardly change.
     """
     return TraditionalEnhancer(_guided, radius=radius, epsilon=epsilon)
 
@@ -196,7 +196,7 @@ def bilateral(
     sigma: Sigma = 2.0,
     contrast: Annotated[float, Field(gt=0, le=1)] = 0.05,
 ) -> Enhancer:
-    """Bilateral filter (Tomasi & Manduchi, ICCV 1998): a mean over near pixels of similar brightness.
+    """Build a bilateral filter (Tomasi & Manduchi, ICCV 1998): a mean over near pixels of similar brightness.
 
     Weights are Gaussian in the distance (`sigma`) and in the difference of luminance (`contrast`).
     """
@@ -219,10 +219,11 @@ def wavelet(
     levels: Annotated[int, Field(ge=1, le=10)] = 3,
     strength: Annotated[float, Field(gt=0, le=10)] = 0.5,
 ) -> Enhancer:
-    """Wavelet denoising by soft thresholds (Donoho & Johnstone, Biometrika 81, 425, 1994), with Daubechies' db2.
+    """Build wavelet denoising by soft thresholds (Donoho & Johnstone, Biometrika 81, 425, 1994).
 
-    The noise is the median of the finest diagonal coefficients / 0.6745; the threshold is `strength` times the
-    universal one, noise · √(2 ln HW), which alone blurs too much. Images too small for one level do not change.
+    The wavelet is Daubechies' db2. The noise is the median of the finest diagonal coefficients / 0.6745. The threshold
+    is `strength` times the universal one, noise · √(2 ln HW), which alone blurs too much. Images too small for one
+    level do not change.
     """
     return TraditionalEnhancer(_wavelet, levels=levels, strength=strength)
 
@@ -251,7 +252,7 @@ def wls(
     smoothness: Annotated[float, Field(gt=0, le=100)] = 0.05,
     alpha: Annotated[float, Field(ge=0.5, le=2)] = 1.2,
 ) -> Enhancer:
-    """Edge-preserving smoothing by weighted least squares (Farbman et al., ACM Trans. Graph. 27(3), 67, 2008).
+    """Build edge-preserving smoothing by weighted least squares (Farbman et al., ACM Trans. Graph. 27(3), 67, 2008).
 
     `smoothness` is λ of the article. A higher `alpha` preserves edges of the log luminance more. A sparse system is
     solved for each image on the CPU (about 20 ms for 96 × 96 px), which `torch.export` cannot trace.

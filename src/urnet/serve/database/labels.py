@@ -436,12 +436,12 @@ class LabelStore:
 
 
 def _is_valid() -> ColumnElement[bool]:
-    """Whether a label is not undone."""
+    """Return whether a label is not undone."""
     return Label.undone.is_(None)
 
 
 def _is_by(labeller: Labeller) -> ColumnElement[bool]:
-    """Whether a label was given by this person, however the name is spelled."""
+    """Return whether a label was given by this person, however the name is spelled."""
     return Label.labeller.collate(SAME_PERSON) == labeller.name
 
 

@@ -59,7 +59,7 @@ def cookie_attributes(scope: Scope) -> dict[str, Any]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is reachable from this machine only."""
+    """Return whether a host name or address is reachable from this machine only."""
     try:
         return host == "localhost" or ip_address(host.strip("[]")).is_loopback
     except ValueError:

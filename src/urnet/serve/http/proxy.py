@@ -86,7 +86,7 @@ class ProxySettings:
         return bool(self.root_path or self.trusted_proxies or self.allowed_hosts)
 
     def trusts(self, address: str) -> bool:
-        """Whether an address belongs to a trusted proxy."""
+        """Return whether an address belongs to a trusted proxy."""
         parsed = _address(address)
         return parsed is not None and any(parsed in network for network in self.trusted_proxies)
 
@@ -157,7 +157,7 @@ def route_path(scope: Scope) -> str:
 
 
 def is_secure(scope: Scope) -> bool:
-    """Whether the client speaks TLS to the server, or to the proxy in front of it."""
+    """Return whether the client speaks TLS to the server, or to the proxy in front of it."""
     return scope.get("scheme") in ("https", "wss")
 
 

@@ -30,7 +30,7 @@ _FULL_NUMBERS = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSP
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or an error that caused it, says that the disk is full."""
+    """Return whether an error, or an error that caused it, says that the disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL_NUMBERS:
             return True
@@ -191,6 +191,6 @@ def _remove_orphans(parent: Path) -> None:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether a path is this user's and not a link; other users may write to the temporary folder."""
+    """Return whether a path is this user's and not a link; other users may write to the temporary folder."""
     about = path.lstat()
     return not path.is_symlink() and (os.name != "posix" or about.st_uid == os.getuid())

@@ -295,7 +295,7 @@ class _Files:
         )
 
     def _is_another(self, uuid: str) -> bool:
-        """Tell whether the given file has the right name but another UUID.
+        """Return whether the given file has the right name but another UUID.
 
         Metadata in the given file itself mean that file by its name, unless they also name its own UUID.
         """

@@ -64,7 +64,7 @@ class Comparison(SessionData):
         self._task = asyncio.create_task(self._compute(threads))
 
     def is_current(self, first: ListedRun, second: ListedRun) -> bool:
-        """Whether this is the comparison of these runs, with their present predictions."""
+        """Return whether this is the comparison of these runs, with their present predictions."""
         return self.state != "failed" and self._versions == _find_versions(first, second)
 
     @property
