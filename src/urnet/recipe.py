@@ -402,7 +402,8 @@ def _validate(data: Mapping[str, Any], source: str) -> Recipe:
         problems = error.errors()
         unknown = all(problem["type"] == "extra_forbidden" for problem in problems)
         raise RecipeError(
-            "\n".join(_explain(source, problem) for problem in problems), code="recipe.key_unknown" if unknown else None
+            "\n".join(_explain(source, problem) for problem in problems),
+            code="recipe.key_unknown" if unknown else "recipe.value_invalid",
         ) from None
 
 

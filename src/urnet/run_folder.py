@@ -236,7 +236,8 @@ class Run:
         except ValueError as error:
             raise RunError(
                 f"{self.scaling_path}: not the scaling of a run ({describe_error(error)}); restore the file, or "
-                "train into a new --out"
+                "train into a new --out",
+                code="run.scaling_damaged",
             ) from None
 
     def has_cells(self, cells: Cells) -> bool:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from urnet.errors import RecipeError
 from urnet.nets import Enhancer, create_enhancer, list_enhancers, register_enhancer
 from urnet.nets.enhancers import registry
 from urnet.nets.enhancers.base import reflect_pad
@@ -132,34 +131,39 @@ def test_image_of_one_pixel_is_an_error_that_gives_the_smallest_size(raises_code
         build("unet")(images(1, 1))
 
 
-def test_unknown_name_lists_the_good_ones():
-    with pytest.raises(RecipeError, match=r"'unett'.*none.*unet.*unetpp.*urnet"):
+def test_unknown_name_lists_the_good_ones(raises_code):
+    with raises_code("recipe.enhancer_unknown") as caught:
         create_enhancer("unett", 1)
+    assert all(name in str(caught.value) for name in ("'unett'", "none", "unet,", "unetpp", "urnet"))
 
 
 @pytest.mark.parametrize("name", list_enhancers())
-def test_unknown_option_lists_the_good_ones(name):
-    with pytest.raises(RecipeError, match=rf"'{name}' has no option 'widht'.*{', '.join(options(name))}"):
+def test_unknown_option_lists_the_good_ones(name, raises_code):
+    with raises_code("recipe.enhancer_option") as caught:
         create_enhancer(name, 1, widht=8)
+    assert all(part in str(caught.value) for part in (f"'{name}'", "'widht'", ", ".join(options(name))))
 
 
 @pytest.mark.parametrize("option", ["name", "channels"])
-def test_arguments_are_no_options(option):
-    with pytest.raises(RecipeError, match=f"no option '{option}'"):
+def test_arguments_are_no_options(option, raises_code):
+    with raises_code("recipe.enhancer_option") as caught:
         create_enhancer("unet", 1, **{option: 3})
+    assert f"'{option}'" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [name for name in list_enhancers() if "width" in options(name)])
 @pytest.mark.parametrize("width", [0, -4])
-def test_impossible_width_names_the_range(name, width):
-    with pytest.raises(RecipeError, match=rf"width = {width}.*greater than or equal to 1"):
+def test_impossible_width_names_the_range(name, width, raises_code):
+    with raises_code("recipe.enhancer_option") as caught:
         create_enhancer(name, 1, width=width)
+    assert all(part in str(caught.value) for part in ("width", str(width), "equal to 1"))
 
 
 @pytest.mark.parametrize(("option", "value"), [("width", 8.5), ("width", "8"), ("residual", "yes"), ("residual", 1)])
-def test_value_of_the_wrong_type_names_option_and_value(option, value):
-    with pytest.raises(RecipeError, match=f"{option} = {value!r}"):
+def test_value_of_the_wrong_type_names_option_and_value(option, value, raises_code):
+    with raises_code("recipe.enhancer_option") as caught:
         create_enhancer("urnet", 1, **{option: value})
+    assert f"{option} = {value!r}" in str(caught.value)
 
 
 @pytest.mark.parametrize("channels", [0, 2, 4])
@@ -168,7 +172,7 @@ def test_only_grey_and_rgb(channels, raises_code):
         create_enhancer("unet", channels)
 
 
-def test_a_new_enhancer_needs_nothing_but_the_decorator(monkeypatch):
+def test_a_new_enhancer_needs_nothing_but_the_decorator(monkeypatch, raises_code):
     monkeypatch.setattr("urnet.nets.enhancers.registry._constructors", {})
 
     @register_enhancer
@@ -177,7 +181,8 @@ def test_a_new_enhancer_needs_nothing_but_the_decorator(monkeypatch):
 
     assert list_enhancers() == ["blur"]
     assert create_enhancer("blur", 1, strength=2.0)(images(1, 20)).shape == (2, 1, 20, 20)
-    with pytest.raises(RecipeError, match="'blur' has no option 'width'; its options are: strength"):
+    with raises_code("recipe.enhancer_option") as caught:
         create_enhancer("blur", 1, width=8)
+    assert all(name in str(caught.value) for name in ("'blur'", "'width'", "strength"))
     with pytest.raises(ValueError, match="blur"):
         register_enhancer(blur)

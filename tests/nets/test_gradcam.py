@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from urnet.errors import RecipeError
 from urnet.nets.classifiers import find_cam_layer
 from urnet.nets.gradcam import grad_cam, overlay
 from urnet.nets.joint import build_joint
@@ -149,7 +148,7 @@ def test_overlay_of_another_size():
         overlay(np.zeros((8, 8)), np.zeros((4, 4)))
 
 
-def test_refuses_feature_maps_with_channels_last() -> None:
+def test_refuses_feature_maps_with_channels_last(raises_code) -> None:
     model = build_joint("none", "test_vit", 3, 3)
-    with pytest.raises(RecipeError, match="Grad-CAM needs"):
+    with raises_code("recipe.no_feature_maps"):
         grad_cam(model, torch.rand(1, 3, 160, 160))

@@ -82,7 +82,10 @@ def copy_bundle(model: "Model", out: Path) -> None:
             with (model.folder / name).open("rb") as source, atomic_file(out / name) as file:
                 shutil.copyfileobj(source, file)
     if seal_bundle(out).digest != model.digest():
-        raise RunError(f"{model.folder}: the files have changed since the model was read; run the command again")
+        raise RunError(
+            f"{model.folder}: the files have changed since the model was read; run the command again",
+            code="model.changed",
+        )
 
 
 def check_seal(folder: Path, weights: "Mapping[str, Tensor]", ignored: tuple[str, ...]) -> Seal:

@@ -173,7 +173,7 @@ def write_destained(
                 result = destain(original, np.random.default_rng((seed, index, 1)))
             except ImageError as error:
                 file = str(source.root / row["path"])
-                raise error if file in str(error) else ImageError(f"{file}: {error}") from None
+                raise error if file in str(error) else ImageError(f"{file}: {error}", code=error.code) from None
             _write_png(folder / "cells" / name, _to_8_bit(result.image))
             _write_png(folder / "clean" / name, _to_8_bit(result.clean))
             _write_png(folder / "stained" / name, original)

@@ -80,7 +80,8 @@ def _check_layout(model: nn.Module, layer: nn.Module, image: Tensor) -> None:
     if len(shapes[0]) != 4 or shapes[0][1] != channels:
         raise RecipeError(
             f"{type(model.classifier).__name__}: its last feature map is {tuple(shapes[0])}, and Grad-CAM needs "
-            f"(1, {channels}, height, width); choose a convolutional classifier"
+            f"(1, {channels}, height, width); choose a convolutional classifier",
+            code="recipe.no_feature_maps",
         )
 
 

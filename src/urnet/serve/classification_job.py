@@ -333,7 +333,7 @@ class ClassificationJob:
         _, cells = await self.services.decoders.read(image.source, image.index, image.index + 1)
         crop = cells[0].crop
         if crop is None:
-            raise ImageError(cells[0].error)
+            raise ImageError(cells[0].error, code=cells[0].code)
         model, crops = self.services.model, crop[None]
         if kind == "enhanced":
             _, enhanced, _ = await self.services.network.run(crops)
@@ -401,7 +401,9 @@ class ClassificationJob:
         """Append the answers for the images of a file, from the given index on."""
         limit = self.services.settings.sample_images
         if len(self.images) + len(answers) > limit:
-            raise CellsError(f"a sample may have {limit:,} images at most; split it into several samples")
+            raise CellsError(
+                f"a sample may have {limit:,} images at most; split it into several samples", code="cells.too_many"
+            )
         for index, answer in enumerate(answers, first):
             if answer.is_padding:
                 continue

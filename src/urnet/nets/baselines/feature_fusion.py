@@ -151,12 +151,18 @@ def _check_options(options: dict[str, Any]) -> _Options:
             message = f"has no option {problem['loc'][0]!r}; its options are: {', '.join(_Options.model_fields)}"
         else:
             message = f"{'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {problem['msg']}"
-        raise RecipeError(f"classifier 'shahzad2022': {message}") from None
+        raise RecipeError(f"classifier 'shahzad2022': {message}", code="recipe.classifier_option") from None
     twice = [name for name in checked.backbones if checked.backbones.count(name) > 1]
     if twice:
-        raise RecipeError(f"classifier 'shahzad2022': backbone {twice[0]!r} is listed twice; list it once")
+        raise RecipeError(
+            f"classifier 'shahzad2022': backbone {twice[0]!r} is listed twice; list it once",
+            code="recipe.classifier_option",
+        )
     if "shahzad2022" in checked.backbones:
-        raise RecipeError("classifier 'shahzad2022' cannot be its own backbone; list networks of timm")
+        raise RecipeError(
+            "classifier 'shahzad2022' cannot be its own backbone; list networks of timm",
+            code="recipe.classifier_option",
+        )
     return checked
 
 
@@ -167,7 +173,10 @@ def _backbone(name: str, pretrained: bool, weights: str | Path | None) -> nn.Mod
     else:
         model = create_classifier(name, 0, pretrained=pretrained)
     if not getattr(model, "feature_info", None):
-        raise RecipeError(f"classifier 'shahzad2022': timm names no feature maps of backbone {name!r}; choose another")
+        raise RecipeError(
+            f"classifier 'shahzad2022': timm names no feature maps of backbone {name!r}; choose another",
+            code="recipe.no_feature_maps",
+        )
     return model
 
 

@@ -130,7 +130,8 @@ class Perceptual(nn.Module):
         if wrong:
             raise WeightsError(
                 f"pretrain.perceptual={weights}: not the weights of {name!r}, {len(wrong)} tensors are missing or of "
-                f"another shape ({', '.join(wrong[:3])}, …); name the file of a VGG19 without batch norm"
+                f"another shape ({', '.join(wrong[:3])}, …); name the file of a VGG19 without batch norm",
+                code="weights.other_network",
             )
         network.load_state_dict({key: state[key] for key in own})
         network.eval().requires_grad_(False)
