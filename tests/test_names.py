@@ -120,7 +120,7 @@ def test_refuses_recipe_classes_that_differ_only_in_spelling(folder, raises_code
 @pytest.mark.parametrize("text", ["no: [a]", "yes: [a]", "null: [a]", "a: [off]", "a: null", "a: [~]"])
 def test_refuses_yaml_values_that_are_no_text(tmp_path, text, raises_code):
     (tmp_path / "r.yaml").write_text(f"classes: {{{text}, b: [c]}}", encoding="utf-8")
-    with raises_code("recipe.invalid") as caught:
+    with raises_code("recipe.value_invalid") as caught:
         load_recipe(tmp_path / "r.yaml")
     assert "quotes" in str(caught.value)
 

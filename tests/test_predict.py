@@ -13,7 +13,6 @@ from PIL import Image
 from urnet import predict
 from urnet.bundle.model import Model
 from urnet.cells.read import find_images
-from urnet.errors import CellsError
 from urnet.files.csv_tables import read_own_table
 from urnet.images.read import read_image
 from urnet.nets.gradcam import CAPTION_PX, MARGIN_PX, draw_beside
@@ -152,12 +151,12 @@ def test_a_folder_in_the_place_of_the_table_is_refused_at_once(model, shapes, tm
         predict_files(model, [shapes], tmp_path / "p.csv")
 
 
-def test_missing_paths_and_empty_folders_are_refused(model, tmp_path):
-    with pytest.raises(CellsError, match=r"gone: no such file or folder"):
-        predict_files(model, [tmp_path / "gone"], tmp_path / "p.csv")
+def test_missing_paths_and_empty_folders_are_refused(model, tmp_path, raises_code):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CellsError, match="empty: no PNG"):
-        predict_files(model, [tmp_path / "empty"], tmp_path / "p.csv")
+    for name, code in (("gone", "cells.not_found"), ("empty", "cells.no_images")):
+        with raises_code(code) as caught:
+            predict_files(model, [tmp_path / name], tmp_path / "p.csv")
+        assert name in str(caught.value)
     assert not (tmp_path / "p.csv").exists()
 
 

@@ -88,13 +88,14 @@ def test_the_last_override_wins():
     assert load_recipe("quick", ["train.epochs=3", "train.epochs=4"]).train.epochs == 4
 
 
-def test_a_changed_recipe_is_a_checked_copy():
+def test_a_changed_recipe_is_a_checked_copy(raises_code):
     recipe = load_recipe("quick")
     changed = recipe.with_changes(seed=3, split={"folds": 5, "fold": 2})
     assert (changed.seed, changed.split.fold, changed.split.test) == (3, 2, recipe.split.test)
     assert recipe.seed == 0
-    with pytest.raises(RecipeError, match="fold 5 needs folds to be at least 6"):
+    with raises_code("recipe.value_invalid") as caught:
         changed.with_changes(split={"fold": 5})
+    assert all(part in str(caught.value) for part in ("split: fold 5", "6"))
 
 
 def test_labels_may_be_numbers():
@@ -152,75 +153,78 @@ def test_a_file_with_a_mark_and_windows_lines(tmp_path):
 # --- mistakes
 
 MISTAKES = {
-    "train.epoch=3": r"unknown key train\.epoch; did you mean train\.epochs\? allowed keys: .*epochs",
-    "trian.epochs=3": r"unknown key trian; did you mean train\?",
-    "nonsense=1": r"unknown key nonsense; allowed keys: name, classes",
-    "=5": "give key=value",
-    ".=5": "unknown key",
-    "train.epochs": "give key=value, for instance train.epochs=20",
-    "train.epochs=0": r"train\.epochs is 0: .*greater than or equal to 1",
-    "train.epochs=many": r"train\.epochs is 'many': .*integer",
-    "train.epochs.x=5": r"train\.epochs is \{'x': 5\}",
-    "train.lr=0": r"train\.lr is 0: .*greater than 0",
-    "train.lr=.nan": r"train\.lr is nan",
-    "train.lr=11": r"train\.lr is 11: .*less than or equal to 10",
-    "train.optimizer=adam": r"train\.optimizer is 'adam': .*'sgd' or 'adamw'",
-    "train=5": r"train is 5: ",
-    "split.test=1": r"split\.test is 1: .*less than 1",
-    "split.fold=0": r"split: fold 0 needs folds to be at least 1",
-    "split.folds=1": r"split\.folds is 1: .*greater than or equal to 2",
-    "input.limits=[5, 5]": r"input: limits must be \[low, high\] with low < high",
-    "input.limits=[0, .inf]": r"input\.limits\.1 is inf: .*finite",
-    "input.channels=2": r"input\.channels is 2: .*1 or 3",
-    "input.size=8": r"input\.size is 8: .*greater than or equal to 16",
-    "tile=4": r"tile is 4: .*greater than or equal to 8",
-    "protocol=fair": r"protocol is 'fair': .*'honest' or 'paper'",
-    "classes={a: [x], b: [x]}": r"classes: label 'x' belongs to more than one class",
-    "classes=[a, b]": r"classes is \['a', 'b'\]: .*dictionary",
-    "classes.a=[1.5]": r"classes\.a\.0 is 1\.5: .*string",
-    "seed=-1": r"seed is -1: ",
-    "seed=4294967296": r"seed is 4294967296: .*less than 4294967296",
-    "train.lr=[": r"--set train\.lr=\[: not YAML",
-    "name=2020-99-99": r"--set name=2020-99-99: not YAML",
-    "name=": r"name is None: .*string",
+    "train.epoch=3": ("key_unknown", "train.epoch;", "train.epochs?", "epochs"),
+    "trian.epochs=3": ("key_unknown", "trian;", "train?"),
+    "nonsense=1": ("key_unknown", "nonsense;", "name, classes"),
+    "=5": ("override", "--set =5"),
+    ".=5": ("key_unknown",),
+    "train.epochs": ("override", "train.epochs=20"),
+    "train.epochs=0": ("value_invalid", "train.epochs is 0: ", "equal to 1"),
+    "train.epochs=many": ("value_invalid", "train.epochs is 'many': ", "integer"),
+    "train.epochs.x=5": ("value_invalid", "train.epochs is {'x': 5}"),
+    "train.lr=0": ("value_invalid", "train.lr is 0: ", "greater than 0"),
+    "train.lr=.nan": ("value_invalid", "train.lr is nan"),
+    "train.lr=11": ("value_invalid", "train.lr is 11: ", "equal to 10"),
+    "train.optimizer=adam": ("value_invalid", "train.optimizer is 'adam': ", "'sgd' or 'adamw'"),
+    "train=5": ("value_invalid", "train is 5: "),
+    "split.test=1": ("value_invalid", "split.test is 1: ", "less than 1"),
+    "split.fold=0": ("value_invalid", "split: fold 0", "1"),
+    "split.folds=1": ("value_invalid", "split.folds is 1: ", "equal to 2"),
+    "input.limits=[5, 5]": ("value_invalid", "input: limits", "[low, high]", "low < high"),
+    "input.limits=[0, .inf]": ("value_invalid", "input.limits.1 is inf: ", "finite"),
+    "input.channels=2": ("value_invalid", "input.channels is 2: ", "1 or 3"),
+    "input.size=8": ("value_invalid", "input.size is 8: ", "equal to 16"),
+    "tile=4": ("value_invalid", "tile is 4: ", "equal to 8"),
+    "protocol=fair": ("value_invalid", "protocol is 'fair': ", "'honest' or 'paper'"),
+    "classes={a: [x], b: [x]}": ("value_invalid", "classes: label 'x'"),
+    "classes=[a, b]": ("value_invalid", "classes is ['a', 'b']: ", "dictionary"),
+    "classes.a=[1.5]": ("value_invalid", "classes.a.0 is 1.5: ", "string"),
+    "seed=-1": ("value_invalid", "seed is -1: "),
+    "seed=4294967296": ("value_invalid", "seed is 4294967296: ", "less than 4294967296"),
+    "train.lr=[": ("not_yaml", "--set train.lr=["),
+    "name=2020-99-99": ("not_yaml", "--set name=2020-99-99"),
+    "name=": ("value_invalid", "name is None: ", "string"),
 }
 
 
 @pytest.mark.parametrize("override", MISTAKES)
-def test_a_mistake_names_the_key_and_the_rule(override):
-    with pytest.raises(RecipeError, match=MISTAKES[override]) as caught:
+def test_a_mistake_names_the_key_and_the_rule(override, raises_code):
+    code, *parts = MISTAKES[override]
+    with raises_code(f"recipe.{code}") as caught:
         load_recipe("quick", [override])
+    assert all(part in str(caught.value) for part in parts)
     assert "\n" not in str(caught.value)
 
 
-def test_several_mistakes_are_reported_together():
-    with pytest.raises(RecipeError) as caught:
+def test_several_mistakes_are_reported_together(raises_code):
+    with raises_code("recipe.value_invalid") as caught:
         load_recipe("quick", ["train.epochs=0", "tile=1", "what=2"])
     assert len(str(caught.value).splitlines()) == 3
     assert all(line.startswith("recipe quick: ") for line in str(caught.value).splitlines())
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "code", "found"),
     [
-        (b"", "found an empty file"),
-        (b"- a\n- b\n", "found list"),
-        (b"just words", "found str"),
-        (b"train: {lr: 1", "not YAML"),
-        (b"name: \xff\xfe", "not a text file in UTF-8"),
-        (b"name: \x00", "not YAML"),
-        (b"!!python/object/apply:os.system [echo]", "not YAML"),
-        (b"{[1]: 2}", "not YAML"),
-        (b"1: 2", "keys should be strings"),
-        (b"train: {epochs: 0}", r"train\.epochs is 0"),
+        (b"", "recipe.no_mapping", "an empty file"),
+        (b"- a\n- b\n", "recipe.no_mapping", "list"),
+        (b"just words", "recipe.no_mapping", "str"),
+        (b"train: {lr: 1", "recipe.not_yaml", ""),
+        (b"name: \xff\xfe", "recipe.not_yaml", "UTF-8"),
+        (b"name: \x00", "recipe.not_yaml", ""),
+        (b"!!python/object/apply:os.system [echo]", "recipe.not_yaml", ""),
+        (b"{[1]: 2}", "recipe.not_yaml", ""),
+        (b"1: 2", "recipe.value_invalid", ""),
+        (b"train: {epochs: 0}", "recipe.value_invalid", "train.epochs is 0"),
     ],
 )
-def test_a_faulty_file_is_named(tmp_path, content, message):
+def test_a_faulty_file_is_named(tmp_path, content, code, found, raises_code):
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
-    with pytest.raises(RecipeError, match=message) as caught:
+    with raises_code(code) as caught:
         load_recipe(path)
     assert str(path) in str(caught.value)
+    assert found in str(caught.value)
 
 
 def test_an_unknown_name_is_an_error(tmp_path, raises_code):
@@ -272,21 +276,24 @@ def test_a_recipe_nested_without_end_is_refused(tmp_path, raises_code):
         load_recipe(path)
 
 
-def test_a_long_value_is_cut_in_its_error():
-    with pytest.raises(RecipeError, match=r"train\.epochs is 'yyyy.*…: ") as caught:
+def test_a_long_value_is_cut_in_its_error(raises_code):
+    with raises_code("recipe.value_invalid") as caught:
         load_recipe("quick", ["train.epochs=" + "y" * 100_000])
+    assert "train.epochs is 'yyyy" in str(caught.value)
     assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("key", ["train.epochs", "train.batch_size", "pretrain.epochs", "augment.per_class"])
-def test_numbers_beyond_all_use_are_refused(key):
-    with pytest.raises(RecipeError, match=rf"{key} is 10000000000: .*less than or equal to 1000000"):
+def test_numbers_beyond_all_use_are_refused(key, raises_code):
+    with raises_code("recipe.value_invalid") as caught:
         load_recipe("quick", [f"{key}=10000000000"])
+    assert all(part in str(caught.value) for part in (f"{key} is 10000000000", "equal to 1000000"))
 
 
-def test_a_class_called_no_must_be_quoted():
-    with pytest.raises(RecipeError, match="put the name in quotes"):
+def test_a_class_called_no_must_be_quoted(raises_code):
+    with raises_code("recipe.value_invalid") as caught:
         load_recipe("quick", ["classes={no: [a], yes: [b]}"])
+    assert "quotes" in str(caught.value)
     assert list(load_recipe("quick", ["classes={'no': [a], 'yes': [b]}"]).classes) == ["no", "yes"]
 
 

@@ -6,7 +6,6 @@ import os
 import pytest
 from filelock import FileLock
 
-from urnet.errors import RunError
 from urnet.resumable_table import open_resumable_table
 
 COLUMNS = ("path", "note")
@@ -93,10 +92,10 @@ def test_rows_without_settings_are_kept(begun, raises_code, content):
     assert part.read_bytes() == before
 
 
-def test_two_processes_do_not_write_one_table(tmp_path):
+def test_two_processes_do_not_write_one_table(tmp_path, raises_code):
     with (
         FileLock(tmp_path / ".t.csv.unfinished.lock"),
-        pytest.raises(RunError, match="another process is writing it"),
+        raises_code("run.busy"),
         open_resumable_table(tmp_path / "t.csv", COLUMNS, PATHS, SETTINGS, lambda row: None),
     ):
         pass

@@ -42,7 +42,7 @@ def test_a_begun_run_gives_back_recipe_and_cells(divided, tiny, tmp_path):
 def test_a_damaged_scaling_is_an_error(text, divided, tiny, tmp_path, raises_code):
     run = Run.create(tmp_path / "run", load_recipe(tiny), divided, SCALING)
     run.scaling_path.write_text(text, encoding="utf-8")
-    with raises_code("run.unusable"):
+    with raises_code("run.scaling_damaged"):
         run.scaling()
 
 

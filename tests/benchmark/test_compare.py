@@ -135,15 +135,16 @@ def test_unfinished_runs_and_other_folders_are_refused(runs, shapes, tmp_path, r
     shutil.rmtree(unfinished / "benchmark", ignore_errors=True)
     half = shutil.copytree(runs["cv"], home / "half")
     shutil.rmtree(half / "fold1" / "model")
-    for folder, code in (
-        (unfinished, "model.not_found"),
-        (half, "evaluation.folds_unfinished"),
-        (shapes, "run.not_a_run"),
-        (runs["one"] / "model", "run.is_bundle"),
-        (tmp_path / "nothing", "run.not_a_run"),
+    for folder, code, names in (
+        (unfinished, "model.not_found", ["unfinished", "--resume"]),
+        (half, "evaluation.folds_unfinished", ["half", "1 of 2"]),
+        (shapes, "run.not_a_run", [str(shapes)]),
+        (runs["one"] / "model", "run.is_bundle", ["model"]),
+        (tmp_path / "nothing", "run.not_a_run", ["nothing"]),
     ):
-        with raises_code(code):
+        with raises_code(code) as caught:
             compare([runs["one"], folder], tmp_path / "out")
+        assert all(name in str(caught.value) for name in names)
     assert not (tmp_path / "out").exists()
 
 

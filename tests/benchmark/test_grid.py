@@ -159,7 +159,7 @@ def test_a_manifest_that_cannot_be_used_is_an_error(opened, text, code, raises_c
         opened()
 
 
-def test_a_second_benchmark_in_the_same_folder_is_refused(opened, tmp_path):
+def test_a_second_benchmark_in_the_same_folder_is_refused(opened, tmp_path, raises_code):
     grid = opened()
     code = (
         "import sys; from filelock import FileLock\n"
@@ -172,7 +172,7 @@ def test_a_second_benchmark_in_the_same_folder_is_refused(opened, tmp_path):
     )
     try:
         assert other.stdout.readline().strip() == b"mine"
-        with pytest.raises(RunError, match="another process is writing it"):
+        with raises_code("run.busy"):
             opened()
     finally:
         other.kill()

@@ -15,7 +15,6 @@ from urnet.benchmark import run as benchmark
 from urnet.benchmark.compare import compare
 from urnet.benchmark.run import run_benchmark
 from urnet.cells.read import read_cells
-from urnet.errors import CellsError, RunError
 from urnet.evaluation.evaluate import evaluate
 from urnet.progress import NoProgress
 from urnet.run_folder import Run
@@ -423,7 +422,7 @@ def test_another_dataset_in_the_folder_is_refused(begun, shapes, go_on, raises_c
         ({"overrides": ["enhancer.name=unit"]}, "recipe.enhancer_unknown"),
         ({"overrides": ["enhancer.widht=2"]}, "benchmark.key_unused"),
         ({"overrides": ["classifier.name=resnot"]}, "recipe.classifier_unknown"),
-        ({"overrides": ["train.epoch=2"]}, "recipe.invalid"),
+        ({"overrides": ["train.epoch=2"]}, "recipe.key_unknown"),
         ({"overrides": ["classes.a=[granulocyte]"]}, "cells.label_unknown"),
     ],
 )
@@ -433,9 +432,10 @@ def test_wrong_settings_are_errors_before_anything_is_written(tmp_path, go_on, c
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_cells_and_an_output_folder_among_the_cells_are_refused(phantoms, shapes, go_on, tmp_path):
-    with pytest.raises(CellsError, match="nowhere: no such file or folder"):
+def test_missing_cells_and_an_output_folder_among_the_cells_are_refused(phantoms, shapes, go_on, tmp_path, raises_code):
+    with raises_code("cells.not_found") as caught:
         go_on(tmp_path / "out", cells=tmp_path / "nowhere")
-    with pytest.raises(RunError, match="would be taken for a class"):
+    assert "nowhere" in str(caught.value)
+    with raises_code("run.within_cells"):
         go_on(shapes / "out", cells=shapes)
     assert not (tmp_path / "out").exists()

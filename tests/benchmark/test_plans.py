@@ -6,7 +6,6 @@ import yaml
 
 from urnet.benchmark.plans import SCALES, TABLES, PlannedRow, plan_rows
 from urnet.benchmark.published import find_published
-from urnet.errors import RecipeError
 from urnet.nets import build_from_recipe, count_parameters, create_enhancer, list_enhancers
 from urnet.nets.enhancers.registry import ARTEFACT_FREE, artefact_free_options
 from urnet.recipe import Recipe, load_recipe
@@ -240,36 +239,37 @@ def test_an_override_may_add_the_option_that_another_one_changes():
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("enhancer.widht=4", r"no row of table3 uses this key \(options of its enhancers are width, .*attention"),
-        ("selection.ants=3", "no row of table3 uses this key; leave it out"),
-        ("pretrain.adversarial=3", "no row of table3 uses this key"),
-    ],
+    ("override", "options"),
+    [("enhancer.widht=4", ["width, ", "attention"]), ("selection.ants=3", []), ("pretrain.adversarial=3", [])],
 )
-def test_an_override_that_no_row_uses_is_an_error(override, words):
-    with pytest.raises(RecipeError, match=f"--set {override}: {words}"):
+def test_an_override_that_no_row_uses_is_an_error(override, options, raises_code):
+    with raises_code("benchmark.key_unused") as caught:
         plan_rows("table3", overrides=["train.epochs=2", override])
+    assert all(part in str(caught.value) for part in (f"--set {override}", "table3", *options))
 
 
-def test_an_unknown_enhancer_is_reported_when_it_is_built():
+def test_an_unknown_enhancer_is_reported_when_it_is_built(raises_code):
     planned = plan_rows("table3", overrides=["enhancer.name=unit", "enhancer.foo=3"])
     assert {row.recipe.enhancer.name for row in planned} == {"unit"}
-    with pytest.raises(RecipeError, match=r"--set selection.ants=3: no row"):
+    with raises_code("benchmark.key_unused") as caught:
         plan_rows("table3", overrides=["enhancer.name=unit", "selection.ants=3"])
+    assert "--set selection.ants=3" in str(caught.value)
 
 
-def test_net4_is_no_row_of_table_2():
-    with pytest.raises(RecipeError, match=r"--set pretrain.epochs=3: no row of table2 uses this key"):
+def test_net4_is_no_row_of_table_2(raises_code):
+    with raises_code("benchmark.key_unused") as caught:
         plan_rows("table2", overrides=["pretrain.epochs=3"])
+    assert all(part in str(caught.value) for part in ("--set pretrain.epochs=3", "table2"))
 
 
-def test_an_override_that_does_not_fit_is_an_error():
-    with pytest.raises(RecipeError, match=r"unknown key train.epoch; did you mean train.epochs"):
+def test_an_override_that_does_not_fit_is_an_error(raises_code):
+    with raises_code("recipe.key_unknown") as caught:
         plan_rows("table3", overrides=["train.epoch=3"])
+    assert "train.epochs?" in str(caught.value)
 
 
 @pytest.mark.parametrize("override", ["split.folds=7", "split.fold=1", "protocol=paper", "seed=3", "name=mine"])
-def test_reserved_keys_cannot_be_set(override):
-    with pytest.raises(RecipeError, match=rf"--set {override}: in a benchmark .* decides this"):
+def test_reserved_keys_cannot_be_set(override, raises_code):
+    with raises_code("benchmark.key_reserved") as caught:
         plan_rows("table3", scale="laptop", overrides=[override])
+    assert f"--set {override}" in str(caught.value)

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from urnet.errors import CellsError, RunError
 from urnet.evaluation.evaluate import evaluate
 from urnet.evaluation.stress import PERTURBATIONS, perturb, run_stress_test
 from urnet.images.read import read_image
@@ -136,7 +135,7 @@ def test_several_runs_a_cross_validation_among_them_share_one_table(trained, sha
     assert dict(steps)["stress"] == 1.0
     with raises_code("evaluation.folds_pool_test"):
         run_stress_test([tmp_path / "cv"], shapes, tmp_path / "out2", split="train")
-    with pytest.raises(RunError, match="several runs; give one of them"):
+    with raises_code("run.is_cross_validation"):
         run_stress_test([tmp_path / "cv"], shutil.copytree(shapes, tmp_path / "moved"), tmp_path / "out2")
 
 
@@ -163,15 +162,15 @@ def test_bad_requests(trained, shapes, tmp_path, raises_code):
         run_stress_test([], shapes, tmp_path / "out")
     with raises_code("evaluation.run_repeated"):
         run_stress_test([trained.folder, trained.folder], shapes, tmp_path / "out")
-    with pytest.raises(RunError, match="not a run folder"):
+    with raises_code("run.not_a_run"):
         run_stress_test([tmp_path / "nothing"], shapes, tmp_path / "out")
-    with pytest.raises(CellsError, match="no such file or folder"):
+    with raises_code("cells.not_found"):
         run_stress_test([trained.folder], tmp_path / "nothing", tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note.txt").write_text("mine", encoding="utf-8")
     with raises_code("run.exists"):
         run_stress_test([trained.folder], shapes, tmp_path / "full")
-    with pytest.raises(RunError, match="would be taken for a class"):
+    with raises_code("run.within_cells"):
         run_stress_test([trained.folder], shapes, shapes / "out")
     assert not (tmp_path / "out").exists()
 

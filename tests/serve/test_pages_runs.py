@@ -228,7 +228,7 @@ def test_incomplete_history_is_read(run_folders, raises_code, tmp_path):
         file.write(",0.x")
     assert len(read_history(run)) == whole
     run.history_path.write_text("a letter\n", encoding="utf-8")
-    with raises_code("run.unusable"):
+    with raises_code("run.history_damaged"):
         read_history(run)
 
 

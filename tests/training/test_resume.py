@@ -118,7 +118,7 @@ def test_a_run_is_resumed_with_the_scaling_that_it_was_begun_with(short, shapes,
     assert again.load_model().config.scaling == Scaling(1.0, 200.0, "uint8")
 
 
-def test_an_incomplete_row_after_a_full_disk_is_replaced(shapes, tiny, tmp_path, monkeypatch):
+def test_an_incomplete_row_after_a_full_disk_is_replaced(shapes, tiny, tmp_path, monkeypatch, raises_code):
     whole = train(shapes, tiny, tmp_path / "whole", overrides=SHORT)[0]
     from urnet.training import checkpoints
 
@@ -132,7 +132,7 @@ def test_an_incomplete_row_after_a_full_disk_is_replaced(shapes, tiny, tmp_path,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "append_history", half_a_row)
-    with pytest.raises(Exception, match="disk is full"):
+    with raises_code("training.disk_full"):
         train(shapes, tiny, tmp_path / "run", overrides=SHORT)
     monkeypatch.undo()
     run = train(shapes, tiny, tmp_path / "run", overrides=SHORT, resume=True)[0]
