@@ -224,6 +224,6 @@ def test_a_broken_link_is_an_error(touch, raises_code):
         (root / "b.tif").symlink_to("nowhere.tif")
     except OSError:
         pytest.skip("links are not allowed here")
-    with raises_code("fields.missing") as caught:
+    with raises_code("files.link_broken") as caught:
         find_fields(root)
     assert "b.tif" in str(caught.value)

@@ -109,7 +109,7 @@ XMLS = {
         ome_xml('SizeZ="3"', "<TiffData/>").replace("</OME>", "")
         + f'<Image><Pixels SizeX="{W}" SizeY="{H}"><TiffData/></Pixels></Image>' * 10_000
         + "</OME>",
-        "fields.plane_twice",
+        "fields.page_twice",
     ),
 }
 

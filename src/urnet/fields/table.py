@@ -318,11 +318,14 @@ def _check_there(root: Path, files: list[tuple[str, Path]], what: str) -> None:
     if missing:
         name, file = missing[0]
         more = f" ({len(missing)} such files)" if len(missing) > 1 else ""
+        if what == "field" and file.is_symlink():
+            raise CellsError(
+                f"{root}: the field {name} is a broken link{more}. Repair or remove it", code="files.link_broken"
+            )
         raise CellsError(
-            f"{root}: the {what} of {name}, {file}, is missing{more}. Add the file, or correct the table or the pattern"
-            if what != "field"
-            else f"{root}: the field {name} is a broken link{more}. Repair or remove it"
-            if file.is_symlink()
-            else f"{root}: the field {name} is missing at {file}{more}. Paths are relative to the table",
+            f"{root}: the field {name} is missing at {file}{more}. Paths are relative to the table"
+            if what == "field"
+            else f"{root}: the {what} of {name}, {file}, is missing{more}. Add the file, or correct the table or the "
+            "pattern",
             code="fields.missing",
         )

@@ -90,7 +90,7 @@ def read_ome(path: Path) -> OmeSet | None:
 
     Raises:
         ImageError: OME-XML that is invalid (`images.ome_xml_invalid`) or names planes that are not there
-            (`fields.planes_missing`) or a plane twice (`fields.plane_twice`), or files as `resolve_companion`.
+            (`fields.planes_missing`) or a plane twice (`fields.page_twice`), or files as `resolve_companion`.
     """
     first = list_pages(path)[0]
     text = read_description(path, first, MAX_LENGTH + 1)
@@ -169,7 +169,7 @@ def _image(
                 f"gives page {place.page} of {place.file.name} to more than one plane"
                 if place in taken
                 else f"gives more than one page to time point {key[0]}, channel {key[1]}, z plane {key[2]}",
-                "fields.plane_twice",
+                "fields.page_twice",
             )
         planes[key], taken[place] = place, (number, *key)
     if len(planes) != total:

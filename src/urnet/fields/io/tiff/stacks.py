@@ -47,7 +47,7 @@ def micromanager_stacks(path: Path, pages: Sequence[Page], metadata: dict[str, A
         metadata: its `Summary` and `IndexMap`.
 
     Raises:
-        ImageError: `fields.plane_twice` where the index names a plane twice, `fields.planes_missing` where it names
+        ImageError: `fields.page_twice` where the index names a plane twice, `fields.planes_missing` where it names
             pages that are not there or a position without some of its channels or z planes.
     """
     summary = metadata["Summary"]
@@ -126,7 +126,7 @@ def _stacks(path: Path, planes: list[_Plane], channel_name: Callable[[Any], str]
             raise ImageError(
                 f"{path}: Micro-Manager's index names page {plane.place.page} or its plane twice ({plane.name}, time "
                 f"point {plane.time}, channel {plane.channel}, z plane {plane.depth}); export the file again",
-                code="fields.plane_twice",
+                code="fields.page_twice",
             )
         taken.add(plane.place)
         those[plane.channel, plane.depth] = plane
