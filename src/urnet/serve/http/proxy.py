@@ -15,7 +15,7 @@ _HOST_NAME = r"[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\]"
 _HOST = re.compile(rf"(?:{_HOST_NAME})(?::[0-9]{{1,5}})?", re.IGNORECASE)
 
 _PAGES = ("about", "label", "login", "review", "runs")
-_OTHER_PATHS = ("_nicegui", "_nicegui_ws", "bench", "favicon.ico", "healthz", "openapi.json", "readyz", "v1")
+_OTHER_PATHS = ("_nicegui", "_nicegui_ws", "classify", "favicon.ico", "healthz", "openapi.json", "readyz", "v1")
 OWN_PATHS = frozenset((*_PAGES, *_OTHER_PATHS))
 """First parts of the server's own paths. None can be the root path, which would be ambiguous: `/label` is a page."""
 
