@@ -15,7 +15,7 @@ from urnet.bundle.model import Model
 from urnet.cells.read import find_images
 from urnet.files.csv_tables import read_own_table
 from urnet.images.read import read_image
-from urnet.nets.gradcam import CAPTION_PX, MARGIN_PX, draw_beside
+from urnet.nets.gradcam import CAPTION_PX, MARGIN_PX, draw_side_by_side
 from urnet.predict import predict_cells, predict_files
 
 
@@ -100,7 +100,7 @@ def test_enhanced_images_and_grad_cam_are_written_under_the_images_names(model, 
     assert enhanced.dtype == np.uint8  # the raw image's own depth and range
     assert abs(float(enhanced.mean()) - read_image(shapes / "bar" / "000.png").mean()) < 60
     picture = read_image(tmp_path / "cam" / "disc" / "000.png")  # the raw image beside its map
-    assert picture.shape == draw_beside(np.zeros((24, 24)), np.zeros((24, 24))).shape
+    assert picture.shape == draw_side_by_side(np.zeros((24, 24)), np.zeros((24, 24))).shape
     assert picture.shape[1] > 2 * 192
     raw = picture[CAPTION_PX : CAPTION_PX + 192, MARGIN_PX : MARGIN_PX + 192]
     assert (raw[..., 0] == raw[..., 1]).all()

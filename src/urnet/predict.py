@@ -503,10 +503,10 @@ def _write_cam(path: Path, image: np.ndarray, heat: np.ndarray) -> str:
     """Write an image (C, S, S) and its map (S, S) side by side with a legend, as PNG."""
     from PIL import Image
 
-    from urnet.nets.gradcam import draw_beside
+    from urnet.nets.gradcam import draw_side_by_side
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_beside(np.moveaxis(image, 0, -1), heat)).save(path)
+    Image.fromarray(draw_side_by_side(np.moveaxis(image, 0, -1), heat)).save(path)
     return path.as_posix()
 
 

@@ -190,16 +190,18 @@ def test_a_folder_is_free_again_after_an_error(tmp_path, cells, rows, opened):
 
 
 @pytest.mark.parametrize(
-    ("kept", "folds"),
+    ("limits", "folds"),
     [
         ({"monocyte": 1}, 2),  # none for one of the folds
         ({"monocyte": 2}, 2),  # none for validation
         ({}, 6),  # five donors
     ],
 )
-def test_too_few_cells_are_an_error_before_anything_is_written(opened, cells, rows, tmp_path, kept, folds, raises_code):
+def test_too_few_cells_are_an_error_before_anything_is_written(
+    opened, cells, rows, tmp_path, limits, folds, raises_code
+):
     rank = cells.table.groupby("label").cumcount()
-    few = cells.where([rank[k] < kept.get(label, 99) for k, label in enumerate(cells.table["label"])])
+    few = cells.where([rank[k] < limits.get(label, 99) for k, label in enumerate(cells.table["label"])])
     with raises_code("cells.too_few"):
         opened(few, recipe=rows[0].recipe.with_changes(split={"folds": folds}))
     assert not (tmp_path / "out").exists()

@@ -139,11 +139,11 @@ def test_rows_of_a_benchmark_can_be_compared(begun, undrawn, tmp_path):
 
 
 def test_the_pictured_cells_are_the_same_for_every_row(begun):
-    kept = [np.load(path) for path in sorted(begun[0].glob("runs/*/*/benchmark/examples.npz"))]
-    assert len(kept) == 2  # of the first fold alone
-    assert (kept[0]["raw"] == kept[1]["raw"]).all()
-    assert (kept[0]["raw"] == kept[0]["enhanced"]).all()  # Net1 has no enhancer
-    assert not (kept[1]["raw"] == kept[1]["enhanced"]).all()
+    examples = [np.load(path) for path in sorted(begun[0].glob("runs/*/*/benchmark/examples.npz"))]
+    assert len(examples) == 2  # of the first fold alone
+    assert (examples[0]["raw"] == examples[1]["raw"]).all()
+    assert (examples[0]["raw"] == examples[0]["enhanced"]).all()  # Net1 has no enhancer
+    assert not (examples[1]["raw"] == examples[1]["enhanced"]).all()
 
 
 # Resuming.

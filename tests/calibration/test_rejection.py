@@ -69,8 +69,8 @@ def test_a_cell_far_from_the_training_cells_is_rejected(rejection):
 
 def test_edge_and_touching_count_where_they_are_known():
     rows, features = good(600, 0)
-    told = [row | {"edge": 0.0, "touching": 0.1 * (i % 3 == 0)} for i, row in enumerate(rows)]
-    rejection = fit_rejection(told[:500], features[:500], told[500:], features[500:], SIZES)
+    measures = [row | {"edge": 0.0, "touching": 0.1 * (i % 3 == 0)} for i, row in enumerate(rows)]
+    rejection = fit_rejection(measures[:500], features[:500], measures[500:], features[500:], SIZES)
     one, at = good(1, 7)
     assert rejection.reject([one[0] | {"edge": 0.4}], 0.3 * at) == ["cut by the field's border"]
     assert rejection.reject([one[0] | {"touching": 0.8}], 0.3 * at) == ["touches another cell"]

@@ -94,8 +94,8 @@ def test_em_corrects_for_rejection():
     rng = np.random.default_rng(2)
     truth, probabilities = gaussian_cells(rng, [0.6, 0.1, 0.3], 60_000)
     acceptance = np.array([0.95, 0.5, 0.9])
-    kept = rng.random(len(truth)) < acceptance[truth]
-    assert em(probabilities[kept], None, acceptance) == pytest.approx([0.6, 0.1, 0.3], abs=0.02)
+    accepted = rng.random(len(truth)) < acceptance[truth]
+    assert em(probabilities[accepted], None, acceptance) == pytest.approx([0.6, 0.1, 0.3], abs=0.02)
 
 
 def test_labelled_cells_remove_the_bias_of_em_from_overconfident_probabilities():

@@ -26,10 +26,10 @@ def test_pages_are_legible_at_every_width_in_light_and_dark(open_page, axe, path
 
 def test_about_shows_the_model_card(open_page, served_run):
     page = open_page("/about")
-    told = page.inner_text("main")
-    assert "not a medical device, not for diagnosis" in told
-    assert "bar, disc, ring" in told
-    assert "was not tested unless the table says so" in told
+    reply = page.inner_text("main")
+    assert "not a medical device, not for diagnosis" in reply
+    assert "bar, disc, ring" in reply
+    assert "was not tested unless the table says so" in reply
     assert page.locator(".card-text table td").count() >= 9
     assert page.locator("nav a[aria-current=page]").inner_text() == "About"
 
@@ -101,9 +101,9 @@ def test_missing_address_answers_html_or_problem_details(server_url):
     page = httpx.get(f"{server_url}/nowhere", headers={"accept": "text/html"})
     assert page.status_code == 404
     assert "Page not found" in page.text
-    told = httpx.get(f"{server_url}/v1/nowhere")
-    assert told.status_code == 404
-    assert told.headers["content-type"] == "application/problem+json"
+    reply = httpx.get(f"{server_url}/v1/nowhere")
+    assert reply.status_code == 404
+    assert reply.headers["content-type"] == "application/problem+json"
     wrong = httpx.get(f"{server_url}/v1/predict")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert httpx.get(f"{server_url}/openapi.json").json()["info"]["title"] == "urnet"

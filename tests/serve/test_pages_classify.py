@@ -49,9 +49,9 @@ def test_files_are_classified_and_counted(classify_files, few, served_run, tmp_p
     with page.expect_download() as got:
         page.click("text=Export predictions")
     rows = list(csv.DictReader(io.StringIO(got.value.path().read_text(encoding="utf-8"))))
-    predict_files(Model.load(served_run), few, tmp_path / "told.csv", engine="onnx")
-    told = pd.read_csv(tmp_path / "told.csv", dtype=str, keep_default_na=False).to_dict("records")
-    assert {tuple(row.values())[1:-1] for row in rows if not row["error"]} == {tuple(r.values())[1:-1] for r in told}
+    predict_files(Model.load(served_run), few, tmp_path / "wanted.csv", engine="onnx")
+    wanted = pd.read_csv(tmp_path / "wanted.csv", dtype=str, keep_default_na=False).to_dict("records")
+    assert {tuple(row.values())[1:-1] for row in rows if not row["error"]} == {tuple(r.values())[1:-1] for r in wanted}
     with page.expect_download() as got:
         page.click("text=Export report")
     assert "Donor 7" in got.value.path().read_text(encoding="utf-8")
@@ -167,9 +167,9 @@ def test_cancelled_job_keeps_its_results(open_page, shapes):
     page.keyboard.press("Enter")
     page.wait_for_selector(".status >> text=cancelled")
     page.wait_for_timeout(600)
-    told = page.inner_text(".status p")
+    wanted = page.inner_text(".status p")
     page.wait_for_timeout(600)
-    assert page.inner_text(".status p") == told
+    assert page.inner_text(".status p") == wanted
     assert page.locator("progress:visible").count() == 0
 
 

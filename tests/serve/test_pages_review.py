@@ -21,10 +21,10 @@ def samples(server_store, shapes):
         rows = []
         for k in range(count):
             label = ("bar", "disc", "ring")[k % 3]
-            kept = store.reviews.add_image((shapes / label / f"{k % 20:03d}.png").read_bytes(), ".png")
-            told = {"p_bar": 0.1, "p_disc": 0.1, "p_ring": 0.1, f"p_{label}": 0.5 + k / 200}
+            stored = store.reviews.add_image((shapes / label / f"{k % 20:03d}.png").read_bytes(), ".png")
+            values = {"p_bar": 0.1, "p_disc": 0.1, "p_ring": 0.1, f"p_{label}": 0.5 + k / 200}
             rejected = "unlike any class" if k == 5 else ""
-            rows.append({"path": f"{k:03d}.png", "predicted": label, "image": kept, "rejected": rejected, **told})
+            rows.append({"path": f"{k:03d}.png", "predicted": label, "image": stored, "rejected": rejected, **values})
         store.reviews.add_predictions(name, rows, model="m" * 32)
     return store
 
@@ -127,9 +127,9 @@ def test_pictures_are_found_by_digest_only(open_page, samples, server_url):
 
 
 def reviewed(number, predicted, corrected=None, rejected=""):
-    told = {"rejected": rejected}
+    values = {"rejected": rejected}
     who = None if corrected is None else "Ada"
-    return ReviewedPrediction(number, f"{number}.png", None, predicted, told, "m", "0.1", "2026", corrected, who)
+    return ReviewedPrediction(number, f"{number}.png", None, predicted, values, "m", "0.1", "2026", corrected, who)
 
 
 def test_labels_of_reviewers_count_before_predictions():

@@ -26,7 +26,7 @@ COOKIE = "urnet-session-1234abcd"
 @pytest.fixture(scope="module")
 def guarded(open_client):
     with open_client(
-        decode=False, token=TOKEN, host="bench.lab:8000", attempts=3, lockout_seconds=3600, instance="1234abcd"
+        decode=False, token=TOKEN, host="server.lab:8000", attempts=3, lockout_seconds=3600, instance="1234abcd"
     ) as client:
         yield client
 
@@ -139,9 +139,9 @@ def in_parts(client, path, kind, size) -> tuple[int, int]:
     async def send(message):
         answers.append(message)
 
-    headers = [(b"host", b"bench.lab:8000"), (b"content-type", kind.encode())]
+    headers = [(b"host", b"server.lab:8000"), (b"content-type", kind.encode())]
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "scheme": "http"}
-    scope |= {"client": ("testclient", 50000), "server": ("bench.lab", 8000), "http_version": "1.1", "root_path": ""}
+    scope |= {"client": ("testclient", 50000), "server": ("server.lab", 8000), "http_version": "1.1", "root_path": ""}
     client.portal.call(client.app, {**scope, "asgi": {"version": "3.0"}}, receive, send)
     return answers[0]["status"], len(asked)
 
@@ -200,7 +200,7 @@ def test_old_attempts_are_dropped():
 
 def test_loopback_addresses_are_recognized():
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.8.8.8", "::1", "[::1]")))
-    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.4", "bench.lab", "localhost.lab", "")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.4", "server.lab", "localhost.lab", "")))
     assert len(new_token()) > 40
     assert new_token() != new_token()
 
@@ -238,7 +238,7 @@ def test_any_headers_are_answered_and_none_gives_access(headers, token, kind):
         answers.append(message)
 
     access = AuthMiddleware(
-        app, token, FailedLogins(Settings()), "1234abcd", ProxySettings.parse(allowed_hosts=["bench.lab"])
+        app, token, FailedLogins(Settings()), "1234abcd", ProxySettings.parse(allowed_hosts=["server.lab"])
     )
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
     scope = {"type": kind, "method": "GET", "path": "/v1/model", "headers": raw, "client": ("10.0.0.1", 1)}

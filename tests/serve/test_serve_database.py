@@ -173,11 +173,11 @@ def test_undo_keeps_the_rows_of_undone_labels(label_store, store):
     label_store.label(cell.id, by("Ada"), "ring")
     assert label_store.progress(QUEUE).labels == {"ring": 1}
     with sqlite3.connect(store.path) as db:
-        kept = db.execute("SELECT label, who, model, version, undone IS NULL FROM labels ORDER BY id").fetchall()
-    assert [row[0] for row in kept] == ["bar", "ring", "disc", "ring"]
-    assert [row[4] for row in kept] == [0, 0, 0, 1]
-    assert kept[0][1:3] == ("Ada", "m1")
-    assert kept[0][3]
+        saved = db.execute("SELECT label, who, model, version, undone IS NULL FROM labels ORDER BY id").fetchall()
+    assert [row[0] for row in saved] == ["bar", "ring", "disc", "ring"]
+    assert [row[4] for row in saved] == [0, 0, 0, 1]
+    assert saved[0][1:3] == ("Ada", "m1")
+    assert saved[0][3]
 
 
 def test_agreement_of_two_labellers(label_store):
@@ -215,9 +215,9 @@ def test_exported_labels_are_a_cells_table_for_training(label_store, draw, tmp_p
 
 def test_corrections_are_stored_with_reviewer_time_and_model(store, shapes, tmp_path, raises_code):
     files = sorted((shapes / "disc").iterdir())[:3]
-    kept = [store.reviews.add_image(file.read_bytes(), ".png") for file in files]
-    assert kept[0] == store.reviews.add_image(files[0].read_bytes(), ".png")
-    rows = [{"path": f.name, "image": k, "predicted": "disc", "p_disc": 0.9} for f, k in zip(files, kept, strict=True)]
+    saved = [store.reviews.add_image(file.read_bytes(), ".png") for file in files]
+    assert saved[0] == store.reviews.add_image(files[0].read_bytes(), ".png")
+    rows = [{"path": f.name, "image": k, "predicted": "disc", "p_disc": 0.9} for f, k in zip(files, saved, strict=True)]
     ids = store.reviews.add_predictions("S1", [*rows, {"path": "lost.png", "predicted": "bar"}], model="m1")
     store.reviews.correct(ids[0], "Ada", "bar")
     store.reviews.correct(ids[0], "Ben", "ring")
@@ -235,7 +235,7 @@ def test_corrections_are_stored_with_reviewer_time_and_model(store, shapes, tmp_
     assert seen[0].version
     assert seen[0].at.endswith("+00:00")
     assert store.reviews.list_samples() == ["S1"]
-    assert store.reviews.read_image(kept[0]) == files[0].read_bytes()
+    assert store.reviews.read_image(saved[0]) == files[0].read_bytes()
     assert store.reviews.export_reviewed("S1", tmp_path / "train") == 2
     cells = read_cells(tmp_path / "train")
     assert cells.table["label"].tolist() == ["ring", "disc"]
@@ -290,7 +290,7 @@ while cells := label_store.claim("q", ada, 2):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
 def test_kill_9_while_labelling_loses_no_stored_label(tmp_path):
-    path = tmp_path / "bench.db"
+    path = tmp_path / "labels.db"
     store = Store(path)
     store.labels.add_cells("q", [{"path": str(k)} for k in range(5000)])
     store.close()
@@ -300,11 +300,11 @@ def test_kill_9_while_labelling_loses_no_stored_label(tmp_path):
     shown += process.stdout.read().split()
     process.wait()
     with Store(path).engine.connect() as db:
-        kept = [row[0] for row in db.exec_driver_sql("SELECT path FROM labels JOIN cells ON cell = cells.id")]
-    assert len(shown) <= len(kept) <= len(shown) + 1
-    assert set(shown) <= set(kept)
+        saved = [row[0] for row in db.exec_driver_sql("SELECT path FROM labels JOIN cells ON cell = cells.id")]
+    assert len(shown) <= len(saved) <= len(shown) + 1
+    assert set(shown) <= set(saved)
     store = Store(path)
-    assert store.labels.claim("q", by("Ada"), 1)[0].path not in kept
+    assert store.labels.claim("q", by("Ada"), 1)[0].path not in saved
     store.close()
 
 
@@ -349,7 +349,7 @@ def test_files_of_other_programs_are_refused_and_unchanged(tmp_path, raises_code
             Store(tmp_path / name)
         assert (tmp_path / name).read_bytes()[100:] == before[100:]
     with raises_code("store.no_folder"):
-        Store(tmp_path / "gone" / "bench.db")
+        Store(tmp_path / "gone" / "labels.db")
     (tmp_path / "folder.db").mkdir()
     with raises_code("store.readonly"):
         Store(tmp_path / "folder.db")
@@ -483,7 +483,7 @@ with lock_database(Path(sys.argv[1])):
 
 
 def test_one_server_locks_a_database_and_a_killed_one_releases_it(tmp_path, raises_code):
-    path = tmp_path / "bench.db"
+    path = tmp_path / "labels.db"
     with lock_database(path):
         (tmp_path / "link.db").symlink_to(path)
         for same in (path, tmp_path / "link.db"):
@@ -498,17 +498,17 @@ def test_one_server_locks_a_database_and_a_killed_one_releases_it(tmp_path, rais
     process.kill()
     process.wait()
     process.stdout.close()
-    assert [file.name for file in tmp_path.glob("*.lock")] == ["bench.db.lock"]
+    assert [file.name for file in tmp_path.glob("*.lock")] == ["labels.db.lock"]
     with lock_database(path):
         pass
     assert list(tmp_path.glob("*.lock")) == []
-    with raises_code("store.no_folder"), lock_database(tmp_path / "gone" / "bench.db"):
+    with raises_code("store.no_folder"), lock_database(tmp_path / "gone" / "labels.db"):
         pass
 
 
 def test_a_database_on_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, raises_code):
     monkeypatch.setattr("urnet.serve.database.lock.lock_file", lambda path: None)
-    with raises_code("store.no_locks"), lock_database(tmp_path / "bench.db"):
+    with raises_code("store.no_locks"), lock_database(tmp_path / "labels.db"):
         pass
 
 

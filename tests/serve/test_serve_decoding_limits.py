@@ -73,7 +73,7 @@ def test_a_request_with_slow_files_does_not_delay_others(open_client, send_files
     with open_client(decode_seconds=1) as client, ThreadPoolExecutor(4) as pool:
         one = pool.submit(send_files, client, *[(f"{number}.jpg", slow) for number in range(4)])
         others = [pool.submit(send_files, client, ("4.jpg", slow)) for _ in range(3)]
-        wait_until(lambda: len(client.services.decoders._waiting) > 4)
+        wait_until(lambda: len(client.services.decoders._queue) > 4)
         began = time.monotonic()
         assert send_files(client, shapes / "disc" / "000.png").status_code == 200
         assert time.monotonic() - began < 6

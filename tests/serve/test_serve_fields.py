@@ -78,12 +78,12 @@ def test_fields_are_counted_as_on_the_command_line(client, run, fields, send_fil
     damaged = send_files(client, ("a.tif", (fields / "d0.tif").read_bytes()[:5000]), to="/v1/differential")
     counted = count_cells(run.folder, fields, tmp_path / "out", engine="onnx")
     written = json.loads((counted.folder / "differential.json").read_text(encoding="utf-8"))["samples"][0]
-    told = answer.json()
-    assert told["fields"]
-    assert told["cells"] > 30
-    assert {key: told[key] for key in written} == written
-    assert told["notes"] == counted.notes
-    assert any("took part in this run's training" in note for note in told["notes"])
+    result = answer.json()
+    assert result["fields"]
+    assert result["cells"] > 30
+    assert {key: result[key] for key in written} == written
+    assert result["notes"] == counted.notes
+    assert any("took part in this run's training" in note for note in result["notes"])
     assert damaged.status_code == 422
     assert "a.tif" in damaged.json()["detail"]
 
@@ -118,7 +118,7 @@ def whole(fields, tmp_path_factory):
 
 def test_damaged_fields_are_left_out_only_in_a_partial_count(client, run, some_damaged, whole, send_files, tmp_path):
     refused = send_files(client, *some_damaged.items(), to="/v1/differential")
-    told = send_files(
+    result = send_files(
         client, *some_damaged.items(), to="/v1/differential", data={"sample": "fields", "partial": "true"}
     )
     alone = send_files(client, ("a.tif", some_damaged["my d1.tif"]), to="/v1/differential", data={"partial": "true"})
@@ -128,13 +128,13 @@ def test_damaged_fields_are_left_out_only_in_a_partial_count(client, run, some_d
     assert [one["file"] for one in reasons] == ["my d1.tif", "my d2.tif"]
     assert all(one["code"].partition(".")[0] in ("images", "fields") for one in reasons)
     assert [one["error"].split(":")[0] for one in reasons] == ["my d1.tif", "my d2.tif"]
-    assert told.status_code == 200, told.text
-    told = told.json()
-    assert told["failed"] == reasons
-    assert "2 of the 4 files are counted; my d1.tif, my d2.tif cannot be read." in told["notes"]
+    assert result.status_code == 200, result.text
+    result = result.json()
+    assert result["failed"] == reasons
+    assert "2 of the 4 files are counted; my d1.tif, my d2.tif cannot be read." in result["notes"]
     counted = count_cells(run.folder, whole, tmp_path / "out", engine="onnx")
     written = json.loads((counted.folder / "differential.json").read_text(encoding="utf-8"))["samples"][0]
-    assert {key: told[key] for key in written} == written
+    assert {key: result[key] for key in written} == written
     assert alone.status_code == 422
     assert "a.tif" in alone.json()["detail"]
 
@@ -148,11 +148,11 @@ class Killing:
     def recv_bytes(self):
         if self.over:
             raise EOFError
-        told = self.pipe.recv_bytes()
-        if json.loads(told) == {"at": self.name}:
+        result = self.pipe.recv_bytes()
+        if json.loads(result) == {"at": self.name}:
             self.process.kill()
             self.over = True
-        return told
+        return result
 
     def poll(self, seconds):
         return self.over or self.pipe.poll(seconds)
@@ -169,20 +169,20 @@ def test_a_crash_of_the_decoder_loses_one_field_only(client, run, fields, send_f
         process.pipe = Killing(process.pipe, process.process, "000002.tif")
         return send_files(client, *sent, to="/v1/differential", data=data)
 
-    refused, told = ask(), ask(sample="fields", partial="true")
+    refused, result = ask(), ask(sample="fields", partial="true")
     assert refused.status_code == 422
     assert [one["file"] for one in refused.json()["files"]] == ["d2.tif"]
     assert refused.json()["files"][0]["error"].startswith("d2.tif: ")
     assert refused.json()["files"][0]["code"] == "images.decoder_crashed"
-    assert told.status_code == 200, told.text
-    told = told.json()
-    assert told["failed"] == refused.json()["files"]
+    assert result.status_code == 200, result.text
+    result = result.json()
+    assert result["failed"] == refused.json()["files"]
     (tmp_path / "fields").mkdir()
     for field in (sent[0], sent[1], sent[3]):
         (tmp_path / "fields" / field.name).write_bytes(field.read_bytes())
     counted = count_cells(run.folder, tmp_path / "fields", tmp_path / "out", engine="onnx")
     written = json.loads((counted.folder / "differential.json").read_text(encoding="utf-8"))["samples"][0]
-    assert {key: told[key] for key in written} == written
+    assert {key: result[key] for key in written} == written
 
 
 def test_each_field_is_opened_once(run, fields, tmp_path, monkeypatch):
@@ -197,8 +197,8 @@ def test_each_field_is_opened_once(run, fields, tmp_path, monkeypatch):
     monkeypatch.setattr(Field, "__init__", make)
     decoder = _Decoder(model.config, model.cropping, LIMITS)
     at = []
-    told = decoder.extract_cells(tmp_path / "files", tmp_path / "cells", {}, _UnreadableFiles(at.append, {}))
-    assert told["cells"] > 30
+    result = decoder.extract_cells(tmp_path / "files", tmp_path / "cells", {}, _UnreadableFiles(at.append, {}))
+    assert result["cells"] > 30
     assert sorted(opened) == [field.name for field in sorted(fields.iterdir())]
     assert set(at) == set(opened)
 
@@ -234,8 +234,8 @@ def measured(run, tmp_path_factory):
     """The run, as if the pixel size of its fields were known."""
     folder = shutil.copytree(run.folder, tmp_path_factory.mktemp("measured") / "run")
     for path in folder.rglob("crop.json"):
-        told = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(told | {"pixel_um": 0.25}), encoding="utf-8")
+        result = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(result | {"pixel_um": 0.25}), encoding="utf-8")
         path.with_name("seal.json").unlink(missing_ok=True)
     return folder
 
@@ -315,9 +315,9 @@ def test_the_page_has_the_position_of_each_cell(run, fields, pages):
         while "was not complete when" in (report := client.get(f"{at}/report.html")).text or report.status_code == 404:
             assert time.monotonic() < until
             time.sleep(0.1)
-        told = pd.read_csv(io.StringIO(client.get(f"{at}/predictions.csv").text))
-        assert sorted(told["field"].unique()) == [f"my {field.name}" for field in sorted(fields.iterdir())]
-        assert told["x"].between(-EDGE, 420 + EDGE).all()
+        result = pd.read_csv(io.StringIO(client.get(f"{at}/predictions.csv").text))
+        assert sorted(result["field"].unique()) == [f"my {field.name}" for field in sorted(fields.iterdir())]
+        assert result["x"].between(-EDGE, 420 + EDGE).all()
         picture = Image.open(io.BytesIO(client.get(f"{at}/field/0.png").content))
         assert picture.size == (420, 420)
         assert client.get(f"{at}/0/blue-red.png").headers["content-type"] == "image/png"

@@ -33,8 +33,8 @@ def test_cells_are_ranked_by_uncertainty_and_diversity():
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     short = project_features(rows)
     whole = np.linalg.norm(rows[:, None] - rows[None], axis=2)[np.triu_indices(20, 1)]
-    kept = np.linalg.norm(short[:, None] - short[None], axis=2)[np.triu_indices(20, 1)]
-    assert np.abs(kept / whole - 1).max() < 0.5
+    projected = np.linalg.norm(short[:, None] - short[None], axis=2)[np.triu_indices(20, 1)]
+    assert np.abs(projected / whole - 1).max() < 0.5
 
 
 def test_fluorescence_has_one_display_range_for_all_cells(served_run, draw, tmp_path):

@@ -33,7 +33,7 @@ def ask(client, method, path, body, headers):
         async def send(message):
             messages.append(message)
 
-        given = [(b"host", b"bench.lab")] + [(k.lower().encode(), v.encode()) for k, v in headers.items()]
+        given = [(b"host", b"server.lab")] + [(k.lower().encode(), v.encode()) for k, v in headers.items()]
         scope = {
             "type": "http",
             "method": method,
@@ -42,7 +42,7 @@ def ask(client, method, path, body, headers):
             "query_string": b"",
             "scheme": "http",
         }
-        scope |= {"server": ("bench.lab", 80), "client": ("10.0.0.9", 1), "root_path": "", "http_version": "1.1"}
+        scope |= {"server": ("server.lab", 80), "client": ("10.0.0.9", 1), "root_path": "", "http_version": "1.1"}
         await client.app(scope, body.receive, send)
         return messages[0]["status"]
 
@@ -51,7 +51,7 @@ def ask(client, method, path, body, headers):
 
 @pytest.fixture(scope="module")
 def guarded(open_client):
-    with open_client(token=TOKEN, host="bench.lab", attempts=1000, decode=False) as client:
+    with open_client(token=TOKEN, host="server.lab", attempts=1000, decode=False) as client:
         yield client
 
 

@@ -30,15 +30,15 @@ a line that is none
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("/srv/bench.db", None),
-        ("/home/ada/bench.db", "nfs4"),
-        ("/home/ada/local/bench.db", None),
-        ("/home/ada/localities/bench.db", "nfs4"),
-        ("/mnt/lab data/day 1/bench.db", "cifs"),
-        ("/mnt/c/Users/ada/bench.db", "9p"),
-        ("/mnt/far/bench.db", "fuse.sshfs"),
-        ("/mnt/twice/bench.db", None),
-        ("/mnt/stick/bench.db", None),
+        ("/srv/labels.db", None),
+        ("/home/ada/labels.db", "nfs4"),
+        ("/home/ada/local/labels.db", None),
+        ("/home/ada/localities/labels.db", "nfs4"),
+        ("/mnt/lab data/day 1/labels.db", "cifs"),
+        ("/mnt/c/Users/ada/labels.db", "9p"),
+        ("/mnt/far/labels.db", "fuse.sshfs"),
+        ("/mnt/twice/labels.db", None),
+        ("/mnt/stick/labels.db", None),
     ],
 )
 def test_the_deepest_mount_determines_the_file_system(tmp_path, monkeypatch, path, kind):
@@ -49,16 +49,16 @@ def test_the_deepest_mount_determines_the_file_system(tmp_path, monkeypatch, pat
 
 def test_nothing_is_refused_without_a_list_of_mounts(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MOUNTINFO", tmp_path / "gone")
-    assert find_network_drive(tmp_path / "bench.db") is None
+    assert find_network_drive(tmp_path / "labels.db") is None
 
 
 @pytest.mark.parametrize(
     ("path", "found", "kind"),
     [
-        ("C:\\data\\bench.db", 3, None),
-        ("Z:\\data\\bench.db", 4, "share under a letter"),
-        ("\\\\server\\lab\\bench.db", 4, "share"),
-        ("\\\\?\\C:\\data\\bench.db", 3, None),
+        ("C:\\data\\labels.db", 3, None),
+        ("Z:\\data\\labels.db", 4, "share under a letter"),
+        ("\\\\server\\lab\\labels.db", 4, "share"),
+        ("\\\\?\\C:\\data\\labels.db", 3, None),
     ],
 )
 def test_network_drives_on_windows(monkeypatch, path, found, kind):
@@ -77,11 +77,11 @@ def test_a_database_on_a_network_drive_is_refused_and_not_created(tmp_path, monk
         f"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n23 22 0:5 / {drive} rw - nfs4 s:/ rw\n", encoding="utf-8"
     )
     monkeypatch.setattr(module, "MOUNTINFO", mount_info)
-    for path in (drive / "bench.db", tmp_path / "link" / "bench.db"):
+    for path in (drive / "labels.db", tmp_path / "link" / "labels.db"):
         with raises_code("store.network_drive") as caught:
             Store(path)
         assert "nfs4" in str(caught.value)
         with raises_code("store.network_drive"), lock_database(path):
             pass
     assert list(drive.iterdir()) == []
-    Store(tmp_path / "bench.db").close()
+    Store(tmp_path / "labels.db").close()

@@ -68,7 +68,7 @@ def post(address: str, file: Path, times: int = 1, **more) -> httpx.Response:
 
 
 def test_a_stopped_server_finishes_running_requests(served_run, shapes, tmp_path):
-    with server(served_run, "--database", tmp_path / "bench.db", "--cells", shapes) as (process, address, lines):
+    with server(served_run, "--database", tmp_path / "labels.db", "--cells", shapes) as (process, address, lines):
         assert lines[0].startswith(f"Starting the web application: model {served_run}, cells {shapes}, database ")
         assert lines[1] == f"tiny, engine onnx: {address}"
         assert not any("token" in line for line in lines)
@@ -83,7 +83,7 @@ def test_a_stopped_server_finishes_running_requests(served_run, shapes, tmp_path
             except httpx.TransportError:
                 pytest.skip("the request had not arrived when the server was told to stop")
         assert process.stdout.read().strip() == "stopped"
-    store = Store(tmp_path / "bench.db")
+    store = Store(tmp_path / "labels.db")
     queue = shapes.resolve().as_posix()
     assert store.labels.progress(queue).cells == 60
     assert Path(store.labels.claim(queue, Labeller("Ada"))[0].path).is_file()
@@ -92,7 +92,7 @@ def test_a_stopped_server_finishes_running_requests(served_run, shapes, tmp_path
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
 def test_after_kill_9_under_load_the_next_start_cleans_up_and_works(served_run, shapes, tmp_path):
-    arguments, temporary = (served_run, "--database", tmp_path / "bench.db"), tmp_path / "temporary"
+    arguments, temporary = (served_run, "--database", tmp_path / "labels.db"), tmp_path / "temporary"
     temporary.mkdir()
     env = {"TMPDIR": str(temporary)}
     with server(*arguments, env=env) as (process, address, _), ThreadPoolExecutor(4) as pool:
@@ -149,7 +149,7 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
 def test_a_database_is_refused_while_another_server_has_it(served_run, tmp_path, capfd):
-    arguments = ("--database", tmp_path / "bench.db", "--port", "0")
+    arguments = ("--database", tmp_path / "labels.db", "--port", "0")
     with server(served_run, *arguments[:2]) as (process, _, _):
         assert run_command(["serve", str(served_run), *map(str, arguments)]) == 2
         assert "another urnet server uses this database" in capfd.readouterr().err
@@ -159,12 +159,12 @@ def test_a_database_is_refused_while_another_server_has_it(served_run, tmp_path,
         assert not any("another" in line for line in lines)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["bench.db"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["labels.db"]
 
 
 @pytest.mark.parametrize("option", [("--root-path", "/urnet"), ("--trusted-proxy", "::1"), ("--allowed-host", "a.lab")])
 def test_a_server_behind_a_proxy_needs_a_token(served_run, tmp_path, option):
-    with server(served_run, "--database", tmp_path / "bench.db", *option) as (_, address, lines):
+    with server(served_run, "--database", tmp_path / "labels.db", *option) as (_, address, lines):
         assert any(line.startswith("token: ") for line in lines)
         assert httpx.get(f"{address}/v1/model").status_code == 401
 
@@ -172,7 +172,7 @@ def test_a_server_behind_a_proxy_needs_a_token(served_run, tmp_path, option):
 def test_errors_at_the_start_are_one_line(served_run, tmp_path, capfd, monkeypatch):
     def mistake(*arguments) -> str:
         capfd.readouterr()
-        assert run_command(["serve", *map(str, arguments), "--database", str(tmp_path / "bench.db")]) == 2
+        assert run_command(["serve", *map(str, arguments), "--database", str(tmp_path / "labels.db")]) == 2
         err = capfd.readouterr().err
         assert err.count("\n") == 1
         return err
@@ -190,5 +190,5 @@ def test_errors_at_the_start_are_one_line(served_run, tmp_path, capfd, monkeypat
     monkeypatch.setenv("URNET_TOKEN", "short")
     assert "give 16 or more" in mistake(served_run, "--host", "0.0.0.0", "--port", 0)
     assert list(tmp_path.iterdir()) == []  # no database of a server that never was
-    (tmp_path / "bench.db").write_text("a letter, not a database " * 50, encoding="utf-8")
+    (tmp_path / "labels.db").write_text("a letter, not a database " * 50, encoding="utf-8")
     assert "not a database" in mistake(served_run, "--port", 0)

@@ -103,10 +103,10 @@ def test_names_of_hosts_are_allowed_one_by_one(behind, open_client):
         ("cells.lab.example.evil.example", 403),
     ):
         assert client.get("/healthz", headers={"Host": host}).status_code == status, host
-    with open_client(proxy=ProxySettings.parse(allowed_hosts=["Bench.Lab"]), decode=False) as plain:
-        assert plain.get("/healthz", headers={"Host": "bench.lab:80"}).status_code == 200
+    with open_client(proxy=ProxySettings.parse(allowed_hosts=["Server.Lab"]), decode=False) as plain:
+        assert plain.get("/healthz", headers={"Host": "server.lab:80"}).status_code == 200
         detail = plain.get("/healthz", headers={"Host": "evil.example"}).json()["detail"]
-        assert "localhost, bench.lab" in detail
+        assert "localhost, server.lab" in detail
 
 
 @given(

@@ -52,16 +52,16 @@ def started(most: int):
 
 
 def test_folders_of_killed_servers_are_removed_and_others_stay(place):
-    (dead, left), (living, kept) = owner(), owner()
+    (dead, left), (living, in_use) = owner(), owner()
     dead.kill()
     dead.wait()
     (place / "urnet-serve-strange").mkdir()  # nobody knows whose
     (place / "urnet-other").mkdir()
     with started(100) as own:
         there = {path.name for path in place.iterdir() if path.is_dir()}
-        assert there == {Path(kept).name, own.root.name, "urnet-serve-strange", "urnet-other"}
+        assert there == {Path(in_use).name, own.root.name, "urnet-serve-strange", "urnet-other"}
         assert not list(place.glob(f"{Path(left).name}*"))
-        assert measure_bytes(Path(kept)) == 4
+        assert measure_bytes(Path(in_use)) == 4
     living.kill()
     living.wait()
     with started(100):

@@ -145,9 +145,9 @@ def test_damaged_uploads_get_a_reason_each_and_the_server_stays_up(careful, send
         try:
             fit(read_image(path))
         except ImageError:
-            told = answer.json()
-            assert answer.status_code == 422, (number, told)
-            assert len(told["files"][0]["error"]) > 20
+            expected = answer.json()
+            assert answer.status_code == 422, (number, expected)
+            assert len(expected["files"][0]["error"]) > 20
             refused += 1
         else:  # what the damage left is an image, of one page or more
             assert answer.status_code in (200, 422), (number, answer.text)
@@ -189,7 +189,7 @@ def test_memory_of_decoding_is_limited(open_client, send_files):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         ("cell.png", "cell.png"),
         ("../../etc/passwd", "passwd"),
@@ -201,23 +201,23 @@ def test_memory_of_decoding_is_limited(open_client, send_files):
         ("x" * 999, "x" * 200),
     ],
 )
-def test_names_of_clients_are_for_display_only(given, told):
-    assert display_name(given) == told
+def test_names_of_clients_are_for_display_only(given, expected):
+    assert display_name(given) == expected
     storage = UploadStorage(2**20)
     storage.start()
     with closing(UploadFolder(storage)) as folder:
         uploads = store_uploads(folder, [(given, io.BytesIO(whole_images()["cell.png"]))])
         assert [path.name for path in folder.files.iterdir()] == ["000000.png"]
         assert uploads[0].path == folder.files / "000000.png"
-        assert uploads[0].name == told
+        assert uploads[0].name == expected
     assert not folder.root.exists()
     storage.stop()
 
 
 def test_messages_carry_the_names_of_the_client(tmp_path, monkeypatch, raises_code):
     sent = [Upload(f"{number + 1:06d}.tif", tmp_path / f"{number:06d}.tif") for number in range(3)]
-    said = f"000000.tif, 000001.tif: no; {tmp_path / '000002.tif'} too. No cells in 000001.tif."
-    told = "000001.tif, 000002.tif: no; 000003.tif too. No cells in 000002.tif."
+    message = f"000000.tif, 000001.tif: no; {tmp_path / '000002.tif'} too. No cells in 000001.tif."
+    expected = "000001.tif, 000002.tif: no; 000003.tif too. No cells in 000002.tif."
     decoders, storage = DecoderPool(SimpleNamespace(cropping=None, config=None), Settings(decoders=1)), UploadStorage(1)
 
     def cut(answer: dict) -> dict:
@@ -226,11 +226,11 @@ def test_messages_carry_the_names_of_the_client(tmp_path, monkeypatch, raises_co
 
     storage.start()
     with raises_code("images.damaged") as caught:
-        cut({"error": said, "code": "images.damaged"})
-    assert str(caught.value) == told
-    assert cut({"fields": True, "unreadable": {"000001.tif": (said, "images.damaged")}, "notes": [said]})["notes"] == [
-        told
-    ]
+        cut({"error": message, "code": "images.damaged"})
+    assert str(caught.value) == expected
+    assert cut({"fields": True, "unreadable": {"000001.tif": (message, "images.damaged")}, "notes": [message]})[
+        "notes"
+    ] == [expected]
     decoders.stop()
     storage.stop()
 

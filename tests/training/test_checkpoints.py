@@ -14,7 +14,7 @@ def history(path, *rows) -> None:
         append_history(path, {"stage": stage, "epoch": epoch, "train_loss": 0.5, "no_column": 1})
 
 
-def kept(path) -> list[str]:
+def read_epochs(path) -> list[str]:
     return [",".join(line.split(",")[:2]) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
 
 
@@ -31,9 +31,9 @@ def test_only_rows_after_the_last_checkpoint_are_removed(tmp_path):
     truncate_history(path, "train", 3)
     assert path.read_bytes() == before
     truncate_history(path, "train", 2)
-    assert kept(path) == ["pretrain,1", "pretrain,2", "train,1", "train,2"]
+    assert read_epochs(path) == ["pretrain,1", "pretrain,2", "train,1", "train,2"]
     truncate_history(path, "pretrain", 1)
-    assert kept(path) == ["pretrain,1"]
+    assert read_epochs(path) == ["pretrain,1"]
 
 
 @pytest.mark.parametrize("half", ["", "tra", "train,1", "train,12,0.3,0.2,0.1,0.5,0.5,0.0"])
@@ -52,7 +52,7 @@ def test_half_a_header_is_made_whole(tmp_path):
     truncate_history(path, "train", 0)
     append_history(path, {"stage": "train", "epoch": 1})
     assert path.read_text(encoding="utf-8").splitlines()[0] == HEADER
-    assert kept(path) == ["train,1"]
+    assert read_epochs(path) == ["train,1"]
 
 
 def test_a_history_of_an_earlier_version_has_the_same_columns_after_resuming(tmp_path):

@@ -33,13 +33,14 @@ def note(tmp_path, caplog):
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_the_recall_of_the_majority_class_is_chance(note, classes):
-    said = note(1 / classes, (100, *[20] * (classes - 1)))
+    warning = note(1 / classes, (100, *[20] * (classes - 1)))
     assert (
-        f"macro recall of {100 / classes:.1f} % on the {100 + 20 * (classes - 1)} cells of the validation part" in said
+        f"macro recall of {100 / classes:.1f} % on the {100 + 20 * (classes - 1)} cells of the validation part"
+        in warning
     )
-    assert f"guessing, which gives {100 / classes:.1f} %" in said
-    assert "train.epochs=" in said
-    assert "train.lr=" in said
+    assert f"guessing, which gives {100 / classes:.1f} %" in warning
+    assert "train.epochs=" in warning
+    assert "train.lr=" in warning
 
 
 def test_no_warning_for_a_recall_that_guessing_rarely_reaches(note):
@@ -67,14 +68,14 @@ def test_only_a_training_at_chance_warns(shapes, draw, tiny, tmp_path, caplog):
     assert "guessing" not in caplog.text
 
 
-@pytest.mark.parametrize(("error", "said"), [("", False), (0.004, False), (0.032, True)])
-def test_an_identity_that_was_not_learned_is_reported(error, said, tmp_path, caplog):
+@pytest.mark.parametrize(("error", "warns"), [("", False), (0.004, False), (0.032, True)])
+def test_an_identity_that_was_not_learned_is_reported(error, warns, tmp_path, caplog):
     run = Run(tmp_path)
     for epoch, share in enumerate((0.9, error), 1):
         append_history(run.history_path, {"stage": "pretrain", "epoch": epoch, "identity_error": share})
     with caplog.at_level(logging.WARNING, logger="urnet"):
         warn_if_identity_not_learned(run, 2, load_recipe("net4"))
-    assert ("its error is 3.2 % of the image variance after 2 epochs, and should be below 1 %" in caplog.text) is said
+    assert ("its error is 3.2 % of the image variance after 2 epochs, and should be below 1 %" in caplog.text) is warns
 
 
 def test_the_error_of_the_identity_is_in_history_and_progress(shapes, tiny, tmp_path, capsys, caplog):

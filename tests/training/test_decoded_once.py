@@ -68,13 +68,16 @@ def test_without_the_cache_all_is_the_same(used):
     folder, run, decodings = used
     evaluate(run, out=folder / "with")
     calibrate(run)
-    kept = (run.model / "calibration.json").read_bytes(), (run.model / "calibration.safetensors").read_bytes()
+    saved = (run.model / "calibration.json").read_bytes(), (run.model / "calibration.safetensors").read_bytes()
     shutil.rmtree(locate_cell_cache())
     decodings.clear()
     evaluate(run, out=folder / "without")
     calibrate(run)
     assert decodings
-    assert kept == ((run.model / "calibration.json").read_bytes(), (run.model / "calibration.safetensors").read_bytes())
+    assert saved == (
+        (run.model / "calibration.json").read_bytes(),
+        (run.model / "calibration.safetensors").read_bytes(),
+    )
     for name in ("predictions.csv", "metrics.json"):
         assert (folder / "with" / name).read_bytes() == (folder / "without" / name).read_bytes()
 

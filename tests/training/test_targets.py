@@ -46,8 +46,8 @@ def prepared(paired, tiny):
 
     def call(*overrides, columns=tuple(KINDS), table=None):
         cells = read_cells(paired)
-        kept = [column for column in cells.table if column not in KINDS or column in columns]
-        table = cells.table[kept] if table is None else table
+        selected = [column for column in cells.table if column not in KINDS or column in columns]
+        table = cells.table[selected] if table is None else table
         recipe = load_recipe(tiny, ["pretrain.epochs=1", *overrides])
         return prepare_data(type(cells)(cells.root, table, cells.classes), recipe)
 
@@ -185,9 +185,9 @@ def test_selection_replaces_the_last_layer_and_lists_the_features(shapes, tiny, 
     run = train(shapes, tiny, tmp_path / "run", overrides=overrides)[0]
     result = json.loads(run.selection_path.read_text(encoding="utf-8"))
     layer = run.load_model().joint.classifier.get_classifier()
-    kept = set(result["kept"])
-    assert 0 < len(kept) < layer.in_features
-    assert {k for k in range(layer.in_features) if bool(layer.weight[:, k].any())} == kept
+    selected = set(result["kept"])
+    assert 0 < len(selected) < layer.in_features
+    assert {k for k in range(layer.in_features) if bool(layer.weight[:, k].any())} == selected
     before = run.selection_path.read_bytes()
     again = train(shapes, tiny, tmp_path / "again", overrides=overrides)[0]
     assert again.selection_path.read_bytes() == before

@@ -121,7 +121,7 @@ def write_phantom(
         _write_readme(
             folder,
             "Phantom cells, drawn from scratch: no real cell was imaged.",
-            f"{cells} cells of {donors} donors, {size} px = {CROP_UM:g} um a crop, {fields} fields, seed {seed}.",
+            f"{cells} cells of {donors} donors, crops of {size} px ({CROP_UM:g} µm), {fields} fields, seed {seed}.",
             "cells/: stain-free brightfield. clean/: its phase. nuclei/: nuclear fluorescence.",
         )
     return out

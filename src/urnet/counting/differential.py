@@ -123,7 +123,7 @@ def count_cells(
     if fields and model.cropping is None:
         raise RunError(
             f"{source}: these are fields, but the model was not trained on crops of `urnet crop`, so the settings for "
-            "cutting them are not known; cut them like the cells of the training, and give the crops",
+            "cutting them are not known; crop the cells as those of the training were cropped, and give the crops",
             code="counting.cropping_unknown",
         )
     if scene is not None and not fields:

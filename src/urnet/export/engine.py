@@ -282,7 +282,7 @@ def _graph_engine(model: "Model", name: str, graph: CachedGraph, sample: np.ndar
         try:
             return _open_graph(model, name, graph.path, sample)
         except RunError as error:
-            logger.warning("%s: is exported again, because it cannot be used (%s)", graph.path, error)
+            logger.warning("%s: the graph is exported again, because it cannot be used (%s)", graph.path, error)
     return _open_graph(model, name, graph.export(), sample)
 
 

@@ -59,7 +59,9 @@ class CachedGraph:
         if self.path is None:
             return content
         if self.path.exists():
-            logger.warning("%s: is exported again, because it was not exported here or was changed", self.path)
+            logger.warning(
+                "%s: the graph is exported again, because it was not exported here or was changed", self.path
+            )
         temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}")  # another process may export the same graph
         try:
             with atomic_file(temporary) as file:

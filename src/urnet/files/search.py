@@ -47,7 +47,7 @@ def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
     )
     chosen = [file for file in named if file.is_file() or _is_broken_link(file)]
     if special := [file for file in named if file not in set(chosen)]:
-        logger.warning("%s: pipes, sockets and devices are no images: %s", folder, _relative(folder, special))
+        logger.warning("%s: pipes, sockets and devices are not images: %s", folder, _relative(folder, special))
     return chosen
 
 

@@ -109,7 +109,7 @@ def overlay(image: np.ndarray, cam: np.ndarray, colours: str | None = None) -> n
     return np.rint(255 * ((1 - OPACITY) * pixels + OPACITY * painted)).astype(np.uint8)
 
 
-def draw_beside(image: np.ndarray, cam: np.ndarray, colours: str | None = None) -> np.ndarray:
+def draw_side_by_side(image: np.ndarray, cam: np.ndarray, colours: str | None = None) -> np.ndarray:
     """Draw an image and its map side by side, with captions and a legend of the colours.
 
     Args:

@@ -284,7 +284,7 @@ def _propose(cells: list[dict[str, Any]], nuclear: list[dict[str, float] | None]
             share = f"{100 * proposer.agreement:.0f} %"
             note = f"Proposals come from the nuclei of the labelled cells (cross-validated macro recall {share})."
         except CellsError as error:
-            note = f"{note} A classifier trained on your labels was not possible: {error}."
+            note = f"{note} No classifier was trained on your labels: {error}."
     if proposals is None:
         proposals = propose(features)
     for record, one in zip(cells, proposals.to_dict("records"), strict=True):
@@ -299,7 +299,7 @@ def _notes(table: pd.DataFrame, fields: Sequence[CroppedField], for_prediction: 
     types = sorted({one.info.dtype for one in fields})
     if len(types) > 1:
         notes.append(
-            f"Fields have pixels of types {' and '.join(types)}. Crops keep these values, which do not compare."
+            f"Fields have pixels of types {' and '.join(types)}. Crops keep these values, which cannot be compared."
         )
     if not len(table):
         notes.append("No cell was detected in any field." + ("" if for_prediction else f" {NOTHING_DETECTED_HINT}"))

@@ -36,8 +36,8 @@ def lock_database(database: Path) -> Iterator[None]:
         lock = lock_file(file)
     except Timeout:
         raise StoreError(
-            f"{database}: another urnet server uses this database, and two would hand out the same cells. Use that "
-            "server, stop it, or choose another file with --database",
+            f"{database}: another urnet server uses this database, and two servers would give the same cells to two "
+            "people. Use that server, stop it, or choose another file with --database",
             code="store.in_use",
         ) from None
     except OSError as error:

@@ -39,7 +39,7 @@ def clean_name(name: str) -> str:
     """
     cleaned = make_single_line(name, MAX_NAME_LENGTH)
     if not person_key(cleaned):
-        raise StoreError("a label carries the name of its labeller; enter a name", code="store.no_name")
+        raise StoreError("each label is stored with the name of the labeller; enter a name", code="store.no_name")
     return cleaned
 
 

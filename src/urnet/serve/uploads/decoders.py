@@ -95,7 +95,7 @@ class DecoderPool:
             self.idle.put(process)
         self._extracting = asyncio.Semaphore(max(1, settings.decoders - 1))
         self._lock = threading.Lock()
-        self._waiting: list[_Job] = []
+        self._queue: list[_Job] = []
         self._running: dict[_Job, float] = {}  # with the time of its start
         self._mean_seconds = 0.0
 
@@ -116,7 +116,7 @@ class DecoderPool:
         """
         now = time.monotonic()
         with self._lock:
-            left = sum(not job.abandoned.is_set() for job in self._waiting) * self._mean_seconds
+            left = sum(not job.abandoned.is_set() for job in self._queue) * self._mean_seconds
             for job, since in self._running.items():
                 if job.abandoned.is_set():
                     continue
@@ -220,7 +220,7 @@ class DecoderPool:
         """Let the next free process carry out an order; cancelling the wait ends the work on it."""
         job = _Job(order, seconds, usages, size, folder)
         with self._lock:
-            self._waiting.append(job)
+            self._queue.append(job)
         self.threads.submit(self._run_next)
         try:
             return await asyncio.wrap_future(job.future)
@@ -232,12 +232,12 @@ class DecoderPool:
         """Run the job whose request has the least decoding time; among equals the smallest, then the first."""
         with self._lock:
             now = time.monotonic()
-            used = {id(one.usages[0]): one.usages[0].seconds for one in self._waiting}
+            used = {id(one.usages[0]): one.usages[0].seconds for one in self._queue}
             for one, since in self._running.items():
                 if id(one.usages[0]) in used:
                     used[id(one.usages[0])] += now - since
-            job = min(self._waiting, key=lambda one: (used[id(one.usages[0])], one.size))
-            self._waiting.remove(job)
+            job = min(self._queue, key=lambda one: (used[id(one.usages[0])], one.size))
+            self._queue.remove(job)
         if not job.future.set_running_or_notify_cancel():
             return
         process, begun = self.idle.get(), time.monotonic()
