@@ -4,8 +4,8 @@ They are consistent: every average is the mean over the classes and every F1 fol
 within 0.01 points. The recalls fit 2,005 granulocytes, 2,009 monocytes and 2,008 lymphocytes, so the test part was
 augmented and balanced. With these counts the accuracies are correct over total, not the paper's Eq. 6.
 
-In the copy of the paper that was used, Table 4 ends within the F1 of lymphocytes. The rest for the four other works
-(that F1, the mean F1, accuracy) is computed here from the printed recalls and precisions, to within 0.01 points, and
+In the copy of the paper that was used, Table 4 ends within the F1 of lymphocytes. For the four other works, that F1,
+the mean F1 and the accuracy are computed from the printed recalls and precisions, to within 0.01 points. They are
 marked `recomputed`. The values of Net4 are in Table 3.
 """
 

@@ -1,8 +1,12 @@
 """A trained model in memory: load it, classify, enhance and explain images, save it.
 
-A model on disk is a bundle: a folder with `config.json` (input, scaling, networks, classes), `model.safetensors`
-(weights), the calibration (`calibration.json`, `calibration.safetensors`), the settings that cut crops out of fields
-(`crop.json`), and `seal.json`, which holds the digest of the other files. Nothing in it needs pickle.
+A model on disk is a bundle, a folder of files that need no pickle:
+
+- `config.json`: input, scaling, networks and classes.
+- `model.safetensors`: weights.
+- `calibration.json`, `calibration.safetensors`: the calibration.
+- `crop.json`: the settings that cut crops out of fields.
+- `seal.json`: the digest of the other files.
 """
 
 from collections.abc import Callable, Iterator

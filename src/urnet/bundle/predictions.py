@@ -73,9 +73,9 @@ class Predictions:
         """Return a table with one row per image.
 
         Returns:
-            Columns `path` ("" for arrays), `predicted`, `p_<class>` and `error`. A calibrated model adds `rejected`,
-            the reason why a crop shows no countable cell ("" if it does), and `set`, the classes that cannot be ruled
-            out, joined by `|`.
+            Columns `path` ("" for arrays), `predicted`, `p_<class>` and `error`. A calibrated model adds two columns.
+            `rejected` is the reason why a crop shows no countable cell ("" if it does). `set` holds the classes that
+            cannot be ruled out, joined by `|`.
         """
         return self.table.copy()
 

@@ -153,9 +153,9 @@ def fit_rejection(
     """Fit the checks to the cells of a training.
 
     The cells of the training part lie nearer to each other than new cells, because the network was trained on them.
-    Their distances are therefore shifted to the median of the held-out cells. The level is found by cross-validation:
-    each cell is compared with other cells, and with cells of other donors if enough donors are known, because cells of
-    a new donor are more distant.
+    Their distances are therefore shifted to the median of the held-out cells. The level is found by cross-validation,
+    which compares each cell with other cells. If enough donors are known, these are cells of other donors, because
+    cells of a new donor are more distant.
 
     Args:
         train_rows: measures of cells of the training part.

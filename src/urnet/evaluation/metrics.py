@@ -6,11 +6,11 @@ Cells of one donor or one image resemble each other. So the bootstrap draws whol
 Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13), with two exceptions:
 
 - A proportion of exactly 0 or 1 does not vary between replicates. Its interval is that of Clopper and Pearson
-  (Biometrika 26, 1934) with the groups as trials, since all cells of one group may be right for the same reason. A
+  (Biometrika 26, 1934). The groups are the trials, since all cells of one group may be right for the same reason. A
   mean over classes that are all 0 or all 1 has the mean of their intervals.
 - The expected calibration error sums absolute values, so noise raises it, and resampling adds noise again. Its
   interval is the percentile interval mirrored at the value (Davison and Hinkley's basic interval), which removes that
-  bias, cut at 0 and widened to contain the value. For a nearly calibrated model it is still somewhat too high.
+  bias. It is cut at 0 and widened to contain the value. For a nearly calibrated model it is still somewhat too high.
 
 In simulations the 95 % intervals of accuracy and recall covered the true value in 91 to 96 % of cases with 40 or more
 groups, and in 85 to 91 % with 8. Few groups make them too narrow; `choose_groups` says so below 20.

@@ -2,11 +2,11 @@
 
 Two runs that were tested on the same cells are compared cell by cell, so that the difficulty of a cell cancels out.
 Chance remains in the cells and in the training: other donors or images, or another fold or seed, would give another
-difference. The bootstrap resamples both jointly. It draws whole donors or source images (as in `metrics`) and,
-independently of them, folds and seeds, each with replacement and with the same draws for both runs. The weight of a
-cell is the product of how often its group, its fold and its seed were drawn. This is the product, or pigeonhole,
-bootstrap (Owen, "The pigeonhole bootstrap", Ann. Appl. Stat. 1, 2007, section 3; Owen and Eckles, "Bootstrapping data
-arrays of arbitrary order", Ann. Appl. Stat. 6, 2012). Intervals are percentile intervals. With m comparisons each has a
+difference. The bootstrap resamples both jointly. It draws whole donors or source images, as in `metrics`. Independently
+of them, it draws folds and seeds. All draws are with replacement, and the same for both runs. The weight of a cell is
+the product of how often its group, its fold and its seed were drawn. This is the product, or pigeonhole, bootstrap
+(Owen, "The pigeonhole bootstrap", Ann. Appl. Stat. 1, 2007, section 3; Owen and Eckles, "Bootstrapping data arrays of
+arbitrary order", Ann. Appl. Stat. 6, 2012). Intervals are percentile intervals. With m comparisons each has a
 Bonferroni interval at level 1 - (1 - level)/m, and p values are adjusted by Holm's method (Scand. J. Stat. 6, 1979),
 per metric.
 
@@ -26,10 +26,10 @@ and correlation 0.75 between classes. The 99 % intervals are the simultaneous on
       1      1       0                                96,  97            100, 100
       1      1       3                                52,  61             63,  74
 
-Five folds give intervals on the safe side: up to 1.6 times as wide as needed if trainings agree, since the product
-counts the noise of the cells more than once, even more so with several seeds. They are somewhat too narrow if the noise
+Five folds give conservative intervals: up to 1.6 times as wide as needed if trainings agree. The product counts the
+noise of the cells more than once, and more often with several seeds. The intervals are somewhat too narrow if the noise
 of training is much larger than that of the cells, since five draws cannot show the tails. One training of each run says
-nothing about other trainings: its intervals are far too narrow for the question which recipe is better.
+nothing about other trainings: its intervals are far too narrow to tell which recipe is better.
 
 A difference that rests on a single donor or source image has no interval, however many folds and seeds there are.
 """

@@ -134,9 +134,9 @@ def export_run(
         progress: called with what is done and the share of it.
 
     Raises:
-        RunError: the format (code `export.format_unknown`) or the opset (code `export.opset_invalid`) is unknown, a
-            package is not installed, `out` exists, `run` has no trained model or no cells, the networks cannot be
-            exported, or the graph has other outputs than the model.
+        RunError: the format (code `export.format_unknown`) or the opset (code `export.opset_invalid`) is unknown. Or a
+            package is not installed, or `out` exists, or `run` has no trained model or no cells. Or the networks
+            cannot be exported, or the graph has other outputs than the model.
         CellsError: no images at `cells`.
         ImageError: an image cannot be used.
     """

@@ -1,6 +1,6 @@
 """Segmentation of the cell in the middle of a crop.
 
-An unstained cell has neither a dark nucleus nor a typical brightness, and on a smear it touches its neighbours, so that
+An unstained cell has neither a dark nucleus nor a typical brightness. On a smear it touches its neighbours, so
 thresholds of brightness or texture merge them. But it has a closed outline around the crop's middle, along which the
 brightness rises, or falls, everywhere. The strongest of these outlines is used (`contour`).
 

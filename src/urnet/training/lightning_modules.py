@@ -202,9 +202,9 @@ class PretrainModule(TrainingModule):
 class JointModule(TrainingModule):
     """Joint training: enhancer and classifier learn together from the label (Eq. 3).
 
-    Not in the paper, and off by default: the loss of the pre-training beside the cross-entropy (`auxiliary`), and an
-    enhancer that is frozen in the first epochs (`frozen`) or in all of them (`enhancer_lr` 0). A frozen enhancer is in
-    evaluation mode and receives no gradient.
+    Two options are not in the paper, and off by default. `auxiliary` adds the loss of the pre-training to the
+    cross-entropy. `frozen` freezes the enhancer in the first epochs, and `enhancer_lr` 0 in all of them. A frozen
+    enhancer is in evaluation mode and receives no gradient.
 
     Args:
         model: the joint model.

@@ -162,9 +162,9 @@ def _features(model: JointModel, head: nn.Linear, cells: CellDataset) -> tuple[T
 class _Colony:
     """Ant colony: each ant selects a subset of the features, and an objective evaluates the subset.
 
-    The objective is the macro recall on the validation part of a linear classifier fitted to the training part, less
-    `penalty` times the share of selected features. The classifier is a least-squares SVM (Suykens & Vandewalle, Neural
-    Process. Lett. 9, 293, 1999), which a few steps of conjugate gradients fit for all ants at once.
+    The objective is the macro recall on the validation part, less `penalty` times the share of selected features. The
+    recall is that of a linear classifier fitted to the training part. The classifier is a least-squares SVM (Suykens &
+    Vandewalle, Neural Process. Lett. 9, 293, 1999), which a few steps of conjugate gradients fit for all ants at once.
     """
 
     def __init__(

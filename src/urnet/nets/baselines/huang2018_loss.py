@@ -111,7 +111,7 @@ class Perceptual(nn.Module):
 
     It compares the last feature maps at 1/1, 1/4 and 1/16 of the size in VGG19 (relu1_2, relu3_4, relu5_4, the
     authors' choice), or at 1/2, 1/8 and 1/32 in EfficientNet-Lite0. The mean squared difference of each map is divided
-    by the mean square of the target, so that one weight suits both networks (not from the authors).
+    by the mean square of the target. So one weight suits both networks (not from the authors).
 
     Args:
         weights: A `.safetensors`, `.pth` or `.pt` file with the weights of VGG19, under timm's or torchvision's names,

@@ -1,8 +1,8 @@
 """Traditional enhancement methods without parameters, for comparison with learned enhancement (paper, section 2.1).
 
-Each can stand in front of a classifier, as any other enhancer. Its output can be the target that another enhancer is
-trained towards (Sharma et al., CVPR 2018, https://arxiv.org/abs/1710.07558, which uses sharpening, the bilateral and
-the guided filter, histogram equalisation and weighted least squares).
+Each can precede a classifier, as any other enhancer. Its output can be the training target of another enhancer, as in
+Sharma et al., CVPR 2018, https://arxiv.org/abs/1710.07558. That article uses sharpening, the bilateral and the guided
+filter, histogram equalisation and weighted least squares.
 
 Colour images are enhanced in their luminance Y (ITU-R BT.601), as in that article; Cb and Cr do not change. Sizes such
 as `sigma` are in px of the network's input.
