@@ -7,7 +7,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import mkdocs_gen_files
 from annotated_types import Ge, Gt, Le, Lt
@@ -40,15 +40,25 @@ def write_command_line() -> None:
     write("command-line", "Command line", text.removeprefix("# `urnet`").strip())
 
 
-def bounds(field: FieldInfo) -> str:
-    """Return the range of a number, or an empty text."""
+def allowed_values(field: FieldInfo) -> str:
+    """Return the range of a number or the choices of a word, or an empty text."""
     options = [
         f"{sign} {getattr(part, name)}"
         for part in metadata(field)
         for kind, (name, sign) in LIMITS.items()
         if isinstance(part, kind)
     ]
+    choices = [f"`{choice}`" for choice in literal_choices(field.annotation)]
+    if choices:
+        options.append(f"one of {', '.join(choices)}")
     return ", ".join(options)
+
+
+def literal_choices(annotation: Any) -> list[str]:
+    """List the values of the `Literal` types within an annotation, as YAML writes them."""
+    if get_origin(annotation) is Literal:
+        return [str(value).lower() if isinstance(value, bool) else str(value) for value in get_args(annotation)]
+    return [choice for part in get_args(annotation) for choice in literal_choices(part)]
 
 
 def metadata(field: FieldInfo) -> Iterator[Any]:
@@ -75,7 +85,7 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if section is None or optional:
             default = field.get_default(call_default_factory=True) if section is None else None
             shown = "" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
-            yield f"| `{prefix}{name}` | {shown} | {bounds(field)} | {description} |"
+            yield f"| `{prefix}{name}` | {shown} | {allowed_values(field)} | {description} |"
         if section is not None:
             yield from rows(section, f"{prefix}{name}.")
 
