@@ -373,7 +373,7 @@ def test_predictions_are_arrays_counts_and_a_figure(model, shapes, tmp_path):
     with pytest.warns(DeprecationWarning, match="to_frame"):
         assert predictions.columns.tolist() == table.columns.tolist()
     with pytest.raises(AttributeError):
-        _ = predictions.colums
+        _ = predictions.no_such_name
 
 
 def test_enhanced_images_and_explanations_have_the_shape_of_the_input(model, shapes):
