@@ -89,7 +89,7 @@ class PredictionSummary:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about the enhanced images."""
+        """Notes for the user about the enhanced images."""
         if self.correlation is None or self.correlation <= MAX_CORRELATION:
             return []
         return [
@@ -162,7 +162,7 @@ class _PredictionTask:
 
     @property
     def settings(self) -> dict[str, str]:
-        """Everything that the rows depend on, by its name in messages."""
+        """Settings that determine the rows, by their names in messages."""
         return {
             "model": self.model.digest(),
             "images": _digest(self.cells),

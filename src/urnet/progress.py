@@ -125,7 +125,7 @@ class _NotebookLines:
 
 
 class _WarningHandler(logging.Handler):
-    """Show each warning of the package once, as a note."""
+    """Logging handler that shows each warning of the package once, as a note."""
 
     def __init__(self, reporter: Reporter):
         super().__init__(logging.WARNING)

@@ -30,7 +30,7 @@ class Example:
 
 
 class ExampleCollector:
-    """Collects the first crops of each group of each sample while cells are classified.
+    """Collector of the first crops of each group and sample, filled while cells are classified.
 
     Args:
         donors: donor of each cell.

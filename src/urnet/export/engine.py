@@ -49,7 +49,7 @@ MAX_CPU_PIXELS, MAX_GPU_PIXELS = 2**19, 2**22
 
 
 class Engine(Protocol):
-    """Runs a model's graph.
+    """Interface of an object that runs a model's graph.
 
     Attributes:
         name: name in tables.
@@ -216,9 +216,10 @@ def choose_engine(
 
 
 class BatchSizeTuner:
-    """Finds the fastest size of a batch during a prediction.
+    """Search for the fastest size of a batch during a prediction.
 
-    It tries each size, beginning with the smallest, until one is less than a twentieth faster than the best before.
+    The search begins with the smallest size. It stops at the first one that is less than a twentieth faster than the
+    best before.
 
     Args:
         sizes: ascending.

@@ -82,7 +82,7 @@ class ClassifiedImage:
 
     @property
     def rejected(self) -> str:
-        """Why the image is no countable cell; empty if it is one, or if the model is not calibrated."""
+        """Reason why the image is no countable cell; empty if it is one, or if the model is not calibrated."""
         return self.answer.row.get("rejected", "")
 
     @property

@@ -39,7 +39,7 @@ class CroppedField:
 
 @dataclass(frozen=True)
 class CropResult:
-    """What `crop_fields` wrote.
+    """Result of `crop_fields`: the folder, the cells and the fields.
 
     Args:
         folder: the cells folder.

@@ -27,7 +27,7 @@ FIELD_SUFFIXES = SUFFIXES | MICROSCOPY_SUFFIXES
 
 @dataclass(frozen=True)
 class FieldInfo:
-    """What the file of a field holds.
+    """Properties of the file of a field.
 
     Args:
         height: rows as shown, px.

@@ -130,7 +130,7 @@ def add(app: FastAPI, services: Services) -> None:
 
 @dataclass
 class ReviewSelection(SessionData):
-    """What a reviewer has selected; kept in the session, so that a reopened page continues.
+    """Selection of a reviewer, stored in the session and restored when the page is reopened.
 
     Attributes:
         sample: name of the sample.

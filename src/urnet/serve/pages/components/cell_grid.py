@@ -24,7 +24,7 @@ EMPTY = "Cells appear here as they are classified."
 
 @dataclass
 class CellSelection(SessionData):
-    """What a browser shows of a sample.
+    """Selection, order and page of the cells of a sample in one browser.
 
     Attributes:
         key: key of the job that the selection belongs to.
