@@ -253,7 +253,7 @@ class BatchSizeTuner:
 
 
 def _max_batch(model: "Model", pixels: int) -> int:
-    """Compute the largest power of two, at most 256, of images that together have at most `pixels` pixels."""
+    """Compute the largest power of two, from 1 to 256, of images that together have at most `pixels` pixels."""
     fitting = max(1, min(256, pixels // model.config.size**2))
     return 2 ** (fitting.bit_length() - 1)
 
