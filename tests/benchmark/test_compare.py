@@ -136,7 +136,7 @@ def test_unfinished_runs_and_other_folders_are_refused(runs, shapes, tmp_path, r
     half = shutil.copytree(runs["cv"], home / "half")
     shutil.rmtree(half / "fold1" / "model")
     for folder, code, names in (
-        (unfinished, "model.not_found", ["unfinished", "--resume"]),
+        (unfinished, "model.not_found", ["unfinished", "urnet train"]),
         (half, "evaluation.folds_unfinished", ["half", "1 of 2"]),
         (shapes, "run.not_a_run", [str(shapes)]),
         (runs["one"] / "model", "run.is_bundle", ["model"]),

@@ -203,7 +203,7 @@ def test_an_unfinished_run_has_nothing_to_evaluate(run, raises_code):
     (run / "model" / "config.json").unlink()
     with raises_code("model.not_found") as caught:
         evaluate(run)
-    assert "--resume" in str(caught.value)
+    assert "urnet train" in str(caught.value)
 
 
 def test_other_cells_without_a_split_are_used_whole(trained, draw, tmp_path):
