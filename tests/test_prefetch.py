@@ -9,7 +9,6 @@ import pytest
 import tifffile
 
 from urnet.cells.read import find_images
-from urnet.errors import ImageError
 from urnet.images.read import read_image, translate_decoder_errors
 from urnet.prefetch import prefetch_cells
 
@@ -59,7 +58,7 @@ def test_an_unexpected_error_ends_the_prefetching(model, shapes, monkeypatch):
         list(prefetch_cells(model, find_images([shapes]), 0, 16))
 
 
-def test_prefetching_does_not_change_warnings_and_logs(model, draw, tmp_path):
+def test_prefetching_does_not_change_warnings_and_logs(model, draw, tmp_path, raises_code):
     cells = draw(tmp_path, 20)
     for number in range(20):
         tifffile.imwrite(cells / f"{number}.tif", np.zeros((24, 24), np.uint8))
@@ -67,6 +66,6 @@ def test_prefetching_does_not_change_warnings_and_logs(model, draw, tmp_path):
     list(prefetch_cells(model, find_images([cells]), 0, 64))
     assert list(warnings.filters) == before
     assert logging.getLogger("tifffile").disabled == log
-    with pytest.raises(ImageError), translate_decoder_errors(tmp_path):
+    with raises_code("images.not_found"), translate_decoder_errors(tmp_path):
         read_image(tmp_path / "none.png")
     assert list(warnings.filters) == before

@@ -196,8 +196,8 @@ def test_reads_parts_in_any_case(folder, raises_code):
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_refuses_other_encodings(folder, encoding):
-    with pytest.raises(CellsError) as caught:
+def test_refuses_other_encodings(folder, encoding, raises_code):
+    with raises_code("tables.encoding") as caught:
         read_cells(write(folder, "path,label\na/1.png,Größe\n", encoding))
     for text in ("UTF-8",):
         assert text in str(caught.value)
@@ -430,21 +430,21 @@ def test_refuses_a_name_that_is_no_unicode(folder, raises_code):
         read_cells(folder)
 
 
-def test_refuses_a_folder_without_permission(folder, monkeypatch):
+def test_refuses_a_folder_without_permission(folder, monkeypatch, raises_code):
     def locked(path):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", locked)
-    with pytest.raises(CellsError) as caught:
+    with raises_code("files.folder_unreadable") as caught:
         find_images([folder])
     for text in (str(folder),):
         assert text in str(caught.value)
 
 
 @pytest.mark.parametrize(("found", "meant"), [("donr", "donor"), ("Donor", "donor"), ("splits", "split")])
-def test_refuses_a_misspelt_column(tmp_path, found, meant):
+def test_refuses_a_misspelt_column(tmp_path, found, meant, raises_code):
     (tmp_path / "cells.csv").write_text(f"path,label,{found}\na.png,x,1\n", encoding="utf-8")
-    with pytest.raises(CellsError) as caught:
+    with raises_code("tables.misspelt_column") as caught:
         read_cells(tmp_path)
     for text in (
         repr(found),
@@ -453,9 +453,9 @@ def test_refuses_a_misspelt_column(tmp_path, found, meant):
         assert text in str(caught.value)
 
 
-def test_refuses_a_patient_column_for_training_only(folder, caplog):
+def test_refuses_a_patient_column_for_training_only(folder, caplog, raises_code):
     path = write(folder, "path,label,patient\na/1.png,x,7\n")
-    with pytest.raises(CellsError) as caught:
+    with raises_code("tables.donor_synonym") as caught:
         read_cells(path)
     for text in (
         "'patient'",
@@ -466,9 +466,9 @@ def test_refuses_a_patient_column_for_training_only(folder, caplog):
     assert "'patient'" in caplog.text
 
 
-def test_empty_donor_column_is_ignored(folder):
+def test_empty_donor_column_is_ignored(folder, raises_code):
     path = write(folder, "path,label,donor,patient\na/1.png,x, ,7\n")
-    with pytest.raises(CellsError) as caught:
+    with raises_code("tables.donor_synonym") as caught:
         read_cells(path)
     for text in (
         "'patient'",

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import tifffile
 
-from urnet.errors import ImageError
 from urnet.fields.detection import detect as module
 from urnet.fields.detection.detect import Detection, detect
 from urnet.fields.detection.matching import Agreement, match_positions
@@ -283,8 +282,8 @@ def test_a_field_smaller_than_a_cell(field, shape):
 @pytest.mark.parametrize(
     "options", [{"least": 30, "most": 20}, {"tile": 0}, {"roundness": 1.5}, {"least": -1}, {"most": 0}]
 )
-def test_impossible_options_are_refused(field, options):
-    with pytest.raises(ImageError):
+def test_impossible_options_are_refused(field, options, raises_code):
+    with raises_code("fields.setting_invalid"):
         find(field.brightfield, **options)
 
 

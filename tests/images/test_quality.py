@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from urnet.errors import ImageError
 from urnet.images.quality import MEASURES, measure_quality
 from urnet.images.simulation.phantom import draw_crop
 
@@ -73,7 +72,14 @@ def test_measures_are_independent_of_depth_and_colour(crop):
     assert colour == pytest.approx(grey, abs=1e-6)
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 40)), np.zeros((40, 40, 2)), np.full((20, 20), np.nan)])
-def test_refuses_arrays_that_are_no_crop(image):
-    with pytest.raises(ImageError):
+@pytest.mark.parametrize(
+    ("image", "code"),
+    [
+        (np.zeros((4, 40)), "images.shape_invalid"),
+        (np.zeros((40, 40, 2)), "images.shape_invalid"),
+        (np.full((20, 20), np.nan), "images.not_finite"),
+    ],
+)
+def test_refuses_arrays_that_are_no_crop(image, code, raises_code):
+    with raises_code(code):
         measure_quality(image, 0, 1)
