@@ -561,14 +561,23 @@ def test_a_large_png_is_refused(tmp_path, raises_code):
             describe_field(tmp_path / "f.png")
 
 
-def test_files_that_are_not_fields_are_named(tmp_path):
+def test_files_that_are_not_fields_are_named(tmp_path, raises_code):
     (tmp_path / "f.tif").write_bytes(b"")
     (tmp_path / "g.tif").write_bytes(b"not an image at all")
     (tmp_path / "h.tif").write_bytes(b"II*\0" + b"\xff" * 40)
     tifffile.imwrite(tmp_path / "i.tif", image(np.uint32))
     tifffile.imwrite(tmp_path / "j.tif", image(np.uint8, 4, 50))
-    for name in ("f.tif", "g.tif", "h.tif", "i.tif", "j.tif", "absent.tif", "absent.czi"):
-        with pytest.raises(ImageError) as caught:
+    codes = {
+        "f.tif": "images.empty",
+        "g.tif": "images.format_unknown",
+        "h.tif": "images.pages_damaged",
+        "i.tif": "images.depth_unsupported",
+        "j.tif": "fields.scene_unusable",
+        "absent.tif": "images.not_found",
+        "absent.czi": "fields.missing",
+    }
+    for name, code in codes.items():
+        with raises_code(code) as caught:
             describe_field(tmp_path / name)
         assert name in str(caught.value)
 
