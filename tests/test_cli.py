@@ -148,8 +148,8 @@ def test_a_head_that_does_not_fit_is_noted_once(urnet, shapes, tiny, tmp_path):
     overrides = [*SHORT, f"classifier.weights={tmp_path / 'weights.safetensors'}", "split.folds=2"]
     code, out, err = urnet("train", shapes, "--recipe", tiny, "--out", tmp_path / "run", "--set", *overrides)
     assert (code, err) == (0, "")
-    assert out.count("is for 1000 classes, not 3; it is left out") == 1
-    assert next(line for line in out.splitlines() if "left out" in line).startswith("note: ")
+    assert out.count("is for 1000 classes, not 3; it is not loaded") == 1
+    assert next(line for line in out.splitlines() if "not loaded" in line).startswith("note: ")
 
 
 GRID = (
@@ -373,7 +373,7 @@ def test_a_benchmark_goes_into_no_other_folder(urnet, shapes, tmp_path):
     command = ["benchmark", "table3", shapes, *GRID, "--out"]
     mistake(urnet(*command, tmp_path / "mine"), "mine", "no benchmark")
     mistake(urnet(*command, tmp_path / "mine" / "notes.txt"), "notes.txt")
-    mistake(urnet(*command, shapes / "out"), "would be taken for a class")
+    mistake(urnet(*command, shapes / "out"), "lies in the cells folder")
     mistake(urnet("benchmark", "table3", tmp_path / "nowhere", "--out", tmp_path / "out"), "nowhere: no such file")
     assert digest(tmp_path) == {"mine/notes.txt": hashlib.sha256(b"mine").hexdigest()}
 
@@ -391,7 +391,7 @@ def test_runs_that_cannot_be_compared_or_stressed_are_named(urnet, trained, shap
     mistake(urnet("stress", unfinished, shapes, *out), *unfinished_words)
     mistake(urnet("stress", trained.model, shapes, *out), "not a run folder")
     mistake(urnet("stress", trained.folder, tmp_path / "nowhere", *out), "nowhere: no such file")
-    mistake(urnet("stress", trained.folder, shapes, "--out", shapes / "out"), "would be taken for a class")
+    mistake(urnet("stress", trained.folder, shapes, "--out", shapes / "out"), "lies in the cells folder")
     assert not (tmp_path / "out").exists()
 
 
@@ -587,8 +587,8 @@ def test_a_folder_without_permission_is_one_line_with_a_fix(urnet, trained, shap
 
 def test_no_output_is_written_among_the_class_folders(urnet, draw, tiny, tmp_path):
     cells = draw(tmp_path / "cells", 6)
-    mistake(urnet("train", cells, "--recipe", tiny, "--out", cells / "run"), "would be taken for a class")
-    mistake(urnet("split", cells, "--out", cells / "divided"), "would be taken for a class")
+    mistake(urnet("train", cells, "--recipe", tiny, "--out", cells / "run"), "lies in the cells folder")
+    mistake(urnet("split", cells, "--out", cells / "divided"), "lies in the cells folder")
     assert sorted(place.name for place in cells.iterdir()) == ["bar", "disc", "ring"]
 
 

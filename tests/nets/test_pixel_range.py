@@ -19,7 +19,7 @@ def test_it_counts_over_all_images(convert):
     pixels = counted(convert([[0.0, 1.0]]), convert([[-20.0, 173.0], [0.5, 0.5]]))
     assert (pixels.minimum, pixels.maximum, pixels.outside, pixels.total) == (-20, 173, 2, 6)
     assert pixels.share_outside == pytest.approx(1 / 3)
-    assert pixels.warning.startswith("the enhanced image leaves [0, 1]: -20 to 173, 33% of its pixels outside.")
+    assert all(word in pixels.warning for word in ("[0, 1]", "-20", "173", "33%"))
     assert counted(convert([0.5])) + pixels == counted(convert([[0.0, 1.0], [-20.0, 173.0]]), convert([0.5, 0.5, 0.5]))
 
 

@@ -13,7 +13,7 @@ import pytest
 TOKEN = "a-token-of-this-test"
 ALL_LOADED = "(images) => [...document.querySelectorAll(images)].every((one) => one.complete && one.naturalWidth)"
 DONE = ".status >> text=/images? classified/"
-DOCS = Path(__file__).parents[2] / "docs" / "serve.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "run-behind-a-proxy.md"
 
 
 @pytest.fixture

@@ -112,10 +112,10 @@ def test_metrics_without_described_intervals_are_left_out(run_folders):
     part = run_folders / "run" / "evaluation" / "test" / "metrics.json"
     whole = part.read_text(encoding="utf-8")
     run = list_runs(run_folders / "run")["run"]
-    assert [one.split for one in run.figures()] == ["test"]
+    assert [one.split for one in run.read_evaluations()] == ["test"]
     try:
         part.write_text(json.dumps(json.loads(whole) | {"intervals": None}), encoding="utf-8")
-        assert run.figures() == []
+        assert run.read_evaluations() == []
     finally:
         part.write_text(whole, encoding="utf-8")
 

@@ -62,7 +62,7 @@ def test_the_time_limit_applies_to_all_pieces_of_a_file_together(open_client, se
         send_files(client, ("a.tif", pieces), ("b.tif", pieces))
     assert len(allowed) == 6
     assert max(allowed) == 19
-    assert min(allowed) < 18.6
+    assert min(allowed) < 18.75  # at least three pieces of 0.1 s before
     with open_client(decode_seconds=20, file_seconds=0.3) as client:
         late = send_files(client, ("a.tif", shared_strip(48, 2800, 2800))).text
         assert "decoding it takes longer than the 0.3 s that the server allows (file_seconds)" in late
