@@ -32,6 +32,7 @@ def model(trained) -> Model:
     return trained.load_model()
 
 
+@pytest.mark.slow
 def test_a_model_is_read_exactly(model, tmp_path, shapes):
     model.save(tmp_path / "copy")
     copy = Model.load(tmp_path / "copy")

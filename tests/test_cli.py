@@ -109,6 +109,7 @@ def test_from_cells_to_a_report_and_predictions_in_folders_of_any_name(urnet, dr
     assert metrics["seed"] == 4
 
 
+@pytest.mark.slow
 def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path):
     code = "from urnet.cli import main; main()"
     done = subprocess.run(
@@ -121,6 +122,7 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path):
     assert b"Zellen \\xb5" in done.stdout
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_skipped_and_the_exit_code_says_so(urnet, trained, draw, tmp_path):
     cells = draw(tmp_path / "cells", 2)
     (cells / "bar" / "broken.png").write_bytes(b"")
@@ -132,6 +134,7 @@ def test_unreadable_images_are_skipped_and_the_exit_code_says_so(urnet, trained,
     assert len(pd.read_csv(tmp_path / "p.csv")) == 7
 
 
+@pytest.mark.slow
 def test_protocol_paper_is_marked_on_the_terminal(urnet, shapes, tiny, tmp_path):
     arguments = ["train", shapes, "--recipe", tiny, "--out", tmp_path / "run", "--set", *SHORT, "protocol=paper"]
     assert "optimistic" in urnet(*arguments)[1]
@@ -228,6 +231,7 @@ def test_audit_names_the_files_and_its_exit_code_tells_whether_there_are_finding
     mistake(urnet("audit", cells, "--out", tmp_path / "folder"), "folder: exists already")
 
 
+@pytest.mark.slow
 def test_split_writes_a_table_that_training_accepts(urnet, draw, tiny, tmp_path):
     cells = draw(tmp_path / "cells", 8)
     before = digest(cells)
@@ -522,6 +526,7 @@ def test_leaks_of_a_given_split_stop_training_unless_allowed(urnet, draw, tiny, 
     assert urnet(*arguments, "--allow-leaks")[0] == 0
 
 
+@pytest.mark.slow
 def test_existing_outputs_are_refused_by_every_command(urnet, trained, shapes, tiny, tmp_path):
     occupied = tmp_path / "occupied"
     occupied.mkdir()
@@ -592,6 +597,7 @@ def test_no_output_is_written_among_the_class_folders(urnet, draw, tiny, tmp_pat
     assert sorted(place.name for place in cells.iterdir()) == ["bar", "disc", "ring"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "words"),
     [

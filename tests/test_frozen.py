@@ -32,6 +32,7 @@ def table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
 def test_a_bundle_predicts_as_it_did(frozen, engine, tmp_path, monkeypatch):
     from urnet.bundle.model import Model
@@ -46,6 +47,7 @@ def test_a_bundle_predicts_as_it_did(frozen, engine, tmp_path, monkeypatch):
     np.testing.assert_allclose(now[probabilities], before[probabilities], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_as_it_was(frozen):
     from urnet.evaluation.evaluate import evaluate
 
@@ -57,6 +59,7 @@ def test_a_run_is_evaluated_as_it_was(frozen):
     assert now["classes"] == before["classes"]
 
 
+@pytest.mark.slow
 def test_fields_are_cut_and_counted_as_they_were(frozen):
     from urnet.counting.differential import count_cells
 
@@ -66,6 +69,7 @@ def test_fields_are_cut_and_counted_as_they_were(frozen):
     pd.testing.assert_frame_equal(now[columns], before[columns])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_resumed(frozen):
     from urnet.training.fit import train
 
@@ -100,6 +104,7 @@ def test_labels_and_corrections_are_kept(frozen):
         store.close()
 
 
+@pytest.mark.slow
 def test_a_benchmark_folder_is_read(frozen, monkeypatch):
     from urnet.benchmark.run import run_benchmark
 
@@ -112,6 +117,7 @@ def test_a_benchmark_folder_is_read(frozen, monkeypatch):
     pd.testing.assert_frame_equal(now[columns], before[columns])
 
 
+@pytest.mark.slow
 def test_runs_of_a_benchmark_are_compared(frozen):
     from urnet.benchmark.compare import compare
 

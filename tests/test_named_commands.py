@@ -58,6 +58,7 @@ def split_line(line: str) -> list[str]:
     return words[1:end]
 
 
+@pytest.mark.slow
 def test_commands_in_messages_and_texts_exist_with_their_options():
     named = find_named_commands()
     assert len(named) > 60

@@ -162,6 +162,7 @@ def test_donor_that_means_unknown_is_empty_with_a_warning(folder, caplog, name):
     assert len(set(find_groups(read_cells(folder / "t.csv"))[0])) == 3  # by source image
 
 
+@pytest.mark.slow
 @given(st.lists(st.one_of(st.text(max_size=5), st.sampled_from(["2", "2.0", "02", "NA", "d", "D"])), max_size=8))
 def test_one_spelling_is_stable(names):
     names = list(map(normalize_name, names))

@@ -238,6 +238,7 @@ def test_a_model_without_calibration_rejects_nothing(model, shapes, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_the_batch(model, trained_graph, shapes, tmp_path, monkeypatch):
     monkeypatch.setattr("urnet.export.engine_graph.to_onnx", lambda model: trained_graph)
     bundle = Model.load(shutil.copytree(model.folder, tmp_path / "bundle"))
@@ -288,6 +289,7 @@ def test_a_resumed_prediction_has_the_same_rows_and_pictures(model, shapes, tmp_
     assert not list(tmp_path.glob("parts.csv.*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
 @pytest.mark.parametrize("pictures", ["enhanced", "cam"])
 def test_a_prediction_interrupted_at_its_first_pictures_is_resumed(model, draw, tmp_path, monkeypatch, pictures, error):

@@ -28,6 +28,7 @@ def shrunk(name: str) -> list[str]:
     return changes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_recipes())
 def test_a_shipped_recipe_trains_and_is_evaluated(name, shapes, tmp_path):
     recipe = load_recipe(name)

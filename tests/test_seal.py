@@ -157,6 +157,7 @@ def commands(run, cells, out) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(commands("", "", "")))
 def test_another_model_than_expected_is_refused(trained, shapes, tmp_path, capsys, name):
     digest = trained.load_model().digest()
@@ -178,6 +179,7 @@ def test_an_expected_model_in_python(trained, raises_code):
         urnet.load(trained.folder, expect="f" * 7)
 
 
+@pytest.mark.slow
 def test_exports_carry_the_digest(bundle, trained_graph, shapes, tmp_path, monkeypatch):
     import onnx
 
@@ -275,6 +277,7 @@ def usual(sealed, shapes):
     return images, opened_or_refused(sealed, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_sealed", [True, False])
 @pytest.mark.parametrize("file", JSON_FILES)
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -297,6 +300,7 @@ def test_any_field_of_any_file_is_refused_or_makes_no_difference(
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["model.safetensors", "calibration.safetensors"])
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(draw=st.data())
@@ -362,6 +366,7 @@ def test_names_that_are_addresses_are_refused(bundle, opened, name):
         assert not [file for file in files if file.startswith("/etc/") and "config" in file]
 
 
+@pytest.mark.slow
 def test_files_named_by_a_recipe_are_never_read_from_a_model(trained, shapes, tmp_path, opened):
     """A recipe in a shared folder names weights and cells elsewhere."""
     run = tmp_path / "run"
@@ -398,6 +403,7 @@ def test_files_named_by_a_recipe_are_never_read_from_a_model(trained, shapes, tm
     assert str(bundle / "recipe.yaml") not in files
 
 
+@pytest.mark.slow
 def test_no_command_takes_a_bundle_for_a_run(trained, shapes, tiny, tmp_path, opened, capsys, raises_code):
     """A table in a bundle names images anywhere on the machine."""
     from urnet.export.formats import export_run

@@ -74,11 +74,13 @@ def test_a_cross_validation_against_another_in_a_deeper_folder(runs, tmp_path):
     assert results[["recipe", "fold"]].to_numpy().tolist() == [["cv", 0], ["cv", 1], ["other-cv", 0], ["other-cv", 1]]
 
 
+@pytest.mark.slow
 def test_a_run_of_one_fold_is_compared_on_that_fold(runs, tmp_path):
     compare([runs["cv"], runs["fold1"]], tmp_path / "out")
     assert set(differences(tmp_path / "out")["cells"]) == {30}
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_name_are_told_apart_by_their_folders(runs, tmp_path):
     compare([runs["one"], runs["deep"]], tmp_path / "out")
     names = pd.read_csv(tmp_path / "out" / "results.csv")["recipe"].tolist()
@@ -100,6 +102,7 @@ def test_one_run_cannot_be_compared(runs, tmp_path, raises_code):
             compare(given, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "code"),
     [
@@ -121,6 +124,7 @@ def test_the_same_run_in_two_spellings_is_named_twice(runs, tmp_path, raises_cod
         compare([runs["one"], runs["one"] / ".." / "one"], tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_cells_in_another_folder_are_other_cells_despite_equal_names(runs, shapes, draw, tiny, tmp_path, raises_code):
     others = draw(tmp_path / "cells", 20, seed=1)
     run = train(others, tiny, tmp_path / "run", overrides=SHORT)[0]

@@ -54,6 +54,7 @@ def joint(recipe: Recipe):
         return build_from_recipe(recipe, 3, recipe.input.channels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("table", TABLES)
 def test_every_row_of_every_table_is_a_recipe_that_builds(table, scale):
@@ -112,6 +113,7 @@ def test_net4_at_laptop_scale_is_net4_laptop():
     assert (ours.pretrain, ours.classifier) == (net4.pretrain, net4.classifier)
 
 
+@pytest.mark.slow
 def test_at_laptop_scale_all_trainable_enhancers_have_the_same_learning_rate():
     gentle = load_recipe("net4-laptop").train.enhancer_lr
     for table in ("table2", "table3", "table4", "ablation"):

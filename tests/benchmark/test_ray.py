@@ -99,6 +99,7 @@ def test_without_ray_the_extra_is_named(phantoms, small, tmp_path, monkeypatch, 
         run_benchmark("table3", phantoms, tmp_path / "out", jobs=2, overrides=small, **ONE_ROW)
 
 
+@pytest.mark.slow
 def test_a_finished_grid_needs_no_ray(phantoms, small, alone, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert run_benchmark("table3", phantoms, alone, jobs=2, overrides=small, **ONE_ROW).failed == []

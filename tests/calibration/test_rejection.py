@@ -119,6 +119,7 @@ def test_three_cells_are_enough_to_fit():
     assert rejection.reject([rows[0] | {"brightness": 3.0}], features[:1]) != [""]
 
 
+@pytest.mark.slow
 def test_a_new_donor_is_rejected_about_as_often_as_stated_where_donors_are_known():
     """Donors differ more than the cells of one donor, and nine donors do not show by how much."""
 

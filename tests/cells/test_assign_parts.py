@@ -43,6 +43,7 @@ def test_default_shares():
     np.testing.assert_allclose(shares(cells, "train"), 0.72, atol=0.01)
 
 
+@pytest.mark.slow
 @quick
 @given(
     counts=st.lists(st.integers(3, 60), min_size=2, max_size=5),
@@ -72,6 +73,7 @@ def cells_in_groups(draw: st.DrawFn, column: str) -> Cells:
     return make([f"class{k}" for k in labels], **{column: [f"g{k}" for k in group]})
 
 
+@pytest.mark.slow
 @quick
 @given(st.data(), st.sampled_from(["donor", "source"]), st.integers(0, 100))
 def test_keeps_groups_together_with_every_class_in_every_part(data, column, seed):
@@ -155,6 +157,7 @@ def test_refuses_an_impossible_class_of_a_large_table_at_once(raises_code):
         assign_parts(make(labels))
 
 
+@pytest.mark.slow
 @quick
 @given(st.lists(st.integers(5, 40), min_size=2, max_size=4), st.integers(2, 5), st.integers(0, 1000))
 def test_folds_partition_the_cells_evenly(counts, folds, seed):

@@ -259,6 +259,7 @@ def test_progress_rises_to_one(folder):
     assert shares[-1] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_jurkat_has_the_cell_counts_of_its_readme(jurkat):
     audit = audit_cells(read_cells(jurkat, tile=40, image="brightfield.tif"))
@@ -273,6 +274,7 @@ def test_jurkat_has_the_cell_counts_of_its_readme(jurkat):
     assert [finding.kind for finding in audit.findings if finding.kind != "padding"] == ["copy", "near-copy"]
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_pbc_is_clean(pbc):
     cells = read_cells(pbc)

@@ -188,6 +188,7 @@ def test_altered_jurkat_cells_are_found_and_different_ones_are_not(jurkat):
     assert found_share(s, range(0, 720, 4)) > 0.94
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_altered_pbc_cells_are_found_and_different_ones_are_not(pbc):
     assert found_share(read_cells(pbc), range(0, 1746, 30)) > 0.94

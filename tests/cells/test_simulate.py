@@ -57,6 +57,7 @@ def test_phantom_is_a_cells_folder_with_natural_imbalance(tmp_path):
     assert "seed 0" in (cells.root / "README.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_same_seed_same_files(tmp_path):
     first, again, other = (
         write_phantom(tmp_path / n, 12, donors=2, fields=1, size=128, seed=s)
@@ -73,6 +74,7 @@ def test_cell_is_independent_of_the_number_drawn(tmp_path):
     assert shared.items() <= digests(many).items()
 
 
+@pytest.mark.slow
 def test_fields_come_with_their_truth(tmp_path):
     folder = write_phantom(tmp_path / "cells", 6, donors=2, fields=3) / "fields"
     with (folder / "truth.csv").open(encoding="utf-8", newline="") as file:

@@ -144,6 +144,7 @@ def test_split_is_independent_of_the_training_seed(folder):
     assert not run(read_cells(folder), split={"seed": 8}).table["split"].equals(splits[0])
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_jurkat_in_four_classes(jurkat):
     mitosis = ["prophase", "metaphase", "anaphase", "telophase"]

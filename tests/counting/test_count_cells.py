@@ -67,12 +67,14 @@ def counted(run, tmp_path_factory):
     return count_cells(run.folder, fields, tmp_path_factory.mktemp("out") / "count")
 
 
+@pytest.mark.slow
 def test_a_model_stores_the_crop_settings(run):
     model = Model.load(run.folder)
     assert model.cropping.size == EDGE
     assert model.cropping.pixel_um == pytest.approx(CROP_UM / EDGE, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_fields_are_cut_classified_and_counted_by_donor(counted):
     assert [sample.name for sample in counted.samples] == ["d0", "d1"]
     table = pd.read_csv(counted.folder / "predictions.csv", keep_default_na=False)
@@ -127,6 +129,7 @@ def test_fields_without_cells_are_a_count_of_none(run, tmp_path, raises_code):
     assert len(pd.read_csv(tmp_path / "out2" / "predictions.csv")) == 0
 
 
+@pytest.mark.slow
 def test_a_donor_without_cells_is_a_sample_of_none(run, tmp_path):
     fields = write_fields(tmp_path / "fields", [0], 1)
     blank_field(fields, "b.tif")
@@ -150,6 +153,7 @@ def test_a_relative_folder_of_fields_is_counted(run, tmp_path, monkeypatch):
     assert all(Path(path).is_file() for path in table["path"])
 
 
+@pytest.mark.slow
 def test_an_interrupted_count_leaves_nothing(run, fields, tmp_path, raises_code):
     def stop(what, share):
         if what == "classify":
@@ -163,6 +167,7 @@ def test_an_interrupted_count_leaves_nothing(run, fields, tmp_path, raises_code)
         count_cells(run.folder, tmp_path, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_fields_of_another_depth_are_refused_and_leave_nothing(run, tmp_path, raises_code):
     fields = write_fields(tmp_path / "fields", [0], 1)
     pixels = (tifffile.imread(fields / "d0.tif") >> 4).astype(np.uint8)
@@ -173,6 +178,7 @@ def test_fields_of_another_depth_are_refused_and_leave_nothing(run, tmp_path, ra
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_model_of_fields_with_nuclei_counts_fields_without(run, tmp_path):
     model = Model.load(run.folder)
     model.cropping = replace(model.cropping, nuclei="*_dapi.tif", nuclei_channel="DAPI", channel="BF", scene="Well 3")
@@ -223,6 +229,7 @@ def test_a_table_of_neither_cells_nor_fields_is_refused(run, tmp_path, raises_co
         count_cells(run.folder, tmp_path / "a.csv", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_images_that_could_not_be_used_are_on_the_page(run, counted, tmp_path):
     table = pd.read_csv(counted.folder / "cells" / "cells.csv", dtype=str, keep_default_na=False)[:4]
     table["path"] = [(counted.folder / "cells" / path).as_posix() for path in table["path"]]
@@ -250,6 +257,7 @@ def mislabelled_field(path):
     return path
 
 
+@pytest.mark.slow
 def test_a_field_never_counts_as_one_cell(run, counted, tmp_path, raises_code):
     """The result is the same for a file, a folder and a table, even if it does not open as a field."""
     field = mislabelled_field(tmp_path / "fields" / "a.tif")
@@ -288,6 +296,7 @@ def test_a_model_of_other_crops_takes_images_of_any_size(trained):
     assert Model.load(trained.folder).resize_crop(pixels).shape[1:] == (24, 24)
 
 
+@pytest.mark.slow
 def test_the_scene_of_new_fields_is_chosen(run, counted, tmp_path, raises_code):
     scenes = [draw_field(1, donor, 0, shape=(420, 420), cells=24, crop=EDGE).brightfield for donor in (0, 1)]
     pixel = CROP_UM / EDGE
@@ -338,6 +347,7 @@ def count_opens():
     return count_opens
 
 
+@pytest.mark.slow
 def test_images_are_read_once_and_predictions_never(run, counted, tmp_path, count_opens):
     crops = shutil.copytree(counted.folder / "cells" / "cells", tmp_path / "crops")
     with count_opens() as once:

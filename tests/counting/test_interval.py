@@ -20,6 +20,7 @@ def draw(rng, rates, shares, cells, known):
     return counts, np.stack([rng.multinomial(n, row) for n, row in zip(known, rates, strict=True)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cells", "monocytes"), [(200, 0.01), (1000, 0.01), (200, 0.2)])
 def test_intervals_cover_what_they_say(monocytes, cells):
     rng = np.random.default_rng((cells, int(100 * monocytes)))
@@ -33,6 +34,7 @@ def test_intervals_cover_what_they_say(monocytes, cells):
     assert (np.abs(covered / runs - 0.95) < 4 * np.sqrt(0.95 * 0.05 / runs)).all()
 
 
+@pytest.mark.slow
 def test_intervals_cover_where_classes_are_rejected_unequally():
     rng = np.random.default_rng(5)
     rates = np.array([[0.9, 0.06, 0.02, 0.02], [0.1, 0.55, 0.05, 0.3], [0.03, 0.02, 0.9, 0.05]])

@@ -30,6 +30,7 @@ def run(trained, tmp_path):
     shutil.rmtree(copy)
 
 
+@pytest.mark.slow
 def test_the_folder_of_an_evaluation(evaluation, trained):
     assert evaluation.folder == trained.folder / "evaluation" / "test"
     assert {path.name for path in evaluation.folder.iterdir()} == {
@@ -136,6 +137,7 @@ def test_the_part_and_the_output_folder_can_be_chosen(trained, tmp_path):
     assert set(last.values()) == {1.0}
 
 
+@pytest.mark.slow
 def test_the_range_of_the_enhanced_images_is_stated_and_warned_of(trained, evaluation, tmp_path, monkeypatch):
     stated = evaluation.metrics["enhanced"]
     assert stated.keys() == {"minimum", "maximum", "share_outside", "correlation"}
@@ -153,6 +155,7 @@ def test_the_range_of_the_enhanced_images_is_stated_and_warned_of(trained, evalu
     assert "enhancer.bounded=true" in warning
 
 
+@pytest.mark.slow
 def test_a_warning_says_that_enhanced_images_hardly_differ_from_raw_ones(trained, evaluation, tmp_path, monkeypatch):
     assert -1 <= evaluation.metrics["enhanced"]["correlation"] <= 1
     monkeypatch.setattr(Enhancer, "forward", lambda self, x: 0.5 * x + 0.2)
@@ -179,6 +182,7 @@ def test_in_python_the_result_is_an_object_with_frames(evaluation):
     assert "recall, %" in html
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_gives_the_same_metrics(trained, evaluation):
     assert evaluate(trained).metrics == evaluation.metrics
 
@@ -206,6 +210,7 @@ def test_an_unfinished_run_has_nothing_to_evaluate(run, raises_code):
     assert "urnet train" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_other_cells_without_a_split_are_used_whole(trained, draw, tmp_path):
     other = draw(tmp_path / "other", 9, seed=7)
     result = evaluate(trained, other, out=tmp_path / "out")
@@ -215,6 +220,7 @@ def test_other_cells_without_a_split_are_used_whole(trained, draw, tmp_path):
     assert not any("training" in warning for warning in result.metrics["warnings"])
 
 
+@pytest.mark.slow
 def test_other_cells_with_a_split_give_the_part(trained, draw, tmp_path, raises_code):
     other = draw(tmp_path / "other", 10, seed=7)
     paths = sorted(other.rglob("*.png"))
@@ -228,6 +234,7 @@ def test_other_cells_with_a_split_give_the_part(trained, draw, tmp_path, raises_
         evaluate(trained, other, split="validation", out=tmp_path / "out2")
 
 
+@pytest.mark.slow
 def test_training_cells_are_recognised_in_any_orientation(trained, draw, tmp_path):
     other = draw(tmp_path / "other", 9, seed=7)
     table = pd.read_csv(trained.cells_path)
@@ -241,6 +248,7 @@ def test_training_cells_are_recognised_in_any_orientation(trained, draw, tmp_pat
     assert "took part" in result.report.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_copies_and_unreadable_images_of_other_cells_are_left_out_and_counted(trained, draw, tmp_path):
     other = draw(tmp_path / "other", 5, seed=7)
     shutil.copy(other / "bar" / "000.png", other / "bar" / "again.png")
@@ -250,6 +258,7 @@ def test_copies_and_unreadable_images_of_other_cells_are_left_out_and_counted(tr
     assert any(w.startswith("2 image(s) are not counted:") for w in result.metrics["warnings"])
 
 
+@pytest.mark.slow
 def test_labels_that_the_model_does_not_know_are_refused(trained, draw, tmp_path, raises_code):
     other = draw(tmp_path / "other", 3, seed=7)
     (other / "ring").rename(other / "square")
@@ -257,6 +266,7 @@ def test_labels_that_the_model_does_not_know_are_refused(trained, draw, tmp_path
         evaluate(trained, other)
 
 
+@pytest.mark.slow
 def test_a_class_may_be_absent_from_other_cells(trained, draw, tmp_path):
     result = evaluate(trained, draw(tmp_path / "other", 4, seed=7, classes=("bar", "disc")), out=tmp_path / "out")
     assert result.metrics["per_class"]["ring"]["recall"]["value"] is None
@@ -270,6 +280,7 @@ def test_another_depth_is_an_error_that_names_the_cell(trained, draw, tmp_path, 
     assert all(part in str(caught.value) for part in ("bar/000.png", "uint16", "uint8"))
 
 
+@pytest.mark.slow
 def test_results_of_other_cells_with_the_same_name_are_not_overwritten(run, draw, tmp_path, raises_code):
     first = evaluate(run, draw(tmp_path / "a" / "cells", 3, seed=7))
     assert first.folder == run / "evaluation" / "cells"
@@ -277,6 +288,7 @@ def test_results_of_other_cells_with_the_same_name_are_not_overwritten(run, draw
         evaluate(run, draw(tmp_path / "b" / "cells", 3, seed=8))
 
 
+@pytest.mark.slow
 def test_a_run_without_its_images_can_evaluate_other_cells(draw, tiny, tmp_path, raises_code):
     cells = draw(tmp_path / "cells", 8)
     run = train(cells, tiny, tmp_path / "run", overrides=SHORT)[0]
@@ -287,6 +299,7 @@ def test_a_run_without_its_images_can_evaluate_other_cells(draw, tiny, tmp_path,
         evaluate(run)
 
 
+@pytest.mark.slow
 def test_protocol_paper_is_named_optimistic_everywhere(shapes, tiny, tmp_path):
     run = train(shapes, tiny, tmp_path / "run", overrides=[*SHORT, "protocol=paper"])[0]
     result = evaluate(run)
@@ -299,6 +312,7 @@ def test_protocol_paper_is_named_optimistic_everywhere(shapes, tiny, tmp_path):
     assert result.metrics["n"] == sum(f["support"] for f in result.metrics["per_class"].values())
 
 
+@pytest.mark.slow
 def test_without_enhancer_there_is_no_gallery_and_without_feature_maps_no_grad_cam(shapes, tiny, tmp_path):
     recipe = tmp_path / "vit.yaml"
     recipe.write_text(
@@ -316,6 +330,7 @@ def test_without_enhancer_there_is_no_gallery_and_without_feature_maps_no_grad_c
     assert result.metrics["enhanced"] is None
 
 
+@pytest.mark.slow
 def test_a_fold_folder_pools_test_parts_only(shapes, tiny, tmp_path, raises_code):
     train(shapes, tiny, tmp_path / "cv", overrides=[*SHORT, "split.folds=2"])
     (tmp_path / "cv" / "fold_notes").mkdir()
@@ -360,6 +375,7 @@ def test_a_runs_table_without_split_is_refused(run, raises_code):
     assert "cells.csv" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_intervals_over_training_donors_say_so(shapes, tiny, tmp_path):
     paths = sorted(shapes.glob("*/*.png"))
     rows = [(path.as_posix(), path.parent.name, f"d{k % 8}") for k, path in enumerate(paths)]
@@ -371,6 +387,7 @@ def test_intervals_over_training_donors_say_so(shapes, tiny, tmp_path):
     assert "8 of these 8 gave cells to training too" in intervals["note"]
 
 
+@pytest.mark.slow
 def test_excluded_images_are_reported_for_the_runs_own_parts_only(shapes, tiny, tmp_path):
     cells = shutil.copytree(shapes, tmp_path / "cells")
     shutil.copy(cells / "bar" / "000.png", cells / "bar" / "zz.png")

@@ -228,11 +228,13 @@ def coverage(noise: float, runs: int = 60) -> float:
     return held / runs
 
 
+@pytest.mark.slow
 def test_intervals_cover_with_and_without_noise_of_training():
     assert coverage(0.0) >= 0.95
     assert coverage(0.06) >= 0.88
 
 
+@pytest.mark.slow
 def test_twenty_pairs_of_two_thousand_cells_take_seconds():
     truth, rng = cells(2000)
     runs = {f"r{k}": run(rng.random(2000) < 0.7, truth) for k in range(21)}

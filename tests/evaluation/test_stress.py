@@ -95,6 +95,7 @@ def test_the_ramp_is_as_steep_as_stated_and_turns_from_cell_to_cell():
     assert len(brightest) > 2
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_stress_test(result):
     assert {path.name for path in result.folder.iterdir()} == {"stress.csv", "figures", "report.html"}
     pictures = {path.name for path in (result.folder / "figures").iterdir()}
@@ -106,6 +107,7 @@ def test_the_folder_of_a_stress_test(result):
     assert "By donor" not in page
 
 
+@pytest.mark.slow
 def test_the_table_begins_with_the_evaluation_and_falls(result, trained):
     table = pd.read_csv(result.folder / "stress.csv")
     assert len(table) == sum(len(kind.severities) for kind in PERTURBATIONS.values())
@@ -139,6 +141,7 @@ def test_several_runs_a_cross_validation_among_them_share_one_table(trained, sha
         run_stress_test([tmp_path / "cv"], shutil.copytree(shapes, tmp_path / "moved"), tmp_path / "out2")
 
 
+@pytest.mark.slow
 def test_other_cells_are_used_whole_and_results_by_donor_are_given(trained, draw, tmp_path):
     other = draw(tmp_path / "other", 6, seed=9)
     paths = sorted(other.rglob("*.png"))
@@ -175,6 +178,7 @@ def test_bad_requests(trained, shapes, tmp_path, raises_code):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_runs_of_other_classes_are_refused(trained, shapes, draw, tiny, tmp_path, raises_code):
     two = draw(tmp_path / "two", 8, classes=("bar", "disc"))
     run = train(two, tiny, tmp_path / "other", overrides=SHORT)[0]

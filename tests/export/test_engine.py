@@ -109,6 +109,7 @@ def test_a_model_that_cannot_be_exported_is_run_by_torch(model, crops):
     assert choose_engine(model, "auto", crops, 10**6).name == "torch"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sample", [True, False])
 def test_a_graph_is_compared_at_every_start(model, crops, monkeypatch, sample):
     compared = []
@@ -201,6 +202,7 @@ def vectors(content: bytes) -> list[int]:
     return [n for n, one in found if one.data_type == onnx.TensorProto.FLOAT and len(one.dims) == 1 and one.dims[0] > 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
 def test_one_changed_bias_of_any_layer_is_found(model, crops, content, name):
     """A change that the fixed images do not show must not change real cells beyond the limits."""
@@ -297,6 +299,7 @@ def test_a_full_disk_does_not_stop_an_engine(model, crops, content, monkeypatch,
     assert compare_outputs(model, engine.run, crops).within_limits
 
 
+@pytest.mark.slow
 def test_a_model_in_memory_has_its_graph_in_memory(model, crops, content):
     alone = Model(model.config, model.joint, model.calibration)
     for name in engines.PACKAGES:

@@ -59,6 +59,7 @@ def left_behind(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_one_file(format, run, tmp_path, quick):
     out = tmp_path / f"model.{format}"
@@ -85,6 +86,7 @@ def test_openvino(run, tmp_path, quick, raises_code):
         FORMATS["openvino"].read(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_bioimageio_passes_its_own_test(evaluated, tmp_path, quick):
     core = pytest.importorskip("bioimageio.core")
     if version("bioimageio.spec") == "0.5.12.0" and version("pydantic") >= "2.14":
@@ -100,6 +102,7 @@ def test_bioimageio_passes_its_own_test(evaluated, tmp_path, quick):
     assert core.test_model(moved / "rdf.yaml").status != "passed"
 
 
+@pytest.mark.slow
 def test_hub_is_read_back_and_described(evaluated, shapes, tmp_path, quick):
     from huggingface_hub import ModelCard
 

@@ -91,6 +91,7 @@ def plain():
     return model, to_onnx(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("enhancer", "options"),
     [
@@ -115,16 +116,19 @@ def test_every_enhancer(enhancer, options, tmp_path):
         check_parity(model, open_onnx(path), crops(model))
 
 
+@pytest.mark.slow
 def test_grey_with_a_classifier_of_timm(plain):
     model, onnx = plain
     assert check_parity(model, open_onnx(onnx), crops(model)).cells == 5
 
 
+@pytest.mark.slow
 def test_calibrated_views_beside_the_raw_image_in_onnx():
     model = calibrated(build("dynamic", options={"variant": "streams"}, input="both"), 0.4)
     check_parity(model, open_onnx(to_onnx(model)), crops(model))
 
 
+@pytest.mark.slow
 def test_fused_classifier_in_onnx():
     model = build(channels=3, classifier="shahzad2022", backbones=["test_byobnet", "test_resnet"], width=2)
     check_parity(model, open_onnx(to_onnx(model)), crops(model))
@@ -144,6 +148,7 @@ def test_an_enhancer_outside_torch_is_refused(raises_code):
         capture(build("wls"))
 
 
+@pytest.mark.slow
 def test_the_graph_holds_no_path_of_this_computer(plain):
     model, onnx = plain
     for content in (onnx, to_torch(model)):

@@ -81,6 +81,7 @@ def noise():
     return np.random.default_rng(0).normal(700, 20, SHAPE).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_single_cells_are_detected_in_brightfield(fields):
     for field in fields:
         found = {int(true) for _, true in match_positions(centres(find(field.brightfield)), centres(field.cells), 9)}
@@ -105,18 +106,21 @@ def test_masks_lie_on_the_cells(fields):
     assert np.median(overlaps) > 0.85
 
 
+@pytest.mark.slow
 def test_a_separate_cluster_of_red_cells_is_left_out(full):
     counted = agreement(find(full.brightfield), full)
     assert counted.recall >= 0.95
     assert counted.precision >= 0.95
 
 
+@pytest.mark.slow
 def test_a_given_diameter_replaces_the_limits_of_the_field(full):
     with_red = find(full.brightfield, least=16)
     assert len(with_red) > len(full.cells) + 20
     assert min(cell.diameter for cell in with_red if not cell.on_edge) >= 16
 
 
+@pytest.mark.slow
 def test_lymphocytes_beside_monocytes_are_not_taken_for_red_cells(monkeypatch):
     from urnet.images.simulation import phantom
 
@@ -179,6 +183,7 @@ def test_tiles_do_not_matter_with_nuclei(field):
     assert same_cells(find(field.brightfield, field.nuclei, tile=160), find(field.brightfield, field.nuclei, tile=2048))
 
 
+@pytest.mark.slow
 def test_no_large_region_is_read(field):
     pixels = field.brightfield
     largest = 0
@@ -209,6 +214,7 @@ def test_a_cell_at_the_border_is_flagged(field):
     assert near[0].left == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crop", [24, 128])
 def test_any_magnification(crop):
     side = 12 * crop

@@ -21,6 +21,7 @@ def counted(pixels: np.ndarray) -> tuple:
     return read, regions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold", [1, 2, 4])
 def test_cells_are_reduced_to_the_working_width(fold):
     field = draw_field(5, 1, 0, shape=(400, 400), cells=12)

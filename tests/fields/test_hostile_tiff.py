@@ -114,6 +114,7 @@ XMLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", XMLS)
 def test_hostile_metadata(tmp_path, kind, raises_code):
     xml, code = XMLS[kind]
@@ -191,6 +192,7 @@ def test_a_thicket_of_directories_within_directories(tmp_path):
     read_all(tmp_path / "f.tif")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "shaped", "imagej", "ome planes", "ome scenes"])
 def test_a_stack_of_four_thousand_pages_is_read_in_linear_time(tmp_path, kind):
     stack = np.arange(4000 * 256, dtype=np.uint16).reshape(4000, 16, 16)

@@ -55,6 +55,7 @@ def unevenness(image: np.ndarray) -> float:
     return float(level.std() / level.mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "most"), [(1, 0.03), (3, 0.03), (10, 0.02)])
 def test_the_background_is_even_after_correction(batch, count, most):
     """The unevenness falls from 0.13 to 0.02. Fields keep their own ramps; only the common part is estimated."""
@@ -73,6 +74,7 @@ def test_the_background_is_even_after_correction(batch, count, most):
     assert np.mean(after) < most, (before, after)
 
 
+@pytest.mark.slow
 def test_even_fields_are_not_changed(tmp_path):
     for index in range(3):
         field = draw_field(4, index, 0, shape=(EDGE, EDGE), cells=25)
@@ -106,6 +108,7 @@ def test_colours_depths_and_limits():
     assert floats[0, 0] == pytest.approx(200)
 
 
+@pytest.mark.slow
 def test_fields_of_any_size_and_colour_share_one_illumination(tmp_path):
     for name, edge in (("a", 600), ("b", 300), ("c", 20)):
         image = np.rint(2000 * vignette(edge)).astype(np.uint16)

@@ -61,6 +61,7 @@ def test_agrees_with_one_assignment_over_all():
         assert distance[tuple(pairs.T)].sum() == pytest.approx(distance[i[close], j[close]].sum())
 
 
+@pytest.mark.slow
 def test_many_cells_need_no_large_matrix():
     rng = np.random.default_rng(1)
     truth = np.stack(np.meshgrid(np.arange(200), np.arange(200)), -1).reshape(-1, 2) * 40.0

@@ -79,6 +79,7 @@ class Counts:
             assert set(counter.values()) == {1}, counter
 
 
+@pytest.mark.slow
 def test_crop_opens_decodes_and_detects_each_field_once(fields, tmp_path, monkeypatch):
     counts = Counts(monkeypatch, fields)
     result = crop_fields(fields, tmp_path / "cells", SETTINGS)
@@ -86,6 +87,7 @@ def test_crop_opens_decodes_and_detects_each_field_once(fields, tmp_path, monkey
     counts.check()
 
 
+@pytest.mark.slow
 def test_a_prediction_opens_each_field_once_from_the_first_check_on(fields, tmp_path, monkeypatch):
     settings = replace(SETTINGS, pixel_um=None)
     counts = Counts(monkeypatch, fields)
@@ -96,6 +98,7 @@ def test_a_prediction_opens_each_field_once_from_the_first_check_on(fields, tmp_
     counts.check()
 
 
+@pytest.mark.slow
 def test_a_small_pool_gives_the_same_pixels(fields, tmp_path, monkeypatch):
     expected = crop_fields(fields, tmp_path / "all", SETTINGS)
     monkeypatch.setattr(pool_module, "MAX_OPEN_FILES", 1)

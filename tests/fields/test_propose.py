@@ -64,6 +64,7 @@ def test_evidence_against_the_first_guess_lowers_the_confidence():
     assert mixed["confidence"].item() < clear["confidence"].item() - 0.1
 
 
+@pytest.mark.slow
 def test_without_a_nucleus_nothing_is_proposed(cells):
     features = feature_table([None, cells.iloc[0][list(FEATURES)].to_dict(), None])
     features.index = ["a", "b", "c"]

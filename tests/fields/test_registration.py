@@ -24,6 +24,7 @@ def pair(field: PhantomField, down: float, right: float, noise: float = 0.03) ->
     return tuple(image[PAD:-PAD, PAD:-PAD] for image in (field.brightfield, glow))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("donor", [0, 1, 2, 3])  # even ones above the focus, odd ones below it
 def test_known_shifts_are_found_to_less_than_a_pixel(donor):
     assert draw_donor(1, donor).imaging.defocus * (-1) ** donor > 0
@@ -36,6 +37,7 @@ def test_known_shifts_are_found_to_less_than_a_pixel(donor):
     assert max(errors) < 1.2, errors
 
 
+@pytest.mark.slow
 def test_shifts_differ_by_parts_of_a_pixel():
     """The position of nuclei in their cells shifts all results equally; the rest is the error of the method."""
     field = phantom(0)
@@ -46,6 +48,7 @@ def test_shifts_differ_by_parts_of_a_pixel():
         assert found.right - base.right == pytest.approx(right, abs=0.12)
 
 
+@pytest.mark.slow
 def test_large_images_are_reduced_and_the_shift_is_in_their_own_pixels():
     bright, glow = (np.kron(image, np.ones((3, 3))) for image in pair(phantom(1), 6, -4))
     found = register(bright, glow, limit=60)
@@ -64,6 +67,7 @@ def test_a_shift_beyond_the_limit_is_refused(raises_code):
         register(*pair(phantom(0), 30, -20), limit=10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["another field", "turned", "mirrored"])
 def test_nuclei_of_another_field_are_refused(other, raises_code):
     bright, glow = pair(phantom(0), 0, 0)

@@ -38,6 +38,7 @@ def disc(size: int, row: float, column: float, radius: float) -> np.ndarray:
     return np.hypot(y - row, x - column) < radius
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "least"), [(16, 0.7), (24, 0.85), (48, 0.9), (200, 0.9), (400, 0.9)])
 def test_segments_phantom_cells_of_every_size(size, least):
     cells = [(label, 5, donor, 10 * donor) for donor in range(3 if size > 100 else 8) for label in CLASS_FREQUENCY]

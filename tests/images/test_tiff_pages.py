@@ -120,6 +120,7 @@ def test_refuses_directories_that_share_a_long_strip_list(tmp_path, raises_code)
         survey_pages(tmp_path / "f.tif")
 
 
+@pytest.mark.slow
 def test_reads_pages_of_a_long_stack_in_linear_time(tmp_path):
     pages = 1000
     stack = np.arange(pages * 64, dtype=np.uint16).reshape(pages, 8, 8)
@@ -148,6 +149,7 @@ def one_tile(edge: int, tile: int, pages: int = 1, kind: int = 4, depth: int = 1
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [4, 9])
 def test_counts_whole_tiles_of_small_pages(tmp_path, raises_code, kind):
     path = tmp_path / "f.tif"

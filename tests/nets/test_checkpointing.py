@@ -78,6 +78,7 @@ def test_weights_and_statistics_are_the_same_to_the_bit(name, options):
     assert differing(narrow(name, **options), torch.rand(3, 1, 20, 20)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -136,6 +137,7 @@ def test_networks_are_as_before_when_the_context_closes():
     assert not joint.enhancer.body.checkpointing
 
 
+@pytest.mark.slow
 def test_networks_without_checkpointing():
     assert not supports_checkpointing(create_classifier("vgg11", 3))
     assert not supports_checkpointing(create_enhancer("none", 1))

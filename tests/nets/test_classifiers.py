@@ -38,6 +38,7 @@ def test_the_papers_four_come_first():
     assert list_classifiers()[:4] == ["vgg16", "mobilenetv2_100", "densenet121", "resnet101"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_classifiers())
 @pytest.mark.parametrize("training", [True, False])
 def test_small_images_give_logits(name, training):

@@ -128,6 +128,7 @@ def test_only_streams_have_views():
     assert [hasattr(build(variant=variant), "views") for variant in VARIANTS] == [False, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_learns_a_sharpening_filter(variant):
     torch.manual_seed(0)

@@ -40,6 +40,7 @@ PAINTERS = [name for name in RESIDUAL if name != "none"]
 U_SHAPED = ["unet", "unetpp", "resunet", "urnet"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "chosen"), ALL)
 @pytest.mark.parametrize(("size", "channels"), [(200, 1), (199, 3), (41, 1), (40, 3), (16, 1), (2, 3)])
 @pytest.mark.parametrize("training", [True, False])
@@ -106,6 +107,7 @@ def test_images_of_a_batch_do_not_see_each_other_in_eval(name, chosen):
     torch.testing.assert_close(enhancer(x)[1:2], enhancer(x[1:2]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "chosen"), ALL)
 def test_exported_program_gives_the_same_numbers_for_any_batch(name, chosen):
     enhancer = build(name, **chosen).eval()

@@ -73,6 +73,7 @@ def test_grad_cam_finds_the_first_backbones_last_map():
     assert grad_cam(model, images()[:, :1]).shape == (2, 48, 48)
 
 
+@pytest.mark.slow
 def test_exported_program_gives_the_same_numbers_behind_clahe():
     model = build_joint("clahe", "shahzad2022", 3, 1, classifier_options=TWO).eval()
     batch = {0: torch.export.Dim("batch")}

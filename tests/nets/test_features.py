@@ -24,6 +24,7 @@ def joint(enhancer: str, classifier: str, options: dict) -> JointModel:
     return build_joint(enhancer, classifier, 3, 1, enhancer_options=more, classifier_options=options).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("enhancer", "classifier", "options"), CASES)
 def test_one_row_an_image_and_the_logits_as_without(enhancer, classifier, options):
     model, images = joint(enhancer, classifier, options), torch.rand(3, 1, 32, 32)
@@ -57,6 +58,7 @@ def test_views_are_averaged_with_their_weights():
     assert torch.allclose(mixed, (each * weights[:, None]).sum(dim=1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_last_layer_makes_the_logits():
     model = joint("none", "vgg11", {})
     layer = find_last_layer(model.classifier)

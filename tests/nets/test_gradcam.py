@@ -21,6 +21,7 @@ def images() -> torch.Tensor:
     return torch.rand(5, 1, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg16", "resnet101", "densenet121", "mobilenetv2_100"])
 def test_the_papers_classifiers(name):
     torch.manual_seed(0)

@@ -31,6 +31,7 @@ def first_loss(network: torch.nn.Module, classes: int, channels: int, size: int)
     return torch.nn.functional.cross_entropy(logits, labels).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*list_classifiers(), *FAMILIES])
 def test_the_first_loss_is_that_of_guessing(name):
     torch.manual_seed(0)

@@ -58,6 +58,7 @@ def test_range_scaling_multiplies_by_the_stem():
     torch.testing.assert_close(seen["scaled"], seen["stem"] * seen["last"])
 
 
+@pytest.mark.slow
 def test_it_learns_to_copy_an_image():
     torch.manual_seed(0)
     network, coarse = build(width=8).train(), torch.rand(4, 1, 4, 4)

@@ -21,12 +21,13 @@ from urnet.serve.settings import Settings
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Mark the tests that start a browser or a server."""
+    """Mark the tests that start a browser, a server or decoding processes; all of them are slow."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        for marker, fixture in (("browser", "browser"), ("server", "start_server")):
+        for marker, fixture in (("browser", "browser"), ("server", "start_server"), ("slow", "open_client")):
             if fixture in fixtures:
                 item.add_marker(marker)
+                item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

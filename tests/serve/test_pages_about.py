@@ -12,6 +12,7 @@ import pytest
 PAGES = ("/", "/about")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280, 2560])
 @pytest.mark.parametrize("path", PAGES)
@@ -24,6 +25,7 @@ def test_pages_are_legible_at_every_width_in_light_and_dark(open_page, axe, path
     assert axe(page) == []
 
 
+@pytest.mark.slow
 def test_about_shows_the_model_card(open_page, served_run):
     page = open_page("/about")
     reply = page.inner_text("main")
@@ -39,6 +41,7 @@ def test_pages_load_nothing_from_elsewhere(server_url):
     assert not re.findall(r"(?:src|href)=[\"']https?://", html)
 
 
+@pytest.mark.slow
 def test_keyboard_reaches_content_and_navigation(open_page):
     page = open_page("/about")
     page.keyboard.press("Tab")
@@ -55,6 +58,7 @@ def test_keyboard_reaches_content_and_navigation(open_page):
     page.wait_for_selector("text=Choose files")
 
 
+@pytest.mark.slow
 def test_sign_in(open_page, axe):
     page = open_page("/about")
     page.click("header >> text=Sign in")
@@ -72,6 +76,7 @@ def test_sign_in(open_page, axe):
     page.wait_for_selector("header >> text=Ada <b>Lovelace</b>")
 
 
+@pytest.mark.slow
 def test_name_is_suggested_after_a_restart_of_the_server(browser, start_server, served_run, tmp_path):
     page = browser.new_page()
     with start_server(served_run, tmp_path) as address:
@@ -129,6 +134,7 @@ def test_made_up_session_key_is_not_accepted(server_url):
     assert "SameSite=strict" in answer.headers["set-cookie"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="no SIGTERM on this system")
 def test_token_on_other_hosts_and_stop_with_an_open_page(browser, served_run, tmp_path):
     main = [sys.executable, "-c", "from urnet.cli import main; main()", "serve", served_run, "--host", "0.0.0.0"]

@@ -37,6 +37,7 @@ def classify_files(open_page, few, tmp_path):
     return classify_files
 
 
+@pytest.mark.slow
 def test_files_are_classified_and_counted(classify_files, few, served_run, tmp_path):
     page = classify_files()
     assert page.inner_text(".status p") == "Donor 7: 9 images classified, 1 unusable"
@@ -57,6 +58,7 @@ def test_files_are_classified_and_counted(classify_files, few, served_run, tmp_p
     assert "Donor 7" in got.value.path().read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1280, "light"), (2560, "light")])
 def test_cells_and_their_details_are_accessible(classify_files, axe, width, scheme):
     page = classify_files(width=width, scheme=scheme)
@@ -84,6 +86,7 @@ WHOLE_WORDS = """(selector) => [...document.querySelectorAll(selector)].every((o
 })"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1280])
 def test_class_names_break_between_words_only(classify_files, open_page, width):
     page = classify_files(width=width)
@@ -97,6 +100,7 @@ def test_class_names_break_between_words_only(classify_files, open_page, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.slow
 def test_cell_dialog_by_keyboard(classify_files):
     page = classify_files()
     page.focus(".cells button >> nth=0")
@@ -130,6 +134,7 @@ def test_cell_dialog_by_keyboard(classify_files):
     assert page.evaluate("document.activeElement.closest('.cells') !== null")
 
 
+@pytest.mark.slow
 def test_cells_are_filtered_and_sorted(classify_files):
     page = classify_files()
     page.select_option(".cell-filters select >> nth=0", "unusable")
@@ -142,6 +147,7 @@ def test_cells_are_filtered_and_sorted(classify_files):
     assert shares == sorted(shares)
 
 
+@pytest.mark.slow
 def test_reloaded_page_continues_and_other_browsers_see_nothing(classify_files, browser, server_url):
     page = classify_files()
     page.click(".cells button >> nth=4")
@@ -159,6 +165,7 @@ def test_reloaded_page_continues_and_other_browsers_see_nothing(classify_files, 
     other.close()
 
 
+@pytest.mark.slow
 def test_cancelled_job_keeps_its_results(open_page, shapes):
     page = open_page("/")
     page.set_input_files("#files", sorted(shapes.glob("*/*.png")) * 10)
@@ -173,6 +180,7 @@ def test_cancelled_job_keeps_its_results(open_page, shapes):
     assert page.locator("progress:visible").count() == 0
 
 
+@pytest.mark.slow
 def test_folder_is_uploaded_without_other_files(open_page, shapes, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -195,12 +203,14 @@ DROP = """async (address) => {
 }"""
 
 
+@pytest.mark.slow
 def test_files_can_be_dropped(classify_files):
     page = classify_files()
     page.evaluate(DROP, page.get_attribute(".cells img >> nth=0", "src"))
     page.wait_for_selector(".status >> text=Donor 7: 2 images classified")
 
 
+@pytest.mark.slow
 def test_pictures_of_a_replaced_sample_are_not_requested(open_page, shapes):
     page = open_page("/", height=4000)
     files = sorted(shapes.glob("*/*.png"))
@@ -211,6 +221,7 @@ def test_pictures_of_a_replaced_sample_are_not_requested(open_page, shapes):
     page.wait_for_function(ALL_LOADED, arg=".cells img")
 
 
+@pytest.mark.slow
 def test_lost_connection_is_restored(classify_files):
     page = classify_files()
     page.evaluate("window.socket.io.engine.close()")
@@ -218,6 +229,7 @@ def test_lost_connection_is_restored(classify_files):
     page.wait_for_selector(".cell-dialog[open] .pictures img")
 
 
+@pytest.mark.slow
 def test_unusable_files_are_reported(open_page, tmp_path):
     page = open_page("/")
     page.set_input_files("#files", [])
@@ -245,6 +257,7 @@ def test_unknown_addresses_are_refused(server_url):
         assert client.post(f"{at}/start").status_code == 404
 
 
+@pytest.mark.slow
 def test_predictions_are_saved_for_review_with_the_same_estimate(classify_files):
     page = classify_files("Donor 8")
     page.click("text=Save for review")
@@ -255,6 +268,7 @@ def test_predictions_are_saved_for_review_with_the_same_estimate(classify_files)
     assert [row.locator("td").nth(2).inner_text() for row in page.locator(".counts tbody tr").all()] == estimate
 
 
+@pytest.mark.slow
 def test_upload_after_a_full_disk(browser, server_url, few, tmp_path, disk_full):
     large = tmp_path / "large.png"
     large.write_bytes(few[0].read_bytes() + bytes(2 * 2**20))
@@ -268,6 +282,7 @@ def test_upload_after_a_full_disk(browser, server_url, few, tmp_path, disk_full)
     page.close()
 
 
+@pytest.mark.slow
 def test_saving_for_review_after_a_full_disk(classify_files, disk_full):
     page = classify_files()
     with disk_full():

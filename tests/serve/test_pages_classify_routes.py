@@ -45,6 +45,7 @@ def empty(services) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_browsers_share_the_storage_and_a_new_sample_frees_the_old_one(page, shapes):
     content = (shapes / "disc" / "000.png").read_bytes() + bytes(2000)
     with page(upload_bytes=3 * len(content)) as (one, services):
@@ -60,6 +61,7 @@ def test_browsers_share_the_storage_and_a_new_sample_frees_the_old_one(page, sha
         assert put(two, begin(two), content, 3).json() == {"files": 3}
 
 
+@pytest.mark.slow
 def test_pixel_size_is_set_for_the_whole_sample(page, shapes):
     with page() as (browser, _):
         key = browser.post("/classify", data={"sample": "a", "pixel_size_um": "0.25"}).json()["key"]
@@ -71,6 +73,7 @@ def test_pixel_size_is_set_for_the_whole_sample(page, shapes):
     assert refused.json()["code"] == "request.invalid"
 
 
+@pytest.mark.slow
 def test_unused_samples_make_room_for_instruments(page, shapes, send_files, monkeypatch):
     from urnet.serve.pages import sessions
 
@@ -130,6 +133,7 @@ def test_busy_session_stays_when_storage_is_scarce():
     assert running.key not in sessions.sessions
 
 
+@pytest.mark.slow
 def test_session_is_busy_until_the_sample_is_counted(page, shapes):
     with page() as (browser, _):
         at = begin(browser)
@@ -153,6 +157,7 @@ def sessions_of(browser):
     return layer
 
 
+@pytest.mark.slow
 def test_partial_count_is_made_if_requested_at_the_end(page, tmp_path):
     with page() as (_, services):
         assert asyncio.run(count_late(services.storage, tmp_path)) == ("done", 1)
@@ -201,6 +206,7 @@ async def count_late(storage, folder) -> tuple:
     return result
 
 
+@pytest.mark.slow
 def test_picture_of_a_replaced_sample_is_gone(page, shapes, monkeypatch):
     with page() as (browser, services), ThreadPoolExecutor(1) as threads:
         at = begin(browser)

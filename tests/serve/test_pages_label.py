@@ -49,6 +49,7 @@ def exported(page, server_url) -> dict[str, str]:
     return {row["path"]: row["label"] for row in table}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280, 2560])
 def test_label_is_accessible_at_every_width(open_page, axe, width, scheme):
@@ -58,6 +59,7 @@ def test_label_is_accessible_at_every_width(open_page, axe, width, scheme):
     assert axe(page) == []
 
 
+@pytest.mark.slow
 def test_labels_by_keys_undo_and_export(open_page, server_url):
     page = begin(open_page, "Ada")
     message = page.get_by_role("status")
@@ -85,6 +87,7 @@ def test_labels_by_keys_undo_and_export(open_page, server_url):
     page.wait_for_function("document.querySelector('.side').innerText.includes('2 by you')")
 
 
+@pytest.mark.slow
 def test_shortcuts_can_be_turned_off(open_page):
     page = begin(open_page, "Eve")
     before = at(page)
@@ -96,6 +99,7 @@ def test_shortcuts_can_be_turned_off(open_page):
     press(page, "1")
 
 
+@pytest.mark.slow
 def test_lost_connection_is_restored_at_the_same_cell(open_page):
     page = begin(open_page, "Flo")
     press(page, "1")
@@ -109,6 +113,7 @@ def test_lost_connection_is_restored_at_the_same_cell(open_page):
     assert at(page) == before
 
 
+@pytest.mark.slow
 def test_two_labellers_get_different_cells_and_see_their_agreement(open_page, browser):
     one, two = begin(open_page, "Ida"), begin(open_page, "Ben")
     open_cells = set()
@@ -135,6 +140,7 @@ def tab(page, open_page):
     return made
 
 
+@pytest.mark.slow
 def test_two_browsers_under_one_name_get_different_cells(open_page):
     one, two = begin(open_page, "Gil"), begin(open_page, "Gil")
     for key in ("1", "2", "1"):
@@ -147,6 +153,7 @@ def test_two_browsers_under_one_name_get_different_cells(open_page):
     assert two.get_by_role("status").inner_text() == "Undone: bar. Next cell."
 
 
+@pytest.mark.slow
 def test_replaced_label_is_reported(open_page):
     one = begin(open_page, "Hal")
     two = tab(one, open_page)
@@ -160,6 +167,7 @@ def test_replaced_label_is_reported(open_page):
     assert at(two) == cell
 
 
+@pytest.mark.slow
 def test_full_disk_is_reported_and_the_cell_stays(open_page, server_url, disk_full):
     page = begin(open_page, "Kim")
     press(page, "1")
@@ -181,6 +189,7 @@ def test_full_disk_is_reported_and_the_cell_stays(open_page, server_url, disk_fu
     assert page.get_by_role("status").inner_text() == "Labelled disc. Next cell."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1400])
 def test_hostile_names_are_shown_as_text_and_cut(open_page, axe, server_store, shapes, width):
     hostile = "<img src=x onerror=alert(1)>\u202egnp\x1b[31m"
@@ -212,6 +221,7 @@ def test_hostile_names_are_shown_as_text_and_cut(open_page, axe, server_store, s
     labelling.undo(queue, other)
 
 
+@pytest.mark.slow
 def test_unknown_cells_are_refused(open_page, server_url):
     page = open_page("/label")
     page.wait_for_selector("dialog[open]")
@@ -245,6 +255,7 @@ def url_without_model(shapes, pages, tmp_path):
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1400])
 def test_labels_without_a_model(url_without_model, browser, axe, width):
     page = browser.new_page(viewport={"width": width, "height": 900})

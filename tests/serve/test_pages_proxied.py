@@ -37,6 +37,7 @@ def classify(page, files) -> None:
     page.wait_for_function("n => document.querySelectorAll('.cells button').length === n", arg=len(files))
 
 
+@pytest.mark.slow
 def test_two_servers_in_one_browser(context, start_server, served_run, shapes, tmp_path):
     files = [shapes / "disc" / f"00{k}.png" for k in range(3)]
     tokens = [f"{TOKEN}-{k}" for k in range(2)]
@@ -126,6 +127,7 @@ def use_all_pages(context, address, shapes) -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 def test_all_pages_work_below_a_root_path(context, start_server, served_run, shapes, tmp_path):
     options = ("--root-path", "/lab/urnet", "--cells", shapes)
     with start_server(served_run, tmp_path, *options, URNET_TOKEN=TOKEN) as address:
@@ -174,6 +176,7 @@ def program(name):
     return shutil.which(name) or shutil.which(name, path="/usr/sbin")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (program("nginx") and program("openssl")), reason="no nginx or openssl on this machine")
 def test_all_pages_work_behind_nginx_as_documented(context, start_server, served_run, shapes, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -45,6 +45,7 @@ def check_status(page, words) -> None:
     page.wait_for_function("w => document.querySelector('[role=status]').innerText.startsWith(w)", arg=words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280, 2560])
 def test_review_is_accessible_at_every_width(open_page, axe, samples, width, scheme):
@@ -54,6 +55,7 @@ def test_review_is_accessible_at_every_width(open_page, axe, samples, width, sch
     assert axe(page) == []
 
 
+@pytest.mark.slow
 def test_corrections_by_keys(open_page, samples):
     page = open_sample(open_page, "S1")
     for _ in range(40):
@@ -84,6 +86,7 @@ def test_corrections_by_keys(open_page, samples):
     assert samples.reviews.read_reviewed("S1")[3].corrected is None
 
 
+@pytest.mark.slow
 def test_corrections_with_the_mouse_and_selection_after_a_reload(open_page, samples):
     page = open_sample(open_page, "S1")
     page.get_by_label(re.compile("^Sample")).select_option("Slide 2 <b>&ü")
@@ -103,6 +106,7 @@ def test_corrections_with_the_mouse_and_selection_after_a_reload(open_page, samp
     assert page.get_by_label(re.compile("^Sample")).input_value() == "Slide 2 <b>&ü"
 
 
+@pytest.mark.slow
 def test_export_of_reviewed_cells(open_page, samples, server_url, tmp_path):
     page = open_sample(open_page, "S1")
     with page.expect_download() as download:
@@ -117,6 +121,7 @@ def test_export_of_reviewed_cells(open_page, samples, server_url, tmp_path):
     assert (answer.status, answer.json()["title"]) == (404, "Not Found")
 
 
+@pytest.mark.slow
 def test_pictures_are_found_by_digest_only(open_page, samples, server_url):
     page = open_sample(open_page, "S1")
     digest = samples.reviews.read_reviewed("S1")[0].image
@@ -161,6 +166,7 @@ def choose_first(page, number) -> None:
     page.wait_for_function("n => document.querySelector('[data-keys]').dataset.cell === n", arg=str(number))
 
 
+@pytest.mark.slow
 def test_replaced_correction_is_reported(open_page, samples):
     page = open_sample(open_page, "S1")
     at = int(page.locator("[data-keys]").get_attribute("data-cell"))
@@ -178,6 +184,7 @@ def test_replaced_correction_is_reported(open_page, samples):
     assert "The label ring was by Ben" in page.get_by_role("status").inner_text()
 
 
+@pytest.mark.slow
 def test_full_disk_is_reported_and_nothing_is_shown_as_saved(open_page, samples, disk_full):
     page = open_sample(open_page, "S1")
     page.keyboard.press("c")
@@ -199,6 +206,7 @@ def test_full_disk_is_reported_and_nothing_is_shown_as_saved(open_page, samples,
 HOSTILE = "<img src=x onerror=alert(1)>\u202egnp.\x00\x1b[31m" + "x" * 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1400])
 def test_hostile_names_are_shown_as_text_and_cut(open_page, axe, samples, width):
     rows = [{"path": f"{k}{HOSTILE}", "predicted": HOSTILE, "rejected": HOSTILE, "set": HOSTILE} for k in range(2)]

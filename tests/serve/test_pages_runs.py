@@ -38,6 +38,7 @@ def run_folders(served_run):
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280, 2560])
 def test_runs_are_accessible_at_every_width(open_page, axe, run_folders, width, scheme):
@@ -48,6 +49,7 @@ def test_runs_are_accessible_at_every_width(open_page, axe, run_folders, width, 
         assert axe(page) == []
 
 
+@pytest.mark.slow
 def test_curves_follow_a_training(open_page, run_folders):
     page = open_page("/runs?run=going")
     page.wait_for_selector("svg.chart")
@@ -59,6 +61,7 @@ def test_curves_follow_a_training(open_page, run_folders):
     page.wait_for_function("document.querySelector('svg.chart').ariaLabel.includes('in epoch 3')")
 
 
+@pytest.mark.slow
 def test_report_and_comparison_by_keyboard(open_page, run_folders):
     page = open_page("/runs")
     assert page.locator("[aria-current=true]").inner_text().startswith("run")
@@ -82,6 +85,7 @@ def in_view(page, cell) -> bool:
     return box["x"] >= 0 and box["x"] + box["width"] <= page.viewport_size["width"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1280])
 def test_one_source_has_neither_interval_nor_verdict(open_page, run_folders, width):
     for name in ("slide", "slide-b"):
@@ -166,6 +170,7 @@ def slowly(monkeypatch, served_run, run_folders, pages):
         thread.join()
 
 
+@pytest.mark.slow
 def test_comparison_shows_progress_can_be_cancelled_and_continues_without_its_page(slowly, browser, axe):
     address, go = slowly
     page = browser.new_page()
@@ -192,6 +197,7 @@ def test_comparison_shows_progress_can_be_cancelled_and_continues_without_its_pa
     page.close()
 
 
+@pytest.mark.slow
 def test_requests_name_runs_and_not_paths(open_page, run_folders, server_url, tmp_path):
     page = open_page("/runs?run=..%2F..%2F..&compare=%2Fetc")
     assert page.locator("[aria-current=true]").inner_text().startswith("run")
@@ -241,6 +247,7 @@ def test_comparison_of_test_results(run_folders, raises_code):
         compare_test_results(found["run"], found["going"])
 
 
+@pytest.mark.slow
 def test_chart_describes_its_curves_and_skips_missing_values():
     lines = [
         make_curve("training", [1, 2, 3], [0.5, np.nan, 0.1]),

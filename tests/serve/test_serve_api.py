@@ -101,6 +101,7 @@ def test_each_page_of_a_stack_is_an_image(client, send_files, shapes, tmp_path):
     assert {result["file"] for result in results} == {"stack.tif"}
 
 
+@pytest.mark.slow
 def test_padding_tiles_of_a_montage_are_left_out(open_client, send_files, shapes, tmp_path):
     with open_client() as client:
         tile = np.asarray(Image.open(shapes / "bar" / "000.png"))
@@ -169,6 +170,7 @@ def test_parts_without_files_are_answered_with_an_example(client, to, parts, cod
     assert body["code"] == code
 
 
+@pytest.mark.slow
 def test_limits_on_bytes_and_files(open_client, send_files, shapes):
     disc = shapes / "disc" / "000.png"
     with open_client(max_bytes=4096, max_files=2) as client:
@@ -183,6 +185,7 @@ def test_limits_on_bytes_and_files(open_client, send_files, shapes):
 FORM = "multipart/form-data; boundary=x"
 
 
+@pytest.mark.slow
 def test_an_answer_that_takes_too_long_is_cancelled(open_client, send_files, shapes):
     with open_client(request_seconds=0.05) as client:
         going = threading.Event()
@@ -207,6 +210,7 @@ def wait_until(there) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_batches_form_across_requests_and_too_many_requests_are_refused(open_client, send_files, shapes):
     with open_client(max_requests=6) as client, ThreadPoolExecutor(8) as pool:
         going, sizes, run = threading.Event(), [], client.services.network.engine.run
@@ -240,6 +244,7 @@ def test_an_internal_error_is_answered_500_without_details(open_client, send_fil
         assert client.get("/readyz").status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 @pytest.mark.parametrize(
     "writes",

@@ -46,6 +46,7 @@ def attempts_of(client) -> FailedLogins:
     return layer.attempts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1:8000", "[::1]:80", "LOCALHOST"])
 def test_loopback_accepts_its_own_names(client, host):
     assert client.get("/healthz", headers={"Host": host}).status_code == 200

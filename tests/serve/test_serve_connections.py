@@ -87,6 +87,7 @@ GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 WEBSOCKET = GET + b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dribble", [b"", b"X-A: b\r\n"])
 @pytest.mark.parametrize("begun", [b"", b"G", GET, WEBSOCKET, GET + b"\r\n" + GET], ids=["", "G", "GET", "ws", "next"])
 def test_a_connection_with_endless_headers_is_closed(quick, begun, dribble):
@@ -100,6 +101,7 @@ def test_an_idle_connection_is_closed(quick):
     assert 0.3 < seconds_open(connect(quick, GET + b"\r\n")) < 5
 
 
+@pytest.mark.slow
 def test_a_connection_with_an_unread_answer_is_closed(quick):
     made = connect(quick, GET.replace(b"/ ", b"/large ") + b"\r\n")
     time.sleep(2)
@@ -119,6 +121,7 @@ def test_large_headers_are_refused(quick):
     assert sent < LARGE
 
 
+@pytest.mark.slow
 def test_slow_clients_within_the_time_limits_are_answered(quick):
     made = connect(quick, GET.replace(b"GET / ", b"POST /body ") + b"Content-Length: 12\r\n\r\n")
     for _ in range(12):
@@ -134,6 +137,7 @@ def test_slow_clients_within_the_time_limits_are_answered(quick):
     assert read == LARGE
 
 
+@pytest.mark.slow
 def test_an_open_websocket_stays(quick):
     key = base64.b64encode(os.urandom(16))
     made = connect(quick, WEBSOCKET + b"Sec-WebSocket-Key: " + key + b"\r\n\r\n")

@@ -66,6 +66,7 @@ def nothing_stored(monkeypatch):
         monkeypatch.setattr(tempfile, name, refused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
 @pytest.mark.parametrize(
     "path",

@@ -23,6 +23,7 @@ def api(client):
     return schemathesis.openapi.from_asgi("/openapi.json", running, headers={"Host": "localhost"})
 
 
+@pytest.mark.slow
 def test_every_answer_is_described_with_an_example(client):
     described = client.get("/openapi.json").json()
     assert set(described["paths"]) == {"/v1/predict", "/v1/differential", "/v1/model", "/healthz", "/readyz"}
@@ -34,6 +35,7 @@ def test_every_answer_is_described_with_an_example(client):
     assert "HTTPValidationError" not in str(described)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 @pytest.mark.parametrize(
     "operation",

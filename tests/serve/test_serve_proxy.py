@@ -163,6 +163,7 @@ def test_invalid_proxy_options_are_refused(given, code, raises_code):
         ProxySettings.parse(**given)
 
 
+@pytest.mark.slow
 def test_paths_of_the_server_are_refused_as_root_path(open_client, pages):
     with open_client(pages=pages, token=TOKEN, decode=False) as client:
 

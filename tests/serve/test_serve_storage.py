@@ -129,6 +129,7 @@ def test_cells_cropped_for_a_closed_folder_are_deleted(place, monkeypatch):
         assert list(storage.root.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_full_storage_is_answered_429_with_retry_after(open_client, send_files, shapes):
     file = shapes / "disc" / "000.png"
     with open_client(upload_bytes=2 * file.stat().st_size + 1024) as client:

@@ -82,6 +82,7 @@ def careful(open_client):
         yield client
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["/v1/predict", "/v1/differential"])
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_and_files_of_other_formats_are_refused_with_a_reason(careful, send_files, capfd, name, to):
@@ -158,6 +159,7 @@ def test_damaged_uploads_get_a_reason_each_and_the_server_stays_up(careful, send
     assert send_files(careful, ("cell.png", images["cell.png"])).status_code == 200
 
 
+@pytest.mark.slow
 def test_decoding_that_takes_too_long_is_ended_and_the_next_file_is_decoded(open_client, send_files):
     images = whole_images()
     with open_client(decode_seconds=1e-7) as client:
@@ -168,6 +170,7 @@ def test_decoding_that_takes_too_long_is_ended_and_the_next_file_is_decoded(open
         assert send_files(client, ("cell.png", images["cell.png"])).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_crashed_decoder_is_replaced(open_client, send_files):
     images = whole_images()
     with open_client() as client:
@@ -176,6 +179,7 @@ def test_a_crashed_decoder_is_replaced(open_client, send_files):
         assert answers[-1] == 200
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="only Linux bounds the memory of a process")
 def test_memory_of_decoding_is_limited(open_client, send_files):
     pixels = np.random.default_rng(0).integers(0, 255, (4900, 4900)).astype(np.float32)

@@ -40,6 +40,7 @@ def test_the_confusion_counts_the_test_part_with_a_column_of_those_rejected(trai
     assert calibration.false_rejection == 0.02
 
 
+@pytest.mark.slow
 def test_another_rate_rejects_more(run, shapes):
     paths = sorted(shapes.rglob("*.png"))
     rejected = []
@@ -53,12 +54,14 @@ def test_another_rate_rejects_more(run, shapes):
     assert 0.15 < rejected[1] < 0.5
 
 
+@pytest.mark.slow
 def test_a_damaged_calibration_can_be_replaced(run):
     (run.model / "calibration.json").write_text("{", encoding="utf-8")
     calibrate(run)
     assert run.load_model().calibration is not None
 
 
+@pytest.mark.slow
 def test_a_large_training_part_is_sampled_with_the_seed(run, monkeypatch):
     monkeypatch.setattr(calibrating, "TRAIN_CELLS", 20)
     one, same = calibrate(run), calibrate(run)
@@ -72,12 +75,14 @@ def test_a_rate_out_of_range_is_refused(run, rate, raises_code):
         calibrate(run, false_rejection=rate)
 
 
+@pytest.mark.slow
 def test_protocol_paper_has_nothing_to_calibrate_on(shapes, tiny, tmp_path, raises_code):
     run = train(shapes, tiny, tmp_path / "run", overrides=[*SHORT, "protocol=paper"])[0]
     with raises_code("calibration.protocol"):
         calibrate(run)
 
 
+@pytest.mark.slow
 def test_without_a_test_part_the_confusion_is_counted_on_the_validation_part(shapes, tiny, tmp_path):
     paths = sorted(shapes.rglob("*.png"))
     rows = [(p.as_posix(), p.parent.name, "validation" if int(p.stem) < 4 else "train") for p in paths]
@@ -88,6 +93,7 @@ def test_without_a_test_part_the_confusion_is_counted_on_the_validation_part(sha
     assert calibration.confusion.sum() == 12
 
 
+@pytest.mark.slow
 def test_edge_and_touching_of_the_table_are_learned_and_applied(shapes, tiny, tmp_path):
     paths = sorted(shapes.rglob("*.png"))
     rows = [(p.as_posix(), p.parent.name, 0.0, 0.02) for p in paths]

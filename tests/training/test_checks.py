@@ -50,6 +50,7 @@ def test_no_warning_for_a_recall_that_guessing_rarely_reaches(note):
     assert note(0.99, (10, 10)) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [(40, 40), (100, 10), (30, 30, 30), (60, 20, 8)])
 def test_guessing_is_reported_in_about_95_percent(note, counts):
     rng = np.random.default_rng(0)
@@ -78,6 +79,7 @@ def test_an_identity_that_was_not_learned_is_reported(error, warns, tmp_path, ca
     assert ("its error is 3.2 % of the image variance after 2 epochs, and should be below 1 %" in caplog.text) is warns
 
 
+@pytest.mark.slow
 def test_the_error_of_the_identity_is_in_history_and_progress(shapes, tiny, tmp_path, capsys, caplog):
     class Shown:
         def update(self, task, share):

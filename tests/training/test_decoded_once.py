@@ -39,6 +39,7 @@ def used(tiny, tmp_path_factory):
         yield folder, run, decodings
 
 
+@pytest.mark.slow
 def test_training_calibration_evaluation_and_audits_decode_each_cell_once(used):
     folder, run, decodings = used
     cells = read_cells(folder / "phantom")
@@ -64,6 +65,7 @@ def test_a_folder_of_images_is_not_cached(used, draw):
     assert sorted(locate_cell_cache().iterdir()) == before
 
 
+@pytest.mark.slow
 def test_without_the_cache_all_is_the_same(used):
     folder, run, decodings = used
     evaluate(run, out=folder / "with")

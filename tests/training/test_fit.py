@@ -80,6 +80,7 @@ def test_the_chosen_epoch_is_the_first_with_the_best_validation_macro_recall(tra
     assert trained.load_model().config.epoch == int(scores.argmax()) + 1
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers_other_seed_others(shapes, tiny, tmp_path):
     one, same, other = (
         train(shapes, tiny, tmp_path / name, overrides=SHORT, seed=seed)[0]
@@ -93,6 +94,7 @@ def test_same_seed_same_numbers_other_seed_others(shapes, tiny, tmp_path):
     assert one.cells_path.read_bytes() == other.cells_path.read_bytes()  # the split has a seed of its own
 
 
+@pytest.mark.slow
 def test_split_seed_changes_the_parts_alone(shapes, tiny, tmp_path):
     runs = [
         train(shapes, tiny, tmp_path / f"{s}", overrides=["train.epochs=1", "augment.per_class=4", f"split.seed={s}"])[
@@ -123,6 +125,7 @@ def test_progress_is_reported(draw, tiny, tmp_path, capsys):
     assert "left 0.0 min" in lines[-1]
 
 
+@pytest.mark.slow
 def test_pretraining_starts_the_joint_training_from_its_lowest_loss(shapes, tiny, tmp_path):
     overrides = [
         *("enhancer.residual=false", "pretrain.epochs=3", "pretrain.optimizer=adamw", "pretrain.lr=0.01"),
@@ -139,6 +142,7 @@ def test_pretraining_starts_the_joint_training_from_its_lowest_loss(shapes, tiny
     assert all(torch.equal(best["state_dict"][f"enhancer.{name}"], p) for name, p in parameters.items())
 
 
+@pytest.mark.slow
 def test_an_enhancer_rate_of_zero_leaves_the_enhancer_alone_and_none_trains_it(shapes, tiny, tmp_path):
     for rate, moved in (("0", False), ("null", True)):
         overrides = [*SHORT, f"train.enhancer_lr={rate}"]
@@ -160,6 +164,7 @@ def paired_table(draw, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_pretraining_reproduces_the_paired_images(draw, tiny, tmp_path):
     cells = paired_table(draw, tmp_path / "cells")
     overrides = [
@@ -198,6 +203,7 @@ def test_a_mistake_in_the_recipe_leaves_no_run_folder(shapes, tiny, tmp_path, ra
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_constant_and_one_cycle_rates(shapes, tiny, tmp_path):
     rates = {}
     for schedule in ("constant", "onecycle"):
@@ -207,6 +213,7 @@ def test_constant_and_one_cycle_rates(shapes, tiny, tmp_path):
     assert rates["onecycle"][0] > rates["onecycle"][1] > rates["onecycle"][2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 2, 5, 10])
 def test_one_cycle_over_a_handful_of_steps(shapes, tiny, tmp_path, epochs):
     """Five steps in all, for which torch's own schedule divides by zero."""
@@ -226,6 +233,7 @@ def test_every_way_to_balance_trains(draw, tiny, tmp_path, balance):
     assert len(run.history()) == 1
 
 
+@pytest.mark.slow
 def test_class_weights_change_the_loss(shapes, tiny, tmp_path):
     table = read_cells(shapes)
     kept = (table.table["label"] != "bar") | (np.arange(len(table)) < 6)
@@ -248,6 +256,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(shapes, tiny, tmp_path, ra
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_full_disk_leaves_the_old_checkpoint(shapes, tiny, tmp_path, monkeypatch, hidden, raises_code):
     """With `hidden`, the error of the full disk is the cause of another error, as in torch.save."""
@@ -291,6 +300,7 @@ def test_out_of_memory_is_an_error(shapes, tiny, tmp_path, monkeypatch, raises_c
         train(shapes, tiny, tmp_path / "run", overrides=SHORT)
 
 
+@pytest.mark.slow
 def test_only_full_batches_are_compiled(shapes, tiny, tmp_path, monkeypatch):
     sizes = []
 
@@ -319,6 +329,7 @@ def test_networks_that_cannot_be_compiled_are_an_error(shapes, tiny, tmp_path, m
         train(shapes, tiny, tmp_path / "run", overrides=[*SHORT, "train.compile=true"])
 
 
+@pytest.mark.slow
 def test_networks_without_checkpointing_are_refused_before_the_run_starts(shapes, tiny, tmp_path, raises_code):
     overrides = ["enhancer={name: none}", "classifier.name=vgg11", "train.checkpointing=true"]
     with raises_code("recipe.checkpointing"):
@@ -326,6 +337,7 @@ def test_networks_without_checkpointing_are_refused_before_the_run_starts(shapes
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_neither_weights_nor_calibration(shapes, tiny, tmp_path):
     overrides = [*SHORT, "enhancer.name=unetpp", "classifier={name: resnet10t, pretrained: false}"]
     for name in ("false", "true"):
@@ -337,6 +349,7 @@ def test_checkpointing_changes_neither_weights_nor_calibration(shapes, tiny, tmp
         assert with_it == without, file
 
 
+@pytest.mark.slow
 def test_protocol_paper_chooses_by_accuracy_on_the_balanced_test_part(shapes, tiny, tmp_path):
     run = train(shapes, tiny, tmp_path / "run", overrides=["protocol=paper", "train.epochs=3"])[0]
     assert set(pd.read_csv(run.cells_path)["split"]) == {"train", "test"}
@@ -351,6 +364,7 @@ def test_protocol_paper_chooses_by_accuracy_on_the_balanced_test_part(shapes, ti
     assert [figures["support"] for figures in metrics["per_class"].values()] == [8, 8, 8]
 
 
+@pytest.mark.slow
 def test_folds_train_a_run_each_and_pool(shapes, tiny, tmp_path, raises_code):
     reporter = Listener()
     overrides = ["split.folds=3", "train.epochs=1", "augment.per_class=8"]
@@ -379,6 +393,7 @@ def test_folds_train_a_run_each_and_pool(shapes, tiny, tmp_path, raises_code):
     assert one.history_path.read_bytes() == runs[1].history_path.read_bytes()
 
 
+@pytest.mark.slow
 def test_outputs_have_the_names_of_the_classes_in_any_order(shapes, tiny, tmp_path):
     table = read_cells(shapes)
     turned = Cells(table.root, table.table, table.classes[::-1])
@@ -388,6 +403,7 @@ def test_outputs_have_the_names_of_the_classes_in_any_order(shapes, tiny, tmp_pa
     assert equal(plain, other)
 
 
+@pytest.mark.slow
 def test_recipe_classes_merge_and_order(shapes, tiny, tmp_path):
     overrides = [*SHORT, "classes.solid=[disc, bar]", "classes.hollow=ring"]
     run = train(shapes, tiny, tmp_path / "run", overrides=overrides)[0]
@@ -406,6 +422,7 @@ def test_a_depth_that_only_one_part_has_is_found_before_training(draw, tiny, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_sixteen_bits_are_scaled_by_percentiles_of_the_training_part(draw, tiny, tmp_path):
     cells = draw(tmp_path / "cells", 8, dtype=np.uint16, suffix=".tif")
     run = train(cells, tiny, tmp_path / "run", overrides=SHORT)[0]
@@ -419,6 +436,7 @@ def test_overrides_do_not_go_with_a_recipe_object(shapes, tiny, tmp_path, raises
         train(shapes, load_recipe(tiny), tmp_path / "run", overrides=["train.epochs=1"])
 
 
+@pytest.mark.slow
 def test_the_package_has_a_line_for_each_step(shapes, tiny, tmp_path):
     recipe = load_recipe(tiny, SHORT)
     run = urnet.train(shapes, recipe, tmp_path / "run")
@@ -438,6 +456,7 @@ def test_an_image_that_cannot_be_read_is_named_before_training(draw, tiny, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_train_together_and_in_silence(shapes, tiny, tmp_path, capfd):
     """The test is slow, because two processes start."""
     overrides = ["train.epochs=2", "augment.per_class=16"]
@@ -449,6 +468,7 @@ def test_two_processes_train_together_and_in_silence(shapes, tiny, tmp_path, cap
     assert err == ""
 
 
+@pytest.mark.slow
 def test_the_papers_full_size_network_takes_a_step_of_each_training():
     """net4 as in the paper (w = 64, ResNet101, 200 px) with random weights and two cells a batch."""
     import lightning as L

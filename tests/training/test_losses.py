@@ -127,6 +127,7 @@ def test_perceptual_network_is_neither_trained_nor_saved():
     assert loss(x, smooth(2, 3, seed=1)) == before  # its batch norm does not follow the batches
 
 
+@pytest.mark.slow
 def test_vgg19_is_read_from_a_file_under_torchvisions_names(tmp_path):
     from torchvision.models import vgg
 
@@ -144,6 +145,7 @@ def test_vgg19_is_read_from_a_file_under_torchvisions_names(tmp_path):
     torch.testing.assert_close(loss(x, y), sum(expected) / 3)
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_name_the_key(tmp_path, raises_code):
     path = tmp_path / "other.pth"
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)

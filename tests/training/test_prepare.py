@@ -50,6 +50,7 @@ def test_folds_and_repeated_runs_decode_once(shapes, tiny, built):
     assert built == [60]
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_the_bit_with_and_without_the_cache(shapes, tiny, tmp_path, monkeypatch, built):
     def weights(name: str) -> dict[str, np.ndarray]:
         run = train(shapes, tiny, tmp_path / name, overrides=["train.epochs=2"])[0]

@@ -63,6 +63,7 @@ def stopped(shapes, tiny, tmp_path_factory):
     return folder, stops
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_run_killed_twice_and_interrupted_equals_an_uninterrupted_one(whole, stopped, shapes, tiny):
     folder, stops = stopped
@@ -90,6 +91,7 @@ def short(shapes, tiny, tmp_path) -> Run:
     return train(shapes, tiny, tmp_path / "run", overrides=SHORT)[0]
 
 
+@pytest.mark.slow
 def test_killed_before_the_bundle_was_written(short, shapes, tiny):
     history, state = short.history_path.read_bytes(), short.load_model().joint.state_dict()
     calibration = (short.model / "calibration.json").read_bytes()
@@ -102,6 +104,7 @@ def test_killed_before_the_bundle_was_written(short, shapes, tiny):
     assert all(torch.equal(t, state[name]) for name, t in again.load_model().joint.state_dict().items())
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_version_0_1_0_has_the_same_scaling(short, shapes, tiny):
     fitted = short.load_model().config.scaling
     assert short.scaling() == fitted
@@ -111,6 +114,7 @@ def test_an_interrupted_run_of_version_0_1_0_has_the_same_scaling(short, shapes,
     assert again.load_model().config.scaling == Scaling(0.0, 255.0, "uint8") != fitted
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_the_scaling_that_it_was_begun_with(short, shapes, tiny):
     (short.model / "config.json").unlink()
     short.scaling_path.write_text('{"low": 1.0, "high": 200.0, "dtype": "uint8"}', encoding="utf-8")
@@ -118,6 +122,7 @@ def test_a_run_is_resumed_with_the_scaling_that_it_was_begun_with(short, shapes,
     assert again.load_model().config.scaling == Scaling(1.0, 200.0, "uint8")
 
 
+@pytest.mark.slow
 def test_an_incomplete_row_after_a_full_disk_is_replaced(shapes, tiny, tmp_path, monkeypatch, raises_code):
     whole = train(shapes, tiny, tmp_path / "whole", overrides=SHORT)[0]
     from urnet.training import checkpoints
@@ -139,6 +144,7 @@ def test_an_incomplete_row_after_a_full_disk_is_replaced(shapes, tiny, tmp_path,
     assert run.history_path.read_bytes() == whole.history_path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["recipe.yaml.part", ".recipe.yaml.unfinished.part"])
 def test_killed_while_the_folder_was_begun(short, shapes, tiny, tmp_path, name):
     folder = tmp_path / "begun"
@@ -150,6 +156,7 @@ def test_killed_while_the_folder_was_begun(short, shapes, tiny, tmp_path, name):
     assert not (folder / name).exists()
 
 
+@pytest.mark.slow
 def test_resume_of_nothing_starts_a_run(short, shapes, tiny, tmp_path):
     run = train(shapes, tiny, tmp_path / "new", overrides=SHORT, resume=True)[0]
     assert run.history_path.read_bytes() == short.history_path.read_bytes()
@@ -163,6 +170,7 @@ def test_resume_refuses_a_folder_that_is_no_run(shapes, tiny, tmp_path, raises_c
     assert (tmp_path / "mine" / "cells.csv").read_text(encoding="utf-8") == "path,label\n"
 
 
+@pytest.mark.slow
 def test_resume_refuses_another_recipe_and_names_the_key(short, shapes, tiny, raises_code):
     with raises_code("run.recipe_changed"):
         train(shapes, tiny, short.folder, overrides=[*SHORT, "train.lr=0.1"], resume=True)
@@ -170,6 +178,7 @@ def test_resume_refuses_another_recipe_and_names_the_key(short, shapes, tiny, ra
         train(shapes, tiny, short.folder, overrides=SHORT, seed=5, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["fewer", "elsewhere", "relabelled"])
 def test_resume_refuses_other_cells(short, draw, shapes, tiny, tmp_path, change, raises_code):
     from urnet.cells.read import read_cells
@@ -188,6 +197,7 @@ def test_resume_refuses_other_cells(short, draw, shapes, tiny, tmp_path, change,
         train(cells, tiny, short.folder, overrides=SHORT, resume=True)
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(short, shapes, tiny):
     from test_fit import Listener
 
@@ -198,11 +208,13 @@ def test_resuming_a_finished_run_changes_nothing(short, shapes, tiny):
     assert before == {path: path.stat().st_mtime_ns for path in short.folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_without_resume_an_existing_run_is_refused(short, shapes, tiny, raises_code):
     with raises_code("run.exists"):
         train(shapes, tiny, short.folder, overrides=SHORT)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(short, shapes, tiny, raises_code):
     (short.model / "config.json").unlink()
     last = short.checkpoints / "last.ckpt"
@@ -237,6 +249,7 @@ def upside_down(path) -> None:
     Image.fromarray(np.asarray(Image.open(path))[::-1]).save(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["", "paired/"])
 def test_resuming_with_changed_pixels_is_an_error(begun, tiny, place, raises_code):
     run, folder = begun
@@ -258,6 +271,7 @@ def test_resuming_with_changed_pixels_is_an_error(begun, tiny, place, raises_cod
     assert run.history_path.read_bytes() == history
 
 
+@pytest.mark.slow
 def test_a_run_of_before_there_were_hashes_resumes(begun, tiny):
     import pandas as pd
 

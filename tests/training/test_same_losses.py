@@ -90,6 +90,7 @@ def same(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> b
     return own.keys() == expected.keys() and all(torch.allclose(own[k], expected[k], atol=1e-8) for k in own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_losses_of_fifty_steps_equal_those_of_a_plain_loop(shapes, tiny, tmp_path, double, checkpointing):
     reporter = Recorder()

@@ -180,6 +180,7 @@ def test_an_auxiliary_loss_pulls_the_enhancer_towards_the_paired_image(paired, t
     assert error[300] < 0.7 * error[0]
 
 
+@pytest.mark.slow
 def test_selection_replaces_the_last_layer_and_lists_the_features(shapes, tiny, tmp_path):
     overrides = ["train.epochs=2", "augment.per_class=8", "selection={ants: 4, iterations: 3}"]
     run = train(shapes, tiny, tmp_path / "run", overrides=overrides)[0]
@@ -195,6 +196,7 @@ def test_selection_replaces_the_last_layer_and_lists_the_features(shapes, tiny, 
     assert not plain.selection_path.exists()
 
 
+@pytest.mark.slow
 def test_an_empty_selection_section_selects(shapes, tiny, tmp_path):
     run = train(shapes, tiny, tmp_path / "run", overrides=["train.epochs=1", "augment.per_class=8", "selection={}"])[0]
     assert run.selection_path.is_file()
