@@ -48,6 +48,7 @@ def test_a_model_is_read_exactly(model, tmp_path, shapes):
     assert Model.load(tmp_path / "copy").calibration is None
 
 
+@pytest.mark.slow
 def test_a_run_folder_and_its_bundle_are_the_same_model(trained):
     assert Model.load(trained.folder).config == Model.load(str(trained.model)).config
 

@@ -143,6 +143,7 @@ def test_protocol_paper_is_marked_on_the_terminal(urnet, shapes, tiny, tmp_path)
     assert "note: Protocol paper is optimistic" in out
 
 
+@pytest.mark.slow
 def test_a_head_that_does_not_fit_is_noted_once(urnet, shapes, tiny, tmp_path):
     import timm
     from safetensors.torch import save_file
@@ -382,6 +383,7 @@ def test_a_benchmark_goes_into_no_other_folder(urnet, shapes, tmp_path):
     assert digest(tmp_path) == {"mine/notes.txt": hashlib.sha256(b"mine").hexdigest()}
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_compared_or_stressed_are_named(urnet, trained, shapes, tmp_path):
     unfinished = shutil.copytree(trained.folder, trained.folder.with_name("unfinished"))
     shutil.rmtree(unfinished / "model")
@@ -495,6 +497,7 @@ def test_mixed_grey_and_colour_are_converted_and_counted(urnet, draw, tiny, tmp_
     assert "image(s) converted between grey and colour" in out
 
 
+@pytest.mark.slow
 def test_two_donors_are_too_few_and_the_fix_can_be_copied(urnet, draw, tiny, tmp_path):
     cells = draw(tmp_path / "cells", 8)
     paths = [path.relative_to(cells).as_posix() for path in sorted(cells.rglob("*.png"))]

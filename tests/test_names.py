@@ -174,6 +174,7 @@ def test_one_spelling_is_stable(names):
     assert all(len(group) > 1 for group in merged)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=10))
 def test_keys_are_stable(name):
     assert normalize_name(normalize_name(name)) == normalize_name(name)

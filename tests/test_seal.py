@@ -127,6 +127,7 @@ def test_a_model_without_a_seal_opens_with_a_warning(bundle, caplog):
     assert caplog.text.count("this model is not sealed") == 1
 
 
+@pytest.mark.slow
 def test_calibrating_renews_the_seal(trained, tmp_path, capsys):
     run = shutil.copytree(trained.folder, tmp_path / "run")
     cells = tmp_path / "run/cells.csv"

@@ -47,6 +47,7 @@ def test_reading_gives_back_every_text(value):
     assert not re.match(r"\s*[=+\-@＝＋－＠]", written) or float(written.strip()) is not None
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(text, text), min_size=1, max_size=4), st.tuples(text, text))
 def test_a_table_of_any_texts_is_read_as_it_was_written(tmp_path_factory, rows, names):
     columns = [f"a{names[0]}", f"={names[1]}"]

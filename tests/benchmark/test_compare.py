@@ -96,6 +96,7 @@ def test_a_second_comparison_does_not_classify_again(runs, tmp_path, monkeypatch
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.slow
 def test_one_run_cannot_be_compared(runs, tmp_path, raises_code):
     for given in ([], [runs["one"]]):
         with raises_code("benchmark.too_few_runs"):

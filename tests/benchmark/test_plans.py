@@ -168,6 +168,7 @@ def test_without_pretraining_nothing_else_changes_at_paper_scale():
     assert {key.partition(".")[0] for key in changed(ablation["net4"].recipe, ablation["net3"].recipe)} == {"pretrain"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", SCALES)
 def test_controls_are_net1_with_net4s_parameters_or_epochs(scale):
     ablation = {name: row.recipe for name, row in rows("ablation", scale=scale).items()}

@@ -104,6 +104,7 @@ def test_the_same_crops_give_the_same_pairs(monkeypatch):
 THUMBNAILS = npst.arrays(np.float32, (3, 32, 32), elements=st.floats(-1, 1, width=32))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(THUMBNAILS)
 def test_points_are_invariant_and_bound_distances_from_below(thumbnails):

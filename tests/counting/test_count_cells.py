@@ -89,6 +89,7 @@ def test_fields_are_cut_classified_and_counted_by_donor(counted):
     assert counted.report.is_file()
 
 
+@pytest.mark.slow
 def test_cells_of_the_training_give_a_note(counted):
     assert any("took part in this run's training or calibration" in note for note in counted.notes)
 
@@ -201,6 +202,7 @@ def test_sources_and_models_that_cannot_be_counted_are_refused(run, trained, fie
         count_cells(tmp_path / "bundle", fields, tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_another_kind_of_cell_is_mostly_rejected(run, tmp_path):
     """A class that the training never had must not come out as a confident count."""
     rng = np.random.default_rng(0)

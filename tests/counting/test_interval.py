@@ -47,6 +47,7 @@ def test_intervals_cover_where_classes_are_rejected_unequally():
     assert (np.abs(covered / runs - 0.95) < 4 * np.sqrt(0.95 * 0.05 / runs)).all()
 
 
+@pytest.mark.slow
 def test_em_intervals_cover_what_they_say_with_overconfident_probabilities():
     rng = np.random.default_rng(1)
     shares, runs = np.array([0.77, 0.03, 0.2]), 200

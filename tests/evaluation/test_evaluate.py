@@ -48,6 +48,7 @@ def is_figure(entry) -> bool:
     return entry.keys() == {"value", "interval"} and (value is None or 0 <= value <= 1) and inside
 
 
+@pytest.mark.slow
 def test_metrics_json_has_the_promised_form(evaluation):
     metrics = json.loads((evaluation.folder / "metrics.json").read_text(encoding="utf-8"))
     assert metrics == evaluation.metrics
@@ -98,6 +99,7 @@ def test_calibration_metrics_agree_with_the_predictions(evaluation, trained):
     assert np.mean([size["value"] for size in sizes.values()]) == pytest.approx(trust["sets"]["mean_size"]["value"])
 
 
+@pytest.mark.slow
 def test_a_run_without_calibration_is_evaluated(run):
     for name in ("calibration.json", "seal.json"):  # there was no seal either
         (run / "model" / name).unlink()
@@ -126,6 +128,7 @@ def test_the_report_needs_no_other_file(evaluation):
     assert "optimistic" not in page
 
 
+@pytest.mark.slow
 def test_the_part_and_the_output_folder_can_be_chosen(trained, tmp_path):
     steps = []
     result = evaluate(trained.folder, split="validation", out=tmp_path / "prüfung", progress=lambda *s: steps.append(s))

@@ -163,6 +163,7 @@ def test_reliability_states_the_calibration_error():
     to_png(figure, dpi=50)
 
 
+@pytest.mark.slow
 def test_counts_are_written_at_the_bars():
     counts = pd.DataFrame({"train": [4000, 12], "test": [1000, 0]}, index=NAMES[:2])
     figure = draw_class_counts(counts)

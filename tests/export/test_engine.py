@@ -61,6 +61,7 @@ def graph_of(folder):
     return next(folder.glob("engine-*.onnx"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torch", *GRAPHS])
 def test_every_engine_has_the_outputs_of_the_model(model, crops, name):
     engine = choose_engine(model, name, crops)
@@ -81,6 +82,7 @@ def test_outputs_of_an_image_do_not_depend_on_its_batch(model, crops, name):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 if name == "torch" else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
 def test_outputs_do_not_depend_on_the_number_of_threads(model, crops, name):
     before = torch.get_num_threads()
@@ -226,6 +228,7 @@ def is_refused(model, run) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_changed_graph_is_replaced_despite_its_record(model, crops, content, caplog):
     """An earlier version trusted a graph by its hash in the file beside it."""
     path = graph_of(model.folder)

@@ -77,6 +77,7 @@ def test_one_file(format, run, tmp_path, quick):
     assert np.abs(enhanced - expected.enhanced).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_openvino(run, tmp_path, quick, raises_code):
     pytest.importorskip("openvino")
     assert export_run(run, "openvino", tmp_path / "out").parity.within_limits

@@ -156,6 +156,7 @@ def test_the_graph_holds_no_path_of_this_computer(plain):
         assert b"site-packages" not in content
 
 
+@pytest.mark.slow
 def test_a_pt2_file_holds_nothing_pickled(tmp_path):
     content = io.BytesIO(to_torch(build()))
     with zipfile.ZipFile(content) as archive:
@@ -163,6 +164,7 @@ def test_a_pt2_file_holds_nothing_pickled(tmp_path):
             assert not archive.read(name).startswith((b"\x80", b"PK")), name  # a pickle, or torch.save's archive of one
 
 
+@pytest.mark.slow
 def test_the_onnx_graph_describes_itself(plain):
     proto = onnx.load_from_string(plain[1])
     onnx.checker.check_model(proto)

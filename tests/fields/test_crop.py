@@ -49,6 +49,7 @@ def cropped(fields, tmp_path_factory):
     return crop_fields(fields, out, how, labels=fields / "truth.csv")
 
 
+@pytest.mark.slow
 def test_the_crops_are_the_labelled_cells(cropped, scene):
     agreement = cropped.fields[0].agreement
     assert agreement.recall >= 0.9

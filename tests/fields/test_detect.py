@@ -158,6 +158,7 @@ def test_measures_of_a_detection(cells):
     assert [(c.y, c.x) for c in cells] == sorted((c.y, c.x) for c in cells)
 
 
+@pytest.mark.slow
 def test_touching_cells_are_flagged(full):
     cells = find(full.brightfield, full.nuclei)
     share = {"single": [], "touching": []}
@@ -179,6 +180,7 @@ def test_tiles_do_not_matter(field, cells, tile):
     assert same_cells(find(field.brightfield, tile=tile), cells)
 
 
+@pytest.mark.slow
 def test_tiles_do_not_matter_with_nuclei(field):
     assert same_cells(find(field.brightfield, field.nuclei, tile=160), find(field.brightfield, field.nuclei, tile=2048))
 

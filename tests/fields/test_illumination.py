@@ -84,6 +84,7 @@ def test_even_fields_are_not_changed(tmp_path):
     assert light.flat.std() < 0.05
 
 
+@pytest.mark.slow
 def test_regions_are_corrected_like_the_whole_field(batch):
     light = estimated(batch[:2])
     image = tifffile.imread(batch[0])

@@ -74,6 +74,7 @@ def test_without_a_nucleus_nothing_is_proposed(cells):
         assert proposals.index.tolist() == ["a", "b", "c"]
 
 
+@pytest.mark.slow
 def test_no_cells_and_only_empty_ones(cells):
     proposer = fit_proposer(cells, cells["label"].tolist())
     for features in (feature_table([]), feature_table([None, None])):

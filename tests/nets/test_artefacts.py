@@ -113,6 +113,7 @@ def test_the_papers_form_has_a_checkerboard_and_an_edge(name):
     assert found["fixed"] > 0.15, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "artefact", "gone"),
     [({"padding_mode": "zeros"}, "edge", "checkerboard"), ({"upsample": "transposed"}, "checkerboard", None)],

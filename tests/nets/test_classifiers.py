@@ -271,6 +271,7 @@ def test_build_joint_trains_the_enhancer_through_the_classifier(channels):
     assert model.enhancer.body.encoder[0].shortcut.weight.grad.any()
 
 
+@pytest.mark.slow
 def test_joint_model_keeps_its_normalisation_in_its_state_and_exports():
     model = build_joint("none", SMALL, 3, 1).eval()
     assert {"mean", "std"} <= set(model.state_dict())

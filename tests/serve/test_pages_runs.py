@@ -112,6 +112,7 @@ def test_one_source_has_neither_interval_nor_verdict(open_page, run_folders, wid
             shutil.rmtree(run_folders / name)
 
 
+@pytest.mark.slow
 def test_metrics_without_described_intervals_are_left_out(run_folders):
     part = run_folders / "run" / "evaluation" / "test" / "metrics.json"
     whole = part.read_text(encoding="utf-8")

@@ -288,6 +288,7 @@ while cells := label_store.claim("q", ada, 2):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
 def test_kill_9_while_labelling_loses_no_stored_label(tmp_path):
     path = tmp_path / "labels.db"

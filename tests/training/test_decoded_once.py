@@ -55,6 +55,7 @@ def test_training_calibration_evaluation_and_audits_decode_each_cell_once(used):
     assert decodings == Counter(expected)
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_is_not_cached(used, draw):
     folder, run, decodings = used
     before, images = sorted(locate_cell_cache().iterdir()), draw(folder / "images", 2)

@@ -70,6 +70,7 @@ def test_a_run_folder_holds_recipe_cells_checkpoints_history_and_bundle(trained,
     assert len(list((trained.folder / "tensorboard" / "train").glob("events*"))) == 1
 
 
+@pytest.mark.slow
 def test_training_learns_an_easy_task(trained):
     metrics = evaluate(trained).metrics
     assert metrics["macro_recall"]["value"] > 0.8

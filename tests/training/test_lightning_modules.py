@@ -218,6 +218,7 @@ def test_validation_counts_recall_over_the_classes_that_are_there():
         assert module.logged["validation_macro_recall"] == 0.75  # (1 + 1/2) / 2; the third class has no cells
 
 
+@pytest.mark.slow
 def test_the_auxiliary_loss_counts_by_its_weight():
     batch = (torch.rand(4, 1, 32, 32), torch.tensor([0, 1, 2, 0]), torch.rand(4, 1, 32, 32))
     plain, with_term = joint(Train()), joint(Train(auxiliary=3.0))

@@ -78,6 +78,7 @@ def test_a_run_killed_twice_and_interrupted_equals_an_uninterrupted_one(whole, s
     assert metrics == expected
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_prints_one_line(stopped):
     folder, stops = stopped
