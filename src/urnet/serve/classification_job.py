@@ -102,6 +102,7 @@ class ClassificationJob:
 
     Attributes:
         key: identifier in URLs.
+        replaced_keys: keys of earlier samples of the same browser.
         state: present step.
         error: why the job failed.
         uploads: the uploaded files.
@@ -119,6 +120,7 @@ class ClassificationJob:
     ):
         self.services, self.slots, self.name, self.pixel_um = services, slots, sample, pixel_um
         self.key = token_urlsafe(12)
+        self.replaced_keys: tuple[str, ...] = ()
         self.state: State = "receiving"
         self.error = self.save_message = ""
         self.uploads: list[Upload] = []

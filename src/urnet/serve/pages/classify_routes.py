@@ -25,6 +25,9 @@ JOB = "classify"
 
 REPLACED = "this sample was replaced by a newer one in this browser"
 
+MAX_REPLACED = 16
+"""Number of earlier samples of a browser whose keys are stored."""
+
 
 def create_router(services: Services) -> APIRouter:
     """Create the routes below `/classify`."""
@@ -44,6 +47,8 @@ def create_router(services: Services) -> APIRouter:
         job = session.data[JOB] = ClassificationJob(
             services, slots, display_name(sample.strip() or "sample"), pixel_size_um
         )
+        if previous is not None:
+            job.replaced_keys = (*previous.replaced_keys, previous.key)[-MAX_REPLACED:]
         return {"key": job.key}
 
     @router.post("/{key}/files")
@@ -71,6 +76,8 @@ def create_router(services: Services) -> APIRouter:
     async def cell_picture(
         request: Request, key: str, number: int, picture: Literal["raw", "enhanced", "viridis", "blue-red"]
     ) -> Response:
+        if _was_replaced(request, key):
+            return Response(status_code=HTTPStatus.NO_CONTENT)
         job = _find_job(request, key)
         if not 0 <= number < len(job.images):
             raise RequestError(HTTPStatus.NOT_FOUND, f"image {number}: this sample has no image of this number")
@@ -80,7 +87,7 @@ def create_router(services: Services) -> APIRouter:
                 pixels = await job.picture(number, "heat" if picture in COLORMAPS else "enhanced")
         except ImageError:
             if job.state == "closed":
-                raise RequestError(HTTPStatus.GONE, REPLACED) from None
+                return Response(status_code=HTTPStatus.NO_CONTENT)
             raise
         if raw is None or pixels is None:
             raise RequestError(HTTPStatus.NOT_FOUND, f"image {number}: it has no picture of this kind")
@@ -95,13 +102,15 @@ def create_router(services: Services) -> APIRouter:
 
     @router.get("/{key}/field/{number:int}.png")
     async def field_picture(request: Request, key: str, number: int) -> Response:
+        if _was_replaced(request, key):
+            return Response(status_code=HTTPStatus.NO_CONTENT)
         fields = _find_job(request, key).cropped.fields
         if not 0 <= number < len(fields):
             raise RequestError(HTTPStatus.NOT_FOUND, f"field {number}: this sample has no field of this number")
         try:
             content = await asyncio.to_thread(fields[number].image.read_bytes)
         except FileNotFoundError:
-            raise RequestError(HTTPStatus.GONE, REPLACED) from None
+            return Response(status_code=HTTPStatus.NO_CONTENT)
         return Response(content, media_type="image/png", headers=CACHED)
 
     @router.get("/{key}/predictions.csv")
@@ -118,6 +127,15 @@ def create_router(services: Services) -> APIRouter:
         return download("report.html", _encode_text(page), "text/html")
 
     return router
+
+
+def _was_replaced(request: Request, key: str) -> bool:
+    """Return whether a newer sample of this browser has replaced the sample.
+
+    The page may still request pictures of it, until it shows the newer one.
+    """
+    job = request.scope["urnet.session"].data.get(JOB)
+    return isinstance(job, ClassificationJob) and key in job.replaced_keys
 
 
 def _find_job(request: Request, key: str) -> ClassificationJob:
