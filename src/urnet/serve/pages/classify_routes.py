@@ -47,7 +47,7 @@ def create_router(services: Services) -> APIRouter:
         job = session.data[JOB] = ClassificationJob(
             services, slots, display_name(sample.strip() or "sample"), pixel_size_um
         )
-        if previous is not None:
+        if isinstance(previous, ClassificationJob):
             job.replaced_keys = (*previous.replaced_keys, previous.key)[-MAX_REPLACED:]
         return {"key": job.key}
 
