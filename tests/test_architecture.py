@@ -23,6 +23,7 @@ files              | errors names
 resumable_table    | errors files
 recipe             | errors
 images             | errors
+statistics         |
 calibration        | errors files
 cells              | errors files images names recipe version
 nets               | calibration cells errors recipe
