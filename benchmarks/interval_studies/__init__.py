@@ -1,0 +1,1 @@
+"""Simulations of intervals, one module for each part of `benchmarks/intervals.py`."""
