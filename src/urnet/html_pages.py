@@ -52,14 +52,16 @@ def format_interval(figure: Mapping[str, Any], scale: float = 100) -> str:
 
 
 def describe_intervals(intervals: Mapping[str, Any]) -> str:
-    """Describe the intervals of metrics: `95 % intervals over 40 source images`.
+    """Describe the intervals of metrics: `95 % t interval over 40 source images`.
 
     Args:
-        intervals: their description from `urnet.evaluation.metrics.choose_groups`.
+        intervals: their description from `urnet.statistics.donors.choose_groups`.
     """
     if intervals["groups"] < 2:
         return f"no intervals: all cells come from one {intervals['unit']}"
-    return f"{100 * intervals['level']:g} % intervals over {intervals['groups']:,} {intervals['unit']}s"
+    groups = f"{intervals['groups']:,} {intervals['unit']}s"
+    old = f"bootstrap of {groups} by an earlier version, too narrow for few {intervals['unit']}s"
+    return f"{100 * intervals['level']:g} % {intervals.get('method', old)}"
 
 
 def _png(picture: bytes) -> str:

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from PIL import Image
 
 from urnet.benchmark import figures
@@ -204,7 +205,7 @@ def test_the_interval_of_a_mean_allows_for_cells_that_are_alike():
     alone = pd.DataFrame({"source": np.arange(200)})
     mean, half = figures._mean_with_error(values, alone)
     assert mean == pytest.approx(values.mean())
-    assert half == pytest.approx(1.96 * values.std(ddof=1) / np.sqrt(200), rel=1e-6)
+    assert half == pytest.approx(stats.t.ppf(0.975, 199) * values.std(ddof=1) / np.sqrt(200))
     twice = figures._mean_with_error(values.repeat(2), pd.DataFrame({"source": np.arange(200).repeat(2)}))
     assert twice == pytest.approx((mean, half))
 

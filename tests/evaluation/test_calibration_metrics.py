@@ -11,7 +11,7 @@ from urnet.evaluation.out_of_distribution import COLUMNS, measure_rejection
 from urnet.evaluation.predictions import overlap_warnings, score_run_part, training_cell_keys
 
 
-def test_a_share_has_the_bootstrap_interval_of_a_proportion():
+def test_a_share_has_the_interval_of_a_proportion():
     hits = np.arange(400) % 4 == 0
     found = mean_with_interval(hits, np.ones(400, bool), np.arange(400))
     assert found["value"] == 0.25
@@ -20,10 +20,11 @@ def test_a_share_has_the_bootstrap_interval_of_a_proportion():
     assert high == pytest.approx(0.25 + 1.96 * np.sqrt(0.25 * 0.75 / 400), abs=0.01)
 
 
-def test_cells_of_one_image_are_drawn_together():
+def test_alike_cells_of_one_image_widen_the_interval():
     hits = np.repeat([True, False, False, False], 100)
     alone, together = (
-        mean_with_interval(hits, np.ones(400, bool), groups)["interval"] for groups in (np.arange(400), hits * 1)
+        mean_with_interval(hits, np.ones(400, bool), groups)["interval"]
+        for groups in (np.arange(400), np.arange(400) // 50)
     )
     assert together[1] - together[0] > 3 * (alone[1] - alone[0])
 

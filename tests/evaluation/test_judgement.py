@@ -37,7 +37,7 @@ def test_a_good_model_on_enough_cells_and_donors_is_reliable():
     ("matrix", "circumstances", "reason"),
     [
         (GOOD, {"donors": None}, "the donors are not known"),
-        (GOOD, {"donors": 3}, "only 3 donors (at least 8 are needed)"),
+        (GOOD, {"donors": 3}, "only 3 donors (at least 5 are needed)"),
         (GOOD, {"optimistic": True}, "the epoch was chosen on these cells"),
         (GOOD, {"overlap": True}, "cells or donors of the training are among them"),
         (GOOD, {"overlap": None}, "it is not known whether the training saw these cells"),

@@ -63,26 +63,35 @@ def test_result_is_json_of_plain_numbers():
     assert type(found["confusion_matrix"][0][0]) is int
 
 
-def test_intervals_hold_the_value_and_follow_the_seed():
+def test_intervals_hold_the_value_and_only_the_calibration_error_follows_the_seed():
     truth, probabilities = cells(400)
     first, again, other = (
         score(truth, probabilities, CLASSES, np.arange(400) // 4, replicates=200, seed=seed) for seed in (1, 1, 2)
     )
     assert first == again
-    assert first["accuracy"]["interval"] != other["accuracy"]["interval"]
-    for name in ("accuracy", "macro_recall", "macro_precision", "macro_f1", "expected_calibration_error"):
+    assert first.pop("expected_calibration_error") != other.pop("expected_calibration_error")
+    assert first == other
+    for name in ("accuracy", "macro_recall", "macro_precision", "macro_f1"):
         assert holds(first[name], first[name]["value"])
+    assert holds(again["expected_calibration_error"], again["expected_calibration_error"]["value"])
 
 
-def test_bootstrap_equals_resampling_whole_groups_by_hand():
-    truth, probabilities = cells(300)
-    groups = np.random.default_rng(3).integers(20, size=300)
-    right = (probabilities.argmax(axis=1) == truth).astype(float)
-    rng = np.random.default_rng(4)
-    members = [np.flatnonzero(groups == g) for g in range(20)]
-    draws = [right[np.concatenate([members[g] for g in rng.integers(20, size=20)])].mean() for _ in range(4000)]
-    found = score(truth, probabilities, CLASSES, groups, replicates=4000)
-    assert found["accuracy"]["interval"] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.006)
+def test_cells_that_are_tested_several_times_count_once():
+    truth, probabilities = cells(200)
+    paths = [f"{k}.png" for k in range(200)]
+    once = score(truth, probabilities, CLASSES, np.arange(200), replicates=20)
+    thrice = score(
+        np.tile(truth, 3),
+        np.tile(probabilities, (3, 1)),
+        CLASSES,
+        np.tile(np.arange(200), 3),
+        cells=paths * 3,
+        replicates=20,
+    )
+    for name in ("accuracy", "macro_recall", "macro_precision", "macro_f1"):
+        assert thrice[name]["interval"] == pytest.approx(once[name]["interval"])
+    perfect = score(np.zeros(90, int), np.eye(2)[[0] * 90], ["a", "b"], np.arange(90) % 30, cells=np.arange(90) % 30)
+    assert perfect["accuracy"]["interval"] == pytest.approx([0.025 ** (1 / 30), 1])
 
 
 def test_alike_cells_of_one_group_widen_the_interval():
@@ -130,10 +139,20 @@ def test_class_never_predicted_has_precision_zero_without_interval():
 
 def test_a_perfect_score_has_an_interval_below_one():
     truth = np.array([0] * 30 + [1] * 10)
-    found = score(truth, certain(truth.tolist(), 2), ["a", "b"], np.arange(40) // 2, replicates=50)
-    assert found["accuracy"]["interval"] == pytest.approx([0.025 ** (1 / 20), 1])
-    assert found["per_class"]["b"]["recall"]["interval"] == pytest.approx([0.025 ** (1 / 5), 1])
-    assert found["macro_recall"]["interval"] == pytest.approx([(0.025 ** (1 / 5) + 0.025 ** (1 / 15)) / 2, 1])
+    found = score(truth, certain(truth.tolist(), 2), ["a", "b"], np.arange(40), replicates=50)
+    assert found["accuracy"]["interval"] == pytest.approx([0.025 ** (1 / 40), 1])
+    a, b = (1 - 0.025 ** (1 / n) for n in (30, 10))
+    assert found["per_class"]["b"]["recall"]["interval"] == pytest.approx([1 - b, 1])
+    assert found["macro_recall"]["interval"] == pytest.approx([1 - np.hypot(a, b) / 2, 1])
+
+
+def test_a_class_with_three_right_cells_is_not_certain_in_the_mean():
+    truth = np.array([0] * 500 + [1] * 500 + [2] * 3)
+    predicted = truth.copy()
+    predicted[:1000:20] = 1 - truth[:1000:20]
+    found = score(truth, certain(predicted.tolist()), CLASSES, np.arange(1003) % 8, replicates=20)
+    assert found["per_class"]["monocyte"]["recall"]["value"] == 1
+    assert found["macro_recall"]["interval"][0] < found["macro_recall"]["value"] - 0.2
 
 
 def test_one_group_has_no_intervals():
@@ -148,7 +167,7 @@ def test_the_note_says_that_one_group_gives_no_intervals(donors):
     _, description = choose_groups(donors, ["a.png"] * 9)
     assert description["note"].startswith("No value has an interval: all cells come from one source image")
     assert describe_intervals(description) == "no intervals: all cells come from one source image"
-    assert describe_intervals(choose_groups(None, list("ab"))[1]) == "95 % intervals over 2 source images"
+    assert describe_intervals(choose_groups(None, list("ab"))[1]) == "95 % t interval over 2 source images"
 
 
 def test_a_calibration_error_that_is_the_same_in_every_group_has_no_interval():
@@ -185,17 +204,22 @@ def test_arrays_that_do_not_fit(truth, probabilities, groups, message):
         score(np.array(truth), probabilities, CLASSES, groups)
 
 
-def test_donors_are_drawn_where_there_are_eight():
-    donors = [f"donor {i % 8}" for i in range(40)]
+def test_intervals_are_over_donors_where_there_are_five():
+    donors = [f"donor {i % 5}" for i in range(40)]
     groups, description = choose_groups(donors, [f"{i}.png" for i in range(40)])
-    assert (description["unit"], description["groups"], description["replicates"], description["level"]) == (
-        "donor",
-        8,
-        2000,
-        0.95,
-    )
-    assert len(set(zip(groups.tolist(), donors, strict=True))) == 8
-    assert "too narrow" in description["note"]
+    assert description == {
+        "method": "t interval over 5 donors",
+        "unit": "donor",
+        "groups": 5,
+        "level": 0.95,
+        "note": "The intervals are over donors, so they hold for new donors.",
+    }
+    assert len(set(zip(groups.tolist(), donors, strict=True))) == 5
+
+
+def test_intervals_of_an_earlier_version_are_marked():
+    earlier = {"unit": "donor", "groups": 9, "replicates": 2000, "level": 0.95, "note": ""}
+    assert "bootstrap of 9 donors by an earlier version" in describe_intervals(earlier)
 
 
 @pytest.mark.parametrize(
@@ -203,21 +227,22 @@ def test_donors_are_drawn_where_there_are_eight():
     [
         (None, "not known"),
         ([None] * 40, "not known"),
-        ([f"donor {i % 7}" for i in range(40)], "7 donors, fewer than the 8"),
+        ([f"donor {i % 4}" for i in range(40)], "4 donors, fewer than the 5"),
         (["only"] * 40, "1 donor,"),
         ([f"donor {i}" for i in range(38)] + ["", float("nan")], "2 of 40 cells"),
     ],
 )
-def test_source_images_are_drawn_without_enough_donors_and_the_note_says_so(donors, why):
+def test_intervals_are_over_source_images_without_enough_donors_and_the_note_says_so(donors, why):
     groups, description = choose_groups(donors, [f"{i // 2}.png" for i in range(40)])
     assert (description["unit"], description["groups"]) == ("source image", 20)
     assert why in description["note"]
-    assert "source images were drawn" in description["note"]
+    assert "the intervals are over source images" in description["note"]
     assert groups.tolist() == [i // 2 for i in range(40)]
 
 
-def test_a_figure_that_is_the_same_in_every_draw_has_no_interval():
-    """Twelve donors of the same make-up, all called one class: an accuracy of 0.3 without any spread to resample."""
+def test_donors_without_differences_have_the_interval_of_independent_cells():
     truth = np.array([0, 0, 0, *[1] * 7] * 12)
     found = score(truth, certain([0] * 120, 2), ["a", "b"], np.arange(120) // 10, replicates=50)
-    assert found["accuracy"] == {"value": pytest.approx(0.3), "interval": None}
+    assert found["accuracy"]["value"] == pytest.approx(0.3)
+    half = 1.96 * np.sqrt(0.3 * 0.7 / 120)
+    assert found["accuracy"]["interval"] == pytest.approx([0.3 - half, 0.3 + half], abs=0.01)

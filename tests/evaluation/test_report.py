@@ -115,7 +115,7 @@ def test_shows_figures_with_intervals(facts):
     low, high = metrics["macro_recall"]["interval"]
     assert f"{100 * metrics['macro_recall']['value']:.1f} %" in text
     assert f"({100 * low:.1f}–{100 * high:.1f})" in text
-    assert "source images were drawn" in text
+    assert "the intervals are over source images" in text
     assert "no true cells in this part" in text
     assert "1,020" in text  # cells of the first class in all parts
     assert "For research use only" in text

@@ -12,10 +12,11 @@ from urnet.benchmark.grid import Grid
 from urnet.benchmark.job import Job, score_job
 from urnet.benchmark.plans import PlannedRow
 from urnet.benchmark.row import ResultRow
-from urnet.evaluation.metrics import choose_groups, score
+from urnet.evaluation.metrics import score
 from urnet.evaluation.predictions import Progress
 from urnet.evaluation.runs import check_same_classes, name_runs, open_runs
 from urnet.run_folder import Run, order_classes
+from urnet.statistics.donors import choose_groups
 
 
 def collect_row(grid: Grid, row: PlannedRow, seeds: int, folds: int) -> ResultRow:
@@ -108,5 +109,5 @@ def pool_metrics(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str,
     probabilities = predictions[[f"p_{name}" for name in classes]].to_numpy(float)
     donors = predictions["donor"].tolist() if "donor" in predictions else None
     groups, description = choose_groups(donors, predictions["source"].tolist())
-    metrics = score(truth, probabilities, list(classes), groups)
+    metrics = score(truth, probabilities, list(classes), groups, cells=predictions["path"].tolist())
     return metrics | {"classes": tuple(classes), "intervals": description}

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy import special
 
 from urnet.benchmark.row import ResultRow
 from urnet.evaluation.figure_style import (
@@ -27,14 +28,13 @@ from urnet.evaluation.figure_style import (
 )
 from urnet.evaluation.figures import draw_count_bars, draw_matrix
 from urnet.evaluation.galleries import add_cam_legend, compute_limits, group_titles, show_image
-from urnet.evaluation.metrics import choose_groups
 from urnet.evaluation.paired import NO_INTERVAL
+from urnet.statistics.donors import LEVEL, choose_groups
 
 WIDTH = 7.2  # inches
 ROW = 0.27
 LABEL = 40  # letters of a row's title
 MAX_BANDS = 4
-Z = 1.96  # of a 95 % normal interval
 
 
 @styled
@@ -302,8 +302,7 @@ def _add_legend(figure: Figure, *panels: Axes) -> None:
 def _mean_with_error(values: np.ndarray, rows: pd.DataFrame) -> tuple[float, float]:
     """Compute the mean and half the width of its 95 % interval (NaN for one group), with groups of similar cells.
 
-    The interval is the normal one with a cluster-robust standard error (Cameron and Miller, J. Hum. Resour. 50, 2015,
-    section II).
+    It is a t interval with a cluster-robust standard error (Cameron and Miller, J. Hum. Resour. 50, 2015, section VI).
     """
     donors = rows["donor"].tolist() if "donor" in rows else None
     groups, description = choose_groups(donors, rows["source"].tolist())
@@ -311,7 +310,8 @@ def _mean_with_error(values: np.ndarray, rows: pd.DataFrame) -> tuple[float, flo
     if G < 2:
         return mean, np.nan
     sums = np.bincount(groups, values - mean)
-    return mean, float(Z * np.sqrt(G / (G - 1) * np.sum(sums**2)) / len(values))
+    t = special.stdtrit(G - 1, (1 + LEVEL) / 2)
+    return mean, float(t * np.sqrt(G / (G - 1) * np.sum(sums**2)) / len(values))
 
 
 def _draw_difference(axes: Axes, y: int, row: pd.Series) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from urnet.calibration.conformal import COVERAGE
-from urnet.evaluation.metrics import LEVEL, REPLICATES, add_interval, resample, score
+from urnet.evaluation.metrics import LEVEL, REPLICATES, score, to_figure
 from urnet.evaluation.predictions import ScoredCells
+from urnet.statistics.donors import interval_of_mean
 
 
 def calibration_metrics(
@@ -24,9 +24,9 @@ def calibration_metrics(
 
     Args:
         scored: the cells of each model with its predictions.
-        groups: (N,) what the bootstrap draws, over all of `scored`.
+        groups: (N,) donors or source images, over all of `scored`.
         coverage: intended share of prediction sets that contain the true class.
-        replicates: number of bootstrap replicates.
+        replicates: number of bootstrap replicates for the calibration error.
 
     Returns:
         Content of `metrics.json` under `calibration`; None if a model is not calibrated. Metrics have the form
@@ -59,7 +59,7 @@ def calibration_metrics(
     all_cells = np.ones(len(truth), dtype=bool)
 
     def by_class(values: np.ndarray) -> dict[str, Any]:
-        return {name: mean_with_interval(values, truth == k, groups, replicates) for k, name in enumerate(classes)}
+        return {name: mean_with_interval(values, truth == k, groups) for k, name in enumerate(classes)}
 
     def in_classes(share: dict[str, Any]) -> dict[str, Any]:
         """Convert a share of all classes to a number of classes. A mean size of 1 would count as a proportion."""
@@ -73,14 +73,14 @@ def calibration_metrics(
         "expected_calibration_error": errors,
         "sets": {
             "coverage": coverage,
-            "mean_size": in_classes(mean_with_interval(sets.mean(axis=1), all_cells, groups, replicates)),
+            "mean_size": in_classes(mean_with_interval(sets.mean(axis=1), all_cells, groups)),
             "size_per_class": {name: in_classes(size) for name, size in by_class(sets.mean(axis=1)).items()},
-            "covered": mean_with_interval(covered, all_cells, groups, replicates),
+            "covered": mean_with_interval(covered, all_cells, groups),
             "per_class": by_class(covered),
         },
         "rejection": {
             "false_rejection": calibrations[0].false_rejection,
-            "rejected": mean_with_interval(rejected != "", all_cells, groups, replicates),
+            "rejected": mean_with_interval(rejected != "", all_cells, groups),
             "per_class": by_class(rejected != ""),
             "by_reason": dict(Counter(rejected[rejected != ""].tolist()).most_common()),
         },
@@ -88,15 +88,14 @@ def calibration_metrics(
 
 
 def mean_with_interval(
-    values: np.ndarray, included: np.ndarray, groups: np.ndarray, replicates: int = REPLICATES, level: float = LEVEL
+    values: np.ndarray, included: np.ndarray, groups: np.ndarray, level: float = LEVEL
 ) -> dict[str, Any]:
-    """Compute the mean of a value over some cells, with an interval from the cluster bootstrap.
+    """Compute the mean of a value over some cells, with an interval over groups.
 
     Args:
-        values: (N,) the value of each cell; booleans for a proportion.
+        values: (N,) the value of each cell, between 0 and 1; booleans for a proportion.
         included: (N,) booleans, the cells that count.
-        groups: (N,) what the bootstrap draws.
-        replicates: number of bootstrap replicates.
+        groups: (N,) donors or source images.
         level: coverage of the interval.
 
     Returns:
@@ -106,7 +105,12 @@ def mean_with_interval(
     N, G = len(codes), len(unique)
     if not N:
         return {"value": None, "interval": None}
-    sums = np.stack([np.asarray(values, dtype=np.float64)[included], np.ones(N)], axis=1)  # (N, 2)
-    table = sparse.csr_array((sums.ravel(), (np.repeat(codes, 2), np.tile([0, 1], N))), shape=(G, 2))
-    drawn = resample(table, replicates, seed=0)
-    return add_interval(float(sums[:, 0].mean()), drawn[:, 0] / drawn[:, 1], G, level)
+    chosen = np.asarray(values, dtype=np.float64)[included]
+    mean, variance = float(chosen.mean()), float(chosen.var())
+    if variance == 0 and 0 < mean < 1:
+        return {"value": mean, "interval": None}
+    # Values between 0 and 1 vary less than a proportion, as those of a larger number of cells do.
+    distinct = N * mean * (1 - mean) / variance if variance else N
+    sums, sizes = np.bincount(codes, chosen, minlength=G), np.bincount(codes, minlength=G)
+    limits = interval_of_mean(sums[:, None], sizes[:, None], distinct=np.array([distinct]), level=level)
+    return to_figure(mean, limits, G)

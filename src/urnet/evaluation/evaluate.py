@@ -21,7 +21,7 @@ from urnet.cells.table import PARTS
 from urnet.errors import CellsError
 from urnet.evaluation.calibration_metrics import calibration_metrics
 from urnet.evaluation.judgement import judge
-from urnet.evaluation.metrics import choose_groups, score
+from urnet.evaluation.metrics import score
 from urnet.evaluation.predictions import Progress, ScoredCells, score_other_cells, score_run_part
 from urnet.evaluation.report import Report, write_report
 from urnet.evaluation.report_figures import draw_report_figures, find_worst_mistakes
@@ -32,6 +32,7 @@ from urnet.files.csv_tables import write_frame
 from urnet.files.outputs import refuse_existing
 from urnet.names import donor_key
 from urnet.run_folder import Run
+from urnet.statistics.donors import choose_groups
 
 OPTIMISTIC = (
     "Protocol paper is optimistic: the epoch was chosen by accuracy on the test part, which is augmented and balanced "
@@ -109,10 +110,10 @@ def _write_results(
     shared = {donor_key(donor) for donor in run.donors("train")} & {donor_key(donor) for donor in donors or []}
     if intervals["unit"] == "donor" and len(runs) == 1 and shared:
         intervals["note"] = (
-            f"Whole donors were drawn, but {len(shared)} of these {intervals['groups']} gave cells to training too, "
-            "so the intervals say nothing of new donors."
+            f"The intervals are over donors, but {len(shared)} of these {intervals['groups']} gave cells to "
+            "training too, so the intervals say nothing of new donors."
         )
-    metrics = score(truth, probabilities, list(model.classes), groups)
+    metrics = score(truth, probabilities, list(model.classes), groups, cells=table["path"].tolist())
     simulated, optimistic = scored[0].cells.simulated, recipe.protocol == "paper"
     warnings = [*warnings, *metrics.pop("notes")]
     counts = _count_classes(runs, scored)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from urnet.evaluation.metrics import MIN_DONORS
+from urnet.statistics.donors import MIN_DONORS
 
 MIN_CLASS_CELLS = 20
 """True cells of a class below which its recall is called uncertain."""
@@ -60,7 +60,7 @@ def judge(
 
     Args:
         metrics: from `urnet.evaluation.metrics.score`.
-        intervals: from `urnet.evaluation.metrics.choose_groups`.
+        intervals: from `urnet.statistics.donors.choose_groups`.
         donors: number of donors; None if they are not known.
         simulated: how the images were simulated; "" for real ones.
         optimistic: whether the epoch was chosen on these cells.

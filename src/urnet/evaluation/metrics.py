@@ -1,28 +1,24 @@
-"""Metrics of a classifier, each with an interval from a cluster bootstrap.
+"""Metrics of a classifier, each with an interval over donors or source images.
 
-Cells of one donor or one image resemble each other. So the bootstrap draws whole groups, not single cells
-(cluster bootstrap: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8; Field and Welsh,
-"Bootstrapping clustered data", J. R. Statist. Soc. B 69, 2007). Intervals are percentile intervals (Efron and
-Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13), with two exceptions:
+Cells of one donor or one image resemble each other, so intervals come from the differences between whole groups, which
+`urnet.statistics.donors` chooses. It holds the method as well:
 
-- A proportion of exactly 0 or 1 does not vary between replicates. Its interval is that of Clopper and Pearson
-  (Biometrika 26, 1934). The groups are the trials, since all cells of one group may be right for the same reason. A
-  mean over classes that are all 0 or all 1 has the mean of their intervals.
+- Accuracy, recall, precision and the predicted share are proportions. F1 is 2p/(1 + p) of a proportion p: the right
+  cells among those that are or are called the class. The means over classes combine the classes' intervals.
 - The expected calibration error sums absolute values, so noise raises it, and resampling adds noise again. Its
-  interval is the percentile interval mirrored at the value (Davison and Hinkley's basic interval), which removes that
-  bias. It is cut at 0 and widened to contain the value. For a nearly calibrated model it is still somewhat too high.
+  interval is that of a bootstrap over groups, mirrored at the value (Davison and Hinkley, "Bootstrap Methods and their
+  Application", 1997, section 5.2), which removes that bias. It is lengthened by t/z · √(G/(G - 1)) for G groups, cut at
+  0 and widened to contain the value. For a nearly calibrated model it is still somewhat too high.
 
-In simulations the 95 % intervals of accuracy and recall covered the true value in 91 to 96 % of cases with 40 or more
-groups, and in 85 to 91 % with 8. Few groups make them too narrow; `choose_groups` says so below 20.
+`benchmarks/intervals.py` measures the coverage.
 
 Undefined values are None:
 
-- A class without true cells has no recall, precision or F1, and the means over classes leave it out. The same holds
-  within a replicate that drew none of its cells.
+- A class without true cells has no recall, precision or F1, and the means over classes leave it out.
 - A class with true cells that is never predicted has precision 0, as in scikit-learn, so that ignoring a rare class
-  does not pay. This value has no interval.
-- A metric that rests on fewer than two groups has no interval. Neither has one that is the same in every draw, unless
-  it is 0 or 1.
+  does not pay. This value has no interval, and counts as a constant in the mean.
+- A metric that rests on fewer than two groups has no interval. Neither has a calibration error that is the same in
+  every draw.
 """
 
 from collections.abc import Sequence
@@ -30,19 +26,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
+from scipy import sparse, special
 
 from urnet.errors import CellsError
+from urnet.statistics.donors import LEVEL, choose_groups, interval_of_mean
+
+__all__ = ["LEVEL", "REPLICATES", "bin_confidence", "choose_groups", "class_and_mean_intervals", "resample", "score"]
 
 CALIBRATION_BINS = 15
 REPLICATES = 2000
-LEVEL = 0.95
-MIN_DONORS = 8
-FEW_GROUPS = 20
-MEANS = ("macro_recall", "macro_precision", "macro_f1")
+"""Bootstrap replicates of the calibration error."""
 BLOCK = 4_000_000
 """Bootstrap weights in memory at a time (32 MB)."""
-NO_INTERVALS = "No value has an interval: all cells come from one {}, and intervals need several."
 
 
 def score(
@@ -51,6 +46,7 @@ def score(
     classes: Sequence[str],
     groups: Sequence[Any] | np.ndarray,
     *,
+    cells: Sequence[Any] | None = None,
     replicates: int = REPLICATES,
     level: float = LEVEL,
     seed: int = 0,
@@ -61,8 +57,10 @@ def score(
         truth: (N,) class indices.
         probabilities: (N, K) predicted probabilities; the largest one names the predicted class.
         classes: The K class names.
-        groups: (N,) what the bootstrap draws, from `choose_groups`.
-        replicates: number of bootstrap replicates.
+        groups: (N,) donors or source images, from `choose_groups`.
+        cells: (N,) identity of each cell, such as its path. Entries of the same cell (several seeds or augmented
+            copies) count as one cell in the intervals. None if all entries are different cells.
+        replicates: number of bootstrap replicates for the calibration error.
         level: coverage of the intervals.
         seed: seed of the bootstrap.
 
@@ -81,33 +79,33 @@ def score(
     truth = np.asarray(truth)
     probabilities = np.asarray(probabilities, dtype=np.float64)
     _check(truth, probabilities, classes, groups)
-    K = len(classes)
+    K, n = len(classes), len(truth)
     codes, unique = pd.factorize(np.asarray(groups), use_na_sentinel=False)
     G = len(unique)
-
-    table = _sum_per_group(truth, probabilities, codes, G)
-    totals = np.asarray(table.sum(axis=0)).reshape(1, -1)  # (1, K·K + bins)
-    value = {name: figure[0] for name, figure in _compute_metrics(totals, K).items()}
-    draws = _compute_metrics(resample(table, replicates, seed), K)
-
-    confusion = totals[0, : K * K].reshape(K, K).round().astype(int)
+    predicted = probabilities.argmax(axis=1)
+    confusion = np.bincount(truth * K + predicted, minlength=K * K).reshape(K, K)
     true = confusion.sum(axis=1)
-    within = _count_groups(truth, probabilities.argmax(axis=1), codes, K)
-    per_class: dict[str, dict[str, Any]] = {}
-    for k, name in enumerate(classes):
-        per_class[name] = {
-            figure: add_interval(value[figure][k], draws[figure][:, k], within[figure][k], level)
-            for figure in ("recall", "precision", "f1")
-        }
-        per_class[name]["support"] = int(true[k])
-    n = len(truth)
+
+    counts = _count_cells(truth, predicted, codes, G, K)
+    distinct = _count_distinct(truth, predicted, K, cells)
+    per_class: dict[str, dict[str, Any]] = {name: {} for name in classes}
+    means = {}
+    for figure, of in (("recall", "true"), ("precision", "predicted"), ("f1", "either")):
+        rows, means[f"macro_{figure}"] = _score_classes(figure, counts, of, confusion, distinct, level)
+        for name, row in zip(classes, rows, strict=True):
+            per_class[name][figure] = row
+    for name, support in zip(classes, true, strict=True):
+        per_class[name]["support"] = int(support)
+    whole = counts["true"].sum(axis=1)
+
+    def share(hits: np.ndarray, scale: float = 1) -> dict[str, Any]:
+        limits = interval_of_mean(hits[:, None], whole[:, None], distinct=distinct["true"].sum(), level=level)
+        return to_figure(hits.sum() / n, limits, G, scale)
 
     return {
-        "accuracy": add_interval(value["accuracy"], draws["accuracy"], G, level),
-        **{name: _add_macro_interval(name, value, draws, per_class, G, level) for name in MEANS},
-        "expected_calibration_error": _add_calibration_interval(
-            value["calibration_error"], draws["calibration_error"], G, level
-        ),
+        "accuracy": share(counts["right"].sum(axis=1)),
+        **means,
+        "expected_calibration_error": _score_calibration(truth, probabilities, codes, G, replicates, level, seed),
         "per_class": per_class,
         "confusion_matrix": confusion.tolist(),
         "classes": list(classes),
@@ -115,54 +113,56 @@ def score(
         "differential": {
             name: {
                 "true_percent": float(100 * true[k] / n),
-                "predicted_percent": _to_percent(add_interval(value["share"][k], draws["share"][:, k], G, level)),
+                "predicted_percent": share(counts["predicted"][:, k], 100),
             }
             for k, name in enumerate(classes)
         },
-        "notes": _list_notes(confusion, classes, within["recall"], G),
+        "notes": _list_notes(confusion, classes, (counts["true"] > 0).sum(axis=0), G),
     }
 
 
-def choose_groups(
-    donors: Sequence[Any] | None,
-    sources: Sequence[Any],
+def class_and_mean_intervals(
+    right: np.ndarray,
+    cells: np.ndarray,
     *,
-    replicates: int = REPLICATES,
+    distinct: np.ndarray | None = None,
+    confusion: np.ndarray | None = None,
     level: float = LEVEL,
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Choose what the bootstrap draws: donors if there are 8 or more, else source images.
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Compute the intervals of the recall, precision or F1 of each class and of their mean.
 
     Args:
-        donors: (N,) donor of each cell, or None where the table names none; missing entries count as unknown.
-        sources: (N,) source image of each cell.
-        replicates: for the description.
-        level: for the description.
+        right: (..., G, K) right entries of each group and class.
+        cells: (..., G, K) entries that count: those that are the class, are called it, or either for F1.
+        distinct: (..., K) number of distinct cells among the entries that count; all by default.
+        confusion: (..., K, K) confusion matrix, for F1; none for recall and precision.
+        level: coverage of the intervals.
 
     Returns:
-        The groups, (N,) integers, and their description for `metrics.json`: `unit` ("donor" or "source image"),
-        `groups`, `replicates`, `level` and `note`. The note says what the intervals cover, or why there are none.
+        Lower and upper limits of each class, (..., K), and of the mean, (...,).
     """
-    known = pd.Series(donors if donors is not None else [None] * len(sources), dtype=object)
-    known = known.mask(known.eq(""))
-    number, missing = known.nunique(), int(known.isna().sum())
-    if number >= MIN_DONORS and not missing:
-        unit, codes = "donor", pd.factorize(known)[0]
-        note = f"Whole donors were drawn ({number} in this part), so the intervals hold for new donors."
-    else:
-        unit, codes = "source image", pd.factorize(np.asarray(sources, dtype=object), use_na_sentinel=False)[0]
-        if not number:
-            why = "The donors of these cells are not known"
-        elif missing:
-            why = f"The donor of {missing:,} of {len(known):,} cells is not known"
-        else:
-            why = f"This part holds {number} donor{'s' * (number > 1)}, fewer than the {MIN_DONORS} needed"
-        note = f"{why}, so source images were drawn: the intervals leave out differences between donors."
-    count = len(np.unique(codes))
-    if count < 2:
-        note = NO_INTERVALS.format(unit)
-    elif count < FEW_GROUPS:
-        note += f" With only {count} to draw from, they are somewhat too narrow."
-    return codes, {"unit": unit, "groups": count, "replicates": replicates, "level": level, "note": note}
+    dice = confusion is not None
+    correlation = None if confusion is None else _correlate_f1(confusion)
+    single = (np.moveaxis(table, -1, 0)[..., None] for table in (right, cells))
+    alone = None if distinct is None else np.moveaxis(distinct, -1, 0)[..., None]
+    low, high = interval_of_mean(*single, distinct=alone, level=level, dice=dice)  # (K, ...)
+    mean = interval_of_mean(right, cells, distinct=distinct, level=level, dice=dice, correlation=correlation)
+    return (np.moveaxis(low, 0, -1), np.moveaxis(high, 0, -1)), mean
+
+
+def to_figure(value: float, limits: Sequence[Any], groups: int, scale: float = 1) -> dict[str, Any]:
+    """Combine a value with its limits, as for `metrics.json`.
+
+    Args:
+        value: the value; NaN if undefined.
+        limits: lower and upper limit.
+        groups: number of groups that it rests on; fewer than two give no interval.
+        scale: factor for both.
+    """
+    if np.isnan(value):
+        return {"value": None, "interval": None}
+    ends = [float(scale * end) for end in limits]
+    return {"value": float(scale * value), "interval": ends if groups > 1 and np.isfinite(ends).all() else None}
 
 
 def bin_confidence(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -200,13 +200,82 @@ def _check(truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str],
         raise ValueError(f"{broken} of {len(truth)} cells have a probability that is no number")
 
 
-def _sum_per_group(truth: np.ndarray, probabilities: np.ndarray, codes: np.ndarray, G: int) -> sparse.csr_array:
-    """Sum the confusion matrix, and right minus confidence per calibration bin, over each group: (G, K·K + bins)."""
-    K = probabilities.shape[1]
-    confidence, right, bins = bin_confidence(truth, probabilities)
-    column = np.concatenate([truth * K + probabilities.argmax(axis=1), K * K + bins])
-    entry = np.concatenate([np.ones(len(truth)), right - confidence])
-    return sparse.csr_array((entry, (np.tile(codes, 2), column)), shape=(G, K * K + CALIBRATION_BINS))
+def _count_cells(
+    truth: np.ndarray, predicted: np.ndarray, codes: np.ndarray, G: int, K: int, weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Count the entries of each group and class, (G, K) each: right, true, predicted, and either of the last two."""
+
+    def count(labels: np.ndarray, included: np.ndarray | slice) -> np.ndarray:
+        entries = None if weights is None else weights[included]
+        return np.bincount(codes[included] * K + labels[included], entries, minlength=G * K).reshape(G, K)
+
+    everything = slice(None)
+    counts = {"right": count(truth, truth == predicted), "true": count(truth, everything)}
+    counts["predicted"] = count(predicted, everything)
+    counts["either"] = counts["true"] + counts["predicted"] - counts["right"]
+    return counts
+
+
+def _count_distinct(
+    truth: np.ndarray, predicted: np.ndarray, K: int, cells: Sequence[Any] | None
+) -> dict[str, np.ndarray]:
+    """Count the distinct cells of each class, (K,) each. Each of m entries of a cell counts 1/m."""
+    weights = None
+    if cells is not None:
+        codes = pd.factorize(np.asarray(cells, dtype=object), use_na_sentinel=False)[0]
+        weights = 1 / np.bincount(codes)[codes]
+    one = np.zeros(len(truth), dtype=int)
+    return {name: table[0] for name, table in _count_cells(truth, predicted, one, 1, K, weights).items()}
+
+
+def _score_classes(
+    figure: str,
+    counts: dict[str, np.ndarray],
+    of: str,
+    confusion: np.ndarray,
+    distinct: dict[str, np.ndarray],
+    level: float,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Compute recall, precision or F1 of each class and their mean, with intervals."""
+    K, present = len(confusion), confusion.any(axis=1)
+    counted = present & (counts[of].sum(axis=0) > 0)
+    value = np.where(present, 0.0, np.nan)  # a class that is never predicted has precision 0
+    limits = np.full((2, K), np.nan)
+    mean: tuple[Any, Any] = (np.nan, np.nan)
+    if counted.any():
+        right, cells = counts["right"][:, counted], counts[of][:, counted]
+        share = right.sum(axis=0) / cells.sum(axis=0)
+        value[counted] = 2 * share / (1 + share) if figure == "f1" else share
+        limits[:, counted], mean = class_and_mean_intervals(
+            right,
+            cells,
+            distinct=distinct[of][counted],
+            confusion=confusion[np.ix_(counted, counted)] if figure == "f1" else None,
+            level=level,
+        )
+    groups = (counts[of] > 0).sum(axis=0)
+    part = counted.sum() / present.sum()
+    rows = [to_figure(value[k], limits[:, k], groups[k]) for k in range(K)]
+    return rows, to_figure(np.nanmean(value), [part * end for end in mean], len(counts[of]))
+
+
+def _correlate_f1(confusion: np.ndarray) -> np.ndarray:
+    """Compute the correlation between the F1 of K classes over independent cells, (..., K, K).
+
+    A confused cell lowers the F1 of two classes. The correlation follows from the influence of each entry of the
+    confusion matrix on each class.
+    """
+    K = confusion.shape[-1]
+    unit = np.eye(K)
+    either = np.maximum(unit[:, :, None], unit[:, None, :])  # (class, truth, predicted)
+    hits = unit[:, :, None] * unit[:, None, :]
+    counted = np.einsum("...ij,kij->...k", confusion, either)
+    share = np.einsum("...kk->...k", confusion) / counted
+    influence = (hits - share[..., None, None] * either) / counted[..., None, None]
+    covariance = np.einsum("...ij,...kij,...lij->...kl", confusion, influence, influence)
+    deviation = np.sqrt(np.einsum("...kk->...k", covariance))
+    product = deviation[..., :, None] * deviation[..., None, :]
+    return np.where(unit > 0, 1, np.where(product > 0, covariance / np.where(product > 0, product, 1), 0))
 
 
 def resample(table: sparse.csr_array, replicates: int, seed: int) -> np.ndarray:
@@ -223,90 +292,28 @@ def resample(table: sparse.csr_array, replicates: int, seed: int) -> np.ndarray:
     return sums
 
 
-def _compute_metrics(totals: np.ndarray, K: int) -> dict[str, np.ndarray]:
-    """Compute all metrics of R column sums (R, K·K + bins): (R,) each, or (R, K) per class; NaN if undefined."""
-    confusion = totals[:, : K * K].reshape(-1, K, K)
-    true, predicted, right = confusion.sum(axis=2), confusion.sum(axis=1), np.einsum("rkk->rk", confusion)
-    n = true.sum(axis=1)
-    there = true > 0
-    recall = np.where(there, right / np.maximum(true, 1), np.nan)
-    precision = np.where(there, right / np.maximum(predicted, 1), np.nan)
-    f1 = np.where(there, 2 * right / np.maximum(true + predicted, 1), np.nan)
-    return {
-        "accuracy": right.sum(axis=1) / n,
-        "recall": recall,
-        "precision": precision,
-        "f1": f1,
-        "macro_recall": np.nanmean(recall, axis=1),
-        "macro_precision": np.nanmean(precision, axis=1),
-        "macro_f1": np.nanmean(f1, axis=1),
-        "calibration_error": np.abs(totals[:, K * K :]).sum(axis=1) / n,
-        "share": predicted / n[:, None],
-    }
-
-
-def _count_groups(truth: np.ndarray, predicted: np.ndarray, codes: np.ndarray, K: int) -> dict[str, np.ndarray]:
-    """Count the groups that the metrics of each class rest on: (K,) each."""
-
-    def count(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        return np.bincount(np.unique(np.stack([labels, groups]), axis=1)[0], minlength=K)
-
-    either = np.concatenate([truth, predicted]), np.concatenate([codes, codes])
-    return {"recall": count(truth, codes), "precision": count(predicted, codes), "f1": count(*either)}
-
-
-def add_interval(value: float, draws: np.ndarray, groups: int, level: float) -> dict[str, Any]:
-    """Combine a value with its interval, as the module's docstring says.
-
-    Args:
-        value: the value; NaN if undefined.
-        draws: (R,) its values in the bootstrap replicates.
-        groups: number of groups that it rests on.
-        level: coverage of the interval.
-    """
-    if np.isnan(value):
-        return {"value": None, "interval": None}
-    value = float(value)
-    if groups < 2:
-        return {"value": value, "interval": None}
-    tail = (1 - level) / 2
-    if value in (0.0, 1.0):
-        reach = float(1 - tail ** (1 / groups))
-        return {"value": value, "interval": [0.0, reach] if value == 0 else [1 - reach, 1.0]}
-    low, high = np.nanquantile(draws, [tail, 1 - tail])
-    if low == high:  # every group is made up alike, so that drawing groups says nothing
-        return {"value": value, "interval": None}
-    return {"value": value, "interval": [float(low), float(high)]}
-
-
-def _add_macro_interval(
-    name: str,
-    value: dict[str, np.ndarray],
-    draws: dict[str, np.ndarray],
-    per_class: dict[str, dict[str, Any]],
-    groups: int,
-    level: float,
+def _score_calibration(
+    truth: np.ndarray, probabilities: np.ndarray, codes: np.ndarray, G: int, replicates: int, level: float, seed: int
 ) -> dict[str, Any]:
-    if value[name] not in (0.0, 1.0):
-        return add_interval(value[name], draws[name], groups, level)
-    members = [row[name.removeprefix("macro_")] for row in per_class.values() if row["support"]]
-    intervals = [member["interval"] for member in members]
-    ends = None if None in intervals else [float(end) for end in np.mean(intervals, axis=0)]
-    return {"value": float(value[name]), "interval": ends}
+    """Compute the expected calibration error with its interval, as the module's docstring says."""
+    n = len(truth)
+    confidence, right, bins = bin_confidence(truth, probabilities)
+    column = np.concatenate([bins, np.full(n, CALIBRATION_BINS)])
+    entry = np.concatenate([right - confidence, np.ones(n)])
+    table = sparse.csr_array((entry, (np.tile(codes, 2), column)), shape=(G, CALIBRATION_BINS + 1))
 
+    def compute(sums: np.ndarray) -> np.ndarray:
+        return np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1]
 
-def _add_calibration_interval(value: float, draws: np.ndarray, groups: int, level: float) -> dict[str, Any]:
-    if groups < 2:
+    value = compute(np.asarray(table.sum(axis=0)).reshape(1, -1))[0]
+    if G < 2:
         return {"value": float(value), "interval": None}
-    low, high = 2 * value - np.quantile(draws, [(1 + level) / 2, (1 - level) / 2])
+    low, high = np.quantile(compute(resample(table, replicates, seed)), [(1 - level) / 2, (1 + level) / 2])
     if low == high:
         return {"value": float(value), "interval": None}
-    return {"value": float(value), "interval": [float(max(0.0, min(low, value))), float(max(high, value))]}
-
-
-def _to_percent(figure: dict[str, Any]) -> dict[str, Any]:
-    ends = figure["interval"]
-    return {"value": 100 * figure["value"], "interval": ends and [100 * end for end in ends]}
+    longer = special.stdtrit(G - 1, (1 + level) / 2) / special.ndtri((1 + level) / 2) * np.sqrt(G / (G - 1))
+    low, high = value - longer * (high - value), value + longer * (value - low)
+    return {"value": float(value), "interval": [float(max(0.0, min(low, value))), float(min(1.0, max(high, value)))]}
 
 
 def _list_notes(confusion: np.ndarray, classes: Sequence[str], true_in: np.ndarray, G: int) -> list[str]:

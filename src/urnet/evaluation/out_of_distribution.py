@@ -11,10 +11,11 @@ from urnet.cells.read import read_cells
 from urnet.cells.table import Cells
 from urnet.errors import CellsError, RunError
 from urnet.evaluation.calibration_metrics import mean_with_interval
-from urnet.evaluation.metrics import LEVEL, REPLICATES, choose_groups
 from urnet.evaluation.predictions import Progress
 from urnet.names import donor_key
 from urnet.run_folder import Run
+from urnet.statistics.donors import LEVEL, choose_groups, combine_limits, excess_over_cells
+from urnet.statistics.proportions import limit_of_certainty, mid_p_limits
 from urnet.training.calibrate import collect_outputs
 
 COLUMNS = ("label", "cells", "auroc", "auroc_low", "auroc_high", "rejected", "rejected_low", "rejected_high")
@@ -24,7 +25,6 @@ def measure_rejection(
     run: Run,
     unknown: Cells | Path | str,
     *,
-    replicates: int = REPLICATES,
     level: float = LEVEL,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -37,8 +37,7 @@ def measure_rejection(
         run: a calibrated run.
         unknown: cells with any labels. Cells with a class of the run are left out. Cells of the training's donors are
             left out as well, unless there are no others: cells of new donors have higher scores, as in the test part.
-        replicates: number of bootstrap replicates. The bootstrap draws donors or source images.
-        level: coverage of the intervals.
+        level: coverage of the intervals, which are over donors or source images.
         progress: called with the name of a step and the share of it that is done.
 
     Returns:
@@ -77,7 +76,7 @@ def measure_rejection(
     for label in sorted(set(unknown.table["label"])):
         members = unknown.where(unknown.table["label"] == label)
         unknown_scores, groups = _rejection_scores(model, members, progress), _choose_groups(members)
-        value, low, high = _compute_auroc(known_scores, known_groups, unknown_scores, groups, replicates, level)
+        value, low, high = _compute_auroc(known_scores, known_groups, unknown_scores, groups, level)
         rows.append(
             (
                 label,
@@ -85,11 +84,11 @@ def measure_rejection(
                 value,
                 low,
                 high,
-                *_rejected_share(unknown_scores >= level_score, groups, replicates, level),
+                *_rejected_share(unknown_scores >= level_score, groups, level),
             )
         )
     none = (np.nan, np.nan, np.nan)
-    rows.append(("", len(known), *none, *_rejected_share(known_scores >= level_score, known_groups, replicates, level)))
+    rows.append(("", len(known), *none, *_rejected_share(known_scores >= level_score, known_groups, level)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -104,32 +103,43 @@ def _choose_groups(cells: Cells) -> np.ndarray:
     return choose_groups(table["donor"].tolist() if "donor" in table else None, table["source"].tolist())[0]
 
 
-def _rejected_share(hits: np.ndarray, groups: np.ndarray, replicates: int, level: float) -> tuple[float, float, float]:
-    auroc = mean_with_interval(hits, np.ones(len(hits), dtype=bool), groups, replicates, level)
-    return (auroc["value"], *(auroc["interval"] or (np.nan, np.nan)))
+def _rejected_share(hits: np.ndarray, groups: np.ndarray, level: float) -> tuple[float, float, float]:
+    share = mean_with_interval(hits, np.ones(len(hits), dtype=bool), groups, level)
+    return (share["value"], *(share["interval"] or (np.nan, np.nan)))
 
 
 def _compute_auroc(
-    known: np.ndarray,
-    known_groups: np.ndarray,
-    unknown: np.ndarray,
-    unknown_groups: np.ndarray,
-    replicates: int,
-    level: float,
+    known: np.ndarray, known_groups: np.ndarray, unknown: np.ndarray, unknown_groups: np.ndarray, level: float
 ) -> tuple[float, float, float]:
-    """Compute the Mann-Whitney statistic over the number of pairs (ties count half), and a percentile interval."""
+    """Compute the Mann-Whitney statistic over the number of pairs (ties count half), and its interval.
+
+    Its variance is the sum of two jackknife variances, over the groups of each sample. That of independent cells is
+    DeLong's (Biometrics 44, 1988). If no pair is in the wrong order, the cells of the smaller sample are the trials.
+    """
     wins = (unknown[:, None] > known) + 0.5 * (unknown[:, None] == known)  # (U, N)
     value = float(wins.mean())
-    # The weight of a pair is the product of how often its two groups were drawn: sums over pairs of groups suffice.
-    U, N = int(unknown_groups.max()) + 1, int(known_groups.max()) + 1
-    if min(U, N) < 2:
+    samples = (wins.mean(axis=1), unknown_groups), (wins.mean(axis=0), known_groups)
+    if any(len(np.unique(groups)) < 2 for _, groups in samples):
         return value, np.nan, np.nan
-    table = np.zeros((U, N))
-    np.add.at(table, (unknown_groups[:, None], known_groups), wins)
-    rng = np.random.default_rng(0)
-    first = rng.multinomial(U, np.full(U, 1 / U), size=replicates)  # (R, U)
-    second = rng.multinomial(N, np.full(N, 1 / N), size=replicates)
-    pairs = (first @ np.bincount(unknown_groups)) * (second @ np.bincount(known_groups))
-    drawn = np.einsum("ru,ru->r", first, (second @ table.T)) / pairs
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    variances, freedoms, alone = [], [], []
+    for shares, groups in samples:
+        groups = np.unique(groups, return_inverse=True)[1]
+        G, n = groups.max() + 1, len(shares)
+        sums, sizes = np.bincount(groups, shares - value), np.bincount(groups)
+        variances.append((G - 1) / G * np.sum((sums / (n - sizes)) ** 2))
+        freedoms.append(G - 1)
+        alone.append(shares.var(ddof=1) / n)
+    variance, of_cells = sum(variances), sum(alone)
+    if of_cells > 0:
+        freedom = variance**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True)) if variance else 1
+        excess = excess_over_cells(variance, freedom, of_cells, level)
+        n = value * (1 - value) / of_cells
+        limits = np.array(mid_p_limits(value * n, n, level))
+    else:
+        excess, limit = 0.0, 0.0
+        if value in (0, 1):
+            smaller = min((groups for _, groups in samples), key=len)
+            limit = limit_of_certainty(np.bincount(smaller), level)
+        limits = np.array({1.0: (limit, 1.0), 0.0: (0.0, 1 - limit)}.get(value, (value, value)))
+    low, high = combine_limits(np.array(value), (limits - value) ** 2, np.array(excess))
     return value, float(low), float(high)

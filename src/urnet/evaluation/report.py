@@ -25,7 +25,7 @@ class Report:
         protocol: "honest", or "paper", which the report marks as optimistic.
         judgement: the sentences that open the report.
         metrics: from `metrics.score`.
-        intervals: description of the intervals, from `metrics.choose_groups`.
+        intervals: description of the intervals, from `urnet.statistics.donors.choose_groups`.
         counts: cells by class (rows) and part (columns).
         recipe: the resolved recipe, as YAML.
         versions: name and version of each package.
@@ -70,4 +70,4 @@ def write_report(path: Path, report: Report) -> None:
 def render_report(report: Report) -> str:
     """Render a report as HTML."""
     template = urnet.html_pages.create_environment("urnet.evaluation").get_template("report.html.j2")
-    return template.render(report=report, level=f"{100 * report.intervals['level']:g} %")
+    return template.render(report=report, intervals=urnet.html_pages.describe_intervals(report.intervals))

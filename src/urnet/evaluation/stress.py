@@ -33,7 +33,7 @@ from urnet.errors import CellsError, UrnetError
 from urnet.evaluation.evaluate import OPTIMISTIC
 from urnet.evaluation.figure_style import to_png
 from urnet.evaluation.figures import draw_stress_curves
-from urnet.evaluation.metrics import choose_groups, score
+from urnet.evaluation.metrics import score
 from urnet.evaluation.predictions import BATCH, Progress, ScoredCells, score_other_cells, score_run_part
 from urnet.evaluation.runs import check_same_classes, name_runs, open_runs
 from urnet.files.atomic import atomic_folder
@@ -42,6 +42,7 @@ from urnet.files.outputs import refuse_existing
 from urnet.html_pages import create_environment
 from urnet.images.simulation.optics import BACKGROUND, REFERENCE_PX, Imaging, simulate_brightfield
 from urnet.run_folder import Run, check_not_within
+from urnet.statistics.donors import choose_groups
 
 REPLICATES = 500
 SEED = 0
@@ -116,7 +117,7 @@ class StressTest:
     Attributes:
         folder: folder with `stress.csv`, `donors.csv` if donors are known, `figures/` and `report.html`.
         table: one row per run, perturbation and severity: `run`, `perturbation`, `severity`, `unit`, `cells`,
-            `resampled` and `groups` (what the bootstrap draws, and how many), then `accuracy`, `macro_recall` and
+            `method` and `groups` (of the intervals: "t interval over 8 donors", 8), then `accuracy`, `macro_recall` and
             `recall_<class>`, each with the ends of its 95 % interval (`…_low`, `…_high`; empty for a single group).
         donors: one row per run and donor, for unchanged images: `run`, `donor`, `cells`, `accuracy`, `macro_recall`,
             `recall_<class>`. Empty if no donor is known.
@@ -242,15 +243,15 @@ def _compute_curves(
     """Compute one row per perturbation and severity, over all folds together."""
     truth = np.concatenate([one.truth for one in scored])
     donors = table["donor"].tolist() if "donor" in table else None
-    groups, drawn = choose_groups(donors, table["source"].tolist())
+    groups, intervals = choose_groups(donors, table["source"].tolist())
     classes = scored[0].model.classes
     steps = [(name, severity) for name, kind in PERTURBATIONS.items() for severity in kind.severities]
     rows = []
     for index, (name, severity) in enumerate(steps):
         probabilities = np.concatenate([_predict_perturbed(one, name, severity, span) for one in scored])
-        metrics = score(truth, probabilities, list(classes), groups, replicates=REPLICATES)
+        metrics = score(truth, probabilities, list(classes), groups, cells=table["path"].tolist())
         row = {"perturbation": name, "severity": severity, "unit": PERTURBATIONS[name].unit, "cells": len(truth)}
-        row["resampled"], row["groups"] = drawn["unit"], drawn["groups"]
+        row["method"], row["groups"] = intervals["method"], intervals["groups"]
         figures = {"accuracy": metrics["accuracy"], "macro_recall": metrics["macro_recall"]}
         figures |= {f"recall_{label}": metrics["per_class"][label]["recall"] for label in classes}
         for key, figure in figures.items():
@@ -316,7 +317,6 @@ def _write(result: StressTest, folder: Path, classes: Sequence[str], dataset: st
         perturbations=PERTURBATIONS,
         runs=list(dict.fromkeys(result.table["run"])),
         figures=[(title, png) for _, title, png in drawn],
-        replicates=REPLICATES,
     )
     (folder / "figures").mkdir()
     for file, _, png in drawn:
