@@ -36,7 +36,7 @@ training           | bundle calibration cells cpus errors fields files images ne
 export             | bundle calibration cells cpus errors files html_pages nets optional_packages progress run_folder version
 predict            | bundle calibration cells errors export files images nets prefetch progress resumable_table
 evaluation         | bundle calibration cells errors files html_pages images names nets progress run_folder statistics training
-counting           | bundle calibration cells errors evaluation fields files html_pages images predict progress run_folder version
+counting           | bundle calibration cells errors evaluation fields files html_pages images predict progress run_folder statistics version
 benchmark          | cells cpus errors evaluation files html_pages images nets progress recipe run_folder statistics training
 serve              | benchmark bundle calibration cells counting cpus errors evaluation export fields files html_pages images nets \
                      predict prefetch run_folder version

@@ -29,6 +29,7 @@ def calibration() -> Calibration:
         rejection=fitted(200, 50),
         reference=reference([[40, 5, 1], [2, 9, 0]]),
         reference_part="test",
+        scores_part="test",
         parts={"train": 200, "validation": 50, "test": 57},
         false_rejection=0.02,
     )

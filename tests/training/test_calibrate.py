@@ -36,7 +36,7 @@ def test_the_confusion_counts_the_test_part_with_a_column_of_those_rejected(trai
     assert calibration.reference_part == "test"
     assert calibration.confusion.shape == (3, 4)
     assert calibration.confusion.sum(axis=1).tolist() == [4, 4, 4]
-    assert [len(scores) for scores in calibration.scores] == [2, 2, 2]
+    assert [len(scores) for scores in calibration.scores] == [4, 4, 4]
     assert calibration.false_rejection == 0.02
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import compress
 
 import numpy as np
 
@@ -23,8 +22,9 @@ class Calibration:
         rejection: checks that reject crops without a countable cell.
         reference: labelled cells on which the confusion was counted.
         reference_part: part of the reference cells: `test`, or `validation` where a run has no test part.
-        parts: number of cells used of each part: `train` for distances and limits, `validation` for temperature, scores
-            and limits, `test` for the confusion.
+        scores_part: part of the cells of the scores, in the same way.
+        parts: number of cells used of each part: `train` for distances and limits, `validation` for temperature and
+            limits, `test` for scores and confusion.
         false_rejection: intended share of rejected cells among good ones.
     """
 
@@ -34,6 +34,7 @@ class Calibration:
     rejection: Rejection
     reference: ReferenceCells
     reference_part: str
+    scores_part: str
     parts: dict[str, int]
     false_rejection: float
 
@@ -53,8 +54,7 @@ class Calibration:
 
     def set_names(self, probabilities: np.ndarray, coverage: float = COVERAGE) -> list[str]:
         """Make the prediction sets as text: class names joined by `|`, as `conformal.join_set` does."""
-        sets = self.prediction_sets(probabilities, coverage)
-        return [conformal.join_set(compress(self.classes, row)) for row in sets]
+        return conformal.name_sets(self.prediction_sets(probabilities, coverage), self.classes)
 
     def reject(self, rows: Sequence[Measures], features: np.ndarray) -> list[str]:
         """Give the reason why each crop is rejected; "" for countable cells.

@@ -16,7 +16,7 @@ from urnet.errors import RunError
 from urnet.files.atomic import atomic_file
 from urnet.files.json_files import Text, describe_error, read_canonical_json
 
-FORMAT = 1
+FORMAT = 2
 JSON_NAME, TENSORS_NAME = "calibration.json", "calibration.safetensors"
 
 PARTS = ("train", "validation", "test")
@@ -35,6 +35,7 @@ def encode_calibration(calibration: Calibration) -> dict[str, bytes]:
         "reference.probabilities": calibration.reference.probabilities,
         "reference.truth": calibration.reference.truth,
         "reference.rejected": calibration.reference.rejected,
+        "reference.donors": _known_donors(calibration.reference),
         **{f"scores.{k}": scores for k, scores in enumerate(calibration.scores)},
         **{f"distance.whiten.{depth}": axes for depth, axes in enumerate(distance.whiten)},
     }
@@ -49,6 +50,7 @@ def encode_calibration(calibration: Calibration) -> dict[str, bytes]:
         "limits": rejection.limits(),
         "confusion": calibration.confusion.tolist(),
         "reference_part": calibration.reference_part,
+        "scores_part": calibration.scores_part,
         "parts": calibration.parts,
         "depths": len(distance.whiten),
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -89,12 +91,16 @@ def load_calibration(folder: Path) -> Calibration:
         ) from None
 
 
+def _known_donors(reference: ReferenceCells) -> np.ndarray:
+    return np.full(len(reference.truth), -1) if reference.donors is None else reference.donors
+
+
 class _JsonContent(BaseModel):
     """The content of `calibration.json`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    format: Literal[1]
+    format: Literal[1, 2]
     classes: Annotated[list[Text], Field(min_length=1, max_length=1000)]
     temperature: Annotated[float, Field(ge=0.01, le=1100)]
     false_rejection: Annotated[float, Field(gt=0, le=0.5)]
@@ -106,6 +112,7 @@ class _JsonContent(BaseModel):
     limits: Annotated[dict[Text, float], Field(max_length=len(CHECKS))]
     confusion: Annotated[list[list[Annotated[int, Field(ge=0)]]], Field(max_length=1000)]
     reference_part: Literal["test", "validation"]
+    scores_part: Literal["test", "validation"] = "validation"  # not in format 1
     parts: dict[Literal[PARTS], Annotated[int, Field(ge=0)]]  # type: ignore[valid-type]  # a computed Literal
     depths: Annotated[int, Field(ge=1, le=1000)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -133,6 +140,7 @@ def _assemble(about: _JsonContent, tensors: dict[str, np.ndarray]) -> Calibratio
     names = [f"scores.{k}" for k in range(K)] + [f"distance.whiten.{depth}" for depth in range(about.depths)]
     names += ["rejection.quantiles", "rejection.tails", "distance.centre", "distance.spread"]
     names += ["reference.probabilities", "reference.truth", "reference.rejected"]
+    names += ["reference.donors"] if about.format > 1 else []
     for name in sorted(set(names) ^ tensors.keys()):
         raise ValueError(f"tensor {name[:80]} is {'missing' if name in names else 'unknown'} in {TENSORS_NAME}")
 
@@ -177,13 +185,19 @@ def _assemble(about: _JsonContent, tensors: dict[str, np.ndarray]) -> Calibratio
         "reference.truth must be class numbers",
     )
     require(rejected.dtype == bool and rejected.shape == truth.shape, "reference.rejected must be true or false")
+    donors = tensors.get("reference.donors")
+    require(
+        donors is None or (donors.dtype == np.int64 and donors.shape == truth.shape and bool((donors >= -1).all())),
+        "reference.donors must be numbers of donors",
+    )
     calibration = Calibration(
         classes=tuple(about.classes),
         temperature=about.temperature,
         scores=tuple(scores),
         rejection=Rejection(checks, quantiles, tails, about.level, MahalanobisDistance(centre, whiten, spread)),
-        reference=ReferenceCells(probabilities, truth, rejected),
+        reference=ReferenceCells(probabilities, truth, rejected, donors),
         reference_part=about.reference_part,
+        scores_part=about.scores_part,
         parts={part: about.parts[part] for part in PARTS if part in about.parts},
         false_rejection=about.false_rejection,
     )

@@ -1,15 +1,14 @@
-"""95 % intervals of corrected shares, with the counting error and the uncertainty of the confusion.
+"""95 % intervals of corrected shares: counting error, uncertainty of the confusion, and differences between donors.
 
 A share t of a class is in its interval if a test at level 1 - 95 % does not reject it (score test):
 
 1. Let u solve q = C^T u, where q are the shares of the predicted classes among the accepted cells. Without chance,
    h(t) = u_k - t · sum(u) = a(t) · q is zero if t is the share of class k. This linear form (Fieller, J. R. Statist.
    Soc. B 16, 1954) stays sound where the classes can hardly be distinguished.
-2. Its variance has two parts: from drawing the sample's cells, and from drawing the calibration's cells. Both are
-computed
-   as if t were true: the confusion is refitted to calibration and sample together, with that share fixed at t
-   (restricted maximum likelihood, a few steps of EM). With the measured confusion instead, and 40 or 80 calibration
-   cells a class, 95 % intervals of 1 to 2 % monocytes covered 79 to 93 %.
+2. Its variance has three parts: from drawing the sample's cells, from drawing the calibration's cells, and from the
+   sample's donor (`donors`). The first two are computed as if t were true: the confusion is refitted to calibration and
+   sample together, with that share fixed at t (restricted maximum likelihood, a few steps of EM). With the measured
+   confusion instead, and 40 or 80 calibration cells a class, 95 % intervals of 1 to 2 % monocytes covered 79 to 93 %.
 3. Shares lie between 0 and 1, and the estimate of a rare class is often 0. The rejected deviations there follow Feldman
    and Cousins (Phys. Rev. D 57, 1998, section IV.B): the likelihood ratio against the best share in [0, 1], with the
    critical value that makes the coverage exact for a normal x. A clipped interval would cover 97.5 %.
@@ -17,10 +16,8 @@ computed
 For `corrected_em` the same holds with EM's posteriors in place of the predicted classes; the refit weights the sample's
 cells by their posteriors at t.
 
-`benchmarks/differential.py` measures the coverage (docs/results). Simulation showed two limits. With 40 calibration
-cells a class and a classifier that hardly errs, intervals are too wide (up to 99.8 % covered). With 80 cells a class
-and samples of 20,000 cells or more, they are somewhat too narrow (91 to 96 %). The intervals assume that the sample's
-cells look like the calibration's cells of their class; another stain, microscope or donor is not included.
+`benchmarks/intervals.py --part differential` measures coverage and length (docs/explanation/intervals). The intervals
+assume that the sample's donor is like those of the calibration; another stain or microscope is not included.
 """
 
 from dataclasses import dataclass
@@ -30,6 +27,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from urnet.calibration.confusion import ReferenceCells
+from urnet.counting.donors import DonorVariation
 from urnet.counting.estimate import (
     adjusted_count,
     check_confusion,
@@ -58,17 +56,24 @@ MIN_OTHER_SHARE = 1e-3
 
 @dataclass(frozen=True)
 class ShareVariance:
-    """Estimate and the two parts of its variance if the shares t were true; all (T,).
+    """Estimate and the parts of its variance if the shares t were true; all (T,).
 
     Attributes:
         estimate: the estimate.
         counting: variance from drawing the sample's cells.
         calibration: variance from drawing the calibration's cells.
+        donors: variance from differences between donors; 0 where they are left out.
     """
 
     estimate: np.ndarray
     counting: np.ndarray
     calibration: np.ndarray
+    donors: np.ndarray
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """Standard deviation of the estimate, (T,)."""
+        return np.sqrt(self.counting + self.calibration + self.donors)
 
 
 class ShareTest(Protocol):
@@ -93,9 +98,18 @@ class CountTest:
     Args:
         counts: (K,) accepted cells by predicted class; at least one.
         confusion: (K, K + 1) calibration cells, the last column rejected.
+        by_donor: (D, K, K + 1) those of them whose donor is known, by donor. Without it, the sample is taken to come
+            from the calibration's donors.
+        level: coverage of the interval that the test is for.
     """
 
-    def __init__(self, counts: np.ndarray, confusion: np.ndarray):
+    def __init__(
+        self,
+        counts: np.ndarray,
+        confusion: np.ndarray,
+        by_donor: np.ndarray | None = None,
+        level: float = CONFIDENCE_LEVEL,
+    ):
         table = check_confusion(confusion)
         self.classes, self.cells = len(table), int(np.sum(counts))
         self.counts = np.asarray(counts, dtype=np.float64)
@@ -104,6 +118,12 @@ class CountTest:
         self.seen = table[:, :-1] + PSEUDO_COUNT / (self.classes + 1)
         self.accepted = self.seen.sum(axis=1) / (self.known + PSEUDO_COUNT)
         self.start = adjusted_count(counts, confusion)
+        self.level, self.donors = level, None
+        if by_donor is not None:
+            by_donor = np.asarray(by_donor, dtype=np.float64)
+            scores = by_donor[:, :, :-1] / np.maximum(by_donor.sum(axis=2, keepdims=True), 1)
+            called = np.tile(np.eye(self.classes), (self.classes, 1, 1))
+            self.donors = DonorVariation(by_donor, table - by_donor.sum(axis=0), scores, called)
 
     def variance(self, share: np.ndarray, k: np.ndarray) -> ShareVariance:
         """Compute estimate and variance if classes k (T,) had shares (T,)."""
@@ -118,27 +138,33 @@ class CountTest:
         rates = rates * self.accepted[:, None]
         weights = _contrast_weights(self.solve, share, k)  # (T, K)
         return _share_variance(
+            self,
             share,
             mix,
-            self.accepted,
+            weights,
             observed=weights @ (self.counts / self.cells),
             mean=np.einsum("tlj,tj->tl", rates, weights),
             square=np.einsum("tlj,tj->tl", rates, weights**2),
-            cells=self.cells,
-            known=self.known,
         )
 
 
 class EmTest:
-    """Test of the corrected EM.
+    """Test of the corrected EM, with the differences between donors.
 
     Args:
         probabilities: (N, K) of the accepted cells; at least one.
         reference: labelled cells.
         training_prior: as for `em`.
+        level: coverage of the interval that the test is for.
     """
 
-    def __init__(self, probabilities: np.ndarray, reference: ReferenceCells, training_prior: np.ndarray | None = None):
+    def __init__(
+        self,
+        probabilities: np.ndarray,
+        reference: ReferenceCells,
+        training_prior: np.ndarray | None = None,
+        level: float = CONFIDENCE_LEVEL,
+    ):
         table = check_confusion(reference.confusion)
         self.classes, self.cells = len(table), len(probabilities)
         self.known = table.sum(axis=1)
@@ -152,6 +178,14 @@ class EmTest:
         self.scores, self.stands_for = scores[::every], every
         prior = np.ones(self.classes) if training_prior is None else np.asarray(training_prior, dtype=np.float64)
         self.likelihood = probabilities[::every].clip(min=1e-12) / prior
+        by_donor = reference.by_donor
+        self.level = level
+        self.donors = DonorVariation(
+            by_donor,
+            table - by_donor.sum(axis=0),
+            reference.average_by_donor(self.reference),
+            reference.average_by_call(self.reference),
+        )
 
     def variance(self, share: np.ndarray, k: np.ndarray) -> ShareVariance:
         """Compute estimate and variance if classes k (T,) had shares (T,)."""
@@ -171,24 +205,23 @@ class EmTest:
             / cells
             for power in (1, 2)
         )
-        return _share_variance(
-            share,
-            mix,
-            self.accepted,
-            observed=weights @ self.mean,
-            mean=mean,
-            square=square,
-            cells=self.cells,
-            known=self.known,
-        )
+        return _share_variance(self, share, mix, weights, observed=weights @ self.mean, mean=mean, square=square)
 
 
-def adjusted_interval(counts: np.ndarray, confusion: np.ndarray, *, level: float = CONFIDENCE_LEVEL) -> np.ndarray:
+def adjusted_interval(
+    counts: np.ndarray,
+    confusion: np.ndarray,
+    by_donor: np.ndarray | None = None,
+    *,
+    level: float = CONFIDENCE_LEVEL,
+) -> np.ndarray:
     """Compute intervals of the adjusted count.
 
     Args:
         counts: (K,) accepted cells by predicted class.
         confusion: (K, K + 1) calibration cells by class and predicted class, the last column rejected.
+        by_donor: (D, K, K + 1) those of them whose donor is known, by donor. Without it, the sample is taken to come
+            from the calibration's donors.
         level: coverage of the intervals.
 
     Returns:
@@ -200,7 +233,7 @@ def adjusted_interval(counts: np.ndarray, confusion: np.ndarray, *, level: float
     if not np.sum(counts):
         check_confusion(confusion)
         return np.tile([0.0, 1.0], (len(counts), 1))
-    test = CountTest(counts, confusion)
+    test = CountTest(counts, confusion, by_donor, level)
     return invert_test(test, test.start, level)
 
 
@@ -227,7 +260,7 @@ def em_interval(
     """
     if not len(probabilities):
         return np.tile([0.0, 1.0], (len(check_confusion(reference.confusion)), 1))
-    test = EmTest(probabilities, reference, training_prior)
+    test = EmTest(probabilities, reference, training_prior, level)
     return invert_test(test, test.start, level)
 
 
@@ -261,7 +294,7 @@ def invert_test(test: ShareTest, estimate: np.ndarray, level: float = CONFIDENCE
     rejected = ~_is_accepted(test, estimate[:, None].clip(0, 1), level)[:, 0]
     if rejected.any():
         parts = test.variance(estimate.clip(0, 1), every)
-        reach = ndtri(0.5 + level / 2) * np.sqrt(parts.counting + parts.calibration)
+        reach = ndtri(0.5 + level / 2) * parts.deviation
         least, most = (at(estimate, parts.estimate) for at in (np.minimum, np.maximum))
         wide = np.stack([np.minimum(ends[:, 0], least - reach), np.maximum(ends[:, 1], most + reach)], axis=1)
         ends = np.where(rejected[:, None], wide.clip(0, 1), ends)
@@ -305,8 +338,7 @@ def _is_accepted(test: ShareTest, share: np.ndarray, level: float) -> np.ndarray
     """Find the shares (K, G) that the test does not reject."""
     flat = share.ravel()
     parts = test.variance(flat, np.repeat(np.arange(len(share)), share.shape[1]))
-    spread = np.sqrt(parts.counting + parts.calibration).clip(min=1e-9)
-    low, high = acceptance_region(flat, spread, level)
+    low, high = acceptance_region(flat, parts.deviation.clip(min=1e-9), level)
     return ((parts.estimate >= low) & (parts.estimate <= high)).reshape(share.shape)
 
 
@@ -328,23 +360,24 @@ def _contrast_weights(solve: np.ndarray, share: np.ndarray, k: np.ndarray) -> np
 
 
 def _share_variance(
+    test: "CountTest | EmTest",
     share: np.ndarray,
     mix: np.ndarray,
-    accepted: np.ndarray,
+    weights: np.ndarray,
     *,
     observed: np.ndarray,
     mean: np.ndarray,
     square: np.ndarray,
-    cells: int,
-    known: np.ndarray,
 ) -> ShareVariance:
     """Compute estimate and variances from moments of the scores (T, K), with rejected cells as 0."""
-    through = mix @ accepted  # (T,) share of all cells that is accepted
+    through = mix @ test.accepted  # (T,) share of all cells that is accepted
     among = mix / through[:, None]
-    counting = ((among * square).sum(axis=1) - (among * mean).sum(axis=1) ** 2) / cells
-    calibration = (among**2 * (square - mean**2) / known).sum(axis=1)
-    return ShareVariance(
-        estimate=share + observed * through,
-        counting=counting.clip(min=0) * through**2,
-        calibration=calibration.clip(min=0) * through**2,
-    )
+    scatter = (square - mean**2).clip(min=0)
+    counting = ((among * square).sum(axis=1) - (among * mean).sum(axis=1) ** 2) / test.cells
+    counting = counting.clip(min=0) * through**2
+    calibration = (mix**2 * scatter / test.known).sum(axis=1)
+    donors = np.zeros(len(share))
+    if test.donors is not None:
+        within = counting + calibration
+        donors = (test.donors.widen(mix, weights, scatter, within, test.level) - within).clip(min=0)
+    return ShareVariance(share + observed * through, counting, calibration, donors)

@@ -11,6 +11,8 @@ from scipy.special import ndtri
 from urnet.calibration.confusion import ReferenceCells
 from urnet.counting.estimate import adjusted_count, check_confusion, classify_and_count, corrected_em, em
 from urnet.counting.interval import CONFIDENCE_LEVEL, CountTest, adjusted_interval, em_interval
+from urnet.statistics.donors import MIN_DONORS
+from urnet.statistics.spread import describe_differences
 
 TARGET_HALF_WIDTH = 0.02
 """Half width of the intervals that `cells_needed` aims at."""
@@ -22,6 +24,11 @@ MISFIT_DEVIATIONS = 4.0
 """Standard deviations beyond 0 or 100 % that no composition explains."""
 MIN_CALIBRATION_CELLS = 30
 """Advised minimum number of calibration cells of a class."""
+INTERVAL_METHOD = (
+    "95 % interval by a score test. It accounts for the chance of which cells were counted, the number of calibration "
+    "cells, and {}."
+)
+"""Description of the intervals of the corrected shares."""
 REJECTION_P_VALUE = 0.001
 """P value below which a sample has too many rejected cells."""
 
@@ -34,15 +41,23 @@ class CellsNeeded:
         cells: further accepted cells of the sample; none if no number suffices.
         calibration: further calibration cells, in the present proportions: 0 if the present ones suffice, none if even
             `MAX_CALIBRATION_FACTOR` times as many do not.
+        donors: whether no number of cells suffices because donors differ too much, or too few were calibrated to
+            exclude that.
     """
 
     cells: int | None
     calibration: int | None
+    donors: bool = False
 
     @property
     def sentence(self) -> str:
         """A sentence for reports."""
         goal = f"±\u00a0{100 * TARGET_HALF_WIDTH:g} points"
+        if self.donors:
+            return (
+                f"More cells would not narrow every interval to {goal}, because donors may differ in how the "
+                "classifier confuses their cells. Calibrate on cells of more donors, or train a better model."
+            )
         if self.calibration is None:
             return (
                 f"Neither more cells of this sample nor more calibration cells would narrow every interval to {goal}: "
@@ -76,6 +91,7 @@ class Sample:
         em_interval: 95 % intervals of the shares by EM; none if the calibration's cells were not given.
         warnings: sentences for reports.
         cells_needed: number of cells for intervals of ± 2 points; none without accepted cells.
+        interval_method: what the intervals account for, as a sentence.
     """
 
     name: str
@@ -90,6 +106,7 @@ class Sample:
     em_interval: np.ndarray | None
     warnings: tuple[str, ...]
     cells_needed: CellsNeeded | None
+    interval_method: str
 
     @property
     def accepted(self) -> int:
@@ -126,6 +143,7 @@ class Sample:
                 }
                 for k, name in enumerate(self.classes)
             },
+            "interval_method": self.interval_method,
             "warnings": list(self.warnings),
             "more_cells_needed": None if self.cells_needed is None else self.cells_needed.cells,
             "more_calibration_cells_needed": None if self.cells_needed is None else self.cells_needed.calibration,
@@ -150,7 +168,8 @@ def count_sample(
         rejected: (N,) reason why each cell was rejected; "" for accepted cells.
         confusion: (K, K + 1) calibration cells by class and predicted class, the last column rejected.
         classes: the class names.
-        reference: the calibration's cells, which correct EM and give its interval.
+        reference: the calibration's cells, which correct EM and give its interval, and whose donors tell how much
+            donors differ. Without them, usual differences are assumed.
         training_prior: (K,) shares that the probabilities assume; equal if not given, as after balanced training.
 
     Raises:
@@ -168,6 +187,7 @@ def count_sample(
         )
     counted = probabilities[reasons == ""]
     counts = np.bincount(counted.argmax(axis=1), minlength=len(classes))
+    by_donor = np.zeros((0, *table.shape)) if reference is None else reference.by_donor
     acceptance = table[:, :-1].sum(axis=1) / table.sum(axis=1)
     if reference is None:
         by_em, em_ends = em(counted, training_prior, acceptance), None
@@ -182,43 +202,59 @@ def count_sample(
         counts=counts,
         raw=classify_and_count(counts),
         adjusted=adjusted_count(counts, table),
-        adjusted_interval=adjusted_interval(counts, table),
+        adjusted_interval=adjusted_interval(counts, table, by_donor),
         em=by_em,
         em_interval=em_ends,
         warnings=(),
-        cells_needed=cells_needed(counts, table) if len(counted) else None,
+        cells_needed=cells_needed(counts, table, by_donor) if len(counted) else None,
+        interval_method=INTERVAL_METHOD.format(describe_differences(len(by_donor))),
     )
-    return Sample(**{**vars(sample), "warnings": tuple(_warnings(sample, table))})
+    return Sample(**{**vars(sample), "warnings": tuple(_warnings(sample, table, by_donor))})
 
 
-def cells_needed(counts: np.ndarray, confusion: np.ndarray, goal: float = TARGET_HALF_WIDTH) -> CellsNeeded:
+def cells_needed(
+    counts: np.ndarray, confusion: np.ndarray, by_donor: np.ndarray, goal: float = TARGET_HALF_WIDTH
+) -> CellsNeeded:
     """Estimate how many more cells would narrow every interval of the adjusted count to ± `goal`.
 
     Args:
         counts: (K,) accepted cells by predicted class; at least one.
         confusion: (K, K + 1) calibration cells, the last column rejected.
+        by_donor: (D, K, K + 1) those of them whose donor is known, by donor.
         goal: half width of the intervals, as a share.
 
     Returns:
-        Numbers of accepted cells and of calibration cells to two digits, from the two parts of the variance.
+        Numbers of accepted cells and of calibration cells to two digits, from the parts of the variance.
     """
-    test = CountTest(counts, confusion)
+    test = CountTest(counts, confusion, by_donor)
     parts = test.variance(test.start, np.arange(test.classes))
     counting, calibration = parts.counting * test.cells, parts.calibration * np.sum(confusion)
-    allowed = (goal / ndtri(0.5 + CONFIDENCE_LEVEL / 2)) ** 2
+    allowed = (goal / ndtri(0.5 + CONFIDENCE_LEVEL / 2)) ** 2 - parts.donors
+    if (allowed <= 0).any():
+        return CellsNeeded(None, None, donors=True)
     left = allowed - parts.calibration
     if (left > 0).all():
         return CellsNeeded(_round_up((counting / left).max() - test.cells), 0)
-    known = 2 * calibration.max() / allowed  # the confusion then takes half of the allowed variance
+    known = (2 * calibration / allowed).max()  # the confusion then takes half of the allowed variance
     if known > MAX_CALIBRATION_FACTOR * np.sum(confusion):
         return CellsNeeded(None, None)
     cells = (counting / (allowed - calibration / known)).max()
     return CellsNeeded(_round_up(cells - test.cells), _round_up(known - np.sum(confusion)))
 
 
-def _warnings(sample: Sample, table: np.ndarray) -> list[str]:
+def _warnings(sample: Sample, table: np.ndarray, by_donor: np.ndarray) -> list[str]:
     """List the warnings of a report."""
     warnings = []
+    if len(by_donor) < MIN_DONORS:
+        warnings.append(
+            (
+                "The donors of the calibration are not known"
+                if not len(by_donor)
+                else f"The calibration has cells of only {len(by_donor)} donor{'s' * (len(by_donor) > 1)}"
+            )
+            + ", so the intervals assume that donors differ as much as is usual. Calibrate on labelled cells of "
+            f"{MIN_DONORS} or more donors, named in the table, to estimate the differences."
+        )
     for name, known in zip(sample.classes, table.sum(axis=1), strict=True):
         if known < MIN_CALIBRATION_CELLS:
             warnings.append(
@@ -236,12 +272,11 @@ def _warnings(sample: Sample, table: np.ndarray) -> list[str]:
             f"{_join_names(sample.classes, unknown_calls)}, which no "
             "cell of the calibration was. Nothing is known of such calls, and the percentages ignore them."
         )
-    test = CountTest(sample.counts, table)
+    test = CountTest(sample.counts, table, by_donor)
     for k, name in enumerate(sample.classes):
         for bound, sign, words in ((0.0, -1, "more rarely"), (1.0, 1, "more often")):
             parts = test.variance(np.array([bound]), np.array([k]))
-            spread = np.sqrt(parts.counting + parts.calibration).clip(min=1e-9)
-            if sign * (parts.estimate - bound)[0] > MISFIT_DEVIATIONS * spread[0]:
+            if sign * (parts.estimate - bound)[0] > MISFIT_DEVIATIONS * parts.deviation[0].clip(min=1e-9):
                 warnings.append(
                     f"Cells were called {name} {words} than any composition explains. They look unlike the cells of "
                     "the calibration (stain, focus, microscope, donor, unknown cells?). Do not use the percentages."

@@ -45,9 +45,7 @@ def calibration_metrics(
     classes = scored[0].model.classes
     truth = np.concatenate([part.truth for part in scored])
     rejected = np.concatenate([part.rejected for part in scored])
-    sets = np.concatenate(
-        [c.prediction_sets(part.probabilities, coverage) for c, part in zip(calibrations, scored, strict=True)]
-    )
+    sets = np.concatenate([part.prediction_sets(coverage) for part in scored])
     covered = sets[np.arange(len(truth)), truth]
     errors = {
         name: score(truth, np.concatenate(parts), classes, groups, replicates=replicates)["expected_calibration_error"]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.bundle.model import Model
+from urnet.calibration.conformal import COVERAGE, cross_sets, name_sets
 from urnet.calibration.temperature import softmax
 from urnet.cells.audit import audit_cells, format_counts
 from urnet.cells.cache.crops import use_cached_crops
@@ -39,6 +40,7 @@ class ScoredCells:
         pixels: range of the enhanced images.
         correlation: (N,) Pearson correlation of each enhanced image with the raw one; NaN for a constant image.
         seen_in_training: number of cells that took part in training; None if that is not known.
+        gave_scores: whether the scores of the model's prediction sets were measured on these cells.
     """
 
     model: Model
@@ -51,6 +53,7 @@ class ScoredCells:
     pixels: PixelRange
     correlation: np.ndarray
     seen_in_training: int | None = 0
+    gave_scores: bool = False
 
     def inputs(self, index: "np.ndarray | slice") -> np.ndarray:
         """Scale some of the images to [0, 1], as the network takes them."""
@@ -70,8 +73,24 @@ class ScoredCells:
             **{f"p_{name}": self.probabilities[:, k].round(6) for k, name in enumerate(names)},
         }
         if self.model.calibration is not None:
-            rows |= {"rejected": self.rejected, "set": self.model.calibration.set_names(self.probabilities)}
+            rows |= {"rejected": self.rejected, "set": name_sets(self.prediction_sets(), names)}
         return pd.DataFrame(rows | {column: table[column] for column in ("source", "donor") if column in table})
+
+    def prediction_sets(self, coverage: float = COVERAGE) -> np.ndarray:
+        """Find the classes that cannot be ruled out for each cell, (N, K) booleans; the model must be calibrated.
+
+        Cells on which the calibration's scores were measured get their sets from the scores of other donors, or of
+        other source images if fewer than two donors are known.
+
+        Args:
+            coverage: share of each class's cells whose set holds the true class, in (0, 1).
+        """
+        assert self.model.calibration is not None
+        if not self.gave_scores:
+            return self.model.calibration.prediction_sets(self.probabilities, coverage)
+        table = self.cells.table
+        groups = table["donor"] if "donor" in table and table["donor"].nunique() > 1 else table["source"]
+        return cross_sets(self.probabilities, self.truth, groups.to_numpy(dtype=str), coverage)
 
     def summary(self) -> dict[str, float]:
         """Compute `accuracy` and `macro_recall`, without intervals."""
@@ -116,7 +135,8 @@ def score_run_part(run: Run, split: str, progress: Progress | None, expect: str 
         images, truth, origin = augment_test_part(images, truth, recipe)
         cells = replace(cells, table=cells.table.iloc[origin].reset_index(drop=True))
     scored = _classify_cells(model, cells, images, truth, progress)
-    return replace(scored, seen_in_training=len(cells) if split == "train" else 0)
+    gave_scores = model.calibration is not None and model.calibration.scores_part == split
+    return replace(scored, seen_in_training=len(cells) if split == "train" else 0, gave_scores=gave_scores)
 
 
 def score_other_cells(

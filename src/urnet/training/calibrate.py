@@ -1,13 +1,15 @@
 """Calibrate a trained model on the cells of its run: temperature, prediction sets, rejection, confusion.
 
-Temperature and prediction sets are fitted to the validation part, the limits of rejection to the training and
-validation parts. The confusion, with its column of rejected cells, is counted on the test part.
+The temperature is fitted to the validation part, the limits of rejection to the training and validation parts. What
+states a rate comes from the test part, on which nothing was chosen: the scores of the prediction sets, and the
+confusion with its column of rejected cells.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from urnet.bundle.files import seal_bundle
 from urnet.bundle.model import Model
@@ -128,16 +130,25 @@ def calibrate_model(
     )
     judged = collect(test) if len(test) else validated
     rejected = np.array(rejection.reject(judged.rows, judged.features)) != ""
+    probabilities = softmax(judged.logits, temperature)
+    judged_cells, judged_part = (test, "test") if len(test) else (validation, "validation")
     return Calibration(
         classes=model.classes,
         temperature=temperature,
-        scores=tuple(conformal_scores(softmax(validated.logits, temperature), validated.labels)),
+        scores=tuple(conformal_scores(probabilities, judged.labels)),
         rejection=rejection,
-        reference=ReferenceCells(softmax(judged.logits, temperature), judged.labels, rejected),
-        reference_part="test" if len(test) else "validation",
+        reference=ReferenceCells(probabilities, judged.labels, rejected, number_donors(judged_cells)),
+        reference_part=judged_part,
+        scores_part=judged_part,
         parts={"train": len(train), "validation": len(validation), "test": len(test)},
         false_rejection=false_rejection,
     )
+
+
+def number_donors(cells: Cells) -> np.ndarray:
+    """Assign a number to the donor of each cell, (N,) from 0; -1 where the donor is not known."""
+    donors = cells.table["donor"] if "donor" in cells.table else pd.Series("", index=cells.table.index)
+    return pd.factorize(donors.where(donors != ""))[0].astype(np.int64)
 
 
 def collect_outputs(model: Model, cells: Cells, progress: Callable[[int], None] | None = None) -> ModelOutputs:

@@ -108,6 +108,8 @@ class Differential(BaseModel):
     """Number of rejected cells by reason."""
     rejected_percent: float
     classes: dict[str, ClassCount]
+    interval_method: str
+    """What the intervals account for."""
     warnings: list[str]
     more_cells_needed: int | None
     more_calibration_cells_needed: int | None
