@@ -27,7 +27,8 @@ FACTOR_DEVIATIONS = np.linspace(-1.6, 1.6, 7)
 """Logarithms of the factors that are weighed, in standard deviations."""
 EXTRA_FREEDOM = 3
 """Degrees of freedom of that factor beyond the number of the calibration's donors."""
-BISECTIONS = 30
+NEWTON_STEPS = 7
+"""Steps that find the length of the interval."""
 
 
 class DonorVariation:
@@ -81,12 +82,13 @@ class DonorVariation:
         donors = 1 + np.sum((mix @ self.parts.T) ** 2, axis=1, keepdims=True)
         donors *= (stdtrit(len(self.cells) + EXTRA_FREEDOM, 0.5 + level / 2) / quantile) ** 2
         spread = np.sqrt(variance[:, None] + donors * between).clip(min=1e-12)
-        low, high = np.zeros(T), 5 * spread.max(axis=1)
-        for _ in range(BISECTIONS):
-            reach = (low + high) / 2
-            short = np.sum(weights * (2 * ndtr(reach[:, None] / spread) - 1), axis=1) < level
-            low, high = np.where(short, reach, low), np.where(short, high, reach)
-        return (high / quantile) ** 2
+        reach = quantile * np.sqrt(np.sum(weights * spread**2, axis=1))
+        for _ in range(NEWTON_STEPS):
+            scaled = reach[:, None] / spread
+            inside = np.sum(weights * (2 * ndtr(scaled) - 1), axis=1)
+            density = np.sum(weights * np.exp(-0.5 * scaled**2) / spread, axis=1) * np.sqrt(2 / np.pi)
+            reach = np.maximum(reach + (level - inside) / density, reach / 4)
+        return (reach / quantile) ** 2
 
     def _variance_per_spread(self, mix: np.ndarray, contrast: np.ndarray) -> np.ndarray:
         """Compute the variance of a contrast (T,) if the logits of donors had a standard deviation of 1."""
