@@ -7,8 +7,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 from PIL import Image
+from scipy import stats
 
 from urnet.benchmark import figures
 from urnet.benchmark.row import ResultRow

@@ -3,8 +3,11 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from urnet.counting.sample import Sample
 from urnet.html_pages import NO_VALUE
+from urnet.statistics.proportions import counting_limits
 
 COUNTED = "Counted"
 """Column for the number of accepted cells that the model called a class."""
@@ -12,6 +15,8 @@ COUNTED_PERCENT = "Counted, %"
 """Column for their share of all accepted cells, not corrected."""
 CORRECTED_PERCENT = "Corrected, % (95 % interval)"
 """Column for the estimate: the adjusted count, which corrects for the model's confusion and rejection."""
+EYE_COUNTS = (100, 200, 500)
+"""Numbers of cells that laboratories count by eye."""
 EXPLANATION = (
     "Counted: cells that the model called this class. Corrected: the estimate of their share, given how often the "
     "model confuses and rejects cells of each class. Use the corrected share."
@@ -29,6 +34,8 @@ class ShareTexts:
         counted_percent: their share in per cent, or a dash.
         corrected_percent: the estimate in per cent, or a dash.
         interval: its 95 % interval in per cent, `2.1–5.3`.
+        by_eye: 95 % limits in per cent of the same share, counted by eye without a mistake in each of `EYE_COUNTS`
+            cells; dashes without cells.
     """
 
     name: str
@@ -36,6 +43,7 @@ class ShareTexts:
     counted_percent: str
     corrected_percent: str
     interval: str
+    by_eye: tuple[str, ...]
 
     @property
     def corrected(self) -> str:
@@ -60,7 +68,13 @@ def list_share_texts(sample: Sample) -> list[ShareTexts]:
             f"{int(sample.counts[k]):,}",
             format_percent(sample.raw[k]),
             format_percent(sample.adjusted[k]),
-            "–".join(f"{100 * end:.1f}" for end in sample.adjusted_interval[k]),
+            _format_ends(sample.adjusted_interval[k]),
+            tuple(
+                NO_VALUE
+                if math.isnan(sample.adjusted[k])
+                else _format_ends(counting_limits(sample.adjusted[k : k + 1], cells)[0])
+                for cells in EYE_COUNTS
+            ),
         )
         for k, name in enumerate(sample.classes)
     ]
@@ -69,3 +83,7 @@ def list_share_texts(sample: Sample) -> list[ShareTexts]:
 def format_percent(share: float) -> str:
     """Format a share in per cent with one decimal; a dash where it is not known."""
     return NO_VALUE if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def _format_ends(ends: np.ndarray) -> str:
+    return "–".join(f"{100 * end:.1f}" for end in ends)

@@ -34,8 +34,9 @@ def calibration_metrics(
 
         - `temperature`: of each model.
         - `expected_calibration_error`: `before` and `after` the temperature.
-        - `sets`: intended `coverage`; `mean_size` and `size_per_class`, in classes; `covered` and `per_class`, the
-          share of sets that contain the true class.
+        - `sets`: intended `coverage`; whether the sets are `cross_conformal`, each from the scores of other cells, as
+          on the part that the scores come from; `mean_size` and `size_per_class`, in classes; `covered` and
+          `per_class`, the share of sets that contain the true class.
         - `rejection`: intended rate (`false_rejection`); share of these labelled cells that is rejected (`rejected`,
           `per_class`); numbers `by_reason`.
     """
@@ -71,6 +72,7 @@ def calibration_metrics(
         "expected_calibration_error": errors,
         "sets": {
             "coverage": coverage,
+            "cross_conformal": any(part.gave_scores for part in scored),
             "mean_size": in_classes(mean_with_interval(sets.mean(axis=1), all_cells, groups)),
             "size_per_class": {name: in_classes(size) for name, size in by_class(sets.mean(axis=1)).items()},
             "covered": mean_with_interval(covered, all_cells, groups),

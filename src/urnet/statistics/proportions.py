@@ -7,6 +7,8 @@
 - `limit_of_certainty` is the limit where no error was seen. With one cell in each group it is the limit of Clopper and
   Pearson (Biometrika 26, 1934). Cells of one group may all be right for the same reason, and counts without an error
   say nothing about that. So the groups are assumed to differ with a standard deviation of `ASSUMED_SPREAD` logits.
+- `counting_limits` are those of a count by eye, as tabulated by Rümke (in "Differential leukocyte counting", College of
+  American Pathologists, 1977): Clopper and Pearson's, for cells that are all recognised rightly.
 """
 
 import numpy as np
@@ -33,6 +35,27 @@ def mid_p_limits(right: np.ndarray, cells: np.ndarray, level: float) -> tuple[np
     right, cells = np.broadcast_arrays(np.asarray(right, dtype=np.float64), np.asarray(cells, dtype=np.float64))
     low, high = _lower_limit(right, cells, level), 1 - _lower_limit(cells - right, cells, level)
     return low, high
+
+
+def counting_limits(shares: np.ndarray, cells: int, level: float = 0.95) -> np.ndarray:
+    """Compute the limits of shares that were counted without any mistake, such as by eye.
+
+    Args:
+        shares: (K,) counted shares.
+        cells: number of cells counted.
+        level: coverage of the interval.
+
+    Returns:
+        (K, 2) lower and upper limits.
+
+    Example:
+        >>> counting_limits(np.array([0.0, 0.05]), 100).round(3).tolist()
+        [[0.0, 0.036], [0.016, 0.113]]
+    """
+    seen, tail = np.asarray(shares, dtype=np.float64) * cells, (1 - level) / 2
+    low = np.where(seen > 0, special.betaincinv(np.maximum(seen, 1e-9), cells - seen + 1, tail), 0.0)
+    high = np.where(seen < cells, special.betaincinv(seen + 1, np.maximum(cells - seen, 1e-9), 1 - tail), 1.0)
+    return np.stack([low, high], axis=-1)
 
 
 def _lower_limit(right: np.ndarray, cells: np.ndarray, level: float) -> np.ndarray:

@@ -24,6 +24,9 @@ SPREADS = np.geomspace(0.02, 2.5, 24)
 PRIOR_SCALE = 0.4
 """Scale of the prior density; without any data, the median spread is 0.38, and 95 % are below 0.89."""
 
+MIN_MOVED = 1e-3
+"""Least variance of a rate's logarithm for a spread of 1; a call that nearly all cells get hardly moves."""
+
 
 def weigh_spreads(tables: np.ndarray) -> np.ndarray:
     """Weigh the spreads between donors by the confusions of several donors.
@@ -72,7 +75,7 @@ def _log_likelihood(tables: np.ndarray) -> np.ndarray:
         counts = tables[present, true, called, None]
         # The logit of a rate moves against the mean of all logits, weighted by their rates.
         moved = 1 - 2 * rates[true, called] + (rates[true, :K] ** 2).sum()
-        variance = SPREADS**2 * moved  # (24,)
+        variance = SPREADS**2 * max(moved, MIN_MOVED)  # (24,)
         log += np.sum(
             gammaln(counts + 1 / variance)
             - gammaln(1 / variance)
