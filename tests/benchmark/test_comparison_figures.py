@@ -59,7 +59,7 @@ def entry(name: str = "net1", title: str = "Net1", right: float = 0.8, classes=C
         )
         for f in range(3)
     )
-    metrics = score(truth, probabilities, list(classes), predictions["source"], replicates=50)
+    metrics = score(truth, probabilities, list(classes), predictions["source"])
     fields = {"recipe": load_recipe("net1"), "parameters": 1, "macs": 1, "device": "CPU"}
     fields |= {"runs": runs, "predictions": predictions, "history": history, "metrics": metrics}
     return ResultRow(name=name, title=title, **(fields | changes))

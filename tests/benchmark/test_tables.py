@@ -59,7 +59,7 @@ def entry(
         order = {label: k for k, label in enumerate(classes)}
         groups, description = choose_groups(None, table["source"].tolist())
         truth, shares = table["label"].map(order).to_numpy(), table[[f"p_{label}" for label in classes]].to_numpy()
-        metrics = score(truth, shares, classes, groups, replicates=100) | {"intervals": description}
+        metrics = score(truth, shares, classes, groups) | {"intervals": description}
     size = (42_500_000, 6_700_000_000) if metrics else (0, 0)
     return ResultRow(name, title or name, load_recipe("net1"), runs, table, pd.DataFrame(), metrics, *size, "a CPU")
 
@@ -150,7 +150,7 @@ def alone(one: ResultRow) -> ResultRow:
     groups, description = choose_groups(None, table["source"].tolist())
     truth = pd.Categorical(table["label"], CLASSES).codes.astype(int)
     shares = table[[f"p_{label}" for label in CLASSES]].to_numpy()
-    metrics = score(truth, shares, CLASSES, groups, replicates=100) | {"intervals": description}
+    metrics = score(truth, shares, CLASSES, groups) | {"intervals": description}
     return replace(one, predictions=table, metrics=metrics)
 
 

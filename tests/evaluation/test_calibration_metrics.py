@@ -62,6 +62,8 @@ def test_noise_is_rejected_and_cells_of_the_same_kind_are_not(trained, draw, tmp
     assert [*COLUMNS[1:]] == table.columns.tolist()
     assert table["cells"].to_dict() == {"noise": 15, "plate": 15, "": 12}
     assert table.loc["noise", "auroc"] == 1
+    assert table.loc["noise", "auroc_low"] == pytest.approx(0.025 ** (1 / 12))  # as 12 single cells without an error
+    assert table.loc["noise", "auroc_high"] == 1
     assert table.loc["noise", "rejected"] == 1
     assert 0.2 < table.loc["plate", "auroc"] < 0.85
     assert table.loc["plate", "auroc_low"] < table.loc["plate", "auroc"] < table.loc["plate", "auroc_high"]

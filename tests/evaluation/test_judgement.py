@@ -16,7 +16,7 @@ def judged(matrix: list[list[int]], donors: int | None = 12, **circumstances):
     truth, predicted = truth.repeat(counts), predicted.repeat(counts)
     names = None if donors is None else [f"d{k % donors}" for k in range(len(truth))]
     groups, intervals = choose_groups(names, [f"{k}.png" for k in range(len(truth))])
-    metrics = score(truth, np.eye(3)[predicted], CLASSES, groups, replicates=200)
+    metrics = score(truth, np.eye(3)[predicted], CLASSES, groups)
     return judge(metrics, intervals, donors, **circumstances)
 
 

@@ -23,7 +23,7 @@ def facts() -> dict:
     truth = np.array([0, 0, 1, 1] * 10)
     predicted = np.array([0, 1, 1, 1] * 10)
     groups, intervals = choose_groups(None, [f"{i}.png" for i in range(40)])
-    metrics = score(truth, np.eye(3)[predicted], NAMES, groups, replicates=50)
+    metrics = score(truth, np.eye(3)[predicted], NAMES, groups)
     return {
         "title": "White cells <5 µm & more",
         "run": "runs/été",
@@ -161,7 +161,7 @@ def test_notes_may_stand_among_the_warnings(facts):
 
 def test_part_of_one_group_has_no_intervals(facts):
     groups, intervals = choose_groups(None, ["one.png"] * 40)
-    metrics = score(np.array([0, 1, 2, 1] * 10), np.eye(3)[[0, 1, 2, 0] * 10], NAMES, groups, replicates=10)
+    metrics = score(np.array([0, 1, 2, 1] * 10), np.eye(3)[[0, 1, 2, 0] * 10], NAMES, groups)
     judgement = judge(metrics, intervals, None)
     page = render_report(Report(**facts | {"metrics": metrics, "intervals": intervals, "judgement": judgement}))
     assert "none: one source image<" in page

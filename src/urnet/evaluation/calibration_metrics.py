@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.calibration.conformal import COVERAGE
-from urnet.evaluation.metrics import LEVEL, REPLICATES, score, to_figure
+from urnet.evaluation.metrics import LEVEL, score, to_figure
 from urnet.evaluation.predictions import ScoredCells
 from urnet.statistics.donors import interval_of_mean
 
@@ -18,7 +18,6 @@ def calibration_metrics(
     groups: np.ndarray,
     *,
     coverage: float = COVERAGE,
-    replicates: int = REPLICATES,
 ) -> dict[str, Any] | None:
     """Check the calibration of one model, or of all folds of a cross-validation together.
 
@@ -26,7 +25,6 @@ def calibration_metrics(
         scored: the cells of each model with its predictions.
         groups: (N,) donors or source images, over all of `scored`.
         coverage: intended share of prediction sets that contain the true class.
-        replicates: number of bootstrap replicates for the calibration error.
 
     Returns:
         Content of `metrics.json` under `calibration`; None if a model is not calibrated. Metrics have the form
@@ -49,7 +47,7 @@ def calibration_metrics(
     sets = np.concatenate([part.prediction_sets(coverage) for part in scored])
     covered = sets[np.arange(len(truth)), truth]
     errors = {
-        name: score(truth, np.concatenate(parts), classes, groups, replicates=replicates)["expected_calibration_error"]
+        name: score(truth, np.concatenate(parts), classes, groups)["expected_calibration_error"]
         for name, parts in (
             ("before", [part.uncalibrated for part in scored]),
             ("after", [part.probabilities for part in scored]),

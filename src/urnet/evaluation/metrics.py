@@ -5,10 +5,10 @@ Cells of one donor or one image resemble each other, so intervals come from the 
 
 - Accuracy, recall, precision and the predicted share are proportions. F1 is 2p/(1 + p) of a proportion p: the right
   cells among those that are or are called the class. The means over classes combine the classes' intervals.
-- The expected calibration error sums absolute values, so noise raises it, and resampling adds noise again. Its
-  interval is that of a bootstrap over groups, mirrored at the value (Davison and Hinkley, "Bootstrap Methods and their
-  Application", 1997, section 5.2), which removes that bias. It is lengthened by t/z · √(G/(G - 1)) for G groups, cut at
-  0 and widened to contain the value. For a nearly calibrated model it is still somewhat too high.
+- The expected calibration error sums the absolute values of the bins' gaps, so noise raises it. The lower limit is what
+  such noise can explain: gaps are shrunk by their own noise (positive part of James and Stein, Proc. 4th Berkeley
+  Symp. 1, 1961), and multivariate t noise with the jackknife's covariance is added. The upper limit is a t limit for
+  the sum with the signs of the gaps. It is conservative where the error is small.
 
 `benchmarks/intervals.py` measures the coverage.
 
@@ -17,8 +17,8 @@ Undefined values are None:
 - A class without true cells has no recall, precision or F1, and the means over classes leave it out.
 - A class with true cells that is never predicted has precision 0, as in scikit-learn, so that ignoring a rare class
   does not pay. This value has no interval, and counts as a constant in the mean.
-- A metric that rests on fewer than two groups has no interval. Neither has a calibration error that is the same in
-  every draw.
+- A metric that rests on fewer than two groups has no interval. Neither has a calibration error whose gaps are the same
+  in every group.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,11 @@ __all__ = ["LEVEL", "REPLICATES", "bin_confidence", "choose_groups", "class_and_
 
 CALIBRATION_BINS = 15
 REPLICATES = 2000
-"""Bootstrap replicates of the calibration error."""
+"""Bootstrap replicates."""
+DRAWS = 2000
+"""Draws of the noise of the calibration error."""
+ROUNDING = 1e-20
+"""Variances below this are zero."""
 BLOCK = 4_000_000
 """Bootstrap weights in memory at a time (32 MB)."""
 
@@ -47,9 +51,7 @@ def score(
     groups: Sequence[Any] | np.ndarray,
     *,
     cells: Sequence[Any] | None = None,
-    replicates: int = REPLICATES,
     level: float = LEVEL,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Compare predicted probabilities with the truth.
 
@@ -60,9 +62,7 @@ def score(
         groups: (N,) donors or source images, from `choose_groups`.
         cells: (N,) identity of each cell, such as its path. Entries of the same cell (several seeds or augmented
             copies) count as one cell in the intervals. None if all entries are different cells.
-        replicates: number of bootstrap replicates for the calibration error.
         level: coverage of the intervals.
-        seed: seed of the bootstrap.
 
     Returns:
         Content of `metrics.json`: `accuracy`, `macro_recall`, `macro_precision`, `macro_f1` and
@@ -105,7 +105,7 @@ def score(
     return {
         "accuracy": share(counts["right"].sum(axis=1)),
         **means,
-        "expected_calibration_error": _score_calibration(truth, probabilities, codes, G, replicates, level, seed),
+        "expected_calibration_error": _score_calibration(truth, probabilities, codes, G, level),
         "per_class": per_class,
         "confusion_matrix": confusion.tolist(),
         "classes": list(classes),
@@ -293,27 +293,50 @@ def resample(table: sparse.csr_array, replicates: int, seed: int) -> np.ndarray:
 
 
 def _score_calibration(
-    truth: np.ndarray, probabilities: np.ndarray, codes: np.ndarray, G: int, replicates: int, level: float, seed: int
+    truth: np.ndarray, probabilities: np.ndarray, codes: np.ndarray, G: int, level: float
 ) -> dict[str, Any]:
     """Compute the expected calibration error with its interval, as the module's docstring says."""
-    n = len(truth)
     confidence, right, bins = bin_confidence(truth, probabilities)
-    column = np.concatenate([bins, np.full(n, CALIBRATION_BINS)])
-    entry = np.concatenate([right - confidence, np.ones(n)])
-    table = sparse.csr_array((entry, (np.tile(codes, 2), column)), shape=(G, CALIBRATION_BINS + 1))
-
-    def compute(sums: np.ndarray) -> np.ndarray:
-        return np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1]
-
-    value = compute(np.asarray(table.sum(axis=0)).reshape(1, -1))[0]
+    gap = np.bincount(codes * CALIBRATION_BINS + bins, right - confidence, minlength=G * CALIBRATION_BINS)
+    gap = gap.reshape(G, CALIBRATION_BINS)
+    value = float(np.abs(gap.sum(axis=0)).sum() / len(truth))
     if G < 2:
-        return {"value": float(value), "interval": None}
-    low, high = np.quantile(compute(resample(table, replicates, seed)), [(1 - level) / 2, (1 + level) / 2])
-    if low == high:
-        return {"value": float(value), "interval": None}
-    longer = special.stdtrit(G - 1, (1 + level) / 2) / special.ndtri((1 + level) / 2) * np.sqrt(G / (G - 1))
-    low, high = value - longer * (high - value), value + longer * (value - low)
-    return {"value": float(value), "interval": [float(max(0.0, min(low, value))), float(min(1.0, max(high, value)))]}
+        return {"value": value, "interval": None}
+    low, high = calibration_error_interval(gap, np.bincount(codes, minlength=G), level)
+    return {"value": value, "interval": None if low == high else [low, high]}
+
+
+def calibration_error_interval(gap: np.ndarray, sizes: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Compute the interval of the expected calibration error.
+
+    Args:
+        gap: (G, B) sum of right minus confidence of each group and bin.
+        sizes: (G,) cells of each group, at least two groups.
+        level: coverage of the interval.
+    """
+    share = sizes / sizes.sum()
+    mean = gap.sum(axis=0) / sizes.sum()  # (B,)
+    G = len(sizes)
+    residual = (gap / sizes.sum() - mean * share[:, None]) * np.sqrt((G - 1) / G) / (1 - share)[:, None]
+    covariance = residual.T @ residual  # (B, B)
+    variance = np.diag(covariance)
+    value = float(np.abs(mean).sum())
+    if variance.max() < ROUNDING:
+        return value, value
+    freedom = max(1.0, 1 / float((share**2).sum()) - 1)
+
+    rng = np.random.default_rng(0)
+    noise = rng.multivariate_normal(np.zeros(len(mean)), covariance, size=DRAWS, method="eigh")
+    noise /= np.sqrt(rng.chisquare(freedom, size=(DRAWS, 1)) / freedom)
+    shrunk = mean * np.maximum(0, 1 - variance / np.where(mean == 0, 1, mean**2))
+    raised = np.abs(shrunk + noise).sum(axis=1) - np.abs(shrunk).sum()
+    low = value - np.quantile(raised, (1 + level) / 2)
+
+    unclear = mean**2 < 4 * variance
+    signs = np.stack([np.where(unclear, sign, np.sign(mean)) for sign in (np.sign(mean), -1, 0, 1)])
+    longest = np.sqrt(np.einsum("sb,bc,sc->s", signs, covariance, signs).max())
+    high = value + special.stdtrit(freedom, (1 + level) / 2) * longest
+    return float(max(0, min(low, value))), float(min(1, high))
 
 
 def _list_notes(confusion: np.ndarray, classes: Sequence[str], true_in: np.ndarray, G: int) -> list[str]:

@@ -44,7 +44,6 @@ from urnet.images.simulation.optics import BACKGROUND, REFERENCE_PX, Imaging, si
 from urnet.run_folder import Run, check_not_within
 from urnet.statistics.donors import choose_groups
 
-REPLICATES = 500
 SEED = 0
 FORWARD = 16
 """Number of images in one forward pass. On a CPU, larger batches spend half their time on memory access."""

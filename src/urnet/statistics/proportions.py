@@ -17,7 +17,7 @@ from scipy import special
 ASSUMED_SPREAD = 0.6
 """Standard deviation between groups, in logits, where the cells cannot show it."""
 STEPS = 60
-"""Bisection steps: more than the bits of a double."""
+"""Bisection steps, enough for the precision of a double."""
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(48)
 
 
@@ -89,7 +89,8 @@ def limit_of_certainty(cells: np.ndarray, level: float, spread: float = ASSUMED_
     low, high = -20.0, 40.0
     for _ in range(STEPS):
         centre = (low + high) / 2
-        log_right = special.log_expit(centre + spread * NODES)  # (nodes,)
-        log_all = special.logsumexp(sizes[:, None] * log_right, b=weights, axis=1)  # (sizes,)
+        log_right = sizes[:, None] * special.log_expit(centre + spread * NODES)  # (sizes, nodes)
+        largest = log_right[:, -1:]
+        log_all = largest[:, 0] + np.log(np.exp(log_right - largest) @ weights)  # (sizes,)
         low, high = (centre, high) if groups @ log_all < target else (low, centre)
     return float(weights @ special.expit(high + spread * NODES))
