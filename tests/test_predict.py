@@ -167,7 +167,7 @@ def test_a_classifier_without_feature_maps_cannot_show_grad_cam(shapes, tmp_path
     classifier = {"name": "test_vit", "img_size": 32}
     config = ModelConfig("x", ("a", "b"), 32, 1, Scaling(0, 255, "uint8"), {"name": "none"}, classifier)
     model = Model(config, config.build())
-    with raises_code("predict.no_feature_maps"):
+    with raises_code("recipe.no_feature_maps"):
         predict_files(model, [shapes], tmp_path / "p.csv", cam=tmp_path / "cam")
     assert not list(tmp_path.iterdir())
     assert predict_files(model, [shapes], tmp_path / "p.csv").failed == 0

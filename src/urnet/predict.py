@@ -240,7 +240,7 @@ def predict_files(
         RunError: `out`, `enhanced` or `cam` exists already (code `run.exists`) or lies among the images; an
             interrupted prediction had other settings; the engine is unknown, not installed or not exact; or the
             coverage is not between 0 and 1 (code `predict.coverage_invalid`).
-        RecipeError: the classifier has no feature maps for Grad-CAM (code `predict.no_feature_maps`).
+        RecipeError: the classifier has no feature maps for Grad-CAM (code `recipe.no_feature_maps`).
 
     Example:
         >>> model = urnet.load("run")
@@ -495,7 +495,7 @@ def _check_cam(model: Model) -> None:
     except (RecipeError, ValueError):
         raise RecipeError(
             f"classifier {config.classifier['name']!r} has no feature maps, which Grad-CAM needs; leave --cam out",
-            code="predict.no_feature_maps",
+            code="recipe.no_feature_maps",
         ) from None
 
 

@@ -223,6 +223,22 @@ class Run:
             raise RunError(f"{self.cells_path}: the column 'split' is missing; restore the file", code="run.no_split")
         return use_cached_crops(Cells(cells.root, cells.table, order_classes(self.recipe(), cells)))
 
+    def cells_for(self, model: Model) -> Cells:
+        """Read the cells of the run and check that their labels are the classes of its model.
+
+        Raises:
+            RunError: the table has no split, or its labels are not the model's classes (`run.classes_changed`).
+            CellsError: the table is damaged, or images are missing.
+        """
+        cells = self.cells()
+        if cells.classes != model.classes:
+            raise RunError(
+                f"{self.cells_path}: its labels ({', '.join(cells.classes)}) are not the model's classes "
+                f"({', '.join(model.classes)}). Restore the file",
+                code="run.classes_changed",
+            )
+        return cells
+
     def scaling(self) -> Scaling | None:
         """Read the scaling of the run. Runs of version 0.1.0 have no such file: None.
 

@@ -366,7 +366,7 @@ def test_without_a_history_there_are_no_curves(run):
 def test_changed_labels_in_the_runs_table_are_refused(run, raises_code):
     text = (run / "cells.csv").read_text(encoding="utf-8")
     (run / "cells.csv").write_text(text.replace(",bar", ",foo"), encoding="utf-8")
-    with raises_code("evaluation.labels_changed"):
+    with raises_code("run.classes_changed"):
         evaluate(run)
 
 

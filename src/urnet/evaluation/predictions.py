@@ -120,14 +120,7 @@ def score_run_part(run: Run, split: str, progress: Progress | None, expect: str 
         ImageError: a cell cannot be read.
     """
     model, recipe = run.load_model(expect), run.recipe()
-    cells = run.cells()
-    if cells.classes != model.classes:
-        raise RunError(
-            f"{run.cells_path}: its labels ({', '.join(cells.classes)}) are not the model's classes "
-            f"({', '.join(model.classes)}). Restore the file",
-            code="evaluation.labels_changed",
-        )
-    cells = cells.part(split)
+    cells = run.cells_for(model).part(split)
     if not len(cells):
         raise CellsError(f"{run.folder}: this run has no cells in its {split} part", code="evaluation.part_empty")
     images, truth = _read_images(model, cells, progress), cells.labels

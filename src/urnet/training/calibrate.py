@@ -60,8 +60,8 @@ def calibrate(run: Run, *, false_rejection: float = FALSE_REJECTION, progress: P
         progress: receives the task and its share done.
 
     Raises:
-        RunError: the run is not finished, was trained under protocol `paper`, or its cells are missing.
-        CellsError: a part is empty.
+        RunError: the run is not finished, was trained under protocol `paper`, or its labels changed.
+        CellsError: a part is empty, or images are missing.
         ImageError: a cell cannot be read.
     """
     model, recipe = Model.load(run.folder, calibrated=False), run.recipe()
@@ -71,13 +71,7 @@ def calibrate(run: Run, *, false_rejection: float = FALSE_REJECTION, progress: P
             "Train with protocol=honest",
             code="calibration.protocol",
         )
-    cells = run.cells()
-    if cells.classes != model.classes:
-        raise RunError(
-            f"{run.cells_path}: its labels ({', '.join(cells.classes)}) are not the model's classes "
-            f"({', '.join(model.classes)}); restore the file",
-            code="run.classes_changed",
-        )
+    cells = run.cells_for(model)
     calibration = calibrate_model(model, cells, false_rejection=false_rejection, progress=progress)
     save_calibration(calibration, run.model)
     seal_bundle(run.model)
