@@ -25,8 +25,8 @@ MISFIT_DEVIATIONS = 4.0
 MIN_CALIBRATION_CELLS = 30
 """Advised minimum number of calibration cells of a class."""
 INTERVAL_METHOD = (
-    "95 % interval by a score test. It accounts for the chance of which cells were counted, the number of calibration "
-    "cells, and {}."
+    "The 95 % interval comes from a score test. It accounts for the chance of which cells were counted, the number of "
+    "calibration cells, and {}."
 )
 """Description of the intervals of the corrected shares."""
 REJECTION_P_VALUE = 0.001
