@@ -22,7 +22,7 @@ from urnet.counting.interval import CountTest, adjusted_interval, invert_test
 from urnet.cpus import usable_cpus
 
 REJECTED = 0.02
-ORACLE_REPLICATES = 400
+ORACLE_REPLICATES = 200
 POPULATION = 4000
 
 
@@ -55,6 +55,7 @@ LINES = [
     Line(12, 100, 2000, 0.6, "call", 0.85, COMMON, unequal=True),
     Line(5, 100, 1000, 0.6, "class", 0.85, COMMON),
     Line(3, 100, 1000, 0.3, "call", 0.85, COMMON),
+    Line(3, 100, 1000, 0.6, "call", 0.85, COMMON),
     Line(12, 1000, 2000, 0.0, "class", 0.85, COMMON),
 ]
 
@@ -155,8 +156,8 @@ class KnownVariation:
 
     def widen(
         self, mix: np.ndarray, contrast: np.ndarray, scatter: np.ndarray, variance: np.ndarray, level: float
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Add the true variance between donors; see `DonorVariation.widen`."""
         moved = (mix[:, :, None] * contrast[:, None, :]).reshape(len(mix), -1)
         between = np.einsum("tg,gh,th->t", moved, self.covariance, moved)
-        return variance + (1 + np.sum((mix @ self.parts.T) ** 2, axis=1)) * between
+        return variance + (1 + np.sum((mix @ self.parts.T) ** 2, axis=1)) * between, np.zeros(len(mix))

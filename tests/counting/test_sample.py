@@ -121,7 +121,7 @@ def test_few_calibration_cells_give_a_warning():
 def test_estimates_that_disagree_give_a_warning():
     probabilities = cells(expected(2000))
     probabilities[probabilities.argmax(axis=1) == 0] = [0.5, 0.48, 0.02]
-    sample = count_sample("d1", probabilities, [""] * len(probabilities), KNOWN, CLASSES)
+    sample = count_sample("d1", probabilities, [""] * len(probabilities), KNOWN, CLASSES, reference=donors(KNOWN))
     assert any("disagree" in warning for warning in sample.warnings)
 
 

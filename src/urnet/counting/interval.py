@@ -27,7 +27,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from urnet.calibration.confusion import ReferenceCells
-from urnet.counting.donors import DonorVariation
+from urnet.counting.donors import DonorVariation, remove_skewness
 from urnet.counting.estimate import (
     adjusted_count,
     check_confusion,
@@ -63,12 +63,14 @@ class ShareVariance:
         counting: variance from drawing the sample's cells.
         calibration: variance from drawing the calibration's cells.
         donors: variance from differences between donors; 0 where they are left out.
+        skewness: skewness that these differences bring.
     """
 
     estimate: np.ndarray
     counting: np.ndarray
     calibration: np.ndarray
     donors: np.ndarray
+    skewness: np.ndarray
 
     @property
     def deviation(self) -> np.ndarray:
@@ -338,8 +340,10 @@ def _is_accepted(test: ShareTest, share: np.ndarray, level: float) -> np.ndarray
     """Find the shares (K, G) that the test does not reject."""
     flat = share.ravel()
     parts = test.variance(flat, np.repeat(np.arange(len(share)), share.shape[1]))
-    low, high = acceptance_region(flat, parts.deviation.clip(min=1e-9), level)
-    return ((parts.estimate >= low) & (parts.estimate <= high)).reshape(share.shape)
+    spread = parts.deviation.clip(min=1e-9)
+    estimate = flat + spread * remove_skewness((parts.estimate - flat) / spread, parts.skewness)
+    low, high = acceptance_region(flat, spread, level)
+    return ((estimate >= low) & (estimate <= high)).reshape(share.shape)
 
 
 def _set_share(mix: np.ndarray, share: np.ndarray, k: np.ndarray) -> np.ndarray:
@@ -376,8 +380,9 @@ def _share_variance(
     counting = ((among * square).sum(axis=1) - (among * mean).sum(axis=1) ** 2) / test.cells
     counting = counting.clip(min=0) * through**2
     calibration = (mix**2 * scatter / test.known).sum(axis=1)
-    donors = np.zeros(len(share))
+    donors = skewness = np.zeros(len(share))
     if test.donors is not None:
         within = counting + calibration
-        donors = (test.donors.widen(mix, weights, scatter, within, test.level) - within).clip(min=0)
-    return ShareVariance(share + observed * through, counting, calibration, donors)
+        whole, skewness = test.donors.widen(mix, weights, scatter, within, test.level)
+        donors = (whole - within).clip(min=0)
+    return ShareVariance(share + observed * through, counting, calibration, donors, skewness)

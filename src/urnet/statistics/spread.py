@@ -8,10 +8,8 @@ variance of the rate's logarithm. Their likelihood is therefore negative binomia
 estimated from the same counts (Cox and Reid, J. R. Statist. Soc. B 49, 1987; for counts McCarthy, Chen and Smyth,
 Nucleic Acids Res. 40, 2012), so that one donor alone says nothing. Multiplied by a prior it weighs all spreads.
 
-The prior density of a spread s is proportional to sqrt(s)·exp(-(s/0.4)²/2). It falls to zero at zero (Chung et al.,
-Psychometrika 78, 2013), because a few donors that happen to agree do not prove that all donors do. A density without
-this fall covered 92 % at 12 donors with 30 cells each and a spread of 0.3; one that is proportional to s made the
-intervals of alike donors 6 % longer.
+The prior density of a spread s is proportional to sqrt(s)·exp(-(s/0.35)²/2). It falls to zero at zero (Chung et al.,
+Psychometrika 78, 2013), because a few donors that happen to agree do not prove that all donors do.
 """
 
 import numpy as np
@@ -21,8 +19,8 @@ from urnet.statistics.donors import MIN_DONORS
 
 SPREADS = np.geomspace(0.02, 2.5, 24)
 """Spreads that are weighed, as standard deviations of the logits."""
-PRIOR_SCALE = 0.4
-"""Scale of the prior density; without any data, the median spread is 0.38, and 95 % are below 0.89."""
+PRIOR_SCALE = 0.35
+"""Scale of the prior density; without any data, the median spread is 0.33, and 95 % are below 0.78."""
 
 MIN_MOVED = 1e-3
 """Least variance of a rate's logarithm for a spread of 1; a call that nearly all cells get hardly moves."""
