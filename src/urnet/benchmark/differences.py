@@ -7,19 +7,37 @@ from typing import Any
 import pandas as pd
 
 from urnet.benchmark.render import SIMULATED_NOTE, TableData
-from urnet.evaluation.paired import ALIKE, ONE_GROUP
+from urnet.evaluation.paired import ALIKE, NO_VERDICT, ONE_FOLD, ONE_GROUP, ONE_SPLIT, ONE_TRAINING, PRIMARY
 from urnet.html_pages import NO_VALUE
+from urnet.statistics.estimate import POWER
+from urnet.statistics.multiple import FAMILY_ERROR
 
-ONE_TRAINING = (
-    "Each model was trained once. Another training would have given another difference; the intervals do not include "
-    "that, so they are too narrow. Several folds or seeds include it."
-)
-MISSING_INTERVAL_NOTES = {
+NOTES = {
     ONE_GROUP: "No interval (one group): all cells come from one donor or source image, so it is not known whether the "
     "difference is chance. Test on cells of several.",
-    ALIKE: "No interval (all groups alike): the difference is the same for every donor or source image.",
+    ONE_FOLD: "No interval (one fold): only one fold has cells of this class.",
+    ALIKE: "No interval (all alike): the difference is the same in all folds, donors or source images.",
+    ONE_TRAINING: "No verdict (one training each): the intervals hold for these two trained models. Nothing is known of "
+    "other trainings. Folds show them.",
+    ONE_SPLIT: "No verdict (one split): the intervals hold for trainings on this split. Nothing is known of other "
+    "training cells. Folds show them.",
 }
-"""Explanations of missing intervals, by the note in the table."""
+"""Explanations of missing intervals and verdicts, by the note in the table."""
+VERDICTS = (
+    f"The verdict of the table is on macro recall. Its p is adjusted for {{}} by Holm's method. Accuracy and recalls of "
+    "classes are secondary: p is adjusted for all of them together, and is never below that of macro recall. If all "
+    f"models were equal, at most {100 * FAMILY_ERROR:g} % of such tables would have any wrong verdict."
+)
+INTERVALS = "Each interval holds for its own difference; the verdict allows for all comparisons."
+DETECTABLE = (
+    f"Detectable: the smallest difference that a table like this shows with a probability of {100 * POWER:g} %, "
+    "allowing for all comparisons. A smaller one cannot be ruled out by “could be chance”."
+)
+WEIGHTS = (
+    "All folds weigh alike. A fold without cells of a class says nothing about its recall; macro recall of that fold is "
+    "over its other classes."
+)
+UNKNOWN_DONORS = "The donors are not all known: nothing is known of other donors."
 
 
 def build_differences_table(
@@ -29,7 +47,7 @@ def build_differences_table(
     *,
     simulated: str = "",
 ) -> TableData:
-    """Build the table of paired differences, in points, with a group of rows per metric.
+    """Build the table of paired differences, in points, with a group of rows per metric, macro recall first.
 
     Args:
         differences: from `paired_differences`.
@@ -39,41 +57,56 @@ def build_differences_table(
     """
     titles = titles or {}
     rows: list[list[str]] = []
-    for metric, group in differences.groupby("metric", sort=False):
-        if metrics is not None and metric not in metrics:
-            continue
+    shown = [metric for metric in dict.fromkeys(differences["metric"]) if metrics is None or metric in metrics]
+    for metric in sorted(shown, key=lambda metric: metric != PRIMARY):
         rows.append([metric_title(str(metric))])
-        for row in group.to_dict("records"):
+        for row in differences[differences["metric"] == metric].to_dict("records"):
             name = f"{titles.get(row['second'], row['second'])} against {titles.get(row['first'], row['first'])}"
-            p = NO_VALUE if math.isnan(row["p_holm"]) else f"{row['p_holm']:.3f}"
-            rows.append(
-                [
-                    name,
-                    format_points(row["difference"]),
-                    format_difference_interval(row, "_simultaneous"),
-                    p,
-                    format_verdict(row),
-                ]
-            )
-    notes = []
-    if len(differences):
-        pairs = len(differences[["first", "second"]].drop_duplicates())
-        counts = ", ".join(_format_range(differences[what], what) for what in ("cells", "folds", "seeds"))
-        known = differences[differences["note"] == ""]
-        drawn = " or ".join(dict.fromkeys(known["resampled"]))
-        notes = [f"Paired on the same cells ({counts})" + (f"; {drawn} drawn with replacement." if drawn else ".")]
-        if len(known):
-            notes.append(
-                f"Corrected for {pairs} comparison{'s' * (pairs > 1)}, per metric: the intervals hold for all at once "
-                "(Bonferroni), p is adjusted by Holm's method. A difference could be chance if its interval has zero."
-            )
-        notes += missing_interval_notes(differences["note"])
-        if ((known["folds"] == 1) & (known["seeds"] == 1)).any():
-            notes.append(ONE_TRAINING)
+            rows.append([name, *format_difference_row(row)])
+    notes = list_difference_notes(differences)
     if simulated:
         notes.append(SIMULATED_NOTE.format(simulated))
-    header = ["Difference", "Points", "Simultaneous interval", "p (Holm)", "Verdict"]
-    return TableData("Paired differences", [header], rows, notes)
+    return TableData("Paired differences", [["Difference", *DIFFERENCE_COLUMNS]], rows, notes)
+
+
+DIFFERENCE_COLUMNS = ("Points", "95 % interval", "p (Holm)", "Detectable, points", "Verdict")
+
+
+def format_difference_row(row: Mapping[str, Any]) -> list[str]:
+    """Format the cells of `DIFFERENCE_COLUMNS`.
+
+    Args:
+        row: a row of `paired_differences`.
+    """
+    return [
+        format_points(row["difference"]),
+        format_difference_interval(row),
+        NO_VALUE if math.isnan(row["p_holm"]) else f"{row['p_holm']:.3f}",
+        format_detectable(row),
+        format_verdict(row),
+    ]
+
+
+def list_difference_notes(differences: pd.DataFrame) -> list[str]:
+    """List the sentences below a table of differences: what was compared, by which method, and what is missing.
+
+    Args:
+        differences: from `paired_differences`.
+    """
+    if differences.empty:
+        return []
+    pairs = len(differences[["first", "second"]].drop_duplicates())
+    main = differences[differences["metric"] == PRIMARY]
+    counted = [what for what in ("cells", "repeats", "folds", "seeds") if what != "repeats" or main[what].max() > 1]
+    counts = ", ".join(_format_range(main[what], what) for what in counted)
+    methods = " or ".join(dict.fromkeys(method for method in main["method"] if method))
+    notes = [f"Paired on the same cells ({counts})" + (f"; {methods}." if methods else ".")]
+    if differences["chance"].notna().any():
+        notes += [VERDICTS.format(f"{pairs} comparison{'s' * (pairs > 1)}"), INTERVALS, DETECTABLE, WEIGHTS]
+    notes += missing_interval_notes(differences["note"])
+    if methods and (main["unit"] != "donor").any():
+        notes.append(UNKNOWN_DONORS)
+    return notes
 
 
 def format_points(share: float) -> str:
@@ -84,30 +117,40 @@ def format_points(share: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
-def format_difference_interval(row: Mapping[str, Any], which: str = "") -> str:
+def format_difference_interval(row: Mapping[str, Any]) -> str:
     """Format the interval of a difference in points, or the reason why there is none.
 
     Args:
         row: a row of `paired_differences`.
-        which: "_simultaneous" for the interval that holds for all comparisons at once.
     """
-    return row["note"] or f"{format_points(row[f'low{which}'])} to {format_points(row[f'high{which}'])}"
+    if math.isnan(row["low"]):
+        return row["note"]
+    return f"{format_points(row['low'])} to {format_points(row['high'])}"
+
+
+def format_detectable(row: Mapping[str, Any]) -> str:
+    """Format the smallest detectable difference, in points.
+
+    Args:
+        row: a row of `paired_differences`.
+    """
+    return NO_VALUE if math.isnan(row["detectable"]) else f"{100 * row['detectable']:.1f}"
 
 
 def format_verdict(row: Mapping[str, Any]) -> str:
-    """Format the verdict on the second run: higher, lower, could be chance; a dash without an interval.
+    """Format the verdict on the second run: higher, lower, could be chance, no verdict; a dash without an interval.
 
     Args:
         row: a row of `paired_differences`.
     """
     if row["note"]:
-        return NO_VALUE
+        return row["note"] if row["note"].startswith(NO_VERDICT) else NO_VALUE
     return "could be chance" if row["chance"] else "higher" if row["difference"] > 0 else "lower"
 
 
 def missing_interval_notes(notes: Iterable[str]) -> list[str]:
-    """List the explanations of missing intervals."""
-    return [MISSING_INTERVAL_NOTES[note] for note in dict.fromkeys(notes) if note in MISSING_INTERVAL_NOTES]
+    """List the explanations of missing intervals and verdicts."""
+    return [NOTES[note] for note in dict.fromkeys(notes) if note in NOTES]
 
 
 def metric_title(metric: str) -> str:

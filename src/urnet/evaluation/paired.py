@@ -1,61 +1,45 @@
-"""Paired differences between runs: differences on the same cells, with intervals that allow for chance.
+"""Paired differences between runs on the same cells: intervals and verdicts that allow for chance.
 
 Two runs that were tested on the same cells are compared cell by cell, so that the difficulty of a cell cancels out.
-Chance remains in the cells and in the training: other donors or images, or another fold or seed, would give another
-difference. The bootstrap resamples both jointly. It draws whole donors or source images, as in `metrics`. Independently
-of them, it draws folds and seeds. All draws are with replacement, and the same for both runs. The weight of a cell is
-the product of how often its group, its fold and its seed were drawn. This is the product, or pigeonhole, bootstrap
-(Owen, "The pigeonhole bootstrap", Ann. Appl. Stat. 1, 2007, section 3; Owen and Eckles, "Bootstrapping data arrays of
-arbitrary order", Ann. Appl. Stat. 6, 2012). Intervals are percentile intervals. With m comparisons each has a
-Bonferroni interval at level 1 - (1 - level)/m, and p values are adjusted by Holm's method (Scand. J. Stat. 6, 1979),
-per metric.
+Chance remains in the test cells and in the training. What can be said depends on what was trained:
 
-The table gives the coverage of the true difference, zero, in per cent of 400 simulated pairs of runs per line. Each
-pair has 2,000 cells, each its own source, in classes of 60, 30 and 10 %. Only one of the two runs is right for a fifth
-of the cells. In each fold and seed one run has a random advantage, with this standard deviation in points in each class
-and correlation 0.75 between classes. The 99 % intervals are the simultaneous ones of five comparisons.
+- Folds: each fold gives one difference, averaged over its trainings, and the interval is the corrected resampled t of
+  `urnet.statistics.folds`. Folds weigh alike. A fold without cells of a class says nothing about its recall, and its
+  macro recall is the mean over the classes that it has.
+- One split: the interval is over donors or source images (`urnet.statistics.one_split`), for these trained models, or
+  for trainings on this split. There is no verdict on the recipes.
 
-    folds  seeds  advantage   accuracy, macro recall: 95 % intervals   99 % intervals
-      5      1       0                               100, 100            100, 100
-      5      1       2                                98,  99            100, 100
-      5      1       4                                97,  97             99, 100
-      5      1       8                                91,  92             97,  98
-      3      1       4                                88,  93             96,  97
-      5      3       4                               100, 100            100, 100
-      1      5       3                                90,  93             96,  98
-      1      1       0                                96,  97            100, 100
-      1      1       3                                52,  61             63,  74
-
-Five folds give conservative intervals: up to 1.6 times as wide as needed if trainings agree. The product counts the
-noise of the cells more than once, and more often with several seeds. The intervals are somewhat too narrow if the noise
-of training is much larger than that of the cells, since five draws cannot show the tails. One training of each run says
-nothing about other trainings: its intervals are far too narrow to tell which recipe is better.
-
-A difference that rests on a single donor or source image has no interval, however many folds and seeds there are.
+The verdict of a table is on macro recall: p values are adjusted by Holm's method over all pairs. Accuracy and the
+recalls are secondary: Holm's method over all of them, and never below the pair's adjusted p value of macro recall. So,
+if all recipes are equal, a table has a wrong verdict with a probability of at most 5 %.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from urnet.errors import CellsError
-from urnet.evaluation.metrics import LEVEL, REPLICATES, choose_groups, resample
+from urnet.evaluation.metrics import LEVEL, choose_groups
+from urnet.statistics.estimate import Estimate
+from urnet.statistics.folds import describe_folds, estimate_over_folds
+from urnet.statistics.multiple import FAMILY_ERROR, adjust_holm, adjust_secondary, strictest_level
+from urnet.statistics.one_split import add_trainings, estimate_over_groups
 
 COLUMNS = (
-    "first", "second", "metric", "difference", "low", "high", "low_simultaneous", "high_simultaneous",
-    "p", "p_holm", "chance", "note", "cells", "groups", "folds", "seeds", "resampled",
+    "first", "second", "metric", "difference", "low", "high", "p", "p_holm", "chance", "detectable", "note", "method",
+    "cells", "groups", "unit", "repeats", "folds", "seeds",
 )  # fmt: skip
-CELL = ["path", "fold", "copy"]
-ROUNDING = 1e-12
-"""Draws that differ by less are equal."""
+CELL = ["path", "repeat", "fold", "copy"]
+PRIMARY = "macro_recall"
 
-NO_INTERVAL = "no interval"
-ONE_GROUP, ALIKE, NO_CELLS = f"{NO_INTERVAL}: one group", f"{NO_INTERVAL}: all groups alike", "no cells"
-"""Reasons why a difference has no interval."""
+NO_INTERVAL, NO_VERDICT = "no interval", "no verdict"
+NO_CELLS = "no cells"
+ONE_GROUP, ONE_FOLD, ALIKE = (f"{NO_INTERVAL}: {why}" for why in ("one group", "one fold", "all alike"))
+ONE_TRAINING, ONE_SPLIT = (f"{NO_VERDICT}: {why}" for why in ("one training each", "one split"))
+NO_PRIMARY = f"{NO_VERDICT}: none on macro recall"
+"""Reasons why a difference has no interval or no verdict."""
 
 
 def paired_differences(
@@ -63,31 +47,28 @@ def paired_differences(
     pairs: Sequence[tuple[str, str]],
     classes: Sequence[str],
     *,
-    replicates: int = REPLICATES,
     level: float = LEVEL,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Compute the second minus the first run of each pair: accuracy, macro recall, and the recall of each class.
 
     Runs are compared over the seeds and folds that both have. If they share no seed, the cells of each run are averaged
-    over its own seeds first. Pairs without a common fold are left out.
+    over its own seeds first. Pairs without a common fold are left out. Folds that test the same cells, such as those of
+    repeats with a given fold column, count as one with more trainings.
 
     Args:
-        predictions: of each run, one row per test cell and seed: `path`, `label`, `predicted`, `source`, `seed`,
-            `fold`, and `donor` if known. A cell that was tested in several augmented copies has several rows.
+        predictions: of each run, one row per test cell and training: `path`, `label`, `predicted`, `source`, `seed`,
+            `fold`, `repeat` where folds were repeated, and `donor` if known. A cell that was tested in several
+            augmented copies has several rows.
         pairs: names of runs, (first, second).
         classes: the class names.
-        replicates: number of bootstrap replicates. Simultaneous intervals of m pairs rest on about
-            replicates·(1 - level)/2m draws at each end.
-        level: coverage of each interval; for `*_simultaneous`, of all intervals together.
-        seed: seed of the bootstrap; all pairs over the same cells get the same draws.
+        level: coverage of each interval.
 
     Returns:
-        One row per pair and metric (`accuracy`, `macro_recall`, `recall_<class>`). `difference` and interval ends are
-        fractions. `p` is two-sided: twice (1 + draws on the far side of zero)/(1 + draws). `chance` is true if the
-        simultaneous interval contains zero. Without an interval (NaN) it is missing, and `note` says why: `ONE_GROUP`
-        if all cells (of the class) belong to one group, `ALIKE` if every draw gives the same difference, `NO_CELLS` if
-        the class has no cells. `resampled` says what was drawn: "sources", "donors and folds", ….
+        One row per pair and metric (`accuracy`, `macro_recall`, `recall_<class>`). `difference`, interval ends and
+        `detectable` are fractions. `p_holm` is the p value adjusted for all pairs, and `chance` is true if it is above
+        0.05. `detectable` is the smallest difference that would have been found with a probability of 80 % at the
+        strictest level of Holm's method. Without an interval or a verdict these are missing, and `note` says why.
+        `method` names the interval in words.
 
     Raises:
         CellsError: the two runs of a pair were tested on different cells, or a label is not in `classes`.
@@ -101,68 +82,153 @@ def paired_differences(
         matched = _match_runs(predictions[first], predictions[second], (first, second), classes)
         if matched is not None:
             compared.append((first, second, matched))
-    rows = []
-    simultaneous = 1 - (1 - level) / max(1, len(compared))
+    metrics = ("accuracy", PRIMARY, *(f"recall_{name}" for name in classes))
+    secondary = [k for k, metric in enumerate(metrics) if metric != PRIMARY]
+    alphas = [strictest_level(len(compared) * (1 if name == PRIMARY else len(secondary))) for name in metrics]
+    tables = []
     for first, second, matched in compared:
-        value, draws = _compute_differences(matched, len(classes), replicates, seed)
-        rests_on = [matched.groups, matched.groups, *matched.groups_of(len(classes))]
-        for k, metric in enumerate(("accuracy", "macro_recall", *(f"recall_{name}" for name in classes))):
-            drawn = draws[:, k] if rests_on[k] > 1 else draws[:0, k]
-            low, high, p = _interval(value[k], drawn, level)
-            wide_low, wide_high, _ = _interval(value[k], drawn, simultaneous)
-            unknown = bool(np.isnan(low))
-            rows.append(
+        estimate, facts = _compare_folds(matched) if matched.folds > 1 else _compare_on_one_split(matched)
+        low, high = estimate.interval(level)
+        verdict = ~np.isin(facts["note"], (ONE_TRAINING, ONE_SPLIT))
+        detectable = [estimate.detectable(alpha)[k] for k, alpha in enumerate(alphas)]
+        tables.append(
+            pd.DataFrame(
                 {
                     "first": first,
                     "second": second,
-                    "metric": metric,
-                    "difference": value[k],
+                    "metric": metrics,
+                    "difference": estimate.value,
                     "low": low,
                     "high": high,
-                    "low_simultaneous": wide_low,
-                    "high_simultaneous": wide_high,
-                    "p": p,
-                    "chance": pd.NA if unknown else not (wide_low > 0 or wide_high < 0),
-                    "note": _missing_interval_reason(value[k], rests_on[k]) if unknown else "",
+                    "p": np.where(verdict, estimate.p_value(), np.nan),
+                    "detectable": np.where(verdict, detectable, np.nan),
+                    **facts,
                     "cells": matched.cells,
-                    "groups": matched.groups,
-                    "folds": matched.folds,
+                    "repeats": matched.repeats,
                     "seeds": matched.seeds,
-                    "resampled": matched.resampled,
                 }
             )
-    table = pd.DataFrame(rows, columns=[column for column in COLUMNS if column != "p_holm"])
-    table["p_holm"] = table.groupby("metric", sort=False)["p"].transform(_holm_adjust)
-    return table[list(COLUMNS)].astype({"chance": "boolean"})
+        )
+    if not tables:
+        return pd.DataFrame(columns=list(COLUMNS)).astype({"chance": "boolean"})
+    table = pd.concat(tables, ignore_index=True)
+    p = table["p"].to_numpy(float).reshape(len(tables), len(metrics))
+    adjusted = np.empty_like(p)
+    primary = metrics.index(PRIMARY)
+    adjusted[:, primary] = adjust_holm(p[:, primary])
+    adjusted[:, secondary] = adjust_secondary(p[:, secondary], adjusted[:, primary])
+    table["p_holm"] = np.where(np.isnan(p), np.nan, adjusted).ravel()
+    table["note"] = table["note"].mask((table["note"] == "") & table["p_holm"].isna(), NO_PRIMARY)
+    table["chance"] = (table["p_holm"] > FAMILY_ERROR).astype("boolean").mask(table["p_holm"].isna())
+    return table[list(COLUMNS)]
 
 
 @dataclass(frozen=True)
 class _MatchedRuns:
-    """Two runs on the same cells, one entry per cell and seed.
+    """Two runs on the same cells.
 
     Attributes:
-        change: (N,) right of the second run minus right of the first.
-        truth: (N,) class indices.
-        group, fold, seed: (N,) indices of what each entry is drawn with.
-        cells: number of distinct cells.
-        groups, folds, seeds: number of each.
-        resampled: what is drawn, in words.
+        rows: one row per cell and training: `change`, right of the second run minus right of the first; `truth`, class
+            index; `training` and `part`, its number and that of its test part; `source` and, if known, `donor`.
+        K: number of classes.
+        tested: (P,) number of distinct cells in each test part.
+        total: number of distinct cells of all parts, also those that only one run has.
+        repeat: (P,) the repeat of each part.
+        seeds: number of trainings of each part; the largest if parts differ.
+        repeats: number of repeats.
     """
 
-    change: np.ndarray
-    truth: np.ndarray
-    group: np.ndarray
-    fold: np.ndarray
-    seed: np.ndarray
-    cells: int
-    groups: int
-    folds: int
+    rows: pd.DataFrame
+    K: int
+    tested: np.ndarray
+    total: int
+    repeat: np.ndarray
     seeds: int
-    resampled: str
+    repeats: int
 
-    def groups_of(self, K: int) -> list[int]:
-        """Count the groups of each of the K classes."""
-        return [len(np.unique(self.group[self.truth == k])) for k in range(K)]
+    @property
+    def folds(self) -> int:
+        return len(self.tested)
+
+    @property
+    def cells(self) -> int:
+        return len(self.rows[["path", "part", "copy"]].drop_duplicates())
+
+    def by_training(self) -> tuple[np.ndarray, np.ndarray]:
+        """Compute the differences of each training, (T, 2 + K), and the part that it was tested on, (T,)."""
+        training, truth = self.rows["training"].to_numpy(), self.rows["truth"].to_numpy()
+        T = training.max() + 1
+        where, size = training * self.K + truth, T * self.K
+        change, count = (
+            np.bincount(where, weights, minlength=size).reshape(T, self.K) for weights in (self.rows["change"], None)
+        )
+        recall = np.divide(change, count, out=np.full((T, self.K), np.nan), where=count > 0)
+        accuracy = change.sum(axis=1) / count.sum(axis=1)
+        part = np.empty(T, dtype=np.int64)
+        part[training] = self.rows["part"]
+        return np.column_stack([accuracy, np.nanmean(recall, axis=1), recall]), part
+
+
+def _compare_folds(matched: _MatchedRuns) -> tuple[Estimate, dict[str, object]]:
+    """Estimate differences over folds; arrays have one entry per metric."""
+    each, part = matched.by_training()
+    differences = pd.DataFrame(each).groupby(part).mean().to_numpy().T  # (2 + K, P)
+    unit, groups, donors = _count_groups(matched.rows)
+    estimate = estimate_over_folds(differences, matched.tested, matched.total, matched.repeat, groups)
+    used = np.isfinite(differences).sum(axis=1)
+    one_by_one = unit == "donor" and len(donors) == donors["donor"].nunique() == matched.folds
+    conditions = [used == 0, groups < 2, used < 2, np.isnan(estimate.error)]
+    note = np.select(conditions, [NO_CELLS, ONE_GROUP, ONE_FOLD, ALIKE], "")
+    repeats = [len(np.unique(matched.repeat[np.isfinite(row)])) for row in differences]
+    method = [
+        describe_folds(n, r, n if one_by_one else None) if not why else ""
+        for n, r, why in zip(used, repeats, note, strict=True)
+    ]
+    return estimate, {"note": note, "method": method, "groups": groups, "unit": unit, "folds": used}
+
+
+def _compare_on_one_split(matched: _MatchedRuns) -> tuple[Estimate, dict[str, object]]:
+    """Estimate differences of models that were trained on one split; arrays have one entry per metric."""
+    rows, K = matched.rows, matched.K
+    group, described = choose_groups(rows["donor"].tolist() if "donor" in rows else None, rows["source"].tolist())
+    G, unit = described["groups"], described["unit"]
+    where = group * K + rows["truth"].to_numpy()
+    change, cells = (
+        np.bincount(where, weights, minlength=G * K).reshape(G, K) for weights in (rows["change"], None)
+    )
+    over = [(change.sum(axis=1, keepdims=True), cells.sum(axis=1, keepdims=True)), (change, cells)]
+    over += [(change[:, [k]], cells[:, [k]]) for k in range(K)]
+    parts = [estimate_over_groups(*one) for one in over]
+    method = f"t over {G:,} {unit}s"
+    each, _ = matched.by_training()
+    trainings = len(each)
+    if trainings > 1:
+        parts = [add_trainings(one, differences) for one, differences in zip(parts, each.T, strict=True)]
+        method = f"t over {trainings} trainings on one split, and over {G:,} {unit}s"
+    estimate = Estimate(
+        np.array([one.value for one in parts]),
+        np.array([one.error for one in parts]),
+        np.array([one.freedom for one in parts]),
+    )
+    rests_on = np.array([G, (cells > 0).sum(axis=0).min(where=cells.any(axis=0), initial=G), *(cells > 0).sum(axis=0)])
+    conditions = [rests_on == 0, rests_on < 2, np.isnan(estimate.error)]
+    note = np.select(conditions, [NO_CELLS, ONE_GROUP, ALIKE], ONE_SPLIT if trainings > 1 else ONE_TRAINING)
+    words = np.where(np.isnan(estimate.error), "", method)
+    return estimate, {"note": note, "method": words, "groups": G, "unit": unit, "folds": 1}
+
+
+def _count_groups(rows: pd.DataFrame) -> tuple[str, int, pd.DataFrame]:
+    """Count donors, or source images where donors are not known.
+
+    Returns:
+        `donor` or `source image`, their number, and the distinct pairs of part and donor.
+    """
+    if "donor" not in rows:
+        return "source image", rows["source"].nunique(), pd.DataFrame()
+    known = rows["donor"].notna() & (rows["donor"] != "")
+    units = ("source " + rows["source"].astype(str)).where(~known, "donor " + rows["donor"].astype(str))
+    unit = "donor" if known.all() else "source image"
+    return unit, units.nunique(), rows[["part", "donor"]].drop_duplicates()
 
 
 def _match_runs(
@@ -173,12 +239,13 @@ def _match_runs(
     if any(frame.empty for frame in frames):
         return None
     a, b = frames
+    total = len(set(a["path"]) | set(b["path"]))
     if set(a["seed"]) & set(b["seed"]):
         on = ["seed", *CELL]
     else:
         on = CELL
         a, b = (frame.groupby(CELL, as_index=False).agg(_average_right(frame)) for frame in (a, b))
-    rounds = [column for column in on if column in ("seed", "fold")]
+    rounds = [column for column in on if column in ("seed", "repeat", "fold")]
     shared = a[rounds].drop_duplicates().merge(b[rounds].drop_duplicates())
     if shared.empty:
         return None
@@ -201,24 +268,27 @@ def _match_runs(
             f"in one, {one['label_b']} in the other. Compare runs with the same classes",
             code="evaluation.labels_differ",
         )
-    donors = both["donor"].tolist() if "donor" in both else None
-    group, description = choose_groups(donors, both["source"].tolist())
-    fold = pd.factorize(both["fold"])[0]
-    seed = pd.factorize(both["seed"])[0] if "seed" in on else np.zeros(len(both), dtype=int)
-    groups, folds, seeds = description["groups"], int(fold.max()) + 1, int(seed.max()) + 1
-    drawn = ["donors" if description["unit"] == "donor" else "sources"]
-    drawn += [what for what, count in (("folds", folds), ("seeds", seeds)) if count > 1]
+    both = both.sort_values([*rounds, "path", "copy"], kind="stable").reset_index(drop=True)
+    training = both.groupby(rounds, sort=True).ngroup().to_numpy()
+    tested = both.groupby(training)["path"].unique()
+    parts: dict[tuple[str, ...], int] = {}
+    part = np.array([parts.setdefault(tuple(paths), len(parts)) for paths in tested])  # paths are sorted
+    first_of = np.unique(part, return_index=True)[1]
+    repeat = both.groupby(training)["repeat"].first().to_numpy()
+    rows = both.assign(
+        change=(both["right_b"] - both["right"]).astype(float),
+        truth=both["label"].map({name: k for k, name in enumerate(classes)}).astype(int),
+        training=training,
+        part=part[training],
+    )
     return _MatchedRuns(
-        change=(both["right_b"] - both["right"]).to_numpy(float),
-        truth=both["label"].map({name: k for k, name in enumerate(classes)}).to_numpy(int),
-        group=group,
-        fold=fold,
-        seed=seed,
-        cells=len(both[CELL].drop_duplicates()),
-        groups=groups,
-        folds=folds,
-        seeds=seeds,
-        resampled=" and ".join(drawn),
+        rows=rows,
+        K=len(classes),
+        tested=np.array([len(tested.iloc[k]) for k in first_of]),
+        total=total,
+        repeat=repeat[first_of],
+        seeds=int(np.bincount(part).max()),
+        repeats=len(np.unique(repeat[first_of])),
     )
 
 
@@ -235,62 +305,11 @@ def _number_copies(frame: pd.DataFrame, name: str, classes: Sequence[str]) -> pd
     selected = frame[["path", "label", "source", *(["donor"] if "donor" in frame else [])]].copy()
     for column in ("seed", "fold"):  # absent in a run that was trained once, on one split
         selected[column] = frame[column].fillna(-1) if column in frame else -1
-    selected["copy"] = selected.groupby(["seed", "fold", "path"]).cumcount()
+    selected["repeat"] = frame["repeat"].fillna(0) if "repeat" in frame else 0
+    selected["copy"] = selected.groupby(["seed", "repeat", "fold", "path"]).cumcount()
     selected["right"] = (frame["label"] == frame["predicted"]).astype(float)
     return selected
 
 
-def _average_right(frame: pd.DataFrame) -> dict[str, Any]:
+def _average_right(frame: pd.DataFrame) -> dict[str, str]:
     return {column: "mean" if column == "right" else "first" for column in frame if column not in (*CELL, "seed")}
-
-
-def _compute_differences(matched: _MatchedRuns, K: int, replicates: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute differences of accuracy, macro recall and the K recalls, (2 + K,), and their draws, (R, 2 + K)."""
-    F, S, G = matched.folds, matched.seeds, matched.groups
-    width = F * S * K
-    column = (matched.fold * S + matched.seed) * K + matched.truth
-    entry = np.concatenate([matched.change, np.ones(len(column))])
-    where = np.tile(matched.group, 2), np.concatenate([column, width + column])
-    table = sparse.csr_array((entry, where), shape=(G, 2 * width))  # change, then count
-    total = np.asarray(table.sum(axis=0)).reshape(1, 2, F, S, K).sum(axis=(2, 3))
-    sums = resample(table, replicates, seed).reshape(-1, 2, F, S, K)
-    rng = np.random.default_rng([seed, 1])
-    folds, seeds = (rng.multinomial(n, [1 / n] * n, size=replicates) for n in (F, S))  # (R, F), (R, S)
-    return _compute_metrics(total)[0], _compute_metrics(
-        np.einsum("rxfsk,rf,rs->rxk", sums, folds, seeds, optimize=True)
-    )
-
-
-def _compute_metrics(sums: np.ndarray) -> np.ndarray:
-    """Compute differences (R, 2 + K) from sums of change and count (R, 2, K); NaN without cells."""
-    change, count = sums[:, 0], sums[:, 1]
-    recall = np.divide(change, count, out=np.full_like(change, np.nan), where=count > 0)
-    with np.errstate(invalid="ignore"):
-        accuracy = change.sum(axis=1) / count.sum(axis=1)
-        macro = np.nansum(recall, axis=1) / (count > 0).sum(axis=1)
-    return np.column_stack([accuracy, macro, recall])
-
-
-def _interval(value: float, draws: np.ndarray, level: float) -> tuple[float, float, float]:
-    """Compute the percentile interval and the two-sided p value; NaN if the draws are undefined or all equal."""
-    draws = draws[np.isfinite(draws)]
-    if np.isnan(value) or not len(draws) or (np.ptp(draws) < ROUNDING and value != 0):
-        return np.nan, np.nan, np.nan
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    far = min((draws <= 0).sum(), (draws >= 0).sum())
-    return float(low), float(high), min(1.0, 2 * (1 + far) / (1 + len(draws)))
-
-
-def _missing_interval_reason(value: float, groups: int) -> str:
-    """Name the reason why a difference has no interval."""
-    return NO_CELLS if np.isnan(value) else ONE_GROUP if groups < 2 else ALIKE
-
-
-def _holm_adjust(p: pd.Series) -> np.ndarray:
-    """Adjust p values by Holm's method; undefined ones count as comparisons."""
-    known = p.to_numpy(float)
-    order = np.argsort(known)  # NaN last
-    stepped = np.maximum.accumulate(known[order] * (len(known) - np.arange(len(known))))
-    adjusted = np.empty(len(known))
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted
