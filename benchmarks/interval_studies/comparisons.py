@@ -53,32 +53,32 @@ class Setting:
         return self.donors or IMAGES
 
 
-def simulate_folds(setting: Setting, replicates: int, rng: np.random.Generator) -> tuple[np.ndarray, Estimate]:
+def simulate_folds(setting: Setting, replicates: int, rng: np.random.Generator) -> Estimate:
     """Simulate experiments whose recipes are equal, and estimate all differences from the first recipe.
 
     Returns:
-        Differences of macro recall of each fold, (R, pairs, J); and estimates of accuracy, macro recall and recalls,
-        (R, pairs, 5).
+        Estimates of accuracy, macro recall and the three recalls, (R, pairs, 5).
     """
-    G = setting.groups
     right, cells = _draw_cells(setting, replicates, rng)
     test = _draw_folds(setting, replicates, rng)  # (R, J, G)
     tested = np.einsum("rjg,rgc->rjc", test, cells)
     recall = np.einsum("rjg,ragc->rajc", test, right) / np.maximum(tested, 1)[:, None]
     recall += _draw_trainings(setting, ~test, rng)
-    accuracy = np.einsum("rajc,rjc->raj", recall, tested) / tested.sum(axis=-1)[:, None]
-    recall = np.where(tested[:, None] > 0, recall, np.nan)
-    metrics = np.concatenate([accuracy[..., None], np.nanmean(recall, axis=-1, keepdims=True), recall], axis=-1)
+    there, all_cells = tested > 0, tested.sum(axis=-1)
+    with np.errstate(invalid="ignore"):  # a fold without cells
+        accuracy = np.einsum("rajc,rjc->raj", recall, tested) / all_cells[:, None]
+        macro = np.einsum("rajc,rjc->raj", recall, there.astype(float)) / there.sum(axis=-1)[:, None]
+    recall = np.where(there[:, None], recall, np.nan)
+    metrics = np.concatenate([accuracy[..., None], macro[..., None], recall], axis=-1)
     change = metrics[:, 1:] - metrics[:, :1]  # (R, pairs, J, 5)
     folds = test.shape[1] // setting.repeats
-    estimate = estimate_over_folds(
+    return estimate_over_folds(
         change.transpose(0, 1, 3, 2),
-        tested.sum(axis=-1)[:, None, None],
+        all_cells[:, None, None],
         cells.sum(axis=(1, 2))[:, None, None, None],
         np.repeat(np.arange(setting.repeats), folds),
-        G,
+        setting.groups,
     )
-    return change[..., 1], estimate
 
 
 def _draw_cells(setting: Setting, replicates: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +123,7 @@ def count_verdicts(p: np.ndarray) -> np.ndarray:
 
 def measure(setting: Setting, replicates: int, rng: np.random.Generator) -> dict[str, float]:
     """Measure one setting."""
-    differences, estimate = simulate_folds(setting, replicates, rng)
+    estimate = simulate_folds(setting, replicates, rng)
     p = estimate.p_value()
     low, high = (limit[..., 1] for limit in estimate.interval(LEVEL))
     found = {}
@@ -254,5 +254,7 @@ def run(replicates: int, rng: np.random.Generator) -> pd.DataFrame:
         replicates: number of simulated experiments per setting.
         rng: source of all random numbers.
     """
-    lines = [part for study in (_measure_folds, _measure_one_split, _measure_trained) for part in study(replicates, rng)]
+    lines = [
+        part for study in (_measure_folds, _measure_one_split, _measure_trained) for part in study(replicates, rng)
+    ]
     return pd.DataFrame(lines)

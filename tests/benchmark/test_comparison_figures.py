@@ -212,7 +212,7 @@ def test_the_interval_of_a_mean_allows_for_cells_that_are_alike():
 
 def test_a_difference_without_an_interval_is_a_cross_and_has_no_verdict():
     frames = {name: entry(name, name, skill).predictions.assign(source="one") for name, skill in (("a", 0.5), ("b", 1))}
-    figure = figures.draw_differences(paired_differences(frames, [("a", "b")], CLASSES, replicates=50))
+    figure = figures.draw_differences(paired_differences(frames, [("a", "b")], CLASSES))
     assert "no interval" in texts(figure)
     assert not {"counts", "could be chance"} & set(texts(figure))
     assert np.isnan(figures._mean_with_error(np.ones(3), pd.DataFrame({"source": ["one"] * 3}))[1])
@@ -221,7 +221,7 @@ def test_a_difference_without_an_interval_is_a_cross_and_has_no_verdict():
 def test_differences_are_filled_where_they_count():
     entries = {"a": entry("a", "A", 0.5), "b": entry("b", "B", 1.0), "c": entry("c", "C", 0.52)}
     frames = {name: one.predictions for name, one in entries.items()}
-    differences = paired_differences(frames, [("a", "b"), ("a", "c")], CLASSES, replicates=400)
+    differences = paired_differences(frames, [("a", "b"), ("a", "c")], CLASSES)
     figure = figures.draw_differences(differences, {name: one.title for name, one in entries.items()})
     assert {"B − A", "C − A", "macro recall", "counts", "could be chance"} <= set(texts(figure))
     accuracy = differences[differences["metric"] == "accuracy"]

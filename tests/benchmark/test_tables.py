@@ -76,7 +76,7 @@ def nets() -> list[ResultRow]:
 
 def compared(table: str, entries: list[ResultRow]) -> pd.DataFrame:
     done = {one.name: one.predictions for one in entries if one.metrics}
-    return paired_differences(done, list_comparisons(table, list(done)), entries[0].metrics["classes"], replicates=200)
+    return paired_differences(done, list_comparisons(table, list(done)), entries[0].metrics["classes"])
 
 
 def test_overview_gives_figure_interval_paper_and_costs(nets):

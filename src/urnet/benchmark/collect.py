@@ -14,14 +14,14 @@ from urnet.benchmark.plans import PlannedRow
 from urnet.benchmark.row import ResultRow
 from urnet.evaluation.metrics import score
 from urnet.evaluation.predictions import Progress
-from urnet.evaluation.runs import check_same_classes, name_runs, open_runs
+from urnet.evaluation.runs import check_same_classes, name_runs, open_trainings
 from urnet.run_folder import Run, order_classes
 from urnet.statistics.donors import choose_groups
 
 
-def collect_row(grid: Grid, row: PlannedRow, seeds: int, folds: int) -> ResultRow:
+def collect_row(grid: Grid, row: PlannedRow, seeds: int, folds: int, repeats: int = 1) -> ResultRow:
     """Collect the results of one row of a benchmark, as far as its jobs are done."""
-    jobs = [grid.job(row, seed, fold) for seed in range(seeds) for fold in range(folds)]
+    jobs = grid.jobs([row], seeds, folds, repeats)
     return _collect_jobs(row.name, row.title, jobs, order_classes(row.recipe, grid.cells), read_portable_predictions)
 
 
@@ -29,17 +29,19 @@ def collect_runs(folders: Sequence[Path], progress: Progress | None = None) -> l
     """Test runs or cross-validations on their own test parts, and collect the results.
 
     Args:
-        folders: run folders, or folders of cross-validations.
+        folders: run folders, or folders of cross-validations; a row of a benchmark has several seeds and repeats.
         progress: called with the name of a step and the share of it that is done.
 
     Raises:
         RunError: a folder is no finished run, or two runs know different classes.
     """
     entries: list[ResultRow] = []
-    for index, (name, folder) in enumerate(name_runs(folders).items()):
+    named = {name: (folder, open_trainings(folder)) for name, folder in name_runs(folders).items()}
+    repeats = _number_repeats([runs for _, runs in named.values()])
+    for index, (name, (folder, runs)) in enumerate(named.items()):
         if progress is not None:
             progress("test", index / len(folders))
-        jobs = [Job(run.recipe(), run.folder) for run in open_runs(folder)]
+        jobs = [Job(recipe := run.recipe(), run.folder, repeats.get(recipe.split.seed, 0)) for run in runs]
         for job in jobs:
             if job.outcome()["status"] != "done":
                 score_job(job)
@@ -52,6 +54,14 @@ def collect_runs(folders: Sequence[Path], progress: Progress | None = None) -> l
     return entries
 
 
+def _number_repeats(rows: Sequence[Sequence[Run]]) -> dict[int, int]:
+    """Assign a number to each `split.seed`; the result is empty if every row has only one."""
+    seeds = [{run.recipe().split.seed for run in runs} for runs in rows]
+    if all(len(one) == 1 for one in seeds):
+        return {}
+    return {seed: number for number, seed in enumerate(sorted(set().union(*seeds)))}
+
+
 def _collect_jobs(
     name: str,
     title: str,
@@ -60,12 +70,10 @@ def _collect_jobs(
     predictions_of: Callable[[Job], pd.DataFrame],
 ) -> ResultRow:
     outcomes = [job.outcome() for job in jobs]
-    runs = pd.DataFrame(
-        [{"seed": c.recipe.seed, "fold": c.recipe.split.fold or 0, **o} for c, o in zip(jobs, outcomes, strict=True)]
-    )
+    runs = pd.DataFrame([{**job.place, **outcome} for job, outcome in zip(jobs, outcomes, strict=True)])
     done = [job for job, outcome in zip(jobs, outcomes, strict=True) if outcome["status"] == "done"]
     predictions = pd.concat([predictions_of(job) for job in done], ignore_index=True) if done else pd.DataFrame()
-    history = [Run(job.folder).history().assign(seed=job.recipe.seed, fold=job.recipe.split.fold or 0) for job in done]
+    history = [Run(job.folder).history().assign(**job.place) for job in done]
     first = next((o for o in outcomes if o["status"] == "done"), {})
     return ResultRow(
         name=name,

@@ -13,7 +13,7 @@ from urnet.benchmark.row import ResultRow
 from urnet.cells.table import Cells
 from urnet.errors import RunError
 from urnet.evaluation.predictions import Progress
-from urnet.evaluation.runs import open_runs
+from urnet.evaluation.runs import open_trainings
 from urnet.files.atomic import atomic_folder
 from urnet.files.outputs import refuse_existing
 
@@ -24,7 +24,7 @@ class Comparison:
 
     Attributes:
         folder: holds `report.html`, `results.csv`, `differences.csv`, `tables/` and `figures/`.
-        differences: paired differences of each run from the first one, with simultaneous intervals.
+        differences: paired differences of each run from the first one and from the one before, as `differences.csv`.
     """
 
     folder: Path
@@ -63,13 +63,13 @@ def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | No
     entries = collect_runs([Path(run) for run in runs], progress)
     first = entries[0]
     for other in entries[1:]:
-        if not set(first.runs["fold"]) & set(other.runs["fold"]):
+        if not _parts(first) & _parts(other):
             raise RunError(
                 f"{first.name} ({_list_folds(first)}) and {other.name} ({_list_folds(other)}) have no fold in common: "
                 "they were tested on different cells. Compare runs over the same cells, split.seed and folds",
                 code="evaluation.cells_differ",
             )
-    cells = open_runs(Path(runs[0]))[0].cells()
+    cells = open_trainings(Path(runs[0]))[0].cells()
     dataset = f"{len(first.predictions):,} test cells" + (f"; {cells.simulated}" if cells.simulated else "")
     with atomic_folder(out) as staging:
         differences = write_comparison(
@@ -78,8 +78,13 @@ def compare(runs: Sequence[Path | str], out: Path | str, progress: Progress | No
     return Comparison(out, differences)
 
 
+def _parts(entry: ResultRow) -> set[tuple[int, int]]:
+    """Repeat and fold of each test part."""
+    return set(zip(entry.runs["repeat"], entry.runs["fold"], strict=True))
+
+
 def _list_folds(entry: ResultRow) -> str:
-    return ", ".join(map(str, entry.runs["fold"]))
+    return ", ".join(f"repeat {repeat} fold {fold}" if repeat else str(fold) for repeat, fold in sorted(_parts(entry)))
 
 
 def _common_folder(cells: Cells) -> str:

@@ -17,14 +17,14 @@ NOTES = {
     "difference is chance. Test on cells of several.",
     ONE_FOLD: "No interval (one fold): only one fold has cells of this class.",
     ALIKE: "No interval (all alike): the difference is the same in all folds, donors or source images.",
-    ONE_TRAINING: "No verdict (one training each): the intervals hold for these two trained models. Nothing is known of "
-    "other trainings. Folds show them.",
-    ONE_SPLIT: "No verdict (one split): the intervals hold for trainings on this split. Nothing is known of other "
-    "training cells. Folds show them.",
+    ONE_TRAINING: "No verdict on the recipes (one training each): the intervals are for these two trained models; "
+    "nothing is known of other trainings. Compare cross-validations.",
+    ONE_SPLIT: "No verdict on the recipes (one split): the intervals are for trainings on this split; nothing is known "
+    "of other training cells. Compare cross-validations.",
 }
 """Explanations of missing intervals and verdicts, by the note in the table."""
 VERDICTS = (
-    f"The verdict of the table is on macro recall. Its p is adjusted for {{}} by Holm's method. Accuracy and recalls of "
+    "The verdict of the table is on macro recall. Its p is adjusted for {} by Holm's method. Accuracy and recalls of "
     "classes are secondary: p is adjusted for all of them together, and is never below that of macro recall. If all "
     f"models were equal, at most {100 * FAMILY_ERROR:g} % of such tables would have any wrong verdict."
 )
@@ -34,8 +34,8 @@ DETECTABLE = (
     "allowing for all comparisons. A smaller one cannot be ruled out by “could be chance”."
 )
 WEIGHTS = (
-    "All folds weigh alike. A fold without cells of a class says nothing about its recall; macro recall of that fold is "
-    "over its other classes."
+    "All folds weigh alike. A fold without cells of a class says nothing about its recall, and macro recall of that "
+    "fold is over its other classes."
 )
 UNKNOWN_DONORS = "The donors are not all known: nothing is known of other donors."
 

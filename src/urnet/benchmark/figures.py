@@ -28,7 +28,7 @@ from urnet.evaluation.figure_style import (
 )
 from urnet.evaluation.figures import draw_count_bars, draw_matrix
 from urnet.evaluation.galleries import add_cam_legend, compute_limits, group_titles, show_image
-from urnet.evaluation.paired import NO_INTERVAL
+from urnet.evaluation.paired import NO_INTERVAL, NO_VERDICT
 from urnet.statistics.donors import LEVEL, choose_groups
 
 WIDTH = 7.2  # inches
@@ -230,9 +230,9 @@ def draw_cam_share(entries: Sequence[ResultRow]) -> Figure:
 
 @styled
 def draw_differences(differences: pd.DataFrame, titles: Mapping[str, str] | None = None) -> Figure:
-    """Draw a forest plot of paired differences: filled if the simultaneous interval excludes zero, else hollow.
+    """Draw a forest plot of paired differences: filled if the difference counts, hollow if it could be chance.
 
-    A cross is a difference without an interval.
+    A diamond is a difference without a verdict, a cross one without an interval.
 
     Args:
         differences: From `urnet.evaluation.paired.paired_differences`.
@@ -317,18 +317,17 @@ def _mean_with_error(values: np.ndarray, rows: pd.DataFrame) -> tuple[float, flo
 def _draw_difference(axes: Axes, y: int, row: pd.Series) -> None:
     if np.isnan(row["difference"]):
         return
-    if row["note"]:
-        axes.scatter(
-            100 * row["difference"], y, s=26, marker="x", color=FAINT, linewidth=1.4, label=NO_INTERVAL, zorder=3
-        )
+    value = 100 * row["difference"]
+    if np.isnan(row["low"]):
+        axes.scatter(value, y, s=26, marker="x", color=FAINT, linewidth=1.4, label=NO_INTERVAL, zorder=3)
         return
-    counts = not row["chance"]
-    colour, label = (BLUE, "counts") if counts else (FAINT, "could be chance")
-    axes.plot([100 * row["low_simultaneous"], 100 * row["high_simultaneous"]], [y, y], color=colour, linewidth=1.8)
+    counts = not row["note"] and not row["chance"]
+    colour, label, marker = (BLUE, "counts", "o") if counts else (FAINT, "could be chance", "o")
+    if row["note"]:
+        label, marker = NO_VERDICT, "D"
+    axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=1.8)
     face = colour if counts else "white"
-    axes.scatter(
-        100 * row["difference"], y, s=26, facecolor=face, edgecolor=colour, linewidth=1.4, label=label, zorder=3
-    )
+    axes.scatter(value, y, s=26, marker=marker, facecolor=face, edgecolor=colour, linewidth=1.4, label=label, zorder=3)
 
 
 def _draw_grid(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str], below: float = 0.0) -> Figure:

@@ -2,7 +2,8 @@
 
 OUT/benchmark.json                             fingerprint of the cells
 OUT/cells.csv                                  the cells with their folds
-OUT/runs/<recipe>-<digest>/seed<n>-fold<n>/    the run folder of one job
+OUT/runs/<recipe>-<digest>/seed<n>-fold<n>/    the run folder of one job; from the second repeat of the folds on,
+                                               seed<n>-repeat<n>-fold<n>/
 """
 
 import hashlib
@@ -33,6 +34,8 @@ from urnet.recipe import Recipe
 
 FORMAT = 1
 MANIFEST = "benchmark.json"
+SPLIT_SEEDS = 2**32
+"""Number of values that `split.seed` can have."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,22 @@ class Grid:
     cells: Cells
     audit: Audit
 
-    def job(self, row: PlannedRow, seed: int, fold: int) -> Job:
-        """Build the job of a row for one seed and fold."""
-        recipe = row.recipe.with_changes(seed=seed, split={"fold": fold})
-        return Job(recipe, self.folder / "runs" / f"{row.name}-{recipe_digest(row.recipe)}" / f"seed{seed}-fold{fold}")
+    def job(self, row: PlannedRow, seed: int, fold: int, repeat: int = 0) -> Job:
+        """Build the job of a row for one seed, fold and repeat of the folds. Each repeat has its own `split.seed`."""
+        split = row.recipe.split
+        recipe = row.recipe.with_changes(seed=seed, split={"fold": fold, "seed": (split.seed + repeat) % SPLIT_SEEDS})
+        name = f"seed{seed}-repeat{repeat}-fold{fold}" if repeat else f"seed{seed}-fold{fold}"
+        return Job(recipe, self.folder / "runs" / f"{row.name}-{recipe_digest(row.recipe)}" / name, repeat)
 
-    def jobs(self, rows: Sequence[PlannedRow], seeds: int, folds: int) -> list[Job]:
+    def jobs(self, rows: Sequence[PlannedRow], seeds: int, folds: int, repeats: int = 1) -> list[Job]:
         """List the jobs of all rows, fold by fold, so that every row has results early."""
-        return [self.job(row, seed, fold) for seed in range(seeds) for fold in range(folds) for row in rows]
+        return [
+            self.job(row, seed, fold, repeat)
+            for seed in range(seeds)
+            for repeat in range(repeats)
+            for fold in range(folds)
+            for row in rows
+        ]
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -69,7 +80,7 @@ def recipe_digest(recipe: Recipe) -> str:
 
 
 @contextmanager
-def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) -> Iterator[Grid]:
+def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress, repeats: int = 1) -> Iterator[Grid]:
     """Create or reopen the grid of a folder, and lock it.
 
     Args:
@@ -77,6 +88,7 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
         cells: all cells.
         recipe: recipe whose `split` makes the folds.
         progress: called with the name of a step and the share of it that is done.
+        repeats: number of times that the cells are divided into folds.
 
     Raises:
         RunError: the folder has other content or the results of other cells, or another process uses it.
@@ -89,8 +101,10 @@ def open_grid(folder: Path, cells: Cells, recipe: Recipe, progress: Progress) ->
         raise RunError(f"{folder} exists and is no benchmark. Choose another --out", code="benchmark.folder_other")
     audit = audit_cells(cells, progress=lambda share: progress("audit", share))
     divided = split_cells(cells, recipe, audit)
-    for fold in range(recipe.split.folds or 0):  # fails now, not after hours of training
-        split_cells(cells, recipe.with_changes(split={"fold": fold}), audit)
+    for repeat in range(repeats):  # fails now, not after hours of training
+        seed = (recipe.split.seed + repeat) % SPLIT_SEEDS
+        for fold in range(recipe.split.folds or 0):
+            split_cells(cells, recipe.with_changes(split={"fold": fold, "seed": seed}), audit)
     content = {
         "format": FORMAT,
         "fingerprint": fingerprint_cells(cells, audit),

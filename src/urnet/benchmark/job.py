@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from urnet.benchmark.row import describe_run
 from urnet.cells.audit import Audit
 from urnet.cells.table import Cells
 from urnet.errors import RecipeError
@@ -39,15 +40,22 @@ class Job:
     Attributes:
         recipe: the recipe, with its seed and fold.
         folder: its run folder.
+        repeat: number of the repeat of the folds.
     """
 
     recipe: Recipe
     folder: Path
+    repeat: int = 0
 
     @property
     def title(self) -> str:
         """Name in messages."""
-        return f"{self.recipe.name}, seed {self.recipe.seed}, fold {self.recipe.split.fold}"
+        return f"{self.recipe.name}, {describe_run(self.place)}"
+
+    @property
+    def place(self) -> dict[str, int]:
+        """Seed, repeat and fold."""
+        return {"seed": self.recipe.seed, "repeat": self.repeat, "fold": self.recipe.split.fold or 0}
 
     @property
     def outcome_path(self) -> Path:
@@ -75,10 +83,10 @@ class Job:
         return {"status": "missing", "error": ""}
 
     def predictions(self) -> pd.DataFrame:
-        """Read the predictions of a finished job, with `seed` and `fold`."""
+        """Read the predictions of a finished job, with `seed`, `repeat` and `fold`."""
         text = ("path", "label", "predicted", "source", "donor")
         table = read_own_table(self.predictions_path, text)
-        return table.assign(seed=self.recipe.seed, fold=self.recipe.split.fold or 0)
+        return table.assign(**self.place)
 
     def examples(self) -> dict[str, np.ndarray]:
         """Read the images of a few cells; the result is empty for most jobs."""
@@ -156,7 +164,7 @@ def score_job(job: Job, train_seconds: float | None = None) -> None:
         rows = rows.assign(cam_share=shares.round(4), cam_chance=chance.round(4))
     except RecipeError:  # no feature maps to look at
         cams = None
-    if not job.recipe.split.fold:
+    if not job.recipe.split.fold and not job.repeat:
         examples = _collect_examples(scored, cams)
     write_frame(job.predictions_path, rows)
     if examples:

@@ -28,7 +28,8 @@ MAX_CURVES = 8
 
 OPTIONAL_FILES = (
     *("differences.csv", "tables/differences.md", "tables/differences.tex"),
-    *("figures/differences-with-simultaneous-intervals.png", "tables/optimism.md", "tables/optimism.tex"),
+    *("figures/differences-with-intervals.png", "figures/differences-with-simultaneous-intervals.png"),
+    *("tables/optimism.md", "tables/optimism.tex"),
     *("figures/loss-and-accuracy-over-the-epochs.png", "figures/the-same-cells-through-every-enhancer.png"),
     *("figures/grad-cam-of-the-same-cells.png", "figures/share-of-grad-cam-on-the-cell.png"),
 )
@@ -93,13 +94,13 @@ def write_comparison(
         page.sections.append(
             Section(
                 "Differences",
-                "Paired over the same cells. A difference counts if its simultaneous interval excludes zero. If the "
-                "interval contains zero, the difference could be chance. Without an interval that is not known.",
+                "Paired over the same cells. The verdict allows for chance in test cells and in training, and for the "
+                "number of comparisons. Detectable is the smallest difference that this table would have shown.",
                 to_html(written["differences"]),
                 [
                     (
-                        "Differences with simultaneous intervals",
-                        "",
+                        "Differences with intervals",
+                        "95 % intervals, each for its own difference. The verdict allows for all comparisons.",
                         to_png(figures.draw_differences(differences, titles)),
                     )
                 ],
@@ -156,11 +157,12 @@ def _write_text(path: Path, text: str) -> None:
 def _list_facts(entries: Sequence[ResultRow]) -> dict[str, str]:
     runs = pd.concat([entry.runs for entry in entries])
     done = int((runs["status"] == "done").sum())
+    folds, repeats = runs["fold"].nunique(), runs["repeat"].nunique() if "repeat" in runs else 1
     devices = sorted({entry.device for entry in entries} - {""})
     protocols = sorted({entry.recipe.protocol for entry in entries})
     return {
         "Protocol": ", ".join(f"{p} (optimistic)" if p == "paper" else p for p in protocols),
-        "Folds": str(runs["fold"].nunique()),
+        "Folds": f"{repeats} × {folds}" if repeats > 1 else str(folds),
         "Seeds": str(runs["seed"].nunique()),
         "Runs done": f"{done} of {len(runs)}",
         "Trained on": ", ".join(devices) or "–",

@@ -1,5 +1,6 @@
 """One row of a comparison: a recipe and the results of its runs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +18,11 @@ class ResultRow:
         name: key of the row: `net4`, `resunet-vgg16`.
         title: name in tables and figures: `Net4`, `ResUNet + VGG16`.
         recipe: recipe of its runs, apart from seed and fold.
-        runs: one row per run: `seed`, `fold`, `status` (`done`, `failed` or `missing`), `error`; for finished runs also
-            `accuracy`, `macro_recall`, `train_seconds`, `images_per_second`, `epoch`.
+        runs: one row per run: `seed`, `repeat`, `fold`, `status` (`done`, `failed` or `missing`), `error`; for finished
+            runs also `accuracy`, `macro_recall`, `train_seconds`, `images_per_second`, `epoch`.
         predictions: one row per test cell and seed: `path`, `label`, `predicted`, `p_<class>`, `source`, `seed`,
-            `fold`; `donor` and `cam_share` if known. Empty if no run is finished.
-        history: one row per epoch: `seed`, `fold` and the columns of a run's history.csv.
+            `repeat`, `fold`; `donor` and `cam_share` if known. Empty if no run is finished.
+        history: one row per epoch: `seed`, `repeat`, `fold` and the columns of a run's history.csv.
         metrics: from `urnet.evaluation.metrics.score`; None if no run is finished.
         parameters, macs: of enhancer and classifier together, for one image at the input size.
         device: GPU or processor of the training.
@@ -49,3 +50,9 @@ class ResultRow:
     def mean(self, column: str) -> float:
         """Compute the mean of a column of `runs` over the finished runs; NaN if there is none."""
         return float(self.runs.loc[self.runs["status"] == "done", column].astype(float).mean())
+
+
+def describe_run(run: Mapping[str, Any]) -> str:
+    """Name one run of a row: its seed, its fold, and its repeat if it is not the first one."""
+    repeat = f"repeat {run['repeat']}, " if run.get("repeat") else ""
+    return f"seed {run['seed']}, {repeat}fold {run['fold']}"

@@ -11,6 +11,7 @@ import pandas as pd
 from urnet.benchmark.collect import collect_row
 from urnet.benchmark.grid import Grid, open_grid, run_sequentially, run_with_ray, unfinished_jobs
 from urnet.benchmark.plans import SCALES, TABLES, PlannedRow, Scale, Table, plan_rows
+from urnet.benchmark.row import describe_run
 from urnet.cells.pixels import survey_images
 from urnet.cells.read import read_recipe_cells
 from urnet.cells.split import split_cells
@@ -48,6 +49,7 @@ def run_benchmark(
     out: Path | str,
     *,
     folds: int | str = 5,
+    repeats: int = 1,
     seeds: int = 1,
     scale: Scale = "paper",
     protocol: str = "honest",
@@ -64,7 +66,9 @@ def run_benchmark(
         table: `table2`, `table3`, `table4` or `ablation`.
         cells: a cells table, or a folder per class.
         out: the benchmark's folder. An unfinished benchmark of the same cells is resumed.
-        folds: number of folds, the same for all rows. Every cell is tested once per seed. `donor`: one fold per donor.
+        folds: number of folds, the same for all rows. Every cell is tested once per seed and repeat. `donor`: one fold
+            per donor.
+        repeats: number of times that the cells are divided into folds.
         seeds: number of trainings of each row and fold.
         scale: `paper`, or `laptop` for what two cores can train.
         protocol: `honest` or `paper`.
@@ -84,9 +88,13 @@ def run_benchmark(
     check_not_within(Path(out), Path(cells))
     reporter = reporter or NoProgress()
     what = plan_benchmark(table, cells, folds=folds, scale=scale, protocol=protocol, overrides=overrides, only=only)
-    rows, folds = what.rows, what.folds
-    with open_grid(Path(out), what.cells, rows[0].recipe, reporter.update) as grid:
-        todo = unfinished_jobs(grid.jobs(rows, seeds, folds)) if train else []
+    asked, rows, folds = folds, what.rows, what.folds
+    _check_repeats(repeats, asked, what.cells)
+    with open_grid(Path(out), what.cells, rows[0].recipe, reporter.update, repeats) as grid:
+        jobs_of_grid = grid.jobs(rows, seeds, folds, repeats)
+        todo = unfinished_jobs(jobs_of_grid) if train else []
+        if todo:
+            reporter.notify(f"{len(todo)} trainings to do, {len(jobs_of_grid) - len(todo)} done")
         if ray is None:
             _download_weights(job.recipe.classifier for job in todo)
         try:
@@ -96,7 +104,7 @@ def run_benchmark(
                 run_sequentially(grid, todo, reporter)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; the same command resumes the benchmark") from None
-        entries = [collect_row(grid, row, seeds, folds) for row in rows]
+        entries = [collect_row(grid, row, seeds, folds, repeats) for row in rows]
         folder = grid.folder / (table if protocol == "honest" else f"{table}-paper-protocol")
         write_comparison(
             folder,
@@ -106,10 +114,10 @@ def run_benchmark(
             dataset=_describe_dataset(grid),
             simulated=grid.cells.simulated,
             counts=_class_counts(grid, rows[0]),
-            optimistic=[collect_row(grid, row, seeds, folds) for row in what.optimistic],
+            optimistic=[collect_row(grid, row, seeds, folds, repeats) for row in what.optimistic],
         )
     failed = [
-        f"{entry.name}, seed {run['seed']}, fold {run['fold']}: {run['error']}"
+        f"{entry.name}, {describe_run(run)}: {run['error']}"
         for entry in entries
         for run in entry.runs.to_dict("records")
         if run["status"] == "failed"
@@ -190,6 +198,24 @@ def _parse_folds(folds: int | str, cells: Cells) -> int:
             f"--folds is {folds}; it must be a number from 2 to 100, or 'donor'", code="benchmark.setting_unknown"
         )
     return int(folds)
+
+
+def _check_repeats(repeats: int, folds: int | str, cells: Cells) -> None:
+    """Check that repeats divide the cells anew.
+
+    Raises:
+        RecipeError: they do not, or their number is not from 1 to 100.
+    """
+    if not 1 <= repeats <= 100:
+        raise RecipeError(
+            f"--repeats is {repeats}; it must be a number from 1 to 100", code="benchmark.setting_unknown"
+        )
+    if repeats > 1 and (folds == "donor" or cells.is_complete("fold")):
+        given = "--folds donor" if folds == "donor" else "the column 'fold'"
+        raise RecipeError(
+            f"--repeats {repeats}: {given} gives the same folds each time. Use --seeds for more trainings",
+            code="benchmark.folds_repeat",
+        )
 
 
 def _select_rows(rows: list[PlannedRow], only: list[str]) -> list[PlannedRow]:

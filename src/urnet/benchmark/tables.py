@@ -12,11 +12,17 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from urnet.benchmark.differences import format_difference_interval, format_points, metric_title, missing_interval_notes
+from urnet.benchmark.differences import (
+    format_detectable,
+    format_difference_interval,
+    format_points,
+    list_difference_notes,
+    metric_title,
+)
 from urnet.benchmark.published import Published, find_published, normalize_class, published_accuracies
 from urnet.benchmark.render import CHANCE, SIMULATED_NOTE, TableData, single_line
-from urnet.benchmark.row import ResultRow
-from urnet.evaluation.paired import NO_INTERVAL
+from urnet.benchmark.row import ResultRow, describe_run
+from urnet.evaluation.paired import NO_INTERVAL, PRIMARY
 from urnet.html_pages import NO_VALUE, format_interval
 
 Kind = Literal["table2", "table3", "table4", "ablation", "compare"]
@@ -125,8 +131,8 @@ def build_results_frame(entries: Sequence[ResultRow], dataset: str, table: str) 
         table: the comparison.
 
     Returns:
-        `dataset, table, recipe, seed, fold, accuracy, macro_recall`, `recall_`, `precision_` and `f1_` of each class,
-        `parameters, gmac, train_seconds, images_per_second, epoch, protocol, status, error`; shares as fractions.
+        `dataset, table, recipe, seed, repeat, fold, accuracy, macro_recall`, `recall_`, `precision_` and `f1_` of each
+        class, `parameters, gmac, train_seconds, images_per_second, epoch, protocol, status, error`; shares as fractions.
     """
     classes = list(dict.fromkeys(name for entry in entries if entry.metrics for name in entry.metrics["classes"]))
     rows = []
@@ -140,6 +146,7 @@ def build_results_frame(entries: Sequence[ResultRow], dataset: str, table: str) 
                     "table": table,
                     "recipe": entry.name,
                     "seed": run["seed"],
+                    "repeat": run.get("repeat", 0),
                     "fold": run["fold"],
                     "accuracy": run.get("accuracy"),
                     "macro_recall": run.get("macro_recall"),
@@ -161,8 +168,8 @@ def _select_run(predictions: pd.DataFrame, run: Mapping[str, Any]) -> pd.DataFra
     """Select the predictions of one run."""
     if predictions.empty:
         return predictions
-    same_seed = predictions["seed"] == run["seed"]
-    return predictions[same_seed & (predictions["fold"] == run["fold"])]
+    known = [column for column in ("seed", "repeat", "fold") if column in predictions and column in run]
+    return predictions[np.logical_and.reduce([predictions[column] == run[column] for column in known])]
 
 
 def _class_metrics(cells: pd.DataFrame, name: str) -> dict[str, float]:
@@ -235,36 +242,35 @@ def _published_value(published: Published | None, figure: str, name: str | None)
 def _build_baseline_table(table: Kind, entries: Sequence[ResultRow], differences: pd.DataFrame | None) -> TableData:
     """Build the table of accuracy, macro recall and recall of the rarest class, with differences to the baseline."""
     baseline = next((entry for entry in entries if table == "ablation" and entry.name == "net4"), entries[0])
-    known = [] if differences is None else differences[differences["first"] == baseline.name].to_dict("records")
-    by_row = {(row["second"], row["metric"]): row for row in known}
+    known = pd.DataFrame() if differences is None else differences[differences["first"] == baseline.name]
+    by_row = {row["second"]: row for row in known.to_dict("records") if row["metric"] == PRIMARY}
     done = [entry.metrics for entry in entries if entry.metrics]
     support = {name: row["support"] for name, row in done[0]["per_class"].items() if row["support"]} if done else {}
     rarest = min(support, key=lambda name: support[name], default=None)
-    metrics = ["accuracy", "macro_recall", *([f"recall_{rarest}"] if rarest else [])]
+    metrics = ["accuracy", PRIMARY, *([f"recall_{rarest}"] if rarest else [])]
 
     first = _first_columns(entries)
     if by_row:
-        upper = [*[""] * len(first), *(text for metric in metrics for text in (metric_title(metric), ""))]
-        header = [upper, [*first, *["%", f"to {baseline.title}, points"] * len(metrics)]]
+        added = {PRIMARY: [f"to {baseline.title}, points", "detectable, points"]}
+        upper = [text for metric in metrics for text in (metric_title(metric), *[""] * len(added.get(metric, ())))]
+        lower = [text for metric in metrics for text in ("%", *added.get(metric, ()))]
+        header = [[*[""] * len(first), *upper], [*first, *lower]]
     else:
         header = [[*first, *(f"{metric_title(metric)}, %" for metric in metrics)]]
     rows = []
     for entry, cells in _list_rows(entries):
         if entry.metrics is not None:
             for metric in metrics:
-                measured = entry.metrics.get(metric) or entry.metrics["per_class"][rarest]["recall"]
-                difference = _format_difference(by_row.get((entry.name, metric)))
-                cells += [format_interval(measured), difference] if by_row else [format_interval(measured)]
+                cells.append(format_interval(entry.metrics.get(metric) or entry.metrics["per_class"][rarest]["recall"]))
+                if by_row and metric == PRIMARY:
+                    row = by_row.get(entry.name)
+                    cells += [_format_difference(row), NO_VALUE if row is None else format_detectable(row)]
         rows.append(cells)
     notes = _list_notes(entries)
     if by_row:
-        shown = [row for (name, metric), row in by_row.items() if metric in metrics and name != baseline.name]
-        if any(not row["note"] for row in shown):
-            notes.append(
-                f"Differences to {baseline.title} with intervals that hold for all comparisons at once; {CHANCE} could "
-                "be chance: the interval contains zero."
-            )
-        notes += missing_interval_notes(row["note"] for row in shown)
+        if any(row["chance"] is True for row in by_row.values()):
+            notes.append(f"{CHANCE} could be chance.")
+        notes += list_difference_notes(differences)
     if rarest is not None:
         notes.append(f"{rarest} is the rarest class.")
     return TableData(TITLES[table], header, rows, notes)
@@ -314,7 +320,9 @@ def _list_notes(entries: Sequence[ResultRow]) -> list[str]:
         runs = runs[runs["status"] == "done"]
         if intervals["groups"] < 2:
             return [*notes, intervals["note"], *_list_failures(entries)]
-        pooled = " and ".join(f"{n} {what}{'s' * (n > 1)}" for what in ("fold", "seed") for n in [runs[what].nunique()])
+        counts = {what: runs[what].nunique() for what in ("repeat", "fold", "seed") if what in runs}
+        counts = {what: n for what, n in counts.items() if what != "repeat" or n > 1}
+        pooled = " and ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in counts.items())
         level = f"{100 * intervals['level']:g}"
         notes.append(f"In brackets: {level} % intervals over {pooled} together. {intervals['note']}")
     return [*notes, *_list_failures(entries)]
@@ -322,7 +330,7 @@ def _list_notes(entries: Sequence[ResultRow]) -> list[str]:
 
 def _list_failures(entries: Sequence[ResultRow]) -> list[str]:
     return [
-        f"{entry.title}, seed {run['seed']}, fold {run['fold']} failed: {single_line(run['error'])}".rstrip(".") + "."
+        f"{entry.title}, {describe_run(run)} failed: {single_line(run['error'])}".rstrip(".") + "."
         for entry in entries
         for run in (entry.runs[entry.runs["status"] == "failed"].to_dict("records") if entry.metrics else [])
     ]
@@ -350,11 +358,10 @@ def _format_percent(share: float | None) -> str:
 def _format_difference(row: Mapping[str, Any] | None) -> str:
     if row is None or math.isnan(row["difference"]):
         return NO_VALUE
-    if row["note"]:
+    if math.isnan(row["low"]):
         return f"{format_points(row['difference'])} ({NO_INTERVAL})"
-    return f"{format_points(row['difference'])} ({format_difference_interval(row, '_simultaneous')})" + CHANCE * bool(
-        row["chance"]
-    )
+    mark = CHANCE * (row["chance"] is True)
+    return f"{format_points(row['difference'])} ({format_difference_interval(row)}){mark}"
 
 
 def _format_number(number: float, decimals: int = 1) -> str:

@@ -16,6 +16,9 @@ def benchmark(
     cells: CellsArgument,
     folder: Annotated[Path, typer.Option("--out", help="Folder of the benchmark: a new one, or one to continue.")],
     folds: Annotated[str, typer.Option(help="Number of folds, or 'donor' to leave one donor out in each fold.")] = "5",
+    repeats: Annotated[
+        int, typer.Option(help="Number of times that the cells are divided into folds; 3 for a paper.", min=1, max=100)
+    ] = 1,
     seeds: Annotated[int, typer.Option(help="Number of trainings of each row and fold.", min=1, max=100)] = 1,
     scale: Annotated[
         Literal["paper", "laptop"], typer.Option(help="Size of networks and images; laptop trains on two cores.")
@@ -48,6 +51,7 @@ def benchmark(
             cells,
             folder,
             folds=folds,
+            repeats=repeats,
             seeds=seeds,
             scale=scale,
             protocol=protocol,

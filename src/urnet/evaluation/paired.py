@@ -16,12 +16,13 @@ if all recipes are equal, a table has a wrong verdict with a probability of at m
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from urnet.errors import CellsError
-from urnet.evaluation.metrics import LEVEL, choose_groups
+from urnet.statistics.donors import LEVEL, choose_groups
 from urnet.statistics.estimate import Estimate
 from urnet.statistics.folds import describe_folds, estimate_over_folds
 from urnet.statistics.multiple import FAMILY_ERROR, adjust_holm, adjust_secondary, strictest_level
@@ -169,7 +170,7 @@ class _MatchedRuns:
         return np.column_stack([accuracy, np.nanmean(recall, axis=1), recall]), part
 
 
-def _compare_folds(matched: _MatchedRuns) -> tuple[Estimate, dict[str, object]]:
+def _compare_folds(matched: _MatchedRuns) -> tuple[Estimate, dict[str, Any]]:
     """Estimate differences over folds; arrays have one entry per metric."""
     each, part = matched.by_training()
     differences = pd.DataFrame(each).groupby(part).mean().to_numpy().T  # (2 + K, P)
@@ -187,15 +188,13 @@ def _compare_folds(matched: _MatchedRuns) -> tuple[Estimate, dict[str, object]]:
     return estimate, {"note": note, "method": method, "groups": groups, "unit": unit, "folds": used}
 
 
-def _compare_on_one_split(matched: _MatchedRuns) -> tuple[Estimate, dict[str, object]]:
+def _compare_on_one_split(matched: _MatchedRuns) -> tuple[Estimate, dict[str, Any]]:
     """Estimate differences of models that were trained on one split; arrays have one entry per metric."""
     rows, K = matched.rows, matched.K
     group, described = choose_groups(rows["donor"].tolist() if "donor" in rows else None, rows["source"].tolist())
     G, unit = described["groups"], described["unit"]
     where = group * K + rows["truth"].to_numpy()
-    change, cells = (
-        np.bincount(where, weights, minlength=G * K).reshape(G, K) for weights in (rows["change"], None)
-    )
+    change, cells = (np.bincount(where, weights, minlength=G * K).reshape(G, K) for weights in (rows["change"], None))
     over = [(change.sum(axis=1, keepdims=True), cells.sum(axis=1, keepdims=True)), (change, cells)]
     over += [(change[:, [k]], cells[:, [k]]) for k in range(K)]
     parts = [estimate_over_groups(*one) for one in over]

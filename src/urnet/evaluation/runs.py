@@ -1,10 +1,14 @@
 """Run folders and cross-validations, as the commands that evaluate and compare them take them."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from urnet.errors import CellsError, RunError
 from urnet.run_folder import Run
+
+FOLD = re.compile(r"(repeat\d+/)?(seed\d+-)?(repeat\d+-)?fold\d+")
+"""Name of the run folder of a fold, below the folder of its cross-validation."""
 
 
 def name_runs(folders: Sequence[Path]) -> dict[str, Path]:
@@ -39,26 +43,64 @@ def open_runs(folder: Path, split: str = "test") -> list[Run]:
         CellsError: `split` is not "test" for a cross-validation.
     """
     Run(folder).refuse_bundle()
-    paths = [*folder.glob("fold*/recipe.yaml"), *folder.glob("seed0-fold*/recipe.yaml")]
-    numbered = [(path.parent.name.rpartition("fold")[2], Run(path.parent)) for path in paths]
-    folds = {int(number): run for number, run in numbered if number.isdecimal()}
+    folds = _find_folds(folder, "fold*", "seed0-fold*")
     if not folds:
         return [Run.open(folder)]
-    for run in folds.values():
-        run.refuse_bundle()
     if split != "test":
         raise CellsError(
             f"{folder} is a cross-validation: only its test parts can be pooled. Evaluate the {split} part of one fold",
             code="evaluation.folds_pool_test",
         )
-    expected = next(iter(folds.values())).recipe().split.folds
-    finished = sum(run.finished for run in folds.values())
+    _check_finished(folder, folds)
+    return folds
+
+
+def open_trainings(folder: Path) -> list[Run]:
+    """Open one run, or all trainings of a cross-validation: its folds, their repeats, and all seeds.
+
+    Args:
+        folder: a run folder, the folder of a cross-validation, a folder of cross-validations with other values of
+            `split.seed` (`repeat0`, `repeat1`, …), or a row of a benchmark.
+
+    Raises:
+        RunError: the folder is no run, is a bundle, or has folds that are not trained.
+    """
+    Run(folder).refuse_bundle()
+    runs = _find_folds(folder, "*fold*", "repeat*/fold*")
+    if not runs:
+        return [Run.open(folder)]
+    _check_finished(folder, runs)
+    return runs
+
+
+def _find_folds(folder: Path, *patterns: str) -> list[Run]:
+    """Find the runs of folds in a folder, sorted by the numbers in their names."""
+    found: dict[tuple[int, ...], Run] = {}
+    for pattern in patterns:
+        for path in folder.glob(f"{pattern}/recipe.yaml"):
+            name = path.parent.relative_to(folder).as_posix()
+            if FOLD.fullmatch(name):
+                found[tuple(map(int, re.findall(r"\d+", name)))] = Run(path.parent)
+    for run in found.values():
+        run.refuse_bundle()
+    return [found[numbers] for numbers in sorted(found)]
+
+
+def _check_finished(folder: Path, runs: Sequence[Run]) -> None:
+    """Check that each cross-validation among some runs has all its folds.
+
+    Raises:
+        RunError: one has not.
+    """
+    recipes = [run.recipe() for run in runs]
+    rounds = {(recipe.seed, recipe.split.seed) for recipe in recipes}
+    expected = len(rounds) * (recipes[0].split.folds or 1)
+    finished = sum(run.finished for run in runs)
     if finished != expected:
         raise RunError(
-            f"{folder}: {finished} of {expected} folds are trained. Repeat its `urnet train` to train the others",
+            f"{folder}: {finished} of {expected} folds are trained. Repeat its command to train the others",
             code="evaluation.folds_unfinished",
         )
-    return [folds[number] for number in sorted(folds)]
 
 
 def check_same_classes(first: Path, classes: Sequence[str], other: Path, other_classes: Sequence[str]) -> None:

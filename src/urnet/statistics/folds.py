@@ -26,14 +26,18 @@ ROUNDING = 1e-12
 
 
 def estimate_over_folds(
-    differences: np.ndarray, tested: np.ndarray, total: np.ndarray, repeats: Sequence[int] | np.ndarray, groups: int
+    differences: np.ndarray,
+    tested: np.ndarray,
+    total: np.ndarray | int,
+    repeats: Sequence[int] | np.ndarray,
+    groups: int,
 ) -> Estimate:
     """Estimate the mean difference of folds, each with the same weight.
 
     Args:
         differences: (..., J) difference of each fold, averaged over its trainings; NaN in a fold without cells.
         tested: (J,) or (..., J) number of cells in the test part of each fold.
-        total: (J,) or (..., J) number of cells in all folds of its repeat.
+        total: number of cells in all folds of a repeat; an array broadcasts like `tested`.
         repeats: (J,) number of the repeat of each fold.
         groups: number of donors, or of source images where donors are not known.
 

@@ -169,7 +169,7 @@ def _train_run(
     check_config(config)
 
     # 2. Networks (section 3.2, Fig. 2a).
-    L.seed_everything(recipe.seed, verbose=False)
+    L.seed_everything(seed_of_weights(recipe), verbose=False)
     model = build_from_recipe(recipe, data.classes, data.channels, load_weights=True)
     check_networks(model, data, recipe)
     if is_new and get_rank() == 0:
@@ -210,6 +210,14 @@ def _train_run(
         # 6. Bundle.
         trained.save(run.model)
     return run
+
+
+def seed_of_weights(recipe: Recipe) -> int:
+    """Compute the seed of the initial weights, which differ between folds and between splits.
+
+    Folds that start from the same weights would share their luck, and the spread between folds would not show it.
+    """
+    return (recipe.seed + 1_009 * (recipe.split.fold or 0) + 1_000_003 * recipe.split.seed) % 2**32
 
 
 def _build_pretraining(model: JointModel, data: TrainingData, recipe: Recipe) -> PretrainModule:

@@ -12,11 +12,10 @@ import pandas as pd
 from nicegui import ui
 
 from urnet.benchmark.differences import (
-    format_difference_interval,
-    format_points,
-    format_verdict,
+    DIFFERENCE_COLUMNS,
+    format_difference_row,
+    list_difference_notes,
     metric_title,
-    missing_interval_notes,
 )
 from urnet.errors import UrnetError
 from urnet.serve.pages.components.elements import notice, progress_bar, table
@@ -155,26 +154,11 @@ class ComparisonPanel:
 
 
 def _add_table(differences: pd.DataFrame, first: str, second: str) -> None:
-    cells = differences.iloc[0]["cells"]
-    sentences = [f"{second} minus {first}, in percentage points, on the {cells:,} cells that both runs tested."]
-    if "" in set(differences["note"]):
-        sentences += [
-            "Paired 95 % intervals: if an interval contains 0, the difference could be chance.",
-            "Each run was trained once; the intervals do not cover the variation between trainings.",
-        ]
-    text("p", " ".join(sentences)).classes("small soft")
-    for note in missing_interval_notes(differences["note"]):
-        notice(note)
-    rows = [
-        (
-            metric_title(row["metric"]),
-            format_points(row["difference"]),
-            format_difference_interval(row),
-            format_verdict(row),
-        )
-        for row in differences.to_dict("records")
-    ]
-    table(("Metric", "Difference", "95 % interval", "Verdict"), rows, "Differences on the test split")
+    text("p", f"{second} minus {first}, in percentage points.").classes("small soft")
+    for note in list_difference_notes(differences):
+        text("p", note).classes("small soft")
+    rows = [(metric_title(row["metric"]), *format_difference_row(row)) for row in differences.to_dict("records")]
+    table(("Metric", *DIFFERENCE_COLUMNS), rows, "Differences on the test split")
 
 
 def _find_versions(*runs: ListedRun) -> list[tuple[str, float]]:
