@@ -56,7 +56,8 @@ def test_two_runs(runs, trained, tmp_path):
     assert row["difference"] == pytest.approx(accuracy[1] - accuracy[0])
     assert set(found["cells"]) == {12}
     page = report.read_text(encoding="utf-8")
-    assert "trained once" in page
+    assert "these two trained models" in page
+    assert found["chance"].isna().all()
     assert page.count("<img") >= 6
     for name in ("compare.md", "compare-cost.tex", "differences.md"):
         assert (tmp_path / "out" / "tables" / name).is_file()
@@ -69,9 +70,23 @@ def test_a_cross_validation_against_another_in_a_deeper_folder(runs, tmp_path):
     found = differences(tmp_path / "out")
     assert set(found["cells"]) == {60}
     assert set(found["folds"]) == {2}
-    assert "folds" in found["resampled"][0]
+    assert "t over 2 folds" in found["method"][0]
     results = pd.read_csv(tmp_path / "out" / "results.csv")
     assert results[["recipe", "fold"]].to_numpy().tolist() == [["cv", 0], ["cv", 1], ["other-cv", 0], ["other-cv", 1]]
+
+
+@pytest.mark.slow
+def test_repeats_of_a_cross_validation_are_compared_together(runs, shapes, tiny, tmp_path):
+    for name in ("a", "b"):
+        for repeat in (0, 1):
+            folder = tmp_path / name / f"repeat{repeat}"
+            train(shapes, tiny, folder, overrides=[*SHORT, "split.folds=2", f"split.seed={repeat}"])
+    compare([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    found = differences(tmp_path / "out")
+    assert found[["repeats", "folds"]].drop_duplicates().to_numpy().tolist() == [[2, 4]]
+    assert set(found["cells"]) == {120}
+    compare([tmp_path / "a", tmp_path / "b" / "repeat1"], tmp_path / "one")
+    assert set(differences(tmp_path / "one")["cells"]) == {60}
 
 
 @pytest.mark.slow

@@ -219,8 +219,8 @@ def test_a_difference_without_an_interval_is_a_cross_and_has_no_verdict():
 
 
 def test_differences_are_filled_where_they_count():
-    entries = {"a": entry("a", "A", 0.5), "b": entry("b", "B", 1.0), "c": entry("c", "C", 0.52)}
-    frames = {name: one.predictions for name, one in entries.items()}
+    entries = {"a": entry("a", "A", 0.2), "b": entry("b", "B", 1.0), "c": entry("c", "C", 0.22)}
+    frames = {name: one.predictions.assign(fold=np.arange(CELLS) // 3 % 6) for name, one in entries.items()}
     differences = paired_differences(frames, [("a", "b"), ("a", "c")], CLASSES)
     figure = figures.draw_differences(differences, {name: one.title for name, one in entries.items()})
     assert {"B − A", "C − A", "macro recall", "counts", "could be chance"} <= set(texts(figure))

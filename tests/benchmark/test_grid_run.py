@@ -96,7 +96,7 @@ def test_report_tables_figures_and_results(begun):
 
 def test_results_have_a_row_a_run(begun):
     results = pd.read_csv(begun[0] / "table3" / "results.csv")
-    assert list(results)[:7] == ["dataset", "table", "recipe", "seed", "fold", "accuracy", "macro_recall"]
+    assert list(results)[:7] == ["dataset", "table", "recipe", "seed", "repeat", "fold", "accuracy"]
     assert {"recall_monocyte", "train_seconds", "status"} <= set(results)
     assert results[["table", "recipe", "seed", "fold", "status"]].to_numpy().tolist() == [
         ["table3", name, 0, fold, "done"] for name in ("net1", "net4") for fold in (0, 1)
@@ -380,6 +380,34 @@ def test_one_donor_after_the_other_is_left_out(phantoms, tmp_path, go_on):
     assert {donor for table in found.values() for donor in table["donor"]} == {"d00", "d01", "d02"}
 
 
+def test_repeats_divide_the_cells_anew_and_keep_what_is_done(copied, go_on):
+    before = outcomes(copied)
+    done = go_on(copied, only=["net1"], repeats=2)
+    kept = {name: stamp for name, stamp in outcomes(copied).items() if "repeat" not in name}
+    assert kept == before
+    found = predictions(copied)
+    once, again = (
+        [set(found[f"net1/seed0-{part}fold{fold}"]["path"].map(Path).map(lambda path: path.name)) for fold in (0, 1)]
+        for part in ("", "repeat1-")
+    )
+    assert once[0] | once[1] == again[0] | again[1]
+    assert not again[0] & again[1]
+    assert set(map(frozenset, once)) != set(map(frozenset, again))
+    results = pd.read_csv(done.folder / "results.csv")
+    assert results[["repeat", "fold"]].to_numpy().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert "2 repeats and 2 folds" in (done.folder / "tables" / "table3.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("how", ["donor", "column"])
+def test_repeats_that_would_be_the_same_folds_are_refused(phantoms, tmp_path, go_on, how, raises_code):
+    table = pd.read_csv(phantoms / "cells.csv", dtype=str)
+    table = table.assign(path=[(phantoms / path).as_posix() for path in table["path"]], fold=table.index % 2)
+    columns = ["path", "label", *(["fold"] if how == "column" else ["donor"])]
+    table[columns].to_csv(tmp_path / "cells.csv", index=False)
+    with raises_code("benchmark.folds_repeat"):
+        go_on(tmp_path / "out", cells=tmp_path / "cells.csv", folds="donor" if how == "donor" else 2, repeats=2)
+
+
 def test_cells_whose_donors_are_not_known_cannot_leave_one_out(shapes, tmp_path, go_on, raises_code):
     with raises_code("benchmark.donors_unknown"):
         go_on(tmp_path / "out", cells=shapes, folds="donor")
@@ -419,6 +447,7 @@ def test_another_dataset_in_the_folder_is_refused(begun, shapes, go_on, raises_c
         ({"folds": "0.5"}, "benchmark.setting_unknown"),
         ({"folds": "half"}, "benchmark.setting_unknown"),
         ({"folds": 60}, "cells.too_few"),
+        ({"repeats": 0}, "benchmark.setting_unknown"),
         ({"overrides": ["enhancer.name=unit"]}, "recipe.enhancer_unknown"),
         ({"overrides": ["enhancer.widht=2"]}, "benchmark.key_unused"),
         ({"overrides": ["classifier.name=resnot"]}, "recipe.classifier_unknown"),

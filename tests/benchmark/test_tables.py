@@ -19,6 +19,8 @@ from urnet.recipe import load_recipe
 CLASSES = ("granulocyte", "lymphocyte", "monocyte")
 ODD = 'a|b_{c} & <d> 50 % "e" #1 $x^2~ \\z'
 
+SKILLS = {"net1": 0.3, "net2": 0.31, "net4": 0.95}
+
 
 def entry(
     name: str, skill: float, *, title: str = "", classes=CLASSES, statuses=("done",) * 2, seed: int = 0
@@ -117,31 +119,53 @@ def test_the_class_table_has_the_papers_values_for_its_classes_only(nets):
 
 
 def test_ablation_gives_differences_to_net4_and_marks_chance():
-    entries = [entry("net4", 0.9, title="Net4"), entry("net3", 0.9, seed=4), entry("net1", 0.6, seed=5)]
+    folds = ("done",) * 5
+    entries = [
+        entry("net4", 0.95, title="Net4", statuses=folds),
+        entry("net3", 0.95, seed=4, statuses=folds),
+        entry("net1", 0.3, seed=5, statuses=folds),
+    ]
     differences = compared("ablation", entries)
     data = build_tables("ablation", entries, differences)["ablation"]
     rows = {row[0]: row for row in data.rows}
-    assert data.header[-1] == ["Model", *["%", "to Net4, points"] * 3]
-    assert data.header[0][5] == "Recall of monocyte"
-    assert rows["Net4"][2] == "–"
-    assert rows["net3"][2].endswith("°")
-    assert rows["net1"][2].startswith("−")
-    assert not rows["net1"][2].endswith("°")
+    assert data.header == [
+        ["", "Accuracy", "Macro recall", "", "", "Recall of monocyte"],
+        ["Model", "%", "%", "to Net4, points", "detectable, points", "%"],
+    ]
+    assert rows["Net4"][3:5] == ["–", "–"]
+    assert rows["net3"][3].endswith("°")
+    assert rows["net1"][3].startswith("−")
+    assert not rows["net1"][3].endswith("°")
+    assert float(rows["net1"][4]) > 0
+    assert any("secondary" in note for note in data.notes)
     plain = build_tables("compare", entries)["compare"]
     assert plain.header == [["Model", "Accuracy, %", "Macro recall, %", "Recall of monocyte, %"]]
 
 
 def test_the_differences_table_has_verdicts():
-    entries = [entry("net1", 0.6), entry("net2", 0.61, seed=1), entry("net4", 0.95, seed=3)]
-    data = build_differences_table(compared("table3", entries), {"net4": "Net4", "net1": "Net1"}, ["accuracy"])
+    folds = ("done",) * 5
+    entries = [entry(name, skill, seed=k, statuses=folds) for k, (name, skill) in enumerate(SKILLS.items())]
+    data = build_differences_table(compared("table3", entries), {"net4": "Net4", "net1": "Net1"}, ["macro_recall"])
     rows = {row[0]: row for row in data.rows}
-    assert rows["Net4 against Net1"][4] == "higher"
-    assert rows["net2 against Net1"][4] == "could be chance"
+    assert data.header == [["Difference", "Points", "95 % interval", "p (Holm)", "Detectable, points", "Verdict"]]
+    assert rows["Net4 against Net1"][5] == "higher"
+    assert rows["net2 against Net1"][5] == "could be chance"
     assert re.fullmatch(r"[+−]?\d+\.\d to [+−]?\d+\.\d", rows["net2 against Net1"][2])
+    assert 0 < float(rows["net2 against Net1"][4]) < 100
     assert any("3 comparisons" in note for note in data.notes)
-    assert not any("trained once" in note for note in data.notes)
-    single = [entry("net1", 0.6, statuses=("done",)), entry("net4", 0.9, statuses=("done",), seed=3)]
-    assert any("trained once" in note for note in build_differences_table(compared("table3", single)).notes)
+    assert any("t over 5 folds" in note for note in data.notes)
+    assert any("nothing is known of other donors" in note for note in data.notes)
+    assert not any("No verdict" in note for note in data.notes)
+
+
+def test_one_training_each_has_intervals_and_no_verdict():
+    single = [entry("net1", 0.3, statuses=("done",)), entry("net4", 0.95, statuses=("done",), seed=3)]
+    data = build_differences_table(compared("table3", single))
+    cells = [row for row in data.rows if len(row) > 1]
+    assert {tuple(row[3:]) for row in cells} == {("–", "–", "no verdict: one training each")}
+    assert all(re.fullmatch(r"[+−]?\d+\.\d to [+−]?\d+\.\d", row[2]) for row in cells)
+    assert any("these two trained models; nothing is known of other trainings" in note for note in data.notes)
+    assert not any("Holm" in note for note in data.notes)
 
 
 def alone(one: ResultRow) -> ResultRow:
@@ -158,9 +182,10 @@ def test_one_source_gives_no_interval_and_no_verdict_in_any_format():
     entries = [alone(entry("net4", 0.9)), alone(entry("net1", 0.6, seed=5))]
     differences = compared("ablation", entries)
     data = build_differences_table(differences)
-    assert {tuple(row[2:]) for row in data.rows if len(row) > 1} == {("no interval: one group", "–", "–")}
+    assert {tuple(row[2:]) for row in data.rows if len(row) > 1} == {("no interval: one group", "–", "–", "–")}
     against = build_tables("ablation", entries, differences)["ablation"]
-    assert all(cell.endswith("(no interval)") for cell in against.rows[1][2::2])
+    assert against.rows[1][3].endswith("(no interval)")
+    assert against.rows[1][4] == "–"
     for table in (data, against, *build_tables("table3", entries).values()):
         for write in (to_markdown, to_latex, to_html):
             text = write(table)
@@ -198,8 +223,8 @@ def test_pairs_to_compare():
 def test_results_have_a_row_a_run(nets):
     found = build_results_frame(nets, "cells", "table3")
     assert len(found) == 8
-    assert list(found)[:9] == [
-        "dataset", "table", "recipe", "seed", "fold", "accuracy", "macro_recall", "recall_granulocyte",
+    assert list(found)[:10] == [
+        "dataset", "table", "recipe", "seed", "repeat", "fold", "accuracy", "macro_recall", "recall_granulocyte",
         "recall_lymphocyte",
     ]  # fmt: skip
     assert list(found)[-8:] == [

@@ -106,10 +106,10 @@ def test_more_comparisons_leave_the_interval_and_raise_p_and_the_detectable_diff
 
 def test_no_secondary_row_counts_without_macro_recall():
     truth, rng = cells(2000)
-    right = rng.random(2000) < 0.7
-    common = truth == 0
-    runs = {"a": run(right, truth), "b": run(np.where(common, right | (rng.random(2000) < 0.5), right), truth)}
-    runs["b"] = run(np.where(truth == 2, rng.random(2000) < 0.45, runs["b"]["label"] == runs["b"]["predicted"]), truth)
+    right = {name: rng.random(2000) < 0.7 for name in "ab"}
+    right["b"] = np.where(truth == 0, rng.random(2000) < 0.85, right["b"])  # the common class becomes better
+    right["b"] = np.where(truth == 2, rng.random(2000) < 0.55, right["b"])  # the rare one worse
+    runs = {name: run(one, truth) for name, one in right.items()}
     found = paired_differences(runs, [("a", "b")], CLASSES)
     primary = figure(found, "macro_recall")
     assert primary["chance"]

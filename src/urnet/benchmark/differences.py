@@ -134,7 +134,8 @@ def format_detectable(row: Mapping[str, Any]) -> str:
     Args:
         row: a row of `paired_differences`.
     """
-    return NO_VALUE if math.isnan(row["detectable"]) else f"{100 * row['detectable']:.1f}"
+    points = 100 * row["detectable"]
+    return NO_VALUE if math.isnan(points) else "over 100" if points > 100 else f"{points:.1f}"
 
 
 def format_verdict(row: Mapping[str, Any]) -> str:

@@ -22,12 +22,14 @@ class TableData:
         rows: one text per cell. In a row that is shorter than the header the last cell spans the rest. A row of one
             cell is a heading for the rows below it.
         notes: sentences below the table.
+        warnings: sentences above the table; a page has them above its first table.
     """
 
     title: str
     header: list[list[str]]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def to_markdown(table: TableData) -> str:
@@ -48,7 +50,8 @@ def to_markdown(table: TableData) -> str:
 
     rule = line(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     notes = [_markdown(note) + "\n" for note in table.notes]
-    parts = [f"### {_markdown(table.title)}\n", line(whole[0]), rule, *map(line, whole[1:]), "", *notes]
+    warnings = [f"**{_markdown(warning)}**\n" for warning in table.warnings]
+    parts = [f"### {_markdown(table.title)}\n", *warnings, line(whole[0]), rule, *map(line, whole[1:]), "", *notes]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -74,7 +77,7 @@ def to_latex(table: TableData) -> str:
         [
             r"\begin{table}[htbp]",
             r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{_latex(table.title)}}}",
+            rf"\caption{{{_latex(' '.join([table.title, *(f'({warning})' for warning in table.warnings)]))}}}",
             rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}",
             r"\toprule",
             *heads,

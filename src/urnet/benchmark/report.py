@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from urnet.benchmark import figures, tables
+from urnet.benchmark.convergence import warn_undertrained
 from urnet.benchmark.differences import build_differences_table
 from urnet.benchmark.published import published_accuracies
 from urnet.benchmark.render import SIMULATED_NOTE, TableData, to_html, to_latex, to_markdown
@@ -84,7 +85,9 @@ def write_comparison(
         The paired differences, as in `differences.csv`; empty if there are none.
     """
     done = [entry for entry in entries if entry.metrics is not None]
-    page = Page(tables.TITLES[table], dataset, _list_facts(entries), _list_warnings(entries, simulated))
+    undertrained = warn_undertrained(done)
+    warnings = [*undertrained, *_list_warnings(entries, simulated)]
+    page = Page(tables.TITLES[table], dataset, _list_facts(entries), warnings)
     differences = _compute_differences(table, done)
     titles = {entry.name: entry.title for entry in done}
     written = tables.build_tables(table, entries, differences if len(differences) else None, simulated=simulated)
@@ -117,6 +120,8 @@ def write_comparison(
         )
     if done:
         page.sections.append(Section("Figures", figures=_draw_figures(table, done, counts)))
+    for data in written.values():
+        data.warnings.extend(undertrained)
     _write_files(folder, table, page, written, entries, differences, name)
     return differences
 
