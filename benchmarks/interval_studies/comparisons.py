@@ -3,15 +3,16 @@
 Simulated: recipes that are all equal. Cells are of three classes (60, 30 and 10 %). A fifth of the cells is right for
 some recipes only, and stays so in every training. Recipes suit some donors better than others (`spread`, in logits of
 that fifth); where donors are not known, they do not, since nothing could show it. Each training shifts all recalls by a
-normal number of points (`trainings`), with correlation 0.75 between classes. A share of that variance comes from the
-training cells: it is a sum over donors or images in the training part, so folds with common training cells share it.
-Each line is the worst of all numbers of donors (8, 12, 20, not known), spreads (0, 0.6) and shares (0, 0.2).
+normal number of points with standard deviation `trainings` and correlation 0.75 between classes. A share of that
+variance comes from the training cells: it is a sum over donors or images in the training part, so folds with common
+training cells have it in common. Each line is the worst, or for length and power the mean, over all numbers of donors
+(8, 12, 20, not known), spreads (0, 0.6) and shares (0, 0.2).
 
 - `wrong 1`, `wrong 5`: per cent of tables with one and with five comparisons that have any wrong verdict, in any row.
-- `wrong shared`: `wrong 5` where half of the variance between trainings comes from the training cells.
+- `wrong shared`: the worst of `wrong 5` where half of the variance of trainings comes from the training cells.
 - `coverage`: per cent of 95 % intervals of macro recall that contain the true difference.
-- `length`: mean length relative to an interval with the true standard error (mean of the lines, not the worst).
-- `power 2`, `power 5`: per cent of true differences of 2 and 5 points that are found among five comparisons (mean).
+- `length`: mean length relative to that of an interval with the true standard error.
+- `power 2`, `power 5`: per cent of true differences of 2 and 5 points that are found among five comparisons.
 
 Trained: two classifiers on ten features each, of twenty that are alike, so that both are equally good.
 """
@@ -223,22 +224,27 @@ def _measure_trained(replicates: int, rng: np.random.Generator) -> Iterator[dict
 
     n, halves = 300, (slice(0, 10), slice(10, 20))
     for name, fit in (("linear classifiers", fit_line), ("decision trees", fit_tree)):
-        for folds, repeats in ((5, 1), (5, 3), (2, 5)):
+        for design, donors, folds, repeats in (
+            ("5 folds", 0, 5, 1),
+            ("3 × 5 folds", 0, 5, 3),
+            ("12 donors one by one", 12, 12, 1),
+        ):
             differences = np.empty((replicates, repeats * folds))
             for one in range(replicates):
-                x = rng.normal(size=(n, 20))
+                donor = np.arange(n) % (donors or n)
+                x = rng.normal(size=(n, 20)) + (rng.normal(0, 0.5, (donors, 20))[donor] if donors else 0)
                 y = (0.5 * x.sum(axis=1) + rng.normal(0, 1, n) > 0).astype(int)
                 for repeat in range(repeats):
-                    fold = rng.permutation(n) % folds
+                    fold = donor if donors else rng.permutation(n) % folds
                     for k in range(folds):
                         train, test = fold != k, fold == k
                         right = [(fit(x[train, half], y[train], x[test, half]) == y[test]).mean() for half in halves]
                         differences[one, repeat * folds + k] = right[1] - right[0]
             repeat = np.repeat(np.arange(repeats), folds)
-            estimate = estimate_over_folds(differences, np.array(n / folds), np.array(n), repeat, n)
+            estimate = estimate_over_folds(differences, np.array(n / folds), n, repeat, donors or n)
             low, high = estimate.interval(LEVEL)
             yield {
-                "design": f"{name}, {f'{repeats} × ' * (repeats > 1)}{folds} folds",
+                "design": f"{name}, {design}",
                 "cells": n,
                 "trainings": np.nan,
                 "wrong 1": 100 * (estimate.p_value() <= FAMILY_ERROR).mean(),

@@ -37,7 +37,10 @@ WEIGHTS = (
     "All folds weigh alike. A fold without cells of a class says nothing about its recall, and macro recall of that "
     "fold is over its other classes."
 )
-UNKNOWN_DONORS = "The donors are not all known: nothing is known of other donors."
+DIFFERENCE_COLUMNS = ("Points", "95 % interval", "p (Holm)", "Detectable, points", "Verdict")
+UNDECIDED_COLUMNS = 2
+"""Number of the columns that have content without a verdict."""
+UNKNOWN_DONORS = "Donors are not known, or fewer than five, so nothing is known of other donors."
 
 
 def build_differences_table(
@@ -67,9 +70,6 @@ def build_differences_table(
     if simulated:
         notes.append(SIMULATED_NOTE.format(simulated))
     return TableData("Paired differences", [["Difference", *DIFFERENCE_COLUMNS]], rows, notes)
-
-
-DIFFERENCE_COLUMNS = ("Points", "95 % interval", "p (Holm)", "Detectable, points", "Verdict")
 
 
 def format_difference_row(row: Mapping[str, Any]) -> list[str]:

@@ -131,8 +131,9 @@ def build_results_frame(entries: Sequence[ResultRow], dataset: str, table: str) 
         table: the comparison.
 
     Returns:
-        `dataset, table, recipe, seed, repeat, fold, accuracy, macro_recall`, `recall_`, `precision_` and `f1_` of each
-        class, `parameters, gmac, train_seconds, images_per_second, epoch, protocol, status, error`; shares as fractions.
+        `dataset, table, recipe, seed, repeat, fold, accuracy, macro_recall`, then `recall_`, `precision_` and `f1_` of
+        each class, `parameters, gmac, train_seconds, images_per_second, epoch, protocol, status, error`; shares as
+        fractions.
     """
     classes = list(dict.fromkeys(name for entry in entries if entry.metrics for name in entry.metrics["classes"]))
     rows = []

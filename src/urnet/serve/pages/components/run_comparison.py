@@ -13,6 +13,7 @@ from nicegui import ui
 
 from urnet.benchmark.differences import (
     DIFFERENCE_COLUMNS,
+    UNDECIDED_COLUMNS,
     format_difference_row,
     list_difference_notes,
     metric_title,
@@ -157,8 +158,11 @@ def _add_table(differences: pd.DataFrame, first: str, second: str) -> None:
     text("p", f"{second} minus {first}, in percentage points.").classes("small soft")
     for note in list_difference_notes(differences):
         text("p", note).classes("small soft")
-    rows = [(metric_title(row["metric"]), *format_difference_row(row)) for row in differences.to_dict("records")]
-    table(("Metric", *DIFFERENCE_COLUMNS), rows, "Differences on the test split")
+    shown = len(DIFFERENCE_COLUMNS) if differences["chance"].notna().any() else UNDECIDED_COLUMNS
+    rows = [
+        (metric_title(row["metric"]), *format_difference_row(row)[:shown]) for row in differences.to_dict("records")
+    ]
+    table(("Metric", *DIFFERENCE_COLUMNS[:shown]), rows, "Differences on the test split")
 
 
 def _find_versions(*runs: ListedRun) -> list[tuple[str, float]]:
