@@ -84,7 +84,7 @@ def test_repeats_of_a_cross_validation_are_compared_together(runs, shapes, tiny,
     compare([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     found = differences(tmp_path / "out")
     assert found[["repeats", "folds"]].drop_duplicates().to_numpy().tolist() == [[2, 4]]
-    assert set(found["cells"]) == {120}
+    assert set(found["cells"]) == {60}
     compare([tmp_path / "a", tmp_path / "b" / "repeat1"], tmp_path / "one")
     assert set(differences(tmp_path / "one")["cells"]) == {60}
 

@@ -153,7 +153,7 @@ class _MatchedRuns:
 
     @property
     def cells(self) -> int:
-        return len(self.rows[["path", "part", "copy"]].drop_duplicates())
+        return len(self.rows[["path", "copy"]].drop_duplicates())
 
     def by_training(self) -> tuple[np.ndarray, np.ndarray]:
         """Compute the differences of each training, (T, 2 + K), and the part that it was tested on, (T,)."""
