@@ -147,7 +147,7 @@ def test_the_differences_table_has_verdicts():
     entries = [entry(name, skill, seed=k, statuses=folds) for k, (name, skill) in enumerate(SKILLS.items())]
     data = build_differences_table(compared("table3", entries), {"net4": "Net4", "net1": "Net1"}, ["macro_recall"])
     rows = {row[0]: row for row in data.rows}
-    assert data.header == [["Difference", "Points", "95 % interval", "p (Holm)", "Detectable, points", "Verdict"]]
+    assert data.header == [["Difference", "Points", "Interval", "p (Holm)", "Detectable, points", "Verdict"]]
     assert rows["Net4 against Net1"][5] == "higher"
     assert rows["net2 against Net1"][5] == "could be chance"
     assert re.fullmatch(r"[+−]?\d+\.\d to [+−]?\d+\.\d", rows["net2 against Net1"][2])

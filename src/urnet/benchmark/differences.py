@@ -17,10 +17,10 @@ NOTES = {
     "difference is chance. Test on cells of several.",
     ONE_FOLD: "No interval (one fold): only one fold has cells of this class.",
     ALIKE: "No interval (all alike): the difference is the same in all folds, donors or source images.",
-    ONE_TRAINING: "No verdict on the recipes (one training each): the intervals are for these two trained models; "
+    ONE_TRAINING: "No verdict on the recipes (one training each): the 95 % intervals are for these two trained models; "
     "nothing is known of other trainings. Compare cross-validations.",
-    ONE_SPLIT: "No verdict on the recipes (one split): the intervals are for trainings on this split; nothing is known "
-    "of other training cells. Compare cross-validations.",
+    ONE_SPLIT: "No verdict on the recipes (one split): the 95 % intervals are for trainings on this split; nothing is "
+    "known of other training cells. Compare cross-validations.",
 }
 """Explanations of missing intervals and verdicts, by the note in the table."""
 VERDICTS = (
@@ -28,7 +28,7 @@ VERDICTS = (
     "classes are secondary: p is adjusted for all of them together, and is never below that of macro recall. If all "
     f"models were equal, at most {100 * FAMILY_ERROR:g} % of such tables would have any wrong verdict."
 )
-INTERVALS = "Each interval holds for its own difference; the verdict allows for all comparisons."
+INTERVALS = "Each 95 % interval holds for its own difference; the verdict allows for all comparisons."
 DETECTABLE = (
     f"Detectable: the smallest difference that a table like this shows with a probability of {100 * POWER:g} %, "
     "allowing for all comparisons. A smaller one cannot be ruled out by “could be chance”."
@@ -37,7 +37,7 @@ WEIGHTS = (
     "All folds weigh alike. A fold without cells of a class says nothing about its recall, and macro recall of that "
     "fold is over its other classes."
 )
-DIFFERENCE_COLUMNS = ("Points", "95 % interval", "p (Holm)", "Detectable, points", "Verdict")
+DIFFERENCE_COLUMNS = ("Points", "Interval", "p (Holm)", "Detectable, points", "Verdict")
 UNDECIDED_COLUMNS = 2
 """Number of the columns that have content without a verdict."""
 UNKNOWN_DONORS = "Donors are not known, or fewer than five, so nothing is known of other donors."
