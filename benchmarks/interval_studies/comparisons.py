@@ -62,8 +62,8 @@ def simulate_folds(setting: Setting, replicates: int, rng: np.random.Generator) 
     """
     right, cells = _draw_cells(setting, replicates, rng)
     test = _draw_folds(setting, replicates, rng)  # (R, J, G)
-    tested = np.einsum("rjg,rgc->rjc", test, cells)
-    recall = np.einsum("rjg,ragc->rajc", test, right) / np.maximum(tested, 1)[:, None]
+    tested = test.astype(float) @ cells
+    recall = _sum_over(test, right) / np.maximum(tested, 1)[:, None]
     recall += _draw_trainings(setting, ~test, rng)
     there, all_cells = tested > 0, tested.sum(axis=-1)
     with np.errstate(invalid="ignore"):  # a fold without cells
@@ -80,6 +80,11 @@ def simulate_folds(setting: Setting, replicates: int, rng: np.random.Generator) 
         np.repeat(np.arange(setting.repeats), folds),
         setting.groups,
     )
+
+
+def _sum_over(parts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sum values of groups, (R, A, G, C), over the groups of each part, (R, J, G): (R, A, J, C)."""
+    return parts[:, None].astype(float) @ values
 
 
 def _draw_cells(setting: Setting, replicates: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +116,7 @@ def _draw_trainings(setting: Setting, train: np.ndarray, rng: np.random.Generato
 
     alone = correlated(rng.normal(size=shape), rng.normal(size=(*shape[:3], len(CLASSES))))
     influence = correlated(rng.normal(size=(R, PAIRS + 1, G, 1)), rng.normal(size=(R, PAIRS + 1, G, len(CLASSES))))
-    common = np.einsum("rjg,ragc->rajc", train, influence) / np.sqrt(train.sum(axis=-1))[:, None, :, None]
+    common = _sum_over(train, influence) / np.sqrt(train.sum(axis=-1))[:, None, :, None]
     return setting.trainings / 100 * (np.sqrt(1 - setting.share) * alone + np.sqrt(setting.share) * common)
 
 
