@@ -98,7 +98,8 @@ def _check_finished(folder: Path, runs: Sequence[Run]) -> None:
     finished = sum(run.finished for run in runs)
     if finished != expected:
         raise RunError(
-            f"{folder}: {finished} of {expected} folds are trained. Repeat its `urnet train` or `urnet benchmark` to train the others",
+            f"{folder}: {finished} of {expected} folds are trained. Repeat its `urnet train` or "
+            "`urnet benchmark` to train the others",
             code="evaluation.folds_unfinished",
         )
 
