@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from urnet.calibration.rejection import CHECKS, REASONS, Rejection, fit_rejection
+from urnet.calibration.rejection import CHECKS, Rejection, fit_rejection
 
 SIZES = (4, 4)
 
@@ -96,7 +96,7 @@ def test_the_score_agrees_with_the_decision_and_grows_with_the_distance(rejectio
 def test_limits_are_the_values_where_the_decision_changes(rejection):
     row, at = good(1, 7)
     limits = rejection.limits()
-    assert set(limits) <= set(REASONS)
+    assert set(limits) <= {check.reason for check in CHECKS}
     for measure, reason, step in (("brightness", "too bright", 0.01), ("noise", "too noisy", 0.001)):
         inside, beyond = ({measure: limits[reason] + sign * step} for sign in (-1, 1))
         assert rejection.reject([row[0] | inside], 0.3 * at) == [""]

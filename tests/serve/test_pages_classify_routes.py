@@ -12,7 +12,8 @@ from starlette.testclient import TestClient
 
 from urnet.serve.app import create_app
 from urnet.serve.classification_job import ClassificationJob
-from urnet.serve.services import CellPosition, FieldPreview, ImageResult, Services, UploadedCells
+from urnet.serve.results import CellPosition, FieldPreview, ImageResult, UploadedCells
+from urnet.serve.services import Services
 from urnet.serve.settings import Settings
 from urnet.serve.uploads.receive import Upload
 

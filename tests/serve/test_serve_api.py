@@ -19,7 +19,7 @@ from urnet.counting.differential import count_cells
 from urnet.predict import predict_files
 from urnet.serve.http import middleware
 from urnet.serve.http.errors import CODES, STATUS_BY_CODE
-from urnet.serve.services import NoUsableImageError, UnreadableError
+from urnet.serve.results import NoUsableImageError, UnreadableError
 from urnet.serve.settings import read_settings
 from urnet.serve.uploads.storage import StorageFullError
 

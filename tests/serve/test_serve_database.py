@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from urnet.cells.read import read_cells
 from urnet.files.csv_tables import unescape_formula
 from urnet.serve.database import connection
+from urnet.serve.database.agreement import measure_agreement
 from urnet.serve.database.labels import CLAIMED_CODE, Labeller, LabelResult
 from urnet.serve.database.lock import lock_database
 from urnet.serve.database.models import NOT_A_CELL, SKIPPED, utc_now
@@ -190,9 +191,12 @@ def test_agreement_of_two_labellers(label_store):
     assert label_store.claim(QUEUE, by("Ben"), second=True) == []
     (found,) = label_store.agreement(QUEUE)
     assert (found.first, found.second, found.cells, found.agreed) == ("Ada", "Ben", 20, 18)
-    from sklearn.metrics import cohen_kappa_score
+    assert found.kappa == pytest.approx(0.8)  # 90 % observed, 50 % by chance
 
-    assert found.kappa == pytest.approx(cohen_kappa_score(ada, ben))
+
+def test_there_is_no_kappa_where_agreement_by_chance_is_certain():
+    (found,) = measure_agreement({"Ada": {"a": "disc", "b": "disc"}, "Ben": {"a": "disc", "c": "bar"}})
+    assert (found.cells, found.agreed, found.kappa) == (1, 1, None)
 
 
 def test_exported_labels_are_a_cells_table_for_training(label_store, draw, tmp_path):

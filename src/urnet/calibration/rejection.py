@@ -67,8 +67,6 @@ CHECKS = (
 )
 """All checks, in the order in which they give the reason of a rejection."""
 
-REASONS = tuple(check.reason for check in CHECKS)
-
 Measures = Mapping[str, float]
 
 

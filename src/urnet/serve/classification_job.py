@@ -24,7 +24,8 @@ from urnet.counting.sample import Sample
 from urnet.errors import CellsError, ImageError, RecipeError, UrnetError
 from urnet.files.csv_tables import format_csv
 from urnet.serve.http.errors import RequestError, describe_error
-from urnet.serve.services import PARALLEL_FILES, CellPosition, ImageResult, Services, UploadedCells
+from urnet.serve.results import CellPosition, ImageResult, UploadedCells
+from urnet.serve.services import PARALLEL_FILES, Services
 from urnet.serve.uploads.receive import Upload, store_upload
 from urnet.serve.uploads.storage import UploadFolder
 from urnet.version import __version__
@@ -102,7 +103,6 @@ class ClassificationJob:
 
     Attributes:
         key: identifier in URLs.
-        replaced_keys: keys of earlier samples of the same browser.
         state: present step.
         error: why the job failed.
         uploads: the uploaded files.
@@ -120,7 +120,6 @@ class ClassificationJob:
     ):
         self.services, self.slots, self.name, self.pixel_um = services, slots, sample, pixel_um
         self.key = token_urlsafe(12)
-        self.replaced_keys: tuple[str, ...] = ()
         self.state: State = "receiving"
         self.error = self.save_message = ""
         self.uploads: list[Upload] = []

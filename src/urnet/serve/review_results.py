@@ -15,7 +15,8 @@ from urnet.errors import UrnetError
 from urnet.evaluation.figure_style import encode_png
 from urnet.serve.database.models import NOT_A_CELL, SKIPPED
 from urnet.serve.database.reviews import ReviewedPrediction
-from urnet.serve.services import ImageResult, Services
+from urnet.serve.results import ImageResult
+from urnet.serve.services import Services
 from urnet.serve.uploads.receive import store_uploads
 from urnet.serve.uploads.storage import UploadFolder
 

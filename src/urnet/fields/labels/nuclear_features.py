@@ -120,23 +120,6 @@ def nuclear_features(
     }
 
 
-def nucleus_mask(nucleus: np.ndarray, cell: np.ndarray | None = None) -> np.ndarray | None:
-    """Segment the nucleus of the cell in the middle of a crop.
-
-    Args:
-        nucleus: as for `nuclear_features`.
-        cell: as for `nuclear_features`.
-
-    Returns:
-        (H, W) booleans, or None where there is no nucleus.
-
-    Raises:
-        ImageError: wrong or different shapes.
-    """
-    segmented = _segment(nucleus, cell)
-    return None if segmented is None else segmented[0]
-
-
 def _segment(nucleus: np.ndarray, cell: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, float] | None:
     """Return the mask, the counts above the background, these smoothed, all (H, W), and the threshold of the last."""
     from skimage.filters import threshold_otsu

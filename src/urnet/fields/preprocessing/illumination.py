@@ -84,11 +84,6 @@ class Illumination:
         limits = np.iinfo(pixels.dtype)
         return np.clip(np.rint(even, out=even), limits.min, limits.max, out=even).astype(pixels.dtype)
 
-    @property
-    def unevenness(self) -> float:
-        """Ratio of the brightest to the darkest place of the field, minus 1."""
-        return float(self.flat.max() / self.flat.min() - 1)
-
     def to_json(self) -> dict[str, Any]:
         """Return the content for JSON, rounded to five digits."""
         dark = None if self.dark is None else _digits(self.dark)
@@ -129,10 +124,6 @@ class Illumination:
             raise ImageError(
                 f"{path}: not a stored illumination ({error}); restore the file", code="fields.illumination_damaged"
             ) from None
-
-
-NO_CORRECTION = Illumination("none", np.ones((1, 1), np.float32))
-"""Illumination that corrects nothing."""
 
 
 def measure_illumination(field: Field) -> np.ndarray:

@@ -4,7 +4,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from urnet.errors import StoreError
 from urnet.files.csv_tables import write_csv
+from urnet.serve.database.agreement import Agreement, measure_agreement
 from urnet.serve.database.connection import SAME_PERSON, Database
 from urnet.serve.database.models import NOT_A_CELL, SKIPPED, Cell, Claim, Label, QueueClass, ReplacedLabel, utc_now
 from urnet.serve.database.names import MAX_NAME_LENGTH, clean_name, make_single_line, person_key
@@ -105,24 +105,6 @@ class Progress:
     labelled: int
     labels: dict[str, int]
     people: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Agreement of two labellers on the cells that both labelled.
-
-    Attributes:
-        first, second: names of the labellers.
-        cells: number of cells that both labelled.
-        agreed: number of cells with equal labels.
-        kappa: Cohen's kappa; none where it is undefined.
-    """
-
-    first: str
-    second: str
-    cells: int
-    agreed: int
-    kappa: float | None
 
 
 class LabelStore:
@@ -381,21 +363,14 @@ class LabelStore:
         )
 
     def agreement(self, queue: str) -> list[Agreement]:
-        """Compute Cohen's kappa (Cohen 1960) of each two labellers who labelled the same cells."""
-        by_person: dict[str, dict[str, str]] = defaultdict(dict)
+        """Compute the agreement of each two labellers who labelled the same cells."""
         given = self._read_labels(queue)
         names = _latest_spellings(given)
+        labels: dict[str, dict[str, str]] = defaultdict(dict)
         for row in given:
             if row.label != SKIPPED:
-                by_person[names[person_key(row.labeller)]][row.path] = row.label
-        agreements = []
-        for first, second in combinations(sorted(by_person), 2):
-            both = sorted(by_person[first].keys() & by_person[second].keys())
-            if both:
-                pairs = [(by_person[first][path], by_person[second][path]) for path in both]
-                agreed = sum(one == other for one, other in pairs)
-                agreements.append(Agreement(first, second, len(pairs), agreed, _kappa(pairs)))
-        return agreements
+                labels[names[person_key(row.labeller)]][row.path] = row.label
+        return measure_agreement(labels)
 
     def export_labels(self, queue: str, out: Path) -> tuple[int, int]:
         """Write a cells table of the labelled cells, ready for training.
@@ -495,12 +470,3 @@ def _latest_spellings(given: Iterable[Any]) -> dict[str, str]:
 
 def _to_queued(cell: Cell) -> QueuedCell:
     return QueuedCell(cell.id, cell.path, cell.proposed, cell.confidence)
-
-
-def _kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
-    """Compute Cohen's kappa; none where agreement by chance is certain."""
-    total = len(pairs)
-    observed = sum(one == other for one, other in pairs) / total
-    first, second = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
-    expected = sum(first[name] * second[name] for name in first) / total**2
-    return None if expected == 1 else (observed - expected) / (1 - expected)

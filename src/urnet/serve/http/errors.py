@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from urnet.errors import UrnetError, list_first
-from urnet.serve.services import ImageResult
+from urnet.serve.results import ImageResult
 from urnet.serve.uploads.storage import DISK_FULL, StorageFullError, is_disk_full
 
 logger = logging.getLogger(__name__)

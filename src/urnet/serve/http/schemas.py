@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict
 
 from urnet.calibration.conformal import COVERAGE, split_set
 from urnet.serve.http.errors import FileProblem
-from urnet.serve.services import ImageResult, SampleCount, Services
+from urnet.serve.results import ImageResult, SampleCount
+from urnet.serve.services import Services
 from urnet.serve.uploads.receive import Upload
 from urnet.version import __version__
 

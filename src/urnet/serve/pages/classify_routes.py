@@ -25,9 +25,6 @@ JOB = "classify"
 
 REPLACED = "this sample was replaced by a newer one in this browser"
 
-MAX_REPLACED = 16
-"""Number of earlier samples of a browser whose keys are stored."""
-
 
 def create_router(services: Services) -> APIRouter:
     """Create the routes below `/classify`."""
@@ -42,13 +39,12 @@ def create_router(services: Services) -> APIRouter:
             raise NoModelError
         session: Session = request.scope["urnet.session"]
         previous = session.data.pop(JOB, None)
-        if previous is not None:
+        if isinstance(previous, ClassificationJob):
             previous.close()
+            session.replaced_samples.append(previous.key)
         job = session.data[JOB] = ClassificationJob(
             services, slots, display_name(sample.strip() or "sample"), pixel_size_um
         )
-        if isinstance(previous, ClassificationJob):
-            job.replaced_keys = (*previous.replaced_keys, previous.key)[-MAX_REPLACED:]
         return {"key": job.key}
 
     @router.post("/{key}/files")
@@ -134,8 +130,8 @@ def _was_replaced(request: Request, key: str) -> bool:
 
     The page may still request pictures of it, until it shows the newer one.
     """
-    job = request.scope["urnet.session"].data.get(JOB)
-    return isinstance(job, ClassificationJob) and key in job.replaced_keys
+    session: Session = request.scope["urnet.session"]
+    return key in session.replaced_samples
 
 
 def _find_job(request: Request, key: str) -> ClassificationJob:

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -23,6 +24,9 @@ UNUSED_S = 7 * 86_400.0
 
 UNUSED_SCARCE_S = 3600.0
 """The same time when more than half of the space for uploads is in use, in seconds."""
+
+MAX_REPLACED_SAMPLES = 16
+"""Number of replaced samples of a browser whose keys are stored."""
 
 
 class SessionData(Protocol):
@@ -47,12 +51,14 @@ class Session:
         id: name of the session in the database; not secret.
         user: name of the signed-in person; empty before sign-in.
         data: data of the pages, by name.
+        replaced_samples: keys of the latest samples that a newer one replaced.
         used: time of the last request, by the clock of the middleware.
     """
 
     key: str
     user: str = ""
     data: dict[str, SessionData] = field(default_factory=dict)
+    replaced_samples: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_REPLACED_SAMPLES))
     used: float = 0.0
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
