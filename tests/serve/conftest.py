@@ -14,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from urnet.bundle.model import Model
+from urnet.export import engine_graph
 from urnet.export.engine import choose_engine
 from urnet.serve.app import create_app
 from urnet.serve.services import Services
@@ -31,9 +32,13 @@ def pytest_collection_modifyitems(items) -> None:
 
 
 @pytest.fixture(scope="session")
-def served_run(trained, tmp_path_factory) -> Path:
-    """Copy of a finished run, which the server may write to."""
-    return Path(shutil.copytree(trained.folder, tmp_path_factory.mktemp("served") / "run"))
+def served_run(trained, trained_graph, tmp_path_factory) -> Path:
+    """Copy of a finished run with its graph, which the server may write to."""
+    run = Path(shutil.copytree(trained.folder, tmp_path_factory.mktemp("served") / "run"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_graph, "to_onnx", lambda model: trained_graph)
+        engine_graph.CachedGraph(Model.load(run)).export()
+    return run
 
 
 @pytest.fixture(scope="session")

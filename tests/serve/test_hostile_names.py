@@ -115,7 +115,8 @@ def test_reports(browser, reports, kind, width):
 @pytest.fixture(scope="module")
 def at(hostile, start_server, tmp_path_factory):
     folder, runs = hostile
-    with start_server(runs[0], tmp_path_factory.mktemp("served"), "--cells", folder / "cells.csv") as address:
+    arguments = ("--cells", folder / "cells.csv", "--engine", "torch")  # which needs no export
+    with start_server(runs[0], tmp_path_factory.mktemp("served"), *arguments) as address:
         yield address
 
 

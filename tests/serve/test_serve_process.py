@@ -148,23 +148,22 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
-def test_a_database_is_refused_while_another_server_has_it(served_run, tmp_path, capfd):
-    arguments = ("--database", tmp_path / "labels.db", "--port", "0")
-    with server(served_run, *arguments[:2]) as (process, _, _):
-        assert run_command(["serve", str(served_run), *map(str, arguments)]) == 2
+def test_a_database_is_refused_while_another_server_has_it(shapes, tmp_path, capfd):
+    arguments = ("--cells", shapes, "--database", tmp_path / "labels.db")
+    with server(*arguments) as (process, _, _):
+        assert run_command(["serve", *map(str, arguments), "--port", "0"]) == 2
         assert "another urnet server uses this database" in capfd.readouterr().err
         process.kill()
         process.wait()
-    with server(served_run, *arguments[:2]) as (process, _, lines):
+    with server(*arguments) as (process, _, lines):
         assert not any("another" in line for line in lines)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert sorted(file.name for file in tmp_path.iterdir()) == ["labels.db"]
 
 
-@pytest.mark.parametrize("option", [("--root-path", "/urnet"), ("--trusted-proxy", "::1"), ("--allowed-host", "a.lab")])
-def test_a_server_behind_a_proxy_needs_a_token(served_run, tmp_path, option):
-    with server(served_run, "--database", tmp_path / "labels.db", *option) as (_, address, lines):
+def test_a_server_behind_a_proxy_needs_a_token(served_run, tmp_path):
+    with server(served_run, "--database", tmp_path / "labels.db", "--root-path", "/urnet") as (_, address, lines):
         assert any(line.startswith("token: ") for line in lines)
         assert httpx.get(f"{address}/v1/model").status_code == 401
 

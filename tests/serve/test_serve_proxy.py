@@ -163,6 +163,14 @@ def test_invalid_proxy_options_are_refused(given, code, raises_code):
         ProxySettings.parse(**given)
 
 
+@pytest.mark.parametrize(
+    "options", [{"root_path": "/urnet"}, {"trusted_proxies": ["::1"]}, {"allowed_hosts": ["a.lab"]}]
+)
+def test_each_option_of_a_proxy_means_a_server_behind_one(options):
+    assert ProxySettings.parse(**options).is_behind_proxy
+    assert not ProxySettings.parse().is_behind_proxy
+
+
 @pytest.mark.slow
 def test_paths_of_the_server_are_refused_as_root_path(open_client, pages):
     with open_client(pages=pages, token=TOKEN, decode=False) as client:
