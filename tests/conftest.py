@@ -10,6 +10,19 @@ import pytest
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DATA = SHARED / "data"
 
+LONGEST_FILES = (
+    *("test_docs.py", "serve/test_serve_process.py", "test_seal.py", "serve/test_pages_about.py", "test_cli.py"),
+    *("serve/test_serve_fields.py", "serve/test_pages_proxied.py", "serve/test_hostile_names.py"),
+    *("training/test_resume.py", "benchmark/test_ray.py", "test_frozen.py", "evaluation/test_evaluate.py"),
+)
+"""Files of tests that take longest, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first, so that at the end no worker is left with one of them."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 @pytest.fixture(scope="session")
 def raises_code():

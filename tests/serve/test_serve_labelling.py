@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -128,3 +130,9 @@ def test_a_server_without_a_model_labels_in_a_fixed_random_order(shapes, tmp_pat
         serve(None, Settings())
     with raises_code("labels.classes_of_model"):
         serve(tmp_path, Settings(), classes=["bar"])
+
+
+def test_labelling_loads_no_torch():
+    """Torch takes most of the start of a server with a model."""
+    code = "import sys, urnet.serve.app, urnet.serve.pages, urnet.serve.cell_images; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

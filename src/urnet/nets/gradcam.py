@@ -109,13 +109,12 @@ def overlay(image: np.ndarray, cam: np.ndarray, colours: str | None = None) -> n
     return np.rint(255 * ((1 - OPACITY) * pixels + OPACITY * painted)).astype(np.uint8)
 
 
-def draw_side_by_side(image: np.ndarray, cam: np.ndarray, colours: str | None = None) -> np.ndarray:
+def draw_side_by_side(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
     """Draw an image and its map side by side, with captions and a legend of the colours.
 
     Args:
         image: (H, W), (H, W, 1) or (H, W, 3), in [0, 1].
         cam: (H, W), in [0, 1].
-        colours: as for `overlay`.
 
     Returns:
         (H', W', 3) uint8; small images are enlarged to at least `MIN_PICTURE_PX`.
@@ -129,11 +128,11 @@ def draw_side_by_side(image: np.ndarray, cam: np.ndarray, colours: str | None = 
     height, width = zoom * cam.shape[0], zoom * cam.shape[1]
     picture = Image.new("RGB", (2 * width + 3 * MARGIN_PX, height + 2 * CAPTION_PX + MARGIN_PX), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
-    for place, (panel, caption) in enumerate(((raw, "raw image"), (overlay(pixels, cam, colours), "Grad-CAM"))):
+    for place, (panel, caption) in enumerate(((raw, "raw image"), (overlay(pixels, cam), "Grad-CAM"))):
         left = MARGIN_PX + place * (width + MARGIN_PX)
         draw.text((left, 4), caption, "black", font)
         picture.paste(Image.fromarray(panel).resize((width, height), Image.Resampling.NEAREST), (left, CAPTION_PX))
-    bar = matplotlib.colormaps[colours or COLOUR_MAP](np.linspace(0, 1, width // 3))[None, :, :3].repeat(10, axis=0)
+    bar = matplotlib.colormaps[COLOUR_MAP](np.linspace(0, 1, width // 3))[None, :, :3].repeat(10, axis=0)
     top, left = height + CAPTION_PX + MARGIN_PX, width + 2 * MARGIN_PX
     picture.paste(Image.fromarray(np.rint(255 * bar).astype(np.uint8)), (left + width // 3, top + 3))
     draw.text((left + width // 3 - 6, top), "no weight", "black", font, anchor="ra")

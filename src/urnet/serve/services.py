@@ -19,7 +19,6 @@ from urnet.bundle.model import Model
 from urnet.calibration.conformal import COVERAGE
 from urnet.counting.sample import Sample, count_sample
 from urnet.errors import ImageError, RunError, list_first
-from urnet.evaluation.predictions import overlap_warnings, training_cell_keys
 from urnet.export.engine import Engine, choose_engine
 from urnet.run_folder import find_run
 from urnet.serve.batching import BatchedNetwork
@@ -219,6 +218,8 @@ class Services:
         if self._network is not None:
             self._network.start()
         if self.is_calibrated and (run := find_run(self.run)) is not None:
+            from urnet.evaluation.predictions import training_cell_keys  # imports torch, which labelling does not need
+
             threads = ThreadPoolExecutor(1, "training-keys")
             self._training_keys = threads.submit(training_cell_keys, run, calibration=True)
             threads.shutdown(wait=False)
@@ -375,6 +376,8 @@ class Services:
         """Collect notes on classified images: overlap with the training, and unusable images."""
         notes, keys = [], [result.copy_key for result in results if not result.error]
         if self._training_keys is not None and keys:
+            from urnet.evaluation.predictions import overlap_warnings
+
             training = await asyncio.shield(asyncio.wrap_future(self._training_keys))
             notes += overlap_warnings(keys, training, calibration=True)
         if failed := sum(bool(result.error) for result in results):

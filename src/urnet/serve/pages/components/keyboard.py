@@ -71,9 +71,9 @@ def on_key(handle: Callable[[str, str], Awaitable[None]]) -> None:
     ui.on(KEY_EVENT, pressed)
 
 
-def key_button(key: str, label: str, *, kind: str = "") -> TextElement:
+def key_button(key: str, label: str) -> TextElement:
     """Create a button that does the same as a key, and shows the key."""
-    element = text("button", "").props("type=button").classes(f"button key {kind}")
+    element = text("button", "").props("type=button").classes("button key")
     name = key.upper() if len(key) == 1 else key
     element.props["aria-keyshortcuts"] = name
     with element:
