@@ -243,7 +243,7 @@ def test_rows_do_not_depend_on_the_batch(model, trained_graph, shapes, tmp_path,
     monkeypatch.setattr("urnet.export.engine_graph.to_onnx", lambda model: trained_graph)
     bundle = Model.load(shutil.copytree(model.folder, tmp_path / "bundle"))
     predict_files(bundle, [shapes], tmp_path / "some.csv", engine="onnx")
-    monkeypatch.setattr("urnet.export.engine.GRAPH_BATCH_SIZES", (7,))
+    monkeypatch.setattr("urnet.export.engine.MAX_CPU_BATCH", 7)
     predict_files(bundle, [shapes], tmp_path / "others.csv", engine="onnx")
     assert (tmp_path / "some.csv").read_bytes() == (tmp_path / "others.csv").read_bytes()
     predict_files(bundle, [shapes], tmp_path / "torch.csv", engine="torch")

@@ -5,7 +5,6 @@ Threads decode the next crops and write the last rows while the networks run.
 
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +26,7 @@ from urnet.cells.copies import find_padding_tiles
 from urnet.cells.read import find_images
 from urnet.cells.table import TABLE_NAME, Cells
 from urnet.errors import RecipeError, RunError
-from urnet.export.engine import MAX_SAMPLE, BatchSizeTuner, Engine, check_engine, choose_engine
+from urnet.export.engine import MAX_SAMPLE, Engine, check_engine, choose_engine
 from urnet.files.outputs import refuse_existing
 from urnet.images.montage import Address, resolve_address
 from urnet.images.read import SUFFIXES, is_file
@@ -43,7 +42,7 @@ CAM_BATCH = 4
 """Images per batch of Grad-CAM."""
 
 PREFETCH_BATCHES = 2
-"""Number of batches of the largest size that are decoded ahead."""
+"""Number of batches that are decoded ahead."""
 
 MAX_CORRELATION = 0.99
 """Correlation of enhanced and raw images above which the enhancer changes hardly anything."""
@@ -374,7 +373,6 @@ def _classify_remaining(task: _PredictionTask, name: str, table: _RowTarget, pro
     crops = [cell.crop for cell in sample if cell.crop is not None]
     engine = choose_engine(task.model, name, np.stack(crops) if crops else None, len(cells))
     progress("prepare the networks", 1.0)
-    size = BatchSizeTuner(engine.sizes)
 
     def write(rows: list[dict[str, str]], finish: Callable[[], None]) -> None:
         finish()
@@ -384,14 +382,14 @@ def _classify_remaining(task: _PredictionTask, name: str, table: _RowTarget, pro
         writing.result()
         progress("classify", table.done / len(cells))
 
-    ahead = PREFETCH_BATCHES * max(engine.sizes)
+    ahead = PREFETCH_BATCHES * engine.size
     rest = prefetch_cells(task.model, cells, first.stop, ahead, task.padding, hash_crops=task.hash_crops)
     with closing(rest), ThreadPoolExecutor(1, "write") as writer:
         decoded = chain(sample, rest)
         last: Future[None] | None = None
-        while batch := list(islice(decoded, size.current)):
+        while batch := list(islice(decoded, engine.size)):
             rows = [_row(task, cell) for cell in batch]
-            finish = _classify(task, engine, batch, rows, size)
+            finish = _classify(task, engine, batch, rows)
             if last is not None:
                 wait_for(last)
             last = writer.submit(write, rows, finish)
@@ -408,16 +406,14 @@ def _row(task: _PredictionTask, cell: DecodedCell) -> dict[str, str]:
 
 
 def _classify(
-    task: _PredictionTask, engine: Engine, batch: list[DecodedCell], rows: list[dict[str, str]], size: BatchSizeTuner
+    task: _PredictionTask, engine: Engine, batch: list[DecodedCell], rows: list[dict[str, str]]
 ) -> Callable[[], None]:
     """Run a batch through the networks; the function that is returned completes its rows and writes its pictures."""
     good = [(row, cell) for row, cell in zip(rows, batch, strict=True) if cell.crop is not None]
     if not good:
         return lambda: None
     model, crops = task.model, np.stack([cell.crop for _, cell in good])  # (B, C, S, S)
-    begun = time.perf_counter()
     probabilities, enhanced, features = engine.run(crops)
-    size.record(len(crops), time.perf_counter() - begun)
     maps = _grad_cam(model, crops, probabilities) if task.cam is not None else None
 
     def finish() -> None:

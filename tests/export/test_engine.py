@@ -15,7 +15,7 @@ import torch
 from urnet.bundle.model import Model
 from urnet.errors import RunError
 from urnet.export import engine as engines
-from urnet.export.engine import BatchSizeTuner, TorchEngine, choose_engine
+from urnet.export.engine import TorchEngine, choose_engine
 from urnet.export.parity import check_graph, compare_outputs
 from urnet.images.read import read_image
 
@@ -364,18 +364,3 @@ def test_half_precision_has_a_parity_too(model, crops):
 
 def test_the_batches_of_torch_are_even(model):
     assert [TorchEngine(model, images).size for images in (1, 12, 17, 40, 1000)] == [1, 12, 9, 14, 16]
-
-
-def test_the_fastest_size_of_a_batch_is_found():
-    size, tried = BatchSizeTuner((4, 8, 16, 32)), []
-    for seconds in (9.0, 1.0, 1.0, 1.95, 1.0, 1.0):  # the first is slow, 16 are hardly faster than 8
-        tried.append(size.current)
-        size.record(size.current, seconds)
-    assert tried == [4, 4, 8, 16, 16, 16]
-    size.record(5, 0.001)
-    assert size.current == 16
-    slower = BatchSizeTuner((4, 8, 16))
-    for seconds in (1.0, 1.0, 3.0):
-        slower.record(slower.current, seconds)
-    assert slower.current == 4
-    assert BatchSizeTuner((7,)).current == 7

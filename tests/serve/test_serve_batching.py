@@ -4,7 +4,6 @@ import asyncio
 import threading
 
 import numpy as np
-import pytest
 
 from urnet.export.engine import GraphEngine
 from urnet.serve.batching import BatchedNetwork
@@ -33,7 +32,7 @@ def together(run, *work):
     """Start the first task; once it runs, start all others; then let it continue."""
 
     async def all_of_it():
-        network = BatchedNetwork(GraphEngine("test", run, (1, 4)))
+        network = BatchedNetwork(GraphEngine("test", run, 4))
         network.start()
         first = asyncio.ensure_future(work[0](network))
         await asyncio.to_thread(run.begun.wait, 20)
@@ -97,7 +96,7 @@ def test_stopping_finishes_waiting_tasks():
     run = Slow()
 
     async def stop_at_once():
-        network = BatchedNetwork(GraphEngine("test", run, (4,)))
+        network = BatchedNetwork(GraphEngine("test", run, 4))
         network.start()
         tasks = [asyncio.ensure_future(network.run(crops(k))) for k in range(6)]
         await asyncio.sleep(0)
@@ -106,8 +105,3 @@ def test_stopping_finishes_waiting_tasks():
         return await asyncio.gather(*tasks)
 
     assert len(asyncio.run(stop_at_once())) == 6
-
-
-@pytest.mark.parametrize("sizes", [(3,), (1, 2, 8)])
-def test_a_batch_is_never_larger_than_the_engine_allows(sizes):
-    assert BatchedNetwork(GraphEngine("test", Slow(), sizes)).max_batch == max(sizes)

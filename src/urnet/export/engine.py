@@ -43,7 +43,7 @@ MIN_PIXELS_FOR_GRAPH = 4_000_000
 """Minimum number of pixels over all images for which a graph is exported; for fewer, the export costs more time."""
 
 MAX_CPU_BATCH = 16
-GRAPH_BATCH_SIZES = (4, 8, 16, 32, 64)
+"""Maximum number of images in a batch on a CPU; larger batches are not faster."""
 MAX_CPU_PIXELS, MAX_GPU_PIXELS = 2**19, 2**22
 """Maximum number of pixels in a batch; larger batches need more memory, and are not faster on a CPU."""
 
@@ -53,11 +53,11 @@ class Engine(Protocol):
 
     Attributes:
         name: name in tables.
-        sizes: useful sizes of batches, ascending; outputs do not depend on them.
+        size: number of images in a batch; outputs do not depend on it.
     """
 
     name: str
-    sizes: tuple[int, ...]
+    size: int
 
     def run(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Classify and enhance.
@@ -88,18 +88,9 @@ class TorchEngine:
         self.name = "torch-float16" if half else "torch"
         self.device, self.half = model.device, half
         self.graph = Graph(model).to(memory_format=torch.channels_last)
-        most = (
-            min(MAX_CPU_BATCH, _max_batch(model, MAX_CPU_PIXELS))
-            if self.device.type == "cpu"
-            else _max_batch(model, MAX_GPU_PIXELS)
-        )
+        most = _max_cpu_batch(model) if self.device.type == "cpu" else _max_batch(model, MAX_GPU_PIXELS)
         self.fill = images is not None
         self.size = -(-images // -(-images // most)) if images else most  # as even as possible
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The single size of the batches."""
-        return (self.size,)
 
     def run(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Classify and enhance, as `Engine.run`; halve the batches if the memory of the GPU is full.
@@ -157,7 +148,7 @@ class GraphEngine:
 
     name: str
     run: GraphFunction
-    sizes: tuple[int, ...]
+    size: int
 
 
 def check_engine(name: str) -> None:
@@ -215,41 +206,9 @@ def choose_engine(
     return TorchEngine(model, images)
 
 
-class BatchSizeTuner:
-    """Search for the fastest size of a batch during a prediction.
-
-    The search begins with the smallest size. It stops at the first one that is less than a twentieth faster than the
-    best before.
-
-    Args:
-        sizes: ascending.
-    """
-
-    def __init__(self, sizes: tuple[int, ...]):
-        self.untested = [sizes[0], *sizes]  # the first batch is slow and warms up
-        self.fastest, self.rate = sizes[0], 0.0
-
-    @property
-    def current(self) -> int:
-        """The size of the next batch."""
-        return self.untested[0] if self.untested else self.fastest
-
-    def record(self, images: int, seconds: float) -> None:
-        """Record the time of a batch; a batch that was not full is ignored."""
-        if not self.untested or images < self.untested[0]:
-            return
-        warming_up, size, rate = (
-            len(self.untested) > 1 and self.untested[0] == self.untested[1],
-            self.untested.pop(0),
-            0.0,
-        )
-        if warming_up:
-            return
-        rate = images / max(seconds, 1e-9)
-        if rate < 1.05 * self.rate:
-            self.untested.clear()
-        if rate > self.rate:
-            self.fastest, self.rate = size, rate
+def _max_cpu_batch(model: "Model") -> int:
+    """Compute the number of images in a batch on a CPU."""
+    return min(MAX_CPU_BATCH, _max_batch(model, MAX_CPU_PIXELS))
 
 
 def _max_batch(model: "Model", pixels: int) -> int:
@@ -295,5 +254,4 @@ def _open_graph(model: "Model", name: str, source: "Path | bytes", sample: np.nd
         check_graph(model, opened, None if sample is None else sample[:1])
     except RunError as error:
         raise RunError(f"engine {name}: {error}; use --engine torch", code=error.code) from None
-    most = _max_batch(model, MAX_CPU_PIXELS)
-    return GraphEngine(name, opened, tuple(size for size in GRAPH_BATCH_SIZES if size <= most) or (most,))
+    return GraphEngine(name, opened, _max_cpu_batch(model))

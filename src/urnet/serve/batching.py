@@ -47,7 +47,7 @@ class BatchedNetwork:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self.max_batch = max(engine.sizes)
+        self.max_batch = engine.size
         self.batches = self.images = 0
         self._seconds_a_batch = 0.0
         self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
