@@ -11,11 +11,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 DATA = SHARED / "data"
 
 LONGEST_FILES = (
-    *("test_docs.py", "serve/test_serve_process.py", "test_seal.py", "serve/test_pages_about.py", "test_cli.py"),
-    *("serve/test_serve_fields.py", "serve/test_pages_proxied.py", "serve/test_hostile_names.py"),
-    *("training/test_resume.py", "benchmark/test_ray.py", "test_frozen.py", "evaluation/test_evaluate.py"),
+    *("test_seal.py", "training/test_resume.py", "serve/test_serve_process.py", "serve/test_pages_about.py"),
+    *("test_docs.py", "test_cli.py", "serve/test_serve_fields.py", "serve/test_pages_proxied.py"),
+    *("serve/test_hostile_names.py", "benchmark/test_ray.py", "test_frozen.py", "evaluation/test_evaluate.py"),
 )
-"""Files of tests that take longest, the longest first."""
+"""Files of tests that take longest, about the longest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

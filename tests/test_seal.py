@@ -368,8 +368,11 @@ def test_names_that_are_addresses_are_refused(bundle, opened, name):
 
 
 @pytest.mark.slow
-def test_files_named_by_a_recipe_are_never_read_from_a_model(trained, shapes, tmp_path, opened):
+def test_files_named_by_a_recipe_are_never_read_from_a_model(
+    trained, trained_graph, shapes, tmp_path, opened, monkeypatch
+):
     """A recipe in a shared folder names weights and cells elsewhere."""
+    monkeypatch.setattr("urnet.export.engine_graph.to_onnx", lambda model: trained_graph)
     run = tmp_path / "run"
     shutil.copytree(trained.folder, run)
     bundle = tmp_path / "bundle"
