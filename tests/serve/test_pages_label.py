@@ -3,8 +3,10 @@
 import csv
 import io
 import re
+import shutil
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -243,7 +245,8 @@ def test_each_class_has_its_own_key():
 def url_without_model(shapes, pages, tmp_path):
     """Serve cells to label without a model, in this process."""
     store = Store(tmp_path / "labels.db")
-    images = CellImages.open(shapes)
+    cells = Path(shutil.copytree(shapes, tmp_path / "cells"))
+    images = CellImages.open(cells)
     store.labels.add_cells(images.name, images.queue_rows())
     services = Services(Settings(), store=store, images=images)
     server = uvicorn.Server(uvicorn.Config(create_app(services, pages=pages), log_config=None))
@@ -290,4 +293,59 @@ def test_labels_without_a_model(url_without_model, browser, axe, width):
     assert axe(page) == []
     refused = page.request.post(f"{url_without_model}/classify")
     assert (refused.status, refused.json()["code"]) == (503, "server.no_model")
+    page.close()
+
+
+@pytest.mark.slow
+def test_changes_of_classes_in_two_browsers_are_all_kept_and_never_change_a_label(url_without_model, browser):
+    pages = [browser.new_page(), browser.new_page()]
+    for page, name in zip(pages, ("Ada", "Ben"), strict=True):
+        page.goto(f"{url_without_model}/label")
+        page.get_by_label("Name", exact=True).fill(name)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".picture img")
+    for page, name in ((pages[0], "bar"), (pages[1], "disc"), (pages[0], "ring")):  # neither waits for the other
+        page.get_by_label("New class").fill(name)
+        page.keyboard.press("Enter")
+    for page in pages:
+        page.wait_for_selector("[aria-keyshortcuts='3'] >> text=ring")
+        assert page.locator("[aria-keyshortcuts='1']").inner_text().split() == ["1", "bar"]
+    one, two = pages
+    shown = two.locator("[data-keys]")
+    pressed = ["1", shown.get_attribute("data-cell"), shown.get_attribute("data-version")]
+    one.get_by_role("button", name="Remove class bar").click()
+    two.wait_for_selector("[aria-keyshortcuts='1'] >> text=disc")
+    two.evaluate("(pressed) => emitEvent('urnet_key', pressed)", pressed)  # a key that was on its way
+    two.wait_for_selector("[role=status] >> text=the classes have changed")
+    assert exported(two, url_without_model) == {}
+    two.get_by_label("Keyboard shortcuts").focus()
+    press(two, "1")
+    assert set(exported(two, url_without_model).values()) == {"disc"}
+    for page in pages:
+        page.close()
+
+
+@pytest.mark.slow
+def test_a_cell_that_cannot_be_read_gets_no_class(url_without_model, browser, tmp_path):
+    crops = {path: path.read_bytes() for path in (tmp_path / "cells").rglob("*.png")}
+    for path in crops:
+        path.write_bytes(b"")
+    page = browser.new_page()
+    page.goto(f"{url_without_model}/label")
+    page.get_by_label("Name", exact=True).fill("Ada")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[role=alert] >> text=the file is empty")
+    page.get_by_label("New class").fill("bar")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[aria-keyshortcuts='1'] >> text=bar")
+    page.get_by_label("Keyboard shortcuts").focus()
+    page.keyboard.press("1")
+    page.wait_for_selector("[role=status] >> text=Not saved: this cell cannot be read")
+    press(page, "s")
+    for path, content in crops.items():  # the drive is connected again
+        path.write_bytes(content)
+    press(page, "1")
+    assert list(exported(page, url_without_model).values()) == ["bar"]
+    press(page, "1")
+    assert page.get_by_text("cannot be read").count() == 0
     page.close()

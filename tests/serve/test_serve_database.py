@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from urnet.cells.read import read_cells
 from urnet.files.csv_tables import unescape_formula
@@ -519,17 +520,35 @@ def test_a_database_on_a_file_system_without_locks_is_refused(tmp_path, monkeypa
 
 def test_classes_of_a_queue_can_be_changed_but_not_while_in_use(label_store, raises_code):
     assert label_store.read_classes(QUEUE) == []
-    assert label_store.set_classes(QUEUE, ["disc", " round\tring "]) == ["disc", "round ring"]
+    assert label_store.add_classes(QUEUE, ["disc", " round\tring "]) == ["disc", "round ring"]
     label_store.label(label_store.claim(QUEUE, by("Ada"))[0].id, by("Ada"), "disc")
     for names, code in (
-        (["disc", ""], "labels.class_name"),
-        (["disc", NOT_A_CELL], "labels.class_name"),
-        (["disc", "DISC"], "labels.class_duplicate"),
-        ([f"{k}" for k in range(31)], "labels.too_many_classes"),
-        (["round ring"], "labels.class_in_use"),
+        ([""], "labels.class_name"),
+        (["\u200d"], "labels.class_name"),
+        ([NOT_A_CELL], "labels.class_name"),
+        (["NA"], "labels.class_name"),
+        (["x" * (MAX_NAME_LENGTH + 1)], "labels.class_name"),
+        (["DISC"], "labels.class_duplicate"),
+        (["e\u0301", "\u00e9"], "labels.class_duplicate"),
+        ([f"{k}" for k in range(29)], "labels.too_many_classes"),
     ):
         with raises_code(code):
-            label_store.set_classes(QUEUE, names)
+            label_store.add_classes(QUEUE, names)
+    with raises_code("labels.class_in_use"):
+        label_store.remove_class(QUEUE, "disc")
     assert label_store.read_classes(QUEUE) == ["disc", "round ring"]
-    assert label_store.set_classes(QUEUE, ["bar", "disc"]) == label_store.read_classes(QUEUE) == ["bar", "disc"]
+    assert label_store.add_classes(QUEUE, ["bar"]) == ["disc", "round ring", "bar"]
+    assert label_store.remove_class(QUEUE, "round ring") == label_store.read_classes(QUEUE) == ["disc", "bar"]
     assert label_store.read_classes("another queue") == []
+
+
+@pytest.mark.parametrize(
+    "name", ["<b>bold</b>", "=1+1", "a|b", "a,b", '"quoted"', "..", "con", "中性粒细胞", "x" * MAX_NAME_LENGTH]
+)
+def test_labels_of_any_allowed_class_train_as_they_are(label_store, tmp_path, name):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    label_store.add_cells("train", [{"path": str(tmp_path / "a.png")}])
+    label_store.add_classes("train", [name])
+    label_store.label(label_store.claim("train", by("Ada"))[0].id, by("Ada"), name)
+    label_store.export_labels("train", tmp_path / "cells.csv")
+    assert read_cells(tmp_path / "cells.csv").classes == (name,)

@@ -84,7 +84,7 @@ def test_ranking_orders_the_queue_and_can_be_stopped(served_run, shapes, tmp_pat
     store.labels.add_cells(images.name, images.queue_rows())
     before = store.labels.list_next(images.name, 100)
     with raises_code("labels.classes_of_model"):
-        services.set_label_classes(["bar"])
+        services.add_label_classes(["bar"])
 
     async def work() -> QueueRanking:
         ranking = QueueRanking(services, images, store.labels)
@@ -121,13 +121,20 @@ def test_a_server_without_a_model_labels_in_a_fixed_random_order(shapes, tmp_pat
             for answer in (client.get("/v1/model"), send_files(client, shapes / "disc" / "000.png")):
                 assert (answer.status_code, answer.json()["code"]) == (503, "server.no_model")
             assert services.label_classes() == ("bar", "disc")
-            assert services.set_label_classes(["disc", "ring"]) == services.label_classes() == ("disc", "ring")
+            assert services.add_label_classes(["ring"]) == services.label_classes() == ("bar", "disc", "ring")
+            assert services.remove_label_class("bar") == services.label_classes() == ("disc", "ring")
             orders.append(services.store.labels.list_next(images.name, 100))
     assert orders[0] == orders[1]
     assert sorted(orders[0]) == sorted(images.rows) != orders[0]
     assert Image.open(io.BytesIO(images.image(orders[0][0]).crop)).size == (24, 24)
+    services.store = Store(tmp_path / "two.db")
+    assert "Not added: bar." in _fill_queue(services, ["bar", "DISC"])  # the same command after a change on the page
+    assert services.label_classes() == ("disc", "ring")
     with raises_code("serve.nothing"):
         serve(None, Settings())
+    with raises_code("labels.class_duplicate"):
+        serve(None, Settings(), cells=shapes, classes=["bar", "BAR"], port=0, database=tmp_path / "three.db")
+    assert not (tmp_path / "three.db").exists()
     with raises_code("labels.classes_of_model"):
         serve(tmp_path, Settings(), classes=["bar"])
 

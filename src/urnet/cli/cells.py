@@ -227,7 +227,10 @@ def phantom(
             progress=lambda share: bars.update("draw", share),
         )
     out.print(f"phantom cells: {folder}")
-    print_next("audit", folder)
+    if fields:
+        print_next("crop", folder / "fields", "--out", "CELLS")
+    else:
+        print_next("audit", folder)
     return 0
 
 

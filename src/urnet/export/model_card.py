@@ -118,7 +118,7 @@ def _protocol(model: "Model") -> str:
 def _validation(model: "Model", metrics: dict[str, Any] | None) -> str:
     if metrics is None:
         return "This run was not evaluated, so there are no figures. Run `urnet evaluate RUN`, then export again."
-    rows = ["| | recall, % | precision, % | F1, % | cells |", "|---|---:|---:|---:|---:|"]
+    rows = ["| class | recall, % | precision, % | F1, % | cells |", "|---|---:|---:|---:|---:|"]
     for name, figures in metrics["per_class"].items():
         shares = " | ".join(format_interval(figures[key]) for key in ("recall", "precision", "f1"))
         rows.append(f"| {escape(name)} | {shares} | {figures['support']} |")

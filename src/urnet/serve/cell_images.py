@@ -115,7 +115,7 @@ class CellImages:
         return [row for number, row in enumerate(self.cells.table.to_dict("records")) if number not in padding]
 
     def image(self, path: str) -> CellImage:
-        """Return the images of a cell; decode them if they are not in memory.
+        """Return the images of a cell; decode them if they are not in memory. A failure is tried again at every call.
 
         Args:
             path: path of the cell in the queue.
@@ -129,11 +129,23 @@ class CellImages:
                 self._cache.move_to_end(row)
                 return self._cache[row]
         made = self._draw(row)
+        if made.crop is None:
+            return made
         with self._lock:
             self._cache[row] = made
             while len(self._cache) > CACHED_CELLS:
                 self._cache.popitem(last=False)
         return made
+
+    def find_problem(self, path: str) -> str:
+        """Return why a cell cannot be shown; empty if it can.
+
+        Args:
+            path: path of the cell in the queue.
+        """
+        if path not in self.rows:
+            return f"{self.name} no longer holds it"
+        return self.image(path).error
 
     def prefetch(self, labels: LabelStore) -> None:
         """Decode the next cells of the queue in the background; call this whenever a cell is shown."""

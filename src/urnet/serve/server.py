@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from urnet.errors import RunError
+from urnet.names import name_key
 from urnet.serve.http.proxy import ProxySettings
 from urnet.serve.settings import Settings
 
@@ -84,16 +85,19 @@ def serve(
         from uvicorn import Config
 
         from urnet.serve.app import create_app
+        from urnet.serve.database.labels import clean_class_names
         from urnet.serve.database.lock import lock_database
         from urnet.serve.database.store import Store
         from urnet.serve.http.connections import Server, connection_options
         from urnet.serve.pages import add_pages
 
+        clean_class_names(classes)  # a start that fails creates no file
         token = _choose_token(host, proxy)
         services = _open_services(run, settings, engine, expect, cells)
         opened.enter_context(lock_database(database))
-        services.store = opened.enter_context(closing(Store(database)))  # last: a start that fails creates no file
-        _fill_queue(services, classes)
+        services.store = opened.enter_context(closing(Store(database)))  # last, likewise
+        if note := _fill_queue(services, classes):
+            echo(note)
         instance = _identify(services.store, port)
         config = Config(
             create_app(services, token=token, pages=add_pages, proxy=proxy, instance=instance),
@@ -108,7 +112,8 @@ def serve(
 
         def announce() -> None:
             engine = f", engine {services.engine}" if services.has_model else ""
-            echo(f"{services.title}{engine}: {address}")
+            page = "" if services.has_model else "/label"  # the only page that works without a model
+            echo(f"{services.title}{engine}: {address}{page}")
             if token is not None:
                 echo(f"token: {token}")
             echo("stop with Ctrl+C")
@@ -136,19 +141,41 @@ def _open_services(
     return services
 
 
-def _fill_queue(services: "Services", classes: Sequence[str]) -> None:
-    """Add new cells to the labelling queue: in random order where no model will rank them."""
+def _fill_queue(services: "Services", classes: Sequence[str]) -> str:
+    """Add new cells to the labelling queue: in random order where no model will rank them.
+
+    Args:
+        services: the services.
+        classes: classes for a queue that has none. Without these, its classes are the labels that earlier servers
+            with a model have stored.
+
+    Returns:
+        A note where the queue has other classes already; empty otherwise.
+    """
+    from urnet.serve.database.models import NOT_A_CELL
+
     store, images = services.store, services.images
     assert store is not None
     store.labels.release_all()
     if images is None:
-        return
+        return ""
     rows = images.queue_rows()
     if not services.has_model:
         random.Random(ORDER_SEED).shuffle(rows)
     store.labels.add_cells(images.name, rows)
-    if classes:
-        services.set_label_classes(classes)
+    if services.has_model:
+        return ""
+    if saved := services.label_classes():
+        keys = {name_key(name) for name in saved}
+        if unused := [name for name in classes if name_key(name) not in keys]:
+            return (
+                f"note: {store.path} has the classes {', '.join(saved)} for these cells. Not added: "
+                f"{', '.join(unused)}. Change the classes on the page Label"
+            )
+        return ""
+    used = [label for label in store.labels.progress(images.name).labels if label != NOT_A_CELL]
+    services.add_label_classes(classes or used)
+    return ""
 
 
 def _identify(store: "Store", port: int) -> str:

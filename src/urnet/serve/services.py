@@ -178,15 +178,25 @@ class Services:
             return ()
         return tuple(self.store.labels.read_classes(self.images.name))
 
-    def set_label_classes(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Set the classes that labellers choose from.
+    def add_label_classes(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Add classes that labellers choose from.
 
         Raises:
             RunError: a model defines the classes, or there are no cells to label.
-            StoreError: see `LabelStore.set_classes`.
+            StoreError: see `LabelStore.add_classes`.
         """
         labels, queue = self._editable_queue()
-        return tuple(labels.set_classes(queue, names))
+        return tuple(labels.add_classes(queue, names))
+
+    def remove_label_class(self, name: str) -> tuple[str, ...]:
+        """Remove a class that labellers choose from.
+
+        Raises:
+            RunError: a model defines the classes, or there are no cells to label.
+            StoreError: some cells have this label.
+        """
+        labels, queue = self._editable_queue()
+        return tuple(labels.remove_class(queue, name))
 
     def rename_label_class(self, name: str, new_name: str) -> tuple[str, ...]:
         """Rename a class that labellers choose from, also in its labels.

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from urnet.errors import StoreError
 from urnet.files.csv_tables import write_csv
+from urnet.names import is_missing, name_key, normalize_name
 from urnet.serve.database.agreement import Agreement, measure_agreement
 from urnet.serve.database.connection import SAME_PERSON, Database
 from urnet.serve.database.models import NOT_A_CELL, SKIPPED, Cell, Claim, Label, QueueClass, ReplacedLabel, utc_now
@@ -149,35 +150,40 @@ class LabelStore:
         with self.database.begin_read() as session:
             return _read_classes(session, queue)
 
-    def set_classes(self, queue: str, names: Sequence[str]) -> list[str]:
-        """Set the classes that labellers of a queue choose from.
+    def add_classes(self, queue: str, names: Sequence[str]) -> list[str]:
+        """Add classes that labellers of a queue choose from, after those that it has.
 
         Args:
             queue: name of the queue.
-            names: the classes, in the order of their keys.
+            names: the new classes, in the order of their keys.
 
         Returns:
-            The classes as stored: single lines without control characters.
+            All classes as stored: single lines without control characters.
 
         Raises:
-            StoreError: a name is empty or given twice, there are too many, or a class with valid labels is missing.
+            StoreError: a name is not allowed or given twice, or there are too many classes.
         """
-        cleaned = [make_single_line(name, MAX_NAME_LENGTH) for name in names]
-        _check_classes(cleaned)
         with self.database.begin_write() as session:
-            used = session.scalars(
-                select(Label.label).join(Cell, Label.cell == Cell.id).where(Cell.queue == queue, _is_valid()).distinct()
-            )
-            removed = (set(_read_classes(session, queue)) - set(cleaned)) & set(used)
-            if removed:
+            return _write_classes(session, queue, [*_read_classes(session, queue), *names])
+
+    def remove_class(self, queue: str, name: str) -> list[str]:
+        """Remove a class that no label uses; do nothing if there is no such class.
+
+        Returns:
+            The classes that are left.
+
+        Raises:
+            StoreError: some cells have this label.
+        """
+        with self.database.begin_write() as session:
+            is_used = exists().where(Label.label == name, Label.cell == Cell.id, Cell.queue == queue, _is_valid())
+            if session.scalar(select(is_used)):
                 raise StoreError(
-                    f"{', '.join(sorted(removed))}: some cells have this label, so the class cannot be "
-                    "removed; keep it, or undo its labels first",
+                    f"{name}: some cells have this label, so the class cannot be removed; keep it, or undo its labels "
+                    "first",
                     code="labels.class_in_use",
                 )
-            session.execute(delete(QueueClass).where(QueueClass.queue == queue))
-            session.add_all(QueueClass(queue=queue, position=k, name=name) for k, name in enumerate(cleaned))
-        return cleaned
+            return _write_classes(session, queue, [other for other in _read_classes(session, queue) if other != name])
 
     def rename_class(self, queue: str, name: str, new_name: str) -> list[str]:
         """Rename a class of a queue, also in its labels.
@@ -191,21 +197,16 @@ class LabelStore:
             The classes as stored.
 
         Raises:
-            StoreError: there is no such class, or the new name is empty or given twice.
+            StoreError: there is no such class, or the new name is not allowed or given twice.
         """
-        cleaned = make_single_line(new_name, MAX_NAME_LENGTH)
         with self.database.begin_write() as session:
             names = _read_classes(session, queue)
             if name not in names:
                 raise StoreError(
                     f"{name}: there is no such class; there are {', '.join(names)}", code="labels.class_unknown"
                 )
-            renamed = [cleaned if other == name else other for other in names]
-            _check_classes(renamed)
-            of_queue = select(Cell.id).where(Cell.queue == queue)
-            session.execute(
-                update(QueueClass).where(QueueClass.queue == queue, QueueClass.name == name).values(name=cleaned)
-            )
+            renamed = _write_classes(session, queue, [new_name if other == name else other for other in names])
+            cleaned, of_queue = renamed[names.index(name)], select(Cell.id).where(Cell.queue == queue)
             session.execute(update(Label).where(Label.label == name, Label.cell.in_(of_queue)).values(label=cleaned))
         return renamed
 
@@ -429,14 +430,34 @@ def _read_classes(session: Session, queue: str) -> list[str]:
     return list(session.scalars(ordered))
 
 
-def _check_classes(names: Sequence[str]) -> None:
-    if "" in names:
-        raise StoreError("a class has an empty name; enter a name, or remove the class", code="labels.class_name")
-    reserved = {NOT_A_CELL, "skipped"}
-    keys = [person_key(name) for name in names]
-    for name, key in zip(names, keys, strict=True):
-        if key in reserved:
+def clean_class_names(names: Sequence[str]) -> list[str]:
+    """Clean the names of all classes of a queue for storage.
+
+    Returns:
+        The names as single lines without control characters.
+
+    Raises:
+        StoreError: a name is empty, too long, reserved, or a text for a missing label; two names differ only in
+            spelling; or there are too many classes.
+    """
+    cleaned = [make_single_line(name, MAX_NAME_LENGTH) for name in names]
+    keys = [name_key(name) for name in cleaned]
+    for given, name, key in zip(names, cleaned, keys, strict=True):
+        if not key:
+            raise StoreError("a class has an empty name; enter a name, or remove the class", code="labels.class_name")
+        if len(normalize_name(given)) > MAX_NAME_LENGTH:
+            raise StoreError(
+                f"{name}: the name of a class has at most {MAX_NAME_LENGTH} characters, and this one has "
+                f"{len(normalize_name(given))}; shorten it",
+                code="labels.class_name",
+            )
+        if key in (NOT_A_CELL, "skipped"):
             raise StoreError(f"{name}: every queue has this label already; remove the class", code="labels.class_name")
+        if is_missing(name):
+            raise StoreError(
+                f"{name}: in a cells table this means that the label is missing; choose another name",
+                code="labels.class_name",
+            )
         if keys.count(key) > 1:
             raise StoreError(f"{name}: this class is given twice; remove one", code="labels.class_duplicate")
     if len(names) > MAX_CLASSES:
@@ -444,6 +465,15 @@ def _check_classes(names: Sequence[str]) -> None:
             f"{len(names)} classes, but a queue has at most {MAX_CLASSES}; merge or remove some",
             code="labels.too_many_classes",
         )
+    return cleaned
+
+
+def _write_classes(session: Session, queue: str, names: Sequence[str]) -> list[str]:
+    """Replace the classes of a queue; return them as stored."""
+    cleaned = clean_class_names(names)
+    session.execute(delete(QueueClass).where(QueueClass.queue == queue))
+    session.add_all(QueueClass(queue=queue, position=k, name=name) for k, name in enumerate(cleaned))
+    return cleaned
 
 
 def _claim(session: Session, cell: int, labeller: Labeller, until: float) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -15,13 +15,14 @@ from nicegui import ui
 
 from urnet.errors import StoreError, UrnetError
 from urnet.serve.active_learning import QueueRanking
-from urnet.serve.database.labels import CLAIMED_CODE, Labeller, LabelStore, QueuedCell
+from urnet.serve.database.labels import CLAIMED_CODE, Labeller, LabelResult, LabelStore, QueuedCell
 from urnet.serve.database.models import NOT_A_CELL, SKIPPED
 from urnet.serve.database.names import make_single_line, person_key
 from urnet.serve.http.errors import RequestError
 from urnet.serve.pages.components.class_editor import ClassEditor
 from urnet.serve.pages.components.elements import (
     NO_PICTURE,
+    command,
     fact_list,
     notice,
     percent,
@@ -61,6 +62,12 @@ PAIRED_NAMES = {
 }
 """Names of the paired images, by column of the cells table."""
 
+CLASSES_CHANGED = "the classes have changed meanwhile. Look at the keys, then label the cell again."
+"""Message about a key that meant another class when it was pressed."""
+
+UNREADABLE_ADVICE = "this cell cannot be read. Skip it, or mark it as not a cell."
+"""Message about a cell that cannot be shown."""
+
 REFRESH_S = 1.5
 """Time between two updates of the progress, in seconds."""
 
@@ -78,6 +85,7 @@ class LabelQueue:
         self.services, self.labels, self.images = services, services.store.labels, services.images
         self.ranking = QueueRanking(services, self.images, self.labels)
         self.classes = services.label_classes()
+        self.lock = asyncio.Lock()  # no label of a class is stored while the class is renamed or removed
         self.url_token = secrets.token_hex(4)  # browsers cache pictures; a cell of another server is another picture
 
     @property
@@ -85,26 +93,28 @@ class LabelQueue:
         """Name of the queue in the database."""
         return self.images.name
 
-    @property
-    def keys(self) -> dict[str, str]:
-        """The key of each class, and of "not a cell"."""
-        return assign_keys(self.classes)
-
-    async def set_classes(self, names: Sequence[str]) -> None:
-        """Save the classes.
+    async def change_classes(self, change: Callable[..., tuple[str, ...]], *names: object) -> None:
+        """Call a function of the services that changes the classes and returns all of them.
 
         Raises:
             UrnetError: a name is not allowed, or a removed class has labels.
         """
-        self.classes = await asyncio.to_thread(self.services.set_label_classes, names)
+        async with self.lock:
+            self.classes = await asyncio.to_thread(change, *names)
 
-    async def rename_class(self, name: str, new_name: str) -> None:
-        """Save a new name of a class, also in the labels.
+    async def label(self, cell: QueuedCell, labeller: Labeller, label: str) -> LabelResult:
+        """Store a label, unless its class was renamed or removed meanwhile, or the cell cannot be seen.
 
         Raises:
-            UrnetError: the new name is not allowed.
+            StoreError: there is no such class any more, the cell cannot be read, or see `LabelStore.label`.
         """
-        self.classes = await asyncio.to_thread(self.services.rename_label_class, name, new_name)
+        if label not in (NOT_A_CELL, SKIPPED) and await asyncio.to_thread(self.images.find_problem, cell.path):
+            raise StoreError(UNREADABLE_ADVICE, code="labels.cell_unreadable")
+        model = self.services.digest if cell.path in self.ranking.proposals else ""
+        async with self.lock:
+            if label not in (*self.classes, NOT_A_CELL, SKIPPED):
+                raise StoreError(CLASSES_CHANGED, code="labels.class_unknown")
+            return await asyncio.to_thread(self.labels.label, cell.id, labeller, label, model=model)
 
 
 def add(app: FastAPI, services: Services) -> None:
@@ -132,7 +142,7 @@ def add(app: FastAPI, services: Services) -> None:
             pictures = await asyncio.to_thread(queue.images.image, path)
             content = pictures.crop if kind == "crop" else pictures.paired
         if content is None:
-            return Response(NO_PICTURE, media_type="image/svg+xml", headers=CACHED)
+            return Response(NO_PICTURE, media_type="image/svg+xml", headers={"Cache-Control": "no-store"})
         return Response(content, media_type="image/png", headers=CACHED)
 
     @app.get("/label/cells.csv", include_in_schema=False)
@@ -184,6 +194,8 @@ class LabelPage:
         self.lock = asyncio.Lock()
         self.is_outdated = False
         self.classes: tuple[str, ...] | None = None
+        self.keys: dict[str, str] = {}
+        self.version = 0
         self.buttons: list[ui.element] = []
         self._used: dict[str, int] = {}
         self.editor: ClassEditor | None = None
@@ -199,6 +211,7 @@ class LabelPage:
                     self.paired_name = PAIRED_NAMES.get(self.queue.images.paired or "", "")
                     self.paired = _add_figure(self.paired_name) if self.paired_name else None
                 self.path = text("p", "").classes("path soft small")
+                self.problem = text("p", "").props("role=alert").classes("wrong small")
                 self.result = text("p", "").props("role=status").classes("result")
                 self.class_keys = ui.element("div").props('role=group aria-label="Classes"').classes("keys")
                 with ui.element("div").props('role=group aria-label="Other actions"').classes("keys"):
@@ -216,7 +229,7 @@ class LabelPage:
 
     def _build_side(self) -> None:
         if not self.queue.services.has_model:
-            self.editor = ClassEditor(self._set_classes, self._rename_class)
+            self.editor = ClassEditor(self._add_class, self._remove_class, self._rename_class)
         text("h2", "Progress")
         self.progress = progress_bar("Labelled cells")
         self.progress_text = text("p", "").classes("small")
@@ -242,7 +255,7 @@ class LabelPage:
         text("p", "Without non-cells, and without cells whose labels differ.").classes("small soft")
         if not self.queue.services.has_model:
             text("p", "Then train a model on the table:").classes("small soft")
-            text("code", "urnet train cells.csv --recipe quick --out RUN")
+            command("urnet train cells.csv --recipe quick --out RUN")
         shortcuts_switch()
 
     async def begin(self) -> None:
@@ -255,8 +268,8 @@ class LabelPage:
         self.is_outdated = True
         await self.refresh()
 
-    async def press(self, key: str, cell: str) -> None:
-        """Handle a key or its button. A key for a cell that is no longer shown does nothing."""
+    async def press(self, key: str, cell: str, version: str) -> None:
+        """Handle a key or its button. A key for a cell or for classes that are no longer shown labels nothing."""
         if self.lock.locked():
             return
         async with self.lock:
@@ -266,7 +279,10 @@ class LabelPage:
                 if key == UNDO:
                     await self._undo()
                 elif self.claimed and cell == str(self.claimed[0].id):
-                    await self._label(SKIPPED if key == SKIP else self.queue.keys[key])
+                    if version != str(self.version) and key not in (SKIP, REJECT):
+                        self.result.set_text(f"Not saved: {CLASSES_CHANGED}")
+                    else:
+                        await self._label(SKIPPED if key == SKIP else self.keys[key])
             except StoreError as error:  # the cell stays on the screen, unless another browser has claimed it
                 if error.code == CLAIMED_CODE:
                     await self._claim()
@@ -283,14 +299,19 @@ class LabelPage:
             if problem := await self._claim():
                 self.result.set_text(problem)
 
-    async def _set_classes(self, names: Sequence[str]) -> None:
-        await self.queue.set_classes(names)
-        self._show_classes()
+    async def _add_class(self, name: str) -> None:
+        await self._change_classes(self.queue.services.add_label_classes, [name])
+
+    async def _remove_class(self, name: str) -> None:
+        await self._change_classes(self.queue.services.remove_label_class, name)
 
     async def _rename_class(self, name: str, new_name: str) -> None:
-        await self.queue.rename_class(name, new_name)
-        self._show_classes()
+        await self._change_classes(self.queue.services.rename_label_class, name, new_name)
         self.is_outdated = True
+
+    async def _change_classes(self, change: Callable[..., tuple[str, ...]], *names: object) -> None:
+        await self.queue.change_classes(change, *names)
+        self._show_classes()
 
     def toggle_ranking(self) -> None:
         """Stop or resume the ranking."""
@@ -364,9 +385,7 @@ class LabelPage:
 
     async def _label(self, label: str) -> None:
         cell = self.claimed[0]
-        proposal = self.queue.ranking.proposals.get(cell.path)
-        model = self.queue.services.digest if proposal is not None else ""
-        given = await asyncio.to_thread(self.queue.labels.label, cell.id, self.labeller, label, model=model)
+        given = await self.queue.label(cell, self.labeller, label)
         self.claimed = self.claimed[1:]
         result = ["Skipped." if label == SKIPPED else f"Labelled {shorten(label)}."]
         if given.replaced is not None and given.replaced.label != label:
@@ -385,7 +404,7 @@ class LabelPage:
             self.result.set_text(f"{result} The cell is now open at {undone.claimed_by}.")
             return
         self.claimed = [undone.cell, *(cell for cell in self.claimed if cell.id != undone.cell.id)]
-        self._show()
+        await self._show()
         self.result.set_text(f"{result} {self._announce_next()}")
 
     async def _claim(self) -> str:
@@ -399,7 +418,7 @@ class LabelPage:
             self.claimed = await asyncio.to_thread(self._claim_next) if self.user else []
         except StoreError as error:
             problem = str(error)
-        self._show()
+        await self._show()
         self.queue.images.prefetch(self.queue.labels)
         return problem
 
@@ -415,10 +434,12 @@ class LabelPage:
         if classes == self.classes:
             return
         self.classes = classes
-        set_keys(self.area, [*self.queue.keys, SKIP, UNDO])
+        self.version += 1
+        self.keys = assign_keys(classes)
+        set_keys(self.area, [*self.keys, SKIP, UNDO], self.version)
         self.class_keys.clear()
         with self.class_keys:
-            keys = [(key, label) for key, label in self.queue.keys.items() if label != NOT_A_CELL]
+            keys = [(key, label) for key, label in self.keys.items() if label != NOT_A_CELL]
             self.buttons = [key_button(key, label) for key, label in keys]
             if not keys:
                 text("p", "Add the classes of your cells under Classes.").classes("soft")
@@ -429,10 +450,14 @@ class LabelPage:
             element.props["aria-disabled"] = "true" if not self.claimed else "false"
             element.update()
 
-    def _show(self) -> None:
+    async def _show(self) -> None:
+        problem = ""
+        if self.claimed:
+            problem = await asyncio.to_thread(self.queue.images.find_problem, self.claimed[0].path)
         cell = self.claimed[0] if self.claimed else None
         self.area.props["data-cell"] = "" if cell is None else str(cell.id)
         self.area.update()
+        self.problem.set_text(make_single_line(f"T{UNREADABLE_ADVICE[1:]} Reason: {problem}.", 500) if problem else "")
         self._enable_buttons()
         # Only the file name: the name of the folder may be a class.
         self.path.set_text("" if cell is None else make_single_line(PurePath(cell.path).name, MAX_PATH_LENGTH))

@@ -200,7 +200,7 @@ class ReviewPage:
                 text("h2", "Export")
                 self.export = export_link("Crops and cells table for training (ZIP)", "/review/cells.zip", "cells.zip")
                 text("p", "All cells with a stored image, with their labels after review.").classes("small soft")
-        on_key(self.press)
+        on_key(lambda key, cell, version: self.press(key, cell))  # the classes of a model do not change
 
     async def load(self) -> None:
         """Read the sample and show it."""

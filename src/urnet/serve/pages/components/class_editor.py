@@ -23,16 +23,18 @@ class ClassEditor:
     """A list of classes with their keys: add a class, rename it, or remove it while no label uses it.
 
     Args:
-        set_classes: saves the names of all classes; raises UrnetError if a name is not allowed.
-        rename_class: saves a new name of a class, also in its labels; raises UrnetError likewise.
+        add_class: saves a new class; raises UrnetError if its name is not allowed.
+        remove_class: removes a class; raises UrnetError if labels use it.
+        rename_class: saves a new name of a class, also in its labels; raises UrnetError if it is not allowed.
     """
 
     def __init__(
         self,
-        set_classes: Callable[[Sequence[str]], Awaitable[None]],
+        add_class: Callable[[str], Awaitable[None]],
+        remove_class: Callable[[str], Awaitable[None]],
         rename_class: Callable[[str, str], Awaitable[None]],
     ):
-        self.set_classes, self.rename_class = set_classes, rename_class
+        self.add_class, self.remove_class, self.rename_class = add_class, remove_class, rename_class
         self.names: tuple[str, ...] = ()
         self.counts: Mapping[str, int] = {}
         text("h2", "Classes").props("id=classes")
@@ -68,10 +70,10 @@ class ClassEditor:
                         remove.props["aria-label"] = f"Remove class {name}"
 
     async def _add(self, event: Any) -> None:
-        await self._save(self.set_classes((*self.names, str(event.args))))
+        await self._save(self.add_class(str(event.args)))
 
     async def _remove(self, name: str) -> None:
-        await self._save(self.set_classes([other for other in self.names if other != name]))
+        await self._save(self.remove_class(name))
 
     async def _rename(self, name: str, event: Any) -> None:
         await self._save(self.rename_class(name, str(event.args)))

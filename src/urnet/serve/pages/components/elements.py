@@ -30,9 +30,16 @@ def model_needed() -> None:
         with ui.element("p"):
             link("Label cells", "/label")
         with ui.element("p"):
-            text("code", "urnet train cells.csv --recipe quick --out RUN")
+            command("urnet train cells.csv --recipe quick --out RUN")
         with ui.element("p"):
-            text("code", "urnet serve RUN")
+            command("urnet serve RUN")
+
+
+def command(line: str) -> None:
+    """Show a command for the terminal. Lines break between its words only, never within an option."""
+    with text("code", "").classes("command"):
+        for word in line.split(" "):
+            text("span", f"{word} ")
 
 
 def notice_list(messages: Sequence[str]) -> None:

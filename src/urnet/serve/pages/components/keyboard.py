@@ -28,7 +28,8 @@ if (!window.urnetKeys) {
         const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
         if (!area.dataset.keys.split(" ").includes(key)) return;
         event.preventDefault();
-        if (!event.repeat || key.startsWith("Arrow")) emitEvent("urnet_key", [key, area.dataset.cell]);
+        if (event.repeat && !key.startsWith("Arrow")) return;
+        emitEvent("urnet_key", [key, area.dataset.cell, area.dataset.version]);
     });
 }
 """
@@ -55,18 +56,29 @@ def key_area(keys: Sequence[str]) -> ui.element:
     return element
 
 
-def set_keys(area: ui.element, keys: Sequence[str]) -> None:
-    """Change the keys of a `key_area`."""
+def set_keys(area: ui.element, keys: Sequence[str], version: int = 0) -> None:
+    """Change the keys of a `key_area`.
+
+    Args:
+        area: the element.
+        keys: names of the keys as browsers report them, in lower case.
+        version: number of this assignment of keys, so that late key presses are recognised.
+    """
     area.props["data-keys"] = " ".join(keys)
+    area.props["data-version"] = version
     area.update()
 
 
-def on_key(handle: Callable[[str, str], Awaitable[None]]) -> None:
-    """Register the handler of keys and key buttons; called with the key and the cell on the screen."""
+def on_key(handle: Callable[[str, str, str], Awaitable[None]]) -> None:
+    """Register the handler of keys and key buttons.
+
+    Args:
+        handle: called with the key, and the cell and the version of the keys on the screen.
+    """
 
     async def pressed(event: Any) -> None:
-        key, cell = event.args
-        await handle(str(key), str(cell))
+        key, cell, version = event.args
+        await handle(str(key), str(cell), str(version))
 
     ui.on(KEY_EVENT, pressed)
 
@@ -79,7 +91,8 @@ def key_button(key: str, label: str) -> TextElement:
     with element:
         text("kbd", name).props["aria-hidden"] = "true"
         text("span", shorten(label))
-    press = f"() => emitEvent('{KEY_EVENT}', ['{key}', document.querySelector('[data-keys]').dataset.cell])"
+    shown = "document.querySelector('[data-keys]').dataset"
+    press = f"() => emitEvent('{KEY_EVENT}', ['{key}', {shown}.cell, {shown}.version])"
     return element.on("click", js_handler=press)
 
 
