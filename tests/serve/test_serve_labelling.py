@@ -4,6 +4,8 @@ import asyncio
 import io
 import subprocess
 import sys
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from urnet.serve import active_learning, cell_images
 from urnet.serve.active_learning import QueueRanking, compute_uncertainty, project_features, rank_cells
 from urnet.serve.app import create_app
 from urnet.serve.cell_images import CellImages
+from urnet.serve.database.labels import Labeller
 from urnet.serve.database.store import Store
 from urnet.serve.server import _fill_queue, serve
 from urnet.serve.services import Services
@@ -128,8 +131,17 @@ def test_a_server_without_a_model_labels_in_a_fixed_random_order(shapes, tmp_pat
     assert sorted(orders[0]) == sorted(images.rows) != orders[0]
     assert Image.open(io.BytesIO(images.image(orders[0][0]).crop)).size == (24, 24)
     services.store = Store(tmp_path / "two.db")
-    assert "Not added: bar." in _fill_queue(services, ["bar", "DISC"])  # the same command after a change on the page
+    (note,) = _fill_queue(services, ["bar", "DISC"])  # the same command after a change on the page
+    assert "Not added: bar." in note
     assert services.label_classes() == ("disc", "ring")
+    person = Labeller("Ada")
+    services.store.labels.label(services.store.labels.claim(images.name, person)[0].id, person, "disc")
+    assert _fill_queue(services, []) == []
+    moved = Path(shutil.copytree(shapes, tmp_path / "moved"))
+    services.images = CellImages.open(moved)
+    (note,) = _fill_queue(services, [])
+    assert f"no labels of these cells, but of {images.name}" in note
+    services.store.close()
     with raises_code("serve.nothing"):
         serve(None, Settings())
     with raises_code("labels.class_duplicate"):

@@ -342,7 +342,7 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
         title=f"{metrics['part']}: {metrics['n']} cells, protocol {metrics['protocol']}", box=None, pad_edge=False
     )
     table.add_column("class")
-    for column in ("recall", "precision", "F1", "cells"):
+    for column in ("recall, %", "precision, %", "F1, %", "cells"):
         table.add_column(column, justify="right")
     for name, figures in metrics["per_class"].items():
         cells = [format_interval(figures[key]) for key in ("recall", "precision", "f1")]

@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from urnet.errors import RunError
+from urnet.errors import RunError, list_first
 from urnet.names import name_key
 from urnet.serve.http.proxy import ProxySettings
 from urnet.serve.settings import Settings
@@ -96,7 +96,7 @@ def serve(
         services = _open_services(run, settings, engine, expect, cells)
         opened.enter_context(lock_database(database))
         services.store = opened.enter_context(closing(Store(database)))  # last, likewise
-        if note := _fill_queue(services, classes):
+        for note in _fill_queue(services, classes):
             echo(note)
         instance = _identify(services.store, port)
         config = Config(
@@ -141,7 +141,7 @@ def _open_services(
     return services
 
 
-def _fill_queue(services: "Services", classes: Sequence[str]) -> str:
+def _fill_queue(services: "Services", classes: Sequence[str]) -> list[str]:
     """Add new cells to the labelling queue: in random order where no model will rank them.
 
     Args:
@@ -150,32 +150,44 @@ def _fill_queue(services: "Services", classes: Sequence[str]) -> str:
             with a model have stored.
 
     Returns:
-        A note where the queue has other classes already; empty otherwise.
+        Notes: other cells have labels but these have none; the queue has other classes already.
     """
-    from urnet.serve.database.models import NOT_A_CELL
-
-    store, images = services.store, services.images
+    store, images, notes = services.store, services.images, []
     assert store is not None
     store.labels.release_all()
     if images is None:
-        return ""
+        return notes
     rows = images.queue_rows()
     if not services.has_model:
         random.Random(ORDER_SEED).shuffle(rows)
     store.labels.add_cells(images.name, rows)
-    if services.has_model:
-        return ""
+    labelled = store.labels.list_labelled_queues()
+    if labelled and images.name not in labelled:
+        notes.append(
+            f"note: {store.path} has no labels of these cells, but of {list_first(labelled, 3)}. Labels belong to the "
+            "path of the cells: if you moved them, move them back"
+        )
+    if not services.has_model:
+        notes += _add_classes(services, images.name, classes)
+    return notes
+
+
+def _add_classes(services: "Services", queue: str, classes: Sequence[str]) -> list[str]:
+    """Add classes to a queue that has none; return a note if it has others already."""
+    from urnet.serve.database.models import NOT_A_CELL
+
+    assert services.store is not None
     if saved := services.label_classes():
         keys = {name_key(name) for name in saved}
         if unused := [name for name in classes if name_key(name) not in keys]:
-            return (
-                f"note: {store.path} has the classes {', '.join(saved)} for these cells. Not added: "
+            return [
+                f"note: {services.store.path} has the classes {', '.join(saved)} for these cells. Not added: "
                 f"{', '.join(unused)}. Change the classes on the page Label"
-            )
-        return ""
-    used = [label for label in store.labels.progress(images.name).labels if label != NOT_A_CELL]
+            ]
+        return []
+    used = [label for label in services.store.labels.progress(queue).labels if label != NOT_A_CELL]
     services.add_label_classes(classes or used)
-    return ""
+    return []
 
 
 def _identify(store: "Store", port: int) -> str:

@@ -145,6 +145,12 @@ class LabelStore:
                 session.execute(upsert(Cell).on_conflict_do_nothing(), values)
             return _count_cells(session, queue) - before
 
+    def list_labelled_queues(self) -> list[str]:
+        """List the queues that have labels."""
+        labelled = select(Cell.queue).join(Label, Label.cell == Cell.id).where(_is_valid()).distinct()
+        with self.database.begin_read() as session:
+            return sorted(session.scalars(labelled))
+
     def read_classes(self, queue: str) -> list[str]:
         """Read the classes that labellers of a queue choose from, in order; empty before they are set."""
         with self.database.begin_read() as session:
