@@ -152,7 +152,8 @@ def _fill_queue(services: "Services", classes: Sequence[str]) -> list[str]:
     Returns:
         Notes: other cells have labels but these have none; the queue has other classes already.
     """
-    store, images, notes = services.store, services.images, []
+    store, images = services.store, services.images
+    notes: list[str] = []
     assert store is not None
     store.labels.release_all()
     if images is None:

@@ -108,11 +108,12 @@ class LabelQueue:
         Raises:
             StoreError: there is no such class any more, the cell cannot be read, or see `LabelStore.label`.
         """
-        if label not in (NOT_A_CELL, SKIPPED) and await asyncio.to_thread(self.images.find_problem, cell.path):
+        is_class = label not in (NOT_A_CELL, SKIPPED)
+        if is_class and await asyncio.to_thread(self.images.find_problem, cell.path) != "":
             raise StoreError(UNREADABLE_ADVICE, code="labels.cell_unreadable")
         model = self.services.digest if cell.path in self.ranking.proposals else ""
         async with self.lock:
-            if label not in (*self.classes, NOT_A_CELL, SKIPPED):
+            if is_class and label not in self.classes:
                 raise StoreError(CLASSES_CHANGED, code="labels.class_unknown")
             return await asyncio.to_thread(self.labels.label, cell.id, labeller, label, model=model)
 
