@@ -135,7 +135,7 @@ def test_the_page_opens_with_the_judgement_then_the_matrix_and_the_mistakes(fact
     places = [text.index(words) for words in (*order, "Not reliable yet:", "98.7 %", "Results")]
     assert places == sorted(places)
     rows = re.findall(r'--share:([\d.]+)%"', page)
-    assert rows[:5] == ["50.0", "50.0", "0.0", "0.0", "100.0"]
+    assert rows[:5] == ["35.0", "35.0", "0.0", "0.0", "100.0"]
     assert "No cell was classified wrongly" in visible(render_report(Report(**facts | {"mistakes": []})))
 
 
@@ -182,3 +182,30 @@ def test_the_page_has_styles_for_dark_small_and_printed_pages(facts):
     page = render_report(Report(**facts))
     for rule in ("prefers-color-scheme: dark", "@media print", "width=device-width", "overflow-x: auto"):
         assert rule in page
+
+
+def luminance(colour: list[float]) -> float:
+    """Relative luminance of WCAG 2.2 of a colour (3,) in 0..255."""
+    scaled = [part / 255 for part in colour]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in scaled]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_figures_of_the_confusion_matrix_are_readable_at_every_share_in_both_schemes(facts):
+    shares = [*range(0, 101, 5), 51, 49]
+    matrices = [[[share, 100 - share, 0], [0, 1, 0], [0, 0, 1]] for share in shares]
+    pages = [render_report(Report(**facts | {"metrics": facts["metrics"] | {"confusion_matrix": m}})) for m in matrices]
+    cells = [cell for page in pages for cell in re.findall(r'<td( class="dark")? style="--share:([\d.]+)%"', page)]
+    assert len(cells) == 9 * len(shares)
+    for block in re.findall(r":root \{[^}]*--page[^}]*\}", pages[0]):  # light, then dark
+        colours = {}
+        for name, value in re.findall(r"--(\w+): #(\w+)", block):
+            full = value if len(value) == 6 else "".join(2 * digit for digit in value)
+            colours[name] = [int(full[k : k + 2], 16) for k in (0, 2, 4)]
+        for dark, share in cells:
+            part = float(share) / 100
+            mixed = [
+                part * one + (1 - part) * other for one, other in zip(colours["accent"], colours["track"], strict=True)
+            ]
+            low, high = sorted((luminance(mixed), luminance(colours["card" if dark else "ink"])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (dark, share)
