@@ -2,9 +2,9 @@
 
 import asyncio
 import io
+import shutil
 import subprocess
 import sys
-import shutil
 from pathlib import Path
 
 import numpy as np
