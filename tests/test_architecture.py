@@ -39,7 +39,7 @@ evaluation         | bundle calibration cells errors files html_pages images nam
 counting           | bundle calibration cells errors evaluation fields files html_pages images predict progress run_folder statistics version
 benchmark          | cells cpus errors evaluation files html_pages images nets progress recipe run_folder statistics training
 serve              | benchmark bundle calibration cells counting cpus errors evaluation export fields files html_pages images nets \
-                     predict prefetch run_folder version
+                     names predict prefetch run_folder version
 api                | benchmark bundle cells counting errors evaluation fields progress recipe run_folder training
 urnet              | api version
 cli                | *
