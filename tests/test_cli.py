@@ -100,7 +100,7 @@ def test_from_cells_to_a_report_and_predictions_in_folders_of_any_name(urnet, dr
     report = home / "lauf é" / "evaluation" / "test" / "report.html"
     assert f"report: {report}" in out
     assert report.is_file()
-    for word in ("bar", "recall", "accuracy", "95 % intervals", "differential", "protocol honest"):
+    for word in ("bar", "recall", "accuracy", "95 % t interval over", "differential", "protocol honest"):
         assert word in out
     code, out, err = urnet("predict", home / "lauf é", cells / "bar", "--out", home / "p ñ.csv")
     assert (code, err) == (0, "")
@@ -168,7 +168,7 @@ def test_a_benchmark_prints_its_table_and_continues(urnet, shapes, tmp_path, mon
     code, out, err = urnet("benchmark", "table3", shapes, "--out", tmp_path / "out", *GRID)
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == "[1/2] net1, seed 0, fold 0"
+    assert lines[:2] == ["2 trainings to do, 0 done", "[1/2] net1, seed 0, fold 0"]
     assert any(line.startswith("| Net1 ") for line in lines)
     assert lines[-1] == f"report: {tmp_path / 'out' / 'table3' / 'report.html'}"
     done = digest(tmp_path / "out" / "runs")

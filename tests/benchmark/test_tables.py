@@ -12,9 +12,10 @@ from urnet.benchmark.differences import build_differences_table
 from urnet.benchmark.render import TableData, to_html, to_latex, to_markdown
 from urnet.benchmark.row import ResultRow
 from urnet.benchmark.tables import build_results_frame, build_tables, list_comparisons
-from urnet.evaluation.metrics import choose_groups, score
+from urnet.evaluation.metrics import score
 from urnet.evaluation.paired import paired_differences
 from urnet.recipe import load_recipe
+from urnet.statistics.donors import choose_groups
 
 CLASSES = ("granulocyte", "lymphocyte", "monocyte")
 ODD = 'a|b_{c} & <d> 50 % "e" #1 $x^2~ \\z'

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from urnet.evaluation.judgement import judge
-from urnet.evaluation.metrics import choose_groups, score
+from urnet.evaluation.metrics import score
+from urnet.statistics.donors import choose_groups
 
 CLASSES = ["granulocyte", "lymphocyte", "monocyte"]
 

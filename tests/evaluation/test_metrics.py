@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-from urnet.evaluation.metrics import choose_groups, score
+from urnet.evaluation.metrics import score
 from urnet.html_pages import describe_intervals
+from urnet.statistics.donors import choose_groups
 
 CLASSES = ["granulocyte", "lymphocyte", "monocyte"]
 FIGURES = ("recall", "precision", "f1")

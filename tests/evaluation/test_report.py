@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 from urnet.evaluation.judgement import judge
-from urnet.evaluation.metrics import choose_groups, score
+from urnet.evaluation.metrics import score
 from urnet.evaluation.report import Report, render_report, write_report
 from urnet.evaluation.report_figures import Mistake, ReportFigure
+from urnet.statistics.donors import choose_groups
 
 NAMES = ['<script>alert("x")</script>', "a & 'b'", "单核细胞 très"]
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from urnet.calibration.conformal import COVERAGE
-from urnet.evaluation.metrics import LEVEL, score, to_figure
+from urnet.evaluation.metrics import score, to_figure
 from urnet.evaluation.predictions import ScoredCells
-from urnet.statistics.donors import interval_of_mean
+from urnet.statistics.donors import LEVEL, interval_of_mean
 
 
 def calibration_metrics(

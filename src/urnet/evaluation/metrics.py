@@ -26,22 +26,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse, special
+from scipy import special
 
 from urnet.errors import CellsError
-from urnet.statistics.donors import LEVEL, choose_groups, interval_of_mean
-
-__all__ = ["LEVEL", "REPLICATES", "bin_confidence", "choose_groups", "class_and_mean_intervals", "resample", "score"]
+from urnet.statistics.donors import LEVEL, interval_of_mean
 
 CALIBRATION_BINS = 15
-REPLICATES = 2000
-"""Bootstrap replicates."""
 DRAWS = 2000
 """Draws of the noise of the calibration error."""
 ROUNDING = 1e-20
 """Variances below this are zero."""
-BLOCK = 4_000_000
-"""Bootstrap weights in memory at a time (32 MB)."""
 
 
 def score(
@@ -276,20 +270,6 @@ def _correlate_f1(confusion: np.ndarray) -> np.ndarray:
     deviation = np.sqrt(np.einsum("...kk->...k", covariance))
     product = deviation[..., :, None] * deviation[..., None, :]
     return np.where(unit > 0, 1, np.where(product > 0, covariance / np.where(product > 0, product, 1), 0))
-
-
-def resample(table: sparse.csr_array, replicates: int, seed: int) -> np.ndarray:
-    """Compute column sums of a table under multinomial weights on its rows: (replicates, columns)."""
-    rng = np.random.default_rng(seed)
-    G, columns = table.shape
-    sums = np.empty((replicates, columns))
-    step = max(1, BLOCK // G)
-    for start in range(0, replicates, step):
-        size = min(step, replicates - start)
-        drawn = rng.integers(G, size=(size, G)) * size + np.arange(size)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=G * size).reshape(G, size)  # (G, size)
-        sums[start : start + size] = (table.T @ weights).T
-    return sums
 
 
 def _score_calibration(
