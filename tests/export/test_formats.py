@@ -40,7 +40,13 @@ def evaluated(run, tmp_path) -> Path:
         "per_class": dict.fromkeys(("bar", "disc", "ring"), figures),
         "n": 12,
         "epoch": Model.load(copy).config.epoch,
-        "intervals": {"unit": "source image", "groups": 12, "level": 0.95, "note": "few to draw from"},
+        "intervals": {
+            "method": "t interval over 12 source images",
+            "unit": "source image",
+            "groups": 12,
+            "level": 0.95,
+            "note": "differences between donors are left out",
+        },
         "warnings": ["2 images are left out"],
     }
     place = copy / "evaluation" / "test"
@@ -125,8 +131,8 @@ def test_hub_is_read_back_and_described(evaluated, shapes, tmp_path, quick):
         "research use only",
         "| ring | 14 | 2 | 4 |",
         "| ring | 87.6 (80.0–95.0) | 87.6 (80.0–95.0) | – | 4 |",
-        "95 % intervals over 12 source images",
-        "few to draw from",
+        "95 % t interval over 12 source images",
+        "differences between donors are left out",
         "2 images are left out",
         "Protocol `honest`",
         "temperature",

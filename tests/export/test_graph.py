@@ -79,7 +79,7 @@ def calibrated(model: Model, temperature: float) -> Model:
     reference = ReferenceCells(np.full((1, 3), 1 / 3), np.zeros(1, int), np.zeros(1, bool))
     scores = tuple(np.zeros(1) for _ in range(3))
     model.calibration = Calibration(
-        model.classes, temperature, scores, rejection, reference, "test", {"test": 1}, false_rejection=0.02
+        model.classes, temperature, scores, rejection, reference, "test", "test", {"test": 1}, false_rejection=0.02
     )
     return model
 
